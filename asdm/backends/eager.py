@@ -1,0 +1,37 @@
+"""PyTorch as it is: operator by operator, unit times from hooks inside the real forward."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from asdm.measure import Clock, timed
+from asdm.units import Part, hooked
+
+NEEDS_WEIGHTS = True
+
+
+class EagerSession:
+    """Marks go into the stream around each part; they are read after the call, so the device never waits."""
+
+    def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
+        self.unet, self.inputs, self.parts, self.clock = unet, inputs, parts, clock
+
+    def run(self) -> float:
+        return timed(lambda: self.unet(**self.inputs), self.clock)
+
+    def run_parts(self) -> tuple[float, dict[str, float]]:
+        starts: dict[str, list[Any]] = defaultdict(list)
+        ends: dict[str, list[Any]] = defaultdict(list)
+        mark = self.clock.mark
+        with hooked(self.parts, lambda fqn: starts[fqn].append(mark()), lambda fqn: ends[fqn].append(mark())):
+            whole = self.run()
+        seconds = self.clock.seconds
+        return whole, {fqn: sum(seconds(a, b) for a, b in zip(starts[fqn], ends[fqn], strict=True)) for fqn in starts}
+
+
+def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> EagerSession:
+    return EagerSession(unet, inputs, parts, clock)

@@ -1,0 +1,44 @@
+"""A runtime that does not exist: every part takes its MACs at a fixed rate, with seeded noise.
+
+It needs no weights and no time, so that plans, reports and scripts can be tried, and tests have exact answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from asdm import flops
+from asdm.measure import Clock
+from asdm.units import OTHER, Part
+
+NEEDS_WEIGHTS = False
+SECONDS_PER_MAC = 1e-11
+SECONDS_PER_PART = 1e-3
+NOISE = 0.01
+
+
+class FakeSession:
+    """Times by arithmetic: `SECONDS_PER_PART + macs · SECONDS_PER_MAC`, each run 1 % noisy."""
+
+    def __init__(self, times: dict[str, float], seed: int = 0) -> None:
+        self.times, self.rng = times, np.random.default_rng(seed)
+
+    def run(self) -> float:
+        return self.run_parts()[0]
+
+    def run_parts(self) -> tuple[float, dict[str, float]]:
+        times = {fqn: t * float(1 + NOISE * self.rng.standard_normal()) for fqn, t in self.times.items()}
+        whole = sum(times.values())
+        return whole, {fqn: t for fqn, t in times.items() if fqn != OTHER}
+
+
+def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> FakeSession:
+    meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), inputs)
+    counted = flops.count(unet, (), meta, parts)
+    return FakeSession({fqn: SECONDS_PER_PART + macs.macs * SECONDS_PER_MAC for fqn, macs in counted.by_part.items()})

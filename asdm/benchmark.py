@@ -1,0 +1,368 @@
+"""Teacher against students, interleaved in one process: latency ratios with intervals, MACs, memory (DESIGN §5).
+
+A student is a folder, a plan or a preset; the latter two are built in memory from the teacher's weights. The whole
+image is composed of the measured parts, or with `run_image` the real pipeline is run from prompt to pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from asdm import flops, measure, models, students, units
+from asdm.families import Family, load_family
+from asdm.files import utc_now
+from asdm.measure import Clock, estimate, latency, paired_ratio
+from asdm.pipelines import pipeline
+from asdm.plan import PruningPlan
+from asdm.results import (
+    BenchResult,
+    BenchStudent,
+    BenchTeacher,
+    BuildResult,
+    Estimate,
+    ImageParts,
+    Pipeline,
+)
+
+PROMPT = "a photograph of an astronaut riding a horse"
+SPARE_MEMORY = 1 << 29
+
+
+@dataclass(frozen=True)
+class Settings(models.Setup):
+    """How to compare: the defaults are what `asdm bench` does."""
+
+    steps: int = 30
+    guidance_scale: float = 8.0
+    min_rounds: int = 5  # of teacher, students, students, teacher: ten pairs
+    guided_rounds: int = 3
+    time_budget_s: float = 240.0
+    target: float = 0.01  # half width of a ratio's 95 % interval
+    run_image: bool = False
+    image_rounds: int = 1
+
+    @property
+    def guided(self) -> bool:
+        return self.guidance_scale > 1
+
+
+Tell = Callable[[str, int, float | None], None]  # stage, calls so far, seconds left
+
+
+@dataclass
+class Contestant:
+    """A UNet in the race: as shapes for counting, and with weights for timing."""
+
+    name: str
+    source: str
+    shapes: nn.Module
+    unet: nn.Module
+    plan: PruningPlan | None = None
+    removed: tuple[str, ...] = ()
+    replaced: dict[str, str] = field(default_factory=dict)
+
+
+def bench(
+    teacher: str,
+    sources: Sequence[str],
+    settings: Settings = Settings(),
+    tell: Tell = lambda *_: None,
+    command: str = "",
+) -> BenchResult:
+    """Measure students against their teacher.
+
+    Raises ValueError for an unknown family or student, a student of another teacher, or too little memory.
+    """
+    family = load_family(teacher)
+    models.check_setup(settings)
+    _check(sources, settings)
+    clock = measure.clock_for(settings.device)
+    weights = settings.weights or models.default_weights(family)
+
+    # Everything that can be wrong is found on the meta device, before gigabytes are loaded.
+    shapes = models.meta_unet(family, settings.dtype)
+    plans = [_plan_of(source, shapes, family) for source in sources]
+    _require_memory(shapes, family, sources, settings)
+
+    tell("loading", 0, None)
+    unet = models.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
+    first = Contestant(family.name, weights, shapes, unet)
+    racers = [
+        _from_folder(source, plan, settings) if Path(source).is_dir() else _from_plan(source, plan, first)
+        for source, plan in zip(sources, plans, strict=True)
+    ]
+    everyone = [first, *racers]
+
+    with measure.quiet_torch(settings.threads) as threads:
+        single = _race(everyone, family, settings, settings.batch, settings.min_rounds, clock, tell, "UNet")
+        batch = settings.batch * (2 if settings.guided else 1)
+        step = single
+        if settings.guided:
+            step = _race(everyone, family, settings, batch, settings.guided_rounds, clock, tell, "guided step")
+        parts = _components(family, settings, clock, tell)
+        images = _images(everyone, family, settings, clock, tell) if settings.run_image else None
+        facts = measure.environment(settings.device, threads)
+
+    composed = [_compose(step, i, parts, settings) for i in range(len(everyone))] if parts else None
+    return BenchResult(
+        created_utc=utc_now(),
+        command=command,
+        family=family.name,
+        weights=weights,
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=threads,
+        seed=settings.seed,
+        batch=settings.batch,
+        size=settings.size or family.size,
+        teacher_config_sha256=models.unet_config_sha256(first.shapes.config),
+        pipeline=Pipeline(steps=settings.steps, guidance_scale=settings.guidance_scale, composed=images is None)
+        if parts or images
+        else None,
+        teacher=_teacher_record(first, family, settings, single[0], step[0], parts, images or composed),
+        students=tuple(
+            _student_record(racer, i, family, settings, single, step if settings.guided else None, images or composed)
+            for i, racer in enumerate(racers, 1)
+        ),
+        environment=facts,
+    )
+
+
+def _check(sources: Sequence[str], settings: Settings) -> None:
+    if not sources:
+        raise ValueError(f"name at least one student: a folder, a plan or a preset ({', '.join(students.PRESETS)}).")
+    if settings.steps < 1:
+        raise ValueError(f"steps {settings.steps} is none; choose 1 or more.")
+    if settings.guidance_scale < 0:
+        raise ValueError(f"guidance scale {settings.guidance_scale} is none; choose 0 or more.")
+
+
+# ---------------------------------------------------------------------------------------------- contestants
+
+
+def _require_memory(shapes: nn.Module, family: Family, sources: Sequence[str], settings: Settings) -> None:
+    """Teacher, one activation peak at the guided batch, and the students that come from disk."""
+    batch = settings.batch * (2 if settings.guided else 1)
+    inputs = models.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
+    counted = flops.count(shapes, (), inputs)
+    from_disk = sum(Path(source).is_dir() for source in sources)
+    need = int(1.1 * (counted.peak_memory_bytes + from_disk * counted.parameter_bytes)) + SPARE_MEMORY
+    measure.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}")
+
+
+def _plan_of(source: str, shapes: nn.Module, family: Family) -> PruningPlan | None:
+    """The plan behind a student, checked against the teacher; a folder of somebody else's has none."""
+    if not Path(source).is_dir():
+        return students.read_plan(source, shapes, family.name)
+    path = Path(source) / "plan.json"
+    load_family(source)
+    return students.read_plan(str(path), shapes, family.name) if path.exists() else None
+
+
+def _from_plan(source: str, plan: PruningPlan | None, teacher: Contestant) -> Contestant:
+    assert plan is not None, "only a folder has no plan"
+    unet, applied = students.build(teacher.unet, plan)
+    shapes, _ = students.build(teacher.shapes, plan)
+    return Contestant(plan.name, source, shapes, unet, plan, applied.removed, applied.replaced)
+
+
+def _from_folder(source: str, plan: PruningPlan | None, settings: Settings) -> Contestant:
+    folder, family = Path(source), load_family(source)
+    built = BuildResult.load(folder / "build.json") if (folder / "build.json").exists() else None
+    return Contestant(
+        folder.resolve().name,
+        source,
+        models.meta_unet(family, settings.dtype),
+        models.load_unet(family, source, settings.device, settings.dtype),
+        plan,
+        built.removed if built else (),
+        built.replaced if built else {},
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the race
+
+
+def _race(
+    everyone: Sequence[Contestant],
+    family: Family,
+    settings: Settings,
+    batch: int,
+    rounds: int,
+    clock: Clock,
+    tell: Tell,
+    what: str,
+) -> list[list[float]]:
+    """Seconds of every contestant, in turns there and back, so that drift falls on all alike."""
+    inputs = models.unet_inputs(family, batch, settings.size, settings.device, settings.dtype, settings.seed)
+    calls = {
+        str(i): (lambda u=racer.unet: measure.timed(lambda: u(**inputs), clock)) for i, racer in enumerate(everyone)
+    }
+    for i, call in enumerate(calls.values()):
+        tell(f"warming up, {what} at batch {batch}", i, None)
+        measure.warm_up(call, tolerance=0.05, at_least=2)
+    order = list(calls)
+    samples = measure.interleave(
+        calls,
+        (*order, *reversed(order)),
+        measure.HostClock(),
+        rounds,
+        budget_s=settings.time_budget_s,
+        enough=lambda s: all(_half_width(s[i], s["0"]) <= settings.target for i in order[1:]),
+        progress=lambda n, eta: tell(f"{what} at batch {batch}", n, eta),
+    )
+    return [samples[name] for name in order]
+
+
+def _half_width(student: Sequence[float], teacher: Sequence[float]) -> float:
+    ratio = paired_ratio(student, teacher)
+    return (ratio.high - ratio.low) / 2
+
+
+# ---------------------------------------------------------------------------------------------- the whole image
+
+
+def _components(family: Family, settings: Settings, clock: Clock, tell: Tell) -> dict[str, tuple[int, list[float]]]:
+    """Seconds of the text encoders and the VAE decoder, and how often an image calls them."""
+    times = {}
+    for component in models.components(family, settings.size, settings.guided):
+        tell(f"timing the {component.name}", 0, None)
+        taken = models.time_component(component, settings.device, settings.dtype, settings.seed, clock)
+        times[component.name] = (component.calls, taken)
+    return times
+
+
+def _compose(step: list[list[float]], i: int, parts: dict[str, tuple[int, list[float]]], settings: Settings) -> Image:
+    """Text encoding + steps · UNet + decoding, with everything resampled together for the interval."""
+
+    def whole(draw: Callable[[list[float]], Any], j: int) -> Any:
+        return settings.steps * draw(step[j]) + sum(calls * draw(times) for calls, times in parts.values())
+
+    def median(times: list[float]) -> float:
+        return float(np.median(times))
+
+    def draws(times: list[float]) -> np.ndarray:  # one seed: the same rounds are drawn for teacher and student
+        return measure.bootstrap(np.asarray(times))
+
+    ours, theirs = whole(draws, i), whole(draws, 0)
+    return Image(_interval(whole(median, i), ours), _interval(whole(median, i) / whole(median, 0), ours / theirs))
+
+
+@dataclass(frozen=True)
+class Image:
+    """Seconds of one image, and their ratio to the teacher's."""
+
+    latency_s: Estimate
+    ratio: Estimate
+
+
+def _interval(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(median=value, low=float(low), high=float(high))
+
+
+def _images(
+    everyone: Sequence[Contestant], family: Family, settings: Settings, clock: Clock, tell: Tell
+) -> list[Image]:
+    """The real pipeline from prompt to pixels, teacher and students in turns."""
+    made = pipeline(family, everyone[0].unet, settings)
+
+    def run(unet: nn.Module) -> float:
+        made.register_modules(unet=unet)
+        return measure.timed(
+            lambda: made(
+                PROMPT,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
+                height=settings.size or family.size,
+                width=settings.size or family.size,
+                output_type="np",
+            ),
+            clock,
+        )
+
+    calls = {str(i): (lambda u=racer.unet: run(u)) for i, racer in enumerate(everyone)}
+    order = list(calls)
+    samples = measure.interleave(
+        calls,
+        (*order, *reversed(order)),
+        measure.HostClock(),
+        min_rounds=settings.image_rounds,
+        max_rounds=settings.image_rounds,
+        progress=lambda n, eta: tell("whole image", n, eta),
+    )
+    return [Image(estimate(samples[i]), paired_ratio(samples[i], samples["0"])) for i in order]
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def _counted(racer: Contestant, family: Family, settings: Settings) -> flops.Count:
+    inputs = models.unet_inputs(family, settings.batch, settings.size, "meta", settings.dtype)
+    return flops.count(racer.shapes, (), inputs, list(units.iter_parts(racer.shapes)))
+
+
+def _teacher_record(
+    racer: Contestant,
+    family: Family,
+    settings: Settings,
+    seconds: list[float],
+    step: list[float],
+    parts: dict[str, tuple[int, list[float]]],
+    images: list[Image] | None,
+) -> BenchTeacher:
+    counted = _counted(racer, family, settings)
+    texts = [times for name, (_, times) in parts.items() if name.startswith("text_encoder")]
+    return BenchTeacher(
+        name=racer.name,
+        params=counted.params,
+        macs=counted.total.macs,
+        peak_memory_bytes=counted.peak_memory_bytes,
+        unet_latency_s=latency(seconds),
+        image_latency_s=images[0].latency_s if images else None,
+        image_parts=ImageParts(
+            text_encoder_s=latency([sum(times) for times in zip(*texts, strict=False)]),
+            unet_step_s=latency(step),
+            vae_decoder_s=latency(parts["vae_decoder"][1]),
+        )
+        if texts and "vae_decoder" in parts
+        else None,
+    )
+
+
+def _student_record(
+    racer: Contestant,
+    i: int,
+    family: Family,
+    settings: Settings,
+    single: list[list[float]],
+    guided: list[list[float]] | None,
+    images: list[Image] | None,
+) -> BenchStudent:
+    counted = _counted(racer, family, settings)
+    predicted = racer.plan.predicted if racer.plan else None
+    return BenchStudent(
+        name=racer.name,
+        source=racer.source,
+        params=counted.params,
+        macs=counted.total.macs,
+        peak_memory_bytes=counted.peak_memory_bytes,
+        removed=racer.removed,
+        replaced=racer.replaced,
+        plan_sha256=racer.plan.sha256() if racer.plan else None,
+        unet_latency_s=latency(single[i]),
+        paired_teacher_latency_s=latency(single[0]),
+        unet_latency_ratio=paired_ratio(single[i], single[0]),
+        guided_latency_ratio=paired_ratio(guided[i], guided[0]) if guided else None,
+        predicted_ratio=predicted.ratio if predicted else None,
+        predicted_low=predicted.low if predicted else None,
+        predicted_high=predicted.high if predicted else None,
+        image_latency_s=images[i].latency_s if images else None,
+        image_latency_ratio=images[i].ratio if images else None,
+    )

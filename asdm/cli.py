@@ -1,0 +1,185 @@
+"""`asdm`: build a student from a plan, and measure it against its teacher."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asdm import __version__, files, terminal
+
+app = typer.Typer(
+    help="Build a smaller Stable Diffusion UNet from a pruning plan, and measure it against its teacher.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Weights = Annotated[
+    str | None,
+    typer.Option(help="'random', a local diffusers folder or a hub id; default: the family's own, else random."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: the accelerator where there is one.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")]
+Seed = Annotated[int, typer.Option(help="Seed of random weights and inputs.")]
+Batch = Annotated[int, typer.Option(help="Images per UNet call.")]
+Size = Annotated[int | None, typer.Option(help="Pixels per side; default: what the family was made for.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"asdm {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def device_or_default(device: str | None) -> str:
+    from asdm import models
+
+    return device or models.default_device()
+
+
+def this_command(program: str) -> str:
+    """The command line as it was typed."""
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def target(output: Path | None, default: Path, name: str) -> Path:
+    """The file that a run writes: `output` itself, `name` in the folder `output`, or `name` in a folder of its own."""
+    if output is None:
+        return default / name
+    return output if output.suffix == Path(name).suffix else output / name
+
+
+@app.command()
+def build(
+    plan: Annotated[
+        str, typer.Argument(help="A plan file, or a preset: a_sdm, bk_sdm_base, bk_sdm_small, bk_sdm_tiny.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the student (a diffusers folder).")],
+    teacher: Annotated[
+        str | None, typer.Option(help="Family or diffusers folder; default: the plan's family, sd15 for a preset.")
+    ] = None,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    seed: Seed = 0,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Apply a plan to its teacher and save the student, which inherits the teacher's weights."""
+    source = str(files.find_input(Path(plan)))
+    if source != plan:
+        terminal.say(f"Using {source}, the newest {plan}.")
+    files.check_writable(output, force)
+    from asdm import builder
+
+    with terminal.progress("Building") as tell:
+        result = builder.build_student(
+            source, teacher, output, weights, device_or_default(device), dtype, seed, force, tell
+        )
+    if as_json:
+        print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
+    else:
+        print(builder.describe(result, output))
+
+
+@app.command()
+def bench(
+    student: Annotated[list[str], typer.Option(help="A student's folder, a plan or a preset; may be repeated.")],
+    teacher: Annotated[str, typer.Option(help="Family or diffusers folder.")] = "sd15",
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    threads: Threads = None,
+    seed: Seed = 0,
+    batch: Batch = 1,
+    size: Size = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps of one image.")] = 30,
+    guidance_scale: Annotated[
+        float, typer.Option(help="Classifier-free guidance; above 1 the UNet runs at twice the batch.")
+    ] = 8.0,
+    image: Annotated[
+        bool,
+        typer.Option("--image", help="Run whole pipelines from prompt to pixels instead of adding up their parts."),
+    ] = False,
+    image_rounds: Annotated[int, typer.Option(help="Pairs of whole images per two (with --image).")] = 1,
+    time_budget: Annotated[float, typer.Option(help="Seconds for each of the two comparisons.")] = 240.0,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="File or folder; default: a folder of its own under reports/.")
+    ] = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure students against their teacher, in pairs: UNet, whole image, MACs, parameters, memory."""
+    from asdm import benchmark
+
+    settings = benchmark.Settings(
+        weights=weights,
+        device=device_or_default(device),
+        dtype=dtype,
+        threads=threads,
+        seed=seed,
+        batch=batch,
+        size=size,
+        steps=steps,
+        guidance_scale=guidance_scale,
+        time_budget_s=time_budget,
+        run_image=image,
+        image_rounds=image_rounds,
+    )
+    path = target(output, files.run_folder(Path(teacher).name, "eager", dtype), "bench.json")
+    files.check_writable(path, force)
+    sources = [str(files.find_input(Path(name))) for name in student]
+    with terminal.progress("Comparing") as tell:
+        result = benchmark.bench(teacher, sources, settings, tell, this_command("asdm"))
+    result.save(path, force)
+    if as_json:
+        print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
+    else:
+        terminal.emit([_bench_row(s) for s in result.students], terminal.Format.table)
+        _say_teacher(result)
+    terminal.say(f"Wrote {path}")
+
+
+def _bench_row(student: Any) -> dict[str, Any]:
+    def ratio(found: Any) -> str:
+        return "" if found is None else f"{found.median:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+    return {
+        "student": student.name,
+        "params M": f"{student.params / 1e6:.1f}",
+        "GMAC": f"{student.macs / 1e9:.1f}",
+        "UNet ×": ratio(student.unet_latency_ratio),
+        "predicted ×": "" if student.predicted_ratio is None else f"{student.predicted_ratio:.3f}",
+        "image ×": ratio(student.image_latency_ratio),
+    }
+
+
+def _say_teacher(result: Any) -> None:
+    teacher = result.teacher
+    print(
+        f"teacher {teacher.name}: {teacher.params / 1e6:.1f} M parameters, {teacher.macs / 1e9:.1f} GMAC, "
+        f"{teacher.unet_latency_s.median:.3g} s a UNet call; × is student / teacher with its 95 % interval"
+    )
+
+
+def main() -> None:
+    """Entry point of `asdm`."""
+    terminal.run(app)

@@ -1,0 +1,201 @@
+"""Files that are written whole or not at all, and records that are read with one clear sentence on error."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+REPORTS = Path("reports")
+
+
+class Frozen(BaseModel):
+    """A plain value that goes into a JSON file."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+
+
+class Record(Frozen):
+    """A JSON file with a versioned schema, such as `asdm.profile/1`."""
+
+    SCHEMA: ClassVar[str]
+    schema_: str = Field(alias="schema")
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+
+    def sha256(self) -> str:
+        """The hash that the next file of the chain refers to."""
+        return sha256_of(self.model_dump(mode="json", by_alias=True))
+
+    def save(self, path: Path | str, force: bool = False) -> Path:
+        return write_whole(Path(path), self.to_json(), force=force)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a record; raises ValueError in one sentence that names the file and what is wrong with it."""
+        return cls.parse(read_json(Path(path)), source=str(path))
+
+    @classmethod
+    def parse(cls, data: Any, source: str) -> Self:
+        _check_schema(data, cls.SCHEMA, source)
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise ValueError(f"{source}: {first_problem(error)}") from None
+
+
+def sha256_of(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def utc_now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file; raises ValueError where it is missing, a folder, or broken (with the line)."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; name a JSON file in it.")
+    if not path.exists():
+        raise ValueError(f"{path} does not exist.")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except json.JSONDecodeError as error:
+        raise ValueError(
+            f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
+        ) from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file.") from None
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"a JSON file may not contain {name}.")
+
+
+def _check_schema(data: Any, schema: str, source: str) -> None:
+    found = data.get("schema") if isinstance(data, dict) else None
+    if found == schema:
+        return
+    if isinstance(found, str) and found.partition("/")[0] == schema.partition("/")[0]:
+        raise ValueError(
+            f"{source} has schema {found}, and this asdm reads {schema}: upgrade asdm, or make the file anew."
+        )
+    raise ValueError(f"{source} has schema {found!r}; expected {schema!r}.")
+
+
+def first_problem(error: ValidationError) -> str:
+    """One sentence for the first problem that pydantic found: where, what, and what was given."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    given = problem.get("input")
+    shown = "" if isinstance(given, (dict, list)) or problem["type"] == "missing" else f" (given: {given!r})"
+    return f"{where}: {problem['msg'].rstrip('.').lower()}{shown}."
+
+
+# ---------------------------------------------------------------------------------------------- writing
+
+
+def refuse_overwrite(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise ValueError(f"{path} exists; name another output or add --force.")
+
+
+def write_whole(path: Path, content: str | bytes, force: bool = False) -> Path:
+    """Write a file by temp file and rename, so that a reader never sees half of it."""
+    refuse_overwrite(path, force)
+    make_folder(path.parent)
+    data = content.encode() if isinstance(content, str) else content
+    with _one_sentence(path):
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                stream.write(data)
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    return path
+
+
+@contextmanager
+def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
+    """Fill a temporary folder that takes the name `path` only when the block ends without an error."""
+    refuse_overwrite(path, force)
+    make_folder(path.parent)
+    with _one_sentence(path):
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        os.chmod(temporary, 0o755)
+    try:
+        yield temporary
+        with _one_sentence(path):
+            for file in temporary.rglob("*"):
+                file.chmod(0o755 if file.is_dir() else 0o644)
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            elif path.exists():
+                path.unlink()
+            os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def check_writable(path: Path, force: bool = False) -> None:
+    """Fail before the long work, not after it: raises ValueError where `path` could not be written."""
+    refuse_overwrite(path, force)
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    with _one_sentence(path), tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def make_folder(path: Path) -> Path:
+    with _one_sentence(path):
+        path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@contextmanager
+def _one_sentence(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"cannot write {path}: {(error.strerror or str(error)).lower()}.") from None
+
+
+# ---------------------------------------------------------------------------------------------- runs
+
+
+def run_folder(*parts: str) -> Path:
+    """A folder name of its own for one run: `reports/<family>-<backend>-<dtype>-<utc time>`; not made yet."""
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    stem = REPORTS / "-".join([*(part.replace("/", "_").strip("._") for part in parts), stamp])
+    path, n = stem, 1
+    while path.exists():
+        n += 1
+        path = stem.with_name(f"{stem.name}-{n}")
+    return path
+
+
+def newest(name: str, under: Path = REPORTS) -> Path | None:
+    """The file called `name` that was last written in the folders under `reports/`."""
+    return max(under.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime_ns, default=None)
+
+
+def find_input(path: Path) -> Path:
+    """`path`, or where a bare file name is not found here, the newest file of that name under `reports/`."""
+    if path.exists() or path.name != str(path):
+        return path
+    return newest(path.name) or path

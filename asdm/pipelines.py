@@ -1,0 +1,74 @@
+"""The whole Stable Diffusion around a UNet: prompt to pixels, with real parts where there are some."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdm.families import Family
+from asdm.models import RANDOM, Setup, components, default_weights, dtype_of, materialise
+
+
+def pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
+    """A diffusers pipeline with `unet` in it.
+
+    From the weights' folder where that is a whole pipeline; else text encoder and VAE get random weights and the
+    tokenizer knows bytes only, which changes no latency. Raises ValueError for a family with two text encoders
+    and no weights.
+    """
+    from diffusers import DiffusionPipeline
+
+    weights = setup.weights or default_weights(family)
+    if weights != RANDOM and not (Path(weights).is_dir() and not (Path(weights) / "model_index.json").exists()):
+        made = DiffusionPipeline.from_pretrained(
+            weights, unet=unet, torch_dtype=dtype_of(setup.dtype), use_safetensors=True
+        )
+    else:
+        made = _random_pipeline(family, unet, setup)
+    made.set_progress_bar_config(disable=True)
+    return made.to(setup.device)
+
+
+def _random_pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+    if len(family.text_encoders) != 1 or family.vae is None:
+        raise ValueError(
+            f"a whole image of {family.name} needs real weights (--weights): "
+            f"its config names {len(family.text_encoders)} text encoders and {'a' if family.vae else 'no'} VAE."
+        )
+    text = next(part for part in components(family, setup.size) if part.name == "text_encoder").module
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(family.vae)
+    ready = [materialise(nn.Module.to(part, dtype_of(setup.dtype)), setup.seed, setup.device) for part in (text, vae)]
+    return StableDiffusionPipeline(
+        vae=ready[1],
+        text_encoder=ready[0],
+        tokenizer=byte_tokenizer(family.tokens),
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=family.prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def byte_tokenizer(tokens: int) -> Any:
+    """CLIP's tokenizer without merges: every byte is a token, padded and cut to `tokens`."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=tokens)

@@ -1,0 +1,145 @@
+"""What the commands of `asdm` report, as plain values: no torch in here, so that renderers read them at once."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from asdm.files import Frozen, Record
+
+
+class Estimate(Frozen):
+    """A median with its 95 % interval."""
+
+    median: float
+    low: float
+    high: float
+
+    def scaled(self, factor: float) -> Estimate:
+        return Estimate(median=self.median * factor, low=self.low * factor, high=self.high * factor)
+
+
+class Latency(Estimate):
+    """Seconds: median, 95 % interval of the median, and every raw sample in the order it was taken."""
+
+    samples: tuple[float, ...]
+
+
+class Macs(Frozen):
+    """Multiply-adds by kind of operation; one MAC is two FLOPs."""
+
+    conv_macs: int = 0
+    linear_macs: int = 0
+    attention_macs: int = 0
+
+    @property
+    def macs(self) -> int:
+        return self.conv_macs + self.linear_macs + self.attention_macs
+
+    def __add__(self, other: Macs) -> Macs:
+        return Macs(
+            conv_macs=self.conv_macs + other.conv_macs,
+            linear_macs=self.linear_macs + other.linear_macs,
+            attention_macs=self.attention_macs + other.attention_macs,
+        )
+
+
+class BuildResult(Record):
+    """`asdm.build/1`: what a student is made of."""
+
+    SCHEMA: ClassVar[str] = "asdm.build/1"
+    schema_: Literal["asdm.build/1"] = Field("asdm.build/1", alias="schema")
+    name: str
+    family: str
+    weights: str
+    params: int
+    macs: int
+    teacher_params: int
+    teacher_macs: int
+    removed: tuple[str, ...]
+    replaced: dict[str, str]
+    name_map: dict[str, str]  # student's fqn → teacher's fqn
+    plain_diffusers: bool
+    plan_sha256: str
+
+
+class Metric(Frozen):
+    """One quality metric of a student, beside its teacher's value and the teacher's own noise."""
+
+    value: float
+    low: float
+    high: float
+    teacher: float | None = None
+    noise_floor: float | None = None
+
+
+class ImageParts(Frozen):
+    """Seconds of one whole image: encoding the prompt, one guided UNet step, decoding the latent."""
+
+    text_encoder_s: Latency
+    unet_step_s: Latency
+    vae_decoder_s: Latency
+
+
+class BenchTeacher(Frozen):
+    name: str
+    params: int
+    macs: int
+    peak_memory_bytes: int
+    unet_latency_s: Latency
+    image_latency_s: Estimate | None = None
+    image_parts: ImageParts | None = None
+
+
+class BenchStudent(Frozen):
+    """One student, measured in pairs with its teacher; a ratio is student / teacher."""
+
+    name: str
+    source: str
+    params: int
+    macs: int
+    peak_memory_bytes: int
+    removed: tuple[str, ...]
+    replaced: dict[str, str]
+    plan_sha256: str | None = None
+    unet_latency_s: Latency
+    paired_teacher_latency_s: Latency
+    unet_latency_ratio: Estimate
+    guided_latency_ratio: Estimate | None = None  # at the batch that classifier-free guidance runs
+    predicted_ratio: float | None = None
+    predicted_low: float | None = None
+    predicted_high: float | None = None
+    image_latency_s: Estimate | None = None
+    image_latency_ratio: Estimate | None = None
+    quality: dict[str, Metric] = Field(default_factory=dict)
+
+
+class Pipeline(Frozen):
+    """How an image is made: `steps` UNet calls at batch 2 where `guidance_scale` is above 1."""
+
+    steps: int
+    guidance_scale: float
+    composed: bool  # True: from the measured parts; False: the pipeline itself was run from prompt to pixels
+
+
+class BenchResult(Record):
+    """`asdm.bench/1`: teacher and students, measured in one process, in pairs."""
+
+    SCHEMA: ClassVar[str] = "asdm.bench/1"
+    schema_: Literal["asdm.bench/1"] = Field("asdm.bench/1", alias="schema")
+    created_utc: str
+    command: str
+    family: str
+    weights: str
+    dtype: str
+    device: str
+    threads: int
+    seed: int
+    batch: int
+    size: int
+    teacher_config_sha256: str
+    pipeline: Pipeline | None = None
+    teacher: BenchTeacher
+    students: tuple[BenchStudent, ...]
+    environment: dict[str, str]

@@ -1,0 +1,166 @@
+"""What both commands share at the terminal: one sentence on an error, progress on stderr, tables on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+USAGE, INFEASIBLE, INTERRUPTED = 2, 3, 130
+
+
+class Format(StrEnum):
+    """How a table is printed."""
+
+    table = "table"
+    json = "json"
+    csv = "csv"
+    md = "md"
+
+
+def log() -> Console:
+    """Where messages and progress go, so that stdout stays clean for results."""
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(message: str) -> None:
+    log().print(escape(message))
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command line: 0 done, 2 bad input in one sentence, 130 interrupted; never a traceback."""
+    os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except BrokenPipeError:  # the reader of our stdout has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except Exception as error:
+        code = _explain(error)
+    if code == INTERRUPTED:
+        say("Interrupted; nothing half-written was left.")
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _explain(error: Exception) -> int:
+    """Print one sentence for `error`; re-raise what is a bug of ours."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage, found by typer
+        error.show()
+        return int(error.exit_code)
+    if os.environ.get("ASDM_TRACEBACK") or not isinstance(error, (ValueError, OSError, MemoryError, RuntimeError)):
+        raise error
+    say(f"Error: {_sentence(error)}")
+    return USAGE
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
+        return "out of memory; choose a smaller --batch, --size or --dtype."
+    lines = str(error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    if isinstance(error, RuntimeError):
+        return f"{text.rstrip('.')} (set ASDM_TRACEBACK=1 to see where)."
+    return text
+
+
+# ---------------------------------------------------------------------------------------------- progress
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Callable[[str, int, float | None], None]]:
+    """A spinner with stage, calls so far and the time left; where stderr is no terminal, a line now and then."""
+    console = log()
+    if not console.is_terminal:
+        yield _lines(title)
+        return
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(20),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[left]}"),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(title, total=None, left="")
+
+        def tell(stage: str, calls: int, eta_s: float | None) -> None:
+            left = "" if eta_s is None else f"{left_text(eta_s)} left"
+            elapsed = bar.tasks[0].elapsed or 0.0
+            total = None if eta_s is None else elapsed + eta_s
+            bar.update(task, description=escape(f"{title}: {stage}"), completed=elapsed, total=total, left=left)
+
+        yield tell
+
+
+def _lines(title: str) -> Callable[[str, int, float | None], None]:
+    last_stage, last_at = "", 0.0
+
+    def tell(stage: str, calls: int, eta_s: float | None) -> None:
+        nonlocal last_stage, last_at
+        now = time.monotonic()
+        if stage == last_stage and now - last_at < 10:
+            return
+        last_stage, last_at = stage, now
+        left = "" if eta_s is None else f", {left_text(eta_s)} left"
+        say(f"{title}: {stage}" + (f", {calls} calls{left}" if calls else ""))
+
+    return tell
+
+
+def left_text(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+# ---------------------------------------------------------------------------------------------- tables
+
+
+def emit(rows: Sequence[dict[str, Any]], form: Format, title: str = "") -> None:
+    """Print rows of plain values on stdout in the asked format."""
+    if form is Format.json:
+        print(json.dumps(list(rows), indent=1))
+    elif form is Format.csv:
+        import pandas as pd
+
+        print(pd.DataFrame(rows).to_csv(index=False), end="")
+    elif form is Format.md:
+        print(_markdown(rows))
+    else:
+        Console(highlight=False).print(_rich(rows, title))
+
+
+def _markdown(rows: Sequence[dict[str, Any]]) -> str:
+    head = list(rows[0]) if rows else []
+    lines = [head, ["---" for _ in head], *([str(v).replace("|", "\\|") for v in row.values()] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _rich(rows: Sequence[dict[str, Any]], title: str) -> Table:
+    """The first column gives way in a narrow terminal; the others are never cut."""
+    table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
+    for i, name in enumerate(rows[0] if rows else []):
+        cells = [str(row[name]) for row in rows]
+        number = all(cell[:1].isdigit() or not cell for cell in cells)
+        table.add_column(
+            name,
+            justify="right" if number else "left",
+            no_wrap=True,
+            min_width=max(map(len, [name, *cells])) if i else None,
+        )
+    for row in rows:
+        table.add_row(*(escape(str(value)) for value in row.values()))
+    return table

@@ -1,0 +1,240 @@
+"""`asdm-prof`: count, profile, rank, plan, report."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asdm import files, terminal
+from asdm.cli import (
+    Batch,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Seed,
+    Size,
+    Threads,
+    Weights,
+    _root,
+    device_or_default,
+    target,
+    this_command,
+)
+from asdm.terminal import Format
+
+app = typer.Typer(
+    help="Find out where a Stable Diffusion UNet spends its time, what is redundant, and what to prune.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.callback()(_root)
+
+FormatOption = Annotated[Format, typer.Option("--format", help="How the table is printed.")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="File or folder; default: a folder of its own under reports/.")
+]
+ProfileArgument = Annotated[Path | None, typer.Argument(help="A profile.json; default: the newest under reports/.")]
+
+
+def _profile(path: Path | None) -> tuple[Any, Path]:
+    """The profile asked for, or the newest, which is then named."""
+    from asdm_prof.records import Profile
+
+    if path is None:
+        path = files.newest("profile.json")
+        if path is None:
+            raise ValueError("no profile under reports/; make one with `asdm-prof profile sd15`, or name a file.")
+        terminal.say(f"Using {path}, the newest profile.")
+    elif path.is_dir():
+        path = path / "profile.json"
+    return Profile.load(files.find_input(path)), path
+
+
+@app.command()
+def flops(
+    family: Annotated[str, typer.Argument(help="sd15, sd21, sd21_base, sdxl, or a diffusers folder.")],
+    like: Annotated[
+        str | None, typer.Option(help="Count by another tool's rule: thop (no attention, 4 per LayerNorm element).")
+    ] = None,
+    batch: Batch = 1,
+    size: Size = None,
+    form: FormatOption = Format.table,
+    as_json: Json = False,
+) -> None:
+    """Exact MACs and parameters of every unit, and of the models around the UNet."""
+    from asdm_prof import costs
+
+    found = costs.flops_of(family, batch, size, like)
+    if as_json or form is Format.json:
+        print(json.dumps(found, indent=1))
+    else:
+        terminal.emit(costs.unit_rows(found), form, f"{found['title']}, UNet")
+        if form is Format.table:
+            print()
+            terminal.emit(costs.component_rows(found), form, "One image (Fig. 1)")
+
+
+@app.command()
+def profile(
+    family: Annotated[str, typer.Argument(help="sd15, sd21, sd21_base, sdxl, or a diffusers folder.")],
+    weights: Weights = None,
+    backend: Annotated[str, typer.Option(help="eager, or fake (made-up times, needs no weights).")] = "eager",
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    threads: Threads = None,
+    seed: Seed = 0,
+    batch: Batch = 1,
+    size: Size = None,
+    time_budget: Annotated[float, typer.Option(help="Seconds for all of it; fewer calls where it runs out.")] = 190.0,
+    components: Annotated[
+        bool, typer.Option("--components", help="Time the text encoder and VAE decoder too.")
+    ] = False,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Time every unit of a UNet in place, with intervals and a trust box."""
+    default = files.run_folder(Path(family).name, backend, dtype)
+    path = target(output, default, "profile.json")
+    files.check_writable(path, force)
+    from asdm_prof.live import watching
+    from asdm_prof.profiler import Settings
+    from asdm_prof.profiler import profile as measure
+
+    settings = Settings(
+        weights=weights,
+        backend=backend,
+        device=device_or_default(device),
+        dtype=dtype,
+        threads=threads,
+        seed=seed,
+        batch=batch,
+        size=size,
+        time_budget_s=time_budget,
+        time_components=components,
+    )
+    with watching("Profiling") as watch:
+        found = measure(family, settings, watch, command=this_command("asdm-prof"))
+    found.save(path, force)
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        from asdm_prof.renderers import Report, console
+
+        console.render(Report(found), path.parent)
+    terminal.say(f"Wrote {path}")
+
+
+@app.command()
+def rank(profile: ProfileArgument = None, form: FormatOption = Format.table, as_json: Json = False) -> None:
+    """Units by redundancy: much latency, few parameters; ties are grouped."""
+    found, _ = _profile(profile)
+    from asdm_prof.redundancy import rank as ranking
+    from asdm_prof.renderers import console
+
+    ranked = ranking(found)
+    rows = [row.model_dump(mode="json") for row in ranked]
+    if as_json or form is Format.json:
+        print(json.dumps({"schema": "asdm.rank/1", "family": found.family, "units": rows}, indent=1))
+    elif form is Format.table:
+        screen = console.stdout_console()
+        screen.print(console.rank_table(ranked, screen.width))
+    else:
+        terminal.emit([_flat(row) for row in rows], form)
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """Nested estimates as columns of their own."""
+    flat: dict[str, Any] = {}
+    for key, value in row.items():
+        if isinstance(value, dict):
+            flat |= {f"{key}_{name}": inner for name, inner in value.items()}
+        else:
+            flat[key] = value
+    return flat
+
+
+@app.command()
+def plan(
+    budget: Annotated[str, typer.Option(help="Of the teacher's UNet latency: 0.8, 80%, 250ms, 1.2s or x1.3.")],
+    profile: Annotated[Path | None, typer.Option(help="A profile.json; default: the newest under reports/.")] = None,
+    confidence: Annotated[float, typer.Option(help="How sure the budget is to hold, 0.5 to 1.")] = 0.95,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """The legal plan of least damage within a latency budget, proved optimal."""
+    found, _ = _profile(profile)
+    path = target(output, files.run_folder(Path(found.family).name, found.backend, found.dtype), "plan.json")
+    files.check_writable(path, force)
+    from asdm_prof import planner
+
+    try:
+        made = planner.make_plan(found, budget, confidence)
+    except planner.Infeasible as error:
+        lowest = error.lowest * found.whole.latency_s.median
+        terminal.say(
+            f"Error: no legal plan reaches the budget {budget}; the lowest reachable is {error.lowest:.3f} of the "
+            f"teacher, {lowest:.3g} s."
+        )
+        raise typer.Exit(terminal.INFEASIBLE) from None
+    made.save(path, force)
+    if as_json:
+        print(made.to_json(), end="")
+    else:
+        from asdm_prof.renderers import console
+
+        for line in console.plan_lines(made, found):
+            print(line)
+    terminal.say(f"Wrote {path}")
+
+
+@app.command()
+def report(
+    profile: ProfileArgument = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A plan.json; default: the newest one made from the profile.")
+    ] = None,
+    bench: Annotated[
+        list[Path] | None,
+        typer.Option(help="A bench.json, may be repeated; default: those beside the profile or of the plan's student."),
+    ] = None,
+    formats: Annotated[
+        str, typer.Option("--format", help="Comma-separated renderers: html, figures, csv, console.")
+    ] = "html,figures,csv",
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Folder; default: one of its own under reports/.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """One offline HTML page, figures and a table from the files that are there."""
+    from asdm import seams
+    from asdm_prof import gather
+
+    renderers = [seams.load("asdm_prof.renderers", name.strip()) for name in formats.split(",")]
+    found, path = _profile(profile)
+    folder = output or files.run_folder(Path(found.family).name, found.backend, found.dtype)
+    with terminal.progress("Reporting") as tell:
+        tell("gathering", 0, None)
+        collected = gather.report(found, path, plan, bench)
+        for name, source in collected.sources.items():
+            terminal.say(f"{name}: {source}")
+        for renderer in renderers:
+            if renderer.OUTPUT:
+                files.check_writable(folder / renderer.OUTPUT, force)
+        for renderer in renderers:
+            tell(renderer.__name__.rpartition(".")[2], 0, None)
+            written = renderer.render(collected, folder)
+            if renderer.OUTPUT:
+                count = f" ({len(written)} files)" if len(written) > 1 else ""
+                terminal.say(f"Wrote {folder / renderer.OUTPUT}{count}")
+
+
+def main() -> None:
+    """Entry point of `asdm-prof`."""
+    terminal.run(app)

@@ -1,0 +1,99 @@
+"""Find the files that belong to one report: the plan made from a profile, and the benchmarks of its students."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from asdm import files
+from asdm.families import load_family
+from asdm.plan import PruningPlan
+from asdm.results import BenchResult
+from asdm_prof import costs
+from asdm_prof.records import Profile
+from asdm_prof.renderers import FamilyCost, Report
+
+R = TypeVar("R", bound=files.Record)
+COMPARED = ("sd15", "sd21_base")  # Fig. 1 of the paper: Stable Diffusion v1 and v2
+
+
+def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequence[Path] | None = None) -> Report:
+    """A profile with what followed from it; files are matched by the hashes in them.
+
+    Raises ValueError for a named plan or benchmark that belongs to another teacher.
+    """
+    sources = {"profile": str(path)}
+    found_plan = _plan(profile, plan, path.parent, sources)
+    found_benches = _benches(profile, found_plan, benches, path.parent, sources)
+    return Report(profile, found_plan, tuple(found_benches), sources, tuple(_family_costs(profile)))
+
+
+def _plan(profile: Profile, named: Path | None, folder: Path, sources: dict[str, str]) -> PruningPlan | None:
+    if named is not None:
+        plan = PruningPlan.load(files.find_input(named))
+        if plan.teacher_config_sha256 not in (None, profile.config_sha256):
+            raise ValueError(
+                f"{named} was made for another teacher ({plan.family}) than the profile ({profile.family})."
+            )
+        sources["plan"] = str(named)
+        return plan
+    sha256 = profile.sha256()
+    for candidate in _newest_first(folder, "plan*.json"):
+        found = _readable(candidate, PruningPlan)
+        if found and found.profile_sha256 == sha256:
+            sources["plan"] = str(candidate)
+            return found
+    return None
+
+
+def _benches(
+    profile: Profile, plan: PruningPlan | None, named: Sequence[Path] | None, folder: Path, sources: dict[str, str]
+) -> list[BenchResult]:
+    found: list[BenchResult] = []
+    for candidate in named or _newest_first(folder, "bench*.json"):
+        bench = BenchResult.load(candidate) if named else _readable(candidate, BenchResult)
+        if bench is None:
+            continue
+        same = bench.teacher_config_sha256 == profile.config_sha256
+        if named and not same:
+            raise ValueError(
+                f"{candidate} measured another teacher ({bench.family}) than the profile ({profile.family})."
+            )
+        if named or (same and (candidate.parent == folder or _holds(bench, plan))):
+            sources[f"bench {len(found) + 1}" if found else "bench"] = str(candidate)
+            found.append(bench)
+    return found
+
+
+def _holds(bench: BenchResult, plan: PruningPlan | None) -> bool:
+    return plan is not None and any(student.plan_sha256 == plan.sha256() for student in bench.students)
+
+
+def _newest_first(folder: Path, pattern: str) -> list[Path]:
+    """Files beside the profile, then those of all runs, each group newest first."""
+
+    def ordered(paths: Iterable[Path]) -> list[Path]:
+        return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+    beside = ordered(folder.glob(pattern))
+    return beside + [path for path in ordered(files.REPORTS.glob(f"*/{pattern}")) if path not in beside]
+
+
+def _readable(path: Path, model: type[R]) -> R | None:
+    try:
+        return model.load(path)
+    except ValueError:
+        return None
+
+
+def _family_costs(profile: Profile) -> Iterable[FamilyCost]:
+    """Fig. 1: the paper's two families, and the profile's own where it is another."""
+    names = [*COMPARED, *([profile.family] if profile.family not in COMPARED else [])]
+    for name in names:
+        try:
+            family = load_family(name)
+        except ValueError:  # a folder that is no longer where it was profiled
+            continue
+        for row in costs.component_costs(family):
+            yield FamilyCost(family.name, family.title, row["name"], row["params"], row["macs"], row["calls"])

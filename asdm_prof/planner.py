@@ -1,0 +1,334 @@
+"""The exact plan for a latency budget: which layers, units and blocks go, and which are replaced (DESIGN §6).
+
+Minimise Σ damage·x subject to Σ latency·x ≤ budget − z·σ and the legality rules, by integer programming with a
+proof. σ is one number for a profile: the error of additivity, and the unit times' standard errors as if every unit
+were edited. Nothing here needs torch: everything comes from a profile.
+
+The structural prior stands in for damage where no weights and data are at hand. It is the paper's reading of its
+Fig. 2, that a unit of much latency and few parameters is redundant, as a number: the damage of an edit is the share
+of all parameters whose use is lost. A removed unit loses all of its parameters; a replaced one keeps them and loses
+as much of their use as it saves convolution and linear MACs (the attention core has no parameters, so making it
+cheaper costs little). A ResNet's parameters count double: the paper says that convolution does the key work where
+features are shallow, and attention is relatively redundant (§2.3); it gives no number, and two is our guess.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
+from scipy.sparse import csr_array
+from scipy.stats import norm
+
+from asdm.plan import (
+    AnyEdit,
+    Prediction,
+    Proof,
+    PruningPlan,
+    RemoveBlock,
+    RemoveLayer,
+    RemoveUnit,
+    ReplaceUnit,
+    Topology,
+    is_legal_flow,
+    resolve,
+    why_no_identity,
+)
+from asdm.results import Estimate
+from asdm_prof.records import PartRecord, Profile
+
+STRUCTURAL_PRIOR = "structural prior"
+CONVOLUTION_WEIGHT = 2.0
+MODEL_ERROR = 0.01  # of the teacher: how far a sum of unit times was found to be off as a student's time (1 σ)
+
+
+class Infeasible(Exception):
+    """No legal plan meets the budget; `lowest` is the ratio of the fastest one."""
+
+    def __init__(self, lowest: float) -> None:
+        super().__init__(f"the lowest reachable ratio is {lowest:.3f}")
+        self.lowest = lowest
+
+
+# ---------------------------------------------------------------------------------------------- budget
+
+
+def parse_budget(text: str, teacher_latency_s: float) -> float:
+    """`0.8`, `80%`, `250ms`, `1.2s` or `x1.3` as a ratio of the teacher's latency; raises ValueError otherwise."""
+    word = text.strip().lower()
+    try:
+        if word.startswith("x"):
+            ratio = 1 / float(word[1:])
+        elif word.endswith("%"):
+            ratio = float(word[:-1]) / 100
+        elif word.endswith("ms"):
+            ratio = float(word[:-2]) / 1e3 / teacher_latency_s
+        elif word.endswith("s"):
+            ratio = float(word[:-1]) / teacher_latency_s
+        else:
+            ratio = float(word)
+    except (ValueError, ZeroDivisionError):
+        ratio = math.nan
+    if not 0 < ratio <= 1:
+        raise ValueError(
+            f"budget {text!r} is no budget below the teacher's {teacher_latency_s:.3g} s: "
+            "give a fraction (0.8), a percentage (80%), a time (250ms, 1.2s) or a speed-up (x1.3)."
+        )
+    return ratio
+
+
+# ---------------------------------------------------------------------------------------------- choices
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One edit that a plan may hold: what it saves (share of the teacher) and what it costs."""
+
+    edit: AnyEdit
+    touches: frozenset[str]  # fqns of the units that it decides on
+    saving: float
+    damage: float
+
+
+def choices(profile: Profile) -> list[Choice]:
+    """Every legal edit of a profile's UNet with its price, in a fixed order."""
+    shape = profile.topology
+    found = [_remove_unit(profile, unit.fqn) for unit in shape.units if not why_no_identity(shape, unit)]
+    found += [_replace_unit(profile, i) for i in range(len(profile.options))]
+    for block in (*shape.down_blocks, *shape.up_blocks):
+        for layer in shape.layers(block):
+            fqns = [unit.fqn for unit in shape.layer_units(block, layer)]
+            found.append(_removal(profile, RemoveLayer(block=block, layer=layer), fqns, fqns))
+    return found + list(_block_choices(profile))
+
+
+def _block_choices(profile: Profile) -> Iterator[Choice]:
+    """The middle block, and the deepest pair where its neighbours' channels fit without it."""
+    shape = profile.topology
+    mid = ["mid_block"] if "mid_block" in shape.blocks else []
+    if mid and is_legal_flow(shape, mid, ()):
+        fqns = [unit.fqn for unit in shape.units if unit.block == "mid_block"]
+        yield _removal(profile, RemoveBlock(block="mid_block"), fqns, fqns)
+    deepest = shape.down_blocks[-1]
+    if len(shape.down_blocks) > 1 and is_legal_flow(shape, [*mid, deepest, shape.mirror(deepest)], ()):
+        gone = resolve(shape, [RemoveBlock(block=block) for block in (*mid, deepest)]).gone
+        gone = tuple(fqn for fqn in gone if not fqn.startswith("mid_block"))
+        units = [unit.fqn for unit in shape.units if unit.fqn in gone]
+        yield _removal(profile, RemoveBlock(block=deepest), units, gone)
+
+
+def _remove_unit(profile: Profile, fqn: str) -> Choice:
+    return _removal(profile, RemoveUnit(unit=fqn), [fqn], [fqn])
+
+
+def _removal(profile: Profile, edit: AnyEdit, touches: Sequence[str], gone: Sequence[str]) -> Choice:
+    parts = [profile.part(fqn) for fqn in gone]
+    return Choice(
+        edit=edit,
+        touches=frozenset(touches),
+        saving=sum(part.share.median for part in parts),
+        damage=sum(_worth(part) for part in parts) / profile.whole.params,
+    )
+
+
+def _replace_unit(profile: Profile, index: int) -> Choice:
+    option = profile.options[index]
+    unit = profile.part(option.unit)
+    lost_use = 1 - (option.conv_macs + option.linear_macs) / (unit.conv_macs + unit.linear_macs)
+    return Choice(
+        edit=ReplaceUnit(unit=option.unit, with_=option.replacement),
+        touches=frozenset([option.unit]),
+        saving=unit.share.median - option.share.median,
+        damage=max(lost_use, 0.0) * _worth(unit) / profile.whole.params,
+    )
+
+
+def _worth(part: PartRecord) -> float:
+    return part.params * (CONVOLUTION_WEIGHT if part.kind == "resnet" else 1.0)
+
+
+def _sigma(share: Estimate) -> float:
+    """Standard error behind a 95 % interval."""
+    return (share.high - share.low) / (2 * 1.96)
+
+
+def margin(profile: Profile, confidence: float) -> float:
+    """How far below its budget a plan stays, as a ratio to the teacher: z·σ."""
+    shares = [part.share for part in profile.units] + [option.share for option in profile.options]
+    sigma = math.sqrt(MODEL_ERROR**2 + sum(_sigma(share) ** 2 for share in shares))
+    return float(norm.ppf(confidence)) * sigma
+
+
+# ---------------------------------------------------------------------------------------------- prices
+
+
+def price(profile: Profile, edits: Sequence[AnyEdit]) -> Prediction:
+    """What a profile says of a student: the teacher's time less what is gone, and its 95 % interval.
+
+    Raises ValueError for an illegal edit and for a replacement that the profile did not time.
+    """
+    kept = resolve(profile.topology, edits)
+    ratio, variance = 1.0, MODEL_ERROR**2 if edits else 0.0
+    for fqn in kept.gone:
+        share = profile.part(fqn).share
+        ratio, variance = ratio - share.median, variance + _sigma(share) ** 2
+    for fqn, name in kept.replaced.items():
+        before, after = profile.part(fqn).share, _option_share(profile, fqn, name)
+        ratio += after.median - before.median
+        variance += _sigma(before) ** 2 + _sigma(after) ** 2
+    spread = 1.96 * math.sqrt(variance)
+    return Prediction(
+        latency_s=ratio * profile.whole.latency_s.median, ratio=ratio, low=ratio - spread, high=ratio + spread
+    )
+
+
+def _option_share(profile: Profile, fqn: str, name: str) -> Estimate:
+    for option in profile.options:
+        if (option.unit, option.replacement) == (fqn, name):
+            return option.share
+    timed = sorted({option.replacement for option in profile.options if option.unit == fqn})
+    raise ValueError(f"the profile has no time for {name} in {fqn}; it timed {', '.join(timed) or 'nothing'} there.")
+
+
+# ---------------------------------------------------------------------------------------------- the plan
+
+
+def make_plan(profile: Profile, budget: str, confidence: float = 0.95) -> PruningPlan:
+    """The legal plan of least damage within `budget`, proved optimal.
+
+    `confidence` is how sure the budget is to hold: the plan keeps z·σ away from it. Raises ValueError
+    for a budget that is none, Infeasible with the lowest reachable ratio.
+    """
+    if not 0.5 <= confidence < 1:
+        raise ValueError(f"confidence {confidence} is none; choose from 0.5 up to, but not including, 1.")
+    ratio = parse_budget(budget, profile.whole.latency_s.median)
+    found = choices(profile)
+    chosen, proof = _solve(profile.topology, found, ratio, margin(profile, confidence))
+    edits = tuple(found[i].edit for i in chosen)
+    resolve(profile.topology, edits)
+    return PruningPlan(
+        family=profile.family,
+        teacher_config_sha256=profile.config_sha256,
+        edits=edits,
+        budget=budget.strip(),
+        budget_ratio=ratio,
+        confidence=confidence,
+        damage_from=STRUCTURAL_PRIOR,
+        predicted=price(profile, edits),
+        proof=proof,
+        profile_sha256=profile.sha256(),
+    )
+
+
+def _solve(shape: Topology, found: Sequence[Choice], ratio: float, below: float) -> tuple[list[int], Proof]:
+    """Least damage first; among plans of that damage the fastest."""
+    n = len(found)
+    rows = _Rows(n)
+    _one_decision_per_unit(rows, found)
+    _legal_layers(rows, shape, found)
+    _deepest_pair_with_mid(rows, found)
+    saving = [choice.saving for choice in found]
+    damage = np.array([choice.damage for choice in found])
+    if ratio >= 1:
+        return [], Proof(status="optimal", damage=0.0, bound=0.0, gap=0.0)
+    needed = 1 - ratio + below
+    fastest = rows.minimise([-s for s in saving])
+    if -fastest.fun < needed:
+        raise Infeasible(1 + fastest.fun + below)
+    rows.add(dict(enumerate(saving)), needed, np.inf)
+    best = rows.minimise(damage)
+    rows.add(dict(enumerate(damage)), -np.inf, best.fun * (1 + 1e-9) + 1e-15)
+    result = rows.minimise([-s for s in saving])
+    chosen = [i for i in range(n) if result.x[i] > 0.5]
+    total = float(sum(damage[i] for i in chosen))
+    bound = float(best.mip_dual_bound)
+    return chosen, Proof(status="optimal", damage=total, bound=bound, gap=max(0.0, float(best.mip_gap)))
+
+
+class _Rows:
+    """Constraints of one integer programme; columns after the first `n` are helpers."""
+
+    def __init__(self, n: int) -> None:
+        self.columns = n
+        self.rows: list[tuple[dict[int, float], float, float]] = []
+
+    def helper(self) -> int:
+        self.columns += 1
+        return self.columns - 1
+
+    def add(self, coefficients: dict[int, float], low: float, high: float) -> None:
+        self.rows.append((coefficients, low, high))
+
+    def minimise(self, cost: Sequence[float] | np.ndarray) -> OptimizeResult:
+        objective = np.zeros(self.columns)
+        objective[: len(cost)] = cost
+        entries = [(i, j, v) for i, (row, _, _) in enumerate(self.rows) for j, v in row.items()]
+        i, j, v = zip(*entries, strict=True)
+        matrix = csr_array((v, (i, j)), shape=(len(self.rows), self.columns))
+        limits = LinearConstraint(matrix, [row[1] for row in self.rows], [row[2] for row in self.rows])
+        with _silent_stdout():
+            result = milp(
+                objective,
+                integrality=np.ones(self.columns),
+                bounds=Bounds(0, 1),
+                constraints=limits,
+                options={"mip_rel_gap": 0.0, "disp": False},
+            )
+        assert result.success, f"the solver stopped: {result.message}"
+        return result
+
+
+def _one_decision_per_unit(rows: _Rows, found: Sequence[Choice]) -> None:
+    for fqn in sorted({fqn for choice in found for fqn in choice.touches}):
+        rows.add({i: 1.0 for i, choice in enumerate(found) if fqn in choice.touches}, 0, 1)
+
+
+def _legal_layers(rows: _Rows, shape: Topology, found: Sequence[Choice]) -> None:
+    """Each mirrored pair of blocks takes exactly one of its legal sets of removed layers, none being one."""
+    column = {(c.edit.block, c.edit.layer): i for i, c in enumerate(found) if isinstance(c.edit, RemoveLayer)}
+    for down in shape.down_blocks:
+        sets = _legal_sets(shape, down)
+        helpers = [rows.helper() for _ in sets]
+        rows.add(dict.fromkeys(helpers, 1.0), 1, 1)
+        for layer in ((b, n) for b in (down, shape.mirror(down)) for n in shape.layers(b)):
+            using = {h: -1.0 for h, removed in zip(helpers, sets, strict=True) if layer in removed}
+            rows.add({column[layer]: 1.0} | using, 0, 0)
+
+
+def _legal_sets(shape: Topology, down: str) -> list[tuple[tuple[str, int], ...]]:
+    up = shape.mirror(down)
+    here, there = ([(block, layer) for layer in shape.layers(block)] for block in (down, up))
+    pairs = itertools.chain.from_iterable(
+        itertools.product(itertools.combinations(here, k), itertools.combinations(there, k))
+        for k in range(min(len(here), len(there)) + 1)
+    )
+    return [(*a, *b) for a, b in pairs if is_legal_flow(shape, (), (*a, *b))]
+
+
+def _deepest_pair_with_mid(rows: _Rows, found: Sequence[Choice]) -> None:
+    blocks = {c.edit.block: i for i, c in enumerate(found) if isinstance(c.edit, RemoveBlock)}
+    mid = blocks.pop("mid_block", None)
+    for deepest in blocks.values():
+        if mid is not None:
+            rows.add({deepest: 1.0, mid: -1.0}, -1, 0)
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """HiGHS prints past its own switch, and stdout may be somebody's JSON."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

@@ -1,0 +1,344 @@
+"""profile(family, …) → Profile: where one UNet call spends its time on this machine (DESIGN's protocol).
+
+Unit times are taken in place, by hooks inside the real forward; hooked and bare calls alternate (A B B A), so the
+hooks' own cost is measured too. Replacements are timed in their unit's place, in calls in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from asdm import flops, measure, models, seams, surgery, units
+from asdm.backends import Session
+from asdm.families import Family, load_family
+from asdm.files import utc_now
+from asdm.measure import Clock, estimate, latency
+from asdm.plan import ReplaceUnit, Topology
+from asdm.results import Macs
+from asdm_prof import trust
+from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Profile, WholeRecord
+
+REPLACEMENTS = ("gri_attention",)
+SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
+
+
+@dataclass(frozen=True)
+class Settings(models.Setup):
+    """How to measure: the defaults are what `asdm-prof profile sd15` does."""
+
+    backend: str = "eager"
+    time_budget_s: float = 190.0
+    min_rounds: int = 5  # of A B B A: ten hooked and ten bare calls
+    target: float = 0.02  # relative half width of the median's 95 % interval
+    time_components: bool = False
+
+
+@dataclass
+class Status:
+    """What a live display shows while the profile runs."""
+
+    stage: str
+    calls: int = 0
+    eta_s: float | None = None
+    parts: dict[str, list[float]] = field(default_factory=dict)
+
+
+Watch = Callable[[Status], None]
+
+
+def profile(
+    family: str | Family,
+    settings: Settings = Settings(),
+    watch: Watch | None = None,
+    clock: Clock | None = None,
+    command: str = "",
+) -> Profile:
+    """Measure a family's UNet unit by unit.
+
+    Raises ValueError for an unknown name, a size that does not fit, or too little memory (before taking it).
+    """
+    started = measure.HostClock().mark()
+    family = load_family(family) if isinstance(family, str) else family
+    tell = watch or (lambda _: None)
+    models.check_setup(settings)
+    device = settings.device
+    clock = clock or measure.clock_for(device)
+    backend = seams.load("asdm.backends", settings.backend)
+    weights = settings.weights or models.default_weights(family)
+
+    # Count on the meta device: exact, at once, and it says how much memory the rest needs.
+    tell(Status("counting"))
+    shapes = models.meta_unet(family, settings.dtype)
+    parts = list(units.iter_parts(shapes))
+    meta_inputs = models.unet_inputs(family, settings.batch, settings.size, "meta", settings.dtype)
+    counted = flops.count(shapes, (), meta_inputs, parts)
+    shape = units.topology(shapes)
+
+    # Make the model and open the session.
+    unet = shapes
+    if backend.NEEDS_WEIGHTS:
+        need = int(counted.peak_memory_bytes * 1.1) + SPARE_MEMORY
+        measure.require_memory(need, device, f"profiling {family.name} in {settings.dtype}")
+        tell(Status("building"))
+        unet = models.load_unet(family, weights, device, settings.dtype, settings.seed)
+    inputs = models.unet_inputs(family, settings.batch, settings.size, device, settings.dtype, settings.seed)
+    parts = list(units.iter_parts(unet))
+    options = replaceable(shape, unet)
+
+    second = _second_count(family, unet, device, settings, tell) if backend.NEEDS_WEIGHTS else None
+
+    with measure.quiet_torch(settings.threads) as threads:
+        taken = _take(unet, inputs, parts, options, backend, clock, settings, started, tell)
+        components = _components(family, settings, device, clock, tell)
+        facts = measure.environment(device, threads)
+
+    hooked = np.asarray(taken.hooked_s)
+    records = [_part_record(part, counted, taken.parts_s[part.fqn], hooked) for part in parts]
+    other_s = hooked - np.sum([taken.parts_s[part.fqn] for part in parts], axis=0)
+    records.append(_other_record(parts, counted, other_s, hooked))
+    whole = WholeRecord(
+        params=counted.params,
+        peak_memory_bytes=counted.peak_memory_bytes,
+        thop_macs=counted.thop_macs,
+        latency_s=latency(taken.bare_s),
+        hooked_latency_s=latency(taken.hooked_s),
+        uncounted_ops=counted.uncounted_ops,
+        **_columns(counted.total),
+    )
+    measured = {part.fqn: part for part in records}
+    return Profile(
+        created_utc=utc_now(),
+        command=command,
+        family=family.name,
+        title=family.title,
+        weights=weights,
+        config_sha256=models.unet_config_sha256(shapes.config),
+        backend=settings.backend,
+        dtype=settings.dtype,
+        device=device,
+        threads=threads,
+        seed=settings.seed,
+        batch=settings.batch,
+        size=settings.size or family.size,
+        latent=models.latent_size(family, settings.size),
+        topology=shape,
+        whole=whole,
+        units=tuple(part for part in records if part.kind != "glue"),
+        glue=tuple(part for part in records if part.kind == "glue"),
+        options=tuple(_option_records(unet, taken, measured, settings, family)),
+        components=components,
+        trust=trust.box(whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops),
+        environment=facts,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+def replaceable(shape: Topology, unet: nn.Module) -> dict[str, list[ReplaceUnit]]:
+    """Which replacements are worth timing: all that apply to the Transformers of the highest resolution."""
+    with_attention = [
+        b for b in shape.down_blocks if any(u.kind == "transformer" and u.block == b for u in shape.units)
+    ]
+    if not with_attention:
+        return {}
+    pair = (with_attention[0], shape.mirror(with_attention[0]))
+    shallow = [u.fqn for u in shape.units if u.kind == "transformer" and u.block in pair]
+    found = {}
+    for name in REPLACEMENTS:
+        replace = seams.load("asdm.replacements", name).replace
+        edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in shallow if replace(unet.get_submodule(fqn)) is not None]
+        if edits:
+            found[name] = edits
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+@dataclass
+class Taken:
+    """Raw seconds of every call, in the order they were taken."""
+
+    bare_s: list[float] = field(default_factory=list)
+    hooked_s: list[float] = field(default_factory=list)
+    parts_s: dict[str, list[float]] = field(default_factory=dict)
+    options_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # replacement → part → seconds
+
+
+def _take(
+    unet: nn.Module,
+    inputs: dict[str, Any],
+    parts: Sequence[units.Part],
+    options: dict[str, list[ReplaceUnit]],
+    backend: Any,
+    clock: Clock,
+    settings: Settings,
+    started: float,
+    tell: Watch,
+) -> Taken:
+    """Warm up, then hooked, bare, bare, hooked and one call per replacement, until the interval is narrow enough."""
+    session: Session = backend.open_session(unet, inputs, parts, clock)
+    taken = Taken(parts_s={part.fqn: [] for part in parts})
+
+    def hooked() -> float:
+        whole, times = session.run_parts()
+        for fqn, seconds in times.items():
+            taken.parts_s[fqn].append(seconds)
+        return whole
+
+    modules = {name: {e.unit: surgery.replacement_for(unet, e) for e in edits} for name, edits in options.items()}
+    sessions: dict[str, Session] = {}
+    for name in options:
+        with surgery.swapped(unet, modules[name]):
+            sessions[name] = backend.open_session(unet, inputs, list(units.iter_parts(unet)), clock)
+
+    def replaced(name: str) -> float:
+        with surgery.swapped(unet, modules[name]):
+            whole, times = sessions[name].run_parts()
+        rows = taken.options_s.setdefault(name, {})
+        for fqn, seconds in times.items():
+            rows.setdefault(fqn, []).append(seconds)
+        return whole
+
+    tell(Status("warming up"))
+    measure.warm_up(session.run)
+    calls = {"hooked": hooked, "bare": session.run} | {name: (lambda n=name: replaced(n)) for name in options}
+    wall = measure.HostClock()
+    samples = measure.interleave(
+        calls,
+        ("hooked", "bare", "bare", "hooked", *options),
+        wall,
+        settings.min_rounds,
+        budget_s=settings.time_budget_s - wall.seconds(started, wall.mark()),
+        enough=lambda s: measure.relative_half_width(s["hooked"]) <= settings.target,
+        progress=lambda n, eta: tell(Status("measuring", n, eta, taken.parts_s)),
+    )
+    taken.bare_s, taken.hooked_s = samples["bare"], samples["hooked"]
+    return taken
+
+
+def _second_count(
+    family: Family, unet: nn.Module, device: str, settings: Settings, tell: Watch
+) -> tuple[int, Macs, Macs]:
+    """(pixels, our count, fvcore's count) of a small image with the real tensors."""
+    tell(Status("counting again with fvcore"))
+    size = 2 * family.vae_factor * 2 ** (len(family.unet["block_out_channels"]) - 1)
+    inputs = models.unet_inputs(family, 1, size, device, settings.dtype)
+    ours = flops.count(models.meta_unet(family), (), models.unet_inputs(family, 1, size, "meta"))
+    return size, ours.total, flops.count_by_fvcore(_Positional(unet, inputs), _tensors(inputs))
+
+
+def _tensors(inputs: dict[str, Any]) -> list[torch.Tensor]:
+    return [inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"]]
+
+
+class _Positional(nn.Module):
+    """A UNet that takes three tensors and returns one, as a jit trace wants it."""
+
+    def __init__(self, unet: nn.Module, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.unet = unet
+        self.rest = {k: v for k, v in inputs.items() if k not in ("sample", "timestep", "encoder_hidden_states")}
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.unet(sample, timestep, text, **self.rest)[0]
+
+
+def _components(
+    family: Family, settings: Settings, device: str, clock: Clock, tell: Watch
+) -> tuple[ComponentRecord, ...]:
+    records = []
+    for component in models.components(family, settings.size):
+        counted = models.count_component(component)
+        taken = None
+        if settings.time_components:
+            tell(Status(f"timing the {component.name}"))
+            taken = latency(models.time_component(component, device, settings.dtype, settings.seed, clock))
+        records.append(
+            ComponentRecord(
+                name=component.name,
+                params=counted.params,
+                calls_per_image=component.calls,
+                latency_s=taken,
+                **_columns(counted.total),
+            )
+        )
+    return tuple(records)
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def _columns(macs: Macs) -> dict[str, int]:
+    return {"conv_macs": macs.conv_macs, "linear_macs": macs.linear_macs, "attention_macs": macs.attention_macs}
+
+
+def _part_record(part: units.Part, counted: flops.Count, seconds: list[float], whole: np.ndarray) -> PartRecord:
+    return PartRecord(
+        fqn=part.fqn,
+        label=part.label,
+        kind=part.kind,
+        block=part.block,
+        layer=part.layer,
+        params=part.params,
+        peak_memory_bytes=counted.peak_by_part.get(part.fqn, 0),
+        latency_s=latency(seconds),
+        share=estimate(np.asarray(seconds) / whole),
+        **_columns(counted.by_part[part.fqn]),
+    )
+
+
+def _other_record(
+    parts: Sequence[units.Part], counted: flops.Count, seconds: np.ndarray, whole: np.ndarray
+) -> PartRecord:
+    """What runs between the parts; its share is the residual of units + glue against the whole."""
+    known = counted.params - sum(part.params for part in parts)
+    return PartRecord(
+        fqn=units.OTHER,
+        label=units.OTHER,
+        kind="glue",
+        block="",
+        params=known,
+        peak_memory_bytes=counted.peak_by_part.get(units.OTHER, 0),
+        latency_s=latency(list(seconds)),
+        share=estimate(seconds / whole),
+        **_columns(counted.by_part[units.OTHER]),
+    )
+
+
+def _option_records(
+    unet: nn.Module, taken: Taken, measured: dict[str, PartRecord], settings: Settings, family: Family
+) -> list[OptionRecord]:
+    """Each replaced unit's share of the *teacher*: scaled, run by run, by the parts that were left alone."""
+    records = []
+    for name, rows in taken.options_s.items():
+        swapped = {option.unit for option in replaceable(units.topology(unet), unet)[name]}
+        alone = [fqn for fqn in rows if fqn not in swapped]
+        alone_s = np.sum([rows[fqn] for fqn in alone], axis=0)
+        alone_share = sum(measured[fqn].share.median for fqn in alone)
+        edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(swapped)]
+        shapes = models.meta_unet(family)
+        surgery.apply_plan(shapes, edits)
+        inputs = models.unet_inputs(family, settings.batch, settings.size, "meta")
+        parts = {part.fqn: part for part in units.iter_parts(shapes)}
+        counted = flops.count(shapes, (), inputs, list(parts.values()))
+        for edit in edits:
+            seconds = np.asarray(rows[edit.unit])
+            records.append(
+                OptionRecord(
+                    unit=edit.unit,
+                    replacement=name,
+                    params=parts[edit.unit].params,
+                    latency_s=latency(list(seconds)),
+                    share=estimate(seconds / alone_s * alone_share),
+                    **_columns(counted.by_part[edit.unit]),
+                )
+            )
+    return records

@@ -1,0 +1,118 @@
+"""What a profile is, as a file: versioned, with every raw sample, so that all tables and pictures come from it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from asdm.files import Frozen, Record
+from asdm.plan import Topology
+from asdm.results import Estimate, Latency, Macs
+
+
+class PartRecord(Macs):
+    """A unit or a piece of glue: what it holds, what it computes, how long it takes."""
+
+    fqn: str
+    label: str
+    kind: Literal["resnet", "transformer", "glue"]
+    block: str
+    layer: int | None = None
+    params: int
+    peak_memory_bytes: int  # activations alive at the part's worst moment, by the meta count
+    latency_s: Latency
+    share: Estimate  # of the whole UNet, run by run
+
+
+class OptionRecord(Macs):
+    """A replacement timed in the unit's place, inside the real forward."""
+
+    unit: str
+    replacement: str
+    params: int
+    latency_s: Latency
+    share: Estimate  # of the teacher's UNet, each run scaled by the parts that it leaves alone
+
+
+class ComponentRecord(Macs):
+    """A model that an image passes besides the UNet, and how often."""
+
+    name: str
+    params: int
+    calls_per_image: int
+    latency_s: Latency | None = None
+
+
+class WholeRecord(Macs):
+    """The whole UNet call: bare, and with every part hooked."""
+
+    params: int
+    peak_memory_bytes: int
+    thop_macs: int
+    latency_s: Latency
+    hooked_latency_s: Latency
+    uncounted_ops: dict[str, int] = Field(default_factory=dict)
+
+
+class TrustLine(Frozen):
+    """One check of the trust box; `remedy` says what to do where it failed."""
+
+    check: str
+    value: str
+    passed: bool
+    remedy: str = ""
+
+
+class Profile(Record):
+    """`asdm.profile/1`: one UNet, one runtime, one machine."""
+
+    SCHEMA: ClassVar[str] = "asdm.profile/1"
+    schema_: Literal["asdm.profile/1"] = Field("asdm.profile/1", alias="schema")
+    created_utc: str
+    command: str
+    family: str
+    title: str
+    weights: str
+    config_sha256: str
+    backend: str
+    dtype: str
+    device: str
+    threads: int
+    seed: int
+    batch: int
+    size: int  # pixels per side of the image
+    latent: int  # latent pixels per side
+    topology: Topology
+    whole: WholeRecord
+    units: tuple[PartRecord, ...]
+    glue: tuple[PartRecord, ...]  # ends with `other`: what runs between the parts
+    options: tuple[OptionRecord, ...] = ()
+    components: tuple[ComponentRecord, ...] = ()
+    steps: int = 30
+    guidance_scale: float = 8.0
+    trust: tuple[TrustLine, ...]
+    environment: dict[str, str]
+
+    def part(self, fqn: str) -> PartRecord:
+        return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)
+
+    @property
+    def parts(self) -> tuple[PartRecord, ...]:
+        """Units and glue in data-flow order, `other` last."""
+        order = {fqn: i for i, fqn in enumerate(self.flow)}
+        return tuple(sorted((*self.units, *self.glue), key=lambda part: order.get(part.fqn, len(order))))
+
+    @property
+    def flow(self) -> list[str]:
+        order = ["conv_in", "time_embedding"]
+        for block in self.topology.blocks:
+            order += [unit.fqn for unit in self.topology.units if unit.block == block]
+            if block in self.topology.samplers:
+                order.append(self.topology.samplers[block])
+        return [*order, "conv_out"]
+
+    @property
+    def steps_batch(self) -> int:
+        """UNet calls per step and image: two with classifier-free guidance."""
+        return 2 if self.guidance_scale > 1 else 1

@@ -1,0 +1,92 @@
+"""How numbers and names read in the console and in figures; private, shared by the renderers of this folder.
+
+Three significant figures, seconds in and "ms" or "s" out, and the interval in the unit of its median.
+"""
+
+from __future__ import annotations
+
+import math
+
+from asdm.plan import Prediction
+from asdm.results import Estimate
+
+SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def decimals(value: float, digits: int = 3) -> int:
+    """Decimal places that show `value` with so many significant figures; negative left of the point."""
+    if value == 0:
+        return 0
+    places = digits - 1 - math.floor(math.log10(abs(value)))
+    return digits - 1 - math.floor(math.log10(abs(round(value, places))))
+
+
+def fixed(value: float, places: int) -> str:
+    """`value` with so many decimal places: (1234, -1) → "1230"; never "-0"."""
+    return f"{round(value, places) + 0.0:.{max(places, 0)}f}"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """Three significant figures without an exponent: "4110", "19.4", "0.0250"."""
+    return fixed(value, decimals(value, digits))
+
+
+def interval(estimate: Estimate, scale: float = 1.0) -> str:
+    """The bounds with the decimals of their median: "[4.37, 4.46]"; `scale` is the size of the unit shown."""
+    places = decimals(estimate.median / scale)
+    return f"[{fixed(estimate.low / scale, places)}, {fixed(estimate.high / scale, places)}]"
+
+
+def second_unit(value: float) -> tuple[float, str]:
+    """The unit in which so many seconds read best, as (size, name)."""
+    rounded = abs(round(value, decimals(value)))
+    return next((unit for unit in SECOND_UNITS if rounded >= unit[0]), SECOND_UNITS[-1] if value else SECOND_UNITS[1])
+
+
+def seconds(value: float) -> str:
+    """0.412 → "412 ms", 4.41 → "4.41 s"."""
+    scale, unit = second_unit(value)
+    return f"{number(value / scale)} {unit}"
+
+
+def seconds_interval(estimate: Estimate) -> str:
+    """The bounds of a time in the unit that `seconds` picks for its median."""
+    return interval(estimate, second_unit(estimate.median)[0])
+
+
+def count_unit(value: float) -> tuple[float, str]:
+    """The prefix in which a count reads best, as (size, name)."""
+    rounded = abs(round(value, decimals(value)))
+    return next((unit for unit in COUNT_UNITS if rounded >= unit[0]), (1.0, ""))
+
+
+def count(value: float) -> str:
+    """MACs and parameters: "19.4 G", "2.55 M", "320"."""
+    scale, unit = count_unit(value)
+    return f"{number(value / scale)} {unit}".rstrip()
+
+
+def ratio(value: float) -> str:
+    """Student / teacher: "0.78×"."""
+    return f"{value:.2f}×"
+
+
+def ratio_interval(bounds: Estimate | Prediction) -> str:
+    return f"[{bounds.low:.2f}, {bounds.high:.2f}]"
+
+
+def percent(share: float) -> str:
+    """A share as "37 %", and with one decimal below ten: "4.8 %"."""
+    shown = 100 * share
+    return f"{shown:.1f} %" if abs(shown) < 9.95 else f"{shown:.0f} %"
+
+
+def plural(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def plain(name: str, longest: int = 200) -> str:
+    """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
+    shown = "".join(char if char.isprintable() else "?" for char in name)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"

@@ -1,0 +1,270 @@
+"""Pictures of a UNet for the HTML report: the icicle of its time, the U, and the U with a plan's edits drawn in."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from markupsafe import Markup
+
+from asdm.plan import Topology
+from asdm_prof.records import Profile
+from asdm_prof.renderers._format import percent, plain
+from asdm_prof.renderers._svg import CHARACTER, line, rect, svg, tag, text
+from asdm_prof.tree import Node
+
+# ---------------------------------------------------------------------------------------------- icicle
+
+WIDTH = 1120
+BANDS = {"unet": (0, 26), "block": (28, 42), "layer": (72, 24), "part": (98, 62)}  # level → top, height
+BOTTOM = 160
+
+
+def icicle(root: Node, index: Mapping[str, int], told: Mapping[str, str]) -> Markup:
+    """Whole → block → layer → unit from top to bottom, in the order in which data flows; width is time."""
+    title = f"Where the time of the {plain(root.label)} UNet goes: whole, blocks, layers and units in data-flow order"
+    return svg("icicle", title, WIDTH, BOTTOM, _cells(root, 0.0, 0.0, root.latency_s, index, told), role="group")
+
+
+def _cells(
+    node: Node, left: float, top: float, whole: float, index: Mapping[str, int], told: Mapping[str, str]
+) -> Iterator[Markup]:
+    width = WIDTH * node.latency_s / whole
+    height = BOTTOM - top if node.level == "part" else BANDS[node.level][1]
+    yield _cell(node, left, top, width, height, index[node.name], told[node.name])
+    for child in node.children:
+        yield from _cells(child, left, top + height + 2, whole, index, told)
+        left += WIDTH * child.latency_s / whole
+
+
+def _cell(node: Node, x: float, y: float, width: float, height: float, number: int, told: str) -> Markup:
+    kind = node.kind or "group"
+    inside = [rect(x, y, width, height, f"fill {kind}"), rect(x, y, width, height, f"{kind}-mark")]
+    name = short_name(node)
+    if height > 40:
+        inside.append(_label(name, x, y + 17, width, f"on-{kind} strong"))
+        inside.append(_label(percent(node.share), x, y + 33, width, f"on-{kind} value"))
+    else:
+        inside.append(_label(name, x, y + height / 2 + 4.5, width, f"on-{kind} strong"))
+    return tag("g", tag("title", told), *inside, class_="cell", data_node=number, data_level=node.level)
+
+
+def _label(content: str, x: float, y: float, width: float, class_: str) -> Markup:
+    need = len(content) * CHARACTER + 5
+    return text(
+        x + width / 2, y, content, f"middle {class_}", data_need=need, visibility=None if need <= width else "hidden"
+    )
+
+
+def short_name(node: Node) -> str:
+    """What fits into a cell: `t0` for `dn0.t0`, a block's own label otherwise."""
+    label = node.label.rpartition(".")[2] if node.level == "part" else node.label
+    return plain(label, 60)
+
+
+# ---------------------------------------------------------------------------------------------- the U
+
+U_WIDTH, SLOT, LARGEST, INDENT, EDGE = 800, 48, 42, 36, 86
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A plan's edit of one part: None as `replacement` removes it; `size` is the time that stays, 1 = as before."""
+
+    replacement: str | None = None
+    size: float = 1.0
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One skip: the parts that make it on the left, those that take it on the right, and their depths."""
+
+    left: tuple[str, ...]
+    right: tuple[str, ...]
+    left_depth: int
+    right_depth: int
+    y: float = 0.0
+    height: float = 0.0
+
+
+def u_picture(
+    name: str,
+    title: str,
+    profile: Profile,
+    root: Node,
+    index: Mapping[str, int],
+    told: Mapping[str, str],
+    marks: Mapping[str, Mark] | None = None,
+) -> Markup:
+    """The UNet as a U: one line per skip, a square's area is its part's time, and the plan's edits where given."""
+    return _Drawing(profile, root, index, told, marks or {}).draw(name, title)
+
+
+class _Drawing:
+    """The U of one profile, while it is drawn."""
+
+    def __init__(
+        self, profile: Profile, root: Node, index: Mapping[str, int], told: Mapping[str, str], marks: Mapping[str, Mark]
+    ) -> None:
+        self.profile, self.root, self.index, self.told, self.marks = profile, root, index, told, marks
+        self.parts = {part.fqn: part for part in profile.parts}
+        self.largest = max(part.latency_s.median for part in profile.parts)
+        self.nodes = {node.name: node for _, node in root.walk()}
+        self.rows = self._placed(_rows(profile.topology))
+        self.margin = 120 if marks else 0  # for the names of replacements on the right
+
+    def draw(self, name: str, title: str) -> Markup:
+        bottom = self.rows[-1].y + self.rows[-1].height + 14
+        body = [self._flow(bottom), *(mark for row in self.rows for mark in self._row(row))]
+        body += [*self._block_labels(), *self._mid(bottom), *self._aside(bottom)]
+        return svg(name, title, U_WIDTH + self.margin, bottom + 66, body, role="img" if self.marks else "group")
+
+    def _placed(self, rows: list[_Row]) -> list[_Row]:
+        placed, y = [], 4.0
+        for row in rows:
+            height = max([18.0, *(self._side(fqn) + 7 for fqn in (*row.left, *row.right))])
+            placed.append(_Row(row.left, row.right, row.left_depth, row.right_depth, y, height))
+            y += height
+        return placed
+
+    def _side(self, fqn: str) -> float:
+        part = self.parts.get(fqn)
+        return LARGEST * math.sqrt(part.latency_s.median / self.largest) if part else 0.0
+
+    def _row(self, row: _Row) -> Iterator[Markup]:
+        left, right, y = _left(row.left_depth), _right(row.right_depth), row.y + row.height / 2
+        gone = self._gone(row.left) or self._gone(row.right)
+        if row.left and row.right and not gone:
+            start = left + SLOT * (len(row.left) - 0.5) + self._side(row.left[-1]) / 2
+            yield line(start + 3, y, right + SLOT / 2 - self._side(row.right[0]) / 2 - 3, y, "skip")
+        for x, fqns in ((left, row.left), (right, row.right)):
+            for place, fqn in enumerate(fqns):
+                yield from self._square(fqn, x + SLOT * (place + 0.5), y)
+            yield from self._notes(fqns, x + SLOT * len(fqns) + 6, y)
+
+    def _gone(self, fqns: tuple[str, ...]) -> bool:
+        return all(fqn in self.marks and self.marks[fqn].replacement is None for fqn in fqns[:2]) if fqns else False
+
+    def _square(self, fqn: str, x: float, y: float) -> Iterator[Markup]:
+        part = self.parts.get(fqn)
+        if part is None:
+            return
+        side, mark = self._side(fqn), self.marks.get(fqn)
+        if mark is None:
+            inside = _solid(part.kind, x, y, side)
+        elif mark.replacement is None:
+            inside = _crossed(x, y, side)
+        else:
+            inside = [*_solid(part.kind, x, y, side * math.sqrt(mark.size)), _outline(x, y, side, "was changed")]
+        node = self.nodes[fqn]
+        if side >= 22 and (mark is None or mark.replacement):
+            inside.append(text(x, y + 4.5, plain(short_name(node), 4), f"middle on-{part.kind}"))
+        yield tag(
+            "g", tag("title", self.told[fqn]), *inside, class_="cell", data_node=self.index[fqn], data_level="part"
+        )
+
+    def _notes(self, fqns: tuple[str, ...], x: float, y: float) -> Iterator[Markup]:
+        """What replaces the units of a row, one line each, beside the row."""
+        lines = []
+        for fqn in fqns:
+            mark = self.marks.get(fqn)
+            if mark and mark.replacement and fqn in self.nodes:
+                new = mark.replacement.replace("_", " ")
+                lines.append(f"{plain(short_name(self.nodes[fqn]), 4)} → {plain(new, 14)}")
+        for place, shown in enumerate(lines):
+            yield text(x, y + 4.5 + 15 * (place - (len(lines) - 1) / 2), shown, "note halo")
+
+    def _flow(self, bottom: float) -> Markup:
+        """The way of the data: down the left side, through the middle, up the right side."""
+        down = [(_left(row.left_depth) + SLOT / 2, row.y + row.height / 2) for row in self.rows if row.left]
+        up = [(_right(row.right_depth) + SLOT / 2, row.y + row.height / 2) for row in self.rows if row.right]
+        middle = [(down[-1][0], bottom + 24), (up[-1][0], bottom + 24)]
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in (*down, *middle, *reversed(up)))
+        return tag("polyline", points=points, class_="flow")
+
+    def _block_labels(self) -> Iterator[Markup]:
+        for block in (*self.profile.topology.down_blocks, *self.profile.topology.up_blocks):
+            own = [row for row in self.rows if any(fqn.startswith(f"{block}.") for fqn in (*row.left, *row.right))]
+            node = self.nodes.get(block)
+            if not own or node is None:
+                continue
+            y = (own[0].y + own[-1].y + own[-1].height) / 2
+            down = block.startswith("down_blocks.")
+            x = (
+                _left(own[0].left_depth) - 12
+                if down
+                else _right(own[-1].right_depth) + 2 * SLOT + 34 + (self.margin if self._is_changed(own) else 0)
+            )
+            side = " end" if down else ""
+            yield text(x, y - 2, plain(node.label, 10), f"strong{side}")
+            yield text(x, y + 14, percent(node.share), f"quiet{side}")
+
+    def _is_changed(self, rows: list[_Row]) -> bool:
+        return any(self.marks[fqn].replacement for row in rows for fqn in row.right if fqn in self.marks)
+
+    def _mid(self, bottom: float) -> Iterator[Markup]:
+        units = [unit.fqn for unit in self.profile.topology.units if unit.block == "mid_block"]
+        node = self.nodes.get("mid_block")
+        if not units or node is None:
+            return
+        start = U_WIDTH / 2 - SLOT * len(units) / 2
+        for place, fqn in enumerate(units):
+            yield from self._square(fqn, start + SLOT * (place + 0.5), bottom + 24)
+        yield from self._notes(tuple(units), start + SLOT * len(units) + 6, bottom + 24)
+        yield text(U_WIDTH / 2, bottom + 58, "mid", "strong middle")
+        yield text(U_WIDTH / 2 + 18, bottom + 58, percent(node.share), "quiet")
+
+    def _aside(self, bottom: float) -> Iterator[Markup]:
+        """Glue that has no place along the flow: the time embedding, and what runs between the parts."""
+        drawn = {"conv_in", "conv_out"}
+        outside = [part for part in self.profile.glue if not part.block and part.fqn not in drawn]
+        for place, part in enumerate(outside):
+            y = bottom + 50 - 20 * place
+            yield from self._square(part.fqn, 16.0, y)
+            yield text(30, y + 4.5, plain(part.label, 20), "quiet")
+
+
+def _left(depth: int) -> float:
+    return EDGE + INDENT * depth
+
+
+def _right(depth: int) -> float:
+    return U_WIDTH - EDGE - INDENT * depth - 2 * SLOT
+
+
+def _solid(kind: str, x: float, y: float, side: float) -> list[Markup]:
+    corner = (x - side / 2, y - side / 2, side, side)
+    return [rect(*corner, f"fill {kind}"), rect(*corner, f"{kind}-mark")]
+
+
+def _outline(x: float, y: float, side: float, class_: str) -> Markup:
+    return rect(x - side / 2, y - side / 2, side, side, class_)
+
+
+def _crossed(x: float, y: float, side: float) -> list[Markup]:
+    half = side / 2
+    cross = f"M{x - half:.1f} {y - half:.1f}l{side:.1f} {side:.1f}m0 {-side:.1f}l{-side:.1f} {side:.1f}"
+    return [_outline(x, y, side, "was gone"), tag("path", d=cross, class_="cross")]
+
+
+def _rows(topology: Topology) -> list[_Row]:
+    """Skips from the outermost to the innermost: the down path pushes them, the up path pops them (§2.1)."""
+    left: list[tuple[tuple[str, ...], int]] = [(("conv_in",), 0)]
+    for depth, block in enumerate(topology.down_blocks):
+        left += [(_layer(topology, block, layer), depth) for layer in topology.layers(block)]
+        left += [((topology.samplers[block],), depth)] if block in topology.samplers else []
+    right: list[tuple[tuple[str, ...], int]] = []
+    for place, block in enumerate(topology.up_blocks):
+        depth = len(topology.up_blocks) - 1 - place
+        right += [(_layer(topology, block, layer), depth) for layer in topology.layers(block)]
+        fqns, _ = right.pop()
+        after = topology.samplers.get(block) or ("conv_out" if depth == 0 else None)
+        right.append(((*fqns, after) if after else fqns, depth))
+    pairs = zip_longest(left, reversed(right), fillvalue=((), 0))
+    return [_Row(a, b, left_depth, right_depth) for (a, left_depth), (b, right_depth) in pairs]
+
+
+def _layer(topology: Topology, block: str, layer: int) -> tuple[str, ...]:
+    return tuple(unit.fqn for unit in topology.layer_units(block, layer))

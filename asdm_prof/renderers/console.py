@@ -1,0 +1,356 @@
+"""A report in the terminal, in the order of the page: the answer, the tree, the rank, the plan, students, trust.
+
+Tables take the width they may use: 80 columns without wrapping; wider shows more columns, narrower fewer.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Generic, TypeVar
+
+from rich.console import Console, ConsoleOptions, RenderResult
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from asdm.plan import AnyEdit, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
+from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
+from asdm_prof.records import PartRecord, Profile
+from asdm_prof.redundancy import Ranked, rank
+from asdm_prof.renderers import Report
+from asdm_prof.renderers._format import (
+    fixed,
+    interval,
+    number,
+    percent,
+    plain,
+    plural,
+    ratio,
+    ratio_interval,
+    seconds,
+    seconds_interval,
+)
+from asdm_prof.tree import Node, shallow_blocks, tree_of
+
+OUTPUT = None
+
+T = TypeVar("T")
+COLOURS = {"resnet": "#0072B2", "transformer": "#D55E00", "glue": "bright_black"}
+QUIET = "bright_black"
+SHOWN_OF_RANK = 10
+
+
+def render(report: Report, folder: Path) -> list[Path]:
+    """Print the report on stdout; no file is written."""
+    print_report(report, stdout_console())
+    return []
+
+
+def stdout_console() -> Console:
+    """A console on stdout that writes "?" for a character which the stream's encoding lacks."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    return Console(highlight=False)
+
+
+def print_report(report: Report, console: Console) -> None:
+    profile, width = report.profile, console.width
+    console.print(Text(answer(profile), style="bold"))
+    _section(console, "Where does the time go?", tree_table(profile, width))
+    _section(console, "What is redundant?", rank_table(rank(profile)[:SHOWN_OF_RANK], width))
+    if report.plan is not None:
+        _section(console, "What would it buy?", *(Text(line) for line in plan_lines(report.plan, profile)))
+    for bench in report.benches:
+        _section(console, "What did it buy?", bench_table(bench, width))
+        if any(student.quality for student in bench.students):
+            console.print(quality_table(bench, width))
+    _section(console, _trust_title(profile), trust_table(profile), Text(made_by(profile), style=QUIET))
+
+
+def _section(console: Console, title: str, *contents: Table | Text) -> None:
+    console.print()
+    console.print(Text(title, style="bold"))
+    for content in contents:
+        console.print(content)
+
+
+# ---------------------------------------------------------------------------------------------- the answer
+
+
+def answer(profile: Profile) -> str:
+    """What one UNet call takes, and how much of that lies in the two shallow blocks, in one sentence."""
+    first, last = shallow_blocks(profile)
+    shallow = [part for part in profile.parts if part.block in (first, last)]
+    whole = profile.whole.latency_s
+    return (
+        f"{plain(profile.title)}'s UNet takes {seconds(whole.median)} {seconds_interval(whole)} a call on this machine "
+        f"({_runtime(profile)}); {percent(sum(part.share.median for part in shallow))} of it is in {plain(first)} and "
+        f"{plain(last)}, which hold {percent(sum(part.params for part in shallow) / profile.whole.params)} of the "
+        "parameters."
+    )
+
+
+def _runtime(profile: Profile) -> str:
+    return plain(
+        f"{profile.backend}, {profile.device}, {profile.dtype}, {plural(profile.threads, 'thread')}, "
+        f"batch {profile.batch}, {profile.size}×{profile.size}"
+    )
+
+
+def made_by(profile: Profile) -> str:
+    """The command behind a profile, its time and the first digits of its hash."""
+    return f"Made by `{plain(profile.command)}` at {plain(profile.created_utc)}; profile {profile.sha256()[:12]}."
+
+
+# ---------------------------------------------------------------------------------------------- the tree
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar in a table's cell, `share` of the cell long; blocks, or `#` where the terminal knows only ASCII."""
+
+    share: float
+    cells: int
+    style: str
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        eighths = round(8 * self.cells * min(max(self.share, 0.0), 1.0))
+        if options.ascii_only:
+            yield Text("#" * round(eighths / 8), style=self.style)
+        else:
+            yield Text("█" * (eighths // 8) + " ▏▎▍▌▋▊▉"[eighths % 8].strip(), style=self.style)
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(self.cells, self.cells)
+
+
+@dataclass(frozen=True)
+class Column(Generic[T]):
+    """A column that shows from a terminal width on."""
+
+    title: str
+    from_width: int
+    cell: Callable[[T], str]
+    quiet: bool = False
+
+
+def tree_table(profile: Profile, width: int) -> Table:
+    """Block → layer → unit in data-flow order, with bars for the share of time; a bar's full cell is the top block."""
+    root = tree_of(profile)
+    columns = [column for column in _tree_columns(profile) if width >= column.from_width]
+    cells = min(24, width - 68) if width >= 76 else 0
+    table = _table()
+    table.add_column("", no_wrap=True, overflow="ellipsis", max_width=24)
+    if cells:
+        table.add_column("time", no_wrap=True, min_width=cells)
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True, style=QUIET if column.quiet else "")
+    longest = max((node.share for node in root.children), default=0.0) or 1.0
+    for depth, node in root.walk():
+        bar = [Bar(node.share / longest if depth else 0.0, cells, COLOURS.get(node.kind, ""))] if cells else []
+        table.add_row(_node_name(node, depth), *bar, *(column.cell(node) for column in columns))
+    return table
+
+
+def _tree_columns(profile: Profile) -> list[Column[Node]]:
+    ranked = {row.fqn: row for row in rank(profile)}
+
+    def part(show: Callable[[PartRecord], str]) -> Callable[[Node], str]:
+        return lambda node: show(node.parts[0]) if node.level == "part" else ""
+
+    def total(what: str) -> Callable[[Node], str]:
+        return lambda node: _scaled(sum(getattr(part, what) for part in node.parts), 1e9)
+
+    return [
+        Column("share", 0, lambda node: percent(node.share)),
+        Column("ms", 40, lambda node: number(1e3 * node.latency_s)),
+        Column("95 %", 100, part(lambda record: interval(record.latency_s, 1e-3)), quiet=True),
+        Column("GMAC", 54, lambda node: _scaled(node.macs, 1e9)),
+        Column("conv", 120, total("conv_macs"), quiet=True),
+        Column("linear", 120, total("linear_macs"), quiet=True),
+        Column("attention", 120, total("attention_macs"), quiet=True),
+        Column("M params", 66, lambda node: _scaled(node.params, 1e6)),
+        Column("MB peak", 136, lambda node: _scaled(node.peak_memory_bytes, 1e6)),
+        Column("rank", 110, lambda node: str(ranked[node.name].rank) if node.name in ranked else ""),
+    ]
+
+
+def _node_name(node: Node, depth: int) -> Text:
+    style = "bold" if node.level in ("unet", "block") else COLOURS.get(node.kind, "")
+    return Text("  " * max(depth - 1, 0) + plain(node.label), style=style)
+
+
+def _scaled(value: float, unit: float) -> str:
+    """Three figures, and two decimals at the most, so that a column stays narrow."""
+    shown = value / unit
+    return number(shown) if shown >= 1 else fixed(shown, 2)
+
+
+# ---------------------------------------------------------------------------------------------- rank, plan, students
+
+
+def rank_table(ranked: Sequence[Ranked], width: int) -> Table:
+    """Units from most to least redundant; those of one tie group are not told apart."""
+    table = _table()
+    for title in ("rank", "tie"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("unit", no_wrap=True, overflow="ellipsis", max_width=16 if width < 100 else 40)
+    for title, from_width in (("redundancy", 0), ("95 %", 50), ("of time", 60), ("of params", 70), ("ms", 80)):
+        if width >= from_width:
+            table.add_column(title, justify="right", no_wrap=True, style=QUIET if title == "95 %" else "")
+    for row in ranked:
+        name = Text(plain(row.label if width < 100 else row.fqn), style=COLOURS.get(row.kind, ""))
+        cells = (
+            number(row.redundancy.median),
+            interval(row.redundancy),
+            percent(row.latency_share.median),
+            f"{100 * row.params_share:.2f} %",
+            number(1e3 * row.latency_s.median),
+        )
+        table.add_row(str(row.rank), str(row.tie_group), name, *cells[: len(table.columns) - 3])
+    return table
+
+
+def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
+    """The plan in words: what it promises, each edit with the time it touches, and the solver's proof."""
+    lines = [_promise(plan)]
+    lines += [f"  {plain(str(edit))}: {_time_of(edit, profile)} of time" for edit in plan.edits]
+    if plan.damage_from is not None:
+        lines.append(f"Damage is from the {plain(plan.damage_from)}.")
+    if plan.proof is not None:
+        proof = plan.proof
+        lines.append(
+            f"Solver: {plain(proof.status)}; damage {number(proof.damage)}, proven bound {number(proof.bound)}, "
+            f"gap {number(proof.gap)}."
+        )
+    return lines
+
+
+def _promise(plan: PruningPlan) -> str:
+    at = f" at {plain(plan.budget)}" if plan.budget else ""
+    text = f"{plain(plan.name).capitalize()}{at} makes {plural(len(plan.edits), 'edit')}"
+    if plan.predicted is None:
+        return f"{text}."
+    said = plan.predicted
+    said = plan.predicted
+    return f"{text}: predicted {ratio(said.ratio)} {ratio_interval(said)}, {seconds(said.latency_s)} a call."
+
+
+def _time_of(edit: AnyEdit, profile: Profile) -> str:
+    """What an edit is about as a share of the UNet's time, and of a replacement what is left of it."""
+    before = sum(part.share.median for part in profile.parts if _is_about(edit, part, profile.topology))
+    if isinstance(edit, ReplaceUnit):
+        for option in profile.options:
+            if (option.unit, option.replacement) == (edit.unit, edit.with_):
+                return f"{percent(before)} → {percent(option.share.median)}"
+    return percent(before)
+
+
+def _is_about(edit: AnyEdit, part: PartRecord, topology: Topology) -> bool:
+    if isinstance(edit, RemoveLayer):
+        return (part.block, part.layer) == (edit.block, edit.layer)
+    if isinstance(edit, RemoveUnit | ReplaceUnit):
+        return part.fqn == edit.unit
+    if edit.block not in topology.down_blocks:
+        return part.block == edit.block
+    # The deepest pair takes along the downsampler that leads to it.
+    lead = topology.samplers.get(topology.down_blocks[-2])
+    return part.block in (edit.block, topology.mirror(edit.block)) or part.fqn == lead
+
+
+def bench_table(bench: BenchResult, width: int) -> Table:
+    """Students as ratios to their teacher, measured in pairs: below 1× is faster."""
+    table = _table()
+    longest = 16 if width < 100 else 40
+    table.add_column("student / teacher", no_wrap=True, overflow="ellipsis", max_width=longest)
+    columns = [column for column in STUDENT_COLUMNS if width >= column.from_width]
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True, style=QUIET if column.quiet else "")
+    rows: list[BenchTeacher | BenchStudent] = [bench.teacher, *bench.students]
+    for one in rows:
+        table.add_row(Text(plain(one.name)), *(column.cell(one) for column in columns))
+    return table
+
+
+def _unet(one: BenchTeacher | BenchStudent) -> Estimate:
+    return one.unet_latency_ratio if isinstance(one, BenchStudent) else TEACHER
+
+
+def _image(one: BenchTeacher | BenchStudent) -> Estimate | None:
+    if isinstance(one, BenchStudent):
+        return one.image_latency_ratio
+    return TEACHER if one.image_latency_s else None
+
+
+def _predicted(one: BenchTeacher | BenchStudent) -> str:
+    return "" if isinstance(one, BenchTeacher) or one.predicted_ratio is None else ratio(one.predicted_ratio)
+
+
+def _ratio(value: Estimate | None) -> str:
+    return ratio(value.median) if value else ""
+
+
+def _bounds(value: Estimate | None) -> str:
+    return ratio_interval(value) if value and value is not TEACHER else ""
+
+
+TEACHER = Estimate(median=1, low=1, high=1)
+STUDENT_COLUMNS: tuple[Column[BenchTeacher | BenchStudent], ...] = (
+    Column("UNet", 0, lambda one: _ratio(_unet(one))),
+    Column("95 %", 40, lambda one: _bounds(_unet(one)), quiet=True),
+    Column("predicted", 50, _predicted),
+    Column("image", 56, lambda one: _ratio(_image(one))),
+    Column("95 %", 70, lambda one: _bounds(_image(one)), quiet=True),
+    Column("GMAC", 76, lambda one: _scaled(one.macs, 1e9)),
+    Column("M params", 80, lambda one: _scaled(one.params, 1e6)),
+    Column("GB peak", 90, lambda one: _scaled(one.peak_memory_bytes, 1e9)),
+    Column("s", 100, lambda one: number(one.unet_latency_s.median)),
+)
+
+
+def quality_table(bench: BenchResult, width: int) -> Table:
+    """Quality metrics of every student beside its teacher's and the noise between two runs of the teacher."""
+    table = _table()
+    for title in ("student", "metric"):
+        table.add_column(title, no_wrap=True, overflow="ellipsis", max_width=16 if width < 100 else 40)
+    for title in ("value", "95 %", "teacher", "noise floor"):
+        table.add_column(title, justify="right", no_wrap=True, style=QUIET if title == "95 %" else "")
+    for student in bench.students:
+        for name, metric in student.quality.items():
+            table.add_row(Text(plain(student.name)), Text(plain(name)), *_quality_cells(metric))
+    return table
+
+
+def _quality_cells(metric: Metric) -> list[str]:
+    bounds = interval(Estimate(median=metric.value, low=metric.low, high=metric.high))
+    optional = ["" if value is None else number(value) for value in (metric.teacher, metric.noise_floor)]
+    return [number(metric.value), bounds, *optional]
+
+
+# ---------------------------------------------------------------------------------------------- trust
+
+
+def trust_table(profile: Profile) -> Table:
+    """One line per check: passed or not, what was checked, the figure, and what to do where it failed."""
+    table = _table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column()
+    table.add_column()
+    for line in profile.trust:
+        verdict = Text("passed") if line.passed else Text("FAILED", style="bold red")
+        remedy = "" if line.passed or not line.remedy else f": {line.remedy}"
+        table.add_row(verdict, Text(plain(line.check)), Text(plain(line.value + remedy)))
+    return table
+
+
+def _trust_title(profile: Profile) -> str:
+    passed = sum(line.passed for line in profile.trust)
+    return f"Can I believe it? {passed} of {plural(len(profile.trust), 'check')} passed."
+
+
+def _table(show_header: bool = True) -> Table:
+    return Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=show_header, header_style=QUIET)

@@ -1,0 +1,342 @@
+"""Figures for a paper as PNG, SVG and PDF: `figures/<name>.{png,svg,pdf}`, byte for byte the same every time.
+
+A figure is a function of the report that returns None where its data is missing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator
+
+from asdm.files import write_whole
+from asdm.measure import estimate
+from asdm.results import BenchStudent, Estimate
+from asdm_prof.records import PartRecord, Profile
+from asdm_prof.redundancy import rank
+from asdm_prof.renderers import FamilyCost, Report
+from asdm_prof.renderers._format import count, count_unit, plain, plural, ratio, ratio_interval, second_unit
+
+OUTPUT = "figures"
+
+STYLE = Path(__file__).with_name("paper.mplstyle")
+ONE_COLUMN, TWO_COLUMNS = 3.3, 6.8  # inches
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+# Okabe–Ito; hatch and marker say the same as the hue.
+COLOURS = {"resnet": "#0072B2", "transformer": "#D55E00", "glue": "#999999"}
+HATCHES = {"resnet": "", "transformer": "////", "glue": r"\\\\"}
+MARKERS = {"resnet": "o", "transformer": "s"}
+KINDS = {"resnet": "ResNet", "transformer": "Transformer (cross-attention)", "glue": "glue"}
+COMPONENTS = {"unet": "UNet", "vae_decoder": "VAE decoder"}
+INK, QUIET = "#222222", "#767676"
+
+
+def render(report: Report, folder: Path) -> list[Path]:
+    paths: list[Path] = []
+    with matplotlib.style.context(STYLE, after_reset=True):
+        for draw in FIGURES:
+            figure = draw(report)
+            if figure is not None:
+                paths += _save(figure, folder / "figures" / draw.__name__)
+    return paths
+
+
+def _save(figure: Figure, stem: Path) -> Iterator[Path]:
+    for suffix, metadata in METADATA.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, metadata=metadata)
+        yield write_whole(stem.with_suffix(f".{suffix}"), buffer.getvalue(), force=True)
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+# ---------------------------------------------------------------------------------------------- costs of a family
+
+
+def fig1_costs(report: Report) -> Figure | None:
+    """Parameters and computation per image of text encoder, UNet and VAE (Fig. 1)."""
+    if not report.family_costs:
+        return None
+    families = _by_family(report.family_costs)
+    rows = [cost for family in families for cost in (None, *family)]  # None: the line for the family's name
+    figure = _figure(TWO_COLUMNS, 0.45 + 0.17 * len(rows))
+    left, right = figure.subplots(1, 2, sharey=True)
+    _cost_bars(left, rows, lambda cost: cost.params, "parameters ({})")
+    _cost_bars(right, rows, lambda cost: cost.macs * cost.calls, "MACs per image ({}; one MAC is two FLOPs)")
+    left.set_yticks([y for y, cost in enumerate(rows) if cost], [_component(cost) for cost in rows if cost])
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    for y, family in zip([y for y, cost in enumerate(rows) if cost is None], families, strict=True):
+        left.text(0, y + 0.15, plain(family[0].title, 40), weight="bold", va="center")
+    return figure
+
+
+def _by_family(costs: Sequence[FamilyCost]) -> list[list[FamilyCost]]:
+    """Families as they come; in each, the components in the order in which data flows."""
+    flow = {"unet": 1, "vae_decoder": 2}
+    names = dict.fromkeys(cost.family for cost in costs)
+    return [
+        sorted((c for c in costs if c.family == name), key=lambda c: (flow.get(c.component, 0), c.component))
+        for name in names
+    ]
+
+
+def _component(cost: FamilyCost) -> str:
+    name = COMPONENTS.get(cost.component, plain(cost.component, 20).replace("_", " "))
+    return f"{name} ({plural(cost.calls, 'call')})"
+
+
+def _cost_bars(axes: Axes, rows: list[FamilyCost | None], value: Callable[[FamilyCost], float], xlabel: str) -> None:
+    most = max(value(cost) for cost in rows if cost)
+    scale, unit = count_unit(most)
+    for y, cost in enumerate(rows):
+        if cost is None:
+            continue
+        unet = cost.component == "unet"
+        end = value(cost) / scale
+        axes.barh(y, end, height=0.75, color="#56B4E9" if unet else "#BBBBBB", hatch="" if unet else r"\\\\",
+                  edgecolor="white")  # fmt: skip
+        axes.annotate(count(value(cost)), (end, y), (3, 0), textcoords="offset points", va="center", size=7)
+    axes.set_xlim(0, 1.2 * most / scale)
+    axes.set_xlabel(xlabel.format(unit))
+    axes.tick_params(axis="y", length=0)
+
+
+# ---------------------------------------------------------------------------------------------- where the time goes
+
+
+def fig2_latency_and_parameters(report: Report) -> Figure | None:
+    """Latency and parameters of Transformer and ResNet units, block by block (Fig. 2)."""
+    profile = report.profile
+    if not profile.units:
+        return None
+    figure = _figure(TWO_COLUMNS, 3.2)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    blocks = [block for block in profile.topology.blocks if any(unit.block == block for unit in profile.units)]
+    scale, unit_name = second_unit(max(_time(profile, block, kind).median for block in blocks for kind in MARKERS))
+    for kind, shift in (("transformer", -0.2), ("resnet", 0.2)):
+        places = [x + shift for x in range(len(blocks))]
+        times = [_time(profile, block, kind).scaled(1 / scale) for block in blocks]
+        params = [sum(unit.params for unit in _members(profile, block, kind)) for block in blocks]
+        _kind_bars(top, places, [time.median for time in times], [kind] * len(blocks), width=0.38)
+        _whiskers(top, places, times)
+        _kind_bars(bottom, places, [n / 1e6 for n in params], [kind] * len(blocks), width=0.38)
+    top.set_ylabel(f"latency ({unit_name})")
+    bottom.set_ylabel("parameters (M)")
+    bottom.set_xticks(range(len(blocks)), [_block_label(profile, block) for block in blocks])
+    for axes in (top, bottom):
+        axes.tick_params(axis="x", length=0)
+    _kind_legend(figure, ("transformer", "resnet"))
+    return figure
+
+
+def units_share(report: Report) -> Figure | None:
+    """Share of the UNet's time of every unit and piece of glue, in the order in which data flows."""
+    parts = report.profile.parts
+    if not parts:
+        return None
+    figure = _figure(TWO_COLUMNS, 2.5)
+    axes = figure.subplots()
+    places = list(range(len(parts)))
+    shares = [part.share.scaled(100) for part in parts]
+    _kind_bars(axes, places, [share.median for share in shares], [part.kind for part in parts], width=0.8)
+    _whiskers(axes, places, shares)
+    axes.set_xticks(places, [plain(part.label.rpartition(".")[2], 16) for part in parts], rotation=90, size=6)
+    axes.tick_params(axis="x", length=0)
+    axes.set_xlim(-0.7, len(parts) - 0.3)
+    axes.set_ylabel("share of time (%)")
+    _block_braces(axes, report.profile, parts)
+    _kind_legend(figure, ("transformer", "resnet", "glue"))
+    return figure
+
+
+def _members(profile: Profile, block: str, kind: str) -> list[PartRecord]:
+    return [unit for unit in profile.units if unit.block == block and unit.kind == kind]
+
+
+def _time(profile: Profile, block: str, kind: str) -> Estimate:
+    """Units of one kind in one block, added up run by run."""
+    members = _members(profile, block, kind)
+    if not members:
+        return Estimate(median=0, low=0, high=0)
+    return estimate([sum(run) for run in zip(*(unit.latency_s.samples for unit in members), strict=True)])
+
+
+def _block_label(profile: Profile, block: str) -> str:
+    label = next(unit.label for unit in profile.units if unit.block == block)
+    return plain(label.partition(".")[0], 12)
+
+
+def _kind_bars(axes: Axes, places: Sequence[float], values: list[float], kinds: list[str], width: float) -> None:
+    axes.bar(
+        places,
+        values,
+        width,
+        color=[COLOURS[kind] for kind in kinds],
+        hatch=[HATCHES[kind] for kind in kinds],
+        edgecolor="white",
+    )
+
+
+def _whiskers(axes: Axes, places: Sequence[float], estimates: list[Estimate]) -> None:
+    axes.vlines(places, [e.low for e in estimates], [e.high for e in estimates], color=INK, linewidth=0.8)
+
+
+def _block_braces(axes: Axes, profile: Profile, parts: Sequence[PartRecord]) -> None:
+    """A line and the block's name above the bars of each block."""
+    roof = 1.06 * max(part.share.high for part in parts) * 100
+    axes.set_ylim(0, 1.14 * roof)
+    for block, members in groupby(enumerate(parts), key=lambda item: item[1].block):
+        places = [x for x, _ in members]
+        if block and any(unit.block == block for unit in profile.units):
+            axes.hlines(roof, places[0] - 0.4, places[-1] + 0.4, color=QUIET, linewidth=0.8)
+            axes.text((places[0] + places[-1]) / 2, 1.02 * roof, _block_label(profile, block), ha="center", size=7)
+
+
+def _kind_legend(figure: Figure, kinds: Sequence[str]) -> None:
+    patches = [Patch(facecolor=COLOURS[k], hatch=HATCHES[k], edgecolor="white", label=KINDS[k]) for k in kinds]
+    figure.legend(handles=patches, loc="outside upper right", ncols=len(patches))
+
+
+# ---------------------------------------------------------------------------------------------- redundancy
+
+
+def redundancy(report: Report) -> Figure | None:
+    """Units by rank: share of the time over share of the parameters, with intervals and tie groups."""
+    ranked = rank(report.profile)
+    if not ranked:
+        return None
+    figure = _figure(ONE_COLUMN, 0.8 + 0.125 * len(ranked))
+    axes = figure.subplots()
+    for row in ranked:
+        axes.plot(row.redundancy.median, row.rank, MARKERS[row.kind], color=COLOURS[row.kind], markersize=4)
+        axes.hlines(row.rank, row.redundancy.low, row.redundancy.high, color=INK, linewidth=0.9, zorder=3)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.tick_params(axis="x", which="minor", length=0)
+    axes.axvline(1, color=QUIET, linewidth=0.6, linestyle=":")
+    axes.set_xlabel("redundancy = share of time ÷ share of parameters")
+    axes.set_yticks([row.rank for row in ranked], [plain(row.label, 20) for row in ranked], size=6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(ranked) + 0.8, 0.2)
+    for group, members in groupby(ranked, key=lambda row: row.tie_group):
+        _bracket(axes, [row.rank for row in members], group)
+    axes.text(1.02, 0.2, "tie\ngroup", size=6, va="bottom", color=QUIET, transform=axes.get_yaxis_transform())
+    _marker_legend(figure)
+    return figure
+
+
+def _bracket(axes: Axes, ranks: list[int], group: int) -> None:
+    """A line at the right edge beside units that are not told apart."""
+    edge = axes.get_yaxis_transform()
+    axes.plot([1.01, 1.01], [ranks[0] - 0.3, ranks[-1] + 0.3], color=QUIET, transform=edge, clip_on=False)
+    axes.text(1.03, (ranks[0] + ranks[-1]) / 2, str(group), size=6, va="center", transform=edge)
+
+
+def _marker_legend(figure: Figure) -> None:
+    lines = [
+        Line2D([], [], linestyle="", marker=MARKERS[k], color=COLOURS[k], markersize=3.5, label=KINDS[k])
+        for k in ("transformer", "resnet")
+    ]
+    figure.legend(handles=lines, loc="outside upper center", ncols=2, handletextpad=0.1)
+
+
+# ---------------------------------------------------------------------------------------------- students
+
+
+def predicted_vs_measured(report: Report) -> Figure | None:
+    """The plan's promise against the paired measurement, with the identity line."""
+    points = [(s.predicted_ratio, s) for s in _students(report) if s.predicted_ratio is not None]
+    if not points:
+        return None
+    figure = _figure(ONE_COLUMN, 2.6)
+    axes = figure.subplots()
+    low, high = _span([edge for x, student in points for edge in (x, *_bounds(x, student))])
+    axes.plot([low, high], [low, high], color=QUIET, linewidth=0.7)
+    for x, student in points:
+        y = student.unet_latency_ratio
+        x_low, x_high, *_ = _bounds(x, student)
+        axes.hlines(y.median, x_low, x_high, color=COLOURS["resnet"], linewidth=0.8)
+        axes.vlines(x, y.low, y.high, color=COLOURS["resnet"], linewidth=0.8)
+        axes.plot(x, y.median, "o", color=COLOURS["resnet"], markersize=4)
+    _name_points(axes, [(x, s.unet_latency_ratio.median, s.name) for x, s in points], low, high)
+    hint = "line: predicted = measured\nabove it: slower than predicted"
+    axes.text(0.03, 0.98, hint, va="top", size=6, color=QUIET, transform=axes.transAxes)
+    axes.set(xlim=(low, high), ylim=(low, high))
+    axes.set_xlabel("predicted UNet latency ratio")
+    axes.set_ylabel("measured UNet latency ratio")
+    return figure
+
+
+def students(report: Report) -> Figure | None:
+    """UNet and whole-image latency of every benched student as ratios to the teacher, with intervals."""
+    benched = _students(report)
+    if not benched:
+        return None
+    figure = _figure(ONE_COLUMN, 0.75 + 0.42 * len(benched))
+    axes = figure.subplots()
+    for row, student in enumerate(benched):
+        _ratio_bar(axes, row - 0.2, student.unet_latency_ratio, "UNet", COLOURS["resnet"], "")
+        if student.image_latency_ratio is not None:
+            _ratio_bar(axes, row + 0.2, student.image_latency_ratio, "image", "#009E73", "////")
+    ratios = [r for s in benched for r in (s.unet_latency_ratio, s.image_latency_ratio) if r is not None]
+    axes.axvline(1, color=QUIET, linewidth=0.7, linestyle=":")
+    axes.set_xlim(0, 1.02 * max(1.0, *(r.high for r in ratios)))
+    axes.set_ylim(len(benched) - 0.45, -0.55)
+    axes.set_yticks(range(len(benched)), [plain(student.name, 18) for student in benched])
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("latency, student / teacher")
+    return figure
+
+
+def _students(report: Report) -> list[BenchStudent]:
+    return [student for bench in report.benches for student in bench.students]
+
+
+def _bounds(predicted: float, student: BenchStudent) -> tuple[float, float, float, float]:
+    """Both intervals: predicted low and high, measured low and high."""
+    low = predicted if student.predicted_low is None else student.predicted_low
+    high = predicted if student.predicted_high is None else student.predicted_high
+    return low, high, student.unet_latency_ratio.low, student.unet_latency_ratio.high
+
+
+def _span(values: list[float], least: float = 0.1) -> tuple[float, float]:
+    """Limits around all values with some air, and never narrower than `least`."""
+    middle, half = (min(values) + max(values)) / 2, max(max(values) - min(values), least) / 2
+    return middle - 1.3 * half, middle + 1.3 * half
+
+
+def _name_points(axes: Axes, points: list[tuple[float, float, str]], low: float, high: float) -> None:
+    """Names in a column right of the axes, from top to bottom as their points, each with a thin line to its own."""
+    line = (high - low) / 18
+    below = high + line
+    for x, y, name in sorted(points, key=lambda point: (-point[1], -point[0])):
+        below = min(y, below - line)
+        axes.annotate(
+            plain(name, 18), (x, y), (high + line / 2, below), va="center", size=6.5, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.4, "shrinkA": 0, "shrinkB": 3},
+        )  # fmt: skip
+
+
+def _ratio_bar(axes: Axes, y: float, value: Estimate, what: str, colour: str, hatch: str) -> None:
+    axes.barh(y, value.median, height=0.38, color=colour, hatch=hatch, edgecolor="white")
+    axes.hlines(y, value.low, value.high, color=INK, linewidth=0.8)
+    text = f"{what} {ratio(value.median)} {ratio_interval(value)}"
+    axes.text(1.03, y, text, va="center", size=6, transform=axes.get_yaxis_transform())
+
+
+FIGURES = (fig1_costs, fig2_latency_and_parameters, units_share, redundancy, predicted_vs_measured, students)

@@ -1,0 +1,91 @@
+"""A tiny real UNet with Stable Diffusion 1.5's block types, and what the tests need to run it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from asdm.families import Family, load_family
+from asdm.families._parts import STABLE_DIFFUSION_UNET
+from asdm.models import meta_unet
+
+torch.set_num_threads(1)  # nothing here is large, and two test runs beside each other would fight over the cores
+
+TINY: dict[str, Any] = STABLE_DIFFUSION_UNET | {
+    "block_out_channels": [32, 64, 64, 64],
+    "cross_attention_dim": 32,
+    "attention_head_dim": 2,
+    "norm_num_groups": 8,
+    "sample_size": 16,
+}
+TINY_FAMILY = Family(name="tiny", title="A tiny Stable Diffusion", size=16 * 8, unet=TINY)
+
+
+def make_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
+    """The tiny UNet with some of its config changed."""
+    torch.manual_seed(seed)
+    return UNet2DConditionModel.from_config(TINY | changes).eval()
+
+
+def unet_args(
+    batch: int = 1, height: int = 16, width: int = 16, tokens: int = 7, device: str = "cpu"
+) -> dict[str, Any]:
+    """Arguments of one call of the tiny UNet, the same ones every time."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn(batch, 4, height, width, generator=generator).to(device),
+        "timestep": torch.tensor([7.0]).to(device),
+        "encoder_hidden_states": torch.randn(batch, tokens, 32, generator=generator).to(device),
+        "return_dict": False,
+    }
+
+
+@torch.no_grad()
+def run(unet: nn.Module, **sizes: Any) -> torch.Tensor:
+    return unet(**unet_args(**sizes))[0]
+
+
+def hooks_on(module: nn.Module) -> dict[str, int]:
+    """Number of forward hooks and pre-hooks of every submodule that has some."""
+    counts = {name: len(part._forward_hooks) + len(part._forward_pre_hooks) for name, part in module.named_modules()}
+    return {name: n for name, n in counts.items() if n}
+
+
+@pytest.fixture(scope="session")
+def _tiny() -> UNet2DConditionModel:
+    return make_unet()
+
+
+@pytest.fixture
+def tiny_unet(_tiny: UNet2DConditionModel) -> UNet2DConditionModel:
+    """A UNet of one's own to operate on: 38 units, 3.2 M parameters, 16×16 latents."""
+    return copy.deepcopy(_tiny)
+
+
+@pytest.fixture
+def nothing_left_hooked(tiny_unet: UNet2DConditionModel) -> Iterator[None]:
+    """The tiny UNet has as many hooks after the test as before it."""
+    before = hooks_on(tiny_unet)
+    yield
+    assert hooks_on(tiny_unet) == before
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(_tiny: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny UNet as diffusers saves it."""
+    folder = tmp_path_factory.mktemp("tiny") / "unet"
+    _tiny.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd15_meta() -> nn.Module:
+    """Stable Diffusion 1.5's UNet, shapes only."""
+    return meta_unet(load_family("sd15"))

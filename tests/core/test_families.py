@@ -1,0 +1,152 @@
+"""Families by name and by folder: their configs build, and their example inputs fit."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from asdm import flops, models, seams
+from asdm.families import load_family
+from asdm.models import latent_size, meta_unet, unet_inputs
+from asdm.units import iter_units
+from tests.conftest import TINY, TINY_FAMILY
+
+FAMILIES = seams.names("asdm.families")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_builds_on_the_meta_device_and_takes_its_example_inputs(name):
+    family = load_family(name)
+    unet = meta_unet(family)
+    assert family.name == name
+    assert not unet.training
+    assert {p.device.type for p in unet.parameters()} == {"meta"}
+    inputs = unet_inputs(family, device="meta", batch=2)
+    with torch.no_grad():
+        out = unet(**inputs)[0]
+    assert out.shape == (2, 4, family.latent, family.latent) == inputs["sample"].shape
+    assert family.prediction_type in ("epsilon", "v_prediction")
+    assert len(list(iter_units(unet))) > 0
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_familys_other_components_build_and_are_counted(name):
+    for part in models.components(load_family(name)):
+        counted = models.count_component(part)
+        assert counted.params > 0, part.name
+        assert counted.total.macs > 0, part.name
+        assert counted.uncounted_ops == {}, part.name
+
+
+def test_guidance_encodes_two_prompts_and_decodes_one_image():
+    family = load_family("sd15")
+    assert {part.name: part.calls for part in models.components(family)} == {"text_encoder": 2, "vae_decoder": 1}
+    assert {part.calls for part in models.components(family, guided=False)} == {1}
+
+
+def test_sdxl_has_two_text_encoders_and_its_own_conditions():
+    family = load_family("sdxl")
+    names = [part.name for part in models.components(family)]
+    assert names == ["text_encoder", "text_encoder_2", "vae_decoder"]
+    added = unet_inputs(family, batch=3, device="meta")["added_cond_kwargs"]
+    assert added["time_ids"].shape == (3, 6)
+    assert added["text_embeds"].shape == (3, 2816 - 6 * 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "latent", "width"), [("sd15", 64, 768), ("sd21_base", 64, 1024), ("sd21", 96, 1024), ("sdxl", 128, 2048)]
+)
+def test_input_shapes(name, latent, width):
+    inputs = unet_inputs(load_family(name), batch=2, device="meta")
+    assert inputs["sample"].shape == (2, 4, latent, latent)
+    assert inputs["encoder_hidden_states"].shape == (2, 77, width)
+    assert inputs["timestep"].shape == (2,)
+
+
+def test_inputs_are_the_same_for_the_same_seed():
+    one, again, other = (unet_inputs(TINY_FAMILY, seed=seed) for seed in (0, 0, 1))
+    assert torch.equal(one["sample"], again["sample"])
+    assert not torch.equal(one["sample"], other["sample"])
+    assert unet_inputs(TINY_FAMILY, dtype="bf16")["sample"].dtype == torch.bfloat16
+
+
+def test_another_size_costs_more_and_must_fit_the_levels():
+    family = load_family("sd15")
+    assert (latent_size(family, None), latent_size(family, 512), latent_size(family, 768)) == (64, 64, 96)
+    assert unet_inputs(family, size=256, device="meta")["sample"].shape == (1, 4, 32, 32)
+    step = 8 * 2**3  # the VAE's factor, and three halvings
+    for size in (0, -512, 500, 512 + 8, step // 2):
+        with pytest.raises(ValueError, match=f"size {size} does not fit sd15: choose a multiple of {step} pixels, such as 512"):
+            latent_size(family, size)
+    assert latent_size(load_family("sdxl"), 8 * 2**2) == 4
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def test_a_folder_with_one_unet_is_a_family(tiny_folder):
+    family = load_family(str(tiny_folder))
+    assert (family.folder, family.size, family.latent) == (tiny_folder, 16 * 8, 16)
+    assert (family.vae, family.text_encoders, family.prediction_type) == (None, (), "epsilon")
+    counted = flops.count(meta_unet(family), (), unet_inputs(family, device="meta"))
+    assert counted.total == flops.count(meta_unet(TINY_FAMILY), (), unet_inputs(TINY_FAMILY, device="meta")).total
+    assert models.components(family) == []
+
+
+def test_a_pipeline_folder_is_a_family_with_all_its_components(tmp_path):
+    vae = {"block_out_channels": [8, 8, 8], "norm_num_groups": 4, "down_block_types": ["DownEncoderBlock2D"] * 3,
+           "up_block_types": ["UpDecoderBlock2D"] * 3, "latent_channels": 4}  # fmt: skip
+    text = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "max_position_embeddings": 16, "vocab_size": 100}  # fmt: skip
+    for name, config in {
+        "unet/config.json": TINY,
+        "vae/config.json": vae,
+        "text_encoder/config.json": text,
+        "scheduler/scheduler_config.json": {"prediction_type": "v_prediction"},
+    }.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps(config))
+    family = load_family(str(tmp_path))
+    assert (family.vae_factor, family.size) == (4, 16 * 4)  # three VAE levels halve twice
+    assert (family.tokens, family.prediction_type, family.title) == (16, "v_prediction", tmp_path.name)
+    parts = {part.name: models.count_component(part) for part in models.components(family)}
+    assert set(parts) == {"text_encoder", "vae_decoder"}
+    assert unet_inputs(family)["encoder_hidden_states"].shape == (1, 16, 32)
+
+
+def test_a_family_has_weights_where_its_folder_has_some(tiny_folder, tmp_path):
+    assert models.default_weights(load_family(str(tiny_folder))) == str(tiny_folder)
+    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
+    assert models.default_weights(load_family(str(tmp_path))) == models.RANDOM
+    assert models.default_weights(load_family("sd15")) == models.RANDOM
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "neither unet/config.json nor config.json"),
+        ('{"_class_name": "AutoencoderKL"}', "no config of a diffusers UNet"),
+        ("[]", "no config of a diffusers UNet"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_folder_that_is_no_family_says_why(tmp_path, content, words):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ValueError, match=words) as caught:
+        load_family(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sd16", "SD15", "_parts"])
+def test_an_unknown_family_is_told_the_choices(name):
+    with pytest.raises(ValueError, match=r"^unknown family .*; choose from sd15, sd21, .*or name a diffusers folder") as caught:
+        load_family(name)
+    assert repr(name) in str(caught.value)
+
+
+def test_a_folder_that_is_not_there_is_told_apart_from_a_typo():
+    with pytest.raises(ValueError, match=r"^the folder students/mine does not exist; .*sd15"):
+        load_family("students/mine")

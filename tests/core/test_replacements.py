@@ -1,0 +1,277 @@
+"""What every file in `replacements/` promises, and what global-regional interactive attention computes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from asdm import flops, seams
+from asdm.replacements.gri_attention import GRIAttention
+from asdm.replacements.gri_attention import replace as gri
+from asdm.units import iter_units
+from tests.conftest import hooks_on, make_unet, run
+
+REPLACEMENTS = seams.names("asdm.replacements")
+UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.resnets.0"]
+
+
+# ---------------------------------------------------------------------------------------------- the contract
+
+
+def call(unit: nn.Module, channels: int, height: int = 8, width: int = 8, device: str = "cpu", grad: bool = False):
+    """Call a unit as diffusers' blocks do; returns its input and its output."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, channels, height, width, generator=generator).to(device).requires_grad_(grad)
+    other = torch.randn(2, 7, 32, generator=generator).to(device)
+    time = torch.randn(2, 4 * 32, generator=generator).to(device)
+    with torch.set_grad_enabled(grad):
+        if "Transformer" in type(unit).__name__:
+            return x, unit(x, encoder_hidden_states=other, return_dict=False)[0]
+        return x, unit(x, time)
+
+
+def replaced(name: str, unit: nn.Module) -> nn.Module | None:
+    return seams.load("asdm.replacements", name).replace(unit)
+
+
+PROBE = make_unet()
+CASES = [(name, fqn) for name in REPLACEMENTS for fqn in UNITS if replaced(name, PROBE.get_submodule(fqn)) is not None]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request, tiny_unet):
+    """(original, what it became, channels in) of every replacement on every sort of unit that it applies to."""
+    name, fqn = request.param
+    unit = tiny_unet.get_submodule(fqn)
+    return unit, replaced(name, unit), unit.in_channels
+
+
+def test_every_replacement_applies_to_something():
+    assert {name for name, _ in CASES} == set(REPLACEMENTS)
+
+
+def test_its_output_has_the_units_shape(case):
+    original, new, channels = case
+    assert call(new, channels)[1].shape == call(original, channels)[1].shape
+
+
+def test_its_weights_are_the_units_own_tensors(case):
+    original, new, _ = case
+    own = {name: p for name, p in original.named_parameters()}
+    assert all(p is own[name] for name, p in new.named_parameters())
+
+
+@pytest.mark.parametrize(("name", "fqn"), CASES)
+def test_it_leaves_the_unit_as_it_was(tiny_unet, name, fqn):
+    unit = tiny_unet.get_submodule(fqn)
+    modules, hooks, (_, before) = [*map(id, unit.modules())], hooks_on(unit), call(unit, unit.in_channels)
+    new = replaced(name, unit)
+    call(new, unit.in_channels, height=4)
+    assert new is not unit
+    assert ([*map(id, unit.modules())], hooks_on(unit)) == (modules, hooks)
+    assert torch.equal(call(unit, unit.in_channels)[1], before)
+
+
+def test_gradients_reach_its_input_and_each_of_its_weights(case):
+    _, new, channels = case
+    x, out = call(new, channels, grad=True)
+    out.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert [name for name, p in new.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_its_state_dict_goes_out_and_in_again(case):
+    original, new, channels = case
+    fresh = copy.deepcopy(new)
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    fresh.load_state_dict({name: tensor.clone() for name, tensor in new.state_dict().items()}, strict=True)
+    assert torch.equal(call(fresh, channels)[1], call(new, channels)[1])
+    assert set(new.state_dict()) <= set(original.state_dict())
+
+
+def test_every_operator_of_it_is_counted(case):
+    original, new, channels = case
+    counted = [
+        flops.count(copy.deepcopy(module).to("meta"), *_meta_call(module, channels)) for module in (original, new)
+    ]
+    assert counted[1].uncounted_ops == {}
+    assert counted[1].total.macs <= counted[0].total.macs
+
+
+def _meta_call(unit: nn.Module, channels: int):
+    x = torch.empty(1, channels, 8, 8, device="meta")
+    if "Transformer" in type(unit).__name__:
+        return (x,), {"encoder_hidden_states": torch.empty(1, 7, 32, device="meta"), "return_dict": False}
+    return (x, torch.empty(1, 4 * 32, device="meta")), {}
+
+
+def test_a_deep_copy_works_by_itself(case):
+    _, new, channels = case
+    twin, (_, expected) = copy.deepcopy(new), call(new, channels)
+    call(new, channels, height=4, width=12)  # what one copy sees must not reach the other
+    assert torch.equal(call(twin, channels)[1], expected)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in new.parameters()}
+
+
+def test_pass_through_is_an_identity_and_refuses_to_change_channels(tiny_unet):
+    for fqn in UNITS[:2]:
+        unit = tiny_unet.get_submodule(fqn)
+        x, out = call(replaced("pass_through", unit), unit.in_channels)
+        assert torch.equal(out, x)
+    assert replaced("pass_through", tiny_unet.get_submodule("down_blocks.1.resnets.0")) is None
+
+
+def test_pass_through_answers_a_transformers_call_in_both_ways(tiny_unet):
+    unit = replaced("pass_through", tiny_unet.get_submodule(UNITS[0]))
+    x = torch.randn(1, 32, 4, 4)
+    assert unit(x, encoder_hidden_states=None, return_dict=False)[0] is x
+    assert unit(x).sample is x
+
+
+# ---------------------------------------------------------------------------------------------- GRI
+
+
+@pytest.fixture
+def attention(tiny_unet):
+    """A self-attention over 32 channels in two heads, and GRI on its weights."""
+    return tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.double()
+
+
+def tokens(height: int, width: int, batch: int = 1, channels: int = 32) -> torch.Tensor:
+    return torch.randn(batch, height * width, channels, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+
+
+@torch.no_grad()
+def gri_of(attention: nn.Module, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    module = GRIAttention(attention)
+    module.size = (height, width)
+    return module(x)
+
+
+@torch.no_grad()
+def by_loops(attention: nn.Module, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """§2.4 pixel by pixel: a cell's average asks, the pixels of one phase answer, the answer goes to that phase."""
+    heads, depth = attention.heads, x.shape[-1] // attention.heads
+    out = torch.full_like(x, torch.nan)
+    pixels = [(i, j) for i in range(height) for j in range(width)]
+    for image in range(x.shape[0]):
+        key, value = attention.to_k(x[image]), attention.to_v(x[image])
+        for i, j in pixels:
+            cell = [a * width + b for a, b in pixels if (a // 2, b // 2) == (i // 2, j // 2)]
+            phase = [a * width + b for a, b in pixels if (a % 2, b % 2) == (i % 2, j % 2)]
+            query = attention.to_q(x[image, cell].mean(dim=0))
+            for head in range(heads):
+                part = slice(head * depth, (head + 1) * depth)
+                scores = [float(query[part] @ key[token, part]) / depth**0.5 for token in phase]
+                shares = torch.softmax(torch.tensor(scores, dtype=x.dtype), dim=0)
+                out[image, i * width + j, part] = sum(s * value[t, part] for s, t in zip(shares, phase, strict=True))
+    return attention.to_out[0](out)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(4, 4), (2, 2), (4, 6), (6, 2), (5, 4), (4, 5), (5, 3), (1, 6), (1, 5), (6, 1), (3, 1), (1, 1)],
+    ids="{}".format,
+)
+def test_gri_is_what_the_paper_says_pixel_by_pixel(attention, height, width):
+    x = tokens(height, width)
+    torch.testing.assert_close(gri_of(attention, x, height, width), by_loops(attention, x, height, width))
+
+
+def test_both_ways_to_compute_it_agree_on_even_sizes(attention):
+    module, x = GRIAttention(attention), tokens(4, 6, batch=3)
+    key, value = (project(x).view(3, 4, 6, 32) for project in (module.to_k, module.to_v))
+    query = module.to_q(x.view(3, 2, 2, 3, 2, 32).mean(dim=(2, 4)).view(3, -1, 32))
+    torch.testing.assert_close(
+        module._all_phases_at_once(query, key, value), module._phase_by_phase(query, key, value)
+    )
+
+
+def test_where_2x2_cells_are_constant_gri_is_the_full_attention(attention):
+    """Then the pooled queries are the queries, and each phase has the keys of the whole map, once instead of four times."""
+    cells = tokens(3, 4).view(1, 3, 4, 32)
+    x = cells.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).view(1, 6 * 8, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(gri_of(attention, x, 6, 8), attention(x))
+    rough = tokens(6, 8)
+    assert not torch.allclose(gri_of(attention, rough, 6, 8), attention(rough), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 3)])
+def test_images_of_a_batch_do_not_see_each_other(attention, height, width):
+    x = tokens(height, width, batch=3)
+    one_by_one = torch.cat([gri_of(attention, image[None], height, width) for image in x])
+    torch.testing.assert_close(gri_of(attention, x, height, width), one_by_one)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24)])
+def test_the_attention_core_costs_exactly_a_quarter(tiny_unet, height, width):
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to("meta")
+    module, n, c = GRIAttention(attention), height * width, 32
+    module.size = (height, width)
+    x = torch.empty(1, n, c, device="meta")
+    full, quarter = (flops.count(m, (x,), {}).total for m in (attention, module))
+    assert full.attention_macs == 2 * n * n * c
+    assert quarter.attention_macs == 4 * 2 * (n // 4) * (n // 4) * c == full.attention_macs // 4
+    # q is projected after pooling; k, v and out see every token as before
+    assert full.linear_macs - quarter.linear_macs == (n - n // 4) * c * c
+
+
+def test_gri_has_no_weights_of_its_own(tiny_unet):
+    unit = tiny_unet.get_submodule(UNITS[0])
+    new = gri(unit)
+    assert set(new.state_dict()) == set(unit.state_dict())
+    found = [name for name, module in new.named_modules() if isinstance(module, GRIAttention)]
+    assert found == ["transformer_blocks.0.attn1"]  # the cross-attention stays
+
+
+def test_a_unit_tells_its_map_to_gri_at_every_call(tiny_unet):
+    unit = gri(tiny_unet.get_submodule(UNITS[0]))
+    attention = unit.transformer_blocks[0].attn1
+    for height, width in ((8, 4), (4, 8), (5, 7)):
+        assert call(unit, 32, height, width)[1].shape == (2, 32, height, width)
+        assert attention.size == (height, width)
+
+
+def test_height_and_width_are_not_mistaken_for_each_other(attention):
+    x = tokens(4, 8)
+    assert not torch.allclose(gri_of(attention, x, 4, 8), gri_of(attention, x, 8, 4))
+
+
+def test_gri_in_bf16_is_gri_but_coarser(tiny_unet):
+    unit = gri(tiny_unet.get_submodule(UNITS[0]))
+    x, text = torch.randn(2, 32, 6, 5), torch.randn(2, 7, 32)
+    with torch.no_grad():
+        exact = unit(x, encoder_hidden_states=text, return_dict=False)[0]
+        coarse = unit.bfloat16()(x.bfloat16(), encoder_hidden_states=text.bfloat16(), return_dict=False)[0]
+    assert coarse.dtype == torch.bfloat16
+    assert (coarse.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_unet_with_gri_everywhere_takes_odd_sizes(tiny_unet):
+    before = run(tiny_unet)
+    for unit in list(iter_units(tiny_unet)):
+        if unit.kind == "transformer":
+            tiny_unet.set_submodule(unit.fqn, gri(unit.modules[0]))
+    after = run(tiny_unet)  # at 16×16 the maps are 16, 8, 4 and, in the middle, 2 pixels wide
+    assert after.shape == before.shape
+    assert not torch.equal(after, before)
+    assert run(tiny_unet, height=24, width=40).isfinite().all()  # 3×5 in the middle
+
+
+def test_gri_refuses_what_it_cannot_do(attention):
+    module, x = GRIAttention(attention), tokens(4, 4)
+    with pytest.raises(ValueError, match="told 0×0 tokens and got 16"):
+        module(x)
+    module.size = (4, 4)
+    with pytest.raises(ValueError, match="without a mask"):
+        module(x, attention_mask=torch.zeros(1, 16))
+    with pytest.raises(ValueError, match="self-attention"):
+        module(x, encoder_hidden_states=x)
+    with pytest.raises(ValueError, match="told 4×4 tokens and got 12"):
+        module(tokens(3, 4))

@@ -1,0 +1,233 @@
+"""A report on SD1.5 whose MACs are real and whose times are made up: time = MACs at a fixed rate, with seeded noise.
+
+For tests of ranking, planning and rendering, which need a profile and not a measurement.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+
+from asdm import flops, models, units
+from asdm.families import load_family
+from asdm.measure import estimate, latency
+from asdm.plan import PruningPlan, ReplaceUnit
+from asdm.results import (
+    BenchResult,
+    BenchStudent,
+    BenchTeacher,
+    Estimate,
+    ImageParts,
+    Macs,
+    Pipeline,
+)
+from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Profile, TrustLine, WholeRecord
+from asdm_prof.renderers import FamilyCost, Report
+
+RUNS = 12
+SECONDS_PER_MAC = 1e-11
+ENVIRONMENT = {"cpu": "made-up CPU", "cores": "2", "torch": "0.0", "diffusers": "0.0", "load_1min": "0.00"}
+
+
+def times(macs: int, rng: np.random.Generator, noise: float = 0.02) -> list[float]:
+    return [float(t) for t in (macs + 2e8) * SECONDS_PER_MAC * (1 + noise * rng.standard_normal(RUNS))]
+
+
+def columns(macs: Macs) -> dict[str, int]:
+    return macs.model_dump(include={"conv_macs", "linear_macs", "attention_macs"})
+
+
+@cache
+def profile(family_name: str = "sd15", seed: int = 0) -> Profile:
+    rng = np.random.default_rng(seed)
+    family = load_family(family_name)
+    unet = models.meta_unet(family)
+    parts = list(units.iter_parts(unet))
+    counted = flops.count(unet, (), models.unet_inputs(family, device="meta"), parts)
+    samples = {part.fqn: times(counted.by_part[part.fqn].macs, rng) for part in parts}
+    samples["other"] = times(0, rng)
+    whole = np.sum(list(samples.values()), axis=0)
+
+    def record(fqn: str, label: str, kind: str, block: str, layer: int | None, params: int) -> PartRecord:
+        return PartRecord(
+            fqn=fqn,
+            label=label,
+            kind=kind,
+            block=block,
+            layer=layer,
+            params=params,
+            peak_memory_bytes=counted.peak_by_part.get(fqn, 0),
+            latency_s=latency(samples[fqn]),
+            share=estimate(np.asarray(samples[fqn]) / whole),
+            **columns(counted.by_part[fqn]),
+        )
+
+    records = [record(p.fqn, p.label, p.kind, p.block, p.layer, p.params) for p in parts]
+    records.append(record("other", "other", "glue", "", None, 0))
+    return Profile(
+        created_utc="2026-01-01T00:00:00Z",
+        command=f"asdm-prof profile {family_name}",
+        family=family_name,
+        title=family.title,
+        weights="random",
+        config_sha256=models.unet_config_sha256(unet.config),
+        backend="fake",
+        dtype="fp32",
+        device="cpu",
+        threads=2,
+        seed=seed,
+        batch=1,
+        size=family.size,
+        latent=family.latent,
+        topology=units.topology(unet),
+        whole=WholeRecord(
+            params=counted.params,
+            peak_memory_bytes=counted.peak_memory_bytes,
+            thop_macs=counted.thop_macs,
+            latency_s=latency(list(whole)),
+            hooked_latency_s=latency(list(whole)),
+            **columns(counted.total),
+        ),
+        units=tuple(r for r in records if r.kind != "glue"),
+        glue=tuple(r for r in records if r.kind == "glue"),
+        options=tuple(_options(records, whole, rng)),
+        components=(
+            ComponentRecord(
+                name="text_encoder", params=123060480, linear_macs=6539968512, attention_macs=109283328,
+                calls_per_image=2, latency_s=latency(times(6649251840, rng)),
+            ),
+            ComponentRecord(
+                name="vae_decoder", params=49490179, conv_macs=1235784531968, linear_macs=4295000064,
+                attention_macs=17179869184, calls_per_image=1, latency_s=latency(times(1257259401216, rng)),
+            ),
+        ),
+        trust=(
+            TrustLine(check="FLOPs agree with fvcore", value="24 of 24 columns equal", passed=True),
+            TrustLine(check="units + glue = whole", value="unattributed 0.05 %", passed=True),
+            TrustLine(
+                check="noise", value="spread 7.1 %", passed=False, remedy="close other programs and run again."
+            ),
+        ),
+        environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def _options(records: list[PartRecord], whole: np.ndarray, rng: np.random.Generator) -> list[OptionRecord]:
+    """GRI on every transformer of the first level: a quarter of the attention."""
+    options = []
+    for unit in records:
+        if unit.kind != "transformer" or unit.block not in ("down_blocks.0", "up_blocks.3"):
+            continue
+        after = Macs(
+            conv_macs=unit.conv_macs,
+            linear_macs=unit.linear_macs - 3 * 4096 * 320 * 80,
+            attention_macs=unit.attention_macs // 4,
+        )
+        samples = times(after.macs, rng)
+        options.append(
+            OptionRecord(
+                unit=unit.fqn,
+                replacement="gri_attention",
+                params=unit.params,
+                latency_s=latency(samples),
+                share=estimate(np.asarray(samples) / whole),
+                **columns(after),
+            )
+        )
+    return options
+
+
+def plan() -> PruningPlan:
+    source = profile()
+    return PruningPlan(
+        family="sd15",
+        teacher_config_sha256=source.config_sha256,
+        edits=tuple(ReplaceUnit(unit=option.unit, with_=option.replacement) for option in source.options[:3]),
+        budget="0.9",
+        budget_ratio=0.9,
+        confidence=0.95,
+        damage_from="structural prior",
+        profile_sha256=source.sha256(),
+    )
+
+
+def bench(predicted: float | None = 0.78) -> BenchResult:
+    rng = np.random.default_rng(1)
+    teacher_times, student_times = times(401636720640, rng), times(310000000000, rng)
+
+    def student(name: str, scale: float) -> BenchStudent:
+        ratio = estimate(np.asarray(student_times) / np.asarray(teacher_times)).scaled(scale)
+        return BenchStudent(
+            name=name,
+            source="plan.json",
+            params=848791044,
+            macs=310000000000,
+            peak_memory_bytes=3_500_000_000,
+            removed=("down_blocks.0.resnets.1", "down_blocks.0.attentions.1"),
+            replaced={"up_blocks.3.attentions.0": "gri_attention"},
+            plan_sha256=plan().sha256() if name == "plan" else None,
+            unet_latency_s=latency([t * scale for t in student_times]),
+            paired_teacher_latency_s=latency(teacher_times),
+            unet_latency_ratio=ratio,
+            guided_latency_ratio=ratio,
+            predicted_ratio=predicted if name == "plan" else None,
+            predicted_low=0.77 if name == "plan" else None,
+            predicted_high=0.79 if name == "plan" else None,
+            image_latency_s=Estimate(median=200.0, low=198.0, high=203.0),
+            image_latency_ratio=Estimate(median=0.80, low=0.79, high=0.81),
+        )
+
+    return BenchResult(
+        created_utc="2026-01-01T00:10:00Z",
+        command="asdm bench --teacher sd15 --student student/",
+        family="sd15",
+        weights="random",
+        dtype="fp32",
+        device="cpu",
+        threads=2,
+        seed=0,
+        batch=1,
+        size=512,
+        teacher_config_sha256=profile().config_sha256,
+        pipeline=Pipeline(steps=30, guidance_scale=8.0, composed=True),
+        teacher=BenchTeacher(
+            name="sd15",
+            params=859520964,
+            macs=401636720640,
+            peak_memory_bytes=3_600_000_000,
+            unet_latency_s=latency(teacher_times),
+            image_latency_s=Estimate(median=250.0, low=245.0, high=255.0),
+            image_parts=ImageParts(
+                text_encoder_s=latency([0.1, 0.1]), unet_step_s=latency([8.0, 8.1]), vae_decoder_s=latency([14.0, 14.2])
+            ),
+        ),
+        students=(student("plan", 1.0), student("bk_sdm_base", 0.9)),
+        environment=ENVIRONMENT,
+    )
+
+
+def family_costs() -> tuple[FamilyCost, ...]:
+    rows = []
+    for name in ("sd15", "sd21_base"):
+        family = load_family(name)
+        unet = models.meta_unet(family)
+        counted = flops.count(unet, (), models.unet_inputs(family, device="meta"))
+        rows.append(FamilyCost(name, family.title, "unet", counted.params, counted.total.macs, calls=60))
+        rows.append(FamilyCost(name, family.title, "text_encoder", 123060480, 6649251840, calls=2))
+        rows.append(FamilyCost(name, family.title, "vae_decoder", 49490179, 1257259401216, calls=1))
+    return tuple(rows)
+
+
+def report() -> Report:
+    return Report(
+        profile=profile(),
+        plan=plan(),
+        benches=(bench(),),
+        sources={
+            "profile": "reports/sd15/profile.json",
+            "plan": "reports/sd15/plan.json",
+            "bench": "reports/sd15/bench.json",
+        },
+        family_costs=family_costs(),
+    )

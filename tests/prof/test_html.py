@@ -1,0 +1,252 @@
+"""The HTML report: its figures are the records', nothing in a file can break out of its place, nothing is fetched."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from functools import cache
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from asdm.plan import Prediction, RemoveLayer, ReplaceUnit
+from asdm.results import Metric
+from asdm_prof.renderers import Report, html
+from tests.prof import synthetic
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+@cache
+def report() -> Report:
+    return synthetic.report()
+
+
+@cache
+def page() -> str:
+    return html.page(report())
+
+
+def text_of(source: str) -> str:
+    """What a reader sees: no tags, no scripts, one space between words."""
+    seen: list[str] = []
+
+    class Reader(HTMLParser):
+        inside: str | None = None
+
+        def handle_starttag(self, tag, attrs):
+            self.inside = tag
+
+        def handle_data(self, data):
+            if self.inside not in ("script", "style"):
+                seen.append(data)
+
+    Reader(convert_charrefs=True).feed(source)
+    return re.sub(r"\s+", " ", "".join(seen))
+
+
+def picture(source: str, name: str) -> ElementTree.Element:
+    return ElementTree.fromstring(re.search(rf'<svg class="{name}".*?</svg>', source, re.DOTALL)[0])
+
+
+def table(source: str, name: str) -> str:
+    return re.search(rf'<table id="table-{name}">.*?</table>', source, re.DOTALL)[0]
+
+
+def with_plan(edits, **update) -> Report:
+    return dataclasses.replace(report(), plan=report().plan.model_copy(update={"edits": tuple(edits), **update}))
+
+
+def test_render_writes_one_whole_file(tmp_path: Path) -> None:
+    assert html.render(report(), tmp_path) == [tmp_path / "report.html"]
+    assert html.render(report(), tmp_path), "a second report takes the place of the first"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == page()
+
+
+# ---------------------------------------------------------------------------------------------- figures
+
+
+def test_the_sentence_says_what_the_records_say() -> None:
+    latency = report().profile.whole.latency_s
+    measured = report().benches[0].students[0].unet_latency_ratio
+    told = text_of(page())
+    assert f"takes {latency.median:.2f} s [{latency.low:.2f}, {latency.high:.2f}] a call" in told
+    assert "38 % of it is in down_blocks.0 and up_blocks.3, which hold 3.4 % of the parameters" in told
+    assert "The plan at 0.90× replaces 3 units with gri_attention: predicted 0.78×" in told
+    assert f"measured {measured.median:.2f}× [{measured.low:.2f}, {measured.high:.2f}]." in told
+
+
+def test_another_profile_gives_another_sentence() -> None:
+    profile = report().profile
+    slower = profile.whole.model_copy(update={"latency_s": profile.whole.latency_s.model_copy(update={"median": 9.87})})
+    changed = dataclasses.replace(report(), profile=profile.model_copy(update={"whole": slower}))
+    assert "takes 9.87 s" in text_of(html.page(changed))
+
+
+def test_only_the_plans_own_student_counts_as_measured() -> None:
+    other = with_plan(report().plan.edits[:1])
+    assert "predicted" not in text_of(html.page(other)).partition("Where does")[0].partition("The plan at")[2][:60]
+    assert "The plan at 0.90× replaces 1 unit with gri_attention: not measured yet." in text_of(html.page(other))
+
+
+def test_a_prediction_of_the_plan_itself_is_told_with_its_interval() -> None:
+    told = Prediction(latency_s=3.5, ratio=0.85, low=0.83, high=0.87)
+    assert re.search(
+        r"Plan 0\.85× \[0\.83, 0\.87\]", text_of(html.page(with_plan(report().plan.edits, predicted=told)))
+    )
+
+
+def test_trust_card_counts_and_remedy_stands_by_the_failed_line() -> None:
+    told = text_of(page())
+    assert "passed 2 of 3" in told
+    assert told.count("✓ passed") == 2
+    assert "✗ failed noise spread 7.1 % What to do: close other programs and run again." in told
+
+
+# ---------------------------------------------------------------------------------------------- pictures and tables
+
+
+def test_icicle_widths_add_up_to_the_whole_and_are_the_units_times() -> None:
+    icicle = picture(page(), "icicle")
+    cells = [cell for cell in icicle.iter("g") if cell.get("data-level") == "part"]
+    widths = {cell.find("title").text.partition(":")[0]: float(cell.find("rect").get("width")) for cell in cells}
+    profile = report().profile
+    whole = float(icicle.get("viewBox").split()[2])
+    assert set(widths) == {part.fqn for part in profile.parts}
+    assert sum(widths.values()) == pytest.approx(whole, abs=0.5)
+    times = sum(part.latency_s.median for part in profile.parts)
+    for part in profile.parts:
+        assert widths[part.fqn] == pytest.approx(whole * part.latency_s.median / times, abs=0.01)
+
+
+def test_a_squares_area_is_its_units_time() -> None:
+    cells = picture(page(), "u-picture").iter("g")
+    sides = {cell.find("title").text.partition(":")[0]: float(cell.find("rect").get("width")) for cell in cells}
+    first, last = report().profile.part("up_blocks.3.attentions.0"), report().profile.part("mid_block.resnets.0")
+    area_ratio = (sides[first.fqn] / sides[last.fqn]) ** 2
+    assert area_ratio == pytest.approx(first.latency_s.median / last.latency_s.median, rel=0.01)
+    assert len(sides) == len(report().profile.parts)
+
+
+def test_every_skip_of_the_u_is_a_level_line() -> None:
+    skips = [line for line in picture(page(), "u-picture").iter("line") if line.get("class") == "skip"]
+    assert len(skips) == 12  # SD1.5: conv_in, 4 × 2 layers, 3 downsamplers
+    assert all(line.get("y1") == line.get("y2") for line in skips)
+
+
+def test_unit_table_has_one_row_per_unit() -> None:
+    units = report().profile.units
+    body = table(page(), "units").partition("<tbody>")[2].partition("</tbody>")[0]
+    assert body.count("<tr>") == len(units)
+    assert all(f">{unit.fqn}</th>" in body for unit in units)
+
+
+def test_plan_picture_crosses_out_what_goes_and_names_what_comes() -> None:
+    edits = [RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1)]
+    new = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
+    source = html.page(with_plan([*edits, new]))
+    drawn = picture(source, "plan-picture")
+    assert sum(path.get("class") == "cross" for path in drawn.iter("path")) == 4
+    assert [t.text for t in drawn.iter("text") if "note" in t.get("class", "")] == ["t0 → gri attention"]
+    assert "removes 2 layers and replaces 1 unit with gri_attention" in text_of(source)
+    assert "Of 38 units 33 stay, 4 go" in text_of(source)
+
+
+def test_scatter_shows_the_students_that_have_a_prediction() -> None:
+    assert sum(c.get("class", "").startswith("point") for c in picture(page(), "prediction").iter("circle")) == 1
+    assert "the band): 1 of 1 student. Largest miss: plan, 0.02× faster than predicted." in text_of(page())
+
+
+def test_quality_columns_are_there_only_where_measured() -> None:
+    bench = report().benches[0]
+    metric = Metric(value=12.5, low=12.1, high=12.9, teacher=11.2, noise_floor=0.31)
+    student = bench.students[0].model_copy(update={"quality": {"fd": metric}})
+    measured = dataclasses.replace(report(), benches=(bench.model_copy(update={"students": (student,)}),))
+    assert "fd" not in table(page(), "bench-1")
+    assert "12.5 [12.1, 12.9]" in text_of(table(html.page(measured), "bench-1"))
+
+
+def test_every_picture_has_a_title_and_every_figure_a_caption() -> None:
+    assert page().count("<svg") == len(re.findall(r"<svg[^>]*>\s*<title", page()))
+    figures = re.findall(r"<figure>.*?</figure>", page(), re.DOTALL)
+    assert len(figures) == 7
+    assert all(re.search(r"<figcaption>\s*\S", figure) for figure in figures)
+
+
+# ---------------------------------------------------------------------------------------------- what is missing
+
+
+def test_a_report_without_plan_and_benches_says_what_to_run() -> None:
+    bare = dataclasses.replace(report(), plan=None, benches=(), family_costs=(), sources={})
+    told = text_of(html.page(bare))
+    for command in (
+        "asdm-prof plan --budget 0.8",
+        "asdm bench --teacher sd15 --student plan.json",
+        "asdm-prof flops sd15",
+    ):
+        assert command in told
+    assert "No plan was made from it yet." in told
+
+
+def test_a_plan_for_another_unet_is_told_not_drawn() -> None:
+    source = html.page(with_plan([RemoveLayer(block="down_blocks.0", layer=1)]))
+    assert "The plan does not fit this UNet: removing layer 1 of down_blocks.0" in text_of(source)
+    assert 'class="plan-picture"' not in source
+
+
+@pytest.mark.parametrize("family", ["sdxl", "sd21"])
+def test_other_families_render(family: str) -> None:
+    profile = synthetic.profile(family)
+    told = text_of(html.page(Report(profile)))
+    assert f"{profile.title}’s UNet takes" in told
+
+
+# ---------------------------------------------------------------------------------------------- safety
+
+
+def test_hostile_names_show_as_text() -> None:
+    profile, bench = report().profile, report().benches[0]
+    unit = profile.units[1].model_copy(update={"fqn": HOSTILE, "label": HOSTILE})
+    student = bench.students[0].model_copy(update={"name": HOSTILE})
+    hostile = dataclasses.replace(
+        report(),
+        profile=profile.model_copy(
+            update={
+                "title": HOSTILE,
+                "command": HOSTILE,
+                "units": (profile.units[0], unit, *profile.units[2:]),
+                "environment": {HOSTILE: HOSTILE},
+            }
+        ),
+        benches=(bench.model_copy(update={"students": (student,), "command": HOSTILE}),),
+        sources={HOSTILE: HOSTILE},
+        family_costs=tuple(dataclasses.replace(cost, title=HOSTILE) for cost in report().family_costs),
+    )
+    source = html.page(hostile)
+    assert source.count("<script") == page().count("<script") == 2
+    assert HOSTILE not in source
+    assert text_of(source).count("alert(1)") > 10
+    island = re.search(r'<script type="application/json" id="data">(.*?)</script>', source, re.DOTALL)[1]
+    assert "<" not in island
+    assert HOSTILE in [node["name"] for node in json.loads(island)["nodes"]]
+
+
+def test_nothing_is_fetched() -> None:
+    assert not re.search(r"https?://|\bsrc\s*=|url\((?!#)|@import|<link(?! rel=\"icon\" href=\"data:,\")", page())
+
+
+def test_only_the_pages_own_script_may_run() -> None:
+    script = re.search(r"<script>(.*?)</script>", page(), re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page()
+
+
+def test_the_page_is_small_and_the_same_every_time() -> None:
+    assert len(page().encode()) < 500_000
+    assert html.page(report()) == page()
