@@ -21,7 +21,7 @@ profile: $(INSTALLED)
 	$(BIN)/asdm-prof report $(RUN)/profile.json --plan $(RUN)/plan.json --bench $(RUN)/bench.json -o $(RUN)
 	@echo "Open $(RUN)/report.html"
 
-## The suite: small real models, no benchmarks. Tests that time something run alone, after the others.
+## The suite: small real models, no benchmarks.
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q
 

@@ -15,6 +15,7 @@ import numpy as np
 from torch import nn
 
 from asdm import flops, measure, models, students, units
+from asdm.components import components_of, time_calls
 from asdm.families import Family, load_family
 from asdm.files import utc_now
 from asdm.measure import Clock, estimate, latency, paired_ratio
@@ -206,7 +207,7 @@ def _race(
     }
     for i, call in enumerate(calls.values()):
         tell(f"warming up, {what} at batch {batch}", i, None)
-        measure.warm_up(call, tolerance=0.05, at_least=2)
+        measure.warm_up(call, at_least=2, budget_s=settings.time_budget_s / 20)
     order = list(calls)
     samples = measure.interleave(
         calls,
@@ -231,9 +232,9 @@ def _half_width(student: Sequence[float], teacher: Sequence[float]) -> float:
 def _components(family: Family, settings: Settings, clock: Clock, tell: Tell) -> dict[str, tuple[int, list[float]]]:
     """Seconds of the text encoders and the VAE decoder, and how often an image calls them."""
     times = {}
-    for component in models.components(family, settings.size, settings.guided):
+    for component in components_of(family, settings.size, settings.guided):
         tell(f"timing the {component.name}", 0, None)
-        taken = models.time_component(component, settings.device, settings.dtype, settings.seed, clock)
+        taken = time_calls(component, settings.device, settings.dtype, settings.seed, clock)
         times[component.name] = (component.calls, taken)
     return times
 

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from asdm import __version__, files, terminal
+from asdm import files, terminal
+from asdm.options import (
+    Batch,
+    Device,
+    Dtype,
+    Force,
+    Json,
+    Seed,
+    Size,
+    Threads,
+    Weights,
+    device_or_default,
+    root_options,
+    target,
+    this_command,
+)
 
 app = typer.Typer(
     help="Build a smaller Stable Diffusion UNet from a pruning plan, and measure it against its teacher.",
@@ -19,52 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-Weights = Annotated[
-    str | None,
-    typer.Option(help="'random', a local diffusers folder or a hub id; default: the family's own, else random."),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: the accelerator where there is one.")]
-Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")]
-Seed = Annotated[int, typer.Option(help="Seed of random weights and inputs.")]
-Batch = Annotated[int, typer.Option(help="Images per UNet call.")]
-Size = Annotated[int | None, typer.Option(help="Pixels per side; default: what the family was made for.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"asdm {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
-    ] = False,
-) -> None:
-    """Options of the command itself."""
-
-
-def device_or_default(device: str | None) -> str:
-    from asdm import models
-
-    return device or models.default_device()
-
-
-def this_command(program: str) -> str:
-    """The command line as it was typed."""
-    return shlex.join([program, *sys.argv[1:]])
-
-
-def target(output: Path | None, default: Path, name: str) -> Path:
-    """The file that a run writes: `output` itself, `name` in the folder `output`, or `name` in a folder of its own."""
-    if output is None:
-        return default / name
-    return output if output.suffix == Path(name).suffix else output / name
+app.callback()(root_options)
 
 
 @app.command()

@@ -70,6 +70,8 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} does not exist.")
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+    except _NoNumber as error:
+        raise ValueError(f"{path} has the value {error}, which is no number.") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
@@ -78,8 +80,12 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is not a text file.") from None
 
 
+class _NoNumber(Exception):
+    """NaN or an infinity in a JSON file."""
+
+
 def _no_constant(name: str) -> float:
-    raise ValueError(f"a JSON file may not contain {name}.")
+    raise _NoNumber(name)
 
 
 def _check_schema(data: Any, schema: str, source: str) -> None:
@@ -97,6 +103,13 @@ def first_problem(error: ValidationError) -> str:
     """One sentence for the first problem that pydantic found: where, what, and what was given."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
+    if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
+        choices = problem["ctx"].get("expected_tags", "remove_layer, remove_unit, replace_unit, remove_block")
+        found = problem["ctx"].get("tag")
+        said = f"unknown 'op' {found!r}" if found else "'op' is missing"
+        return f"{where}: {said}; choose from {choices}."
+    if problem["type"] == "value_error":
+        return f"{where}: {problem['ctx']['error']}."
     given = problem.get("input")
     shown = "" if isinstance(given, (dict, list)) or problem["type"] == "missing" else f" (given: {given!r})"
     return f"{where}: {problem['msg'].rstrip('.').lower()}{shown}."
@@ -141,14 +154,26 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
         with _one_sentence(path):
             for file in temporary.rglob("*"):
                 file.chmod(0o755 if file.is_dir() else 0o644)
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            elif path.exists():
-                path.unlink()
-            os.replace(temporary, path)
+            _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _swap(new: Path, path: Path) -> None:
+    """Put `new` at `path`; what was there goes only after that, and comes back where it fails."""
+    if not path.exists():
+        os.replace(new, path)
+        return
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    os.replace(path, aside / path.name)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(aside / path.name, path)
+        aside.rmdir()
+        raise
+    shutil.rmtree(aside)
 
 
 def check_writable(path: Path, force: bool = False) -> None:

@@ -88,8 +88,9 @@ def count(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], parts: 
 
 
 def attention_macs(query: Sequence[int], key: Sequence[int], value: Sequence[int]) -> int:
-    """QKᵀ and AV of shapes (…, n, d), (…, m, d), (…, m, e): n·m·(d+e) for every leading index."""
-    return prod(query[:-1]) * key[-2] * (query[-1] + value[-1])
+    """QKᵀ and AV of shapes (…, n, d), (…, m, d), (…, m, e): n·m·(d+e) for every leading index, broadcast."""
+    leading = torch.broadcast_shapes(query[:-2], key[:-2], value[:-2])
+    return prod(leading) * query[-2] * key[-2] * (query[-1] + value[-1])
 
 
 def _convolution(inputs: Any, weight: Any, *rest: Any, out: Any) -> int:
@@ -253,7 +254,8 @@ class _CountAttention(TorchFunctionMode):
         query, key, value = args[:3] if len(args) >= 3 else (kwargs[n] for n in ("query", "key", "value"))
         self.counter.add("attention_macs", attention_macs(query.shape, key.shape, value.shape))
         # A fused kernel holds no scores: what it allocates is its output.
-        return query.new_empty((*query.shape[:-1], value.shape[-1]))
+        leading = torch.broadcast_shapes(query.shape[:-2], key.shape[:-2], value.shape[:-2])
+        return query.new_empty((*leading, query.shape[-2], value.shape[-1]))
 
 
 # ---------------------------------------------------------------------------------------------- second opinion

@@ -154,13 +154,20 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 # ---------------------------------------------------------------------------------------------- repeats
 
 
-def warm_up(call: Callable[[], float], tolerance: float = 0.05, at_least: int = 3, at_most: int = 20) -> list[float]:
-    """Call until the last three times agree within `tolerance`; `call` returns its own seconds."""
+def warm_up(
+    call: Callable[[], float],
+    tolerance: float = 0.05,
+    at_least: int = 3,
+    at_most: int = 20,
+    budget_s: float = float("inf"),
+) -> list[float]:
+    """Call until the last three times agree within `tolerance`, or `budget_s` is spent; `call` returns its seconds."""
     times: list[float] = []
     while len(times) < at_most:
         times.append(call())
         last = times[-3:]
-        if len(times) >= at_least and max(last) <= min(last) * (1 + tolerance):
+        settled = len(last) >= min(3, at_least) and max(last) <= min(last) * (1 + tolerance)
+        if len(times) >= at_least and (settled or sum(times) >= budget_s):
             break
     return times
 

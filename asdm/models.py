@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import json
 from collections.abc import Callable
@@ -13,10 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm import flops
 from asdm.families import Family
-from asdm.files import sha256_of
-from asdm.measure import Clock, timed
+from asdm.files import read_json, sha256_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANDOM = "random"
@@ -86,9 +83,9 @@ def unet_config_sha256(config: Any) -> str:
     from diffusers import UNet2DConditionModel
 
     defaults = {name: p.default for name, p in inspect.signature(UNet2DConditionModel.__init__).parameters.items()}
-    plain = json.loads(json.dumps(dict(config)))
     same = json.loads(json.dumps(defaults, default=lambda _: None))
-    return sha256_of({k: v for k, v in plain.items() if not k.startswith("_") and same.get(k, ...) != v})
+    public = json.loads(json.dumps({key: value for key, value in dict(config).items() if not key.startswith("_")}))
+    return sha256_of({key: value for key, value in public.items() if same.get(key, ...) != value})
 
 
 def default_weights(family: Family) -> str:
@@ -107,10 +104,10 @@ def load_unet(
     """
     if weights == RANDOM:
         return materialise(meta_unet(family, dtype), seed, device)
-    return _pretrained(weights, dtype).to(device).eval()
+    return _pretrained(weights, device, dtype)
 
 
-def _pretrained(weights: str, dtype: str) -> nn.Module:
+def _pretrained(weights: str, device: str, dtype: str) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     folder = Path(weights)
@@ -121,19 +118,43 @@ def _pretrained(weights: str, dtype: str) -> nn.Module:
         )
     subfolder = "unet" if (not local or (folder / "unet" / "config.json").exists()) else None
     cls: Any = UNet2DConditionModel
-    if local:
-        config = folder / (subfolder or "") / "config.json"
-        if not config.exists():
-            raise ValueError(f"{weights} is no diffusers folder: neither unet/config.json nor config.json is in it.")
-        if json.loads(config.read_text()).get("_class_name") == "StudentUNet":
-            from asdm.students import StudentUNet
+    if local and _class_name(folder / (subfolder or "") / "config.json") == "StudentUNet":
+        from asdm.students import StudentUNet
 
-            cls = StudentUNet
+        cls = StudentUNet
     try:
-        return cls.from_pretrained(weights, subfolder=subfolder, torch_dtype=dtype_of(dtype), use_safetensors=True)
+        unet, info = cls.from_pretrained(
+            weights,
+            subfolder=subfolder,
+            torch_dtype=dtype_of(dtype),
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"cannot load a UNet from {weights}: {first.rstrip('.')}.") from None
+    for what in ("missing", "unexpected"):
+        if names := sorted(info[f"{what}_keys"]):
+            raise ValueError(f"cannot load a UNet from {weights}: {len(names)} weights are {what}, such as {names[0]}.")
+    return aligned(unet.to(device)).eval()
+
+
+def _class_name(config: Path) -> str | None:
+    if not config.exists():
+        raise ValueError(f"{config.parent} is no diffusers folder: neither unet/config.json nor config.json is in it.")
+    found = read_json(config)
+    if not isinstance(found, dict):
+        raise ValueError(f"{config} is no config of a diffusers UNet.")
+    return found.get("_class_name")
+
+
+def aligned(module: nn.Module) -> nn.Module:
+    """Move weights that a file left at odd addresses: CPU kernels are slower there, and round otherwise."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            if parameter.device.type == "cpu" and parameter.data_ptr() % 64:
+                parameter.data = parameter.data.clone()
+    return module
 
 
 # ---------------------------------------------------------------------------------------------- random weights
@@ -225,74 +246,3 @@ def _filler(device: str, dtype: torch.dtype, seed: int) -> Callable[..., torch.T
         return lambda *shape: torch.empty(shape, device="meta", dtype=dtype)
     generator = torch.Generator().manual_seed(seed)
     return lambda *shape: torch.randn(shape, generator=generator).to(device, dtype)
-
-
-# ---------------------------------------------------------------------------------------------- components
-
-
-@dataclass(frozen=True)
-class Component:
-    """A model that an image passes besides the UNet; `calls` is how often per image."""
-
-    name: str
-    module: nn.Module  # on the meta device
-    inputs: Callable[[str, torch.dtype], tuple[tuple[Any, ...], dict[str, Any]]]  # device → args, kwargs
-    calls: int
-
-
-def components(family: Family, size: int | None = None, guided: bool = True) -> list[Component]:
-    """Text encoders and VAE decoder of a family, on the meta device (Fig. 1)."""
-    found = []
-    with torch.device("meta"):
-        for i, config in enumerate(family.text_encoders):
-            found.append(_text_encoder(config, "text_encoder" + (f"_{i + 1}" if i else ""), family.tokens, guided))
-        if family.vae:
-            found.append(_vae_decoder(family, size))
-    return found
-
-
-def _text_encoder(config: dict[str, Any], name: str, tokens: int, guided: bool) -> Component:
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    projected = "CLIPTextModelWithProjection" in (config.get("architectures") or [])
-    cls = CLIPTextModelWithProjection if projected else CLIPTextModel
-    module = cls(CLIPTextConfig(**{k: v for k, v in config.items() if k != "architectures"})).eval()
-
-    def inputs(device: str, _: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (torch.ones((1, tokens), dtype=torch.long, device=device),), {}
-
-    return Component(name, module, inputs, calls=2 if guided else 1)
-
-
-def _vae_decoder(family: Family, size: int | None) -> Component:
-    from diffusers import AutoencoderKL
-
-    assert family.vae is not None
-    latent, channels = latent_size(family, size), family.vae.get("latent_channels", 4)
-
-    def inputs(device: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if device == "meta":
-            return (torch.empty((1, channels, latent, latent), device=device, dtype=dtype),), {}
-        return (
-            torch.randn((1, channels, latent, latent), generator=torch.Generator().manual_seed(0)).to(device, dtype),
-        ), {}
-
-    return Component("vae_decoder", AutoencoderKL.from_config(family.vae).decoder.eval(), inputs, calls=1)
-
-
-def count_component(component: Component) -> flops.Count:
-    """MACs and parameters of one call."""
-    args, kwargs = component.inputs("meta", torch.float32)
-    return flops.count(component.module, args, kwargs)
-
-
-def time_component(
-    component: Component, device: str, dtype: str, seed: int, clock: Clock, budget_s: float = 45.0
-) -> list[float]:
-    """Seconds of a few calls with random weights: two at least, ten at most."""
-    module = materialise(copy.deepcopy(component.module).to(dtype_of(dtype)), seed, device)
-    args, kwargs = component.inputs(device, dtype_of(dtype))
-    times = [timed(lambda: module(*args, **kwargs), clock)]
-    while len(times) < 2 or (len(times) < 10 and sum(times) + times[-1] <= budget_s):
-        times.append(timed(lambda: module(*args, **kwargs), clock))
-    return times[1:] if len(times) > 2 else times  # the first call warms up, where there is time for one

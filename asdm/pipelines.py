@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from asdm.components import components_of
 from asdm.families import Family
-from asdm.models import RANDOM, Setup, components, default_weights, dtype_of, materialise
+from asdm.models import RANDOM, Setup, default_weights, dtype_of, materialise
 
 
 def pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
@@ -40,7 +41,7 @@ def _random_pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
             f"a whole image of {family.name} needs real weights (--weights): "
             f"its config names {len(family.text_encoders)} text encoders and {'a' if family.vae else 'no'} VAE."
         )
-    text = next(part for part in components(family, setup.size) if part.name == "text_encoder").module
+    text = next(part for part in components_of(family, setup.size) if part.name == "text_encoder").module
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(family.vae)
     ready = [materialise(nn.Module.to(part, dtype_of(setup.dtype)), setup.seed, setup.device) for part in (text, vae)]

@@ -220,7 +220,8 @@ def resolve(topology: Topology, edits: Iterable[AnyEdit]) -> Kept:
     ]
     gone += _removed_samplers(topology, removed_blocks)
     removed_units, replaced = _unit_edits(topology, edits, set(gone))
-    _check_flow(topology, removed_blocks, removed_layers)
+    if removed_blocks or removed_layers:
+        _check_flow(topology, removed_blocks, removed_layers)
     order = {unit.fqn: i for i, unit in enumerate(topology.units)}
     gone = sorted({*gone, *removed_units}, key=lambda fqn: (order.get(fqn, len(order)), fqn))
     return Kept(
@@ -269,7 +270,7 @@ def _removed_layers(topology: Topology, edits: Sequence[AnyEdit], blocks: set[st
         if not isinstance(edit, RemoveLayer):
             continue
         if edit.block not in sides:
-            raise ValueError(f"cannot {edit}: unknown block {edit.block!r}; {_choices(sides)}")
+            raise ValueError(f"cannot {edit}: {edit.block!r} is neither a down nor an up block; {_choices(sides)}")
         layers = topology.layers(edit.block)
         if edit.layer not in layers:
             raise ValueError(f"cannot {edit}: {edit.block} has layers {', '.join(map(str, layers))}.")

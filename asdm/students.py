@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import (
+    ModelMixin,  # noqa: F401  (a pipeline's loader looks for it in the module of a component's class)
+    UNet2DConditionModel,
+)
 from torch import nn
 
 from asdm.files import whole_folder
-from asdm.models import unet_config_sha256
+from asdm.models import aligned, unet_config_sha256
 from asdm.plan import (
     AnyEdit,
     Kept,
@@ -36,6 +39,13 @@ class StudentUNet(UNet2DConditionModel):
         super().__init__(**teacher_config)
         self.register_to_config(edits=edits or [])
         apply_plan(self, parse_edits(edits or [], "config.json"))
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """diffusers' own, with weights at aligned addresses, so that a reloaded student gives the same bits."""
+        found = super().from_pretrained(*args, **kwargs)
+        aligned(found[0] if isinstance(found, tuple) else found)
+        return found
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
@@ -125,7 +135,12 @@ def build(teacher: nn.Module, plan: PruningPlan) -> tuple[UNet2DConditionModel, 
     """The student of `teacher` under `plan`; it shares the teacher's tensors, and the teacher stays as it was.
 
     Where removal alone made it, the student is a plain `UNet2DConditionModel` that diffusers loads without asdm.
+    Raises ValueError for a teacher that is a student itself: its config could not say what both plans did.
     """
+    if isinstance(teacher, StudentUNet):
+        raise ValueError(
+            "the teacher is a student with edits of its own; build from its teacher, with both plans' edits."
+        )
     operated = shared_copy(teacher)
     applied = apply_plan(operated, plan.edits)
     weights = operated.state_dict()
@@ -140,7 +155,7 @@ def build(teacher: nn.Module, plan: PruningPlan) -> tuple[UNet2DConditionModel, 
 def _plain(teacher: nn.Module, plan: PruningPlan, weights: dict[str, torch.Tensor]) -> UNet2DConditionModel | None:
     """An unchanged diffusers UNet with exactly these weights' names and shapes, where one exists."""
     kept = resolve(topology(teacher), plan.edits)
-    if kept.removed_units or kept.replaced or isinstance(teacher, StudentUNet):
+    if kept.removed_units or kept.replaced:
         return None
     student = UNet2DConditionModel.from_config(_pruned_config(_public(teacher.config), topology(teacher), kept))
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}

@@ -30,11 +30,10 @@ def apply_plan(unet: nn.Module, edits: Iterable[AnyEdit]) -> Applied:
     """
     edits = tuple(edits)
     kept = resolve(units.topology(unet), edits)
-    for edit in edits:
-        if isinstance(edit, ReplaceUnit):
-            unet.set_submodule(edit.unit, replacement_for(unet, edit))
-    for fqn in kept.removed_units:
-        unet.set_submodule(fqn, _identity(unet.get_submodule(fqn)))
+    modules = {edit.unit: replacement_for(unet, edit) for edit in edits if isinstance(edit, ReplaceUnit)}
+    modules |= {fqn: _identity(unet.get_submodule(fqn)) for fqn in kept.removed_units}
+    for fqn, module in modules.items():  # nothing has changed up to here, so a refusal leaves the UNet whole
+        unet.set_submodule(fqn, module)
     names = _names_by_module(unet)
     for block, layer in sorted(kept.removed_layers, reverse=True):
         units.delete_layer(unet, block, layer)

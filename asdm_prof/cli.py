@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from asdm import files, terminal
-from asdm.cli import (
+from asdm.options import (
     Batch,
     Device,
     Dtype,
@@ -19,8 +19,8 @@ from asdm.cli import (
     Size,
     Threads,
     Weights,
-    _root,
     device_or_default,
+    root_options,
     target,
     this_command,
 )
@@ -32,7 +32,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.callback()(_root)
+app.callback()(root_options)
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How the table is printed.")]
 Output = Annotated[
@@ -90,7 +90,7 @@ def profile(
     seed: Seed = 0,
     batch: Batch = 1,
     size: Size = None,
-    time_budget: Annotated[float, typer.Option(help="Seconds for all of it; fewer calls where it runs out.")] = 190.0,
+    time_budget: Annotated[float, typer.Option(help="Seconds for all of it; fewer calls where it runs out.")] = 225.0,
     components: Annotated[
         bool, typer.Option("--components", help="Time the text encoder and VAE decoder too.")
     ] = False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from asdm import flops, models, units
+from asdm.components import components_of, count_call
 from asdm.families import Family, load_family
 from asdm.results import Macs
 
@@ -63,8 +64,8 @@ def component_costs(
     """Text encoder, UNet and VAE decoder: parameters, MACs of a call, calls per image."""
     unet = unet or flops_of(family.name, 1, size, like)["total"]
     rows = [{"name": "unet", "params": unet["params"], "macs": unet["macs"], "calls": STEPS * GUIDANCE_CALLS}]
-    for component in models.components(family, size):
-        counted = models.count_component(component)
+    for component in components_of(family, size):
+        counted = count_call(component)
         macs = counted.thop_macs if like == "thop" else counted.total.macs
         rows.append({"name": component.name, "params": counted.params, "macs": macs, "calls": component.calls})
     return rows

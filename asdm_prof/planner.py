@@ -209,6 +209,10 @@ def make_plan(profile: Profile, budget: str, confidence: float = 0.95) -> Prunin
     if not 0.5 <= confidence < 1:
         raise ValueError(f"confidence {confidence} is none; choose from 0.5 up to, but not including, 1.")
     ratio = parse_budget(budget, profile.whole.latency_s.median)
+    if not is_legal_flow(profile.topology, (), ()):
+        raise ValueError(
+            f"{profile.family} is a student with layers made identities; plan on a profile of its teacher."
+        )
     found = choices(profile)
     chosen, proof = _solve(profile.topology, found, ratio, margin(profile, confidence))
     edits = tuple(found[i].edit for i in chosen)

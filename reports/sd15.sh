@@ -5,11 +5,10 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
 OUT=${OUT:-reports/sd15}
-STUDENT=$(mktemp -d)/student
 "$BIN/asdm-prof" profile sd15 -o "$OUT/profile.json" --force
 "$BIN/asdm-prof" profile sd15 -o "$OUT/profile-again.json" --force
 "$BIN/asdm-prof" plan --budget 0.8 --profile "$OUT/profile.json" -o "$OUT/plan.json" --force
-"$BIN/asdm" build "$OUT/plan.json" -o "$STUDENT"
-"$BIN/asdm" bench --teacher sd15 --student "$STUDENT" --student a_sdm --time-budget 400 -o "$OUT/bench.json" --force
+"$BIN/asdm" build "$OUT/plan.json" -o "$OUT/student" --force
+"$BIN/asdm" bench --teacher sd15 --student "$OUT/student" --student a_sdm --time-budget 400 -o "$OUT/bench.json" --force
 "$BIN/asdm-prof" report "$OUT/profile.json" -o "$OUT" --force
-rm -rf "$STUDENT"
+rm -rf "$OUT/student"

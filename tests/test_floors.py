@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "asdm": [
         {"files", "results", "seams", "plan", "units", "flops", "measure", "terminal"},
-        {"families", "replacements", "backends", "models", "pipelines"},
+        {"families", "replacements", "backends", "models", "components", "pipelines"},
         {"surgery"},
         {"students"},
         {"benchmark", "builder"},
-        {"cli"},
+        {"cli", "options"},
     ],
     "asdm_prof": [
         {"records", "tree"},
@@ -63,7 +63,9 @@ def _imports_of(name: str, path: Path, known: dict[str, Path]) -> set[str]:
             base = ".".join(filter(None, [package if node.level else "", node.module or ""]))
             deeper = {f"{base}.{alias.name}" for alias in node.names}
             found |= (deeper & known.keys()) or {base}
-    return {module for module in found if module.partition(".")[0] in FLOORS and module not in (name, "asdm", "asdm_prof")}
+    return {
+        module for module in found if module.partition(".")[0] in FLOORS and module not in (name, "asdm", "asdm_prof")
+    }
 
 
 def floor(module: str) -> int | None:
@@ -145,7 +147,9 @@ def test_the_reader_of_imports_sees_them():
     assert "asdm.builder" in imports()["asdm.cli"]  # inside a function
 
 
-@pytest.mark.parametrize("module", [f"asdm_prof.{name}" for name in NO_TORCH] + ["asdm.results", "asdm.plan", "asdm.files"])
+@pytest.mark.parametrize(
+    "module", [f"asdm_prof.{name}" for name in NO_TORCH] + ["asdm.results", "asdm.plan", "asdm.files"]
+)
 def test_planning_needs_neither_torch_nor_diffusers(module):
     script = f"import sys, {module}; print(*sorted({{'torch', 'diffusers', 'transformers'}} & sys.modules.keys()))"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)

@@ -19,10 +19,11 @@ from markupsafe import Markup
 from asdm.files import write_whole
 from asdm.plan import Kept, resolve
 from asdm_prof.records import Profile
-from asdm_prof.renderers import Report, _words
+from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, plural
-from asdm_prof.renderers._svg import block_bars, block_sums, family_bars, prediction_scatter, redundancy_dots
-from asdm_prof.renderers._tables import (
+from asdm_prof.renderers._html import words
+from asdm_prof.renderers._html.svg import block_bars, block_sums, family_bars, prediction_scatter, redundancy_dots
+from asdm_prof.renderers._html.tables import (
     Cell,
     Column,
     Table,
@@ -32,11 +33,11 @@ from asdm_prof.renderers._tables import (
     tree_table,
     unit_table,
 )
-from asdm_prof.renderers._unet_svg import Mark, icicle, u_picture
-from asdm_prof.renderers._view import View, option_of
+from asdm_prof.renderers._html.unet_svg import Mark, icicle, u_picture
+from asdm_prof.renderers._html.view import View, option_of
 
 OUTPUT = "report.html"
-HERE = Path(__file__).parent
+HERE = Path(__file__).parent / "_html"
 
 
 def render(report: Report, folder: Path) -> list[Path]:
@@ -51,7 +52,7 @@ def page(report: Report) -> str:
     )
     script = (HERE / "report.js").read_text(encoding="utf-8")
     view = View(report)
-    environment.filters["tied"] = _words.tied
+    environment.filters["tied"] = words.tied
     return environment.get_template("report.html.j2").render(
         title=plain(f"{report.profile.title}: where the UNet’s time goes, and what can go"),
         style=Markup((HERE / "report.css").read_text(encoding="utf-8")),
@@ -77,13 +78,13 @@ def _answer(view: View) -> dict[str, Any]:
     run = f"{profile.backend}, {profile.dtype} on {profile.device}, {plural(profile.threads, 'thread')}"
     shape = f"batch {profile.batch}, {profile.size} px, {profile.weights} weights"
     return {
-        "sentence": Markup("{} {}").format(_words.time_sentence(view), _words.plan_sentence(view)),
+        "sentence": Markup("{} {}").format(words.time_sentence(view), words.plan_sentence(view)),
         "conditions": plain(f"{profile.environment.get('cpu', 'unknown processor')}: {run}, {shape}."),
         "cards": [
-            _words.latency_card(view),
-            _words.shallow_card(view),
-            _words.plan_card(view),
-            _words.trust_card(view),
+            words.latency_card(view),
+            words.shallow_card(view),
+            words.plan_card(view),
+            words.trust_card(view),
         ],
     }
 
@@ -94,15 +95,15 @@ def _time(view: View) -> dict[str, Any]:
     sums = {measure: block_sums(profile, measure) for measure in ("time", "params")}
     return {
         "icicle": icicle(view.root, view.index, view.told),
-        "icicle_captions": _words.icicle_captions(view),
+        "icicle_captions": words.icicle_captions(view),
         "tree": tree_table(view.root),
         "u": u_picture("u-picture", title, profile, view.root, view.index, view.told),
-        "u_caption": _words.u_caption(view),
+        "u_caption": words.u_caption(view),
         "blocks": block_bars(profile, view.labels),
-        "blocks_caption": _words.blocks_caption(view, sums),
+        "blocks_caption": words.blocks_caption(view, sums),
         "blocks_table": block_table(sums, profile.topology.blocks),
         "families": family_bars(costs) if costs else None,
-        "families_caption": _words.families_caption(costs) if costs else "",
+        "families_caption": words.families_caption(costs) if costs else "",
         "families_table": cost_table(costs) if costs else None,
         "family": plain(profile.family),
     }
@@ -111,7 +112,7 @@ def _time(view: View) -> dict[str, Any]:
 def _redundancy(view: View) -> dict[str, Any]:
     return {
         "dots": redundancy_dots(view.ranked),
-        "caption": _words.dots_caption(view.ranked),
+        "caption": words.dots_caption(view.ranked),
         "table": unit_table(view.profile, view.ranked),
     }
 
@@ -122,12 +123,12 @@ def _plan(view: View) -> dict[str, Any]:
     return {
         "made": view.plan is not None,
         "problem": problem,
-        "facts": _words.plan_facts(view),
+        "facts": words.plan_facts(view),
         "picture": _plan_picture(view, kept) if kept else None,
-        "picture_caption": _words.picture_caption(view, kept) if kept else "",
-        "reasons": [_words.reason_for(view, edit) for edit in view.plan.edits] if view.plan and kept else [],
+        "picture_caption": words.picture_caption(view, kept) if kept else "",
+        "reasons": [words.reason_for(view, edit) for edit in view.plan.edits] if view.plan and kept else [],
         "scatter": prediction_scatter(predicted) if predicted else None,
-        "scatter_caption": _words.scatter_caption([student for _, student, _ in predicted]) if predicted else "",
+        "scatter_caption": words.scatter_caption([student for _, student, _ in predicted]) if predicted else "",
         "benches": [bench_table(bench, i) for i, bench in enumerate(view.report.benches, 1)],
         "family": plain(view.profile.family),
     }

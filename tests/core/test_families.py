@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from asdm import flops, models, seams
+from asdm.components import components_of, count_call
 from asdm.families import load_family
 from asdm.models import latent_size, meta_unet, unet_inputs
 from asdm.units import iter_units
@@ -33,8 +34,8 @@ def test_a_family_builds_on_the_meta_device_and_takes_its_example_inputs(name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_familys_other_components_build_and_are_counted(name):
-    for part in models.components(load_family(name)):
-        counted = models.count_component(part)
+    for part in components_of(load_family(name)):
+        counted = count_call(part)
         assert counted.params > 0, part.name
         assert counted.total.macs > 0, part.name
         assert counted.uncounted_ops == {}, part.name
@@ -42,13 +43,13 @@ def test_a_familys_other_components_build_and_are_counted(name):
 
 def test_guidance_encodes_two_prompts_and_decodes_one_image():
     family = load_family("sd15")
-    assert {part.name: part.calls for part in models.components(family)} == {"text_encoder": 2, "vae_decoder": 1}
-    assert {part.calls for part in models.components(family, guided=False)} == {1}
+    assert {part.name: part.calls for part in components_of(family)} == {"text_encoder": 2, "vae_decoder": 1}
+    assert {part.calls for part in components_of(family, guided=False)} == {1}
 
 
 def test_sdxl_has_two_text_encoders_and_its_own_conditions():
     family = load_family("sdxl")
-    names = [part.name for part in models.components(family)]
+    names = [part.name for part in components_of(family)]
     assert names == ["text_encoder", "text_encoder_2", "vae_decoder"]
     added = unet_inputs(family, batch=3, device="meta")["added_cond_kwargs"]
     assert added["time_ids"].shape == (3, 6)
@@ -78,7 +79,9 @@ def test_another_size_costs_more_and_must_fit_the_levels():
     assert unet_inputs(family, size=256, device="meta")["sample"].shape == (1, 4, 32, 32)
     step = 8 * 2**3  # the VAE's factor, and three halvings
     for size in (0, -512, 500, 512 + 8, step // 2):
-        with pytest.raises(ValueError, match=f"size {size} does not fit sd15: choose a multiple of {step} pixels, such as 512"):
+        with pytest.raises(
+            ValueError, match=f"size {size} does not fit sd15: choose a multiple of {step} pixels, such as 512"
+        ):
             latent_size(family, size)
     assert latent_size(load_family("sdxl"), 8 * 2**2) == 4
 
@@ -92,7 +95,7 @@ def test_a_folder_with_one_unet_is_a_family(tiny_folder):
     assert (family.vae, family.text_encoders, family.prediction_type) == (None, (), "epsilon")
     counted = flops.count(meta_unet(family), (), unet_inputs(family, device="meta"))
     assert counted.total == flops.count(meta_unet(TINY_FAMILY), (), unet_inputs(TINY_FAMILY, device="meta")).total
-    assert models.components(family) == []
+    assert components_of(family) == []
 
 
 def test_a_pipeline_folder_is_a_family_with_all_its_components(tmp_path):
@@ -111,7 +114,7 @@ def test_a_pipeline_folder_is_a_family_with_all_its_components(tmp_path):
     family = load_family(str(tmp_path))
     assert (family.vae_factor, family.size) == (4, 16 * 4)  # three VAE levels halve twice
     assert (family.tokens, family.prediction_type, family.title) == (16, "v_prediction", tmp_path.name)
-    parts = {part.name: models.count_component(part) for part in models.components(family)}
+    parts = {part.name: count_call(part) for part in components_of(family)}
     assert set(parts) == {"text_encoder", "vae_decoder"}
     assert unet_inputs(family)["encoder_hidden_states"].shape == (1, 16, 32)
 
@@ -142,7 +145,9 @@ def test_a_folder_that_is_no_family_says_why(tmp_path, content, words):
 
 @pytest.mark.parametrize("name", ["sd16", "SD15", "_parts"])
 def test_an_unknown_family_is_told_the_choices(name):
-    with pytest.raises(ValueError, match=r"^unknown family .*; choose from sd15, sd21, .*or name a diffusers folder") as caught:
+    with pytest.raises(
+        ValueError, match=r"^unknown family .*; choose from sd15, sd21, .*or name a diffusers folder"
+    ) as caught:
         load_family(name)
     assert repr(name) in str(caught.value)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import pytest
 from pydantic import Field
 
 from asdm import files
-from asdm.files import Record
+from asdm.files import Record, whole_folder
 
 
 class Note(Record):
@@ -96,13 +97,21 @@ def test_a_folder_takes_its_name_when_it_is_full(tmp_path):
     with files.whole_folder(tmp_path / "runs" / "out") as folder:
         (folder / "one.txt").write_text("1")
         assert not (tmp_path / "runs" / "out").exists()
-    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == ["runs", "runs/out", "runs/out/one.txt"]
+    assert [str(p.relative_to(tmp_path)) for p in sorted(tmp_path.rglob("*"))] == [
+        "runs",
+        "runs/out",
+        "runs/out/one.txt",
+    ]
 
 
 def test_an_error_inside_leaves_no_folder(tmp_path):
-    with pytest.raises(RuntimeError, match="half"), files.whole_folder(tmp_path / "out") as folder:
-        (folder / "one.txt").write_text("1")
-        raise RuntimeError("half way")
+    def half_way():
+        with files.whole_folder(tmp_path / "out") as folder:
+            (folder / "one.txt").write_text("1")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        half_way()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -149,8 +158,11 @@ def test_a_newer_file_with_more_fields_is_read(tmp_path):
         ('{"schema": "asdm.note/1", "text": 7}', r"note\.json: text: .*\(given: 7\)\.$"),
         ('{"schema": "asdm.note/1"}', r"note\.json: text: field required\.$"),
         ('{"schema": "asdm.note/1", "text": "t", "seconds": 1e999}', r"note\.json: seconds: .*finite number"),
-        ('{"schema": "asdm.note/1", "text": "t", "seconds": NaN}', r"JSON file may not contain NaN"),
-        ('{"schema": "asdm.note/1", "text": "t", "seconds": -Infinity}', r"may not contain -Infinity"),
+        ('{"schema": "asdm.note/1", "text": "t", "seconds": NaN}', r"has the value NaN, which is no number"),
+        (
+            '{"schema": "asdm.note/1", "text": "t", "seconds": -Infinity}',
+            r"has the value -Infinity, which is no number",
+        ),
     ],
 )
 def test_a_broken_record_is_refused_in_one_sentence(tmp_path, content, sentence):
@@ -209,3 +221,21 @@ def test_every_run_gets_a_folder_of_its_own(reports):
     assert first.name.startswith("owner_name-eager-fp32-")
     assert first != second
     assert not second.exists()
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    """The new folder takes the old one's place or nothing changes."""
+    (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "weights").write_text("old")
+    real = os.replace
+
+    def fails_for_the_new_one(source, target):
+        if (Path(source) / "weights").exists() and (Path(source) / "weights").read_text() == "new":
+            raise PermissionError(13, "Permission denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_for_the_new_one)
+    with pytest.raises(ValueError, match="permission denied"), whole_folder(tmp_path / "student", force=True) as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+    assert (tmp_path / "student" / "weights").read_text() == "old"

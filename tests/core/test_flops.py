@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
 from asdm import flops, models, students, units
+from asdm.components import components_of, count_call
 from asdm.families import load_family
 from tests.conftest import unet_args
 
@@ -80,7 +81,7 @@ def test_unet_total_equals_the_published_one(name):
 
 
 def test_text_encoder_and_vae_decoder_equal_the_published_ones():
-    counted = {part.name: models.count_component(part) for part in models.components(load_family("sd15"))}
+    counted = {part.name: count_call(part) for part in components_of(load_family("sd15"))}
     text, vae = PUBLISHED["clip_l_text_encoder"], PUBLISHED["vae_decoder"]
     assert counted["text_encoder"].params == text["params"]
     assert counted["text_encoder"].total.macs == text["macs"]
@@ -255,3 +256,7 @@ def test_bf16_weights_take_half_the_bytes(tiny_unet):
     )  # fmt: skip
     assert 2 * half.parameter_bytes == full.parameter_bytes
     assert half.total == full.total
+
+
+def test_attention_of_one_query_on_a_batch_of_keys_counts_the_batch():
+    assert flops.attention_macs((1, 2, 5, 8), (4, 2, 7, 8), (4, 2, 7, 8)) == 4 * 2 * 5 * 7 * (8 + 8)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from asdm import flops, measure, models, units
+from asdm import flops, measure, units
 from asdm.backends import eager, fake
+from asdm.components import Component, time_calls
 from asdm.measure import FakeClock, estimate, interleave, paired_ratio, warm_up
 from tests.conftest import make_unet, unet_args
 
@@ -51,6 +52,13 @@ def test_warm_up_may_be_told_how_often():
     assert warm_up(lambda: next(left), at_most=4) == [1.0, 2.0, 1.0, 2.0]
     left = iter([1.0, 1.1, 1.2, 1.0])
     assert len(warm_up(lambda: next(left), tolerance=0.2)) == 3
+    left = iter([2.0, 1.0, 1.0, 1.0, 1.0])
+    assert warm_up(lambda: next(left), at_least=2) == [2.0, 1.0, 1.0, 1.0]
+
+
+def test_warm_up_gives_up_when_its_budget_is_spent():
+    left = iter([1.0, 2.0] * 20)
+    assert warm_up(lambda: next(left), budget_s=5.0) == [1.0, 2.0, 1.0, 2.0]
 
 
 # ---------------------------------------------------------------------------------------------- interleave
@@ -220,8 +228,8 @@ def test_a_component_is_timed_within_its_budget(seconds, budget_s, kept):
             return super().forward(x)
 
     clock = FakeClock()
-    part = models.Component("slow", Slow(2, 2, device="meta"), lambda device, dtype: ((torch.ones(1, 2),), {}), calls=1)
-    assert models.time_component(part, "cpu", "fp32", 0, clock, budget_s) == [seconds] * kept
+    part = Component("slow", Slow(2, 2, device="meta"), lambda device, dtype: ((torch.ones(1, 2),), {}), calls=1)
+    assert time_calls(part, "cpu", "fp32", 0, clock, budget_s) == [seconds] * kept
     assert clock.now <= max(budget_s, 2 * seconds)
 
 

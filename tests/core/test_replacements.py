@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from asdm import flops, seams
@@ -60,7 +61,7 @@ def test_its_output_has_the_units_shape(case):
 
 def test_its_weights_are_the_units_own_tensors(case):
     original, new, _ = case
-    own = {name: p for name, p in original.named_parameters()}
+    own = dict(original.named_parameters())
     assert all(p is own[name] for name, p in new.named_parameters())
 
 
@@ -137,9 +138,10 @@ def test_pass_through_answers_a_transformers_call_in_both_ways(tiny_unet):
 
 
 @pytest.fixture
-def attention(tiny_unet):
-    """A self-attention over 32 channels in two heads, and GRI on its weights."""
-    return tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.double()
+def attention():
+    """diffusers' self-attention over 32 channels in two heads, as a Transformer unit has it."""
+    torch.manual_seed(0)
+    return Attention(query_dim=32, heads=2, dim_head=16).double().eval()
 
 
 def tokens(height: int, width: int, batch: int = 1, channels: int = 32) -> torch.Tensor:
@@ -187,13 +189,11 @@ def test_both_ways_to_compute_it_agree_on_even_sizes(attention):
     module, x = GRIAttention(attention), tokens(4, 6, batch=3)
     key, value = (project(x).view(3, 4, 6, 32) for project in (module.to_k, module.to_v))
     query = module.to_q(x.view(3, 2, 2, 3, 2, 32).mean(dim=(2, 4)).view(3, -1, 32))
-    torch.testing.assert_close(
-        module._all_phases_at_once(query, key, value), module._phase_by_phase(query, key, value)
-    )
+    torch.testing.assert_close(module._all_phases_at_once(query, key, value), module._phase_by_phase(query, key, value))
 
 
 def test_where_2x2_cells_are_constant_gri_is_the_full_attention(attention):
-    """Then the pooled queries are the queries, and each phase has the keys of the whole map, once instead of four times."""
+    """Then the pooled queries are the queries, and each phase has the whole map's keys, once instead of four times."""
     cells = tokens(3, 4).view(1, 3, 4, 32)
     x = cells.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).view(1, 6 * 8, 32)
     with torch.no_grad():

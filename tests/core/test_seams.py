@@ -39,13 +39,17 @@ def test_a_name_loads_its_file(pets):
 
 @pytest.mark.parametrize("name", ["dog", "Cat", "", "_parts", "__init__", "cat.py", "../cat"])
 def test_a_typo_is_told_the_choices(pets, name):
-    with pytest.raises(ValueError, match=r"^unknown name .* in asdm_test_pets; choose from axolotl, broken, cat\.$") as caught:
+    with pytest.raises(
+        ValueError, match=r"^unknown name .* in asdm_test_pets; choose from axolotl, broken, cat\.$"
+    ) as caught:
         seams.load(pets, name)
     assert repr(name) in str(caught.value)
 
 
 def test_a_missing_package_is_named_and_is_no_typo(pets):
-    with pytest.raises(ValueError, match=r"^'axolotl' .* needs the package 'a_package_that_nobody_has', .*not installed"):
+    with pytest.raises(
+        ValueError, match=r"^'axolotl' .* needs the package 'a_package_that_nobody_has', .*not installed"
+    ):
         seams.load(pets, "axolotl")
 
 

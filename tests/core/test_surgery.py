@@ -106,7 +106,12 @@ def test_edits_speak_the_teachers_names_in_any_order(tiny_unet):
 
 
 def test_an_empty_plan_changes_nothing(tiny_unet):
-    names, ids, hooks, before = list(tiny_unet.state_dict()), {*map(id, tiny_unet.modules())}, hooks_on(tiny_unet), run(tiny_unet)
+    names, ids, hooks, before = (
+        list(tiny_unet.state_dict()),
+        {*map(id, tiny_unet.modules())},
+        hooks_on(tiny_unet),
+        run(tiny_unet),
+    )
     applied = apply_plan(tiny_unet, [])
     assert (list(tiny_unet.state_dict()), {*map(id, tiny_unet.modules())}, hooks_on(tiny_unet)) == (names, ids, hooks)
     assert torch.equal(run(tiny_unet), before)
@@ -133,13 +138,16 @@ def test_a_student_takes_images_that_are_not_square(tiny_unet, size):
     ("edit", "words"),
     [
         (gri("mid_block.resnets.0"), ["replace mid_block.resnets.0 with gri_attention", "finds nothing"]),
-        (ReplaceUnit(unit="down_blocks.1.resnets.0", with_="pass_through"), ["down_blocks.1.resnets.0", "finds nothing"]),
+        (
+            ReplaceUnit(unit="down_blocks.1.resnets.0", with_="pass_through"),
+            ["down_blocks.1.resnets.0", "finds nothing"],
+        ),
         (ReplaceUnit(unit="mid_block.attentions.0", with_="gri"), ["'gri'", "gri_attention", "pass_through"]),
         (gri("mid_block.attentions.0", phases=9), ["replace mid_block.attentions.0", "phases"]),
         (RemoveUnit(unit="down_blocks.7.resnets.0"), ["'down_blocks.7.resnets.0'", "choose from"]),
         (RemoveLayer(block="down_blocks.0", layer=1), ["up_blocks.3"]),
     ],
-)  # fmt: skip
+)
 def test_surgery_complains_when_an_edit_does_nothing_or_does_not_fit(tiny_unet, edit, words):
     before = {*map(id, tiny_unet.modules())}
     with pytest.raises(ValueError, match=r"\.$") as caught:
@@ -165,3 +173,24 @@ def test_swapped_modules_go_back_even_after_an_error(tiny_unet):
         raise KeyError
     assert tiny_unet.get_submodule(fqn) is original
     assert torch.equal(run(tiny_unet), before)
+
+
+def test_two_layers_of_one_block_may_go_and_the_right_ones_stay():
+    unet = make_unet(layers_per_block=3)
+    first, last = unet.down_blocks[0].resnets[0], unet.up_blocks[3].resnets[3]
+    edits = [RemoveLayer(block="down_blocks.0", layer=i) for i in (1, 2)]
+    edits += [RemoveLayer(block="up_blocks.3", layer=i) for i in (1, 2)]
+    applied = apply_plan(unet, edits)
+    assert (list(unet.down_blocks[0].resnets), unet.up_blocks[3].resnets[1]) == ([first], last)
+    assert applied.name_map["up_blocks.3.attentions.1"] == "up_blocks.3.attentions.3"
+    assert len(applied.removed) == 2 * 4
+    assert run(unet).shape == (1, 4, 16, 16)
+
+
+def test_a_refused_replacement_leaves_the_unet_whole(tiny_unet):
+    """The second edit does not apply; the first must not stay."""
+    before = [id(module) for module in tiny_unet.modules()]
+    edits = [ReplaceUnit(unit=f"mid_block.{part}.0", with_="gri_attention") for part in ("attentions", "resnets")]
+    with pytest.raises(ValueError, match="finds nothing in it"):
+        apply_plan(tiny_unet, edits)
+    assert [id(module) for module in tiny_unet.modules()] == before

@@ -254,6 +254,23 @@ def test_wrong_usage(run: Any) -> None:
     assert "--budget" in found.err
 
 
+def test_a_report_does_not_mix_teachers(run: Any, profiled: Path, tmp_path: Path) -> None:
+    other = edited_plan(tmp_path, teacher_config_sha256="0" * 64)
+    refused(run("asdm-prof", "report", profiled, "--plan", other), "another teacher")
+    assert not list(tmp_path.rglob("report.html"))
+
+
+def test_a_report_is_never_written_over_another(run: Any, profiled: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "units.csv").write_text("mine")
+    refused(run("asdm-prof", "report", profiled, "--format", "csv", "-o", "out"), "units.csv exists", "--force")
+    assert (tmp_path / "out" / "units.csv").read_text() == "mine"
+
+
+def test_more_memory_than_there_is(run: Any) -> None:
+    refused(run("asdm-prof", "profile", "sd15", "--batch", "5000"), "needs about", "GiB", "--batch")
+
+
 @pytest.mark.serial
 def test_ctrl_c_in_mid_profile_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     code = "import sys, asdm_prof.cli; sys.argv[0] = 'asdm-prof'; asdm_prof.cli.main()"

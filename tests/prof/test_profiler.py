@@ -151,7 +151,14 @@ def test_progress_tells_every_stage(tiny_folder: Path) -> None:
     seen: list[Status] = []
     profile(str(tiny_folder), QUICK, watch=seen.append)
     stages = list(dict.fromkeys(status.stage for status in seen))
-    assert stages == ["counting", "building", "counting again with fvcore", "warming up", "measuring"]
+    assert stages == [
+        "counting",
+        "building",
+        "counting again with fvcore",
+        "timing the hooks",
+        "warming up",
+        "measuring",
+    ]
     assert seen[-1].calls >= 10
 
 
@@ -170,6 +177,17 @@ def test_noise_fails_the_trust_box_and_names_the_remedy(faked: Profile) -> None:
     failed = {line.check: line.remedy for line in lines if not line.passed}
     assert "the machine was quiet" in failed
     assert "--time-budget" in failed["the machine was quiet"]
+
+
+def test_hooks_that_cost_time_fail_the_trust_box(faked: Profile) -> None:
+    """0.2 s of hooks in a call of 4 s is 5 %; noise of 30 % at full size does not hide it."""
+    from asdm_prof import trust
+
+    noisy = [3.0, 5.0, 4.0, 4.5]
+    lines = trust.box(faked.whole, list(faked.parts), noisy, noisy[::-1], None, {}, hook_cost_s=[0.2, 0.21, 0.2])
+    line = next(line for line in lines if line.check == "hooks cost nothing")
+    assert not line.passed
+    assert f"{0.2 / faked.whole.latency_s.median:+.2%}" in line.value
 
 
 def test_an_operator_without_a_formula_fails_the_trust_box(faked: Profile) -> None:

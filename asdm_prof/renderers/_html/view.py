@@ -12,7 +12,7 @@ from asdm_prof.records import OptionRecord, PartRecord, Profile
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import count, number, percent, plain, seconds, seconds_interval
-from asdm_prof.renderers._svg import KINDS
+from asdm_prof.renderers._html.svg import KINDS
 from asdm_prof.tree import Node, shallow_blocks, tree_of
 
 

@@ -10,7 +10,7 @@ from asdm_prof.records import PartRecord, Profile
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import decimals, fixed, plain, plural, ratio, ratio_interval, second_unit
-from asdm_prof.renderers._svg import KINDS, component_name
+from asdm_prof.renderers._html.svg import KINDS, component_name
 from asdm_prof.tree import Node
 
 

@@ -1,0 +1,59 @@
+"""Options that the commands share, and what they turn into."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm import __version__
+
+Weights = Annotated[
+    str | None,
+    typer.Option(help="'random', a local diffusers folder or a hub id; default: the family's own, else random."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: the accelerator where there is one.")]
+Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
+Threads = Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")]
+Seed = Annotated[int, typer.Option(help="Seed of random weights and inputs.")]
+Batch = Annotated[int, typer.Option(help="Images per UNet call.")]
+Size = Annotated[int | None, typer.Option(help="Pixels per side; default: what the family was made for.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+
+
+def print_version(wanted: bool) -> None:
+    """Print the version and leave."""
+    if wanted:
+        print(f"asdm {__version__}")
+        raise typer.Exit
+
+
+def root_options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def device_or_default(device: str | None) -> str:
+    """The device that was asked for, or the accelerator where there is one."""
+    from asdm import models
+
+    return device or models.default_device()
+
+
+def this_command(program: str) -> str:
+    """The command line as it was typed."""
+    return shlex.join([program, *sys.argv[1:]])
+
+
+def target(output: Path | None, default: Path, name: str) -> Path:
+    """The file that a run writes: `output` itself, `name` in the folder `output`, or `name` in a folder of its own."""
+    if output is None:
+        return default / name
+    return output if output.suffix == Path(name).suffix else output / name

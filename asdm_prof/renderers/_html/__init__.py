@@ -1,0 +1,1 @@
+"""The parts of the HTML report: its sentences, tables, charts, template, style and script."""

@@ -1,0 +1,139 @@
+"""Teacher against students on a small whole Stable Diffusion: what is compared, what is composed, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from asdm import benchmark, models, students
+from asdm.benchmark import Settings, bench
+from asdm.components import components_of
+from asdm.families import Family
+from asdm.families._parts import STABLE_DIFFUSION_VAE
+from asdm.pipelines import pipeline
+from asdm.results import BenchResult
+from tests.conftest import TINY_FAMILY, make_unet
+
+QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=3)
+TEXT_ENCODER = {
+    "vocab_size": 600,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+}
+
+
+def whole_family() -> Family:
+    vae = STABLE_DIFFUSION_VAE | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4}
+    return replace(TINY_FAMILY, tokens=16, vae=vae, text_encoders=(TEXT_ENCODER,))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion as diffusers saves one: UNet, text encoder, tokenizer, VAE, scheduler."""
+    path = tmp_path_factory.mktemp("whole") / "tiny-sd"
+    pipeline(whole_family(), make_unet(), models.Setup()).save_pretrained(path, safe_serialization=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> BenchResult:
+    return bench(str(folder), ["a_sdm", "bk_sdm_tiny"], QUICK)
+
+
+def test_every_student_is_paired_with_its_teacher(result: BenchResult) -> None:
+    assert [student.name for student in result.students] == ["a_sdm", "bk_sdm_tiny"]
+    for student in result.students:
+        pairs = zip(student.unet_latency_s.samples, student.paired_teacher_latency_s.samples, strict=True)
+        ratios = sorted(ours / theirs for ours, theirs in pairs)
+        middle = (ratios[(len(ratios) - 1) // 2] + ratios[len(ratios) // 2]) / 2
+        assert student.unet_latency_ratio.median == pytest.approx(middle)
+        assert student.unet_latency_ratio.low <= middle <= student.unet_latency_ratio.high
+
+
+def test_counts_are_the_networks_own(result: BenchResult) -> None:
+    teacher = make_unet()
+    assert result.teacher.params == sum(p.numel() for p in teacher.parameters())
+    for student in result.students:
+        unet, applied = students.build(teacher, students.read_plan(student.name, teacher, "tiny"))
+        assert student.params == sum(p.numel() for p in unet.parameters())
+        assert student.macs < result.teacher.macs
+        assert student.removed == applied.removed
+
+
+def test_the_image_is_the_sum_of_its_parts(result: BenchResult) -> None:
+    """Two prompts encoded, two guided steps, one latent decoded."""
+    parts = result.teacher.image_parts
+    assert parts is not None
+    expected = 2 * parts.text_encoder_s.median + 2 * parts.unet_step_s.median + parts.vae_decoder_s.median
+    assert result.teacher.image_latency_s is not None
+    assert result.teacher.image_latency_s.median == pytest.approx(expected)
+    assert result.pipeline is not None
+    assert result.pipeline.composed
+
+
+def test_a_composed_ratio_is_diluted_by_what_is_not_the_unet() -> None:
+    """10 steps of 1.0 s against 0.5 s, beside 10 s of decoding: (5 + 10) / (10 + 10) = 0.75."""
+    step = [[1.0] * 4, [0.5] * 4]
+    image = benchmark._compose(step, 1, {"vae_decoder": (1, [10.0, 10.0])}, replace(QUICK, steps=10))
+    assert image.ratio.median == image.ratio.low == image.ratio.high == 0.75
+    assert image.latency_s.median == 15.0
+
+
+def test_without_guidance_there_is_one_batch_only(folder: Path) -> None:
+    found = bench(str(folder), ["a_sdm"], replace(QUICK, guidance_scale=1.0))
+    assert found.students[0].guided_latency_ratio is None
+    assert found.students[0].image_latency_ratio is not None
+
+
+def test_the_real_pipeline_runs_from_prompt_to_pixels(folder: Path) -> None:
+    found = bench(str(folder), ["a_sdm"], replace(QUICK, run_image=True))
+    assert found.pipeline is not None
+    assert not found.pipeline.composed
+    ratio = found.students[0].image_latency_ratio
+    assert ratio is not None
+    assert 0.3 < ratio.median < 2
+
+
+def test_random_parts_make_a_pipeline_too(folder: Path) -> None:
+    family = whole_family()
+    made = pipeline(family, make_unet(), models.Setup())
+    assert [part.name for part in components_of(family)] == ["text_encoder", "vae_decoder"]
+    image = made("a cat", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (128, 128, 3)
+
+
+def test_a_family_without_parts_has_no_image() -> None:
+    with pytest.raises(ValueError, match="0 text encoders and no VAE"):
+        pipeline(TINY_FAMILY, make_unet(), models.Setup())
+
+
+def test_a_bench_survives_its_file(result: BenchResult, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "bench.json")
+    assert BenchResult.load(path) == result
+    data = json.loads(path.read_text())
+    assert {"name", "params", "macs", "unet_latency_ratio", "predicted_ratio", "image_latency_ratio", "quality"} <= set(
+        data["students"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"steps": 0}, "steps 0"), ({"guidance_scale": -1.0}, "guidance scale -1"), ({"batch": 0}, "batch 0")],
+)
+def test_settings_that_cannot_be(folder: Path, change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        bench(str(folder), ["a_sdm"], replace(QUICK, **change))
+
+
+def test_a_folder_that_is_no_student(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"neither unet/config\.json nor config\.json"):
+        bench(str(folder), [str(tmp_path / "empty")], QUICK)
+    with pytest.raises(ValueError, match="at least one student"):
+        bench(str(folder), [], QUICK)
