@@ -38,9 +38,12 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	BIN=$(BIN) ./reports/sd15.sh
 
-## Everything under reports/sd15 that is rendered, anew from its JSON.
+## Everything under reports/sd15 that is rendered, anew from its JSON (the README's picture needs chromium).
 report: $(INSTALLED)
 	$(BIN)/asdm-prof report reports/sd15/profile.json -o reports/sd15 --force
+	chromium --headless --no-sandbox --disable-gpu --no-first-run --hide-scrollbars --window-size=1280,860 \
+	  --disable-background-networking --disable-component-update --disable-sync \
+	  --screenshot=reports/sd15/report.png file://$(CURDIR)/reports/sd15/report.html
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
