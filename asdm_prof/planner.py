@@ -280,7 +280,7 @@ class _Rows:
         with _silent_stdout():
             result = milp(
                 objective,
-                integrality=np.ones(self.columns),
+                integrality=np.ones(self.columns, dtype=int),
                 bounds=Bounds(0, 1),
                 constraints=limits,
                 options={"mip_rel_gap": 0.0, "disp": False},
