@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+from asdm.measure import estimate
+from asdm.results import Estimate
 from asdm_prof.records import PartRecord, Profile
 
 
@@ -82,3 +84,20 @@ def _child(parent: Node, name: str, label: str, level: str) -> Node:
 def shallow_blocks(profile: Profile) -> tuple[str, str]:
     """The first down block and the last up block: the paper's dn-block0 and up-block3."""
     return profile.topology.down_blocks[0], profile.topology.up_blocks[-1]
+
+
+def shallow_share(profile: Profile) -> Estimate:
+    """The shallow blocks' part of all parts' time, run by run."""
+    blocks = shallow_blocks(profile)
+    inside = _runs([part for part in profile.parts if part.block in blocks])
+    return estimate([a / b for a, b in zip(inside, _runs(profile.parts), strict=True)])
+
+
+def _runs(parts: Sequence[PartRecord]) -> list[float]:
+    return [sum(run) for run in zip(*(part.latency_s.samples for part in parts), strict=False)]
+
+
+def shallow_params(profile: Profile) -> float:
+    """The shallow blocks' part of the parameters."""
+    blocks = shallow_blocks(profile)
+    return sum(part.params for part in profile.parts if part.block in blocks) / profile.whole.params

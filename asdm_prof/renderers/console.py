@@ -34,7 +34,7 @@ from asdm_prof.renderers._format import (
     seconds,
     seconds_interval,
 )
-from asdm_prof.tree import Node, shallow_blocks, tree_of
+from asdm_prof.tree import Node, shallow_blocks, shallow_params, shallow_share, tree_of
 
 OUTPUT = None
 
@@ -84,12 +84,11 @@ def _section(console: Console, title: str, *contents: Table | Text) -> None:
 def answer(profile: Profile) -> str:
     """What one UNet call takes, and how much of that lies in the two shallow blocks, in one sentence."""
     first, last = shallow_blocks(profile)
-    shallow = [part for part in profile.parts if part.block in (first, last)]
     whole = profile.whole.latency_s
     return (
         f"{plain(profile.title)}'s UNet takes {seconds(whole.median)} {seconds_interval(whole)} a call on this machine "
-        f"({_runtime(profile)}); {percent(sum(part.share.median for part in shallow))} of it is in {plain(first)} and "
-        f"{plain(last)}, which hold {percent(sum(part.params for part in shallow) / profile.whole.params)} of the "
+        f"({_runtime(profile)}); {percent(shallow_share(profile).median)} of it is in {plain(first)} and "
+        f"{plain(last)}, which hold {percent(shallow_params(profile))} of the "
         "parameters."
     )
 

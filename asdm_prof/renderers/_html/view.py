@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-from asdm.measure import estimate
 from asdm.plan import PruningPlan
-from asdm.results import BenchStudent, Estimate
+from asdm.results import BenchStudent
 from asdm_prof.records import OptionRecord, PartRecord, Profile
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import count, number, percent, plain, seconds, seconds_interval
 from asdm_prof.renderers._html.svg import KINDS
-from asdm_prof.tree import Node, shallow_blocks, tree_of
+from asdm_prof.tree import Node, tree_of
 
 
 class View:
@@ -113,20 +112,3 @@ def prediction_of(view: View) -> tuple[float, str] | None:
 def option_of(profile: Profile, fqn: str, name: str) -> OptionRecord | None:
     """The replacement `name` as it was timed in the place of unit `fqn`, where it was."""
     return next((o for o in profile.options if o.unit == fqn and o.replacement == name), None)
-
-
-def shallow_share(profile: Profile) -> Estimate:
-    """The shallow blocks' part of all parts' time, run by run."""
-    blocks = shallow_blocks(profile)
-    inside = _runs([part for part in profile.parts if part.block in blocks])
-    return estimate([a / b for a, b in zip(inside, _runs(profile.parts), strict=True)])
-
-
-def _runs(parts: Sequence[PartRecord]) -> list[float]:
-    return [sum(run) for run in zip(*(part.latency_s.samples for part in parts), strict=False)]
-
-
-def shallow_params(profile: Profile) -> float:
-    """The shallow blocks' part of the parameters."""
-    blocks = shallow_blocks(profile)
-    return sum(part.params for part in profile.parts if part.block in blocks) / profile.whole.params

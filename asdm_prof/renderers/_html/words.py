@@ -18,8 +18,8 @@ from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import number, percent, plain, plural, ratio, ratio_interval, seconds, seconds_interval
 from asdm_prof.renderers._html.svg import BAND, KINDS, by_family
-from asdm_prof.renderers._html.view import View, option_of, prediction_of, shallow_params, shallow_share, share_of
-from asdm_prof.tree import Node, shallow_blocks
+from asdm_prof.renderers._html.view import View, option_of, prediction_of, share_of
+from asdm_prof.tree import Node, shallow_blocks, shallow_params, shallow_share
 
 
 @dataclass(frozen=True)
