@@ -55,10 +55,12 @@ class Record(Frozen):
 
 
 def sha256_of(data: Any) -> str:
+    """Hash of JSON values, however they are ordered and spaced."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def utc_now() -> str:
+    """The time as ISO 8601, to the second."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
@@ -119,6 +121,7 @@ def first_problem(error: ValidationError) -> str:
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
+    """Raises ValueError where something is at `path` and `force` is not given."""
     if path.exists() and not force:
         raise ValueError(f"{path} exists; name another output or add --force.")
 
@@ -187,6 +190,7 @@ def check_writable(path: Path, force: bool = False) -> None:
 
 
 def make_folder(path: Path) -> Path:
+    """A folder and its parents; raises ValueError where it cannot be made."""
     with _one_sentence(path):
         path.mkdir(parents=True, exist_ok=True)
     return path

@@ -97,6 +97,7 @@ class FakeClock:
 
 
 def clock_for(device: str) -> Clock:
+    """The clock that a device needs: events for CUDA, the host's for a CPU."""
     kind = device.partition(":")[0]
     if kind == "cuda":
         return EventClock()
@@ -134,6 +135,7 @@ def bootstrap(values: np.ndarray, statistic: Callable[..., Any] = np.median) -> 
 
 
 def latency(samples: Sequence[float]) -> Latency:
+    """Samples in seconds with their median and its 95 % interval."""
     found = estimate(samples)
     return Latency(median=found.median, low=found.low, high=found.high, samples=tuple(samples))
 

@@ -20,6 +20,7 @@ RANDOM = "random"
 
 
 def dtype_of(name: str) -> torch.dtype:
+    """torch's dtype by its short name; raises ValueError that lists the choices."""
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}; choose from {', '.join(DTYPES)}.")
     return DTYPES[name]

@@ -35,6 +35,7 @@ def log() -> Console:
 
 
 def say(message: str) -> None:
+    """Print a message on stderr."""
     log().print(escape(message))
 
 
@@ -122,6 +123,7 @@ def _lines(title: str) -> Callable[[str, int, float | None], None]:
 
 
 def left_text(seconds: float) -> str:
+    """Seconds as `1 min 35 s`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 

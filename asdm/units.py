@@ -150,6 +150,7 @@ def delete_layer(unet: UNet, block: str, layer: int) -> None:
 
 
 def delete_mid_block(unet: UNet) -> None:
+    """Drop the middle block; diffusers then passes the deepest features straight up."""
     unet.mid_block = None
 
 

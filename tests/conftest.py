@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from asdm.families import Family, load_family
-from asdm.families._parts import STABLE_DIFFUSION_UNET
+from asdm.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_VAE
 from asdm.models import meta_unet
 
 torch.set_num_threads(1)  # nothing here is large, and two test runs beside each other would fight over the cores
@@ -26,6 +27,20 @@ TINY: dict[str, Any] = STABLE_DIFFUSION_UNET | {
     "sample_size": 16,
 }
 TINY_FAMILY = Family(name="tiny", title="A tiny Stable Diffusion", size=16 * 8, unet=TINY)
+TINY_TEXT_ENCODER: dict[str, Any] = {
+    "vocab_size": 600,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 16,
+}
+TINY_WHOLE = replace(
+    TINY_FAMILY,
+    tokens=16,
+    vae=STABLE_DIFFUSION_VAE | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4},
+    text_encoders=(TINY_TEXT_ENCODER,),
+)
 
 
 def make_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:

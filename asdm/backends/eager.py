@@ -34,4 +34,5 @@ class EagerSession:
 
 
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> EagerSession:
+    """The UNet as it is, with marks around its parts on the clock that is given."""
     return EagerSession(unet, inputs, parts, clock)

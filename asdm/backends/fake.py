@@ -39,6 +39,7 @@ class FakeSession:
 
 
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> FakeSession:
+    """Times from a count of the UNet, which may live on the meta device; the clock is not asked."""
     meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), inputs)
     counted = flops.count(unet, (), meta, parts)
     return FakeSession({fqn: SECONDS_PER_PART + macs.macs * SECONDS_PER_MAC for fqn, macs in counted.by_part.items()})

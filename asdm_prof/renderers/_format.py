@@ -73,6 +73,7 @@ def ratio(value: float) -> str:
 
 
 def ratio_interval(bounds: Estimate | Prediction) -> str:
+    """The interval of a ratio, `[0.74, 0.78]`."""
     return f"[{bounds.low:.2f}, {bounds.high:.2f}]"
 
 
@@ -83,6 +84,7 @@ def percent(share: float) -> str:
 
 
 def plural(n: int, what: str) -> str:
+    """`1 unit`, `2 units`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 

@@ -58,6 +58,7 @@ def stdout_console() -> Console:
 
 
 def print_report(report: Report, console: Console) -> None:
+    """Print the whole report in as many columns as the console has."""
     profile, width = report.profile, console.width
     console.print(Text(answer(profile), style="bold"))
     _section(console, "Where does the time go?", tree_table(profile, width))

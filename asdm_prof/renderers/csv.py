@@ -18,6 +18,7 @@ INTEGERS = ("layer", "rank", "tie_group")
 
 
 def render(report: Report, folder: Path) -> list[Path]:
+    """Write `units.csv`."""
     text = units_frame(report.profile).to_csv(index=False, lineterminator="\n")
     return [write_whole(folder / "units.csv", text, force=True)]
 

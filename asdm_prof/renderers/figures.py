@@ -44,6 +44,7 @@ INK, QUIET = "#222222", "#767676"
 
 
 def render(report: Report, folder: Path) -> list[Path]:
+    """Write every figure that there is data for as PNG, SVG and PDF."""
     paths: list[Path] = []
     with matplotlib.style.context(STYLE, after_reset=True):
         for draw in FIGURES:

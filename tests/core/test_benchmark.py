@@ -11,33 +11,18 @@ import pytest
 from asdm import benchmark, models, students
 from asdm.benchmark import Settings, bench
 from asdm.components import components_of
-from asdm.families import Family
-from asdm.families._parts import STABLE_DIFFUSION_VAE
 from asdm.pipelines import pipeline
 from asdm.results import BenchResult
-from tests.conftest import TINY_FAMILY, make_unet
+from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
 
 QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=3)
-TEXT_ENCODER = {
-    "vocab_size": 600,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "max_position_embeddings": 16,
-}
-
-
-def whole_family() -> Family:
-    vae = STABLE_DIFFUSION_VAE | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4}
-    return replace(TINY_FAMILY, tokens=16, vae=vae, text_encoders=(TEXT_ENCODER,))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Stable Diffusion as diffusers saves one: UNet, text encoder, tokenizer, VAE, scheduler."""
     path = tmp_path_factory.mktemp("whole") / "tiny-sd"
-    pipeline(whole_family(), make_unet(), models.Setup()).save_pretrained(path, safe_serialization=True)
+    pipeline(TINY_WHOLE, make_unet(), models.Setup()).save_pretrained(path, safe_serialization=True)
     return path
 
 
@@ -101,9 +86,8 @@ def test_the_real_pipeline_runs_from_prompt_to_pixels(folder: Path) -> None:
 
 
 def test_random_parts_make_a_pipeline_too(folder: Path) -> None:
-    family = whole_family()
-    made = pipeline(family, make_unet(), models.Setup())
-    assert [part.name for part in components_of(family)] == ["text_encoder", "vae_decoder"]
+    made = pipeline(TINY_WHOLE, make_unet(), models.Setup())
+    assert [part.name for part in components_of(TINY_WHOLE)] == ["text_encoder", "vae_decoder"]
     image = made("a cat", num_inference_steps=2, output_type="np").images[0]
     assert image.shape == (128, 128, 3)
 

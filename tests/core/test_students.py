@@ -6,7 +6,6 @@ import copy
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,13 +14,12 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 import asdm
 from asdm import builder, students, units
 from asdm.families import load_family
-from asdm.families._parts import STABLE_DIFFUSION_VAE
 from asdm.models import Setup
 from asdm.pipelines import pipeline
 from asdm.plan import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.results import BuildResult
 from asdm.surgery import apply_plan
-from tests.conftest import TINY_FAMILY, hooks_on, make_unet, run
+from tests.conftest import TINY_WHOLE, hooks_on, make_unet, run
 from tests.core.test_surgery import teacher_name
 
 GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
@@ -320,18 +318,8 @@ def test_a_reloaded_student_gives_the_same_bits(tiny_unet, tmp_path):
 
 
 def test_a_pipeline_with_a_student_comes_back_from_its_folder(tiny_unet, tmp_path):
-    text_encoder = {
-        "vocab_size": 600,
-        "hidden_size": 32,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "max_position_embeddings": 16,
-    }
-    vae = STABLE_DIFFUSION_VAE | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4}
-    family = replace(TINY_FAMILY, tokens=16, vae=vae, text_encoders=(text_encoder,))
     student, _ = students.build(tiny_unet, plan_of(GRI))
-    pipeline(family, student, Setup()).save_pretrained(tmp_path / "pipeline", safe_serialization=True)
+    pipeline(TINY_WHOLE, student, Setup()).save_pretrained(tmp_path / "pipeline", safe_serialization=True)
     loaded = DiffusionPipeline.from_pretrained(tmp_path / "pipeline")
     assert type(loaded.unet) is students.StudentUNet
     assert all(torch.equal(loaded.unet.state_dict()[key], tensor) for key, tensor in student.state_dict().items())

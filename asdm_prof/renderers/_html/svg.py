@@ -52,14 +52,17 @@ def svg(name: str, title: str, width: float, height: float, children: Iterable[o
 
 
 def rect(x: float, y: float, width: float, height: float, class_: str = "", **attributes: object) -> Markup:
+    """A rectangle, from its left upper corner."""
     return tag("rect", x=x, y=y, width=width, height=height, class_=class_ or None, **attributes)
 
 
 def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> Markup:
+    """A straight line from one point to another."""
     return tag("line", x1=x1, y1=y1, x2=x2, y2=y2, class_=class_)
 
 
 def text(x: float, y: float, content: object, class_: str = "", **attributes: object) -> Markup:
+    """A label at a point."""
     return tag("text", content, x=x, y=y, class_=class_ or None, **attributes)
 
 
@@ -169,6 +172,7 @@ def _family_panel(
 
 
 def component_name(component: str) -> str:
+    """A component's name for people."""
     return COMPONENTS.get(component, component.replace("_", " "))
 
 
