@@ -10,6 +10,7 @@ OUT=${OUT:-reports/sd15}
 "$BIN/asdm-prof" plan --budget 0.8 --profile "$OUT/profile.json" -o "$OUT/plan.json" --force
 "$BIN/asdm" build "$OUT/plan.json" -o "$OUT/student" --force
 "$BIN/asdm" bench --teacher sd15 --student "$OUT/student" --student a_sdm --time-budget 400 -o "$OUT/bench.json" --force
-"$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 180 -o "$OUT/bench-a_sdm.json" --force
+"$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 180 -o "$OUT/bench-a_sdm-1.json" --force
+"$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 120 -o "$OUT/bench-a_sdm-2.json" --force
 "$BIN/asdm-prof" report "$OUT/profile.json" -o "$OUT" --force
 rm -rf "$OUT/student"

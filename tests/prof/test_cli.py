@@ -293,6 +293,7 @@ def test_ctrl_c_in_mid_profile_leaves_nothing(tiny_folder: Path, tmp_path: Path)
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
     )
     assert process.stderr is not None
     for line in process.stderr:
