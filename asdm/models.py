@@ -208,7 +208,7 @@ def _tile(parameter: torch.Tensor, tile: torch.Tensor, scale: float, position: i
 def latent_size(family: Family, size: int | None) -> int:
     """Latent pixels per side for an image of `size` pixels; raises ValueError where the UNet cannot take it."""
     size = family.size if size is None else size
-    step = family.vae_factor * 2 ** (len(family.unet["block_out_channels"]) - 1)
+    step = family.size_step
     if size <= 0 or size % step:
         raise ValueError(
             f"size {size} does not fit {family.name}: choose a multiple of {step} pixels, such as {family.size}."

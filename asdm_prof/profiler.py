@@ -237,8 +237,7 @@ def _hook_cost(
 ) -> list[float]:
     """Hooked less bare seconds of neighbouring calls on the smallest image, where noise is smallest too."""
     tell(Status("timing the hooks"))
-    size = smallest_size(family)
-    inputs = models.unet_inputs(family, 1, size, settings.device, settings.dtype, settings.seed)
+    inputs = models.unet_inputs(family, 1, family.size_step, settings.device, settings.dtype, settings.seed)
     session: Session = backend.open_session(unet, inputs, parts, clock)
     session.run()
     calls = {"hooked": lambda: session.run_parts()[0], "bare": session.run}
@@ -248,17 +247,12 @@ def _hook_cost(
     return [hooked - bare for hooked, bare in zip(samples["hooked"], samples["bare"], strict=True)]
 
 
-def smallest_size(family: Family) -> int:
-    """Pixels per side of an image whose deepest feature map is one latent pixel."""
-    return family.vae_factor * 2 ** (len(family.unet["block_out_channels"]) - 1)
-
-
 def _second_count(
     family: Family, unet: nn.Module, device: str, settings: Settings, tell: Watch
 ) -> tuple[int, Macs, Macs]:
     """(pixels, our count, fvcore's count) of a small image with the real tensors."""
     tell(Status("counting again with fvcore"))
-    size = 2 * smallest_size(family)
+    size = 2 * family.size_step
     inputs = models.unet_inputs(family, 1, size, device, settings.dtype)
     ours = flops.count(models.meta_unet(family), (), models.unet_inputs(family, 1, size, "meta"))
     return size, ours.total, flops.count_by_fvcore(_Positional(unet, inputs), _tensors(inputs))

@@ -34,6 +34,11 @@ class Family:
         return 2 ** (len(self.vae["block_out_channels"]) - 1) if self.vae else 8
 
     @property
+    def size_step(self) -> int:
+        """Pixels per pixel of the deepest feature map: sizes are multiples of it, and it is the smallest one."""
+        return self.vae_factor * 2 ** (len(self.unet["block_out_channels"]) - 1)
+
+    @property
     def latent(self) -> int:
         return self.size // self.vae_factor
 
