@@ -218,6 +218,11 @@ def run_folder(*parts: str) -> Path:
     return path
 
 
+def cache_folder(name: str) -> Path:
+    """Where what can be made again is kept: `$ASDM_CACHE/<name>`, by default `~/.cache/asdm/<name>`; not made yet."""
+    return Path(os.environ.get("ASDM_CACHE") or Path.home() / ".cache" / "asdm") / name
+
+
 def newest(name: str, under: Path = REPORTS) -> Path | None:
     """The file called `name` that was last written in the folders under `reports/`."""
     return max(under.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime_ns, default=None)

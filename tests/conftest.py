@@ -73,6 +73,14 @@ def hooks_on(module: nn.Module) -> dict[str, int]:
     return {name: n for name, n in counts.items() if n}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What the tests cache stays theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASDM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def _tiny() -> UNet2DConditionModel:
     return make_unet()

@@ -15,11 +15,11 @@ ROOT = Path(__file__).parents[1]
 FLOORS = {
     "asdm": [
         {"files", "results", "seams", "plan", "units", "flops", "measure", "terminal"},
-        {"families", "replacements", "backends", "models", "components", "pipelines"},
+        {"families", "replacements", "backends", "models", "components", "pipelines", "datasets", "networks"},
         {"surgery"},
-        {"students"},
+        {"students", "quality"},
         {"benchmark", "builder"},
-        {"cli", "options"},
+        {"cli", "options", "mini"},
     ],
     "asdm_prof": [
         {"records", "tree"},
