@@ -223,6 +223,13 @@ def cache_folder(name: str) -> Path:
     return Path(os.environ.get("ASDM_CACHE") or Path.home() / ".cache" / "asdm") / name
 
 
+def short_name(source: str) -> str:
+    """A family's or folder's own name; of a config file, its folder's where it is one more config.json."""
+    path = Path(source)
+    path = path.resolve().parent if path.name == "config.json" else path
+    return path.name.removesuffix(".json")
+
+
 def newest(name: str, under: Path = REPORTS) -> Path | None:
     """The file called `name` that was last written in the folders under `reports/`."""
     return max(under.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime_ns, default=None)

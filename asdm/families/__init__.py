@@ -1,7 +1,7 @@
 """Model families: one file each, holding the published configs of a Stable Diffusion's components.
 
-A file defines `FAMILY`. Anything else that has a config.json is a family too: a diffusers pipeline folder, or a
-folder with one UNet in it.
+A file defines `FAMILY`. Anything else that has a config is a family too: a diffusers pipeline folder, a folder with
+one UNet in it, or a UNet's config file by itself.
 """
 
 from __future__ import annotations
@@ -44,12 +44,15 @@ class Family:
 
 
 def load_family(name: str) -> Family:
-    """A family by name or by folder; raises ValueError that lists the choices."""
+    """A family by name, by folder or by config file; raises ValueError that lists the choices."""
     if Path(name).is_dir():
         return _from_folder(Path(name))
+    if Path(name).is_file():
+        return _of_configs(Path(name), title=_config_title(Path(name)))
     if "/" in name or name.startswith("."):
         raise ValueError(
-            f"the folder {name} does not exist; name a diffusers folder, or one of {', '.join(seams.names(__name__))}."
+            f"{name} does not exist; name a diffusers folder, a config file, or one of "
+            f"{', '.join(seams.names(__name__))}."
         )
     try:
         return seams.load(__name__, name).FAMILY
@@ -63,23 +66,35 @@ def _from_folder(folder: Path) -> Family:
     unet_file = next((f for f in (folder / "unet" / "config.json", folder / "config.json") if f.exists()), None)
     if unet_file is None:
         raise ValueError(f"{folder} is no diffusers folder: neither unet/config.json nor config.json is in it.")
+    return _of_configs(unet_file, title=folder.resolve().name, folder=folder)
+
+
+def _config_title(file: Path) -> str:
+    """What a config file is called after: its folder where it is one more config.json, itself otherwise."""
+    return file.resolve().parent.name if file.name == "config.json" else file.stem
+
+
+def _of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Family:
+    """The family of a UNet's config, and of those in the pipeline's `folder` where there is one."""
     unet = read_json(unet_file)
     if not isinstance(unet, dict) or "block_out_channels" not in unet:
         raise ValueError(f"{unet_file} is no config of a diffusers UNet: it has no block_out_channels.")
-    texts = [read_json(f) for f in (folder / f"text_encoder{n}" / "config.json" for n in ("", "_2")) if f.exists()]
-    vae_file = folder / "vae" / "config.json"
-    vae = read_json(vae_file) if vae_file.exists() else None
+
+    def beside(name: str) -> Any:
+        return read_json(folder / name) if folder and (folder / name).exists() else None
+
+    texts = [config for config in map(beside, ("text_encoder/config.json", "text_encoder_2/config.json")) if config]
+    vae, scheduler = beside("vae/config.json"), beside("scheduler/scheduler_config.json") or {}
     factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
-    scheduler = folder / "scheduler" / "scheduler_config.json"
     return Family(
-        name=str(folder),
-        title=folder.resolve().name,
+        name=str(folder or unet_file),
+        title=title,
         size=_square(unet.get("sample_size")) * factor,
         unet=unet,
         text_encoders=tuple(texts),
         vae=vae,
         tokens=texts[0].get("max_position_embeddings", 77) if texts else 77,
-        prediction_type=read_json(scheduler).get("prediction_type", "epsilon") if scheduler.exists() else "epsilon",
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
         folder=folder,
     )
 

@@ -11,7 +11,7 @@ from asdm import flops, models, seams
 from asdm.components import components_of, count_call
 from asdm.families import load_family
 from asdm.models import latent_size, meta_unet, unet_inputs
-from asdm.units import iter_units
+from asdm.units import iter_parts, iter_units, topology
 from tests.conftest import TINY, TINY_FAMILY
 
 FAMILIES = seams.names("asdm.families")
@@ -153,5 +153,84 @@ def test_an_unknown_family_is_told_the_choices(name):
 
 
 def test_a_folder_that_is_not_there_is_told_apart_from_a_typo():
-    with pytest.raises(ValueError, match=r"^the folder students/mine does not exist; .*sd15"):
+    with pytest.raises(ValueError, match=r"^students/mine does not exist; .*sd15"):
         load_family("students/mine")
+
+
+# ---------------------------------------------------------------------------------------------- pruned SDXL configs
+
+# What their authors changed of SDXL's config, and the millions of parameters that they publish for the UNet.
+SEGMIND_SSD_1B = {
+    "mid_block_type": "UNetMidBlock2D",
+    "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+}
+SEGMIND_VEGA = {"mid_block_type": "UNetMidBlock2D", "transformer_layers_per_block": [1, 1, 2]}
+KOALA_700M = {"layers_per_block": 1, "mid_block_type": None, "transformer_layers_per_block": [1, 2, 5]}
+KOALA_1B = {"layers_per_block": 1, "transformer_layers_per_block": [1, 2, 6]}
+PRUNED = [
+    # changes, millions of parameters, ResNet units, Transformer units
+    pytest.param(SEGMIND_SSD_1B, 1330, 6 + 1 + 9, 4 + 6, id="segmind/SSD-1B"),
+    pytest.param(SEGMIND_VEGA, 745, 6 + 1 + 9, 4 + 6, id="segmind/Segmind-Vega"),
+    pytest.param(KOALA_700M, 782, 3 + 6, 2 + 4, id="etri-vilab/koala-700m"),
+    pytest.param(KOALA_1B, 1161, 3 + 2 + 6, 2 + 1 + 4, id="etri-vilab/koala-1b"),
+]
+
+
+def configured(changes, folder):
+    """SDXL's config with the changes, as a file in a folder."""
+    folder.mkdir(exist_ok=True)
+    file = folder / "config.json"
+    file.write_text(json.dumps(load_family("sdxl").unet | changes))
+    return file
+
+
+@pytest.mark.parametrize(("changes", "millions", "resnets", "transformers"), PRUNED)
+def test_pruned_sdxl_configs_walk_and_count(tmp_path, changes, millions, resnets, transformers):
+    file = configured(changes, tmp_path / "pruned")
+    family = load_family(str(file))
+    assert (family.title, family.size, family.folder) == ("pruned", 1024, None)
+    unet = meta_unet(family)
+    parts = list(iter_parts(unet))
+    kinds = [part.kind for part in parts]
+    assert (kinds.count("resnet"), kinds.count("transformer")) == (resnets, transformers)
+    counted = flops.count(unet, (), unet_inputs(family, size=256, device="meta"), parts)
+    assert round(counted.params / 1e6) == pytest.approx(millions, abs=1)
+    assert sum(row.macs for row in counted.by_part.values()) == counted.total.macs
+    assert counted.uncounted_ops == {}
+
+
+def test_a_folder_and_its_config_file_are_the_same_unet(tmp_path):
+    file = configured(KOALA_700M, tmp_path / "koala")
+    by_file, by_folder = load_family(str(file)), load_family(str(tmp_path / "koala"))
+    assert (by_file.unet, by_file.title, by_file.size) == (by_folder.unet, by_folder.title, by_folder.size)
+    assert models.default_weights(by_file) == models.RANDOM
+    shape = topology(meta_unet(by_file))
+    assert shape.blocks == ("down_blocks.0", "down_blocks.1", "down_blocks.2",
+                            "up_blocks.0", "up_blocks.1", "up_blocks.2")  # fmt: skip
+
+
+def test_transformers_of_one_block_may_differ_in_depth(tmp_path):
+    """SSD-1B's first up block is 4, 4 and 10 layers deep: units of one block that are no twins."""
+    unet = meta_unet(load_family(str(configured(SEGMIND_SSD_1B, tmp_path))))
+    depths = {
+        unit.fqn: len(unit.modules[0].transformer_blocks) for unit in iter_units(unet) if unit.kind == "transformer"
+    }
+    assert [depths[f"up_blocks.0.attentions.{i}"] for i in range(3)] == [4, 4, 10]
+    assert [depths[f"up_blocks.1.attentions.{i}"] for i in range(3)] == [2, 1, 1]
+    assert [depths[f"down_blocks.2.attentions.{i}"] for i in range(2)] == [4, 4]
+
+
+def test_a_down_block_may_have_layers_of_its_own_number(tmp_path):
+    """`layers_per_block` as a list; the mirrored up block has one more."""
+    family = load_family(str(configured({"layers_per_block": [1, 2, 1]}, tmp_path)))
+    units = [unit for unit in iter_units(meta_unet(family)) if unit.kind == "resnet"]
+    blocks = [unit.block for unit in units]
+    assert [blocks.count(f"down_blocks.{i}") for i in range(3)] == [1, 2, 1]
+    assert [blocks.count(f"up_blocks.{i}") for i in range(3)] == [2, 3, 2]
+
+
+def test_a_config_of_something_else_is_refused(tmp_path):
+    (tmp_path / "vae.json").write_text('{"_class_name": "AutoencoderKL"}')
+    with pytest.raises(ValueError, match="no config of a diffusers UNet"):
+        load_family(str(tmp_path / "vae.json"))

@@ -239,3 +239,11 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
         (folder / "weights").write_text("new")
     assert [path.name for path in tmp_path.iterdir()] == ["student"]
     assert (tmp_path / "student" / "weights").read_text() == "old"
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("sd15", "sd15"), ("models/mine/", "mine"), ("models/mine/config.json", "mine"), ("ssd1b.json", "ssd1b")],
+)
+def test_a_run_is_called_after_what_it_ran(source, name):
+    assert files.short_name(source) == name
