@@ -1,20 +1,22 @@
 """Teacher against students, interleaved in one process: latency ratios with intervals, MACs, memory (DESIGN §5).
 
-A student is a folder, a plan or a preset; the latter two are built in memory from the teacher's weights. The whole
-image is composed of the measured parts, or with `run_image` the real pipeline is run from prompt to pixels.
+A student is a folder, a plan or a preset; the latter two are built in memory from the teacher's weights. All
+run in the same backend. The whole image is composed of the measured parts, of which text encoders and VAE decoder run
+in eager PyTorch whatever runs the UNet; or with `run_image` the real pipeline is run from prompt to pixels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from asdm import flops, measure, models, students, units
+from asdm import backends, flops, measure, models, students, units
 from asdm.components import components_of, time_calls
 from asdm.families import Family, load_family
 from asdm.files import utc_now
@@ -39,6 +41,7 @@ SPARE_MEMORY = 1 << 29
 class Settings(models.Setup):
     """How to compare: the defaults are what `asdm bench` does."""
 
+    backend: str = "eager"
     steps: int = 30
     guidance_scale: float = 8.0
     min_rounds: int = 5  # of teacher, students, students, teacher: ten pairs
@@ -83,30 +86,34 @@ def bench(
     family = load_family(teacher)
     models.check_setup(settings)
     _check(sources, settings)
+    backend = backends.load(settings.backend, settings.dtype, settings.device)
     clock = measure.clock_for(settings.device)
     weights = settings.weights or models.default_weights(family)
 
     # Everything that can be wrong is found on the meta device, before gigabytes are loaded.
     shapes = models.meta_unet(family, settings.dtype)
     plans = [_plan_of(source, shapes, family) for source in sources]
-    _require_memory(shapes, family, sources, settings)
+    _require_memory(shapes, family, sources, settings, backend)
 
     tell("loading", 0, None)
-    unet = models.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
+    unet = shapes
+    if backend.NEEDS_WEIGHTS:
+        unet = models.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
     first = Contestant(family.name, weights, shapes, unet)
     racers = [
-        _from_folder(source, plan, settings) if Path(source).is_dir() else _from_plan(source, plan, first)
+        _from_folder(source, plan, settings, backend) if Path(source).is_dir() else _from_plan(source, plan, first)
         for source, plan in zip(sources, plans, strict=True)
     ]
     everyone = [first, *racers]
 
     with measure.quiet_torch(settings.threads) as threads:
-        single = _race(everyone, family, settings, settings.batch, settings.min_rounds, clock, tell, "UNet")
+        race = partial(_race, backend, everyone, family, settings, clock, tell)
+        single = race(settings.batch, settings.min_rounds, "UNet")
         batch = settings.batch * (2 if settings.guided else 1)
         step = single
         if settings.guided:
-            step = _race(everyone, family, settings, batch, settings.guided_rounds, clock, tell, "guided step")
-        parts = _components(family, settings, clock, tell)
+            step = race(batch, settings.guided_rounds, "guided step")
+        parts = _components(family, settings, clock, tell) if backend.NEEDS_WEIGHTS else {}
         images = _images(everyone, family, settings, clock, tell) if settings.run_image else None
         facts = measure.environment(settings.device, threads)
 
@@ -116,6 +123,7 @@ def bench(
         command=command,
         family=family.name,
         weights=weights,
+        backend=settings.backend,
         dtype=settings.dtype,
         device=settings.device,
         threads=threads,
@@ -140,6 +148,10 @@ def _check(sources: Sequence[str], settings: Settings) -> None:
         raise ValueError(f"name at least one student: a folder, a plan or a preset ({', '.join(students.PRESETS)}).")
     if settings.steps < 1:
         raise ValueError(f"steps {settings.steps} is none; choose 1 or more.")
+    if settings.run_image and settings.backend != "eager":
+        raise ValueError(
+            f"whole pipelines run in eager PyTorch; leave --image out with the backend {settings.backend}."
+        )
     if settings.guidance_scale < 0:
         raise ValueError(f"guidance scale {settings.guidance_scale} is none; choose 0 or more.")
 
@@ -147,13 +159,18 @@ def _check(sources: Sequence[str], settings: Settings) -> None:
 # ---------------------------------------------------------------------------------------------- contestants
 
 
-def _require_memory(shapes: nn.Module, family: Family, sources: Sequence[str], settings: Settings) -> None:
-    """Teacher, one activation peak at the guided batch, and the students that come from disk."""
+def _require_memory(
+    shapes: nn.Module, family: Family, sources: Sequence[str], settings: Settings, backend: Any
+) -> None:
+    """Teacher, one activation peak at the guided batch, the students that come from disk, and what sessions copy."""
+    if not backend.NEEDS_WEIGHTS:
+        return
     batch = settings.batch * (2 if settings.guided else 1)
     inputs = models.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
     counted = flops.count(shapes, (), inputs)
     from_disk = sum(Path(source).is_dir() for source in sources)
-    need = int(1.1 * (counted.peak_memory_bytes + from_disk * counted.parameter_bytes)) + SPARE_MEMORY
+    copies = from_disk + backend.WEIGHT_COPIES * (1 + len(sources))
+    need = int(1.1 * (counted.peak_memory_bytes + copies * counted.parameter_bytes)) + SPARE_MEMORY
     measure.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}")
 
 
@@ -173,14 +190,15 @@ def _from_plan(source: str, plan: PruningPlan | None, teacher: Contestant) -> Co
     return Contestant(plan.name, source, shapes, unet, plan, applied.removed, applied.replaced)
 
 
-def _from_folder(source: str, plan: PruningPlan | None, settings: Settings) -> Contestant:
+def _from_folder(source: str, plan: PruningPlan | None, settings: Settings, backend: Any) -> Contestant:
     folder, family = Path(source), load_family(source)
     built = BuildResult.load(folder / "build.json") if (folder / "build.json").exists() else None
+    shapes = models.meta_unet(family, settings.dtype)
     return Contestant(
         folder.resolve().name,
         source,
-        models.meta_unet(family, settings.dtype),
-        models.load_unet(family, source, settings.device, settings.dtype),
+        shapes,
+        models.load_unet(family, source, settings.device, settings.dtype) if backend.NEEDS_WEIGHTS else shapes,
         plan,
         built.removed if built else (),
         built.replaced if built else {},
@@ -191,20 +209,22 @@ def _from_folder(source: str, plan: PruningPlan | None, settings: Settings) -> C
 
 
 def _race(
+    backend: Any,
     everyone: Sequence[Contestant],
     family: Family,
     settings: Settings,
-    batch: int,
-    rounds: int,
     clock: Clock,
     tell: Tell,
+    batch: int,
+    rounds: int,
     what: str,
 ) -> list[list[float]]:
     """Seconds of every contestant, in turns there and back, so that drift falls on all alike."""
     inputs = models.unet_inputs(family, batch, settings.size, settings.device, settings.dtype, settings.seed)
-    calls = {
-        str(i): (lambda u=racer.unet: measure.timed(lambda: u(**inputs), clock)) for i, racer in enumerate(everyone)
-    }
+    calls: dict[str, Callable[[], float]] = {}
+    for i, racer in enumerate(everyone):
+        tell(f"opening, {what} at batch {batch}", i, None)
+        calls[str(i)] = backend.open_session(racer.unet, inputs, (), clock).run
     for i, call in enumerate(calls.values()):
         tell(f"warming up, {what} at batch {batch}", i, None)
         measure.warm_up(call, at_least=2, budget_s=settings.time_budget_s / 20)

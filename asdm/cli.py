@@ -10,6 +10,7 @@ import typer
 
 from asdm import files, terminal
 from asdm.options import (
+    Backend,
     Batch,
     Device,
     Dtype,
@@ -73,6 +74,7 @@ def bench(
     student: Annotated[list[str], typer.Option(help="A student's folder, a plan or a preset; may be repeated.")],
     teacher: Annotated[str, typer.Option(help="Family or diffusers folder.")] = "sd15",
     weights: Weights = None,
+    backend: Backend = "eager",
     device: Device = None,
     dtype: Dtype = "fp32",
     threads: Threads = None,
@@ -100,6 +102,7 @@ def bench(
 
     settings = benchmark.Settings(
         weights=weights,
+        backend=backend,
         device=device_or_default(device),
         dtype=dtype,
         threads=threads,
@@ -112,7 +115,7 @@ def bench(
         run_image=image,
         image_rounds=image_rounds,
     )
-    path = target(output, files.run_folder(Path(teacher).name, "eager", dtype), "bench.json")
+    path = target(output, files.run_folder(files.short_name(teacher), backend, dtype), "bench.json")
     files.check_writable(path, force)
     sources = [str(files.find_input(Path(name))) for name in student]
     with terminal.progress("Comparing") as tell:

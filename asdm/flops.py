@@ -5,7 +5,8 @@ as nothing too. Here attention is counted where it is called, and an operator th
 is known to be free of multiply-adds by convention is listed in `uncounted_ops`.
 
 Convention: one multiply-add = one MAC = two FLOPs; normalisation, activation, softmax and interpolation are
-not counted, as everywhere in the field.
+not counted, as everywhere in the field. Bytes moved by a part are what it reads of others (its parameters and the
+activations that come in, each once) and what others read of it: what a part inside which nothing is moved twice needs.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ class Count:
     total: Macs
     by_part: dict[str, Macs] = field(default_factory=dict)
     peak_by_part: dict[str, int] = field(default_factory=dict)  # live activation bytes at the part's worst moment
+    moved_by_part: dict[str, int] = field(default_factory=dict)  # bytes that go into and out of a part
+    calls_by_part: dict[str, int] = field(default_factory=dict)  # operators that compute or copy something
     peak_activation_bytes: int = 0
     parameter_bytes: int = 0
     layer_norm_by_part: dict[str, int] = field(default_factory=dict)  # elements that LayerNorms see
@@ -70,13 +73,15 @@ def count(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], parts: 
         stack.enter_context(hooked(parts, counter.enter, counter.leave) if parts else nullcontext())
         stack.enter_context(_CountAttention(counter))
         stack.enter_context(counter)
-        model(*args, **kwargs)
+        counter.hand_over(model(*args, **kwargs))
     by_part = {part.fqn: counter.macs(part.fqn) for part in parts} | ({OTHER: counter.macs(OTHER)} if parts else {})
     return Count(
         params=sum(p.numel() for p in seen),
         total=sum((counter.macs(row) for row in counter.rows), Macs()),
         by_part=by_part,
         peak_by_part=dict(counter.peaks),
+        moved_by_part={row: counter.moved[row] for row in by_part},
+        calls_by_part={row: counter.calls[row] for row in by_part},
         peak_activation_bytes=max(counter.peaks.values(), default=0),
         parameter_bytes=sum(p.numel() * p.element_size() for p in seen),
         layer_norm_by_part=dict(counter.layer_norm),
@@ -194,6 +199,10 @@ class _Counter(TorchDispatchMode):
         self.layer_norm: Counter[str] = Counter()
         self.live_bytes = 0
         self.storages: dict[int, weakref.ref[Any]] = {}
+        self.moved: Counter[str] = Counter()
+        self.calls: Counter[str] = Counter()
+        self.makers: dict[int, str] = {}  # storage → the part that made it
+        self.readers: dict[int, set[str]] = {}  # storage → the parts that have read it
 
     def enter(self, fqn: str) -> None:
         self.open.append(fqn)
@@ -210,6 +219,9 @@ class _Counter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            self.calls[self.open[-1]] += 1
+            self._read((args, kwargs), self.open[-1])
         if func in FORMULAS:
             column, formula = FORMULAS[func]
             self.add(column, formula(*args, out=out))  # type: ignore[operator]
@@ -219,6 +231,26 @@ class _Counter(TorchDispatchMode):
             self.uncounted[str(func)] += 1
         self._follow(out)
         return out
+
+    def hand_over(self, out: Any) -> None:
+        """What the model returns is read by the caller."""
+        self._read(out, "")
+
+    def _read(self, values: Any, reader: str) -> None:
+        """Count a storage once for its maker and once for each other part that reads it."""
+        for tensor in tree_iter(values):
+            if not isinstance(tensor, torch.Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            key, maker = id(storage), self.makers.get(id(storage), "")
+            readers = self.readers.setdefault(key, set())
+            if reader == maker or reader in readers:
+                continue
+            if maker and not readers:
+                self.moved[maker] += storage.nbytes()
+            if reader:
+                self.moved[reader] += storage.nbytes()
+            readers.add(reader)
 
     def _follow(self, out: Any) -> None:
         for tensor in tree_iter(out):
@@ -233,10 +265,12 @@ class _Counter(TorchDispatchMode):
             return
         nbytes = storage.nbytes()
         self.live_bytes += nbytes
+        self.makers[key] = self.open[-1]
 
         def gone(_: Any) -> None:
             self.live_bytes -= nbytes
-            self.storages.pop(key, None)
+            for followed in (self.storages, self.makers, self.readers):
+                followed.pop(key, None)
 
         self.storages[key] = weakref.ref(storage, gone)
 

@@ -15,6 +15,10 @@ Weights = Annotated[
     str | None,
     typer.Option(help="'random', a local diffusers folder or a hub id; default: the family's own, else random."),
 ]
+Backend = Annotated[
+    str,
+    typer.Option(help="eager, compiled, onnxruntime, openvino, or fake (made-up times, needs no weights)."),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: the accelerator where there is one.")]
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")]

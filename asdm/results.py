@@ -132,6 +132,7 @@ class BenchResult(Record):
     command: str
     family: str
     weights: str
+    backend: str = "eager"
     dtype: str
     device: str
     threads: int

@@ -34,6 +34,10 @@ class Part:
     def params(self) -> int:
         return sum(p.numel() for module in self.modules for p in module.parameters())
 
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
+
 
 def block_label(block: str) -> str:
     """`down_blocks.0` → `dn0`, `mid_block` → `mid`: for people."""

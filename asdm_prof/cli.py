@@ -10,6 +10,7 @@ import typer
 
 from asdm import files, terminal
 from asdm.options import (
+    Backend,
     Batch,
     Device,
     Dtype,
@@ -83,7 +84,7 @@ def flops(
 def profile(
     family: Annotated[str, typer.Argument(help="sd15, sd21, sd21_base, sdxl, or a diffusers folder.")],
     weights: Weights = None,
-    backend: Annotated[str, typer.Option(help="eager, or fake (made-up times, needs no weights).")] = "eager",
+    backend: Backend = "eager",
     device: Device = None,
     dtype: Dtype = "fp32",
     threads: Threads = None,
@@ -99,7 +100,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Time every unit of a UNet in place, with intervals and a trust box."""
-    default = files.run_folder(Path(family).name, backend, dtype)
+    default = files.run_folder(files.short_name(family), backend, dtype)
     path = target(output, default, "profile.json")
     files.check_writable(path, force)
     from asdm_prof.live import watching
@@ -170,7 +171,7 @@ def plan(
 ) -> None:
     """The legal plan of least damage within a latency budget, proved optimal."""
     found, _ = _profile(profile)
-    path = target(output, files.run_folder(Path(found.family).name, found.backend, found.dtype), "plan.json")
+    path = target(output, files.run_folder(files.short_name(found.family), found.backend, found.dtype), "plan.json")
     files.check_writable(path, force)
     from asdm_prof import planner
 
@@ -218,7 +219,7 @@ def report(
 
     renderers = [seams.load("asdm_prof.renderers", name.strip()) for name in formats.split(",")]
     found, path = _profile(profile)
-    folder = output or files.run_folder(Path(found.family).name, found.backend, found.dtype)
+    folder = output or files.run_folder(files.short_name(found.family), found.backend, found.dtype)
     with terminal.progress("Reporting") as tell:
         tell("gathering", 0, None)
         collected = gather.report(found, path, plan, bench)

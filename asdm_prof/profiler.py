@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from asdm import flops, measure, models, seams, surgery, units
-from asdm.backends import Session
+from asdm import backends, flops, measure, models, seams, surgery, units
+from asdm.backends import Attribution, Session
 from asdm.components import components_of, count_call, time_calls
 from asdm.families import Family, load_family
 from asdm.files import utc_now
 from asdm.measure import Clock, estimate, latency
 from asdm.plan import ReplaceUnit, Topology
 from asdm.results import Macs
-from asdm_prof import trust
-from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Profile, WholeRecord
+from asdm_prof import roofline, trust
+from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, Profile, WholeRecord
 
 REPLACEMENTS = ("gri_attention",)
 SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
@@ -70,7 +70,7 @@ def profile(
     models.check_setup(settings)
     device = settings.device
     clock = clock or measure.clock_for(device)
-    backend = seams.load("asdm.backends", settings.backend)
+    backend = backends.load(settings.backend, settings.dtype, device)
     weights = settings.weights or models.default_weights(family)
 
     # Count on the meta device: exact, at once, and it says how much memory the rest needs.
@@ -84,7 +84,10 @@ def profile(
     # Make the model and open the session.
     unet = shapes
     if backend.NEEDS_WEIGHTS:
-        need = int(counted.peak_memory_bytes * 1.1) + SPARE_MEMORY
+        copies = backend.WEIGHT_COPIES * (
+            2 + len(replaceable(shape, shapes))
+        )  # each option's session, and a profiled one
+        need = int((counted.peak_memory_bytes + copies * counted.parameter_bytes) * 1.1) + SPARE_MEMORY
         measure.require_memory(need, device, f"profiling {family.name} in {settings.dtype}")
         tell(Status("building"))
         unet = models.load_unet(family, weights, device, settings.dtype, settings.seed)
@@ -95,13 +98,17 @@ def profile(
     second = _second_count(family, unet, device, settings, tell) if backend.NEEDS_WEIGHTS else None
 
     with measure.quiet_torch(settings.threads) as threads:
-        hook_cost_s = _hook_cost(family, unet, parts, backend, clock, settings, tell) if second else []
+        hook_cost_s = _hook_cost(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
         taken = _take(unet, inputs, parts, options, backend, clock, settings, started, tell)
         components = _components(family, settings, device, clock, tell)
+        peaks = None
+        if backend.NEEDS_WEIGHTS:
+            tell(Status("measuring peaks"))
+            peaks = roofline.calibrate(backend, settings.dtype, device, clock)
         facts = measure.environment(device, threads)
 
     hooked = np.asarray(taken.hooked_s)
-    records = [_part_record(part, counted, taken.parts_s[part.fqn], hooked) for part in parts]
+    records = [_part_record(part, counted, taken.parts_s[part.fqn], hooked, peaks) for part in parts]
     other_s = hooked - np.sum([taken.parts_s[part.fqn] for part in parts], axis=0)
     records.append(_other_record(parts, counted, other_s, hooked))
     whole = WholeRecord(
@@ -114,6 +121,7 @@ def profile(
         **_columns(counted.total),
     )
     measured = {part.fqn: part for part in records}
+    seen = taken.attribution
     return Profile(
         created_utc=utc_now(),
         command=command,
@@ -135,7 +143,10 @@ def profile(
         glue=tuple(part for part in records if part.kind == "glue"),
         options=tuple(_option_records(unet, taken, measured, settings, family)),
         components=components,
-        trust=trust.box(whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s),
+        peaks=peaks,
+        mapped_share=estimate(seen.mapped) if seen else None,
+        observed_slowdown=estimate(seen.slowdown) if seen else None,
+        trust=trust.box(whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s, seen),
         environment=facts,
     )
 
@@ -172,6 +183,7 @@ class Taken:
     hooked_s: list[float] = field(default_factory=list)
     parts_s: dict[str, list[float]] = field(default_factory=dict)
     options_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # replacement → part → seconds
+    attribution: Attribution | None = None  # of the teacher's part times
 
 
 def _take(
@@ -187,7 +199,7 @@ def _take(
 ) -> Taken:
     """Warm up, then hooked, bare, bare, hooked and one call per replacement, until the interval is narrow enough."""
     session: Session = backend.open_session(unet, inputs, parts, clock)
-    taken = Taken(parts_s={part.fqn: [] for part in parts})
+    taken = Taken(parts_s={part.fqn: [] for part in parts}, attribution=session.attribution)
 
     def hooked() -> float:
         whole, times = session.run_parts()
@@ -303,7 +315,11 @@ def _columns(macs: Macs) -> dict[str, int]:
     return {"conv_macs": macs.conv_macs, "linear_macs": macs.linear_macs, "attention_macs": macs.attention_macs}
 
 
-def _part_record(part: units.Part, counted: flops.Count, seconds: list[float], whole: np.ndarray) -> PartRecord:
+def _part_record(
+    part: units.Part, counted: flops.Count, seconds: list[float], whole: np.ndarray, peaks: Peaks | None
+) -> PartRecord:
+    macs, moved, calls = counted.by_part[part.fqn], counted.moved_by_part[part.fqn], counted.calls_by_part[part.fqn]
+    taken = latency(seconds)
     return PartRecord(
         fqn=part.fqn,
         label=part.label,
@@ -311,10 +327,13 @@ def _part_record(part: units.Part, counted: flops.Count, seconds: list[float], w
         block=part.block,
         layer=part.layer,
         params=part.params,
+        parameter_bytes=part.parameter_bytes,
         peak_memory_bytes=counted.peak_by_part.get(part.fqn, 0),
-        latency_s=latency(seconds),
+        moved_bytes=moved,
+        latency_s=taken,
         share=estimate(np.asarray(seconds) / whole),
-        **_columns(counted.by_part[part.fqn]),
+        roofline=roofline.place(macs.macs, moved, calls, taken.median, peaks) if peaks else None,
+        **_columns(macs),
     )
 
 
@@ -330,6 +349,7 @@ def _other_record(
         block="",
         params=known,
         peak_memory_bytes=counted.peak_by_part.get(units.OTHER, 0),
+        moved_bytes=counted.moved_by_part.get(units.OTHER, 0),
         latency_s=latency(list(seconds)),
         share=estimate(seconds / whole),
         **_columns(counted.by_part[units.OTHER]),

@@ -10,6 +10,31 @@ from asdm.files import Frozen, Record
 from asdm.plan import Topology
 from asdm.results import Estimate, Latency, Macs
 
+Bound = Literal["compute", "memory", "overhead"]
+
+
+class Peaks(Frozen):
+    """What this machine reaches through the profile's own runtime and dtype; bandwidth is a triad's."""
+
+    gemm_flops_per_s: float
+    conv_flops_per_s: float
+    bytes_per_s: float
+    seconds_per_call: float
+
+    @property
+    def flops_per_s(self) -> float:
+        return max(self.gemm_flops_per_s, self.conv_flops_per_s)
+
+
+class Roofline(Frozen):
+    """The least seconds of a part by each peak, the longest of which is its `bound`."""
+
+    compute_s: float
+    memory_s: float
+    overhead_s: float
+    bound: Bound
+    attained: float  # the roof's seconds (compute or memory) / measured seconds; 1 is the roof itself
+
 
 class PartRecord(Macs):
     """A unit or a piece of glue: what it holds, what it computes, how long it takes."""
@@ -20,9 +45,12 @@ class PartRecord(Macs):
     block: str
     layer: int | None = None
     params: int
+    parameter_bytes: int = 0
     peak_memory_bytes: int  # activations alive at the part's worst moment, by the meta count
+    moved_bytes: int = 0  # parameters, and activations in and out, each once
     latency_s: Latency
     share: Estimate  # of the whole UNet, run by run
+    roofline: Roofline | None = None
 
 
 class OptionRecord(Macs):
@@ -91,6 +119,9 @@ class Profile(Record):
     components: tuple[ComponentRecord, ...] = ()
     steps: int = 30
     guidance_scale: float = 8.0
+    peaks: Peaks | None = None
+    mapped_share: Estimate | None = None  # of the runtime's own node time, what lies in units and glue
+    observed_slowdown: Estimate | None = None  # seconds of the calls that gave the part times / of bare ones
     trust: tuple[TrustLine, ...]
     environment: dict[str, str]
 

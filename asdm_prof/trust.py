@@ -7,11 +7,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from asdm.backends import Attribution
 from asdm.measure import estimate, paired_ratio, relative_half_width, spearman
 from asdm.results import Estimate, Macs
 from asdm_prof.records import PartRecord, TrustLine, WholeRecord
 
-RESIDUAL = 0.02
+RESIDUAL, RESIDUAL_OF_NODES = 0.02, 0.05
+MAPPED, SLOWDOWN = 0.95, 1.25
+ROOF = 1.10
 OVERHEAD, OVERHEAD_AT_WORST = 0.01, 0.02
 NOISE = 0.03
 SAME_RANKS = 0.97
@@ -28,21 +31,25 @@ def box(
     second: tuple[int, Macs, Macs] | None,
     uncounted_ops: dict[str, int],
     hook_cost_s: Sequence[float] = (),
+    seen: Attribution | None = None,
 ) -> tuple[TrustLine, ...]:
     """All checks of one profile; the ones that need a second count are left out where there is none.
 
-    `hook_cost_s` are hooked less bare seconds of neighbouring calls on a small image.
+    `hook_cost_s` are hooked less bare seconds of neighbouring calls on a small image. `seen` says how part times were
+    had where they are not hooks inside the forward; then these two checks stand in for the hooks' cost.
     """
     lines = [_operators(uncounted_ops)]
     if second:
         lines.append(_fvcore(*second))
     lines += [
-        _residual(parts),
-        _overhead(whole, hooked_s, bare_s, hook_cost_s),
+        _residual(parts, RESIDUAL_OF_NODES if seen else RESIDUAL),
+        *([_mapped(seen), _slowdown(seen)] if seen else [_overhead(whole, hooked_s, bare_s, hook_cost_s)]),
         _noise(whole, hooked_s),
         _split_half(parts),
         _twins(parts),
     ]
+    if any(part.roofline for part in parts):
+        lines.append(_roof(parts))
     return tuple(lines)
 
 
@@ -71,12 +78,12 @@ def _fvcore(size: int, ours: Macs, theirs: Macs) -> TrustLine:
     )
 
 
-def _residual(parts: Sequence[PartRecord]) -> TrustLine:
+def _residual(parts: Sequence[PartRecord], limit: float) -> TrustLine:
     other = next(part for part in parts if part.fqn == "other").share
     return TrustLine(
         check="units + glue = whole",
         value=f"residual {other.median:.2%} [{other.low:.2%}, {other.high:.2%}]",
-        passed=abs(other.median) <= RESIDUAL,
+        passed=abs(other.median) <= limit,
         remedy="time is spent outside every unit: look for hooks or code of your own in the UNet's forward.",
     )
 
@@ -97,6 +104,41 @@ def _overhead(
         value=value,
         passed=found.median <= OVERHEAD and found.high <= OVERHEAD_AT_WORST,
         remedy=QUIET,
+    )
+
+
+def _mapped(seen: Attribution) -> TrustLine:
+    found = estimate(seen.mapped)
+    return TrustLine(
+        check="the runtime's time lies in units",
+        value=f"{found.median:.1%} of its own node time [{found.low:.1%}, {found.high:.1%}] is in units and glue",
+        passed=found.low >= MAPPED,
+        remedy="nodes of the runtime's graph could not be told a unit; the shares of units are too low by them.",
+    )
+
+
+def _slowdown(seen: Attribution) -> TrustLine:
+    """The observed call is another call than the bare one: the nearer it is to it, the less was scaled."""
+    found = estimate(seen.slowdown)
+    change = abs(found.median - 1)
+    return TrustLine(
+        check="the observed call is like the bare one",
+        value=f"it takes {found.median:.3f}× its time [{found.low:.3f}, {found.high:.3f}]; part times are scaled",
+        passed=found.median <= SLOWDOWN and 1 / found.median <= SLOWDOWN,
+        remedy=f"shares of units are those of a call that differs by {change:.0%}; rank by them with care.",
+    )
+
+
+def _roof(parts: Sequence[PartRecord]) -> TrustLine:
+    """Nothing can be faster than the machine's peaks, so a unit that is says that a peak was measured too low."""
+    placed = [part for part in parts if part.roofline]
+    best = max(placed, key=lambda part: part.roofline.attained if part.roofline else 0.0)
+    attained = best.roofline.attained if best.roofline else 0.0
+    return TrustLine(
+        check="no unit beats the roofline",
+        value=f"{best.label} comes nearest: {attained:.0%} of what the peaks allow",
+        passed=attained <= ROOF,
+        remedy="the peaks were measured while something else ran; " + QUIET,
     )
 
 

@@ -26,6 +26,19 @@ TINY: dict[str, Any] = STABLE_DIFFUSION_UNET | {
     "norm_num_groups": 8,
     "sample_size": 16,
 }
+# Changes to TINY: one down block with attention, one without, one layer each, so that a graph is exported in seconds.
+SMALL: dict[str, Any] = {
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "layers_per_block": 1,
+}
+SMALLEST = SMALL | {
+    "block_out_channels": [32],
+    "down_block_types": ["CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D"],
+    "mid_block_type": None,
+}
 TINY_FAMILY = Family(name="tiny", title="A tiny Stable Diffusion", size=16 * 8, unet=TINY)
 TINY_TEXT_ENCODER: dict[str, Any] = {
     "vocab_size": 600,

@@ -23,7 +23,7 @@ FLOORS = {
     ],
     "asdm_prof": [
         {"records", "tree"},
-        {"profiler", "trust", "costs"},
+        {"profiler", "roofline", "trust", "costs"},
         {"redundancy", "planner"},
         {"renderers", "gather", "live"},
         {"cli"},

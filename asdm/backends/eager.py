@@ -6,22 +6,32 @@ from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from asdm.measure import Clock, timed
 from asdm.units import Part, hooked
 
 NEEDS_WEIGHTS = True
+WEIGHT_COPIES = 0
+HOOKED = True
+DTYPES = ("fp32", "bf16", "fp16")
+DEVICES = ()  # all that torch has
 
 
 class EagerSession:
     """Marks go into the stream around each part; they are read after the call, so the device never waits."""
+
+    attribution = None
 
     def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
         self.unet, self.inputs, self.parts, self.clock = unet, inputs, parts, clock
 
     def run(self) -> float:
         return timed(lambda: self.unet(**self.inputs), self.clock)
+
+    def output(self) -> torch.Tensor:
+        return self.unet(**self.inputs)[0]
 
     def run_parts(self) -> tuple[float, dict[str, float]]:
         starts: dict[str, list[Any]] = defaultdict(list)

@@ -18,6 +18,10 @@ from asdm.measure import Clock
 from asdm.units import OTHER, Part
 
 NEEDS_WEIGHTS = False
+WEIGHT_COPIES = 0
+HOOKED = False
+DTYPES = ("fp32", "bf16", "fp16")
+DEVICES = ()
 SECONDS_PER_MAC = 1e-11
 SECONDS_PER_PART = 1e-3
 NOISE = 0.01
@@ -25,6 +29,8 @@ NOISE = 0.01
 
 class FakeSession:
     """Times by arithmetic: `SECONDS_PER_PART + macs · SECONDS_PER_MAC`, each run 1 % noisy."""
+
+    attribution = None
 
     def __init__(self, times: dict[str, float], seed: int = 0) -> None:
         self.times, self.rng = times, np.random.default_rng(seed)
@@ -36,6 +42,9 @@ class FakeSession:
         times = {fqn: t * float(1 + NOISE * self.rng.standard_normal()) for fqn, t in self.times.items()}
         whole = sum(times.values())
         return whole, {fqn: t for fqn, t in times.items() if fqn != OTHER}
+
+    def output(self) -> None:
+        return None
 
 
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> FakeSession:
