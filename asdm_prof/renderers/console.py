@@ -19,7 +19,7 @@ from rich.text import Text
 
 from asdm.plan import AnyEdit, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
-from asdm_prof.records import PartRecord, Profile
+from asdm_prof.records import PartRecord, Peaks, Profile
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import (
@@ -62,6 +62,8 @@ def print_report(report: Report, console: Console) -> None:
     profile, width = report.profile, console.width
     console.print(Text(answer(profile), style="bold"))
     _section(console, "Where does the time go?", tree_table(profile, width))
+    if profile.peaks is not None:
+        _section(console, "What bounds it?", roofline_table(profile), Text(peaks_line(profile.peaks), style=QUIET))
     _section(console, "What is redundant?", rank_table(rank(profile)[:SHOWN_OF_RANK], width))
     if report.plan is not None:
         _section(console, "What would it buy?", *(Text(line) for line in plan_lines(report.plan, profile)))
@@ -188,6 +190,38 @@ def _scaled(value: float, unit: float) -> str:
     """Three figures, and two decimals at the most, so that a column stays narrow."""
     shown = value / unit
     return number(shown) if shown >= 1 else fixed(shown, 2)
+
+
+# ---------------------------------------------------------------------------------------------- roofline
+
+
+def roofline_table(profile: Profile) -> Table:
+    """Parts by what bounds them: how many, their share of the time, and how near they come to the roof."""
+    table = _table()
+    table.add_column("bound by", no_wrap=True)
+    for title in ("parts", "of time", "of the roof"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for bound, what in BOUNDS.items():
+        parts = [(part, part.roofline) for part in profile.parts if part.roofline and part.roofline.bound == bound]
+        if not parts:
+            continue
+        taken = sum(part.latency_s.median for part, _ in parts)
+        roof = sum(max(placed.compute_s, placed.memory_s) for _, placed in parts)
+        share = sum(part.share.median for part, _ in parts)
+        table.add_row(what, str(len(parts)), percent(share), percent(roof / taken))
+    return table
+
+
+def peaks_line(peaks: Peaks) -> str:
+    """What the roof is made of."""
+    return (
+        f"The roof here: {peaks.gemm_flops_per_s / 1e9:.0f} GFLOP/s in a matrix product, "
+        f"{peaks.conv_flops_per_s / 1e9:.0f} in a convolution, {peaks.bytes_per_s / 1e9:.1f} GB/s, "
+        f"{peaks.seconds_per_call * 1e6:.1f} µs a call."
+    )
+
+
+BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls"}
 
 
 # ---------------------------------------------------------------------------------------------- rank, plan, students

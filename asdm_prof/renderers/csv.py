@@ -52,4 +52,8 @@ def _row(part: PartRecord, ranked: Ranked | None) -> dict[str, Any]:
         "rank": ranked.rank if ranked else None,
         "tie_group": ranked.tie_group if ranked else None,
         "peak_memory_bytes": part.peak_memory_bytes,
+        "parameter_bytes": part.parameter_bytes,
+        "moved_bytes": part.moved_bytes,
+        "bound": part.roofline.bound if part.roofline else None,
+        "attained": part.roofline.attained if part.roofline else None,
     }
