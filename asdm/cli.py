@@ -1,4 +1,4 @@
-"""`asdm`: build a student from a plan, and measure it against its teacher."""
+"""`asdm`: build a student from a plan, measure it against its teacher, and export it."""
 
 from __future__ import annotations
 
@@ -149,6 +149,29 @@ def _say_teacher(result: Any) -> None:
         f"teacher {teacher.name}: {teacher.params / 1e6:.1f} M parameters, {teacher.macs / 1e9:.1f} GMAC, "
         f"{teacher.unet_latency_s.median:.3g} s a UNet call; × is student / teacher with its 95 % interval"
     )
+
+
+@app.command()
+def export(
+    source: Annotated[str, typer.Argument(help="A student's folder, a family, a diffusers folder or a config file.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for what is exported.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino or diffusers.")] = "onnx",
+    weights: Weights = None,
+    dtype: Dtype = "fp32",
+    seed: Seed = 0,
+    size: Size = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a UNet in a form that runs without this package, compared with PyTorch before it is handed over."""
+    from asdm import exporter
+
+    with terminal.progress("Exporting") as tell:
+        result = exporter.export(source, to, output, weights, dtype, size, seed, force, tell)
+    if as_json:
+        print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
+    else:
+        print(exporter.describe(result, output))
 
 
 def main() -> None:

@@ -64,6 +64,22 @@ class BuildResult(Record):
     plan_sha256: str
 
 
+class ExportResult(Record):
+    """`asdm.export/1`: a UNet in another form, and how near its output is to PyTorch's."""
+
+    SCHEMA: ClassVar[str] = "asdm.export/1"
+    schema_: Literal["asdm.export/1"] = Field("asdm.export/1", alias="schema")
+    family: str
+    to: str
+    dtype: str
+    params: int
+    size: int | None = None  # pixels per side; None where nothing was traced
+    batch: int | None = None  # None where it is free
+    why_fixed: str | None = None
+    difference: float | None = None  # largest, as a share of the largest output
+    plain_diffusers: bool | None = None
+
+
 class Metric(Frozen):
     """One quality metric of a student, beside its teacher's value and the teacher's own noise."""
 

@@ -57,7 +57,9 @@ def test_the_readme_types_commands_that_exist() -> None:
         assert flags <= options(program, words[0]), f"{program} {shlex.join(words)}"
 
 
-@pytest.mark.parametrize("package", ["asdm.families", "asdm.replacements", "asdm.backends", "asdm.datasets", "asdm_prof.renderers"])
+@pytest.mark.parametrize(
+    "package", ["asdm.families", "asdm.replacements", "asdm.backends", "asdm.datasets", "asdm_prof.renderers"]
+)
 def test_every_file_of_a_seam_is_in_the_readme(package: str) -> None:
     for name in seams.names(package):
         assert f"`{name}`" in README, f"{name} of {package} is not in the README"

@@ -18,7 +18,7 @@ FLOORS = {
         {"families", "replacements", "backends", "models", "components", "pipelines", "datasets", "networks"},
         {"surgery"},
         {"students", "quality"},
-        {"benchmark", "builder"},
+        {"benchmark", "builder", "exporter"},
         {"cli", "options", "mini"},
     ],
     "asdm_prof": [

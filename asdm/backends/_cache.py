@@ -1,6 +1,7 @@
 """Things that cost minutes to make, kept on disk: folders by key, bounded in bytes, the longest unused goes first.
 
-`ASDM_CACHE` names the folder (`~/.cache/asdm` otherwise), `ASDM_CACHE_GB` the bound (12 otherwise).
+They are in the folder `onnx` of the cache (`ASDM_CACHE`, `~/.cache/asdm` otherwise); `ASDM_CACHE_GB` is the bound (12
+otherwise).
 """
 
 from __future__ import annotations
@@ -10,14 +11,14 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from asdm.files import whole_folder
+from asdm.files import cache_folder, whole_folder
 
 DEFAULT_GB = 12.0
 
 
 def folder() -> Path:
     """Where the cache is."""
-    return Path(os.environ.get("ASDM_CACHE") or Path.home() / ".cache" / "asdm")
+    return cache_folder("onnx")
 
 
 def bound_bytes() -> int:

@@ -92,3 +92,12 @@ def read_profile(events: Sequence[dict[str, Any]]) -> Iterator[tuple[float, list
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> OnnxRuntimeSession:
     """The UNet as ONNX Runtime runs it; its graph is exported where the cache does not have it."""
     return OnnxRuntimeSession(unet, inputs, parts, clock)
+
+
+def evaluate(graph: Path, feed: dict[str, Any]) -> Any:
+    """The output of one call of a graph, as an array."""
+    return ort.InferenceSession(graph, options(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
+
+
+def keep(graph: Path) -> None:
+    """An exported graph is what ONNX Runtime loads: it stays as it is."""

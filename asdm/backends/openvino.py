@@ -10,6 +10,7 @@ without a path in their name (a normalisation is taken from inside its operator)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import openvino as ov
@@ -26,6 +27,7 @@ HOOKED = False
 DTYPES = ("fp32", "bf16")
 DEVICES = ("cpu",)
 
+IR = "openvino_model.xml"
 PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
@@ -76,3 +78,17 @@ class OpenVinoSession:
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> OpenVinoSession:
     """The UNet as OpenVINO runs it; its graph is exported where the cache does not have it."""
     return OpenVinoSession(unet, inputs, parts, clock)
+
+
+def evaluate(graph: Path, feed: dict[str, Any]) -> Any:
+    """The output of one call of a graph in fp32, as an array."""
+    return ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(feed)[0].copy()
+
+
+def keep(graph: Path) -> None:
+    """Write an exported graph in OpenVINO's own form beside it, in fp32, and remove the other."""
+    model = ov.Core().read_model(graph)
+    ov.save_model(model, graph.with_name(IR), compress_to_fp16=False)
+    del model  # it maps the weights' file
+    for file in graph.parent.glob(f"{graph.name}*"):
+        file.unlink()
