@@ -145,6 +145,11 @@ class Proof(Frozen):
     gap: float
 
 
+def _is_none(value: Any) -> bool:
+    """For fields that older files lack: left out, so that a file's hash stays what it was."""
+    return value is None
+
+
 class PruningPlan(Record):
     """`asdm.plan/1`: edits of one teacher, the budget they were made for, and why they are the best."""
 
@@ -164,6 +169,7 @@ class PruningPlan(Record):
     predicted: Prediction | None = None
     proof: Proof | None = None
     profile_sha256: str | None = None
+    validation_sha256: str | None = Field(None, exclude_if=_is_none)  # where σ was measured instead of assumed
 
     @model_validator(mode="after")
     def _no_edit_twice(self) -> Self:

@@ -165,6 +165,9 @@ def plan(
     budget: Annotated[str, typer.Option(help="Of the teacher's UNet latency: 0.8, 80%, 250ms, 1.2s or x1.3.")],
     profile: Annotated[Path | None, typer.Option(help="A profile.json; default: the newest under reports/.")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the budget is to hold, 0.5 to 1.")] = 0.95,
+    validation: Annotated[
+        Path | None, typer.Option(help="A validate.json: its measured error takes the place of the assumed one.")
+    ] = None,
     output: Output = None,
     force: Force = False,
     as_json: Json = False,
@@ -174,9 +177,11 @@ def plan(
     path = target(output, files.run_folder(files.short_name(found.family), found.backend, found.dtype), "plan.json")
     files.check_writable(path, force)
     from asdm_prof import planner
+    from asdm_prof.records import Validation
 
+    checked = Validation.load(files.find_input(validation)) if validation else None
     try:
-        made = planner.make_plan(found, budget, confidence)
+        made = planner.make_plan(found, budget, confidence, checked)
     except planner.Infeasible as error:
         lowest = error.lowest * found.whole.latency_s.median
         terminal.say(
@@ -193,6 +198,85 @@ def plan(
         for line in console.plan_lines(made, found):
             print(line)
     terminal.say(f"Wrote {path}")
+
+
+@app.command()
+def validate(
+    family: Annotated[str, typer.Argument(help="sd15, sd21, sd21_base, sdxl, or a diffusers folder.")],
+    plans: Annotated[int, typer.Option(help="Random legal plans to build and measure, 3 or more.")] = 12,
+    seed: Annotated[int, typer.Option(help="Seed of the plans that are drawn.")] = 0,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile.json; default: the family's newest under reports/, else a new one.")
+    ] = None,
+    weights: Weights = None,
+    backend: Annotated[str | None, typer.Option(help="As the profile's; picks the newest of this backend.")] = None,
+    device: Device = None,
+    dtype: Annotated[str | None, typer.Option(help="As the profile's; picks the newest of this dtype.")] = None,
+    threads: Threads = None,
+    batch: Annotated[int | None, typer.Option(help="As the profile's; picks the newest of this batch.")] = None,
+    size: Size = None,
+    time_budget: Annotated[float, typer.Option(help="Seconds for each plan; fewer pairs where it runs out.")] = 90.0,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Build random legal plans and measure them in pairs: how far predictions can be believed."""
+    from asdm_prof import validate as validation
+    from asdm_prof.renderers import console
+
+    asked = {
+        "backend": backend, "device": device, "dtype": dtype, "threads": threads, "batch": batch, "size": size,
+    }  # fmt: skip
+    default = files.run_folder(Path(family).name, backend or "eager", dtype or "fp32")
+    path = target(output, default, "validate.json")
+    files.check_writable(path, force)
+    settings = validation.Settings(plans, seed, weights, time_budget)
+    found = _profile_of(family, profile, weights, asked)
+    run_file = path.with_name(f"{path.name}.run")
+    try:
+        with terminal.progress("Validating") as tell:
+            result = validation.validate(family, found, settings, run_file, tell, this_command("asdm-prof"))
+    except KeyboardInterrupt:
+        if run_file.exists():
+            terminal.say(f"What is measured so far is in {run_file}; the same command with -o {path} continues.")
+        raise
+    result.save(path, force)
+    run_file.unlink(missing_ok=True)
+    if as_json:
+        print(result.to_json(), end="")
+    else:
+        console.print_validation(result, console.stdout_console())
+    terminal.say(f"Wrote {path}")
+
+
+def _profile_of(family: str, path: Path | None, weights: str | None, asked: dict[str, Any]) -> Any:
+    """The profile named, or the family's newest with these settings, or where there is none a new one."""
+    from asdm import models
+    from asdm.families import load_family
+    from asdm_prof import gather
+
+    if path is not None:
+        found, path = _profile(path)
+        if names := gather.unlike(found, **asked):
+            said = ", ".join(f"{name} {getattr(found, name)}, not {asked[name]}" for name in names)
+            raise ValueError(f"{path} was measured with {said}; name a profile of that, or leave the option out.")
+        return found
+    sha256 = models.unet_config_sha256(models.meta_unet(load_family(family)).config)
+    if newest := gather.newest_profile(sha256, **asked):
+        terminal.say(f"Using {newest[1]}, the newest profile of {family}.")
+        return newest[0]
+    terminal.say(f"There is no such profile of {family} under reports/ yet: profiling it first.")
+    from asdm_prof.live import watching
+    from asdm_prof.profiler import Settings
+    from asdm_prof.profiler import profile as measure
+
+    given = {name: value for name, value in asked.items() if value is not None}
+    settings = Settings(weights=weights, **({"device": models.default_device()} | given))
+    with watching("Profiling") as watch:
+        made = measure(family, settings, watch, command=this_command("asdm-prof"))
+    saved = made.save(files.run_folder(Path(family).name, made.backend, made.dtype) / "profile.json")
+    terminal.say(f"Wrote {saved}")
+    return made
 
 
 @app.command()

@@ -29,6 +29,20 @@ def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequ
     return Report(profile, found_plan, tuple(found_benches), sources, tuple(_family_costs(profile)))
 
 
+def newest_profile(config_sha256: str, **wanted: str | int | None) -> tuple[Profile, Path] | None:
+    """The profile of one model under `reports/` that was last written, taken with the settings that are not None."""
+    for path in _newest_first(files.REPORTS, "profile.json"):
+        found = _readable(path, Profile)
+        if found and found.config_sha256 == config_sha256 and not unlike(found, **wanted):
+            return found, path
+    return None
+
+
+def unlike(profile: Profile, **wanted: str | int | None) -> list[str]:
+    """The wanted settings, None standing for any, that a profile was not taken with."""
+    return [name for name, value in wanted.items() if value is not None and getattr(profile, name) != value]
+
+
 def _plan(profile: Profile, named: Path | None, folder: Path, sources: dict[str, str]) -> PruningPlan | None:
     if named is not None:
         plan = PruningPlan.load(files.find_input(named))

@@ -1,8 +1,9 @@
 """The exact plan for a latency budget: which layers, units and blocks go, and which are replaced (DESIGN §6).
 
 Minimise Σ damage·x subject to Σ latency·x ≤ budget − z·σ and the legality rules, by integer programming with a
-proof. σ is one number for a profile: the error of additivity, and the unit times' standard errors as if every unit
-were edited. Nothing here needs torch: everything comes from a profile.
+proof. σ is one number: measured, where a validation is at hand (`asdm-prof validate`); otherwise an assumed error of
+additivity and the unit times' standard errors, as if every unit were edited. Nothing here needs torch: everything
+comes from files.
 
 The structural prior stands in for damage where no weights and data are at hand. It is the paper's reading of its
 Fig. 2, that a unit of much latency and few parameters is redundant, as a number: the damage of an edit is the share
@@ -20,15 +21,17 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, milp
 from scipy.sparse import csr_array
 from scipy.stats import norm
+from scipy.stats import t as student_t
 
 from asdm.plan import (
     AnyEdit,
+    Kept,
     Prediction,
     Proof,
     PruningPlan,
@@ -42,11 +45,11 @@ from asdm.plan import (
     why_no_identity,
 )
 from asdm.results import Estimate
-from asdm_prof.records import PartRecord, Profile
+from asdm_prof.records import PartRecord, Profile, Validation
 
 STRUCTURAL_PRIOR = "structural prior"
 CONVOLUTION_WEIGHT = 2.0
-MODEL_ERROR = 0.01  # of the teacher: how far a sum of unit times was found to be off as a student's time (1 σ)
+MODEL_ERROR = 0.01  # of the teacher (1 σ): the assumed error of a sum of unit times as a student's, until validated
 
 
 class Infeasible(Exception):
@@ -97,8 +100,13 @@ class Choice:
     damage: float
 
 
-def choices(profile: Profile) -> list[Choice]:
-    """Every legal edit of a profile's UNet with its price, in a fixed order."""
+def choices(profile: Profile, validation: Validation | None = None) -> list[Choice]:
+    """Every legal edit of a profile's UNet with its price, in a fixed order; savings as a validation corrects them."""
+    factors = validation.factors if validation else {}
+    return [replace(c, saving=c.saving * (1 - factors.get(c.edit.op, 0.0))) for c in _choices(profile)]
+
+
+def _choices(profile: Profile) -> list[Choice]:
     shape = profile.topology
     found = [_remove_unit(profile, unit.fqn) for unit in shape.units if not why_no_identity(shape, unit)]
     found += [_replace_unit(profile, i) for i in range(len(profile.options))]
@@ -159,8 +167,10 @@ def _sigma(share: Estimate) -> float:
     return (share.high - share.low) / (2 * 1.96)
 
 
-def margin(profile: Profile, confidence: float) -> float:
-    """How far below its budget a plan stays, as a ratio to the teacher: z·σ."""
+def margin(profile: Profile, confidence: float, validation: Validation | None = None) -> float:
+    """How far below its budget a plan stays, as a ratio to the teacher: z·σ; of a measured σ, Student's t·σ."""
+    if validation:
+        return float(student_t.ppf(confidence, len(validation.plans))) * validation.sigma
     shares = [part.share for part in profile.units] + [option.share for option in profile.options]
     sigma = math.sqrt(MODEL_ERROR**2 + sum(_sigma(share) ** 2 for share in shares))
     return float(norm.ppf(confidence)) * sigma
@@ -169,24 +179,50 @@ def margin(profile: Profile, confidence: float) -> float:
 # ---------------------------------------------------------------------------------------------- prices
 
 
-def price(profile: Profile, edits: Sequence[AnyEdit]) -> Prediction:
-    """What a profile says of a student: the teacher's time less what is gone, and its 95 % interval.
+def price(profile: Profile, edits: Sequence[AnyEdit], validation: Validation | None = None) -> Prediction:
+    """What a profile says of a student: the teacher's time less what is saved, and its 95 % interval.
 
-    Raises ValueError for an illegal edit and for a replacement that the profile did not time.
+    A validation gives its measured σ, and its correction where that was approved. Raises ValueError for an illegal
+    edit and for a replacement that the profile did not time.
     """
-    kept = resolve(profile.topology, edits)
-    ratio, variance = 1.0, MODEL_ERROR**2 if edits else 0.0
-    for fqn in kept.gone:
-        share = profile.part(fqn).share
-        ratio, variance = ratio - share.median, variance + _sigma(share) ** 2
-    for fqn, name in kept.replaced.items():
-        before, after = profile.part(fqn).share, _option_share(profile, fqn, name)
-        ratio += after.median - before.median
-        variance += _sigma(before) ** 2 + _sigma(after) ** 2
-    spread = 1.96 * math.sqrt(variance)
+    saved, variance = _saved(profile, edits)
+    factors = validation.factors if validation else {}
+    ratio = 1 - sum(share * (1 - factors.get(op, 0.0)) for op, share in saved.items())
+    spread = 1.96 * math.sqrt(variance + MODEL_ERROR**2) if edits else 0.0
+    if validation and edits:
+        spread = margin(profile, 0.975, validation)
     return Prediction(
         latency_s=ratio * profile.whole.latency_s.median, ratio=ratio, low=ratio - spread, high=ratio + spread
     )
+
+
+def saved_by_kind(profile: Profile, edits: Sequence[AnyEdit]) -> dict[str, float]:
+    """What each kind of edit (`op`) in a plan saves by the profile, as a share of the teacher."""
+    return _saved(profile, edits)[0]
+
+
+def _saved(profile: Profile, edits: Sequence[AnyEdit]) -> tuple[dict[str, float], float]:
+    """Savings by kind of edit, and the variance of their sum from the unit times alone."""
+    kept = resolve(profile.topology, edits)
+    saved: dict[str, float] = dict.fromkeys(sorted({edit.op for edit in edits}), 0.0)
+    variance = 0.0
+    for fqn in kept.gone:
+        share = profile.part(fqn).share
+        saved[_op_of(profile.topology, kept, fqn)] += share.median
+        variance += _sigma(share) ** 2
+    for fqn, name in kept.replaced.items():
+        before, after = profile.part(fqn).share, _option_share(profile, fqn, name)
+        saved["replace_unit"] += before.median - after.median
+        variance += _sigma(before) ** 2 + _sigma(after) ** 2
+    return saved, variance
+
+
+def _op_of(shape: Topology, kept: Kept, fqn: str) -> str:
+    """The kind of edit that made a part go."""
+    if fqn in kept.removed_units:
+        return "remove_unit"
+    in_layers = (unit.fqn for layer in kept.removed_layers for unit in shape.layer_units(*layer))
+    return "remove_layer" if fqn in in_layers else "remove_block"
 
 
 def _option_share(profile: Profile, fqn: str, name: str) -> Estimate:
@@ -200,11 +236,13 @@ def _option_share(profile: Profile, fqn: str, name: str) -> Estimate:
 # ---------------------------------------------------------------------------------------------- the plan
 
 
-def make_plan(profile: Profile, budget: str, confidence: float = 0.95) -> PruningPlan:
+def make_plan(
+    profile: Profile, budget: str, confidence: float = 0.95, validation: Validation | None = None
+) -> PruningPlan:
     """The legal plan of least damage within `budget`, proved optimal.
 
     `confidence` is how sure the budget is to hold: the plan keeps z·σ away from it. Raises ValueError
-    for a budget that is none, Infeasible with the lowest reachable ratio.
+    for a budget that is none and for a validation of something else, Infeasible with the lowest reachable ratio.
     """
     if not 0.5 <= confidence < 1:
         raise ValueError(f"confidence {confidence} is none; choose from 0.5 up to, but not including, 1.")
@@ -213,8 +251,10 @@ def make_plan(profile: Profile, budget: str, confidence: float = 0.95) -> Prunin
         raise ValueError(
             f"{profile.family} is a student with layers made identities; plan on a profile of its teacher."
         )
-    found = choices(profile)
-    chosen, proof = _solve(profile.topology, found, ratio, margin(profile, confidence))
+    if validation:
+        _check_validation(profile, validation)
+    found = choices(profile, validation)
+    chosen, proof = _solve(profile.topology, found, ratio, margin(profile, confidence, validation))
     edits = tuple(found[i].edit for i in chosen)
     resolve(profile.topology, edits)
     return PruningPlan(
@@ -225,19 +265,52 @@ def make_plan(profile: Profile, budget: str, confidence: float = 0.95) -> Prunin
         budget_ratio=ratio,
         confidence=confidence,
         damage_from=STRUCTURAL_PRIOR,
-        predicted=price(profile, edits),
+        predicted=price(profile, edits, validation),
         proof=proof,
         profile_sha256=profile.sha256(),
+        validation_sha256=validation.sha256() if validation else None,
     )
+
+
+def _check_validation(profile: Profile, validation: Validation) -> None:
+    """Errors measured on one model or setting say nothing of another's."""
+    if validation.teacher_config_sha256 != profile.config_sha256:
+        raise ValueError(
+            f"the validation is of {validation.family}, another model than the profile's {profile.family}."
+        )
+    for name in ("backend", "dtype", "device", "threads", "batch", "size"):
+        measured, wanted = getattr(validation, name), getattr(profile, name)
+        if measured != wanted:
+            raise ValueError(
+                f"the validation was measured with {name} {measured}, and the profile with {wanted}; "
+                "validate the profile that you plan on."
+            )
+
+
+def draw(profile: Profile, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
+    """A random legal plan that is predicted at or just below `ratio`: the cheapest at random prices per second saved.
+
+    `ratio` must be reachable: at least `fastest_ratio(profile)`.
+    """
+    found = choices(profile)
+    saving = np.array([choice.saving for choice in found])
+    prices = np.abs(saving) * rng.exponential(size=len(found))
+    rows = _legal_rows(profile.topology, found)
+    rows.add(dict(enumerate(saving)), 1 - ratio, np.inf)
+    result = rows.minimise(prices)
+    return tuple(choice.edit for i, choice in enumerate(found) if result.x[i] > 0.5)
+
+
+def fastest_ratio(profile: Profile) -> float:
+    """The ratio of the fastest legal plan."""
+    found = choices(profile)
+    return float(1 + _legal_rows(profile.topology, found).minimise([-choice.saving for choice in found]).fun)
 
 
 def _solve(shape: Topology, found: Sequence[Choice], ratio: float, below: float) -> tuple[list[int], Proof]:
     """Least damage first; among plans of that damage the fastest."""
     n = len(found)
-    rows = _Rows(n)
-    _one_decision_per_unit(rows, found)
-    _legal_layers(rows, shape, found)
-    _deepest_pair_with_mid(rows, found)
+    rows = _legal_rows(shape, found)
     saving = [choice.saving for choice in found]
     damage = np.array([choice.damage for choice in found])
     if ratio >= 1:
@@ -287,6 +360,14 @@ class _Rows:
             )
         assert result.success, f"the solver stopped: {result.message}"
         return result
+
+
+def _legal_rows(shape: Topology, found: Sequence[Choice]) -> _Rows:
+    rows = _Rows(len(found))
+    _one_decision_per_unit(rows, found)
+    _legal_layers(rows, shape, found)
+    _deepest_pair_with_mid(rows, found)
+    return rows
 
 
 def _one_decision_per_unit(rows: _Rows, found: Sequence[Choice]) -> None:

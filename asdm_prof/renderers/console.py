@@ -19,7 +19,7 @@ from rich.text import Text
 
 from asdm.plan import AnyEdit, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
-from asdm_prof.records import PartRecord, Peaks, Profile
+from asdm_prof.records import PartRecord, Peaks, Profile, ValidatedPlan, Validation
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import (
@@ -253,6 +253,8 @@ def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
     """The plan in words: what it promises, each edit with the time it touches, and the solver's proof."""
     lines = [_promise(plan)]
     lines += [f"  {plain(str(edit))}: {_time_of(edit, profile)} of time" for edit in plan.edits]
+    if plan.validation_sha256 is not None:
+        lines.append(f"Its interval is from the errors of validation {plain(plan.validation_sha256[:12])}.")
     if plan.damage_from is not None:
         lines.append(f"Damage is from the {plain(plan.damage_from)}.")
     if plan.proof is not None:
@@ -363,6 +365,63 @@ def _quality_cells(metric: Metric) -> list[str]:
     bounds = interval(Estimate(median=metric.value, low=metric.low, high=metric.high))
     optional = ["" if value is None else number(value) for value in (metric.teacher, metric.noise_floor)]
     return [number(metric.value), bounds, *optional]
+
+
+# ---------------------------------------------------------------------------------------------- validation
+
+
+def print_validation(validation: Validation, console: Console) -> None:
+    """The answer in a sentence, every plan, and what the errors taught."""
+    console.print(Text(validation_answer(validation), style="bold"))
+    _section(console, "Predicted and measured", validation_table(validation, console.width))
+    _section(console, "What it means for a plan", *(Text(line) for line in validation_lines(validation)))
+
+
+def validation_answer(validation: Validation) -> str:
+    """How far measured students were from their predictions, in one sentence."""
+    return (
+        f"{plural(len(validation.plans), 'random plan')} of {plain(validation.family)} ({plain(validation.backend)}, "
+        f"{plain(validation.dtype)}) measured {percent(validation.mape)} of the teacher away from the prediction on "
+        f"average, 95 % of them within {percent(validation.p95)}; bias {100 * validation.bias:+.1f} %, rank "
+        f"correlation {validation.rank_correlation:.3f}."
+    )
+
+
+def validation_table(validation: Validation, width: int) -> Table:
+    """Every plan as student / teacher, predicted and measured; a star where its 95 % interval did not hold."""
+    table = _table()
+    columns = [column for column in VALIDATION_COLUMNS if width >= column.from_width]
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True, style=QUIET if column.quiet else "")
+    for one in validation.plans:
+        table.add_row(*(column.cell(one) for column in columns))
+    return table
+
+
+VALIDATION_COLUMNS: tuple[Column[ValidatedPlan], ...] = (
+    Column("edits", 0, lambda one: str(len(one.edits))),
+    Column("predicted", 0, lambda one: ratio(one.predicted_ratio)),
+    Column("95 %", 60, lambda one: f"[{one.low:.2f}, {one.high:.2f}]", quiet=True),
+    Column("measured", 0, lambda one: ratio(one.measured_ratio)),
+    Column("95 %", 60, lambda one: f"[{one.measured_low:.2f}, {one.measured_high:.2f}]", quiet=True),
+    Column("off by", 0, lambda one: f"{100 * one.error:+.1f} %"),
+    Column("", 0, lambda one: "" if one.low <= one.measured_ratio <= one.high else "*"),
+    Column("pairs", 70, lambda one: str(len(one.student_s)), quiet=True),
+)
+
+
+def validation_lines(validation: Validation) -> list[str]:
+    """How often intervals held, what the correction does, and the σ that a plan will use."""
+    learnt = validation.correction
+    verdict = "used by plans" if learnt.helps else "not used"
+    return [
+        f"The prediction's 95 % intervals held for {percent(validation.coverage)} of the plans (* where not); "
+        f"intervals from the other plans' errors for {percent(validation.calibrated_coverage)}.",
+        f"The tightest budget accepted at confidence 0.95 held for {percent(validation.within_budget)} of the plans.",
+        f"Correcting each kind of edit takes the error of a plan left out from {100 * learnt.rms_without:.2f} % to "
+        f"{100 * learnt.rms_with:.2f} %: {verdict}.",
+        f"asdm-prof plan --validation plans with σ = {100 * validation.sigma:.2f} % of the teacher.",
+    ]
 
 
 # ---------------------------------------------------------------------------------------------- trust

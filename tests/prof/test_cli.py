@@ -136,6 +136,24 @@ def test_a_plan_may_be_named_by_its_profile(run: Any, profiled: Path) -> None:
     assert run("asdm-prof", "plan", "--budget", "0.8", "--profile", profiled.parent).code == 0
 
 
+def test_validate_then_plan_with_what_it_measured(run: Any, tmp_path: Path) -> None:
+    """In an empty folder the family is profiled first; the plan is made from that profile and the measured error."""
+    found = run("asdm-prof", "validate", "sd15", "--plans", "3", "--backend", "fake", "-o", "validate.json")
+    assert found.code == 0, found.err
+    assert "profiling it first" in found.err
+    assert "Predicted and measured" in found.out
+    validation = json.loads((tmp_path / "validate.json").read_text())
+    assert validation["schema"] == "asdm.validate/1"
+    assert len(validation["plans"]) == 3
+    assert not (tmp_path / "validate.json.run").exists()
+    again = run("asdm-prof", "validate", "sd15", "--plans", "3", "--backend", "fake", "-o", "b.json", "--json")
+    assert "the newest profile of sd15" in again.err
+    assert json.loads(again.out)["profile_sha256"] == validation["profile_sha256"]
+    plan = run("asdm-prof", "plan", "--budget", "0.8", "--validation", "validate.json", "--json")
+    assert plan.code == 0, plan.err
+    assert "validation_sha256" in json.loads(plan.out)
+
+
 # ---------------------------------------------------------------------------------------------- bad input
 
 
@@ -165,6 +183,11 @@ def test_an_unknown_family(run: Any) -> None:
     refused(run("asdm-prof", "flops", "sd16"), "'sd16'", "sd15", "sdxl")
     refused(run("asdm-prof", "profile", "sd16"), "'sd16'", "sd15", "sdxl")
     refused(run("asdm-prof", "flops", "./nowhere/"), "./nowhere/")
+
+
+def test_a_validation_with_other_settings_than_its_profile(run: Any, profiled: Path) -> None:
+    found = run("asdm-prof", "validate", "sd15", "--profile", profiled, "--dtype", "bf16", "-o", "v.json")
+    refused(found, str(profiled), "dtype fp32, not bf16")
 
 
 def test_no_profile_yet(run: Any) -> None:
