@@ -17,7 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-USAGE, INFEASIBLE, INTERRUPTED = 2, 3, 130
+FAILED, USAGE, INFEASIBLE, INCOMPARABLE, INTERRUPTED = 1, 2, 3, 4, 130
 
 
 class Format(StrEnum):

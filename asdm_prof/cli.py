@@ -154,7 +154,7 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in row.items():
         if isinstance(value, dict):
-            flat |= {f"{key}_{name}": inner for name, inner in value.items()}
+            flat |= {f"{key}_{name}": inner for name, inner in _flat(value).items()}
         else:
             flat[key] = value
     return flat
@@ -277,6 +277,45 @@ def _profile_of(family: str, path: Path | None, weights: str | None, asked: dict
     saved = made.save(files.run_folder(Path(family).name, made.backend, made.dtype) / "profile.json")
     terminal.say(f"Wrote {saved}")
     return made
+
+
+@app.command()
+def diff(
+    a: Annotated[Path, typer.Argument(help="A profile.json or its folder: before.")],
+    b: Annotated[Path, typer.Argument(help="A profile.json or its folder: after.")],
+    fail_on: Annotated[
+        list[str] | None,
+        typer.Option(help="Exit with 1 where it holds, such as 'unit:p50>5%' or 'whole:p95>10%'; may be repeated."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compare unlike environments too.")] = False,
+    form: FormatOption = Format.table,
+    as_json: Json = False,
+) -> None:
+    """What changed from one profile to another, unit by unit, with intervals; for continuous integration."""
+    from asdm_prof import compare
+    from asdm_prof.renderers import console
+
+    conditions = [compare.parse_condition(text) for text in fail_on or []]
+    (before, _), (after, _) = _profile(a), _profile(b)
+    found = compare.diff(before, after)
+    failed = compare.failures(found, conditions)
+    if found.unlike:
+        said = "; ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in found.unlike.items())
+        if not force:
+            terminal.say(f"Error: {a} and {b} do not compare: {said}. Add --force to compare them nevertheless.")
+            raise typer.Exit(terminal.INCOMPARABLE)
+        terminal.say(f"Warning: unlike environments: {said}.")
+    if as_json or form is Format.json:
+        print(json.dumps(compare.as_json(before, after, found, failed), indent=1))
+    elif form is Format.table:
+        screen = console.stdout_console()
+        screen.print(console.diff_table(found, screen.width))
+    else:
+        terminal.emit([_flat(part.model_dump(mode="json")) for part in (found.whole, *found.parts)], form)
+    for condition, part in failed:
+        terminal.say(f"Failed {condition.text}: {part.fqn} {console.change_text(getattr(part, condition.metric))}")
+    if failed:
+        raise typer.Exit(terminal.FAILED)
 
 
 @app.command()

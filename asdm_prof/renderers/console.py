@@ -19,6 +19,7 @@ from rich.text import Text
 
 from asdm.plan import AnyEdit, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
+from asdm_prof.compare import Change, Difference, PartChange
 from asdm_prof.records import PartRecord, Peaks, Profile, ValidatedPlan, Validation
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
@@ -365,6 +366,56 @@ def _quality_cells(metric: Metric) -> list[str]:
     bounds = interval(Estimate(median=metric.value, low=metric.low, high=metric.high))
     optional = ["" if value is None else number(value) for value in (metric.teacher, metric.noise_floor)]
     return [number(metric.value), bounds, *optional]
+
+
+# ---------------------------------------------------------------------------------------------- differences
+
+
+def diff_table(found: Difference, width: int) -> Table:
+    """The whole and every part, before and after; bold where the interval excludes that nothing changed."""
+    table = _table()
+    table.add_column("B / A", no_wrap=True, overflow="ellipsis", max_width=24 if width < 100 else 40)
+    columns = [column for column in DIFF_COLUMNS if width >= column.from_width]
+    for column in columns:
+        table.add_column(column.title, justify="right", no_wrap=True, style=QUIET if column.quiet else "")
+    for part in (found.whole, *found.parts):
+        name = Text(plain(part.label if width < 100 else part.fqn), style=COLOURS.get(part.kind, "bold"))
+        cells = [column.cell(part) for column in columns]
+        table.add_row(name, *cells, style="bold" if part.p50.is_real else "")
+    return table
+
+
+def change_text(change: Change) -> str:
+    """`+7.3 % [+5.1 %, +9.8 %]`; exact figures have no interval."""
+    if change.ratio is None:
+        return "" if change.a == change.b else f"from {number(change.a)} to {number(change.b)}"
+    interval = (
+        f" [{_gain(change.ratio.low)}, {_gain(change.ratio.high)}]" if change.ratio.low < change.ratio.high else ""
+    )
+    return f"{_gain(change.ratio.median)}{interval}"
+
+
+def _gain(ratio_: float) -> str:
+    return f"{100 * (ratio_ - 1):+.1f} %"
+
+
+def _change(what: str) -> Callable[[PartChange], str]:
+    def cell(part: PartChange) -> str:
+        found: Change = getattr(part, what)
+        return _gain(found.ratio.median) if found.ratio and found.ratio.median != 1 else ""
+
+    return cell
+
+
+DIFF_COLUMNS: tuple[Column[PartChange], ...] = (
+    Column("A", 60, lambda part: seconds(part.p50.a)),
+    Column("B", 60, lambda part: seconds(part.p50.b)),
+    Column("p50", 0, lambda part: change_text(part.p50)),
+    Column("p95", 80, _change("p95")),
+    Column("share", 76, _change("share")),
+    Column("MACs", 90, _change("macs")),
+    Column("params", 90, _change("params")),
+)
 
 
 # ---------------------------------------------------------------------------------------------- validation
