@@ -329,7 +329,11 @@ def report(
         typer.Option(help="A bench.json, may be repeated; default: those beside the profile or of the plan's student."),
     ] = None,
     formats: Annotated[
-        str, typer.Option("--format", help="Comma-separated renderers: html, figures, csv, console.")
+        str,
+        typer.Option(
+            "--format",
+            help="Comma-separated renderers: html, figures, csv, console, parquet, chrome_trace, speedscope.",
+        ),
     ] = "html,figures,csv",
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Folder; default: one of its own under reports/.")
