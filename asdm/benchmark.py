@@ -136,7 +136,9 @@ def bench(
         else None,
         teacher=_teacher_record(first, family, settings, single[0], step[0], parts, images or composed),
         students=tuple(
-            _student_record(racer, i, family, settings, single, step if settings.guided else None, images or composed)
+            _student_record(
+                racer, i, family, settings, single, step if settings.guided else None, images or composed, threads
+            )
             for i, racer in enumerate(racers, 1)
         ),
         environment=facts,
@@ -365,9 +367,14 @@ def _student_record(
     single: list[list[float]],
     guided: list[list[float]] | None,
     images: list[Image] | None,
+    threads: int,
 ) -> BenchStudent:
     counted = _counted(racer, family, settings)
     predicted = racer.plan.predicted if racer.plan else None
+    used: dict[str, str | int] = {
+        "backend": "eager", "dtype": settings.dtype, "device": settings.device, "threads": threads,
+        "batch": settings.batch, "size": settings.size or family.size,
+    }  # fmt: skip
     return BenchStudent(
         name=racer.name,
         source=racer.source,
@@ -386,4 +393,5 @@ def _student_record(
         predicted_high=predicted.high if predicted else None,
         image_latency_s=images[i].latency_s if images else None,
         image_latency_ratio=images[i].ratio if images else None,
+        warning=racer.plan.not_measured_at(**used) if racer.plan else None,
     )

@@ -57,6 +57,7 @@ def build_student(
         name_map=applied.name_map,
         plain_diffusers=type(student).__name__ == "UNet2DConditionModel",
         plan_sha256=plan.sha256(),
+        warning=plan.not_measured_at(device=device, dtype=dtype),
     )
     tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
     students.save(student, plan, result, output, force)

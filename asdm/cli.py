@@ -67,6 +67,8 @@ def build(
         print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
     else:
         print(builder.describe(result, output))
+    if result.warning:
+        terminal.say(f"Warning: {result.warning}")
 
 
 @app.command()
@@ -126,6 +128,9 @@ def bench(
     else:
         terminal.emit([_bench_row(s) for s in result.students], terminal.Format.table)
         _say_teacher(result)
+    for one in result.students:
+        if one.warning:
+            terminal.say(f"Warning: {one.warning}")
     terminal.say(f"Wrote {path}")
 
 

@@ -145,6 +145,17 @@ class Proof(Frozen):
     gap: float
 
 
+class MeasuredAt(Frozen):
+    """The settings that a plan's profile was taken with; with others, its prices are a guess."""
+
+    backend: str
+    dtype: str
+    device: str
+    threads: int
+    batch: int
+    size: int
+
+
 def _is_none(value: Any) -> bool:
     """For fields that older files lack: left out, so that a file's hash stays what it was."""
     return value is None
@@ -170,6 +181,18 @@ class PruningPlan(Record):
     proof: Proof | None = None
     profile_sha256: str | None = None
     validation_sha256: str | None = Field(None, exclude_if=_is_none)  # where σ was measured instead of assumed
+
+    measured_at: MeasuredAt | None = Field(None, exclude_if=_is_none)
+
+    def not_measured_at(self, **used: str | int) -> str | None:
+        """One sentence where a plan is used with other settings than it was measured at, naming them; else None."""
+        if self.measured_at is None:
+            return None
+        apart = [name for name, value in used.items() if getattr(self.measured_at, name) != value]
+        if not apart:
+            return None
+        said = ", ".join(f"{name} {used[name]} (measured at {getattr(self.measured_at, name)})" for name in apart)
+        return f"{self.name} was not measured where it is used: {said}; what it saves here may be another amount."
 
     @model_validator(mode="after")
     def _no_edit_twice(self) -> Self:

@@ -62,6 +62,7 @@ class BuildResult(Record):
     name_map: dict[str, str]  # student's fqn → teacher's fqn
     plain_diffusers: bool
     plan_sha256: str
+    warning: str | None = Field(None, exclude_if=lambda value: value is None)
 
 
 class ExportResult(Record):
@@ -128,6 +129,7 @@ class BenchStudent(Frozen):
     predicted_high: float | None = None
     image_latency_s: Estimate | None = None
     image_latency_ratio: Estimate | None = None
+    warning: str | None = Field(None, exclude_if=lambda value: value is None)
     quality: dict[str, Metric] = Field(default_factory=dict)
 
 

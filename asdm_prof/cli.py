@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -180,15 +182,8 @@ def plan(
     from asdm_prof.records import Validation
 
     checked = Validation.load(files.find_input(validation)) if validation else None
-    try:
+    with _feasible(budget, found.whole.latency_s.median):
         made = planner.make_plan(found, budget, confidence, checked)
-    except planner.Infeasible as error:
-        lowest = error.lowest * found.whole.latency_s.median
-        terminal.say(
-            f"Error: no legal plan reaches the budget {budget}; the lowest reachable is {error.lowest:.3f} of the "
-            f"teacher, {lowest:.3g} s."
-        )
-        raise typer.Exit(terminal.INFEASIBLE) from None
     made.save(path, force)
     if as_json:
         print(made.to_json(), end="")
@@ -197,6 +192,53 @@ def plan(
 
         for line in console.plan_lines(made, found):
             print(line)
+    terminal.say(f"Wrote {path}")
+
+
+@contextmanager
+def _feasible(budget: str, teacher_s: float | None = None) -> Iterator[None]:
+    """Say the lowest reachable latency where a budget is too low, and leave with 3."""
+    from asdm_prof import planner
+
+    try:
+        yield
+    except planner.Infeasible as error:
+        seconds = "" if teacher_s is None else f", {error.lowest * teacher_s:.3g} s"
+        terminal.say(
+            f"Error: no legal plan reaches the budget {budget}; the lowest reachable is {error.lowest:.3f} of the "
+            f"teacher{seconds}."
+        )
+        raise typer.Exit(terminal.INFEASIBLE) from None
+
+
+@app.command()
+def compare(
+    profiles: Annotated[list[Path], typer.Argument(help="Two or more profile.json, or their folders.")],
+    plan: Annotated[list[Path] | None, typer.Option(help="A plan.json to price by each; may be repeated.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Plan for each profile at this budget, and price each plan by all of them.")
+    ] = None,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Does a plan made for one runtime, dtype, thread count, size or batch hold in another?"""
+    from asdm.plan import PruningPlan
+    from asdm_prof import transfer
+    from asdm_prof.renderers import console
+
+    found = [(profile, str(path)) for profile, path in map(_profile, profiles)]
+    plans = [PruningPlan.load(files.find_input(path)) for path in plan or []]
+    first = found[0][0]
+    path = target(output, files.run_folder(Path(first.family).name, "compare"), "compare.json")
+    files.check_writable(path, force)
+    with _feasible(budget or ""):
+        result = transfer.compare(found, plans, budget, this_command("asdm-prof"))
+    result.save(path, force)
+    if as_json:
+        print(result.to_json(), end="")
+    else:
+        console.print_comparison(result, console.stdout_console())
     terminal.say(f"Wrote {path}")
 
 
@@ -292,13 +334,13 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """What changed from one profile to another, unit by unit, with intervals; for continuous integration."""
-    from asdm_prof import compare
+    from asdm_prof import compare as comparing
     from asdm_prof.renderers import console
 
-    conditions = [compare.parse_condition(text) for text in fail_on or []]
+    conditions = [comparing.parse_condition(text) for text in fail_on or []]
     (before, _), (after, _) = _profile(a), _profile(b)
-    found = compare.diff(before, after)
-    failed = compare.failures(found, conditions)
+    found = comparing.diff(before, after)
+    failed = comparing.failures(found, conditions)
     if found.unlike:
         said = "; ".join(f"{name} {ours} and {theirs}" for name, (ours, theirs) in found.unlike.items())
         if not force:
@@ -306,7 +348,7 @@ def diff(
             raise typer.Exit(terminal.INCOMPARABLE)
         terminal.say(f"Warning: unlike environments: {said}.")
     if as_json or form is Format.json:
-        print(json.dumps(compare.as_json(before, after, found, failed), indent=1))
+        print(json.dumps(comparing.as_json(before, after, found, failed), indent=1))
     elif form is Format.table:
         screen = console.stdout_console()
         screen.print(console.diff_table(found, screen.width))

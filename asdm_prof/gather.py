@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -11,7 +11,7 @@ from asdm.families import load_family
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
 from asdm_prof import costs
-from asdm_prof.records import Profile
+from asdm_prof.records import Comparison, Profile, Validation
 from asdm_prof.renderers import FamilyCost, Report
 
 R = TypeVar("R", bound=files.Record)
@@ -26,7 +26,25 @@ def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequ
     sources = {"profile": str(path)}
     found_plan = _plan(profile, plan, path.parent, sources)
     found_benches = _benches(profile, found_plan, benches, path.parent, sources)
-    return Report(profile, found_plan, tuple(found_benches), sources, tuple(_family_costs(profile)))
+    sha256 = profile.sha256()
+    validation = _first("validation", "validate*.json", Validation, path.parent, sources,
+                        lambda found: found.profile_sha256 == sha256)  # fmt: skip
+    comparison = _first("comparison", "compare*.json", Comparison, path.parent, sources,
+                        lambda found: sha256 in [one.sha256 for one in found.profiles])  # fmt: skip
+    costs_ = tuple(_family_costs(profile))
+    return Report(profile, found_plan, tuple(found_benches), sources, costs_, validation, comparison)
+
+
+def _first(
+    what: str, pattern: str, model: type[R], folder: Path, sources: dict[str, str], fits: Callable[[R], bool]
+) -> R | None:
+    """The newest file of a kind that belongs to the profile."""
+    for candidate in _newest_first(folder, pattern):
+        found = _readable(candidate, model)
+        if found and fits(found):
+            sources[what] = str(candidate)
+            return found
+    return None
 
 
 def newest_profile(config_sha256: str, **wanted: str | int | None) -> tuple[Profile, Path] | None:

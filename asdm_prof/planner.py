@@ -32,6 +32,7 @@ from scipy.stats import t as student_t
 from asdm.plan import (
     AnyEdit,
     Kept,
+    MeasuredAt,
     Prediction,
     Proof,
     PruningPlan,
@@ -269,7 +270,13 @@ def make_plan(
         proof=proof,
         profile_sha256=profile.sha256(),
         validation_sha256=validation.sha256() if validation else None,
+        measured_at=measured_at(profile),
     )
+
+
+def measured_at(profile: Profile) -> MeasuredAt:
+    """The settings of a profile, as a plan remembers them."""
+    return MeasuredAt(**{name: getattr(profile, name) for name in MeasuredAt.model_fields})
 
 
 def _check_validation(profile: Profile, validation: Validation) -> None:
@@ -278,7 +285,7 @@ def _check_validation(profile: Profile, validation: Validation) -> None:
         raise ValueError(
             f"the validation is of {validation.family}, another model than the profile's {profile.family}."
         )
-    for name in ("backend", "dtype", "device", "threads", "batch", "size"):
+    for name in MeasuredAt.model_fields:
         measured, wanted = getattr(validation, name), getattr(profile, name)
         if measured != wanted:
             raise ValueError(

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from asdm.files import Frozen, Record
-from asdm.plan import AnyEdit, Topology
+from asdm.plan import AnyEdit, MeasuredAt, Prediction, Topology
 from asdm.results import Estimate, Latency, Macs
 
 Bound = Literal["compute", "memory", "overhead"]
@@ -215,3 +215,40 @@ class Validation(Record):
     def factors(self) -> dict[str, float]:
         """The correction that cross-validation approved; empty where it helped nothing."""
         return self.correction.factors if self.correction.helps else {}
+
+
+# ---------------------------------------------------------------------------------------------- comparison
+
+
+class ComparedProfile(Frozen):
+    """One profile of a comparison; `name` says in what it differs from the others."""
+
+    name: str
+    source: str
+    sha256: str
+    measured_at: MeasuredAt
+    latency_s: Estimate
+    split_half: float  # rank correlation of its own odd and even runs: no other profile can agree better than this
+
+
+class ComparedPlan(Frozen):
+    """One plan priced by every profile of a comparison, in their order; None where it timed no such replacement."""
+
+    name: str
+    made_for: int | None  # the profile it was made from, where that is one of them
+    budget_ratio: float | None
+    predicted: tuple[Prediction | None, ...]
+
+
+class Comparison(Record):
+    """`asdm.compare/1`: does a plan made for one runtime, dtype, thread count, size or batch hold in another?"""
+
+    SCHEMA: ClassVar[str] = "asdm.compare/1"
+    schema_: Literal["asdm.compare/1"] = Field("asdm.compare/1", alias="schema")
+    created_utc: str
+    command: str
+    family: str
+    config_sha256: str
+    profiles: tuple[ComparedProfile, ...]
+    spearman: tuple[tuple[float, ...], ...]  # of the units' redundancy, profile by profile
+    plans: tuple[ComparedPlan, ...] = ()

@@ -154,16 +154,19 @@ def _noise(whole: WholeRecord, hooked_s: Sequence[float]) -> TrustLine:
 
 
 def _split_half(parts: Sequence[PartRecord]) -> TrustLine:
-    """Redundancy ranks units by latency per parameter, so that is what must repeat."""
-    timed = [part for part in parts if part.kind != "glue"]
-    halves = [[float(np.median(part.latency_s.samples[i::2])) / part.params for part in timed] for i in (0, 1)]
-    agreement = spearman(*halves)
+    agreement = split_half(parts)
     return TrustLine(
         check="both halves rank alike",
-        value=f"Spearman {agreement:.3f} over {len(timed)} units",
+        value=f"Spearman {agreement:.3f} over {sum(part.kind != 'glue' for part in parts)} units",
         passed=agreement >= SAME_RANKS,
         remedy=QUIET,
     )
+
+
+def split_half(parts: Sequence[PartRecord]) -> float:
+    """Rank correlation of odd and even runs; redundancy ranks by latency per parameter, so that is what must repeat."""
+    timed = [part for part in parts if part.kind != "glue"]
+    return spearman(*([float(np.median(part.latency_s.samples[i::2])) / part.params for part in timed] for i in (0, 1)))
 
 
 def _twins(parts: Sequence[PartRecord]) -> TrustLine:

@@ -25,13 +25,13 @@ FLOORS = {
         {"records", "tree"},
         {"profiler", "roofline", "trust", "costs"},
         {"redundancy", "planner"},
-        {"renderers", "gather", "live", "validate", "compare"},
+        {"renderers", "gather", "live", "validate", "compare", "transfer"},
         {"cli"},
     ],
 }
 # Upward imports that are made at call time: a saved student's class is looked up by the name in its config.
 LATE = {("asdm.models", "asdm.students")}
-NO_TORCH = ["records", "tree", "redundancy", "planner", "compare"]
+NO_TORCH = ["records", "tree", "redundancy", "planner", "compare", "transfer"]
 
 
 def modules() -> dict[str, Path]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
-from asdm_prof.records import Profile
+from asdm_prof.records import Comparison, Profile, Validation
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Report:
     benches: tuple[BenchResult, ...] = ()  # students of this teacher: the plan's own, and presets such as a_sdm
     sources: dict[str, str] = field(default_factory=dict)  # what → the file it was read from
     family_costs: tuple[FamilyCost, ...] = ()
+    validation: Validation | None = None
+    comparison: Comparison | None = None
 
 
 @dataclass(frozen=True)

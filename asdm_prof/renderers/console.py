@@ -17,10 +17,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from asdm.plan import AnyEdit, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
+from asdm.plan import AnyEdit, Prediction, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
 from asdm_prof.compare import Change, Difference, PartChange
-from asdm_prof.records import PartRecord, Peaks, Profile, ValidatedPlan, Validation
+from asdm_prof.records import ComparedPlan, Comparison, PartRecord, Peaks, Profile, ValidatedPlan, Validation
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import (
@@ -416,6 +416,65 @@ DIFF_COLUMNS: tuple[Column[PartChange], ...] = (
     Column("MACs", 90, _change("macs")),
     Column("params", 90, _change("params")),
 )
+
+
+# ---------------------------------------------------------------------------------------------- comparison
+
+
+def print_comparison(comparison: Comparison, console: Console) -> None:
+    """The rank matrix, and each plan's price by every profile."""
+    console.print(Text(comparison_answer(comparison), style="bold"))
+    _section(console, "Do units rank alike? (Spearman)", spearman_table(comparison))
+    if comparison.plans:
+        _section(console, "What would each plan buy?", gain_table(comparison), Text(GAIN_NOTE, style=QUIET))
+
+
+def comparison_answer(comparison: Comparison) -> str:
+    """Which two of the profiles rank units least alike, in one sentence."""
+    names = [plain(profile.name) for profile in comparison.profiles]
+    pairs = [(comparison.spearman[i][j], i, j) for j in range(len(names)) for i in range(j)]
+    least, i, j = min(pairs)
+    if len(names) == 2:
+        return f"{names[i]} and {names[j]} rank the units of {plain(comparison.family)} with Spearman {least:.3f}."
+    return (
+        f"Of {len(names)} profiles of {plain(comparison.family)}, {names[i]} and {names[j]} rank the units least "
+        f"alike: Spearman {least:.3f}."
+    )
+
+
+GAIN_NOTE = "UNet latency, student / teacher, as each column's profile predicts it; * is above the plan's budget."
+
+
+def spearman_table(comparison: Comparison) -> Table:
+    """Rank correlation of the units, profile by profile; beside it each profile's own odd and even runs."""
+    table = _matrix_table([profile.name for profile in comparison.profiles], "own halves")
+    for profile, row in zip(comparison.profiles, comparison.spearman, strict=True):
+        cells = [f"{value:.3f}" for value in (*row, profile.split_half)]
+        table.add_row(Text(plain(profile.name)), *cells)
+    return table
+
+
+def gain_table(comparison: Comparison) -> Table:
+    """Every plan's predicted ratio under every profile."""
+    table = _matrix_table([profile.name for profile in comparison.profiles])
+    for plan in comparison.plans:
+        table.add_row(Text(plain(plan.name)), *(_gain_cell(plan, found) for found in plan.predicted))
+    return table
+
+
+def _matrix_table(names: Sequence[str], *more: str) -> Table:
+    """A column for each profile, whose words may stand below each other."""
+    table = _table()
+    table.add_column("", no_wrap=False)
+    for name in (*names, *more):
+        table.add_column(plain(name), justify="right")
+    return table
+
+
+def _gain_cell(plan: ComparedPlan, found: Prediction | None) -> str:
+    if found is None:
+        return "not timed"
+    return ratio(found.ratio) + ("*" if plan.budget_ratio is not None and found.ratio > plan.budget_ratio else "")
 
 
 # ---------------------------------------------------------------------------------------------- validation

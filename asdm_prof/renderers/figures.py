@@ -340,4 +340,56 @@ def _ratio_bar(axes: Axes, y: float, value: Estimate, what: str, colour: str, ha
     axes.text(1.03, y, text, va="center", size=6, transform=axes.get_yaxis_transform())
 
 
-FIGURES = (fig1_costs, fig2_latency_and_parameters, units_share, redundancy, predicted_vs_measured, students)
+# ---------------------------------------------------------------------------------------------- validation
+
+
+def validation(report: Report) -> Figure | None:
+    """Random plans: the prediction with its 95 % interval against the paired measurement with its own."""
+    found = report.validation
+    if found is None:
+        return None
+    figure = _figure(ONE_COLUMN, 2.6)
+    axes = figure.subplots()
+    edges = [edge for one in found.plans for edge in (one.low, one.high, one.measured_low, one.measured_high)]
+    low, high = _span(edges)
+    axes.plot([low, high], [low, high], color=QUIET, linewidth=0.7)
+    for one in found.plans:
+        held = one.low <= one.measured_ratio <= one.high
+        colour = COLOURS["resnet"] if held else COLOURS["transformer"]
+        axes.hlines(one.measured_ratio, one.low, one.high, color=colour, linewidth=0.8)
+        axes.vlines(one.predicted_ratio, one.measured_low, one.measured_high, color=colour, linewidth=0.8)
+        axes.plot(one.predicted_ratio, one.measured_ratio, "o" if held else "s", color=colour, markersize=3)
+    hint = f"mean error {100 * found.mape:.1f} %, bias {100 * found.bias:+.1f} %\nsquares: outside their 95 % interval"
+    axes.text(0.03, 0.98, hint, va="top", size=6, color=QUIET, transform=axes.transAxes)
+    axes.set(xlim=(low, high), ylim=(low, high))
+    axes.set_xlabel("predicted UNet latency ratio")
+    axes.set_ylabel("measured UNet latency ratio")
+    return figure
+
+
+def rank_transfer(report: Report) -> Figure | None:
+    """Rank correlation of the units between runtimes and settings, as a table of numbers in shades."""
+    found = report.comparison
+    if found is None:
+        return None
+    names = [plain(profile.name, 28) for profile in found.profiles]
+    side = 1.2 + 0.42 * len(names)
+    figure = _figure(side + 0.8, side)
+    axes = figure.subplots()
+    least = min(min(row) for row in found.spearman)
+    axes.imshow(found.spearman, cmap="Blues", vmin=min(least, 0.9) - 0.05, vmax=1.1)
+    for y, row in enumerate(found.spearman):
+        for x, value in enumerate(row):
+            axes.text(x, y, f"{value:.2f}", ha="center", va="center", size=6.5, color=INK)
+    axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(names)), names)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_title("Spearman of the units’ ranks", size=7, loc="left")
+    return figure
+
+
+FIGURES = (
+    fig1_costs, fig2_latency_and_parameters, units_share, redundancy, predicted_vs_measured, students, validation,
+    rank_transfer,
+)  # fmt: skip

@@ -22,7 +22,18 @@ from asdm.results import (
     Macs,
     Pipeline,
 )
-from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Profile, TrustLine, WholeRecord
+from asdm_prof import transfer, validate
+from asdm_prof.records import (
+    Comparison,
+    ComponentRecord,
+    OptionRecord,
+    PartRecord,
+    Profile,
+    TrustLine,
+    ValidatedPlan,
+    Validation,
+    WholeRecord,
+)
 from asdm_prof.renderers import FamilyCost, Report
 
 RUNS = 12
@@ -219,6 +230,38 @@ def family_costs() -> tuple[FamilyCost, ...]:
     return tuple(rows)
 
 
+def validated_plan(predicted: float, error: float, kind: str = "remove_unit") -> ValidatedPlan:
+    """A plan whose only kind of edit saves all that is saved."""
+    return ValidatedPlan(
+        predicted_ratio=predicted,
+        low=predicted - 0.02,
+        high=predicted + 0.02,
+        measured_ratio=predicted + error,
+        measured_low=predicted + error,
+        measured_high=predicted + error,
+        saves={kind: 1 - predicted},
+        teacher_s=(1.0,),
+        student_s=(predicted + error,),
+        edits=(),
+    )
+
+
+def validation(source: Profile, errors: list[float], kind: str = "remove_unit") -> Validation:
+    """Plans from 40 to 95 % of the teacher that are off by `errors`."""
+    plans = [validated_plan(p, e, kind) for p, e in zip(np.linspace(0.4, 0.95, len(errors)), errors, strict=True)]
+    return Validation(
+        created_utc="", command="", family=source.family, weights="random", backend=source.backend,
+        dtype=source.dtype, device=source.device, threads=source.threads, seed=0, batch=source.batch,
+        size=source.size, teacher_config_sha256=source.config_sha256, profile_sha256=source.sha256(),
+        plans=tuple(plans), environment={}, **validate.judge(plans),
+    )  # fmt: skip
+
+
+def comparison() -> Comparison:
+    """Two runs of the same, and one plan's price by both."""
+    return transfer.compare([(profile(), "a.json"), (profile(seed=1), "b.json")], [plan()])
+
+
 def report() -> Report:
     return Report(
         profile=profile(),
@@ -230,4 +273,6 @@ def report() -> Report:
             "bench": "reports/sd15/bench.json",
         },
         family_costs=family_costs(),
+        validation=validation(profile(), [0.01, -0.02, 0.03, -0.01, 0.02, 0.0]),
+        comparison=comparison(),
     )

@@ -12,7 +12,7 @@ from asdm.plan import resolve
 from asdm_prof import planner, validate
 from asdm_prof.profiler import Settings as ProfileSettings
 from asdm_prof.profiler import profile as measure_profile
-from asdm_prof.records import Profile, ValidatedPlan, Validation
+from asdm_prof.records import Profile, Validation
 from tests.prof import synthetic
 
 FAKE = validate.Settings(plans=5, seed=1, time_budget_s=5)
@@ -26,22 +26,6 @@ def faked() -> Profile:
 @pytest.fixture(scope="module")
 def validated(faked: Profile) -> Validation:
     return validate.validate("sd15", faked, FAKE)
-
-
-def made_up(predicted: float, error: float, kind: str = "remove_unit") -> ValidatedPlan:
-    """A plan whose only kind of edit saves all that is saved."""
-    return ValidatedPlan(
-        predicted_ratio=predicted,
-        low=predicted - 0.02,
-        high=predicted + 0.02,
-        measured_ratio=predicted + error,
-        measured_low=predicted + error,
-        measured_high=predicted + error,
-        saves={kind: 1 - predicted},
-        teacher_s=(1.0,),
-        student_s=(predicted + error,),
-        edits=(),
-    )
 
 
 def test_random_plans_are_legal_spread_over_the_range_and_repeatable() -> None:
@@ -141,7 +125,7 @@ def test_bad_input_gets_one_sentence(faked: Profile, family: str, change: dict, 
 
 def test_an_error_that_follows_the_savings_is_learnt() -> None:
     """Students are slower than predicted by a tenth of what removing units saves."""
-    plans = [made_up(p, 0.1 * (1 - p)) for p in np.linspace(0.4, 0.95, 12)]
+    plans = [synthetic.validated_plan(p, 0.1 * (1 - p)) for p in np.linspace(0.4, 0.95, 12)]
     learnt = validate.learn(plans)
     assert learnt.helps
     assert learnt.factors["remove_unit"] == pytest.approx(0.1, abs=0.002)
@@ -150,7 +134,7 @@ def test_an_error_that_follows_the_savings_is_learnt() -> None:
 
 def test_an_error_that_follows_nothing_is_not_corrected() -> None:
     """Errors of ±1 % in turns: what the other plans teach makes each of them worse."""
-    plans = [made_up(p, 0.01 * (-1) ** i) for i, p in enumerate(np.linspace(0.4, 0.95, 12))]
+    plans = [synthetic.validated_plan(p, 0.01 * (-1) ** i) for i, p in enumerate(np.linspace(0.4, 0.95, 12))]
     figures = validate.judge(plans)
     assert not figures["correction"].helps
     assert figures["sigma"] == pytest.approx(0.01)
@@ -162,7 +146,7 @@ def test_an_error_that_follows_nothing_is_not_corrected() -> None:
 def test_coverage_counts_both_sides_and_budgets_one() -> None:
     """One student 10 % faster than predicted, one 10 % slower: two misses of an interval, one of a budget."""
     errors = [0.001, -0.001, 0.002, -0.1, 0.1, -0.002, 0.001, -0.001, 0.002, -0.002] + 20 * [0.001, -0.001]
-    plans = [made_up(p, e) for p, e in zip(np.linspace(0.4, 0.95, 50), errors, strict=True)]
+    plans = [synthetic.validated_plan(p, e) for p, e in zip(np.linspace(0.4, 0.95, 50), errors, strict=True)]
     figures = validate.judge(plans)
     assert figures["coverage"] == pytest.approx(48 / 50)
     assert figures["calibrated_coverage"] == pytest.approx(48 / 50)
@@ -172,19 +156,9 @@ def test_coverage_counts_both_sides_and_budgets_one() -> None:
 # ---------------------------------------------------------------------------------------------- planning with it
 
 
-def with_errors(profile: Profile, errors: list[float], kind: str = "remove_unit") -> Validation:
-    plans = [made_up(p, e, kind) for p, e in zip(np.linspace(0.4, 0.95, len(errors)), errors, strict=True)]
-    return Validation(
-        created_utc="", command="", family=profile.family, weights="random", backend=profile.backend,
-        dtype=profile.dtype, device=profile.device, threads=profile.threads, seed=0, batch=profile.batch,
-        size=profile.size, teacher_config_sha256=profile.config_sha256, profile_sha256=profile.sha256(),
-        plans=tuple(plans), environment={}, **validate.judge(plans),
-    )  # fmt: skip
-
-
 def test_the_margin_is_of_the_measured_error() -> None:
     profile = synthetic.profile()
-    validation = with_errors(profile, [0.03, -0.03] * 6)
+    validation = synthetic.validation(profile, [0.03, -0.03] * 6)
     expected = student_t.ppf(0.95, 12) * 0.03
     assert planner.margin(profile, 0.95, validation) == pytest.approx(expected)
     plan = planner.make_plan(profile, "0.8", 0.95, validation)
@@ -195,7 +169,7 @@ def test_the_margin_is_of_the_measured_error() -> None:
 
 def test_an_approved_correction_moves_the_prediction() -> None:
     profile = synthetic.profile()
-    validation = with_errors(profile, [0.1 * (1 - p) for p in np.linspace(0.4, 0.95, 12)])
+    validation = synthetic.validation(profile, [0.1 * (1 - p) for p in np.linspace(0.4, 0.95, 12)])
     assert validation.correction.helps
     edits = next(e for e in validate.draw_plans(profile, 6, seed=0) if any(edit.op == "remove_unit" for edit in e))
     plain, corrected = planner.price(profile, edits), planner.price(profile, edits, validation)
@@ -207,7 +181,7 @@ def test_an_approved_correction_moves_the_prediction() -> None:
 
 def test_a_validation_of_another_setting_is_refused() -> None:
     profile = synthetic.profile()
-    other = with_errors(profile, [0.01] * 4).model_copy(update={"dtype": "bf16"})
+    other = synthetic.validation(profile, [0.01] * 4).model_copy(update={"dtype": "bf16"})
     with pytest.raises(ValueError, match=r"measured with dtype bf16, and the profile with fp32"):
         planner.make_plan(profile, "0.8", 0.95, other)
 
