@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from asdm.results import Estimate, Latency
+from asdm.results import Estimate, HostUse, Latency
 
 BOOTSTRAP_DRAWS = 2000
 Progress = Callable[[int, float], None]  # (calls so far, estimated seconds left)
@@ -303,6 +303,29 @@ def environment(device: str, threads: int) -> dict[str, str]:
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = str(torch.version.cuda)
     return facts
+
+
+class HostWatch:
+    """What others took of the machine's cores since this was made: other programs, and by steal other machines."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_seconds()
+
+    def read(self) -> HostUse:
+        wall, busy, own, steal = (now - then for now, then in zip(_cpu_seconds(), self._before, strict=True))
+        wall = max(wall, 1e-9)
+        return HostUse(others_cores=max(busy - own, 0.0) / wall, steal_cores=steal / wall)
+
+
+def _cpu_seconds() -> tuple[float, float, float, float]:
+    """Seconds so far: of the wall, of all cores at work, of this process at work, and of cores taken by steal."""
+    import psutil
+
+    machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
+    idle = machine.idle + getattr(machine, "iowait", 0.0)
+    steal = getattr(machine, "steal", 0.0)
+    guest = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # counted in user and nice already
+    return time.perf_counter(), sum(machine) - idle - steal - guest, own.user + own.system, steal
 
 
 def _cpu_name() -> str:

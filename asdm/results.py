@@ -26,6 +26,13 @@ class Latency(Estimate):
     samples: tuple[float, ...]
 
 
+class HostUse(Frozen):
+    """What others took of a machine during a run, in cores on average."""
+
+    others_cores: float  # other programs
+    steal_cores: float  # a hypervisor, for other machines
+
+
 class Macs(Frozen):
     """Multiply-adds by kind of operation; one MAC is two FLOPs."""
 

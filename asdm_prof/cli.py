@@ -93,7 +93,12 @@ def profile(
     seed: Seed = 0,
     batch: Batch = 1,
     size: Size = None,
-    time_budget: Annotated[float, typer.Option(help="Seconds for all of it; fewer calls where it runs out.")] = 225.0,
+    time_budget: Annotated[
+        float, typer.Option(help="Seconds for all of it, in each process; fewer calls where it runs out.")
+    ] = 225.0,
+    processes: Annotated[
+        int, typer.Option(help="Fresh processes that each profile it; their agreement goes into the trust box.")
+    ] = 1,
     components: Annotated[
         bool, typer.Option("--components", help="Time the text encoder and VAE decoder too.")
     ] = False,
@@ -105,6 +110,7 @@ def profile(
     default = files.run_folder(files.short_name(family), backend, dtype)
     path = target(output, default, "profile.json")
     files.check_writable(path, force)
+    from asdm_prof import processes as fresh
     from asdm_prof.live import watching
     from asdm_prof.profiler import Settings
     from asdm_prof.profiler import profile as measure
@@ -121,8 +127,11 @@ def profile(
         time_budget_s=time_budget,
         time_components=components,
     )
+    others = fresh.profile_again(family, settings, processes - 1, terminal.say)
     with watching("Profiling") as watch:
         found = measure(family, settings, watch, command=this_command("asdm-prof"))
+    if others:
+        found = fresh.with_others(found, others)
     found.save(path, force)
     if as_json:
         print(found.to_json(), end="")

@@ -99,7 +99,9 @@ def profile(
 
     with measure.quiet_torch(settings.threads) as threads:
         hook_cost_s = _hook_cost(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
+        host = measure.HostWatch()
         taken = _take(unet, inputs, parts, options, backend, clock, settings, started, tell)
+        host_use = host.read()
         components = _components(family, settings, device, clock, tell)
         peaks = None
         if backend.NEEDS_WEIGHTS:
@@ -146,7 +148,10 @@ def profile(
         peaks=peaks,
         mapped_share=estimate(seen.mapped) if seen else None,
         observed_slowdown=estimate(seen.slowdown) if seen else None,
-        trust=trust.box(whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s, seen),
+        trust=trust.box(
+            whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s, seen, host_use
+        ),
+        host=host_use,
         environment=facts,
     )
 

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from asdm.files import Frozen, Record
 from asdm.plan import AnyEdit, MeasuredAt, Prediction, Topology
-from asdm.results import Estimate, Latency, Macs
+from asdm.results import Estimate, HostUse, Latency, Macs
 
 Bound = Literal["compute", "memory", "overhead"]
 
@@ -92,6 +92,15 @@ class TrustLine(Frozen):
     remedy: str = ""
 
 
+class ProcessRecord(Frozen):
+    """What one fresh process measured of the same: the whole's seconds, and each part's share of it."""
+
+    created_utc: str
+    latency_s: Estimate
+    shares: dict[str, float]
+    host: HostUse | None = None
+
+
 class Profile(Record):
     """`asdm.profile/1`: one UNet, one runtime, one machine."""
 
@@ -123,6 +132,8 @@ class Profile(Record):
     mapped_share: Estimate | None = None  # of the runtime's own node time, what lies in units and glue
     observed_slowdown: Estimate | None = None  # seconds of the calls that gave the part times / of bare ones
     trust: tuple[TrustLine, ...]
+    host: HostUse | None = Field(None, exclude_if=lambda value: value is None)
+    processes: tuple[ProcessRecord, ...] = Field((), exclude_if=lambda value: not value)  # the profile's own first
     environment: dict[str, str]
 
     def part(self, fqn: str) -> PartRecord:

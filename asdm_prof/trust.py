@@ -1,7 +1,11 @@
-"""The trust box: what was checked, the figure, whether it passed, and what to do where it did not."""
+"""The trust box: what was checked, the figure, whether it passed, and what to do where it did not.
+
+A check of the machine fails only where what it found could turn the order of two units that are told apart.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -9,7 +13,7 @@ import numpy as np
 
 from asdm.backends import Attribution
 from asdm.measure import estimate, paired_ratio, relative_half_width, spearman
-from asdm.results import Estimate, Macs
+from asdm.results import Estimate, HostUse, Macs
 from asdm_prof.records import PartRecord, TrustLine, WholeRecord
 
 RESIDUAL, RESIDUAL_OF_NODES = 0.02, 0.05
@@ -19,6 +23,7 @@ OVERHEAD, OVERHEAD_AT_WORST = 0.01, 0.02
 NOISE = 0.03
 SAME_RANKS = 0.97
 TWINS = 0.10
+OTHERS = 0.10  # of all cores: what other programs and steal may take
 
 QUIET = "close other programs, or give it more runs with --time-budget."
 
@@ -32,6 +37,7 @@ def box(
     uncounted_ops: dict[str, int],
     hook_cost_s: Sequence[float] = (),
     seen: Attribution | None = None,
+    host: HostUse | None = None,
 ) -> tuple[TrustLine, ...]:
     """All checks of one profile; the ones that need a second count are left out where there is none.
 
@@ -50,6 +56,8 @@ def box(
     ]
     if any(part.roofline for part in parts):
         lines.append(_roof(parts))
+    if host:
+        lines.append(_host(host, parts))
     return tuple(lines)
 
 
@@ -169,6 +177,41 @@ def split_half(parts: Sequence[PartRecord]) -> float:
     return spearman(*([float(np.median(part.latency_s.samples[i::2])) / part.params for part in timed] for i in (0, 1)))
 
 
+def told_apart(parts: Sequence[PartRecord]) -> list[tuple[PartRecord, PartRecord]]:
+    """Pairs of units whose intervals of latency per parameter do not overlap, the more redundant one first."""
+    timed = [part for part in parts if part.kind != "glue"]
+    return [(a, b) for a in timed for b in timed if a.share.low / a.params > b.share.high / b.params]
+
+
+def could_turn(parts: Sequence[PartRecord], error: float) -> int:
+    """How many pairs that are told apart would change places if each of their shares were off by `error`."""
+    pairs = told_apart(parts)
+    return sum(a.share.median * (1 - error) / a.params < b.share.median * (1 + error) / b.params for a, b in pairs)
+
+
+def _halves_turn(parts: Sequence[PartRecord]) -> int:
+    """How many pairs that are told apart stand in the other order in the odd or in the even runs alone."""
+
+    def scores(part: PartRecord) -> np.ndarray:
+        return np.array([np.median(part.latency_s.samples[i::2]) for i in (0, 1)]) / part.params
+
+    return sum(bool((scores(a) < scores(b)).any()) for a, b in told_apart(parts))
+
+
+def _host(host: HostUse, parts: Sequence[PartRecord]) -> TrustLine:
+    """Other programs and steal, during the timed calls alone; they matter where the halves then disagree."""
+    cores = os.cpu_count() or 1
+    busy = host.others_cores + host.steal_cores > OTHERS * cores
+    turned = _halves_turn(parts) if busy else 0
+    value = f"others took {host.others_cores:.2f} of {cores} cores, steal {host.steal_cores:.2f}"
+    return TrustLine(
+        check="the machine was ours alone",
+        value=f"{value}; {turned} pairs of the rank turn between its halves" if turned else value,
+        passed=not turned,
+        remedy=QUIET,
+    )
+
+
 def _twins(parts: Sequence[PartRecord]) -> TrustLine:
     """Units of one shape at one resolution do the same work; how far apart their shares are is an error bar."""
     groups: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
@@ -177,9 +220,11 @@ def _twins(parts: Sequence[PartRecord]) -> TrustLine:
             groups[(part.kind, part.block, part.macs, part.params)].append(part.share.median)
     spreads = [max(shares) / min(shares) - 1 for shares in groups.values() if len(shares) > 1]
     worst = max(spreads, default=0.0)
+    turned = could_turn(parts, worst / 2) if worst > TWINS else 0
+    value = f"worst of {len(spreads)} groups: {worst:.1%} apart" if spreads else "no two units are alike"
     return TrustLine(
         check="identical units take the same time",
-        value=f"worst of {len(spreads)} groups: {worst:.1%} apart" if spreads else "no two units are alike",
-        passed=worst <= TWINS,
+        value=f"{value}, which could turn {turned} pairs of the rank" if turned else value,
+        passed=not turned,
         remedy="differences between units below this spread mean nothing; " + QUIET,
     )

@@ -25,7 +25,7 @@ FLOORS = {
         {"records", "tree"},
         {"profiler", "roofline", "trust", "costs"},
         {"redundancy", "planner"},
-        {"renderers", "gather", "live", "validate", "compare", "transfer"},
+        {"renderers", "gather", "live", "validate", "compare", "transfer", "processes"},
         {"cli"},
     ],
 }
