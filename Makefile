@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= reports/run-$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: profile test test-real lint bench report clean
+.PHONY: profile test test-real lint bench peers report clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +38,19 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	BIN=$(BIN) ./reports/sd15.sh
 
+## Other tools' counts of the same UNet, into reports/peers/sd15.json and the README (5 GB). Each peer is installed by
+## itself into .venv-peers, which sees the packages of .venv below its own: nothing in .venv is moved, and a peer that
+## does not install is listed with its error.
+PEERS = thop ptflops calflops torchinfo deepspeed
+peers: $(INSTALLED)
+	$(PYTHON) -m venv --clear .venv-peers
+	$(BIN)/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" \
+	  > $$(.venv-peers/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/below.pth
+	for peer in $(PEERS); do \
+	  .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$peer || true; \
+	done
+	.venv-peers/bin/python reports/peers.py
+
 ## Everything under reports/sd15 that is rendered, anew from its JSON (the README's picture needs chromium).
 report: $(INSTALLED)
 	$(BIN)/asdm-prof report reports/sd15/profile.json -o reports/sd15 --force
@@ -46,4 +59,4 @@ report: $(INSTALLED)
 	  --screenshot=reports/sd15/report.png file://$(CURDIR)/reports/sd15/report.html
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
