@@ -51,4 +51,5 @@ def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part],
     """Times from a count of the UNet, which may live on the meta device; the clock is not asked."""
     meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), inputs)
     counted = flops.count(unet, (), meta, parts)
-    return FakeSession({fqn: SECONDS_PER_PART + macs.macs * SECONDS_PER_MAC for fqn, macs in counted.by_part.items()})
+    by_part = counted.by_part or {OTHER: counted.total}
+    return FakeSession({fqn: SECONDS_PER_PART + macs.macs * SECONDS_PER_MAC for fqn, macs in by_part.items()})

@@ -106,6 +106,18 @@ def test_a_bench_survives_its_file(result: BenchResult, tmp_path: Path) -> None:
     )
 
 
+def test_students_race_in_another_backend(folder: Path) -> None:
+    """Made-up times are MACs at a fixed rate and 1 ms, so the ratio is known, and no image is made up of them."""
+    found = bench(str(folder), ["bk_sdm_tiny"], replace(QUICK, backend="fake"))
+    student = found.students[0]
+    expected = (1e-3 + student.macs * 1e-11) / (1e-3 + found.teacher.macs * 1e-11)
+    assert student.unet_latency_ratio.median == pytest.approx(expected, rel=0.02)
+    assert found.backend == "fake"
+    assert student.image_latency_ratio is None
+    with pytest.raises(ValueError, match="leave --image out with the backend fake"):
+        bench(str(folder), ["bk_sdm_tiny"], replace(QUICK, backend="fake", run_image=True))
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [({"steps": 0}, "steps 0"), ({"guidance_scale": -1.0}, "guidance scale -1"), ({"batch": 0}, "batch 0")],
