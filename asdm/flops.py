@@ -156,6 +156,7 @@ FREE = {
     "native_group_norm",
     "native_layer_norm",
     "new_empty",
+    "new_ones",
     "new_zeros",
     "ones",
     "ones_like",

@@ -46,12 +46,15 @@ def apply_plan(unet: nn.Module, edits: Iterable[AnyEdit]) -> Applied:
 
 
 def replacement_for(unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
-    """The module that `edit` puts in its unit's place; raises ValueError where the replacement does not apply."""
+    """The module that `edit` puts in its unit's place in a whole UNet: layers that are to go are its siblings still.
+
+    Raises ValueError where the replacement does not apply.
+    """
     make = seams.load("asdm.replacements", edit.with_).replace
     try:
-        module = make(unet.get_submodule(edit.unit), **edit.options)
-    except TypeError as error:
-        raise ValueError(f"cannot {edit}: {error}.") from None
+        module = make(unet.get_submodule(edit.unit), units.siblings(unet, edit.unit), **edit.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot {edit}: {str(error).rstrip('.')}.") from None
     if module is None:
         raise ValueError(f"cannot {edit}: {edit.with_} finds nothing in it that it could replace.")
     return module

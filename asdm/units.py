@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from asdm.plan import Topology, UnitShape
@@ -139,6 +140,30 @@ def self_attentions(transformer: Any) -> Iterator[tuple[nn.Module, str]]:
     for block in getattr(transformer, "transformer_blocks", []):
         if getattr(block, "attn1", None) is not None:
             yield block, "attn1"
+
+
+def siblings(unet: UNet, fqn: str) -> tuple[nn.Module, ...]:
+    """The units of one kind in one block, in the order of their layers: `fqn` and those beside it."""
+    found = {unit.fqn: unit for unit in iter_units(unet)}
+    if fqn not in found:
+        return ()
+    return tuple(u.modules[0] for u in found.values() if (u.block, u.kind) == (found[fqn].block, found[fqn].kind))
+
+
+def time_embeddings(unet: UNet, timesteps: Sequence[float]) -> torch.Tensor:
+    """What a UNet's units are told at each timestep: (timesteps, channels).
+
+    Raises ValueError for a UNet that mixes more into it, such as SDXL's pooled prompt and image size.
+    """
+    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds"):
+        if unet.config.get(key) is not None:
+            raise ValueError(
+                f"this UNet's time embedding depends on more than the timestep ({key} is {unet.config[key]!r}), "
+                "so it cannot be known before the call; choose gate input."
+            )
+    weight = next(unet.time_embedding.parameters())
+    projected = unet.time_proj(torch.tensor(list(timesteps), device=weight.device))
+    return unet.time_embedding(projected.to(weight.dtype))
 
 
 # ---------------------------------------------------------------------------------------------- surgery's verbs

@@ -1,7 +1,9 @@
 """Replacements: what may take a unit's place. One file each.
 
-A file defines `replace(unit, **options) -> nn.Module | None`: what the unit should become, or None where the
-replacement does not apply. The new module shares the unit's weights; the given one is left as it was.
+A file defines `replace(unit, siblings=(), **options) -> nn.Module | None`: what the unit should become, or None where
+the replacement does not apply. `siblings` are the units of the same kind in the same block of the original, in the
+order of their layers, the unit itself and those that a plan removes among them. The new module shares the unit's
+weights and copies what it takes from siblings; the given ones are left as they were.
 """
 
 from __future__ import annotations

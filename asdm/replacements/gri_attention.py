@@ -15,7 +15,7 @@ the rim averages the pixels that exist).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -120,7 +120,7 @@ def _gri_attentions(unit: nn.Module) -> Iterator[GRIAttention]:
             yield attention
 
 
-def replace(unit: nn.Module) -> nn.Module | None:
+def replace(unit: nn.Module, siblings: Sequence[nn.Module] = ()) -> nn.Module | None:
     """The Transformer unit with GRI in all its self-attentions, or None where it has none."""
     if next(self_attentions(unit), None) is None:
         return None

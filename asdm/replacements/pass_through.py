@@ -6,6 +6,7 @@ with the time embedding, so there is one identity for each.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ class ResnetPassThrough(nn.Module):
         return input_tensor
 
 
-def replace(unit: nn.Module) -> nn.Module | None:
+def replace(unit: nn.Module, siblings: Sequence[nn.Module] = ()) -> nn.Module | None:
     """The identity that fits the unit's call, or None for a ResNet that changes the channel count."""
     if hasattr(unit, "transformer_blocks"):
         return TransformerPassThrough()

@@ -12,11 +12,11 @@ from torch import nn
 from asdm import flops, seams
 from asdm.replacements.gri_attention import GRIAttention
 from asdm.replacements.gri_attention import replace as gri
-from asdm.units import iter_units
+from asdm.units import iter_units, siblings
 from tests.conftest import hooks_on, make_unet, run
 
 REPLACEMENTS = seams.names("asdm.replacements")
-UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.resnets.0"]
+UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.resnets.0", "up_blocks.3.resnets.2"]
 
 
 # ---------------------------------------------------------------------------------------------- the contract
@@ -34,24 +34,42 @@ def call(unit: nn.Module, channels: int, height: int = 8, width: int = 8, device
         return x, unit(x, time)
 
 
-def replaced(name: str, unit: nn.Module) -> nn.Module | None:
-    return seams.load("asdm.replacements", name).replace(unit)
+def replaced(name: str, unet: nn.Module, fqn: str, **options) -> nn.Module | None:
+    return seams.load("asdm.replacements", name).replace(unet.get_submodule(fqn), siblings(unet, fqn), **options)
 
 
+OPTIONS = {"cond_conv": [{}, {"gate": "timestep"}]}  # each file's other ways to be used; {} where there is one
+ADDED = {"weight", "bias", "experts"}  # a gate's linear layer and the kernels of other layers
 PROBE = make_unet()
-CASES = [(name, fqn) for name in REPLACEMENTS for fqn in UNITS if replaced(name, PROBE.get_submodule(fqn)) is not None]
+CASES = [
+    pytest.param(name, fqn, options, id="-".join([name, fqn, *options.values()]))
+    for name in REPLACEMENTS
+    for fqn in UNITS
+    for options in OPTIONS.get(name, [{}])
+    if replaced(name, PROBE, fqn, **options) is not None
+]
 
 
-@pytest.fixture(params=CASES, ids="-".join)
+@pytest.fixture(params=[case.values for case in CASES], ids=[case.id for case in CASES])
 def case(request, tiny_unet):
     """(original, what it became, channels in) of every replacement on every sort of unit that it applies to."""
-    name, fqn = request.param
+    name, fqn, options = request.param
     unit = tiny_unet.get_submodule(fqn)
-    return unit, replaced(name, unit), unit.in_channels
+    return unit, replaced(name, tiny_unet, fqn, **options), unit.in_channels
+
+
+def open_gates(module: nn.Module) -> nn.Module:
+    """Move what a replacement adds away from its start, where it may be without effect."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if ".routing." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator).mul(0.3))
+    return module
 
 
 def test_every_replacement_applies_to_something():
-    assert {name for name, _ in CASES} == set(REPLACEMENTS)
+    assert {case.values[0] for case in CASES} == set(REPLACEMENTS)
 
 
 def test_its_output_has_the_units_shape(case):
@@ -59,17 +77,18 @@ def test_its_output_has_the_units_shape(case):
     assert call(new, channels)[1].shape == call(original, channels)[1].shape
 
 
-def test_its_weights_are_the_units_own_tensors(case):
+def test_its_weights_are_the_units_own_tensors_and_what_it_adds_is_its_own(case):
     original, new, _ = case
-    own = dict(original.named_parameters())
-    assert all(p is own[name] for name, p in new.named_parameters())
+    own, theirs = dict(original.named_parameters()), {id(p) for p in PROBE.parameters()}
+    for name, parameter in new.named_parameters():
+        assert parameter is own[name] if name in own else id(parameter) not in theirs, name
 
 
-@pytest.mark.parametrize(("name", "fqn"), CASES)
-def test_it_leaves_the_unit_as_it_was(tiny_unet, name, fqn):
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_it_leaves_the_unit_as_it_was(tiny_unet, name, fqn, options):
     unit = tiny_unet.get_submodule(fqn)
     modules, hooks, (_, before) = [*map(id, unit.modules())], hooks_on(unit), call(unit, unit.in_channels)
-    new = replaced(name, unit)
+    new = replaced(name, tiny_unet, fqn, **options)
     call(new, unit.in_channels, height=4)
     assert new is not unit
     assert ([*map(id, unit.modules())], hooks_on(unit)) == (modules, hooks)
@@ -78,6 +97,7 @@ def test_it_leaves_the_unit_as_it_was(tiny_unet, name, fqn):
 
 def test_gradients_reach_its_input_and_each_of_its_weights(case):
     _, new, channels = case
+    open_gates(new)
     x, out = call(new, channels, grad=True)
     out.square().sum().backward()
     assert x.grad.abs().sum() > 0
@@ -86,13 +106,13 @@ def test_gradients_reach_its_input_and_each_of_its_weights(case):
 
 def test_its_state_dict_goes_out_and_in_again(case):
     original, new, channels = case
-    fresh = copy.deepcopy(new)
+    fresh = copy.deepcopy(open_gates(new))
     with torch.no_grad():
         for parameter in fresh.parameters():
             parameter.zero_()
     fresh.load_state_dict({name: tensor.clone() for name, tensor in new.state_dict().items()}, strict=True)
     assert torch.equal(call(fresh, channels)[1], call(new, channels)[1])
-    assert set(new.state_dict()) <= set(original.state_dict())
+    assert {name.rsplit(".", 1)[-1] for name in set(new.state_dict()) - set(original.state_dict())} <= ADDED
 
 
 def test_every_operator_of_it_is_counted(case):
@@ -101,7 +121,8 @@ def test_every_operator_of_it_is_counted(case):
         flops.count(copy.deepcopy(module).to("meta"), *_meta_call(module, channels)) for module in (original, new)
     ]
     assert counted[1].uncounted_ops == {}
-    assert counted[1].total.macs <= counted[0].total.macs
+    assert counted[1].total.conv_macs <= counted[0].total.conv_macs
+    assert counted[1].total.attention_macs <= counted[0].total.attention_macs
 
 
 def _meta_call(unit: nn.Module, channels: int):
@@ -113,6 +134,7 @@ def _meta_call(unit: nn.Module, channels: int):
 
 def test_a_deep_copy_works_by_itself(case):
     _, new, channels = case
+    open_gates(new)
     twin, (_, expected) = copy.deepcopy(new), call(new, channels)
     call(new, channels, height=4, width=12)  # what one copy sees must not reach the other
     assert torch.equal(call(twin, channels)[1], expected)
@@ -122,13 +144,13 @@ def test_a_deep_copy_works_by_itself(case):
 def test_pass_through_is_an_identity_and_refuses_to_change_channels(tiny_unet):
     for fqn in UNITS[:2]:
         unit = tiny_unet.get_submodule(fqn)
-        x, out = call(replaced("pass_through", unit), unit.in_channels)
+        x, out = call(replaced("pass_through", tiny_unet, fqn), unit.in_channels)
         assert torch.equal(out, x)
-    assert replaced("pass_through", tiny_unet.get_submodule("down_blocks.1.resnets.0")) is None
+    assert replaced("pass_through", tiny_unet, "down_blocks.1.resnets.0") is None
 
 
 def test_pass_through_answers_a_transformers_call_in_both_ways(tiny_unet):
-    unit = replaced("pass_through", tiny_unet.get_submodule(UNITS[0]))
+    unit = replaced("pass_through", tiny_unet, UNITS[0])
     x = torch.randn(1, 32, 4, 4)
     assert unit(x, encoder_hidden_states=None, return_dict=False)[0] is x
     assert unit(x).sample is x

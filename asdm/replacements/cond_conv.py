@@ -1,0 +1,226 @@
+"""Cross-layer multi-expert conditional convolution, CLME-CondConv (§2.3, Fig. 5), in place of 3×3 convolutions.
+
+What it does: the kernels of the same place (conv1, conv2) in every layer of the *original* block, the pruned layers
+included, become experts of each layer that is left. A gate mixes them into one kernel per image, so the pruned
+layers' weights are used again at the price of one convolution: kernel = Σ gate·expert.
+
+When it helps: where layers were pruned from a shallow block, whose kernels are small and whose maps are large. There
+the block's capacity is lost, and mixing kernels is cheap beside the convolution itself.
+
+What the paper leaves open, and what we chose:
+- Which kernels can be experts of each other: those of one shape. A place whose shape no other layer shares stays a
+  plain convolution (conv1 of the first layer of an up block).
+- The gate: a sigmoid of a linear layer, either on the pooled input of the convolution (`gate: input`, one kernel per
+  image, so the two halves of classifier-free guidance are gated apart), or on the time embedding (`gate: timestep`,
+  one kernel for the batch, which folds into plain convolutions for a given list of timesteps).
+- Where it starts: a student must begin as the pruned teacher, and a sigmoid that is nearly 0 or 1 hardly learns. So
+  the sigmoid is taken at its steepest point and shifted: gate = 2·σ(z) − 1, plus 1 for the layer's own kernel, z = 0.
+  That starts *exactly* at the own kernel; the gates learn from the first step on, the foreign kernels as soon as
+  their gates have left zero. A foreign gate reaches from −1 to 1, the own one from 0 to 2.
+- Biases are not mixed: a layer keeps its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from asdm import units
+from asdm.replacements import shared_copy
+
+GATES = ("input", "timestep")
+PLACES = ("conv1", "conv2")
+
+
+class CondConv2d(nn.Conv2d):
+    """A convolution whose kernel is mixed from its own and the `others`; `weight` stays the own kernel.
+
+    It is a Conv2d with more parameters: `experts` (num_experts − 1, out, in, h, w), and `routing`, which maps what the
+    gate looks at to one number per expert, the own one first.
+    """
+
+    def __init__(self, own: nn.Conv2d, others: Sequence[nn.Conv2d], time_channels: int | None = None) -> None:
+        super().__init__(**_geometry(own))
+        self.weight, self.bias = own.weight, own.bias
+        self.num_experts = 1 + len(others)
+        self.experts = nn.Parameter(torch.stack([other.weight.detach() for other in others]))
+        self.gate = "input" if time_channels is None else "timestep"
+        self.routing = nn.Linear(time_channels or own.in_channels, self.num_experts, device="meta")
+        self.routing.to(own.weight.dtype).to_empty(device=own.weight.device)
+        nn.init.zeros_(self.routing.weight)
+        nn.init.zeros_(self.routing.bias)
+        self.time: torch.Tensor | None = None  # (1 or b, time_channels), told by the ResNet unit at each call
+
+    def routing_weights(self, seen: torch.Tensor) -> torch.Tensor:
+        """One weight per expert, (b, num_experts), for pooled inputs or time embeddings (b, channels)."""
+        closed = 2 * torch.sigmoid(self.routing(seen)) - 1
+        return closed + F.pad(closed.new_ones(1, 1), (0, self.num_experts - 1))
+
+    def kernels(self, seen: torch.Tensor) -> torch.Tensor:
+        """The mixed kernels (b, out, in, h, w)."""
+        gates = self.routing_weights(seen)
+        mixed = gates[:, :1] * self.weight.view(1, -1) + gates[:, 1:] @ self.experts.flatten(1)
+        return mixed.view(-1, *self.weight.shape)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = x.mean(dim=(2, 3)) if self.gate == "input" else _told(self.time)
+        return convolve(self, x, self.kernels(seen))
+
+
+class FoldedConv2d(nn.Conv2d):
+    """A convolution with one kernel per timestep, (timesteps, out, in, h, w), found by the time embedding."""
+
+    def __init__(self, conv: CondConv2d, times: torch.Tensor) -> None:
+        super().__init__(**_geometry(conv))
+        self.weight, self.bias = nn.Parameter(conv.kernels(times).detach()), conv.bias
+        self.register_buffer("times", times)
+        self.times: torch.Tensor
+        self.time: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        time = _told(self.time)
+        distance = (time.unsqueeze(1) - self.times).abs().amax(dim=2)  # (b, timesteps)
+        rounding = 64 * torch.finfo(time.dtype).eps * time.abs().amax()
+        if not time.is_meta and bool((distance.amin(dim=1) > rounding).any()):
+            raise ValueError("this UNet was folded for other timesteps; fold it for those that the scheduler uses.")
+        return convolve(self, x, self.weight[distance.argmin(dim=1)])
+
+
+def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
+    """A convolution's arguments; without memory, as its weights come from elsewhere."""
+    names = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation")
+    return {name: getattr(conv, name) for name in names} | {"bias": conv.bias is not None, "device": "meta"}
+
+
+def convolve(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """`conv` of (b, c, h, w) with a kernel for each image, or with one for all of them."""
+    if len(kernels) == 1:
+        return F.conv2d(x, kernels[0], conv.bias, conv.stride, conv.padding, conv.dilation)
+    b, c, h, w = x.shape
+    # A kernel per image is a convolution in groups; looping over the images was not faster at 320×64×64.
+    out = F.conv2d(x.reshape(1, b * c, h, w), kernels.flatten(0, 1), None, conv.stride, conv.padding, conv.dilation, b)
+    out = out.view(b, conv.out_channels, *out.shape[2:])
+    return out if conv.bias is None else out + conv.bias.view(-1, 1, 1)
+
+
+def _told(time: torch.Tensor | None) -> torch.Tensor:
+    if time is None:
+        raise ValueError("a timestep gate was told no time embedding; call it through its ResNet unit.")
+    return time
+
+
+# ---------------------------------------------------------------------------------------------- the unit
+
+
+def replace(unit: nn.Module, siblings: Sequence[nn.Module] = (), gate: str = "input") -> nn.Module | None:
+    """The ResNet unit with its block's kernels as experts, or None where no other layer has kernels of its shapes."""
+    if gate not in GATES:
+        raise ValueError(f"unknown gate {gate!r}; choose from {', '.join(GATES)}.")
+    others = [sibling for sibling in siblings if sibling is not unit]
+    experts = {place: _experts(unit, others, place) for place in PLACES}
+    if not any(experts.values()):
+        return None
+    unit = shared_copy(unit)
+    for place, found in experts.items():
+        if found:
+            setattr(unit, place, CondConv2d(getattr(unit, place), found, _time_channels(unit, gate)))
+    if gate == "timestep":
+        _listen(unit)
+    return unit
+
+
+def _experts(unit: nn.Module, others: Sequence[nn.Module], place: str) -> list[nn.Conv2d]:
+    own = getattr(unit, place, None)
+    if not isinstance(own, nn.Conv2d):
+        return []
+    found = [getattr(other, place, None) for other in others]
+    return [conv for conv in found if isinstance(conv, nn.Conv2d) and conv.weight.shape == own.weight.shape]
+
+
+def _time_channels(unit: Any, gate: str) -> int | None:
+    if gate == "input":
+        return None
+    if unit.time_emb_proj is None:
+        raise ValueError("this ResNet is given no time embedding; choose gate input.")
+    return unit.time_emb_proj.in_features
+
+
+def _listen(unit: nn.Module) -> None:
+    """Convolutions see only the map, so the unit passes the time embedding on to them for the length of a call."""
+    unit.register_forward_pre_hook(_tell_time, with_kwargs=True)
+    unit.register_forward_hook(_forget_time)
+
+
+def _tell_time(unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    time = args[1] if len(args) > 1 else kwargs["temb"]
+    for _, conv in _gated_by_time(unit):
+        conv.time = time[:1] if _all_alike(time) else time
+
+
+def _forget_time(unit: nn.Module, args: Any, output: Any) -> None:
+    for _, conv in _gated_by_time(unit):
+        conv.time = None
+
+
+def _all_alike(time: torch.Tensor) -> bool:
+    """Whether one kernel does for the batch; shapes without values are counted as inference is, with one timestep."""
+    return len(time) == 1 or time.is_meta or bool((time == time[:1]).all())
+
+
+def _gated_by_time(unit: nn.Module) -> Iterator[tuple[str, Any]]:
+    for place in PLACES:
+        conv = getattr(unit, place, None)
+        if isinstance(conv, FoldedConv2d) or (isinstance(conv, CondConv2d) and conv.gate == "timestep"):
+            yield place, conv
+
+
+# ---------------------------------------------------------------------------------------------- folding
+
+
+@torch.no_grad()
+def fold(unet: nn.Module, timesteps: Sequence[float]) -> nn.Module:
+    """A copy of a UNet in which timestep gates are decided: exactly the same outputs at these timesteps.
+
+    For one timestep every ResNet is a plain one again, and the copy can be saved; for several each convolution holds
+    one kernel per timestep. All other tensors are shared with the UNet. Raises ValueError where nothing is gated by
+    time, and where the time embedding depends on more than the timestep (SDXL's holds the prompt and the size too).
+    """
+    if not timesteps:
+        raise ValueError("name at least one timestep to fold for.")
+    times = units.time_embeddings(unet, timesteps)
+    folded: Any = shared_copy(unet)
+    decided = [unit for unit in units.iter_units(folded) if next(_gated_by_time(unit.modules[0]), None)]
+    if not decided:
+        raise ValueError("no convolution of this UNet is gated by the timestep; build it with gate timestep.")
+    for unit in decided:
+        module: Any = unit.modules[0]
+        for place, conv in list(_gated_by_time(module)):
+            if isinstance(conv, FoldedConv2d):
+                raise ValueError("this UNet is folded already; fold the student that it was made from.")
+            setattr(module, place, FoldedConv2d(conv, times) if len(times) > 1 else _plain(conv, times))
+        if len(times) == 1:
+            _stop_listening(module)
+    if len(times) == 1 and "edits" in getattr(folded, "config", {}):
+        folded.register_to_config(edits=[edit for edit in folded.config["edits"] if not _is_gated_by_time(edit)])
+    return folded
+
+
+def _is_gated_by_time(edit: dict[str, Any]) -> bool:
+    return edit.get("with") == "cond_conv" and edit["options"].get("gate") == "timestep"
+
+
+def _plain(conv: CondConv2d, times: torch.Tensor) -> nn.Conv2d:
+    plain = nn.Conv2d(**_geometry(conv))
+    plain.weight, plain.bias = nn.Parameter(conv.kernels(times)[0].detach()), conv.bias
+    return plain
+
+
+def _stop_listening(unit: Any) -> None:
+    for hooks in (unit._forward_pre_hooks, unit._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook in (_tell_time, _forget_time)]:
+            del hooks[key]
+            unit._forward_pre_hooks_with_kwargs.pop(key, None)
