@@ -138,7 +138,8 @@ def skip_pairs(unet: UNet) -> list[tuple[str, str]]:
 def self_attentions(transformer: Any) -> Iterator[tuple[nn.Module, str]]:
     """(parent, attribute) of every self-attention in a Transformer unit; SDXL has several per unit."""
     for block in getattr(transformer, "transformer_blocks", []):
-        if getattr(block, "attn1", None) is not None:
+        attention = getattr(block, "attn1", None)
+        if attention is not None and not getattr(attention, "is_cross_attention", False):
             yield block, "attn1"
 
 
@@ -148,6 +149,17 @@ def siblings(unet: UNet, fqn: str) -> tuple[nn.Module, ...]:
     if fqn not in found:
         return ()
     return tuple(u.modules[0] for u in found.values() if (u.block, u.kind) == (found[fqn].block, found[fqn].kind))
+
+
+def counterpart(unet: UNet, block: str, other: UNet) -> str:
+    """The block of `other` that is as far from the image as `block` is in `unet`; raises ValueError where none is."""
+    side, _, index = block.partition(".")
+    found = block
+    if side == "up_blocks":
+        found = f"{side}.{len(other.up_blocks) - len(unet.up_blocks) + int(index)}"
+    if found not in dict(iter_blocks(other)):
+        raise ValueError(f"there is no counterpart of {block} in a UNet of {len(list(iter_blocks(other)))} blocks.")
+    return found
 
 
 def time_embeddings(unet: UNet, timesteps: Sequence[float]) -> torch.Tensor:

@@ -6,14 +6,17 @@ import copy
 
 import pytest
 import torch
-from diffusers.models.attention_processor import Attention
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 from torch import nn
 
-from asdm import flops, seams
+from asdm import flops, seams, students
+from asdm.plan import PruningPlan, ReplaceUnit
 from asdm.replacements.gri_attention import GRIAttention
 from asdm.replacements.gri_attention import replace as gri
+from asdm.replacements.kv_downsample import DownsampledAttention
 from asdm.units import iter_units, siblings
-from tests.conftest import hooks_on, make_unet, run
+from tests.conftest import hooks_on, make_unet, run, unet_args
 
 REPLACEMENTS = seams.names("asdm.replacements")
 UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.resnets.0", "up_blocks.3.resnets.2"]
@@ -141,6 +144,110 @@ def test_a_deep_copy_works_by_itself(case):
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in new.parameters()}
 
 
+def smooth(channels: int) -> torch.Tensor:
+    """A map of constant 2×2 cells: attention's cheaper forms see all of it."""
+    cells = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(5))
+    return cells.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def at_step_0(unit: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    text, time = torch.randn(2, 7, 32, generator=generator), torch.randn(2, 4 * 32, generator=generator)
+    with torch.no_grad():
+        if "Transformer" in type(unit).__name__:
+            return unit(x, encoder_hidden_states=text, return_dict=False)[0]
+        return unit(x, time)
+
+
+# How a student begins, before any training: what a file's docstring promises, as a test.
+EXACT_ON_ANY_MAP, EXACT_ON_SMOOTH_MAPS, IDENTITY = "the unit", "the unit on smooth maps", "nothing"
+STEP_0 = {
+    "cond_conv": EXACT_ON_ANY_MAP,
+    "gri_attention": EXACT_ON_SMOOTH_MAPS,
+    "kv_downsample": EXACT_ON_SMOOTH_MAPS,
+    "pass_through": IDENTITY,
+}
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_it_starts_as_its_file_says(tiny_unet, name, fqn, options):
+    unit = tiny_unet.get_submodule(fqn)
+    new = replaced(name, tiny_unet, fqn, **options)
+    rough = torch.randn(2, unit.in_channels, 8, 8, generator=torch.Generator().manual_seed(6))
+    even = smooth(unit.in_channels)
+    if STEP_0[name] == IDENTITY:
+        assert torch.equal(at_step_0(new, rough), rough)
+    else:
+        torch.testing.assert_close(at_step_0(new, even), at_step_0(unit, even))
+        close = torch.allclose(at_step_0(new, rough), at_step_0(unit, rough), rtol=1e-5, atol=1e-5)
+        assert close == (STEP_0[name] == EXACT_ON_ANY_MAP)
+
+
+def student_of(unet: nn.Module, name: str, fqn: str, options: dict) -> nn.Module:
+    """A student with one replacement, away from its start."""
+    edit = ReplaceUnit(unit=fqn, with_=name, options=options)
+    return open_gates(students.build(unet, PruningPlan(family="tiny", edits=(edit,)))[0])
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_a_student_with_it_comes_back_from_its_plan_and_its_folder(tiny_unet, tmp_path, name, fqn, options):
+    student = student_of(tiny_unet, name, fqn, options)
+    student.save_pretrained(tmp_path)
+    again = students.StudentUNet.from_pretrained(tmp_path)
+    assert again.config.edits == [{"op": "replace_unit", "unit": fqn, "with": name, "options": options}]
+    assert torch.equal(run(again, batch=2), run(student, batch=2))
+    assert torch.equal(run(again, batch=2), run(again, batch=2)), "the same call gives the same bits"
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, name, fqn, options):
+    student = student_of(tiny_unet, name, fqn, options).train()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        student(**unet_args(batch=2))[0].square().mean().backward()
+        return {n: p.grad.clone() for n, p in student.named_parameters() if n.startswith(fqn)}
+
+    plain = gradients()
+    student.enable_gradient_checkpointing()
+    again = gradients()
+    assert plain.keys() == again.keys()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(again[key], gradient, msg=key)
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_it_moves_between_dtypes(tiny_unet, name, fqn, options):
+    student = student_of(tiny_unet, name, fqn, options)
+    exact = run(student, batch=2)
+    coarse = copy.deepcopy(student).to(torch.bfloat16)
+    args = {k: v.bfloat16() if getattr(v, "is_floating_point", bool)() else v for k, v in unet_args(batch=2).items()}
+    with torch.no_grad():
+        out = coarse(**args)[0]
+    assert {p.dtype for p in coarse.parameters()} == {out.dtype} == {torch.bfloat16}
+    assert (out.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    torch.testing.assert_close(run(coarse.float(), batch=2), exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_it_compiles(tiny_unet, name):
+    fqn, options = next(case.values[1:] for case in CASES if case.values[0] == name)
+    unit = open_gates(replaced(name, tiny_unet, fqn, **options))
+    torch._dynamo.reset()
+    compiled = torch.compile(unit, fullgraph=False, backend="aot_eager")
+    for height in (8, 4):  # another size is another graph, and must not keep the first one's
+        x = torch.randn(2, unit_channels(tiny_unet, fqn), height, 8, generator=torch.Generator().manual_seed(6))
+        text, time = torch.randn(2, 7, 32), torch.randn(2, 4 * 32)
+        args = ((x,), {"encoder_hidden_states": text, "return_dict": False}) if "attentions" in fqn else ((x, time), {})
+        with torch.no_grad():
+            expected, found = unit(*args[0], **args[1]), compiled(*args[0], **args[1])
+        torch.testing.assert_close(found, expected)
+
+
+def unit_channels(unet: nn.Module, fqn: str) -> int:
+    return unet.get_submodule(fqn).in_channels
+
+
 def test_pass_through_is_an_identity_and_refuses_to_change_channels(tiny_unet):
     for fqn in UNITS[:2]:
         unit = tiny_unet.get_submodule(fqn)
@@ -154,6 +261,109 @@ def test_pass_through_answers_a_transformers_call_in_both_ways(tiny_unet):
     x = torch.randn(1, 32, 4, 4)
     assert unit(x, encoder_hidden_states=None, return_dict=False)[0] is x
     assert unit(x).sample is x
+
+
+# ---------------------------------------------------------------------------------------------- attentions on maps
+
+CHEAPER = {"gri_attention": GRIAttention, "kv_downsample": DownsampledAttention}
+SD2 = {"use_linear_projection": True, "attention_head_dim": [2, 4, 8, 8]}
+SDXL = {
+    "use_linear_projection": True,
+    "attention_head_dim": [2, 4, 4],
+    "transformer_layers_per_block": [1, 2, 3],
+    "block_out_channels": [32, 64, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def cheaper_everywhere(unet: nn.Module, name: str) -> nn.Module:
+    """The UNet with a cheaper self-attention in every Transformer."""
+    edits = [ReplaceUnit(unit=u.fqn, with_=name) for u in iter_units(unet) if u.kind == "transformer"]
+    return students.build(unet, PruningPlan(family="tiny", edits=tuple(edits)))[0]
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+@pytest.mark.parametrize("config", [SD2, SDXL], ids=["SD2", "SDXL"])
+def test_every_self_attention_of_other_families_becomes_cheaper_and_no_cross_attention(name, config):
+    teacher = make_unet(**config)
+    student = cheaper_everywhere(teacher, name)
+    selves = [m for n, m in student.named_modules() if n.endswith(".attn1")]
+    crosses = [m for n, m in student.named_modules() if n.endswith(".attn2")]
+    assert {type(m) for m in selves} == {CHEAPER[name]}
+    assert {type(m) for m in crosses} == {Attention}
+    assert len(selves) == sum(n.endswith(".attn1") for n, _ in teacher.named_modules())
+    assert {m.heads for m in selves} == {m.heads for n, m in teacher.named_modules() if n.endswith(".attn1")}
+    for size in ((16, 16), (16, 24), (24, 40)):
+        assert run(student, batch=2, height=size[0], width=size[1]).isfinite().all()
+    counted = [
+        flops.count(make_meta(unet), (), unet_args(device="meta")).total.attention_macs for unet in (teacher, student)
+    ]
+    assert counted[1] < counted[0]
+
+
+def make_meta(unet: nn.Module) -> nn.Module:
+    return copy.deepcopy(unet).to("meta")
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+def test_processors_slicing_and_fusing_reach_the_other_attentions_and_change_nothing(tiny_unet, name):
+    student = cheaper_everywhere(tiny_unet, name)
+    before = run(student)
+    assert all(".attn2." in key for key in student.attn_processors)
+    for processor in (AttnProcessor(), dict.fromkeys(student.attn_processors, AttnProcessor2_0())):
+        student.set_attn_processor(processor)
+        torch.testing.assert_close(run(student), before, rtol=1e-4, atol=1e-5)
+    student.set_default_attn_processor()
+    for slices in ("auto", "max", None):
+        student.set_attention_slice(slices)
+        torch.testing.assert_close(run(student), before, rtol=1e-4, atol=1e-5)
+    student.set_default_attn_processor()
+    student.fuse_qkv_projections()
+    torch.testing.assert_close(run(student), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+def test_a_mask_is_refused_and_names_what_to_do(tiny_unet, name):
+    student = cheaper_everywhere(tiny_unet, name)
+    with pytest.raises(ValueError, match="without a mask; remove the mask, or keep this unit"):
+        student(**unet_args(), attention_mask=torch.ones(1, 256))
+    hidden_words = torch.ones(1, 7)
+    hidden_words[:, 4:] = 0
+    assert run(student).shape == student(**unet_args(), encoder_attention_mask=hidden_words)[0].shape
+
+
+def test_a_unit_that_only_looks_at_the_text_has_no_self_attention():
+    unet = make_unet(only_cross_attention=[True, False, False, False])
+    assert replaced("gri_attention", unet, "down_blocks.0.attentions.0") is None
+    assert replaced("gri_attention", unet, "down_blocks.1.attentions.0") is not None
+
+
+@torch.no_grad()
+def test_averaged_keys_and_values_are_the_averages_of_the_teachers(attention):
+    """Averaging before a projection without bias is averaging after it."""
+    module, (height, width), x = DownsampledAttention(attention), (4, 6), tokens(4, 6, batch=2)
+    module.size = (height, width)
+
+    def averaged(project: nn.Module) -> torch.Tensor:
+        maps = project(x).view(2, height, width, 32).permute(0, 3, 1, 2)
+        return F.avg_pool2d(maps, 2).flatten(2).transpose(1, 2)
+
+    query, key, value = (t.view(2, -1, 2, 16).transpose(1, 2) for t in
+                         (attention.to_q(x), averaged(attention.to_k), averaged(attention.to_v)))  # fmt: skip
+    scores = torch.softmax(query @ key.transpose(-1, -2) / 4, dim=-1)
+    expected = attention.to_out[0]((scores @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24)])
+def test_averaged_keys_cost_exactly_a_quarter_too(tiny_unet, height, width):
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to("meta")
+    module, n, c = DownsampledAttention(attention), height * width, 32
+    module.size = (height, width)
+    full, quarter = (flops.count(m, (torch.empty(1, n, c, device="meta"),), {}).total for m in (attention, module))
+    assert quarter.attention_macs == 2 * n * (n // 4) * c == full.attention_macs // 4
+    assert full.linear_macs - quarter.linear_macs == 2 * (n - n // 4) * c * c
 
 
 # ---------------------------------------------------------------------------------------------- GRI
