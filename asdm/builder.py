@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from asdm import flops, measure, models, students
-from asdm.families import load_family
-from asdm.plan import PruningPlan
-from asdm.results import BuildResult
+from asdm import flops, measure, models, students, treediff, units
+from asdm.families import Family, load_family
+from asdm.plan import AnyEdit, GraftBlock, PruningPlan
+from asdm.results import BuildResult, FreezeAudit
 
 Tell = Callable[[str, int, float | None], None]
 DEFAULT_FAMILY = "sd15"
@@ -18,6 +18,7 @@ def build_student(
     source: str,
     teacher: str | None,
     output: Path,
+    stage1: str | None = None,
     weights: str | None = None,
     device: str = "cpu",
     dtype: str = "fp32",
@@ -27,6 +28,7 @@ def build_student(
 ) -> BuildResult:
     """Build the student of a plan file or preset and save it to the folder `output`, whole or not at all.
 
+    With `stage1`, the folder of a stage-1 student, the combined UNet of §2.2 is assembled from teacher and student.
     Raises ValueError for a plan that does not fit its teacher, too little memory, or a folder that exists.
     """
     models.check_setup(models.Setup(weights, device, dtype))
@@ -35,15 +37,25 @@ def build_student(
     shapes = models.meta_unet(family, dtype)
     plan = students.read_plan(source, shapes, family.name)
     meta_inputs = models.unet_inputs(family, device="meta", dtype=dtype)
-    before = flops.count(shapes, (), meta_inputs)
-    small, applied = students.build(shapes, plan)
-    after = flops.count(small, (), meta_inputs)
-    measure.require_memory(int(before.parameter_bytes * 1.1), device, f"building a student of {family.name}")
+    before = flops.count(shapes, (), meta_inputs, list(units.iter_parts(shapes)))
+    stage1 = stage1 or _source_of(plan)
+    first = _stage1(stage1) if stage1 else None
+    if first:
+        plan = students.with_grafts(plan, units.topology(shapes))
+        small, applied = students.assemble(shapes, models.meta_unet(first, dtype), plan, _edits_in(first))
+    else:
+        small, applied = students.build(shapes, plan)
+    after = flops.count(small, (), meta_inputs, list(units.iter_parts(small)))
+    need = before.parameter_bytes + (after.parameter_bytes if first else 0)
+    measure.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
 
     tell("loading the teacher", 0, None)
     unet = models.load_unet(family, weights, device, dtype, seed)
     tell("operating", 0, None)
-    student, _ = students.build(unet, plan)
+    if first:
+        student, _ = students.assemble(unet, models.load_unet(first, str(first.folder), device, dtype), plan)
+    else:
+        student, _ = students.build(unet, plan)
     result = BuildResult(
         name=plan.name,
         family=family.name,
@@ -58,9 +70,12 @@ def build_student(
         plain_diffusers=type(student).__name__ == "UNet2DConditionModel",
         plan_sha256=plan.sha256(),
         warning=plan.not_measured_at(device=device, dtype=dtype),
+        stage1=stage1,
+        audit=students.audit(student, unet) if first else None,
+        diff=treediff.diff(shapes, before, small, after, applied),
     )
     tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
-    students.save(student, plan, result, output, force)
+    students.save(student, plan, result, output, force, {"diff.txt": treediff.render(result.diff) + "\n"})
     return result
 
 
@@ -70,16 +85,51 @@ def _family_of(source: str) -> str:
     )
 
 
+def _source_of(plan: PruningPlan) -> str | None:
+    """The stage-1 student that a plan's grafts name; raises ValueError where they name several."""
+    named = sorted({edit.source for edit in plan.edits if isinstance(edit, GraftBlock) and edit.source})
+    if len(named) > 1:
+        raise ValueError(f"the plan's grafts name several stage-1 students, {' and '.join(named)}; name one.")
+    return named[0] if named else None
+
+
+def _stage1(folder: str) -> Family:
+    if not Path(folder).is_dir():
+        raise ValueError(f"the stage-1 student {folder} is no folder; build and distil one, and name its folder.")
+    return load_family(folder)
+
+
+def _edits_in(stage1: Family) -> tuple[AnyEdit, ...] | None:
+    """What made a stage-1 student, where its folder holds the plan."""
+    path = stage1.folder / "plan.json" if stage1.folder else None
+    return PruningPlan.load(path).edits if path and path.exists() else None
+
+
 def describe(result: BuildResult, output: Path) -> str:
-    """What was removed and replaced, unit by unit, and what is left."""
+    """What was removed and replaced, unit by unit, teacher beside student, and what is left."""
     lines = [f"{result.name}: {len(result.removed)} parts removed, {len(result.replaced)} replaced in {result.family}."]
     lines += [f"  - {fqn}" for fqn in result.removed]
     lines += [f"  ~ {fqn} → {name}" for fqn, name in result.replaced.items()]
+    lines += ["", treediff.render(result.diff, whole=False), ""]
     lines.append(
         f"{result.teacher_params / 1e6:.1f} M → {result.params / 1e6:.1f} M parameters, "
         f"{result.teacher_macs / 1e9:.1f} → {result.macs / 1e9:.1f} GMAC "
         f"({result.macs / result.teacher_macs:.3f}×)."
     )
+    if result.audit:
+        lines += _describe_audit(result.audit, result.stage1)
     loader = "diffusers.UNet2DConditionModel" if result.plain_diffusers else "asdm.StudentUNet"
     lines.append(f"Wrote {output}, which {loader}.from_pretrained loads.")
     return "\n".join(lines)
+
+
+def _describe_audit(audit: FreezeAudit, stage1: str | None) -> list[str]:
+    rows = {
+        f"learn, grafted from {stage1}": audit.trainable,
+        "are frozen": audit.frozen,
+        "share the teacher's memory": audit.shared_with_teacher,
+    }
+    return [
+        f"{len(group.names)} tensors {what}: {group.params / 1e6:.1f} M parameters, {group.bytes / 2**20:.0f} MiB."
+        for what, group in rows.items()
+    ]

@@ -39,11 +39,19 @@ app.callback()(root_options)
 @app.command()
 def build(
     plan: Annotated[
-        str, typer.Argument(help="A plan file, or a preset: a_sdm, bk_sdm_base, bk_sdm_small, bk_sdm_tiny.")
+        str,
+        typer.Argument(
+            help="A plan file, or a preset: a_sdm, a_sdm_clme, a_sdm_clme_timestep, bk_sdm_base, bk_sdm_small, "
+            "bk_sdm_tiny."
+        ),
     ],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the student (a diffusers folder).")],
     teacher: Annotated[
         str | None, typer.Option(help="Family or diffusers folder; default: the plan's family, sd15 for a preset.")
+    ] = None,
+    stage1: Annotated[
+        str | None,
+        typer.Option(help="Folder of a stage-1 student: its compressed blocks are grafted on the frozen teacher."),
     ] = None,
     weights: Weights = None,
     device: Device = None,
@@ -61,7 +69,7 @@ def build(
 
     with terminal.progress("Building") as tell:
         result = builder.build_student(
-            source, teacher, output, weights, device_or_default(device), dtype, seed, force, tell
+            source, teacher, output, stage1, weights, device_or_default(device), dtype, seed, force, tell
         )
     if as_json:
         print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))

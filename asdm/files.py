@@ -106,7 +106,9 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
-        choices = problem["ctx"].get("expected_tags", "remove_layer, remove_unit, replace_unit, remove_block")
+        choices = problem["ctx"].get(
+            "expected_tags", "remove_layer, remove_unit, replace_unit, remove_block, graft_block"
+        )
         found = problem["ctx"].get("tag")
         said = f"unknown 'op' {found!r}" if found else "'op' is missing"
         return f"{where}: {said}; choose from {choices}."

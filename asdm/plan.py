@@ -121,7 +121,21 @@ class RemoveBlock(Edit):
         return f"remove {self.block}"
 
 
-AnyEdit = Annotated[RemoveLayer | RemoveUnit | ReplaceUnit | RemoveBlock, Field(discriminator="op")]
+class GraftBlock(Edit):
+    """A block's weights come from a stage-1 student (§2.2, Fig. 4) and are trained on; other blocks stay the teacher's.
+
+    `source` is that student's folder, where the plan knows it; what is built from the plan may name another.
+    """
+
+    op: Literal["graft_block"] = "graft_block"
+    block: str
+    source: str | None = None
+
+    def __str__(self) -> str:
+        return f"graft {self.block}"
+
+
+AnyEdit = Annotated[RemoveLayer | RemoveUnit | ReplaceUnit | RemoveBlock | GraftBlock, Field(discriminator="op")]
 
 
 # ---------------------------------------------------------------------------------------------- plan
@@ -230,6 +244,7 @@ class Kept(Frozen):
     removed_layers: frozenset[tuple[str, int]]
     removed_units: frozenset[str]  # made an identity, one by one
     replaced: dict[str, str]  # unit → replacement
+    grafted: tuple[str, ...]  # blocks whose weights come from a stage-1 student
     gone: tuple[str, ...]  # fqns of every unit and sampler that is no longer computed
 
 
@@ -249,6 +264,7 @@ def resolve(topology: Topology, edits: Iterable[AnyEdit]) -> Kept:
     ]
     gone += _removed_samplers(topology, removed_blocks)
     removed_units, replaced = _unit_edits(topology, edits, set(gone))
+    grafted = _grafted_blocks(topology, edits, removed_blocks)
     if removed_blocks or removed_layers:
         _check_flow(topology, removed_blocks, removed_layers)
     order = {unit.fqn: i for i, unit in enumerate(topology.units)}
@@ -258,6 +274,7 @@ def resolve(topology: Topology, edits: Iterable[AnyEdit]) -> Kept:
         removed_layers=frozenset(removed_layers),
         removed_units=frozenset(removed_units),
         replaced=replaced,
+        grafted=grafted,
         gone=tuple(gone),
     )
 
@@ -327,6 +344,21 @@ def _unit_edits(topology: Topology, edits: Sequence[AnyEdit], gone: set[str]) ->
         else:
             removed.add(unit.fqn)
     return removed, replaced
+
+
+def _grafted_blocks(topology: Topology, edits: Sequence[AnyEdit], removed: set[str]) -> tuple[str, ...]:
+    grafted: list[str] = []
+    for edit in edits:
+        if not isinstance(edit, GraftBlock):
+            continue
+        if edit.block not in topology.blocks:
+            raise ValueError(f"cannot {edit}: there is no such block; {_choices(topology.blocks)}")
+        if edit.block in removed:
+            raise ValueError(f"cannot {edit}: it is already removed whole.")
+        if edit.block in grafted:
+            raise ValueError(f"cannot {edit}: it is grafted already.")
+        grafted.append(edit.block)
+    return tuple(grafted)
 
 
 def why_no_identity(topology: Topology, unit: UnitShape) -> str | None:

@@ -52,6 +52,39 @@ class Macs(Frozen):
         )
 
 
+class Tensors(Frozen):
+    """Some of a model's parameters: names, how many numbers, and their bytes."""
+
+    names: tuple[str, ...]
+    params: int
+    bytes: int
+
+
+class FreezeAudit(Frozen):
+    """Which of a student's parameters learn, which are frozen, and which are the teacher's own memory."""
+
+    trainable: Tensors
+    frozen: Tensors
+    shared_with_teacher: Tensors
+
+
+class DiffRow(Frozen):
+    """A unit or piece of glue of the teacher, and what became of it in the student."""
+
+    fqn: str
+    label: str
+    kind: str
+    block: str  # empty for glue outside the blocks
+    layer: int | None
+    fate: Literal["stays", "goes", "replaced"]
+    replacement: str | None
+    student_fqn: str | None
+    params: int
+    macs: int
+    student_params: int
+    student_macs: int
+
+
 class BuildResult(Record):
     """`asdm.build/1`: what a student is made of."""
 
@@ -70,6 +103,9 @@ class BuildResult(Record):
     plain_diffusers: bool
     plan_sha256: str
     warning: str | None = Field(None, exclude_if=lambda value: value is None)
+    stage1: str | None = None  # where the grafted blocks' weights come from
+    audit: FreezeAudit | None = None
+    diff: tuple[DiffRow, ...] = ()
 
 
 class ExportResult(Record):

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import (
-    ModelMixin,  # noqa: F401  (a pipeline's loader looks for it in the module of a component's class)
-    UNet2DConditionModel,
-)
+from diffusers import UNet2DConditionModel
 from torch import nn
 
+from asdm.adapters import fit_control
 from asdm.files import whole_folder
 from asdm.models import aligned, unet_config_sha256
 from asdm.plan import (
     AnyEdit,
+    GraftBlock,
     Kept,
     PruningPlan,
     RemoveBlock,
@@ -27,18 +26,37 @@ from asdm.plan import (
     resolve,
 )
 from asdm.replacements import shared_copy
-from asdm.results import BuildResult
+from asdm.results import BuildResult, FreezeAudit, Tensors
 from asdm.surgery import Applied, apply_plan
-from asdm.units import topology
+from asdm.units import counterpart, skips, topology
 
 
 class StudentUNet(UNet2DConditionModel):
-    """A diffusers UNet whose config carries the edits that made it; loads wherever `asdm` is installed."""
+    """A diffusers UNet whose config carries the edits that made it; loads wherever `asdm` is imported."""
+
+    __module__ = "asdm"  # what a pipeline's folder says, so that `import asdm` is enough for diffusers to find it
 
     def __init__(self, edits: list[dict[str, Any]] | None = None, **teacher_config: Any) -> None:
         super().__init__(**teacher_config)
         self.register_to_config(edits=edits or [])
-        apply_plan(self, parse_edits(edits or [], "config.json"))
+        parsed = parse_edits(edits or [], "config.json")
+        kept, all_skips = resolve(topology(self), parsed), skips(self)
+        self.applied = apply_plan(self, parsed)
+        fit_control(self, all_skips, kept)
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """diffusers' own; raises ValueError where the config would not load what is saved, as after folding."""
+        with torch.device("meta"):
+            loads = {
+                name: tensor.shape for name, tensor in type(self).from_config(_public(self.config)).state_dict().items()
+            }
+        has = {name: tensor.shape for name, tensor in self.state_dict().items()}
+        if wrong := sorted(name for name in has.keys() | loads.keys() if has.get(name) != loads.get(name)):
+            raise ValueError(
+                f"this student is not what its edits make of its teacher ({wrong[0]} differs), so it would not load "
+                "again; save the student as it was built, and fold it or load LoRA after loading it."
+            )
+        super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -79,6 +97,26 @@ def a_sdm(topology: Topology) -> list[AnyEdit]:
     ]
 
 
+def _a_sdm_clme(topology: Topology, gate: str) -> list[AnyEdit]:
+    edits = a_sdm(topology)
+    gone, shallow = set(resolve(topology, edits).gone), (topology.down_blocks[0], topology.up_blocks[-1])
+    return edits + [
+        ReplaceUnit(unit=unit.fqn, with_="cond_conv", options={"gate": gate})
+        for unit in topology.units
+        if unit.kind == "resnet" and unit.block in shallow and unit.fqn not in gone
+    ]
+
+
+def a_sdm_clme(topology: Topology) -> list[AnyEdit]:
+    """`a_sdm` with the pruned layers' kernels as experts (§2.3) in the ResNets left there, gated by their input."""
+    return _a_sdm_clme(topology, "input")
+
+
+def a_sdm_clme_timestep(topology: Topology) -> list[AnyEdit]:
+    """`a_sdm_clme` with gates on the timestep, which fold into plain convolutions."""
+    return _a_sdm_clme(topology, "timestep")
+
+
 def bk_sdm_base(topology: Topology) -> list[AnyEdit]:
     """BK-SDM-Base: one layer less in every block."""
     return _without_layers(topology, topology.down_blocks)
@@ -96,7 +134,8 @@ def bk_sdm_tiny(topology: Topology) -> list[AnyEdit]:
 
 
 PRESETS: dict[str, Callable[[Topology], list[AnyEdit]]] = {
-    preset.__name__: preset for preset in (a_sdm, bk_sdm_base, bk_sdm_small, bk_sdm_tiny)
+    preset.__name__: preset
+    for preset in (a_sdm, a_sdm_clme, a_sdm_clme_timestep, bk_sdm_base, bk_sdm_small, bk_sdm_tiny)
 }
 
 
@@ -135,8 +174,17 @@ def build(teacher: nn.Module, plan: PruningPlan) -> tuple[UNet2DConditionModel, 
     """The student of `teacher` under `plan`; it shares the teacher's tensors, and the teacher stays as it was.
 
     Where removal alone made it, the student is a plain `UNet2DConditionModel` that diffusers loads without asdm.
-    Raises ValueError for a teacher that is a student itself: its config could not say what both plans did.
+    Raises ValueError for a teacher that is a student itself: its config could not say what both plans did; and for
+    a plan with grafts, which `assemble` builds.
     """
+    if grafted := resolve(topology(teacher), plan.edits).grafted:
+        raise ValueError(
+            f"the plan {plan.name} takes {' and '.join(grafted)} from a stage-1 student; name its folder (--stage1)."
+        )
+    return _operate(teacher, plan)
+
+
+def _operate(teacher: nn.Module, plan: PruningPlan) -> tuple[UNet2DConditionModel, Applied]:
     if isinstance(teacher, StudentUNet):
         raise ValueError(
             "the teacher is a student with edits of its own; build from its teacher, with both plans' edits."
@@ -197,14 +245,122 @@ _PER_DOWN_BLOCK = (
 _PER_UP_BLOCK = ("up_block_types", "reverse_transformer_layers_per_block")
 
 
+# ---------------------------------------------------------------------------------------------- assembly
+
+
+def with_grafts(plan: PruningPlan, shape: Topology) -> PruningPlan:
+    """A plan that says which blocks are grafted: as it stands, or else every block that its edits compress."""
+    kept = resolve(shape, plan.edits)
+    if kept.grafted:
+        return plan
+    compressed = {block for block, _ in kept.removed_layers}
+    compressed |= {shape.unit(fqn).block for fqn in (*kept.removed_units, *kept.replaced)}
+    grafts = [GraftBlock(block=block) for block in shape.blocks if block in compressed]
+    return plan.model_copy(update={"edits": (*plan.edits, *grafts)})
+
+
+def assemble(
+    teacher: nn.Module, stage1: nn.Module, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None = None
+) -> tuple[UNet2DConditionModel, Applied]:
+    """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, all else the teacher's own.
+
+    What is not grafted shares the teacher's memory and is frozen, and so is what `plan.frozen` names; grafted blocks
+    have memory of their own and learn. Layers that are left in a grafted block match the stage-1 student's in order;
+    what a replacement adds (experts, gates) is made from the teacher. `stage1_edits` are what made the stage-1
+    student, where known. Raises ValueError naming the block that does not fit.
+    """
+    kept = resolve(topology(teacher), plan.edits)
+    if not kept.grafted:
+        raise ValueError(f"the plan {plan.name} grafts no block; add graft_block edits.")
+    _check_same_layers(teacher, plan, stage1_edits if stage1_edits is not None else _edits_of(stage1))
+    student, applied = _operate(teacher, plan)
+    here = {theirs: mine for mine, theirs in applied.name_map.items()}
+    blocks = [here[block] for block in kept.grafted]
+    for block, mine in zip(kept.grafted, blocks, strict=True):
+        source = counterpart(teacher, block, stage1)
+        added = {
+            name
+            for name in student.get_submodule(mine).state_dict()
+            if applied.teacher_name(f"{mine}.{name}") not in teacher.state_dict()
+        }
+        _graft(student.get_submodule(mine), stage1.get_submodule(source), block, added)
+    for module in plan.frozen:
+        if not any(_is_in(name, module) for name in teacher.state_dict()):
+            raise ValueError(f"the plan freezes {module}, which holds no weight of the teacher.")
+    for name, parameter in student.named_parameters():
+        frozen = any(_is_in(applied.teacher_name(name), module) for module in plan.frozen)
+        parameter.requires_grad_(not frozen and any(_is_in(name, block) for block in blocks))
+    return student, applied
+
+
+def _edits_of(unet: Any) -> tuple[AnyEdit, ...] | None:
+    return parse_edits(unet.config["edits"]) if isinstance(unet, StudentUNet) else None
+
+
+def _check_same_layers(teacher: nn.Module, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None) -> None:
+    if stage1_edits is None:
+        return
+    ours, theirs = (resolve(topology(teacher), edits) for edits in (plan.edits, stage1_edits))
+    for block in ours.grafted:
+        mine, yours = ([layer for b, layer in sorted(kept.removed_layers) if b == block] for kept in (ours, theirs))
+        if mine != yours:
+            raise ValueError(
+                f"cannot graft {block}: the plan removes its layers {mine or 'none'}, "
+                f"the stage-1 student lacks {yours or 'none'}; use the same layers in both."
+            )
+
+
+def _graft(block: nn.Module, source: nn.Module, name: str, added: set[str]) -> None:
+    """Give `block` its own copy of `source`'s weights; what a replacement added and `source` has not, it keeps."""
+    own, given = block.state_dict(), source.state_dict()
+    wrong = sorted(given.keys() - own.keys()) + sorted(own.keys() - given.keys() - added)
+    wrong += [key for key in own.keys() & given.keys() if own[key].shape != given[key].shape]
+    if wrong:
+        raise ValueError(f"cannot graft {name}: the stage-1 student and the plan differ there in {wrong[0]}.")
+    block.load_state_dict(
+        {key: given.get(key, tensor).to(tensor.device, tensor.dtype, copy=True) for key, tensor in own.items()},
+        assign=True,
+    )
+
+
+def _is_in(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
+
+
+def audit(student: nn.Module, teacher: nn.Module) -> FreezeAudit:
+    """Which of a student's parameters learn, which are frozen, and which are the teacher's own memory."""
+    theirs = {p.untyped_storage().data_ptr() for p in teacher.parameters()}
+    named = dict(student.named_parameters())
+    return FreezeAudit(
+        trainable=_tensors({name: p for name, p in named.items() if p.requires_grad}),
+        frozen=_tensors({name: p for name, p in named.items() if not p.requires_grad}),
+        shared_with_teacher=_tensors({n: p for n, p in named.items() if p.untyped_storage().data_ptr() in theirs}),
+    )
+
+
+def _tensors(named: dict[str, torch.Tensor]) -> Tensors:
+    return Tensors(
+        names=tuple(named),
+        params=sum(p.numel() for p in named.values()),
+        bytes=sum(p.numel() * p.element_size() for p in named.values()),
+    )
+
+
 # ---------------------------------------------------------------------------------------------- files
 
 
 def save(
-    student: UNet2DConditionModel, plan: PruningPlan, result: BuildResult, folder: Path, force: bool = False
+    student: UNet2DConditionModel,
+    plan: PruningPlan,
+    result: BuildResult,
+    folder: Path,
+    force: bool = False,
+    texts: Mapping[str, str] = {},
 ) -> None:
-    """Write a diffusers folder with the plan and the build's result in it, whole or not at all."""
+    """Write a diffusers folder with the plan, the build's result and `texts` in it, whole or not at all."""
     with whole_folder(folder, force) as temporary:
         student.save_pretrained(temporary, safe_serialization=True)
         (temporary / "plan.json").write_text(plan.to_json())
         (temporary / "build.json").write_text(result.to_json())
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")

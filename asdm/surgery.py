@@ -21,6 +21,11 @@ class Applied:
     removed: tuple[str, ...]
     replaced: dict[str, str]
 
+    def teacher_name(self, name: str) -> str:
+        """Where a student's module or parameter comes from: the longest mapped name it lies in, translated."""
+        at = max((part for part in self.name_map if f"{name}.".startswith(f"{part}.")), key=len, default="")
+        return self.name_map[at] + name[len(at) :] if at else name
+
 
 def apply_plan(unet: nn.Module, edits: Iterable[AnyEdit]) -> Applied:
     """Change `unet` in place; raises ValueError naming the first edit that does not fit it.

@@ -121,14 +121,19 @@ def _channels(module: Any) -> tuple[int, int]:
     return inside, getattr(module, "out_channels", None) or inside
 
 
-def skip_pairs(unet: UNet) -> list[tuple[str, str]]:
-    """(producer, consumer) of every skip: the down path pushes, the up path pops (§2.1, Fig. 4)."""
-    stack = ["conv_in"]
+def skips(unet: UNet) -> list[str]:
+    """What makes each skip, in the order in which the down path pushes them."""
+    found = ["conv_in"]
     for name, block in iter_blocks(unet):
         if name.startswith("down_blocks."):
-            stack += [f"{name}.layer.{i}" for i in range(len(block.resnets))]
-            stack += [f"{name}.downsamplers.{i}" for i in range(len(block.downsamplers or []))]
-    pairs = []
+            found += [f"{name}.layer.{i}" for i in range(len(block.resnets))]
+            found += [f"{name}.downsamplers.{i}" for i in range(len(block.downsamplers or []))]
+    return found
+
+
+def skip_pairs(unet: UNet) -> list[tuple[str, str]]:
+    """(producer, consumer) of every skip: the down path pushes, the up path pops (§2.1, Fig. 4)."""
+    stack, pairs = skips(unet), []
     for name, block in iter_blocks(unet):
         if name.startswith("up_blocks."):
             pairs += [(stack.pop(), f"{name}.resnets.{i}") for i in range(len(block.resnets))]

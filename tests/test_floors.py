@@ -16,8 +16,8 @@ FLOORS = {
     "asdm": [
         {"files", "results", "seams", "plan", "units", "flops", "measure", "terminal"},
         {"families", "replacements", "backends", "models", "components", "pipelines", "datasets", "networks"},
-        {"surgery"},
-        {"students", "quality"},
+        {"surgery", "adapters"},
+        {"students", "quality", "treediff"},
         {"benchmark", "builder", "exporter"},
         {"cli", "options", "mini"},
     ],

@@ -17,7 +17,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from asdm.plan import AnyEdit, Prediction, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
+from asdm.plan import AnyEdit, GraftBlock, Prediction, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
 from asdm_prof.compare import Change, Difference, PartChange
 from asdm_prof.records import ComparedPlan, Comparison, PartRecord, Peaks, Profile, ValidatedPlan, Validation
@@ -292,7 +292,7 @@ def _is_about(edit: AnyEdit, part: PartRecord, topology: Topology) -> bool:
         return (part.block, part.layer) == (edit.block, edit.layer)
     if isinstance(edit, RemoveUnit | ReplaceUnit):
         return part.fqn == edit.unit
-    if edit.block not in topology.down_blocks:
+    if isinstance(edit, GraftBlock) or edit.block not in topology.down_blocks:
         return part.block == edit.block
     # The deepest pair takes along the downsampler that leads to it.
     lead = topology.samplers.get(topology.down_blocks[-2])

@@ -17,9 +17,10 @@ from asdm.families import load_family
 from asdm.models import Setup
 from asdm.pipelines import pipeline
 from asdm.plan import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.replacements.cond_conv import fold
 from asdm.results import BuildResult
 from asdm.surgery import apply_plan
-from tests.conftest import TINY_WHOLE, hooks_on, make_unet, run
+from tests.conftest import TINY_TEXT_ENCODER, TINY_WHOLE, hooks_on, make_unet, run
 from tests.core.test_surgery import teacher_name
 
 GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
@@ -49,6 +50,11 @@ def params(module) -> int:
         ("bk_sdm_tiny", 323_384_964),
         # SD1.5 minus a layer of down_blocks.0 (ResNet, Transformer) and one of up_blocks.3, whose ResNet is wider.
         ("a_sdm", 848_791_044),
+        # and the foreign kernels: six of 320·320·9, one of 640·320·9; and a gate for each of five convolutions.
+        (
+            "a_sdm_clme",
+            848_791_044 + 6 * 921_600 + 1_843_200 + 2 * 321 * 2 + 321 * 3 + 641 * 2 + 321 * 3,
+        ),
     ],
 )
 def test_a_preset_of_sd15_has_the_published_number_of_parameters(sd15_meta, name, expected):
@@ -289,7 +295,9 @@ def test_a_plan_by_hand_needs_no_hash_but_must_fit(tiny_unet, tmp_path):
 
 
 def test_what_is_neither_a_preset_nor_a_file_is_told_the_presets(tiny_unet):
-    with pytest.raises(ValueError, match=r"'bk_sdm' is neither.*a_sdm, bk_sdm_base, bk_sdm_small, bk_sdm_tiny"):
+    with pytest.raises(
+        ValueError, match=r"'bk_sdm' is neither.*a_sdm, a_sdm_clme, .*bk_sdm_base, bk_sdm_small, bk_sdm_tiny"
+    ):
         students.read_plan("bk_sdm", tiny_unet, "tiny")
 
 
@@ -332,3 +340,114 @@ def test_a_student_is_no_teacher(tiny_unet):
     student, _ = students.build(tiny_unet, plan_of(GRI))
     with pytest.raises(ValueError, match="a student with edits of its own; build from its teacher"):
         students.build(student, plan_of(*SHALLOW_PAIR))
+
+
+# ---------------------------------------------------------------------------------------------- loads everywhere
+
+CLME = (
+    *SHALLOW_PAIR,
+    *(ReplaceUnit(unit=f"up_blocks.3.resnets.{i}", with_="cond_conv") for i in (0, 2)),
+    ReplaceUnit(unit="up_blocks.3.attentions.0", with_="gri_attention"),
+)
+IN_A_FRESH_PROCESS = """
+import asdm
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained("pipeline")
+pipe.set_progress_bar_config(disable=True)
+image = pipe("a cat", num_inference_steps=2, output_type="np", height=128, width=128).images[0]
+print(type(pipe).__name__, type(pipe.unet).__name__, image.shape, float(image.std()) > 0)
+"""
+
+
+def says_a_fresh_process(folder) -> str:
+    done = subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS], cwd=folder, capture_output=True, text=True)
+    return done.stdout.strip() or done.stderr
+
+
+def moved(student):
+    """A student whose gates have left their start."""
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if ".routing." in name:
+                parameter.normal_(std=0.3, generator=torch.Generator().manual_seed(1))
+    return student
+
+
+def test_a_saved_pipeline_with_a_student_makes_an_image_in_a_fresh_process(tiny_unet, tmp_path):
+    student, _ = students.build(tiny_unet, plan_of(*CLME))
+    pipeline(TINY_WHOLE, moved(student), Setup()).save_pretrained(tmp_path / "pipeline")
+    assert says_a_fresh_process(tmp_path) == "StableDiffusionPipeline StudentUNet (128, 128, 3) True"
+    index = json.loads((tmp_path / "pipeline/model_index.json").read_text())
+    assert index["unet"] == ["asdm", "StudentUNet"]
+
+
+def test_a_saved_sdxl_pipeline_with_a_student_makes_an_image_in_a_fresh_process(tmp_path):
+    teacher = make_unet(
+        block_out_channels=[32, 64, 64],
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+        transformer_layers_per_block=[1, 2, 3],
+        attention_head_dim=[2, 4, 4],
+        use_linear_projection=True,
+        cross_attention_dim=64,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 6 * 8,
+    )
+    edits = (
+        RemoveLayer(block="down_blocks.1", layer=1),
+        RemoveLayer(block="up_blocks.1", layer=1),
+        ReplaceUnit(unit="up_blocks.1.resnets.2", with_="cond_conv", options={"gate": "timestep"}),
+        ReplaceUnit(unit="up_blocks.1.attentions.0", with_="kv_downsample"),
+    )
+    student, _ = students.build(teacher, plan_of(*edits))
+    sdxl_pipeline(moved(student)).save_pretrained(tmp_path / "pipeline")
+    assert says_a_fresh_process(tmp_path) == "StableDiffusionXLPipeline StudentUNet (128, 128, 3) True"
+
+
+def sdxl_pipeline(unet):
+    from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    from asdm.pipelines import byte_tokenizer
+
+    text = CLIPTextConfig(**TINY_TEXT_ENCODER, projection_dim=32)
+    return StableDiffusionXLPipeline(
+        vae=AutoencoderKL.from_config(TINY_WHOLE.vae),
+        text_encoder=CLIPTextModel(text),
+        text_encoder_2=CLIPTextModelWithProjection(text),
+        tokenizer=byte_tokenizer(16),
+        tokenizer_2=byte_tokenizer(16),
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(),
+        add_watermarker=False,
+    )
+
+
+def test_a_student_comes_back_from_shards(tiny_unet, tmp_path):
+    student, _ = students.build(tiny_unet, plan_of(*CLME))
+    moved(student).save_pretrained(tmp_path, max_shard_size="2MB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 1
+    again = students.StudentUNet.from_pretrained(tmp_path).eval()
+    assert torch.equal(run(again, batch=2), run(student, batch=2))
+
+
+def test_a_config_alone_makes_a_student_of_the_same_shape(tiny_unet):
+    student, _ = students.build(tiny_unet, plan_of(*CLME))
+    twin = students.StudentUNet.from_config(dict(student.config)).eval()
+    assert {n: t.shape for n, t in twin.state_dict().items()} == {n: t.shape for n, t in student.state_dict().items()}
+    assert run(twin).isfinite().all()
+    assert torch.equal(run(twin), run(twin))
+    assert twin.applied.name_map["up_blocks.3.resnets.1"] == "up_blocks.3.resnets.2"
+
+
+def test_a_folded_student_is_saved_where_its_config_says_so_and_refused_where_not(tiny_unet, tmp_path):
+    gated = [e.model_copy(update={"options": {"gate": "timestep"}}) if getattr(e, "with_", "") == "cond_conv" else e
+             for e in CLME]  # fmt: skip
+    student = moved(students.build(tiny_unet, plan_of(*gated))[0])
+    once = fold(student, [7])
+    once.save_pretrained(tmp_path / "once")
+    again = students.StudentUNet.from_pretrained(tmp_path / "once").eval()
+    assert torch.equal(run(again), run(student))
+    with pytest.raises(ValueError, match="would not load again; save the student as it was built"):
+        fold(student, [7, 8]).save_pretrained(tmp_path / "twice")

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from asdm.plan import AnyEdit, Kept, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
+from asdm.plan import AnyEdit, GraftBlock, Kept, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
 from asdm.results import BenchStudent
 from asdm_prof.records import PartRecord
 from asdm_prof.redundancy import Ranked
@@ -258,7 +258,7 @@ def reason_for(view: View, edit: AnyEdit) -> Markup:
 def _touches(edit: AnyEdit, part: PartRecord) -> bool:
     if isinstance(edit, RemoveLayer):
         return (part.block, part.layer) == (edit.block, edit.layer)
-    return part.block == edit.block if isinstance(edit, RemoveBlock) else part.fqn == edit.unit
+    return part.block == edit.block if isinstance(edit, RemoveBlock | GraftBlock) else part.fqn == edit.unit
 
 
 def scatter_caption(students: Sequence[BenchStudent]) -> str:
