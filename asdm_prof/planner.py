@@ -11,6 +11,8 @@ of all parameters whose use is lost. A removed unit loses all of its parameters;
 as much of their use as it saves convolution and linear MACs (the attention core has no parameters, so making it
 cheaper costs little). A ResNet's parameters count double: the paper says that convolution does the key work where
 features are shallow, and attention is relatively redundant (§2.3); it gives no number, and two is our guess.
+Where a pruned ResNet's kernels are experts of a neighbour (CLME-CondConv, §2.3), half of what they lose comes back:
+they are used again, in another place. The half is our guess too.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ from asdm.plan import (
     RemoveUnit,
     ReplaceUnit,
     Topology,
+    UnitShape,
     is_legal_flow,
     resolve,
     why_no_identity,
@@ -50,6 +53,8 @@ from asdm_prof.records import PartRecord, Profile, Validation
 
 STRUCTURAL_PRIOR = "structural prior"
 CONVOLUTION_WEIGHT = 2.0
+EXPERTS = "cond_conv"
+RECOVERED_BY_EXPERTS = 0.5
 MODEL_ERROR = 0.01  # of the teacher (1 σ): the assumed error of a sum of unit times as a student's, until validated
 
 
@@ -172,8 +177,10 @@ def margin(profile: Profile, confidence: float, validation: Validation | None = 
     """How far below its budget a plan stays, as a ratio to the teacher: z·σ; of a measured σ, Student's t·σ."""
     if validation:
         return float(student_t.ppf(confidence, len(validation.plans))) * validation.sigma
-    shares = [part.share for part in profile.units] + [option.share for option in profile.options]
-    sigma = math.sqrt(MODEL_ERROR**2 + sum(_sigma(share) ** 2 for share in shares))
+    variance = MODEL_ERROR**2 + sum(_sigma(part.share) ** 2 for part in profile.units)
+    for unit in {option.unit for option in profile.options}:
+        variance += max(_sigma(option.share) ** 2 for option in profile.options if option.unit == unit)
+    sigma = math.sqrt(variance)
     return float(norm.ppf(confidence)) * sigma
 
 
@@ -255,7 +262,7 @@ def make_plan(
     if validation:
         _check_validation(profile, validation)
     found = choices(profile, validation)
-    chosen, proof = _solve(profile.topology, found, ratio, margin(profile, confidence, validation))
+    chosen, proof = _solve(profile, found, ratio, margin(profile, confidence, validation))
     edits = tuple(found[i].edit for i in chosen)
     resolve(profile.topology, edits)
     return PruningPlan(
@@ -314,12 +321,15 @@ def fastest_ratio(profile: Profile) -> float:
     return float(1 + _legal_rows(profile.topology, found).minimise([-choice.saving for choice in found]).fun)
 
 
-def _solve(shape: Topology, found: Sequence[Choice], ratio: float, below: float) -> tuple[list[int], Proof]:
+def _solve(profile: Profile, found: Sequence[Choice], ratio: float, below: float) -> tuple[list[int], Proof]:
     """Least damage first; among plans of that damage the fastest."""
     n = len(found)
-    rows = _legal_rows(shape, found)
+    rows = _legal_rows(profile.topology, found)
+    recovered = _recovered_by_experts(rows, profile, found)
     saving = [choice.saving for choice in found]
-    damage = np.array([choice.damage for choice in found])
+    damage = np.zeros(rows.columns)
+    damage[:n] = [choice.damage for choice in found]
+    damage[list(recovered)] = [-worth for worth in recovered.values()]
     if ratio >= 1:
         return [], Proof(status="optimal", damage=0.0, bound=0.0, gap=0.0)
     needed = 1 - ratio + below
@@ -331,7 +341,7 @@ def _solve(shape: Topology, found: Sequence[Choice], ratio: float, below: float)
     rows.add(dict(enumerate(damage)), -np.inf, best.fun * (1 + 1e-9) + 1e-15)
     result = rows.minimise([-s for s in saving])
     chosen = [i for i in range(n) if result.x[i] > 0.5]
-    total = float(sum(damage[i] for i in chosen))
+    total = float(sum(damage[i] for i in chosen)) - sum(w for i, w in recovered.items() if result.x[i] > 0.5)
     bound = float(best.mip_dual_bound)
     return chosen, Proof(status="optimal", damage=total, bound=bound, gap=max(0.0, float(best.mip_gap)))
 
@@ -410,6 +420,43 @@ def _deepest_pair_with_mid(rows: _Rows, found: Sequence[Choice]) -> None:
     for deepest in blocks.values():
         if mid is not None:
             rows.add({deepest: 1.0, mid: -1.0}, -1, 0)
+
+
+def _recovered_by_experts(rows: _Rows, profile: Profile, found: Sequence[Choice]) -> dict[int, float]:
+    """A column for each pruned kernel that a neighbour takes as its expert → the damage that this undoes."""
+    hosts = {c.edit.unit: i for i, c in enumerate(found) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS}
+    resnets = {unit.fqn: unit for unit in profile.topology.units if unit.kind == "resnet"}
+    pruned = {fqn: _removers(found, fqn) for fqn in resnets}
+
+    def beside(fqn: str) -> list[str]:
+        return [other for other in resnets if other != fqn and resnets[other].block == resnets[fqn].block]
+
+    for host, column in hosts.items():  # experts are of use only where a neighbour was pruned
+        neighbours = itertools.chain.from_iterable(pruned[fqn] for fqn in beside(host))
+        rows.add({column: 1.0} | dict.fromkeys(neighbours, -1.0), -np.inf, 0)
+    worth = {}
+    for fqn, unit in resnets.items():
+        for place, kernel in enumerate(_kernels(unit)):
+            takers = [
+                hosts[other] for other in beside(fqn) if other in hosts and _kernels(resnets[other])[place] == kernel
+            ]
+            if takers and pruned[fqn]:
+                helper = rows.helper()
+                for needed in (pruned[fqn], takers):
+                    rows.add({helper: 1.0} | dict.fromkeys(needed, -1.0), -np.inf, 0)
+                lost = CONVOLUTION_WEIGHT * 9 * math.prod(kernel) / profile.whole.params
+                worth[helper] = RECOVERED_BY_EXPERTS * lost
+    return worth
+
+
+def _removers(found: Sequence[Choice], fqn: str) -> list[int]:
+    """The columns of the choices that prune a unit and leave its block."""
+    return [i for i, c in enumerate(found) if fqn in c.touches and isinstance(c.edit, RemoveLayer | RemoveUnit)]
+
+
+def _kernels(unit: UnitShape) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Channels in and out of a ResNet's two 3×3 convolutions."""
+    return (unit.channels_in, unit.channels_out), (unit.channels_out, unit.channels_out)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from asdm.results import Macs
 from asdm_prof import roofline, trust
 from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, Profile, WholeRecord
 
-REPLACEMENTS = ("gri_attention",)
+REPLACEMENTS = ("gri_attention", "cond_conv")
 SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
 
 
@@ -160,18 +160,22 @@ def profile(
 
 
 def replaceable(shape: Topology, unet: nn.Module) -> dict[str, list[ReplaceUnit]]:
-    """Which replacements are worth timing: all that apply to the Transformers of the highest resolution."""
+    """Which replacements are worth timing: all that apply to units of the highest resolution that has attention."""
     with_attention = [
         b for b in shape.down_blocks if any(u.kind == "transformer" and u.block == b for u in shape.units)
     ]
     if not with_attention:
         return {}
     pair = (with_attention[0], shape.mirror(with_attention[0]))
-    shallow = [u.fqn for u in shape.units if u.kind == "transformer" and u.block in pair]
+    shallow = [unit.fqn for unit in shape.units if unit.block in pair]
     found = {}
     for name in REPLACEMENTS:
         replace = seams.load("asdm.replacements", name).replace
-        edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in shallow if replace(unet.get_submodule(fqn)) is not None]
+        edits = [
+            ReplaceUnit(unit=fqn, with_=name)
+            for fqn in shallow
+            if replace(unet.get_submodule(fqn), units.siblings(unet, fqn)) is not None
+        ]
         if edits:
             found[name] = edits
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -64,8 +65,8 @@ def small_topology(down: tuple[int, ...], mid: bool) -> Topology:
     return Topology(channels_stem=8, blocks=tuple(blocks), samplers=samplers, units=tuple(units))
 
 
-def small_profile(shape: Topology, seed: int) -> Profile:
-    """A profile of made-up times, with a replacement for every Transformer."""
+def small_profile(shape: Topology, seed: int, experts: bool = False) -> Profile:
+    """A profile of made-up times, with a replacement for every Transformer, and with experts for every ResNet."""
     rng = np.random.default_rng(seed)
     names = [u.fqn for u in shape.units] + list(shape.samplers.values()) + ["conv_in", "time_embedding", "conv_out"]
     seconds = {name: float(t) for name, t in zip(names, rng.uniform(0.2, 3.0, len(names)), strict=True)}
@@ -100,6 +101,15 @@ def small_profile(shape: Topology, seed: int) -> Profile:
         for r in records
         if r.kind == "transformer"
     ]
+    for r in records if experts else ():
+        if r.kind == "resnet":
+            share = r.share.scaled(float(rng.uniform(1.0, 1.1)))
+            options.append(
+                OptionRecord(
+                    unit=r.fqn, replacement="cond_conv", params=r.params, latency_s=r.latency_s, share=share,
+                    linear_macs=1100,
+                )
+            )  # fmt: skip
     base = synthetic.profile()
     return base.model_copy(
         update={
@@ -118,6 +128,15 @@ def small_profile(shape: Topology, seed: int) -> Profile:
     )
 
 
+@pytest.fixture(scope="module")
+def faked() -> Profile:
+    """SD1.5 with made-up times, with GRI and experts timed in its shallow pair."""
+    from asdm_prof.profiler import Settings
+    from asdm_prof.profiler import profile as take
+
+    return take("sd15", Settings(backend="fake"))
+
+
 def brute_force(profile: Profile, ratio: float) -> tuple[float, float] | None:
     """(least damage, its greatest saving) over every legal subset of edits, or None where no subset is in budget."""
     found = planner.choices(profile)
@@ -130,9 +149,26 @@ def brute_force(profile: Profile, ratio: float) -> tuple[float, float] | None:
             resolve(profile.topology, [c.edit for c in subset])
         except ValueError:
             continue
-        key = (sum(c.damage for c in subset), -sum(c.saving for c in subset))
+        damage = sum(c.damage for c in subset) - recovered(profile, subset)
+        key = (damage, -sum(c.saving for c in subset))
         best = min(best or key, key)
     return best
+
+
+def recovered(profile: Profile, subset: Sequence[Choice]) -> float:
+    """Half of what each pruned 3×3 kernel weighed (twice its parameters), where a neighbour has it as its expert."""
+    units = {unit.fqn: unit for unit in profile.topology.units if unit.kind == "resnet"}
+    gone = {fqn for c in subset if c.edit.op in ("remove_layer", "remove_unit") for fqn in c.touches}
+    hosts = [c.edit.unit for c in subset if c.edit.op == "replace_unit" and c.edit.with_ == "cond_conv"]
+    total = 0.0
+    for fqn in gone & units.keys():
+        kernel_1, kernel_2 = (units[fqn].channels_in, units[fqn].channels_out), (units[fqn].channels_out,) * 2
+        beside = [units[host] for host in hosts if units[host].block == units[fqn].block]
+        if any((host.channels_in, host.channels_out) == kernel_1 for host in beside):
+            total += 9 * kernel_1[0] * kernel_1[1]
+        if any((host.channels_out,) * 2 == kernel_2 for host in beside):
+            total += 9 * kernel_2[0] * kernel_2[1]
+    return total / profile.whole.params
 
 
 def subsets(found: list[Choice]) -> itertools.chain:
@@ -170,6 +206,35 @@ def test_the_plan_equals_brute_force(down: tuple[int, ...], mid: bool, seed: int
     assert plan.proof is not None
     assert plan.proof.gap == 0
     assert plan.proof.bound == pytest.approx(best[0], abs=1e-9)
+
+
+@settings(max_examples=15, deadline=None)
+@given(down=st.sampled_from([(1,), (2,)]), mid=st.booleans(), seed=st.integers(0, 10**6), ratio=st.floats(0.35, 0.97))
+def test_the_plan_with_experts_equals_brute_force(down: tuple[int, ...], mid: bool, seed: int, ratio: float) -> None:
+    profile = small_profile(small_topology(down, mid), seed, experts=True)
+    profile = profile.model_copy(update={"whole": profile.whole.model_copy(update={"params": 10**6})})
+    best = brute_force(profile, ratio)
+    if best is None:
+        with pytest.raises(planner.Infeasible):
+            planner.make_plan(profile, str(ratio))
+        return
+    plan = planner.make_plan(profile, str(ratio))
+    chosen = [c for c in planner.choices(profile) if c.edit in plan.edits]
+    assert plan.proof is not None
+    assert plan.proof.damage == pytest.approx(best[0], abs=1e-12)
+    assert sum(c.damage for c in chosen) - recovered(profile, chosen) == pytest.approx(best[0], abs=1e-12)
+    assert sum(c.saving for c in chosen) == pytest.approx(-best[1], abs=1e-9)
+
+
+def test_experts_come_only_where_a_layer_of_their_block_went(faked: Profile) -> None:
+    plan = planner.make_plan(faked, "0.7")
+    hosts = [e.unit for e in plan.edits if e.op == "replace_unit" and e.with_ == "cond_conv"]
+    pruned = {e.block for e in plan.edits if e.op == "remove_layer"}
+    pruned |= {e.unit.rsplit(".", 2)[0] for e in plan.edits if e.op == "remove_unit" and "resnets" in e.unit}
+    assert {unit.rsplit(".", 2)[0] for unit in hosts} <= pruned
+    tight = planner.make_plan(faked, "0.5")
+    assert any(e.op == "replace_unit" and e.with_ == "cond_conv" for e in tight.edits), "a tight budget prunes layers"
+    assert planner.price(faked, tight.edits) == tight.predicted
 
 
 def test_a_removed_layer_takes_its_mirror_along() -> None:

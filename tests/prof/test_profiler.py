@@ -51,10 +51,17 @@ def test_a_fake_runtime_takes_a_millisecond_and_its_macs(faked: Profile) -> None
 
 def test_replacements_are_timed_at_the_highest_resolution_only(faked: Profile) -> None:
     shallow = [f"down_blocks.0.attentions.{i}" for i in range(2)] + [f"up_blocks.3.attentions.{i}" for i in range(3)]
-    assert [option.unit for option in faked.options] == shallow
-    for option in faked.options:
+    gri = [option for option in faked.options if option.replacement == "gri_attention"]
+    assert [option.unit for option in gri] == shallow
+    for option in gri:
         assert option.attention_macs < faked.part(option.unit).attention_macs
         assert option.share.median < faked.part(option.unit).share.median
+    experts = [option for option in faked.options if option not in gri]
+    assert [option.unit for option in experts] == [unit.replace("attentions", "resnets") for unit in shallow]
+    for option in experts:
+        assert option.conv_macs == faked.part(option.unit).conv_macs
+        assert 0 < option.linear_macs - faked.part(option.unit).linear_macs < option.conv_macs / 1000
+        assert option.params > faked.part(option.unit).params
 
 
 def test_a_profile_survives_its_file(faked: Profile, tmp_path: Path) -> None:
@@ -146,7 +153,7 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
         lambda _: None,
     )
     assert [id(module) for module in unet.modules()] == modules_before
-    assert set(taken.options_s) == {"gri_attention"}
+    assert set(taken.options_s) == {"gri_attention", "cond_conv"}
 
 
 def test_progress_tells_every_stage(tiny_folder: Path) -> None:
@@ -203,7 +210,7 @@ def test_an_operator_without_a_formula_fails_the_trust_box(faked: Profile) -> No
 
 def test_a_slow_unit_of_few_parameters_leads_the_rank(faked: Profile) -> None:
     leaders = {row.fqn for row in rank(faked)[:5]}
-    assert leaders == {option.unit for option in faked.options}
+    assert leaders == {option.unit for option in faked.options if option.replacement == "gri_attention"}
 
 
 @pytest.mark.parametrize(
