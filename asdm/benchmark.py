@@ -372,7 +372,7 @@ def _student_record(
     counted = _counted(racer, family, settings)
     predicted = racer.plan.predicted if racer.plan else None
     used: dict[str, str | int] = {
-        "backend": "eager", "dtype": settings.dtype, "device": settings.device, "threads": threads,
+        "backend": settings.backend, "dtype": settings.dtype, "device": settings.device, "threads": threads,
         "batch": settings.batch, "size": settings.size or family.size,
     }  # fmt: skip
     return BenchStudent(

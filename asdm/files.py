@@ -24,6 +24,11 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
 
 
+def later(default: Any) -> Any:
+    """A field that older files of the same schema lack: left out at its default, so that their hashes stay."""
+    return Field(default, exclude_if=lambda value: value == default)
+
+
 class Record(Frozen):
     """A JSON file with a versioned schema, such as `asdm.profile/1`."""
 

@@ -292,7 +292,7 @@ def environment(device: str, threads: int) -> dict[str, str]:
         "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "?",
         "cpu_steal": _cpu_steal(),
     }
-    for package in ("torch", "diffusers", "transformers", "asdm"):
+    for package in ("torch", "diffusers", "transformers", "asdm", "onnxruntime", "openvino"):
         try:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from asdm.files import Frozen, Record, first_problem, sha256_of
+from asdm.files import Frozen, Record, first_problem, later, sha256_of
 
 # ---------------------------------------------------------------------------------------------- topology
 
@@ -170,11 +170,6 @@ class MeasuredAt(Frozen):
     size: int
 
 
-def _is_none(value: Any) -> bool:
-    """For fields that older files lack: left out, so that a file's hash stays what it was."""
-    return value is None
-
-
 class PruningPlan(Record):
     """`asdm.plan/1`: edits of one teacher, the budget they were made for, and why they are the best."""
 
@@ -194,9 +189,9 @@ class PruningPlan(Record):
     predicted: Prediction | None = None
     proof: Proof | None = None
     profile_sha256: str | None = None
-    validation_sha256: str | None = Field(None, exclude_if=_is_none)  # where σ was measured instead of assumed
+    validation_sha256: str | None = later(None)  # where σ was measured instead of assumed
 
-    measured_at: MeasuredAt | None = Field(None, exclude_if=_is_none)
+    measured_at: MeasuredAt | None = later(None)
 
     def not_measured_at(self, **used: str | int) -> str | None:
         """One sentence where a plan is used with other settings than it was measured at, naming them; else None."""

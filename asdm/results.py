@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm.files import Frozen, Record
+from asdm.files import Frozen, Record, later
 
 
 class Estimate(Frozen):
@@ -102,7 +102,7 @@ class BuildResult(Record):
     name_map: dict[str, str]  # student's fqn → teacher's fqn
     plain_diffusers: bool
     plan_sha256: str
-    warning: str | None = Field(None, exclude_if=lambda value: value is None)
+    warning: str | None = later(None)
     stage1: str | None = None  # where the grafted blocks' weights come from
     audit: FreezeAudit | None = None
     diff: tuple[DiffRow, ...] = ()
@@ -172,7 +172,7 @@ class BenchStudent(Frozen):
     predicted_high: float | None = None
     image_latency_s: Estimate | None = None
     image_latency_ratio: Estimate | None = None
-    warning: str | None = Field(None, exclude_if=lambda value: value is None)
+    warning: str | None = later(None)
     quality: dict[str, Metric] = Field(default_factory=dict)
 
 

@@ -239,7 +239,7 @@ def compare(
     found = [(profile, str(path)) for profile, path in map(_profile, profiles)]
     plans = [PruningPlan.load(files.find_input(path)) for path in plan or []]
     first = found[0][0]
-    path = target(output, files.run_folder(Path(first.family).name, "compare"), "compare.json")
+    path = target(output, files.run_folder(files.short_name(first.family), "compare"), "compare.json")
     files.check_writable(path, force)
     with _feasible(budget or ""):
         result = transfer.compare(found, plans, budget, this_command("asdm-prof"))
@@ -278,7 +278,7 @@ def validate(
     asked = {
         "backend": backend, "device": device, "dtype": dtype, "threads": threads, "batch": batch, "size": size,
     }  # fmt: skip
-    default = files.run_folder(Path(family).name, backend or "eager", dtype or "fp32")
+    default = files.run_folder(files.short_name(family), backend or "eager", dtype or "fp32")
     path = target(output, default, "validate.json")
     files.check_writable(path, force)
     settings = validation.Settings(plans, seed, weights, time_budget)
@@ -325,7 +325,7 @@ def _profile_of(family: str, path: Path | None, weights: str | None, asked: dict
     settings = Settings(weights=weights, **({"device": models.default_device()} | given))
     with watching("Profiling") as watch:
         made = measure(family, settings, watch, command=this_command("asdm-prof"))
-    saved = made.save(files.run_folder(Path(family).name, made.backend, made.dtype) / "profile.json")
+    saved = made.save(files.run_folder(files.short_name(family), made.backend, made.dtype) / "profile.json")
     terminal.say(f"Wrote {saved}")
     return made
 

@@ -21,7 +21,7 @@ from asdm.results import Estimate
 from asdm_prof.records import PartRecord, Profile
 
 SETTINGS = ("config_sha256", "backend", "dtype", "device", "threads", "batch", "size")
-MACHINE = ("machine", "cpu", "cores", "gpu", "cuda", "torch", "onnxruntime", "openvino")
+MACHINE = ("machine", "cpu", "cores", "gpu", "cuda", "torch")
 METRICS = ("p50", "p95", "share", "macs", "params")
 WHOLE = "whole"
 
@@ -72,13 +72,14 @@ class Difference(Frozen):
 def fingerprint(profile: Profile) -> dict[str, str]:
     """What two profiles must agree in for their times to compare: model, settings, hardware and runtime."""
     settings = {name: str(getattr(profile, name)) for name in SETTINGS}
-    return settings | {name: profile.environment[name] for name in MACHINE if name in profile.environment}
+    facts = (*MACHINE, profile.backend)  # a runtime's own version, where the backend is a package
+    return settings | {name: profile.environment[name] for name in facts if name in profile.environment}
 
 
 def unlike(a: Profile, b: Profile) -> dict[str, tuple[str, str]]:
     """The fields of the fingerprint in which two profiles differ, with both values."""
     ours, theirs = fingerprint(a), fingerprint(b)
-    names = [name for name in (*SETTINGS, *MACHINE) if ours.get(name) != theirs.get(name)]
+    names = [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]
     return {name: (ours.get(name, "none"), theirs.get(name, "none")) for name in names}
 
 

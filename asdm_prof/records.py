@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm.files import Frozen, Record
+from asdm.files import Frozen, Record, later
 from asdm.plan import AnyEdit, MeasuredAt, Prediction, Topology
 from asdm.results import Estimate, HostUse, Latency, Macs
 
@@ -45,12 +45,12 @@ class PartRecord(Macs):
     block: str
     layer: int | None = None
     params: int
-    parameter_bytes: int = 0
+    parameter_bytes: int = later(0)
     peak_memory_bytes: int  # activations alive at the part's worst moment, by the meta count
-    moved_bytes: int = 0  # parameters, and activations in and out, each once
+    moved_bytes: int = later(0)  # parameters, and activations in and out, each once
     latency_s: Latency
     share: Estimate  # of the whole UNet, run by run
-    roofline: Roofline | None = None
+    roofline: Roofline | None = later(None)
 
 
 class OptionRecord(Macs):
@@ -128,12 +128,12 @@ class Profile(Record):
     components: tuple[ComponentRecord, ...] = ()
     steps: int = 30
     guidance_scale: float = 8.0
-    peaks: Peaks | None = None
-    mapped_share: Estimate | None = None  # of the runtime's own node time, what lies in units and glue
-    observed_slowdown: Estimate | None = None  # seconds of the calls that gave the part times / of bare ones
+    peaks: Peaks | None = later(None)
+    mapped_share: Estimate | None = later(None)  # of the runtime's own node time, what lies in units and glue
+    observed_slowdown: Estimate | None = later(None)  # seconds of the calls that gave the part times / of bare ones
     trust: tuple[TrustLine, ...]
-    host: HostUse | None = Field(None, exclude_if=lambda value: value is None)
-    processes: tuple[ProcessRecord, ...] = Field((), exclude_if=lambda value: not value)  # the profile's own first
+    host: HostUse | None = later(None)
+    processes: tuple[ProcessRecord, ...] = later(())  # the profile's own first
     environment: dict[str, str]
 
     def part(self, fqn: str) -> PartRecord:

@@ -17,7 +17,7 @@ from pydantic import Field
 from scipy.stats import t as student_t
 from torch import nn
 
-from asdm import flops, measure, models, seams, students, units
+from asdm import backends, flops, measure, models, students, units
 from asdm.backends import Session
 from asdm.families import Family, load_family
 from asdm.files import Record, sha256_of, utc_now
@@ -146,7 +146,7 @@ def _measure(
     if not drawn:
         return
     clock, wall = measure.clock_for(profile.device), measure.HostClock()
-    backend = seams.load("asdm.backends", profile.backend)
+    backend = backends.load(profile.backend, profile.dtype, profile.device)
     shapes = models.meta_unet(family, profile.dtype)
     _require_memory(family, profile, shapes, backend)
     tell("building the teacher", 0, None)
@@ -180,6 +180,7 @@ def _measure(
             enough=lambda s: _half_width(s) <= settings.target,
             progress=partial(_tell_of, tell, stage, after),
         )
+        del second, student  # before the next one is made: a runtime may hold weights of its own
         measured = paired_ratio(samples["student"], samples["teacher"])
         yield ValidatedPlan(
             predicted_ratio=predicted.ratio,
@@ -208,7 +209,8 @@ def _require_memory(family: Family, profile: Profile, shapes: nn.Module, backend
     if not backend.NEEDS_WEIGHTS:
         return
     counted = flops.count(shapes, (), models.unet_inputs(family, profile.batch, profile.size, "meta", profile.dtype))
-    need = int(1.1 * counted.peak_memory_bytes) + SPARE_MEMORY
+    copies = 2 * backend.WEIGHT_COPIES  # teacher and one student; in torch the student shares the teacher's
+    need = int(1.1 * (counted.peak_memory_bytes + copies * counted.parameter_bytes)) + SPARE_MEMORY
     measure.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}")
 
 

@@ -133,6 +133,14 @@ def test_another_machine_or_runtime_is_unlike(name: str) -> None:
     assert set(compare.unlike(profile, elsewhere(profile, **{name: "another"}))) == {name}
 
 
+def test_only_the_runtime_that_was_used_decides_by_its_version() -> None:
+    profile = elsewhere(synthetic.profile(), onnxruntime="1.0")
+    other = elsewhere(profile, onnxruntime="2.0")
+    assert compare.unlike(profile, other) == {}
+    used = {"backend": "onnxruntime"}
+    assert set(compare.unlike(profile.model_copy(update=used), other.model_copy(update=used))) == {"onnxruntime"}
+
+
 def test_load_and_helpers_do_not_decide() -> None:
     profile = synthetic.profile()
     assert compare.unlike(profile, elsewhere(profile, load_1min="9", diffusers="1.0", python="3.14")) == {}
