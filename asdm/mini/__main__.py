@@ -1,0 +1,38 @@
+"""`python -m asdm.mini STAGE`: train a part of the mini, from its checkpoint where there is one.
+
+python -m asdm.mini vae        # then clip, unet; vgg and judge at any time
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm import seams, terminal
+from asdm.mini.training import train
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+@app.command()
+def main(
+    stage: Annotated[str, typer.Argument(help="vae, clip, unet, vgg or judge.")],
+    folder: Annotated[Path, typer.Option(help="Where checkpoints and logs are kept.")] = Path("mini-training"),
+    steps: Annotated[
+        int | None, typer.Option(help="Steps in all; the learning rate falls over the second half.")
+    ] = None,
+    stop_at: Annotated[int | None, typer.Option(help="Stop after this step, to go on later.")] = None,
+) -> None:
+    """Train one stage of the mini and write what users load of it."""
+    part = seams.load("asdm.mini.stages", stage)
+    prepared = part.stage(steps or part.DEFAULT_STEPS, folder)
+    with terminal.progress("Training") as tell:
+        module = train(prepared, folder / "runs" / stage, tell, stop_at=stop_at)
+    part.ship(module, folder if stage != "clip" else folder / "clip")
+    terminal.say(f"Wrote {folder}")
+
+
+if __name__ == "__main__":
+    terminal.run(app)
