@@ -2,7 +2,8 @@
 
 A student is a folder, a plan or a preset; the latter two are built in memory from the teacher's weights. All
 run in the same backend. The whole image is composed of the measured parts, of which text encoders and VAE decoder run
-in eager PyTorch whatever runs the UNet; or with `run_image` the real pipeline is run from prompt to pixels.
+in eager PyTorch whatever runs the UNet; or with `run_image` the real pipeline is run from prompt to pixels. With
+`quality` teacher and students draw the same captions from the same seeds, and a judge looks at them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from asdm import backends, flops, measure, models, students, units
+from asdm import backends, flops, measure, models, networks, quality, seams, students, units
 from asdm.components import components_of, time_calls
 from asdm.families import Family, load_family
 from asdm.files import utc_now
@@ -30,6 +31,7 @@ from asdm.results import (
     BuildResult,
     Estimate,
     ImageParts,
+    Metric,
     Pipeline,
 )
 
@@ -50,6 +52,11 @@ class Settings(models.Setup):
     target: float = 0.01  # half width of a ratio's 95 % interval
     run_image: bool = False
     image_rounds: int = 1
+    quality: bool = False
+    data: str = "emoji"
+    split: str = "train"
+    pictures: int = 200
+    judge: str | None = None  # a CLIP's folder or hub id; None: the judge that ships, trained on emoji
 
     @property
     def guided(self) -> bool:
@@ -93,6 +100,7 @@ def bench(
     # Everything that can be wrong is found on the meta device, before gigabytes are loaded.
     shapes = models.meta_unet(family, settings.dtype)
     plans = [_plan_of(source, shapes, family) for source in sources]
+    judging = _judging(settings) if settings.quality else None
     _require_memory(shapes, family, sources, settings, backend)
 
     tell("loading", 0, None)
@@ -115,6 +123,7 @@ def bench(
             step = race(batch, settings.guided_rounds, "guided step")
         parts = _components(family, settings, clock, tell) if backend.NEEDS_WEIGHTS else {}
         images = _images(everyone, family, settings, clock, tell) if settings.run_image else None
+        judged = _judged(judging, everyone, family, settings, tell) if judging else [{} for _ in everyone]
         facts = measure.environment(settings.device, threads)
 
     composed = [_compose(step, i, parts, settings) for i in range(len(everyone))] if parts else None
@@ -138,7 +147,7 @@ def bench(
         students=tuple(
             _student_record(
                 racer, i, family, settings, single, step if settings.guided else None, images or composed, threads
-            )
+            ).model_copy(update={"quality": judged[i]})
             for i, racer in enumerate(racers, 1)
         ),
         environment=facts,
@@ -154,6 +163,8 @@ def _check(sources: Sequence[str], settings: Settings) -> None:
         raise ValueError(
             f"whole pipelines run in eager PyTorch; leave --image out with the backend {settings.backend}."
         )
+    if settings.quality and not backends.load(settings.backend, settings.dtype, settings.device).NEEDS_WEIGHTS:
+        raise ValueError(f"the backend {settings.backend} computes nothing; leave --quality out.")
     if settings.guidance_scale < 0:
         raise ValueError(f"guidance scale {settings.guidance_scale} is none; choose 0 or more.")
 
@@ -321,6 +332,43 @@ def _images(
         progress=lambda n, eta: tell("whole image", n, eta),
     )
     return [Image(estimate(samples[i]), paired_ratio(samples[i], samples["0"])) for i in order]
+
+
+# ---------------------------------------------------------------------------------------------- quality
+
+
+def _judging(settings: Settings) -> quality.Judgement:
+    """The judge, and the real pictures and captions that he compares with: some of a split, the same ones each time."""
+    data = seams.load("asdm.datasets", settings.data).open_data(settings.split)
+    if not 2 <= settings.pictures <= len(data):
+        raise ValueError(
+            f"{settings.pictures} pictures cannot be compared: {settings.data} has {len(data)} in its split "
+            f"{settings.split}, and two is the least."
+        )
+    picks = np.random.default_rng(0).permutation(len(data))[: settings.pictures]
+    judge = networks.ClipJudge(settings.judge) if settings.judge else networks.Judge.load()
+    pool = sorted({example.caption for example in data})
+    return quality.Judgement(judge, networks.Vgg.load(), [data[int(i)] for i in picks], pool)
+
+
+def _judged(
+    judging: quality.Judgement, everyone: Sequence[Contestant], family: Family, settings: Settings, tell: Tell
+) -> list[dict[str, Metric]]:
+    """What the judge says of every contestant; the teacher draws twice, since two seeds of his are the noise floor."""
+    made = pipeline(family, everyone[0].unet, settings)
+    captions = [example.caption for example in judging.real]
+
+    def draw(racer: Contestant, seed: int) -> quality.Drawn:
+        made.register_modules(unet=racer.unet)
+        done = partial(tell, f"{racer.name} draws from seed {seed}")
+        return quality.draw(
+            made, captions, seed, settings.steps, settings.guidance_scale, lambda n: done(n, None), size=settings.size
+        )
+
+    teacher, again = draw(everyone[0], settings.seed), draw(everyone[0], settings.seed + len(captions))
+    drawn = [teacher, *(draw(racer, settings.seed) for racer in everyone[1:])]
+    tell("judging", 0, None)
+    return [judging.of(pictures, teacher, again) for pictures in drawn]
 
 
 # ---------------------------------------------------------------------------------------------- records

@@ -93,13 +93,23 @@ def bench(
     size: Size = None,
     steps: Annotated[int, typer.Option(help="Denoising steps of one image.")] = 30,
     guidance_scale: Annotated[
-        float, typer.Option(help="Classifier-free guidance; above 1 the UNet runs at twice the batch.")
-    ] = 8.0,
+        float | None,
+        typer.Option(help="Classifier-free guidance, above 1 at twice the batch; default: what suits the family."),
+    ] = None,
     image: Annotated[
         bool,
         typer.Option("--image", help="Run whole pipelines from prompt to pixels instead of adding up their parts."),
     ] = False,
     image_rounds: Annotated[int, typer.Option(help="Pairs of whole images per two (with --image).")] = 1,
+    quality: Annotated[
+        bool, typer.Option("--quality", help="Draw pictures with teacher and students, and have them judged.")
+    ] = False,
+    data: Annotated[str, typer.Option(help="Data set with the real pictures and captions (with --quality).")] = "emoji",
+    split: Annotated[str, typer.Option(help="Its split: train, held_out or others.")] = "train",
+    pictures: Annotated[int, typer.Option(help="Pictures that each draws (with --quality).")] = 200,
+    judge: Annotated[
+        str | None, typer.Option(help="A CLIP's folder or hub id as the judge; default: the one that ships, for emoji.")
+    ] = None,
     time_budget: Annotated[float, typer.Option(help="Seconds for each of the two comparisons.")] = 240.0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File or folder; default: a folder of its own under reports/.")
@@ -109,6 +119,7 @@ def bench(
 ) -> None:
     """Measure students against their teacher, in pairs: UNet, whole image, MACs, parameters, memory."""
     from asdm import benchmark
+    from asdm.families import load_family
 
     settings = benchmark.Settings(
         weights=weights,
@@ -120,10 +131,15 @@ def bench(
         batch=batch,
         size=size,
         steps=steps,
-        guidance_scale=guidance_scale,
+        guidance_scale=load_family(teacher).guidance_scale if guidance_scale is None else guidance_scale,
         time_budget_s=time_budget,
         run_image=image,
         image_rounds=image_rounds,
+        quality=quality,
+        data=data,
+        split=split,
+        pictures=pictures,
+        judge=judge,
     )
     path = target(output, files.run_folder(files.short_name(teacher), backend, dtype), "bench.json")
     files.check_writable(path, force)
@@ -135,11 +151,52 @@ def bench(
         print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
     else:
         terminal.emit([_bench_row(s) for s in result.students], terminal.Format.table)
+        if quality:
+            terminal.emit([row for s in result.students for row in _quality_rows(s)], terminal.Format.table)
         _say_teacher(result)
     for one in result.students:
         if one.warning:
             terminal.say(f"Warning: {one.warning}")
     terminal.say(f"Wrote {path}")
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
+    family: Annotated[str, typer.Option(help="Family or diffusers folder.")] = "mini",
+    student: Annotated[
+        str | None, typer.Option(help="A student's folder: its UNet draws instead of the family's.")
+    ] = None,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    seed: Seed = 0,
+    size: Size = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="Classifier-free guidance; default: what suits the family.")
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Draw one picture from a prompt, with a family's UNet or a student's."""
+    import io
+
+    if output.suffix != ".png":
+        raise ValueError(f"{output} is no PNG file; name one that ends in .png.")
+    files.check_writable(output, force)
+    from asdm import models, pipelines
+    from asdm.families import load_family
+
+    chosen = load_family(family)
+    setup = models.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
+    with terminal.progress("Generating") as tell:
+        picture = pipelines.generate(chosen, prompt, setup, student, steps, guidance, tell)
+    stream = io.BytesIO()
+    picture.save(stream, format="PNG")
+    files.write_whole(output, stream.getvalue(), force)
+    terminal.say(f"Wrote {output}")
 
 
 def _bench_row(student: Any) -> dict[str, Any]:
@@ -154,6 +211,20 @@ def _bench_row(student: Any) -> dict[str, Any]:
         "predicted ×": "" if student.predicted_ratio is None else f"{student.predicted_ratio:.3f}",
         "image ×": ratio(student.image_latency_ratio),
     }
+
+
+def _quality_rows(student: Any) -> list[dict[str, Any]]:
+    """One line a metric; the noise floor is the teacher against itself with other seeds."""
+    return [
+        {
+            "student": student.name,
+            "quality": name,
+            "value": f"{m.value:.4g} [{m.low:.4g}, {m.high:.4g}]",
+            "teacher": f"{m.teacher:.4g}",
+            "noise floor": f"{m.noise_floor:.4g}",
+        }
+        for name, m in student.quality.items()
+    ]
 
 
 def _say_teacher(result: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import nn
 
 from asdm.components import components_of
-from asdm.families import Family
-from asdm.models import RANDOM, Setup, default_weights, dtype_of, materialise
+from asdm.families import Family, load_family
+from asdm.models import RANDOM, Setup, check_setup, default_weights, dtype_of, latent_size, load_unet, materialise
+
+Tell = Callable[[str, int, float | None], None]
 
 
 def pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
@@ -31,6 +34,49 @@ def pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
         made = _random_pipeline(family, unet, setup)
     made.set_progress_bar_config(disable=True)
     return made.to(setup.device)
+
+
+def generate(
+    family: Family,
+    prompt: str,
+    setup: Setup,
+    student: str | None = None,
+    steps: int = 30,
+    guidance_scale: float = 8.0,
+    tell: Tell = lambda *_: None,
+) -> Any:
+    """One picture (PIL) of a prompt; with `student`, a folder, its UNet draws instead of the family's.
+
+    The noise depends on the seed alone. Raises ValueError for settings that cannot be, or another family's student.
+    """
+    check_setup(setup)
+    if steps < 1:
+        raise ValueError(f"steps {steps} is none; choose 1 or more.")
+    side = latent_size(family, setup.size) * family.vae_factor
+    tell("loading", 0, None)
+    painter = load_family(student) if student else family
+    for key in ("in_channels", "cross_attention_dim"):
+        if painter.unet.get(key) != family.unet.get(key):
+            raise ValueError(
+                f"{student} is no student of {family.name}: its {key} is {painter.unet.get(key)}, "
+                f"and not {family.unet.get(key)}; name its own --family."
+            )
+    weights = student or setup.weights or default_weights(family)
+    made = pipeline(family, load_unet(painter, weights, setup.device, setup.dtype, setup.seed), setup)
+
+    def after_step(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+        tell("drawing", step + 1, None)
+        return values
+
+    return made(
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        height=side,
+        width=side,
+        generator=torch.Generator().manual_seed(setup.seed),
+        callback_on_step_end=after_step,
+    ).images[0]
 
 
 def _random_pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:

@@ -129,8 +129,8 @@ def test_there_is_no_circle():
 def test_siblings_of_a_seam_do_not_know_the_commands():
     """A file of a seam folder may be loaded by itself: it imports neither a command line nor another seam's files."""
     seams = [f"{package}.{folder.name}" for package in FLOORS for folder in (ROOT / package).iterdir()
-             if (folder / "__init__.py").exists()]  # fmt: skip
-    assert set(seams) >= {"asdm.families", "asdm.replacements", "asdm.backends", "asdm_prof.renderers"}
+             if (folder / "__init__.py").exists() and folder.name != "mini"]  # fmt: skip
+    assert set(seams) >= {"asdm.families", "asdm.replacements", "asdm.backends", "asdm.datasets", "asdm_prof.renderers"}
     for module, targets in imports().items():
         home = next((seam for seam in seams if module.startswith(f"{seam}.")), None)
         for target in targets if home else ():

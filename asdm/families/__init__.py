@@ -26,6 +26,7 @@ class Family:
     vae: dict[str, Any] | None = None
     tokens: int = 77
     prediction_type: str = "epsilon"
+    guidance_scale: float = 8.0  # what pictures are drawn with where nobody says otherwise
     folder: Path | None = field(default=None)  # where real weights are, for a family that is a folder
 
     @property
@@ -46,7 +47,7 @@ class Family:
 def load_family(name: str) -> Family:
     """A family by name, by folder or by config file; raises ValueError that lists the choices."""
     if Path(name).is_dir():
-        return _from_folder(Path(name))
+        return from_folder(Path(name))
     if Path(name).is_file():
         return _of_configs(Path(name), title=_config_title(Path(name)))
     if "/" in name or name.startswith("."):
@@ -62,7 +63,8 @@ def load_family(name: str) -> Family:
         ) from None
 
 
-def _from_folder(folder: Path) -> Family:
+def from_folder(folder: Path) -> Family:
+    """The family of a diffusers folder, of a pipeline or of a UNet alone; raises ValueError where it is none."""
     unet_file = next((f for f in (folder / "unet" / "config.json", folder / "config.json") if f.exists()), None)
     if unet_file is None:
         raise ValueError(f"{folder} is no diffusers folder: neither unet/config.json nor config.json is in it.")

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TextIO
 
 import torch
 from safetensors.torch import load_file, save
@@ -153,7 +154,7 @@ def train(stage: Stage, folder: Path, tell: Tell, checkpoint_s: float = 60.0, st
     return run.use_average()
 
 
-def _log_until(path: Path, step: int):  # type: ignore[no-untyped-def]
+def _log_until(path: Path, step: int) -> TextIO:
     """The log, open to go on after `step`: lines of steps that will be taken again are dropped."""
     lines = path.read_text().splitlines() if path.exists() else []
     kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]

@@ -146,7 +146,7 @@ def test_a_folder_that_is_no_family_says_why(tmp_path, content, words):
 @pytest.mark.parametrize("name", ["sd16", "SD15", "_parts"])
 def test_an_unknown_family_is_told_the_choices(name):
     with pytest.raises(
-        ValueError, match=r"^unknown family .*; choose from sd15, sd21, .*or name a diffusers folder"
+        ValueError, match=r"^unknown family .*; choose from .*sd15, sd21, .*or name a diffusers folder"
     ) as caught:
         load_family(name)
     assert repr(name) in str(caught.value)

@@ -10,6 +10,7 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +41,7 @@ def shaken(images: torch.Tensor, generator: torch.Generator, pixels: int = 3) ->
     return padded.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def half(module: nn.Module) -> nn.Module:
+def half(module: nn.Module) -> Any:
     """A copy in fp16, as it ships."""
     return nn.Module.half(copy.deepcopy(module))
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from asdm.mini.stages import seen, shaken, ship_network
 from asdm.mini.training import Stage, Terms
 from asdm.networks import Vgg
 
-DEFAULT_STEPS = 1500
+DEFAULT_STEPS = 600
 
 
 def stage(steps: int, folder: Path) -> Stage:
@@ -22,6 +23,9 @@ def stage(steps: int, folder: Path) -> Stage:
     labels = torch.tensor([classes.index(kind) for kind in data.subcategories])
     torch.manual_seed(0)
     vgg = Vgg(classes)
+    for layer in vgg.trunk:
+        if isinstance(layer, nn.Conv2d):  # ten layers without norms do not learn from torch's default scale
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def loss(indices: torch.Tensor, generator: torch.Generator) -> Terms:
         scores = vgg(shaken(images[indices], generator))

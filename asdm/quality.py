@@ -1,0 +1,237 @@
+"""How good a UNet's pictures are, judged by a network that has trained none (Fréchet, kernel, CLIP score, R@1).
+
+A `Judge` sees pictures and captions; it is handed in, so that nobody is judged by the network that taught him.
+Every figure has its 95 % interval, and stands beside a noise floor: the teacher against itself with other seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+
+from asdm.datasets import Example
+from asdm.measure import estimate
+from asdm.results import Metric
+
+CANDIDATES = 200  # captions among which a picture's own must be found
+DRAWS = 200
+Tell = Callable[[str, int, float | None], None]
+
+
+class Judge(Protocol):
+    """Pictures (n, 3, h, w) in [-1, 1] and captions, as vectors of length 1; `features` for distances of sets."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor: ...
+    def image_embedding(self, images: torch.Tensor) -> torch.Tensor: ...
+    def text_embedding(self, captions: Sequence[str]) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a judge makes of some pictures."""
+
+    features: torch.Tensor  # (n, d)
+    vectors: torch.Tensor  # (n, e)
+
+    @classmethod
+    @torch.inference_mode()
+    def by(cls, judge: Judge, images: torch.Tensor, batch: int = 64) -> Seen:
+        parts = images.split(batch)
+        return cls(
+            torch.cat([judge.features(part).float().cpu() for part in parts]),
+            torch.cat([judge.image_embedding(part).float().cpu() for part in parts]),
+        )
+
+
+# ---------------------------------------------------------------------------------------------- sets of pictures
+
+
+def frechet_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
+    """Fréchet distance of two sets of features (n, d)."""
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_AsIs(real.shape[1]))
+    metric.update(real, real=True)
+    metric.update(drawn, real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(drawn: torch.Tensor, real: torch.Tensor) -> float:
+    """Unbiased squared MMD of two equally large sets of features (n, d) under KID's cubic kernel."""
+    from torchmetrics.image.kid import poly_mmd
+
+    return float(poly_mmd(real.double(), drawn.double()))
+
+
+class _AsIs(nn.Module):
+    """torchmetrics wants a network that makes features; these are features already."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return features
+
+
+def of_sets(distance: Callable[[torch.Tensor, torch.Tensor], float], drawn: torch.Tensor, real: torch.Tensor) -> Metric:
+    """A distance of two sets, pair by pair of one caption, and its 95 % interval from random halves.
+
+    Halves without replacement, since a picture that a bootstrap draws twice is a twin that no model made. A half's
+    variance about the halves' mean is the whole's own.
+    """
+    generator = torch.Generator().manual_seed(0)
+    halves = [torch.randperm(len(real), generator=generator)[: len(real) // 2] for _ in range(DRAWS)]
+    found = np.array([distance(drawn[half], real[half]) for half in halves])
+    low, high = np.quantile(found - found.mean(), [0.025, 0.975])
+    value = distance(drawn, real)
+    return Metric(value=value, low=value + float(low), high=value + float(high))
+
+
+# ---------------------------------------------------------------------------------------------- picture by picture
+
+
+def clip_scores(vectors: torch.Tensor, own: torch.Tensor) -> np.ndarray:
+    """100 · cosine (n,) of pictures (n, e) and their captions (n, e), none below 0."""
+    return (100 * (vectors * own).sum(1)).clamp(min=0).numpy()
+
+
+def recalled(judge: Judge, vectors: torch.Tensor, captions: Sequence[str], pool: Sequence[str]) -> np.ndarray:
+    """1 for every picture whose own caption is the nearest among 200 from `pool`, else 0 (n,).
+
+    Raises ValueError where the pool has too few captions.
+    """
+    others = sorted(set(pool))
+    if len(others) < CANDIDATES:
+        raise ValueError(f"R@1 needs {CANDIDATES} captions to choose from, and there are {len(others)}.")
+    texts = dict(zip(others, judge.text_embedding(others).float().cpu(), strict=True))
+    rng, found = np.random.default_rng(0), []
+    for vector, caption in zip(vectors, captions, strict=True):
+        wrong = [other for other in rng.permutation(others) if other != caption][: CANDIDATES - 1]
+        own = float(judge.text_embedding([caption]).float().cpu()[0] @ vector)
+        found.append(float(own > max(float(texts[other] @ vector) for other in wrong)))
+    return np.array(found)
+
+
+def perceptual_distances(vgg: Any, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
+    """LPIPS-like distance (n,) of two series of pictures: unit-length VGG features, squared difference."""
+    names = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
+    total = torch.zeros(len(a))
+    for ours, theirs in zip(vgg.features(a, names), vgg.features(b, names), strict=True):
+        apart = nn.functional.normalize(ours, dim=1) - nn.functional.normalize(theirs, dim=1)
+        total += apart.square().sum(1).mean((1, 2)).cpu()
+    return total.numpy()
+
+
+def mean(values: np.ndarray) -> Metric:
+    """Mean of one value a picture, with its 95 % bootstrap interval."""
+    found = estimate(values.tolist(), np.mean)
+    return Metric(value=found.median, low=found.low, high=found.high)
+
+
+# ---------------------------------------------------------------------------------------------- drawing
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures (n, 3, h, w) in [-1, 1] with the latents (n, 4, h', w') that they were decoded from."""
+
+    images: torch.Tensor
+    latents: torch.Tensor
+
+
+@torch.inference_mode()
+def draw(
+    pipeline: Any,
+    captions: Sequence[str],
+    first_seed: int,
+    steps: int,
+    guidance_scale: float,
+    tell: Callable[[int], None] = lambda _: None,
+    batch: int = 16,
+    size: int | None = None,
+) -> Drawn:
+    """One picture a caption; the i-th has seed `first_seed` + i, whoever draws it and in whatever batch."""
+    images, latents = [], []
+    for start in range(0, len(captions), batch):
+        part = list(captions[start : start + batch])
+        seeds = [torch.Generator().manual_seed(first_seed + start + i) for i in range(len(part))]
+        found = pipeline(
+            part,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            generator=seeds,
+            output_type="latent",
+            height=size,
+            width=size,
+        ).images
+        latents.append(found.float().cpu())
+        images.append(decoded(pipeline.vae, found).cpu())
+        tell(start + len(part))
+    return Drawn(torch.cat(images), torch.cat(latents))
+
+
+def decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents as pictures in [-1, 1]."""
+    return vae.decode(latents / vae.config.scaling_factor).sample.float().clamp(-1, 1)
+
+
+# ---------------------------------------------------------------------------------------------- judgement
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """Judges one UNet's pictures beside its teacher's and beside real ones."""
+
+    judge: Judge
+    vgg: Any
+    real: Sequence[Example]
+    pool: Sequence[str]  # captions among which a picture's own is looked for; with fewer than 200 there is no R@1
+
+    def of(self, drawn: Drawn, teacher: Drawn, teacher_again: Drawn) -> dict[str, Metric]:
+        """Every metric of `drawn`; `teacher` has the same seeds, `teacher_again` others."""
+        ours, theirs, again = (self.alone(pictures) for pictures in (drawn, teacher, teacher_again))
+        found = {
+            name: metric.model_copy(
+                update={"teacher": theirs[name].value, "noise_floor": abs(theirs[name].value - again[name].value)}
+            )
+            for name, metric in ours.items()
+        }
+        for name, metric, floor in self._agreement(drawn, teacher, teacher_again):
+            found[name] = metric.model_copy(update={"teacher": 0.0, "noise_floor": floor.value})
+        return found
+
+    def alone(self, drawn: Drawn) -> dict[str, Metric]:
+        """Distances to the real pictures, and whether a picture shows its caption."""
+        captions = [example.caption for example in self.real]
+        seen = Seen.by(self.judge, drawn.images)
+        real = Seen.by(self.judge, torch.stack([example.image for example in self.real]))
+        own = self.judge.text_embedding(captions).float().cpu()
+        found = {
+            "frechet_distance": of_sets(frechet_distance, seen.features, real.features),
+            "kernel_distance": of_sets(kernel_distance, seen.features, real.features),
+            "clip_score": mean(clip_scores(seen.vectors, own)),
+        }
+        if len(set(self.pool)) >= CANDIDATES:
+            found["recall_at_1"] = mean(recalled(self.judge, seen.vectors, captions, self.pool))
+        return found
+
+    @torch.inference_mode()
+    def _agreement(self, drawn: Drawn, teacher: Drawn, again: Drawn) -> list[tuple[str, Metric, Metric]]:
+        """Distance to the teacher's picture of the same seed; the floor is two seeds of the teacher."""
+
+        def perceptual(other: Drawn) -> Metric:
+            return mean(perceptual_distances(self.vgg, other.images, teacher.images))
+
+        def latent_mse(other: Drawn) -> Metric:
+            return mean((other.latents - teacher.latents).square().mean((1, 2, 3)).numpy())
+
+        return [
+            ("perceptual_to_teacher", perceptual(drawn), perceptual(again)),
+            ("latent_mse_to_teacher", latent_mse(drawn), latent_mse(again)),
+        ]
