@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -27,10 +28,19 @@ def ship(folder: Path, to: Path = HERE) -> int:
     for part in found:
         with whole_folder(to / part, force=True) as temporary:
             shutil.copytree(folder / part, temporary, dirs_exist_ok=True)
+            for config in temporary.rglob("config.json"):
+                _forget_origin(config)
     for log in sorted(folder.glob("runs/*/log.jsonl")):
         (to / "logs").mkdir(exist_ok=True)
         shutil.copyfile(log, to / "logs" / f"{log.parent.name}.jsonl")
     return size
+
+
+def _forget_origin(config: Path) -> None:
+    """diffusers notes the folder that a model was loaded from, which is nobody else's business."""
+    values = json.loads(config.read_text())
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def main(

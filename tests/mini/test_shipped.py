@@ -105,6 +105,11 @@ def test_training_logs_ship_with_every_stage():
         assert lines[-1]["loss"] < lines[0]["loss"]
 
 
+def test_no_config_tells_where_it_was_made():
+    for file in HERE.rglob("*.json"):
+        assert "_name_or_path" not in json.loads(file.read_text()), file
+
+
 def test_too_many_weights_do_not_ship(tmp_path: Path):
     (tmp_path / "from" / "vgg").mkdir(parents=True)
     (tmp_path / "from" / "vgg" / "model.safetensors").write_bytes(b"0" * (LIMIT_BYTES + 1))
