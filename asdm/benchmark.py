@@ -361,9 +361,7 @@ def _judged(
     def draw(racer: Contestant, seed: int) -> quality.Drawn:
         made.register_modules(unet=racer.unet)
         done = partial(tell, f"{racer.name} draws from seed {seed}")
-        return quality.draw(
-            made, captions, seed, settings.steps, settings.guidance_scale, lambda n: done(n, None), size=settings.size
-        )
+        return quality.draw(made, captions, seed, settings.steps, settings.guidance_scale, done, size=settings.size)
 
     teacher, again = draw(everyone[0], settings.seed), draw(everyone[0], settings.seed + len(captions))
     drawn = [teacher, *(draw(racer, settings.seed) for racer in everyone[1:])]

@@ -109,12 +109,12 @@ def recalled(judge: Judge, vectors: torch.Tensor, captions: Sequence[str], pool:
     others = sorted(set(pool))
     if len(others) < CANDIDATES:
         raise ValueError(f"R@1 needs {CANDIDATES} captions to choose from, and there are {len(others)}.")
-    texts = dict(zip(others, judge.text_embedding(others).float().cpu(), strict=True))
+    everything = sorted({*others, *captions})
+    texts = dict(zip(everything, judge.text_embedding(everything).float().cpu(), strict=True))
     rng, found = np.random.default_rng(0), []
     for vector, caption in zip(vectors, captions, strict=True):
         wrong = [other for other in rng.permutation(others) if other != caption][: CANDIDATES - 1]
-        own = float(judge.text_embedding([caption]).float().cpu()[0] @ vector)
-        found.append(float(own > max(float(texts[other] @ vector) for other in wrong)))
+        found.append(float(texts[caption] @ vector > max(texts[other] @ vector for other in wrong)))
     return np.array(found)
 
 
@@ -152,7 +152,7 @@ def draw(
     first_seed: int,
     steps: int,
     guidance_scale: float,
-    tell: Callable[[int], None] = lambda _: None,
+    tell: Callable[[int, float | None], None] = lambda *_: None,
     batch: int = 16,
     size: int | None = None,
 ) -> Drawn:
@@ -172,7 +172,7 @@ def draw(
         ).images
         latents.append(found.float().cpu())
         images.append(decoded(pipeline.vae, found).cpu())
-        tell(start + len(part))
+        tell(start + len(part), None)
     return Drawn(torch.cat(images), torch.cat(latents))
 
 

@@ -79,7 +79,7 @@ def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: quality.T
             rows.append(Row(name=name, split=split, pictures=len(real), metrics=judging.alone(drawn)))
         for scale in guidance:
             done = partial(tell, f"{split}, guidance {scale:g}")
-            drawn = quality.draw(made, captions, seed, STEPS, scale, lambda n, done=done: done(n, None), batch=32)  # type: ignore[misc]
+            drawn = quality.draw(made, captions, seed, STEPS, scale, done, batch=32)
             metrics = judging.alone(drawn)
             rows.append(Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=metrics))
     return MiniQuality(created_utc=utc_now(), steps=STEPS, seed=seed, psnr_db=psnr, rows=tuple(rows))
