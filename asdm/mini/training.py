@@ -42,6 +42,7 @@ class Stage:
     weight_decay: float = 0.01
     warm_up: int = 100
     ema_decay: float = 0.997
+    muon: bool = False  # matrices and kernels by Muon at the same rate, all else by AdamW
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -63,32 +64,51 @@ def seeded(seed: int, number: int, stream: int = 0) -> torch.Generator:
 
 
 class Run:
-    """A stage under way: its weights, their running average, and AdamW's moments."""
+    """A stage under way: its weights, their running average, and the optimizers' moments."""
 
     def __init__(self, stage: Stage, folder: Path) -> None:
         self.stage, self.folder, self.step = stage, folder, 0
         self.names = [name for name, p in stage.module.named_parameters() if p.requires_grad]
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         self.ema = [p.detach().clone() for p in self.parameters]
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, stage.learning_rate, stage.betas, weight_decay=stage.weight_decay, foreach=True
-        )
+        self.matrices = {i: _as_matrix(p) for i, p in enumerate(self.parameters) if stage.muon and _is_matrix(p)}
+        self.optimizers = self._optimizers()
         if (folder / CHECKPOINT).exists():
             self._resume()
+
+    def _optimizers(self) -> list[torch.optim.Optimizer]:
+        stage, rest = self.stage, [p for i, p in enumerate(self.parameters) if i not in self.matrices]
+        made: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(rest, stage.learning_rate, stage.betas, weight_decay=stage.weight_decay, foreach=True)
+        ]
+        if self.matrices:
+            made.append(
+                torch.optim.Muon(
+                    list(self.matrices.values()),
+                    stage.learning_rate,
+                    weight_decay=stage.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+        return made
 
     def advance(self) -> dict[str, float]:
         """One step; returns the loss terms. Raises ValueError where the loss is no number."""
         stage, step = self.stage, self.step
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = stage.rate(step)
         terms = stage.loss(stage.batch_of(step), seeded(stage.seed, step))
         values = {name: float(term.detach()) for name, term in terms.items()}
         if values["loss"] != values["loss"]:
             raise ValueError(f"the loss of {stage.name} is not a number at step {step}; {self.folder} keeps the last.")
-        self.optimizer.zero_grad(set_to_none=True)
+        stage.module.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
+        for i, matrix in self.matrices.items():
+            gradient = self.parameters[i].grad
+            matrix.grad = None if gradient is None else gradient.reshape(matrix.shape)
+        for optimizer in self.optimizers:
+            optimizer.step()
         decay = min(stage.ema_decay, (1 + step) / (10 + step))  # a young average forgets its random beginning
         with torch.no_grad():
             torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
@@ -98,26 +118,31 @@ class Run:
     def save(self) -> None:
         """Write the checkpoint, whole or not at all."""
         tensors = {"step": torch.tensor(self.step), "steps": torch.tensor(self.stage.steps)}
-        for name, parameter, ema in zip(self.names, self.parameters, self.ema, strict=True):
-            moments = self.optimizer.state[parameter]
+        for i, (name, parameter, ema) in enumerate(zip(self.names, self.parameters, self.ema, strict=True)):
             tensors[f"weight/{name}"] = parameter.detach().contiguous()
             tensors[f"ema/{name}"] = ema
-            tensors[f"mean/{name}"] = moments["exp_avg"].contiguous()
-            tensors[f"square/{name}"] = moments["exp_avg_sq"].contiguous()
+            for what, tensor in self._moments(i).items():
+                tensors[f"{what}/{name}"] = tensor.contiguous()
         write_whole(self.folder / CHECKPOINT, save(tensors), force=True)
+
+    def _moments(self, i: int) -> dict[str, torch.Tensor]:
+        """What the optimizer of parameter i remembers of it."""
+        if i in self.matrices:
+            return self.optimizers[1].state[self.matrices[i]]
+        return self.optimizers[0].state[self.parameters[i]]
 
     def _resume(self) -> None:
         stored = load_file(self.folder / CHECKPOINT)
         self.step = int(stored["step"])
         with torch.no_grad():
-            for name, parameter, ema in zip(self.names, self.parameters, self.ema, strict=True):
+            for i, (name, parameter, ema) in enumerate(zip(self.names, self.parameters, self.ema, strict=True)):
                 parameter.copy_(stored[f"weight/{name}"])
                 ema.copy_(stored[f"ema/{name}"])
-                self.optimizer.state[parameter] = {
-                    "step": torch.tensor(float(self.step)),
-                    "exp_avg": stored[f"mean/{name}"].clone(memory_format=torch.preserve_format),
-                    "exp_avg_sq": stored[f"square/{name}"].clone(memory_format=torch.preserve_format),
-                }
+                suffix, moments = f"/{name}", self._moments(i)
+                for key in stored:
+                    what = key.removesuffix(suffix)
+                    if key.endswith(suffix) and what not in ("weight", "ema") and "/" not in what:
+                        moments[what] = stored[key].clone(memory_format=torch.preserve_format)
 
     def use_average(self) -> nn.Module:
         """The module with the running average for its weights."""
@@ -125,6 +150,16 @@ class Run:
             for parameter, ema in zip(self.parameters, self.ema, strict=True):
                 parameter.copy_(ema)
         return self.stage.module.eval()
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    """Kernels and projections; not biases, norms, nor tables of few columns."""
+    return parameter.dim() > 1 and min(parameter.shape[0], parameter[0].numel()) > 4
+
+
+def _as_matrix(parameter: nn.Parameter) -> nn.Parameter:
+    """(rows, all else), in the parameter's own memory."""
+    return nn.Parameter(parameter.detach().view(len(parameter), -1))
 
 
 def train(stage: Stage, folder: Path, tell: Tell, checkpoint_s: float = 60.0, stop_at: int | None = None) -> nn.Module:

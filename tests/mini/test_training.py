@@ -10,17 +10,17 @@ import torch
 from torch import nn
 
 from asdm.mini.stages import shaken
-from asdm.mini.training import CHECKPOINT, LOG, Stage, train
+from asdm.mini.training import CHECKPOINT, LOG, Run, Stage, train
 
 
 def say_nothing(*_) -> None:
     pass
 
 
-def a_stage(steps: int = 24, break_at: int | None = None) -> Stage:
+def a_stage(steps: int = 24, break_at: int | None = None, muon: bool = False) -> Stage:
     """A small network that learns a line from noisy points; `break_at` makes its loss no number."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.0), nn.Linear(8, 1))
+    net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
     points = torch.randn(50, 3, generator=torch.Generator().manual_seed(1))
     taken = 0
 
@@ -31,17 +31,18 @@ def a_stage(steps: int = 24, break_at: int | None = None) -> Stage:
         error = (net(points[indices])[:, 0] - points[indices].sum(1) - noise).square().mean()
         return {"loss": error * float("nan") if taken == break_at else error, "error": error}
 
-    return Stage("line", net, len(points), loss, steps, batch=16, learning_rate=1e-2, warm_up=5)
+    return Stage("line", net, len(points), loss, steps, batch=16, learning_rate=1e-2, warm_up=5, muon=muon)
 
 
 def bits(module: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
 
-def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path):
-    whole = bits(train(a_stage(), tmp_path / "whole", say_nothing))
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path, muon: bool):
+    whole = bits(train(a_stage(muon=muon), tmp_path / "whole", say_nothing))
     for stop_at in (5, 17, None):
-        last = train(a_stage(), tmp_path / "parts", say_nothing, stop_at=stop_at)
+        last = train(a_stage(muon=muon), tmp_path / "parts", say_nothing, stop_at=stop_at)
     assert all(torch.equal(a, b) for a, b in zip(whole, bits(last), strict=True))
     logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
     terms = [[{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in log] for log in logs]
@@ -71,8 +72,19 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
-def test_the_loss_falls(tmp_path: Path):
-    train(a_stage(steps=200), tmp_path, say_nothing)
+def test_muon_takes_kernels_and_projections_and_adamw_the_rest(tmp_path: Path):
+    run = Run(a_stage(muon=True), tmp_path)
+    assert [run.names[i] for i in run.matrices] == ["2.weight"]
+    before = run.parameters[2].detach().clone()
+    run.advance()
+    assert not torch.equal(before, run.parameters[2])  # it moves in the memory of the network
+    assert set(run._moments(2)) == {"momentum_buffer"}
+    assert set(run._moments(0)) == {"step", "exp_avg", "exp_avg_sq"}
+
+
+@pytest.mark.parametrize("muon", [False, True])
+def test_the_loss_falls(tmp_path: Path, muon: bool):
+    train(a_stage(steps=200, muon=muon), tmp_path, say_nothing)
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] / 5
 
