@@ -366,7 +366,7 @@ def _judged(
     teacher, again = draw(everyone[0], settings.seed), draw(everyone[0], settings.seed + len(captions))
     drawn = [teacher, *(draw(racer, settings.seed) for racer in everyone[1:])]
     tell("judging", 0, None)
-    return [judging.of(pictures, teacher, again) for pictures in drawn]
+    return judging.of(drawn, again)
 
 
 # ---------------------------------------------------------------------------------------------- records
