@@ -1,15 +1,16 @@
 """Teacher against students, interleaved in one process: latency ratios with intervals, MACs, memory (DESIGN §5).
 
-A student is a folder, a plan or a preset; the latter two are built in memory from the teacher's weights. All
-run in the same backend. The whole image is composed of the measured parts, of which text encoders and VAE decoder run
-in eager PyTorch whatever runs the UNet; or with `run_image` the real pipeline is run from prompt to pixels. With
-`quality` teacher and students draw the same captions from the same seeds, and a judge looks at them.
+A student is a folder, a plan or a preset; the latter two are built in memory from the teacher's weights, grafted
+blocks from those of the stage-1 student that the plan names. All run in the same backend. The whole image is composed
+of the measured parts, of which text encoders and VAE decoder run in eager PyTorch whatever runs the UNet; or with
+`run_image` the real pipeline is run from prompt to pixels. With `quality` teacher and students draw the same captions
+from the same seeds, and a judge looks at them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from asdm import backends, flops, measure, models, networks, quality, seams, students, units
+from asdm import backends, flops, measure, models, networks, quality, seams, students, surgery, units
 from asdm.components import components_of, time_calls
 from asdm.families import Family, load_family
 from asdm.files import utc_now
 from asdm.measure import Clock, estimate, latency, paired_ratio
 from asdm.pipelines import pipeline
-from asdm.plan import PruningPlan
+from asdm.plan import GraftBlock, PruningPlan
 from asdm.results import (
     BenchResult,
     BenchStudent,
@@ -78,6 +79,10 @@ class Contestant:
     removed: tuple[str, ...] = ()
     replaced: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def is_folder(self) -> bool:
+        return Path(self.source).is_dir()
+
 
 def bench(
     teacher: str,
@@ -99,19 +104,16 @@ def bench(
 
     # Everything that can be wrong is found on the meta device, before gigabytes are loaded.
     shapes = models.meta_unet(family, settings.dtype)
-    plans = [_plan_of(source, shapes, family) for source in sources]
+    drafts = [_draft(source, shapes, family, settings) for source in sources]
     judging = _judging(settings) if settings.quality else None
-    _require_memory(shapes, family, sources, settings, backend)
+    _require_memory(shapes, family, drafts, settings, backend)
 
     tell("loading", 0, None)
-    unet = shapes
+    unet, racers = shapes, drafts
     if backend.NEEDS_WEIGHTS:
         unet = models.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
+        racers = [replace(draft, unet=_with_weights(draft, unet, settings)) for draft in drafts]
     first = Contestant(family.name, weights, shapes, unet)
-    racers = [
-        _from_folder(source, plan, settings, backend) if Path(source).is_dir() else _from_plan(source, plan, first)
-        for source, plan in zip(sources, plans, strict=True)
-    ]
     everyone = [first, *racers]
 
     with measure.quiet_torch(settings.threads) as threads:
@@ -173,49 +175,65 @@ def _check(sources: Sequence[str], settings: Settings) -> None:
 
 
 def _require_memory(
-    shapes: nn.Module, family: Family, sources: Sequence[str], settings: Settings, backend: Any
+    shapes: nn.Module, family: Family, drafts: Sequence[Contestant], settings: Settings, backend: Any
 ) -> None:
-    """Teacher, one activation peak at the guided batch, the students that come from disk, and what sessions copy."""
+    """Teacher, one activation peak at the guided batch, what comes from disk beside it, and what sessions copy."""
     if not backend.NEEDS_WEIGHTS:
         return
     batch = settings.batch * (2 if settings.guided else 1)
     inputs = models.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
     counted = flops.count(shapes, (), inputs)
-    from_disk = sum(Path(source).is_dir() for source in sources)
-    copies = from_disk + backend.WEIGHT_COPIES * (1 + len(sources))
+    from_disk = sum(draft.is_folder or bool(draft.plan and students.stage1_of(draft.plan)) for draft in drafts)
+    copies = from_disk + backend.WEIGHT_COPIES * (1 + len(drafts))
     need = int(1.1 * (counted.peak_memory_bytes + copies * counted.parameter_bytes)) + SPARE_MEMORY
     measure.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}")
 
 
-def _plan_of(source: str, shapes: nn.Module, family: Family) -> PruningPlan | None:
-    """The plan behind a student, checked against the teacher; a folder of somebody else's has none."""
-    if not Path(source).is_dir():
-        return students.read_plan(source, shapes, family.name)
-    path = Path(source) / "plan.json"
-    load_family(source)
-    return students.read_plan(str(path), shapes, family.name) if path.exists() else None
+def _draft(source: str, teacher: nn.Module, family: Family, settings: Settings) -> Contestant:
+    """A student as shapes alone: what can be wrong with it is found here."""
+    if Path(source).is_dir():
+        return _draft_of_folder(Path(source), source, teacher, family, settings)
+    plan = students.read_plan(source, teacher, family.name)
+    shapes, applied = _made(plan, teacher, lambda stage1: models.meta_unet(stage1, settings.dtype))
+    return Contestant(plan.name, source, shapes, shapes, plan, applied.removed, applied.replaced)
 
 
-def _from_plan(source: str, plan: PruningPlan | None, teacher: Contestant) -> Contestant:
-    assert plan is not None, "only a folder has no plan"
-    unet, applied = students.build(teacher.unet, plan)
-    shapes, _ = students.build(teacher.shapes, plan)
-    return Contestant(plan.name, source, shapes, unet, plan, applied.removed, applied.replaced)
-
-
-def _from_folder(source: str, plan: PruningPlan | None, settings: Settings, backend: Any) -> Contestant:
-    folder, family = Path(source), load_family(source)
+def _draft_of_folder(folder: Path, source: str, teacher: nn.Module, family: Family, settings: Settings) -> Contestant:
+    """The plan in a student's folder is checked against the teacher; a folder of somebody else's has none."""
+    shapes = models.meta_unet(load_family(source), settings.dtype)
+    path = folder / "plan.json"
+    plan = students.read_plan(str(path), teacher, family.name) if path.exists() else None
     built = BuildResult.load(folder / "build.json") if (folder / "build.json").exists() else None
-    shapes = models.meta_unet(family, settings.dtype)
-    return Contestant(
-        folder.resolve().name,
-        source,
-        shapes,
-        models.load_unet(family, source, settings.device, settings.dtype) if backend.NEEDS_WEIGHTS else shapes,
-        plan,
-        built.removed if built else (),
-        built.replaced if built else {},
-    )
+    removed, replaced = (built.removed, built.replaced) if built else ((), {})
+    return Contestant(folder.resolve().name, source, shapes, shapes, plan, removed, replaced)
+
+
+def _with_weights(draft: Contestant, teacher: nn.Module, settings: Settings) -> nn.Module:
+    """The UNet of a draft; what a plan leaves of the teacher shares his memory."""
+
+    def load(folder: Family) -> nn.Module:
+        return models.load_unet(folder, str(folder.folder), settings.device, settings.dtype)
+
+    if draft.is_folder:
+        return load(load_family(draft.source))
+    assert draft.plan is not None, "only a folder has no plan"
+    return _made(draft.plan, teacher, load)[0]
+
+
+def _made(
+    plan: PruningPlan, teacher: nn.Module, load: Callable[[Family], nn.Module]
+) -> tuple[nn.Module, surgery.Applied]:
+    """A plan's student; `load` gives the stage-1 student that its grafts come from."""
+    if not any(isinstance(edit, GraftBlock) for edit in plan.edits):
+        return students.build(teacher, plan)
+    source = students.stage1_of(plan)
+    if source is None:
+        raise ValueError(
+            f"the plan {plan.name} grafts blocks and names no stage-1 student; give its graft_block edits a source, "
+            "or build it (asdm build --stage1) and name its folder."
+        )
+    stage1 = students.stage1_family(source)
+    return students.assemble(teacher, load(stage1), plan, students.edits_in(stage1))
 
 
 # ---------------------------------------------------------------------------------------------- the race
@@ -366,7 +384,7 @@ def _judged(
     teacher, again = draw(everyone[0], settings.seed), draw(everyone[0], settings.seed + len(captions))
     drawn = [teacher, *(draw(racer, settings.seed) for racer in everyone[1:])]
     tell("judging", 0, None)
-    return [judging.of(pictures, teacher, again) for pictures in drawn]
+    return judging.of(drawn, again)
 
 
 # ---------------------------------------------------------------------------------------------- records

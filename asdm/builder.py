@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from asdm import flops, measure, models, students, treediff, units
-from asdm.families import Family, load_family
-from asdm.plan import AnyEdit, GraftBlock, PruningPlan
+from asdm.families import load_family
+from asdm.plan import PruningPlan
 from asdm.results import BuildResult, FreezeAudit
 
 Tell = Callable[[str, int, float | None], None]
@@ -38,11 +38,11 @@ def build_student(
     plan = students.read_plan(source, shapes, family.name)
     meta_inputs = models.unet_inputs(family, device="meta", dtype=dtype)
     before = flops.count(shapes, (), meta_inputs, list(units.iter_parts(shapes)))
-    stage1 = stage1 or _source_of(plan)
-    first = _stage1(stage1) if stage1 else None
+    stage1 = stage1 or students.stage1_of(plan)
+    first = students.stage1_family(stage1) if stage1 else None
     if first:
         plan = students.with_grafts(plan, units.topology(shapes))
-        small, applied = students.assemble(shapes, models.meta_unet(first, dtype), plan, _edits_in(first))
+        small, applied = students.assemble(shapes, models.meta_unet(first, dtype), plan, students.edits_in(first))
     else:
         small, applied = students.build(shapes, plan)
     after = flops.count(small, (), meta_inputs, list(units.iter_parts(small)))
@@ -83,26 +83,6 @@ def _family_of(source: str) -> str:
     return (
         DEFAULT_FAMILY if source in students.PRESETS or not Path(source).exists() else PruningPlan.load(source).family
     )
-
-
-def _source_of(plan: PruningPlan) -> str | None:
-    """The stage-1 student that a plan's grafts name; raises ValueError where they name several."""
-    named = sorted({edit.source for edit in plan.edits if isinstance(edit, GraftBlock) and edit.source})
-    if len(named) > 1:
-        raise ValueError(f"the plan's grafts name several stage-1 students, {' and '.join(named)}; name one.")
-    return named[0] if named else None
-
-
-def _stage1(folder: str) -> Family:
-    if not Path(folder).is_dir():
-        raise ValueError(f"the stage-1 student {folder} is no folder; build and distil one, and name its folder.")
-    return load_family(folder)
-
-
-def _edits_in(stage1: Family) -> tuple[AnyEdit, ...] | None:
-    """What made a stage-1 student, where its folder holds the plan."""
-    path = stage1.folder / "plan.json" if stage1.folder else None
-    return PruningPlan.load(path).edits if path and path.exists() else None
 
 
 def describe(result: BuildResult, output: Path) -> str:

@@ -108,6 +108,7 @@ FORMULAS = {
     aten.convolution.default: ("conv_macs", _convolution),
     aten.mm.default: ("linear_macs", lambda a, b, out: prod(a.shape) * b.shape[-1]),
     aten.addmm.default: ("linear_macs", lambda c, a, b, out: prod(a.shape) * b.shape[-1]),
+    aten.addmm_.default: ("linear_macs", lambda c, a, b, out: prod(a.shape) * b.shape[-1]),
     aten.linear.default: ("linear_macs", lambda a, w, *c, out: prod(a.shape) * w.shape[0]),
     # A batched product that is not F.scaled_dot_product_attention is the two halves of a plain attention.
     aten.bmm.default: ("attention_macs", lambda a, b, out: prod(a.shape) * b.shape[-1]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -186,52 +187,56 @@ def decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Judges one UNet's pictures beside its teacher's and beside real ones."""
+    """Judges UNets' pictures beside their teacher's and beside real ones."""
 
     judge: Judge
     vgg: Any
     real: Sequence[Example]
     pool: Sequence[str]  # captions among which a picture's own is looked for; with fewer than 200 there is no R@1
 
-    def of(self, drawn: Drawn, teacher: Drawn, teacher_again: Drawn) -> dict[str, Metric]:
-        """Every metric of `drawn`; `teacher` has the same seeds, `teacher_again` others."""
-        ours, theirs, again = (self.alone(pictures) for pictures in (drawn, teacher, teacher_again))
-        found = {
-            name: metric.model_copy(
-                update={"teacher": theirs[name].value, "noise_floor": abs(theirs[name].value - again[name].value)}
-            )
-            for name, metric in ours.items()
-        }
-        for name, metric, floor in self._agreement(drawn, teacher, teacher_again):
-            found[name] = metric.model_copy(update={"teacher": 0.0, "noise_floor": floor.value})
-        return found
+    def of(self, everyone: Sequence[Drawn], again: Drawn) -> list[dict[str, Metric]]:
+        """Every metric of the teacher, who comes first, and of his students; `again` is his with other seeds."""
+        teacher, *students = everyone
+        theirs, noise, floors = self.alone(teacher), self.alone(again), self._agreement(again, teacher)
+        alone = [theirs, *(self.alone(drawn) for drawn in students)]
+        return [
+            {
+                name: _beside(m, theirs[name].value, abs(theirs[name].value - noise[name].value))
+                for name, m in own.items()
+            }
+            | {name: _beside(m, 0.0, floors[name].value) for name, m in self._agreement(drawn, teacher).items()}
+            for drawn, own in zip(everyone, alone, strict=True)
+        ]
 
     def alone(self, drawn: Drawn) -> dict[str, Metric]:
         """Distances to the real pictures, and whether a picture shows its caption."""
-        captions = [example.caption for example in self.real]
-        seen = Seen.by(self.judge, drawn.images)
-        real = Seen.by(self.judge, torch.stack([example.image for example in self.real]))
-        own = self.judge.text_embedding(captions).float().cpu()
+        seen, real, own = Seen.by(self.judge, drawn.images), self._real, self._captions
         found = {
             "frechet_distance": of_sets(frechet_distance, seen.features, real.features),
             "kernel_distance": of_sets(kernel_distance, seen.features, real.features),
             "clip_score": mean(clip_scores(seen.vectors, own)),
         }
         if len(set(self.pool)) >= CANDIDATES:
+            captions = [example.caption for example in self.real]
             found["recall_at_1"] = mean(recalled(self.judge, seen.vectors, captions, self.pool))
         return found
 
+    @cached_property
+    def _real(self) -> Seen:
+        return Seen.by(self.judge, torch.stack([example.image for example in self.real]))
+
+    @cached_property
+    def _captions(self) -> torch.Tensor:
+        return self.judge.text_embedding([example.caption for example in self.real]).float().cpu()
+
     @torch.inference_mode()
-    def _agreement(self, drawn: Drawn, teacher: Drawn, again: Drawn) -> list[tuple[str, Metric, Metric]]:
-        """Distance to the teacher's picture of the same seed; the floor is two seeds of the teacher."""
+    def _agreement(self, drawn: Drawn, teacher: Drawn) -> dict[str, Metric]:
+        """Distance to the teacher's pictures, one by one: of the same seeds for a student, of others for the floor."""
+        return {
+            "perceptual_to_teacher": mean(perceptual_distances(self.vgg, drawn.images, teacher.images)),
+            "latent_mse_to_teacher": mean((drawn.latents - teacher.latents).square().mean((1, 2, 3)).numpy()),
+        }
 
-        def perceptual(other: Drawn) -> Metric:
-            return mean(perceptual_distances(self.vgg, other.images, teacher.images))
 
-        def latent_mse(other: Drawn) -> Metric:
-            return mean((other.latents - teacher.latents).square().mean((1, 2, 3)).numpy())
-
-        return [
-            ("perceptual_to_teacher", perceptual(drawn), perceptual(again)),
-            ("latent_mse_to_teacher", latent_mse(drawn), latent_mse(again)),
-        ]
+def _beside(metric: Metric, teacher: float, noise_floor: float) -> Metric:
+    return metric.model_copy(update={"teacher": teacher, "noise_floor": noise_floor})

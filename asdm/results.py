@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from asdm.files import Frozen, Record, later
 
@@ -24,6 +24,41 @@ class Latency(Estimate):
     """Seconds: median, 95 % interval of the median, and every raw sample in the order it was taken."""
 
     samples: tuple[float, ...]
+
+
+class Run(Record):
+    """What every record of a measured run says of itself: what was run, and on which machine."""
+
+    created_utc: str
+    command: str
+    family: str
+    dtype: str
+    device: str
+    threads: int
+    environment: dict[str, str]
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """A file tells what was run first, then what was found as its record declares it, then the environment."""
+        found = dumped(self)
+        places = {name: i for i, name in enumerate(RUN_FIRST)} | {"environment": len(RUN_FIRST) + 1}
+        return {name: found[name] for name in sorted(found, key=lambda name: places.get(name, len(RUN_FIRST)))}
+
+
+class UNetRun(Run):
+    """A run of whole UNets: with which weights, in which backend, at which shape."""
+
+    weights: str
+    backend: str
+    seed: int
+    batch: int
+    size: int  # pixels per side of the image
+
+
+RUN_FIRST = (
+    "schema_", "schema", "created_utc", "command", "family", "title", "weights", "config_sha256", "backend", "dtype",
+    "device", "threads", "seed", "batch", "size",
+)  # fmt: skip
 
 
 class HostUse(Frozen):
@@ -184,24 +219,13 @@ class Pipeline(Frozen):
     composed: bool  # True: from the measured parts; False: the pipeline itself was run from prompt to pixels
 
 
-class BenchResult(Record):
+class BenchResult(UNetRun):
     """`asdm.bench/1`: teacher and students, measured in one process, in pairs."""
 
     SCHEMA: ClassVar[str] = "asdm.bench/1"
     schema_: Literal["asdm.bench/1"] = Field("asdm.bench/1", alias="schema")
-    created_utc: str
-    command: str
-    family: str
-    weights: str
     backend: str = "eager"
-    dtype: str
-    device: str
-    threads: int
-    seed: int
-    batch: int
-    size: int
     teacher_config_sha256: str
     pipeline: Pipeline | None = None
     teacher: BenchTeacher
     students: tuple[BenchStudent, ...]
-    environment: dict[str, str]

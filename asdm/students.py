@@ -11,6 +11,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from asdm.adapters import fit_control
+from asdm.families import Family, load_family
 from asdm.files import whole_folder
 from asdm.models import aligned, unet_config_sha256
 from asdm.plan import (
@@ -291,6 +292,27 @@ def assemble(
         frozen = any(_is_in(applied.teacher_name(name), module) for module in plan.frozen)
         parameter.requires_grad_(not frozen and any(_is_in(name, block) for block in blocks))
     return student, applied
+
+
+def stage1_of(plan: PruningPlan) -> str | None:
+    """The stage-1 student that a plan's grafts name; raises ValueError where they name several."""
+    named = sorted({edit.source for edit in plan.edits if isinstance(edit, GraftBlock) and edit.source})
+    if len(named) > 1:
+        raise ValueError(f"the plan's grafts name several stage-1 students, {' and '.join(named)}; name one.")
+    return named[0] if named else None
+
+
+def stage1_family(folder: str) -> Family:
+    """The folder of a stage-1 student as a family; raises ValueError where it is none."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"the stage-1 student {folder} is no folder; build and distil one, and name its folder.")
+    return load_family(folder)
+
+
+def edits_in(stage1: Family) -> tuple[AnyEdit, ...] | None:
+    """What made a stage-1 student, where its folder holds the plan."""
+    path = stage1.folder / "plan.json" if stage1.folder else None
+    return PruningPlan.load(path).edits if path and path.exists() else None
 
 
 def _edits_of(unet: Any) -> tuple[AnyEdit, ...] | None:

@@ -304,12 +304,16 @@ def _check_validation(profile: Profile, validation: Validation) -> None:
 def draw(profile: Profile, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
     """A random legal plan that is predicted at or just below `ratio`: the cheapest at random prices per second saved.
 
-    `ratio` must be reachable: at least `fastest_ratio(profile)`.
+    Experts save nothing, so they are taken by the toss of a coin where a neighbour is pruned. `ratio` must be
+    reachable: at least `fastest_ratio(profile)`.
     """
     found = choices(profile)
     saving = np.array([choice.saving for choice in found])
     prices = np.abs(saving) * rng.exponential(size=len(found))
+    hosts = list(_hosts(found).values())
+    prices[hosts] *= rng.choice([-1.0, 1.0], size=len(hosts))
     rows = _legal_rows(profile.topology, found)
+    _experts_beside_pruned(rows, profile.topology, found)
     rows.add(dict(enumerate(saving)), 1 - ratio, np.inf)
     result = rows.minimise(prices)
     return tuple(choice.edit for i, choice in enumerate(found) if result.x[i] > 0.5)
@@ -325,6 +329,7 @@ def _solve(profile: Profile, found: Sequence[Choice], ratio: float, below: float
     """Least damage first; among plans of that damage the fastest."""
     n = len(found)
     rows = _legal_rows(profile.topology, found)
+    _experts_beside_pruned(rows, profile.topology, found)
     recovered = _recovered_by_experts(rows, profile, found)
     saving = [choice.saving for choice in found]
     damage = np.zeros(rows.columns)
@@ -422,27 +427,36 @@ def _deepest_pair_with_mid(rows: _Rows, found: Sequence[Choice]) -> None:
             rows.add({deepest: 1.0, mid: -1.0}, -1, 0)
 
 
+def _hosts(found: Sequence[Choice]) -> dict[str, int]:
+    """Units that may take experts → the column of that choice."""
+    return {c.edit.unit: i for i, c in enumerate(found) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS}
+
+
+def _beside(shape: Topology, fqn: str) -> list[UnitShape]:
+    """The other ResNets of a ResNet's block."""
+    block = shape.unit(fqn).block
+    return [unit for unit in shape.units if unit.kind == "resnet" and unit.block == block and unit.fqn != fqn]
+
+
+def _experts_beside_pruned(rows: _Rows, shape: Topology, found: Sequence[Choice]) -> None:
+    """Experts are of use only where a neighbour was pruned."""
+    for host, column in _hosts(found).items():
+        pruned = itertools.chain.from_iterable(_removers(found, unit.fqn) for unit in _beside(shape, host))
+        rows.add({column: 1.0} | dict.fromkeys(pruned, -1.0), -np.inf, 0)
+
+
 def _recovered_by_experts(rows: _Rows, profile: Profile, found: Sequence[Choice]) -> dict[int, float]:
     """A column for each pruned kernel that a neighbour takes as its expert → the damage that this undoes."""
-    hosts = {c.edit.unit: i for i, c in enumerate(found) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS}
-    resnets = {unit.fqn: unit for unit in profile.topology.units if unit.kind == "resnet"}
-    pruned = {fqn: _removers(found, fqn) for fqn in resnets}
-
-    def beside(fqn: str) -> list[str]:
-        return [other for other in resnets if other != fqn and resnets[other].block == resnets[fqn].block]
-
-    for host, column in hosts.items():  # experts are of use only where a neighbour was pruned
-        neighbours = itertools.chain.from_iterable(pruned[fqn] for fqn in beside(host))
-        rows.add({column: 1.0} | dict.fromkeys(neighbours, -1.0), -np.inf, 0)
-    worth = {}
-    for fqn, unit in resnets.items():
+    hosts, worth = _hosts(found), {}
+    for unit in profile.topology.units:
+        if unit.kind != "resnet" or not (removers := _removers(found, unit.fqn)):
+            continue
+        neighbours = [other for other in _beside(profile.topology, unit.fqn) if other.fqn in hosts]
         for place, kernel in enumerate(_kernels(unit)):
-            takers = [
-                hosts[other] for other in beside(fqn) if other in hosts and _kernels(resnets[other])[place] == kernel
-            ]
-            if takers and pruned[fqn]:
+            takers = [hosts[other.fqn] for other in neighbours if _kernels(other)[place] == kernel]
+            if takers:
                 helper = rows.helper()
-                for needed in (pruned[fqn], takers):
+                for needed in (removers, takers):
                     rows.add({helper: 1.0} | dict.fromkeys(needed, -1.0), -np.inf, 0)
                 lost = CONVOLUTION_WEIGHT * 9 * math.prod(kernel) / profile.whole.params
                 worth[helper] = RECOVERED_BY_EXPERTS * lost

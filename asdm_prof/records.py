@@ -8,7 +8,7 @@ from pydantic import Field
 
 from asdm.files import Frozen, Record, later
 from asdm.plan import AnyEdit, MeasuredAt, Prediction, Topology
-from asdm.results import Estimate, HostUse, Latency, Macs
+from asdm.results import Estimate, HostUse, Latency, Macs, UNetRun
 
 Bound = Literal["compute", "memory", "overhead"]
 
@@ -101,24 +101,13 @@ class ProcessRecord(Frozen):
     host: HostUse | None = None
 
 
-class Profile(Record):
+class Profile(UNetRun):
     """`asdm.profile/1`: one UNet, one runtime, one machine."""
 
     SCHEMA: ClassVar[str] = "asdm.profile/1"
     schema_: Literal["asdm.profile/1"] = Field("asdm.profile/1", alias="schema")
-    created_utc: str
-    command: str
-    family: str
     title: str
-    weights: str
     config_sha256: str
-    backend: str
-    dtype: str
-    device: str
-    threads: int
-    seed: int
-    batch: int
-    size: int  # pixels per side of the image
     latent: int  # latent pixels per side
     topology: Topology
     whole: WholeRecord
@@ -134,7 +123,6 @@ class Profile(Record):
     trust: tuple[TrustLine, ...]
     host: HostUse | None = later(None)
     processes: tuple[ProcessRecord, ...] = later(())  # the profile's own first
-    environment: dict[str, str]
 
     def part(self, fqn: str) -> PartRecord:
         return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)
@@ -192,22 +180,11 @@ class Correction(Frozen):
     helps: bool  # whether that is less
 
 
-class Validation(Record):
+class Validation(UNetRun):
     """`asdm.validate/1`: predicted against measured on random legal plans; errors are fractions of the teacher."""
 
     SCHEMA: ClassVar[str] = "asdm.validate/1"
     schema_: Literal["asdm.validate/1"] = Field("asdm.validate/1", alias="schema")
-    created_utc: str
-    command: str
-    family: str
-    weights: str
-    backend: str
-    dtype: str
-    device: str
-    threads: int
-    seed: int
-    batch: int
-    size: int
     teacher_config_sha256: str
     profile_sha256: str
     mape: float  # mean absolute error
@@ -220,7 +197,6 @@ class Validation(Record):
     calibrated_coverage: float  # as `coverage`, with intervals from the other plans' errors
     within_budget: float  # how often the tightest budget accepted at confidence 0.95 held, from the other plans
     plans: tuple[ValidatedPlan, ...]
-    environment: dict[str, str]
 
     @property
     def factors(self) -> dict[str, float]:

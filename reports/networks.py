@@ -21,12 +21,12 @@ from torch import nn
 
 from asdm import measure, models, surgery, terminal, units
 from asdm.families import Family, load_family
-from asdm.files import Frozen, Record, check_writable, utc_now
+from asdm.files import Frozen, check_writable, utc_now
 from asdm.measure import latency, paired_ratio
 from asdm.options import this_command
 from asdm.plan import ReplaceUnit
 from asdm.replacements.cond_conv import fold
-from asdm.results import Estimate, Latency
+from asdm.results import Estimate, Latency, Run
 
 ATTENTIONS = ("gri_attention", "kv_downsample")
 BATCHES = (1, 2, 8)
@@ -48,19 +48,12 @@ class NetworkCase(Frozen):
     speed_up: Estimate
 
 
-class Networks(Record):
+class Networks(Run):
     """`asdm.networks/1`: replacements against their units, in pairs."""
 
     SCHEMA: ClassVar[str] = "asdm.networks/1"
     schema_: Literal["asdm.networks/1"] = Field("asdm.networks/1", alias="schema")
-    created_utc: str
-    command: str
-    family: str
-    dtype: str
-    device: str
-    threads: int
     cases: tuple[NetworkCase, ...]
-    environment: dict[str, str]
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
-from asdm import benchmark, models, students
+from asdm import benchmark, builder, models, students
 from asdm.benchmark import Settings, bench
 from asdm.components import components_of
+from asdm.families import load_family
+from asdm.models import meta_unet
 from asdm.pipelines import pipeline
+from asdm.plan import GraftBlock, PruningPlan
 from asdm.results import BenchResult
 from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
 
@@ -116,6 +121,56 @@ def test_students_race_in_another_backend(folder: Path) -> None:
     assert student.image_latency_ratio is None
     with pytest.raises(ValueError, match="leave --image out with the backend fake"):
         bench(str(folder), ["bk_sdm_tiny"], replace(QUICK, backend="fake", run_image=True))
+
+
+# ---------------------------------------------------------------------------------------------- grafts
+
+SHALLOW = ("down_blocks.0", "up_blocks.3")
+
+
+@pytest.fixture(scope="module")
+def stage1(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage-1 student's folder, a layer less in every block, trained a little: every weight moved."""
+    path = tmp_path_factory.mktemp("first") / "stage1"
+    builder.build_student("bk_sdm_base", str(tiny_folder), path)
+    student = UNet2DConditionModel.from_pretrained(path)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(1.1)
+    student.save_pretrained(path, safe_serialization=True)
+    return path
+
+
+def combined(folder: Path, source: Path | None) -> Path:
+    """A plan that grafts the shallow pair from `source`."""
+    grafts = [GraftBlock(block=block, source=source and str(source)) for block in SHALLOW]
+    edits = students.read_plan("a_sdm", make_unet(), "tiny").edits
+    return PruningPlan(name="combined", family="tiny", edits=(*edits, *grafts)).save(folder / "plan.json")
+
+
+def test_a_plan_with_grafts_is_assembled_in_memory(tiny_folder: Path, stage1: Path, tmp_path: Path) -> None:
+    path = combined(tmp_path, stage1)
+    draft = benchmark._draft(str(path), meta_unet(load_family(str(tiny_folder))), TINY_FAMILY, QUICK)
+    teacher = make_unet()
+    student = benchmark._with_weights(draft, teacher, QUICK)
+    expected, applied = students.assemble(teacher, UNet2DConditionModel.from_pretrained(stage1), PruningPlan.load(path))
+    assert student.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+    found = bench(str(tiny_folder), [str(path)], QUICK)
+    assert found.students[0].name == "combined"
+    assert found.students[0].removed == applied.removed
+    assert found.students[0].params == sum(p.numel() for p in expected.parameters())
+
+
+def test_a_plan_whose_grafts_come_from_nowhere_says_what_to_do(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"combined grafts blocks and names no stage-1 student; give .* a source, or"):
+        bench(str(tiny_folder), [str(combined(tmp_path, None))], QUICK)
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(ValueError, match=r"the stage-1 student .*gone is no folder"):
+        bench(str(tiny_folder), [str(combined(tmp_path, tmp_path / "gone"))], QUICK)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
 
 
 @pytest.mark.parametrize(

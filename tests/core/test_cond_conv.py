@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from asdm import flops, students, units
 from asdm.plan import PruningPlan, RemoveLayer, ReplaceUnit
-from asdm.replacements.cond_conv import CondConv2d, FoldedConv2d, fold, replace
+from asdm.replacements.cond_conv import CondConv2d, FoldedConv2d, _as_products, convolve, fold, replace
 from asdm.surgery import apply_plan
 from tests.conftest import make_unet, run, unet_args
 from tests.core.test_replacements import open_gates
@@ -160,6 +160,25 @@ def test_mixing_is_counted_and_costs_next_to_nothing(sd15_meta):
     assert counted.total.conv_macs == b * kernel * n * n
     assert counted.total.linear_macs == b * 320 * 3 + b * 2 * kernel
     assert counted.uncounted_ops == {}
+
+
+def test_training_and_inference_compute_the_same():
+    conv = conv_of()
+    x = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        expected = conv(x)
+    assert torch.equal(conv(x), expected)
+
+
+@pytest.mark.parametrize(
+    "geometry", [{}, {"stride": 2, "padding": 1}, {"dilation": 2, "padding": 2, "bias": False}], ids=str
+)
+def test_products_of_patches_are_the_convolution(geometry):
+    """What an exported graph with a free batch computes, at any geometry."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(4, 6, 3, **geometry)
+    x, kernels = torch.randn(3, 4, 9, 7), torch.randn(3, *conv.weight.shape)
+    torch.testing.assert_close(_as_products(conv, x, kernels), convolve(conv, x, kernels))
 
 
 # ---------------------------------------------------------------------------------------------- folding

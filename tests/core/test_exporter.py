@@ -17,6 +17,7 @@ from asdm.models import load_unet, unet_inputs
 from asdm.plan import PruningPlan, ReplaceUnit
 from asdm.results import ExportResult
 from tests.conftest import SMALL, SMALLEST, make_unet
+from tests.core.test_replacements import open_gates
 
 GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
 
@@ -50,6 +51,26 @@ def test_a_student_in_onnx_takes_any_batch(student: Path, exported: tuple[Path, 
         expected = call(*call.tensors).numpy()
     out = onnxruntime.evaluate(folder / "model.onnx", feed)
     assert np.abs(out - expected).max() < 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("gate", ["input", "timestep"])
+def test_mixed_kernels_take_any_batch(tmp_path: Path, gate: str) -> None:
+    """Each image of a batch has a kernel of its own, and one file does for every batch."""
+    edits = tuple(
+        ReplaceUnit(unit=f"up_blocks.0.resnets.{layer}", with_="cond_conv", options={"gate": gate}) for layer in (0, 1)
+    )
+    unet, _ = students.build(make_unet(**SMALLEST), PruningPlan(family="small", edits=edits))
+    open_gates(unet).save_pretrained(tmp_path / "student", safe_serialization=True)
+    result = exporter.export(str(tmp_path / "student"), "onnx", tmp_path / "onnx")
+    assert (result.batch, result.why_fixed) == (None, None)
+    for batch in (1, 2, 3, 5):
+        inputs = unet_inputs(load_family(str(tmp_path / "student")), batch, seed=batch)
+        call = _onnx.Call(unet, inputs)
+        feed = {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
+        with torch.no_grad():
+            expected = call(*call.tensors).numpy()
+        out = onnxruntime.evaluate(tmp_path / "onnx" / "model.onnx", feed)
+        assert np.abs(out - expected).max() < 1e-3 * np.abs(expected).max()
 
 
 def test_the_words_say_what_it_takes(exported: tuple[Path, ExportResult]) -> None:

@@ -105,14 +105,37 @@ def test_a_picture_depends_on_its_seed_and_not_on_its_batch(painter):
     assert not torch.allclose(other.latents, together.latents[:1], atol=1e-2)
 
 
-def test_a_student_that_is_its_teacher_is_judged_like_him(painter):
+class CountingJudge(WordJudge):
+    """Counts how many pictures it is shown."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        self.pictures += len(images)
+        return super().features(images)
+
+
+@pytest.fixture(scope="module")
+def drawn(painter) -> tuple[quality.Drawn, quality.Drawn]:
+    """The teacher's pictures of two series of seeds."""
+    captions = ["red", "green", "blue"] * 4
+    first, again = (quality.draw(painter, captions, seed, 2, 1.0) for seed in (0, 100))
+    return first, again
+
+
+def judgement(judge: WordJudge, pictures: quality.Drawn) -> quality.Judgement:
     torch.manual_seed(0)
     captions = ["red", "green", "blue"] * 4
-    teacher, again = (quality.draw(painter, captions, seed, 2, 1.0) for seed in (0, 100))
-    real = [Example(image, caption) for image, caption in zip(torch.rand_like(teacher.images), captions, strict=True)]
+    real = [Example(image, caption) for image, caption in zip(torch.rand_like(pictures.images), captions, strict=True)]
     pool = ["red", "green", "blue", *(f"other {i}" for i in range(200))]
-    judging = quality.Judgement(WordJudge(), Vgg(["a", "b"]).eval(), real, pool)
-    found = judging.of(teacher, teacher, again)
+    return quality.Judgement(judge, Vgg(["a", "b"]).eval(), real, pool)
+
+
+def test_a_student_that_is_its_teacher_is_judged_like_him(drawn):
+    teacher, again = drawn
+    himself, found = judgement(WordJudge(), teacher).of([teacher, teacher], again)
+    assert found == himself
     assert set(found) == {
         "frechet_distance", "kernel_distance", "clip_score", "recall_at_1",
         "perceptual_to_teacher", "latent_mse_to_teacher",
@@ -123,3 +146,18 @@ def test_a_student_that_is_its_teacher_is_judged_like_him(painter):
     for metric in found.values():
         assert metric.value == pytest.approx(metric.teacher, abs=1e-6)
         assert np.isfinite([metric.low, metric.high, metric.noise_floor]).all()
+
+
+def test_a_student_is_judged_beside_its_teacher_whoever_else_is(drawn):
+    """Another student changes nothing, and the teacher and the real pictures are looked at once for all of them."""
+    teacher, again = drawn
+    other = quality.Drawn(-teacher.images, teacher.latents + 1)
+    one, two = CountingJudge(), CountingJudge()
+    alone = judgement(one, teacher).of([teacher, other], again)
+    both = judgement(two, teacher).of([teacher, other, teacher], again)
+    assert both[:2] == alone
+    assert alone[1]["latent_mse_to_teacher"].value == pytest.approx(1)
+    assert alone[1]["clip_score"].teacher == alone[0]["clip_score"].value
+    n = len(teacher.images)
+    assert one.pictures == 2 * (n + n + n + n)  # real, teacher, again, student: features and vectors each
+    assert two.pictures == one.pictures + 2 * n

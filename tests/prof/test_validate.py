@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from asdm.plan import resolve
+from asdm.plan import AnyEdit, resolve
 from asdm_prof import planner, validate
 from asdm_prof.profiler import Settings as ProfileSettings
 from asdm_prof.profiler import profile as measure_profile
@@ -48,6 +48,21 @@ def test_random_plans_hold_every_kind_of_edit() -> None:
     }  # fmt: skip
     for edits in drawn:
         resolve(profile.topology, edits)
+
+
+def test_experts_are_drawn_only_beside_what_was_pruned(faked: Profile) -> None:
+    drawn = validate.draw_plans(faked, 20, seed=0)
+    for edits in drawn:
+        pruned = {edit.block for edit in edits if edit.op == "remove_layer"}
+        pruned |= {e.unit.partition(".resnets.")[0] for e in edits if e.op == "remove_unit"}
+        assert {unit.partition(".resnets.")[0] for unit in experts_in(edits)} <= pruned
+        resolve(faked.topology, edits)
+    taken = [len(experts_in(edits)) for edits in drawn]
+    assert 0 < np.count_nonzero(taken) < len(taken)
+
+
+def experts_in(edits: tuple[AnyEdit, ...]) -> list[str]:
+    return [edit.unit for edit in edits if edit.op == "replace_unit" and edit.with_ == "cond_conv"]
 
 
 def test_savings_by_kind_add_up_to_the_prediction() -> None:
