@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Callable
@@ -87,6 +88,15 @@ def unet_config_sha256(config: Any) -> str:
     same = json.loads(json.dumps(defaults, default=lambda _: None))
     public = json.loads(json.dumps({key: value for key, value in dict(config).items() if not key.startswith("_")}))
     return sha256_of({key: value for key, value in public.items() if same.get(key, ...) != value})
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash of a module's tensors by name, dtype, shape and bytes: tells two teachers of one config apart."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return found.hexdigest()
 
 
 def default_weights(family: Family) -> str:

@@ -6,6 +6,7 @@ plan: its units, their channels, and where the down- and upsamplers sit.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -170,6 +171,33 @@ class MeasuredAt(Frozen):
     size: int
 
 
+class Regret(Frozen):
+    """What it costs to force a unit to another choice than the plan's: damage more than the plan's; None: illegal."""
+
+    unit: str
+    choice: str  # what the plan does with it
+    other: str | None  # the best that it could do instead
+    damage: float | None
+
+
+class ShadowPrice(Frozen):
+    """What a little more of a budget is worth, by the relaxation to fractions of choices, and the next whole step."""
+
+    damage: float  # per `per`, 0 where the budget does not bind
+    per: str  # "ms", "GMAC", "M parameters", "MiB"
+    slack: float  # what is left of the budget, in `per`
+    next_step: float | None = None  # how much more would lower the damage, in `per`; None: nothing does
+    next_saves: float | None = None  # damage less after that step
+
+
+class Why(Frozen):
+    """Why a plan is what it is: which budgets bind, what a little more of them is worth, and every unit's regret."""
+
+    binding: tuple[str, ...]
+    shadow_prices: dict[str, ShadowPrice]
+    regrets: tuple[Regret, ...]
+
+
 class PruningPlan(Record):
     """`asdm.plan/1`: edits of one teacher, the budget they were made for, and why they are the best."""
 
@@ -192,6 +220,9 @@ class PruningPlan(Record):
     validation_sha256: str | None = later(None)  # where σ was measured instead of assumed
 
     measured_at: MeasuredAt | None = later(None)
+    budgets: dict[str, float] | None = later(None)  # besides latency: MACs, parameters, memory, as shares
+    damage_sha256: str | None = later(None)  # where damage was measured
+    why: Why | None = later(None)
 
     def not_measured_at(self, **used: str | int) -> str | None:
         """One sentence where a plan is used with other settings than it was measured at, naming them; else None."""
@@ -390,6 +421,16 @@ def _partners(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]
 def is_legal_flow(topology: Topology, blocks: Iterable[str], layers: Iterable[tuple[str, int]]) -> bool:
     """Whether channels and skips still fit after whole blocks and layers are gone."""
     return _flow_problem(topology, set(blocks), set(layers)) is None
+
+
+def legal_layer_sets(topology: Topology, down: str) -> list[tuple[tuple[str, int], ...]]:
+    """Every legal set of (block, layer) that may leave a down block and its mirrored up block, none being the first."""
+    here, there = ([(block, layer) for layer in topology.layers(block)] for block in (down, topology.mirror(down)))
+    pairs = itertools.chain.from_iterable(
+        itertools.product(itertools.combinations(here, k), itertools.combinations(there, k))
+        for k in range(min(len(here), len(there)) + 1)
+    )
+    return [(*a, *b) for a, b in pairs if is_legal_flow(topology, (), (*a, *b))]
 
 
 def _flow_problem(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -> str | None:

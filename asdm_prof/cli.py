@@ -171,28 +171,50 @@ def _flat(row: dict[str, Any]) -> dict[str, Any]:
     return flat
 
 
+Macs = Annotated[str | None, typer.Option("--macs", help="Budget in MACs: 0.8, 80% or 300G.")]
+Params = Annotated[str | None, typer.Option("--params", help="Budget in parameters: 0.8, 80% or 650M.")]
+Memory = Annotated[
+    str | None, typer.Option("--memory", help="Budget of weights and largest activations: 0.8, 80% or 2GiB.")
+]
+DamageFile = Annotated[
+    Path | None,
+    typer.Option("--damage", help="A damage.json of `asdm-prof sensitivity`; default: the structural prior."),
+]
+
+
 @app.command()
 def plan(
-    budget: Annotated[str, typer.Option(help="Of the teacher's UNet latency: 0.8, 80%, 250ms, 1.2s or x1.3.")],
+    budget: Annotated[
+        str | None, typer.Option(help="Of the teacher's UNet latency: 0.8, 80%, 250ms, 1.2s or x1.3.")
+    ] = None,
     profile: Annotated[Path | None, typer.Option(help="A profile.json; default: the newest under reports/.")] = None,
     confidence: Annotated[float, typer.Option(help="How sure the budget is to hold, 0.5 to 1.")] = 0.95,
     validation: Annotated[
         Path | None, typer.Option(help="A validate.json: its measured error takes the place of the assumed one.")
     ] = None,
+    damage: DamageFile = None,
+    macs: Macs = None,
+    params: Params = None,
+    memory: Memory = None,
+    why: Annotated[bool, typer.Option("--why/--no-why", help="Say what binds, and what other choices cost.")] = True,
     output: Output = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
-    """The legal plan of least damage within a latency budget, proved optimal."""
+    """The legal plan of least damage within budgets of latency, MACs, parameters or memory, proved optimal."""
     found, _ = _profile(profile)
     path = target(output, files.run_folder(files.short_name(found.family), found.backend, found.dtype), "plan.json")
     files.check_writable(path, force)
     from asdm_prof import planner
-    from asdm_prof.records import Validation
+    from asdm_prof import why as reasons
 
-    checked = Validation.load(files.find_input(validation)) if validation else None
-    with _feasible(budget, found.whole.latency_s.median):
-        made = planner.make_plan(found, budget, confidence, checked)
+    asked = _asked(budget, macs, params, memory)
+    checked, measured = _inputs(validation, damage)
+    with _feasible(asked, found):
+        made = planner.make_plan(found, asked, confidence, checked, measured)
+    if why:
+        with terminal.progress("Planning") as tell:
+            made = reasons.explained(found, made, confidence, checked, measured, tell)
     made.save(path, force)
     if as_json:
         print(made.to_json(), end="")
@@ -204,20 +226,140 @@ def plan(
     terminal.say(f"Wrote {path}")
 
 
+def _asked(budget: str | None, macs: str | None, params: str | None, memory: str | None) -> dict[str, str]:
+    """The budgets that were given, by name."""
+    given = {"latency": budget, "macs": macs, "params": params, "memory": memory}
+    return {name: text for name, text in given.items() if text is not None}
+
+
+def _inputs(validation: Path | None, damage: Path | None) -> tuple[Any, Any]:
+    """A validation and a damage where they are named."""
+    from asdm_prof.records import Damage, Validation
+
+    return (
+        Validation.load(files.find_input(validation)) if validation else None,
+        Damage.load(files.find_input(damage)) if damage else None,
+    )
+
+
 @contextmanager
-def _feasible(budget: str, teacher_s: float | None = None) -> Iterator[None]:
-    """Say the lowest reachable latency where a budget is too low, and leave with 3."""
+def _feasible(asked: dict[str, str], profile: Any = None) -> Iterator[None]:
+    """Say what is reachable where budgets are too low, and the cheapest relaxation, and leave with 3."""
     from asdm_prof import planner
 
     try:
         yield
     except planner.Infeasible as error:
-        seconds = "" if teacher_s is None else f", {error.lowest * teacher_s:.3g} s"
-        terminal.say(
-            f"Error: no legal plan reaches the budget {budget}; the lowest reachable is {error.lowest:.3f} of the "
-            f"teacher{seconds}."
-        )
+        from asdm_prof.renderers import console
+
+        for line in console.infeasible_lines(error.lowest, error.alone, error.relaxed, asked, profile):
+            terminal.say(line)
         raise typer.Exit(terminal.INFEASIBLE) from None
+
+
+@app.command()
+def frontier(
+    profile: Annotated[Path | None, typer.Option(help="A profile.json; default: the newest under reports/.")] = None,
+    damage: DamageFile = None,
+    by: Annotated[str, typer.Option(help="What stands against damage: latency, macs or params.")] = "latency",
+    best: Annotated[int, typer.Option(help="The K best plans within the budgets.")] = 0,
+    diverse: Annotated[int, typer.Option(help="K plans within the budgets, each unlike those before.")] = 0,
+    apart: Annotated[int, typer.Option(help="In how many choices two diverse plans differ at least.")] = 3,
+    budget: Annotated[str | None, typer.Option(help="Of the latency: 0.8, 80%, 250ms, 1.2s or x1.3.")] = None,
+    macs: Macs = None,
+    params: Params = None,
+    memory: Memory = None,
+    confidence: Annotated[float, typer.Option(help="How sure a latency budget is to hold, 0.5 to 1.")] = 0.95,
+    validation: Annotated[Path | None, typer.Option(help="A validate.json, as `plan` takes it.")] = None,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """The whole exact frontier of latency and damage, the k best plans within budgets, and k unlike ones."""
+    found, _ = _profile(profile)
+    default = files.run_folder(files.short_name(found.family), found.backend, found.dtype)
+    path = target(output, default, "frontier.json")
+    files.check_writable(path, force)
+    from asdm_prof import frontier as front
+    from asdm_prof.renderers import console
+
+    asked = _asked(budget, macs, params, memory)
+    checked, measured = _inputs(validation, damage)
+    with _feasible(asked, found):
+        made = front.make_frontier(found, measured, by, asked, best, diverse, apart, confidence, checked)
+    made.save(path, force)
+    if as_json:
+        print(made.to_json(), end="")
+    else:
+        console.print_frontier(made, console.stdout_console())
+    terminal.say(f"Wrote {path}")
+
+
+@app.command()
+def sensitivity(
+    family: Annotated[str, typer.Argument(help="mini, sd15, sd21, sd21_base, or a diffusers folder.")],
+    data: Annotated[str, typer.Option(help="Captioned pictures to calibrate on: emoji.")] = "emoji",
+    split: Annotated[str, typer.Option(help="Which of the data: train, held_out or others.")] = "train",
+    prompts: Annotated[int, typer.Option(help="Pictures with their captions, 2 or more.")] = 64,
+    timesteps: Annotated[int, typer.Option(help="Noise levels of each picture, spread over the schedule.")] = 8,
+    plans: Annotated[int, typer.Option(help="Random joint plans that test whether damages add up; 0: none.")] = 40,
+    clip: Annotated[
+        int, typer.Option(help="Pictures to draw with every edit for its change in CLIP score; 0: none (SnapFusion).")
+    ] = 0,
+    replacement: Annotated[
+        list[str] | None, typer.Option(help="Replacements to measure, may be repeated; default: all that do damage.")
+    ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse/--plain", help="Compute shared beginnings once, or run the plain loop to compare.")
+    ] = True,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Dtype = "fp32",
+    threads: Threads = None,
+    seed: Seed = 0,
+    size: Size = None,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """What each edit does to the output on real weights and data, and whether damages add up."""
+    path = target(output, files.run_folder(files.short_name(family), "damage", dtype), "damage.json")
+    files.check_writable(path, force)
+    from asdm_prof import damage as measuring
+    from asdm_prof.renderers import console
+
+    settings = measuring.Settings(
+        weights=weights,
+        device=device_or_default(device),
+        dtype=dtype,
+        threads=threads,
+        seed=seed,
+        size=size,
+        data=data,
+        split=split,
+        prompts=prompts,
+        timesteps=timesteps,
+        reuse=reuse,
+    )
+    run_file = path.with_name(f"{path.name}.run")
+    try:
+        with terminal.progress("Measuring damage") as tell:
+            found = measuring.sensitivity_of(
+                family, settings, plans, clip, replacement, run_file, tell, this_command("asdm-prof")
+            )
+    except KeyboardInterrupt:
+        if run_file.exists():
+            terminal.say(f"What is measured so far is in {run_file}; the same command with -o {path} continues.")
+        raise
+    found.save(path, force)
+    run_file.unlink(missing_ok=True)
+    if found.weights == "random":
+        terminal.say("Warning: random weights have no quality to lose; these damages say nothing of a trained model.")
+    if as_json:
+        print(found.to_json(), end="")
+    else:
+        console.print_damage(found, console.stdout_console())
+    terminal.say(f"Wrote {path}")
 
 
 @app.command()
@@ -241,7 +383,7 @@ def compare(
     first = found[0][0]
     path = target(output, files.run_folder(files.short_name(first.family), "compare"), "compare.json")
     files.check_writable(path, force)
-    with _feasible(budget or ""):
+    with _feasible({"latency": budget or ""}):
         result = transfer.compare(found, plans, budget, this_command("asdm-prof"))
     result.save(path, force)
     if as_json:

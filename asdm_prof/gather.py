@@ -11,7 +11,8 @@ from asdm.families import load_family
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
 from asdm_prof import costs
-from asdm_prof.records import Comparison, Profile, Validation
+from asdm_prof.planner import check_damage
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Validation
 from asdm_prof.renderers import FamilyCost, Report
 
 R = TypeVar("R", bound=files.Record)
@@ -31,8 +32,32 @@ def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequ
                         lambda found: found.profile_sha256 == sha256)  # fmt: skip
     comparison = _first("comparison", "compare*.json", Comparison, path.parent, sources,
                         lambda found: sha256 in [one.sha256 for one in found.profiles])  # fmt: skip
-    costs_ = tuple(_family_costs(profile))
-    return Report(profile, found_plan, tuple(found_benches), sources, costs_, validation, comparison)
+    damage = _first("damage", "damage*.json", Damage, path.parent, sources,
+                    lambda found: _is_of(found, profile))  # fmt: skip
+    frontier = _first("frontier", "frontier*.json", Frontier, path.parent, sources,
+                      lambda found: found.profile_sha256 == sha256)  # fmt: skip
+    budgets = _first("budgets", "budgets*.json", Budgets, path.parent, sources,
+                     lambda found: found.profile_sha256 == sha256)  # fmt: skip
+    return Report(
+        profile,
+        found_plan,
+        tuple(found_benches),
+        sources,
+        tuple(_family_costs(profile)),
+        validation,
+        comparison,
+        damage,
+        frontier,
+        budgets,
+    )
+
+
+def _is_of(damage: Damage, profile: Profile) -> bool:
+    try:
+        check_damage(profile, damage)
+    except ValueError:
+        return False
+    return True
 
 
 def _first(

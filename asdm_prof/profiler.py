@@ -152,6 +152,7 @@ def profile(
             whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s, seen, host_use
         ),
         host=host_use,
+        weights_sha256=models.weights_sha256(unet) if backend.NEEDS_WEIGHTS and weights != models.RANDOM else None,
         environment=facts,
     )
 

@@ -123,6 +123,7 @@ class Profile(UNetRun):
     trust: tuple[TrustLine, ...]
     host: HostUse | None = later(None)
     processes: tuple[ProcessRecord, ...] = later(())  # the profile's own first
+    weights_sha256: str | None = later(None)  # where they are real ones
 
     def part(self, fqn: str) -> PartRecord:
         return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)
@@ -239,3 +240,198 @@ class Comparison(Record):
     profiles: tuple[ComparedProfile, ...]
     spearman: tuple[tuple[float, ...], ...]  # of the units' redundancy, profile by profile
     plans: tuple[ComparedPlan, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+class Work(Frozen):
+    """What a run of `sensitivity` took, in the teacher's forwards (by MACs) and in seconds."""
+
+    students: int
+    plain_forwards: float  # of the loop that runs every student from the start
+    least_forwards: float  # every distinct beginning of a forward once
+    done_forwards: float
+    seconds: float  # of everything, loading included
+    teacher_s: float  # of the teacher's forward over all prompts and timesteps
+    least_s: float  # least_forwards · teacher_s
+    reached: float  # least_s / seconds: 1 would be a run that does nothing but the least
+
+
+class Interval(Frozen):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class EditDamage(Frozen):
+    """One edit, with what must go along for it to be legal, and what it does to the output."""
+
+    edit: AnyEdit
+    also: tuple[AnyEdit, ...] = ()
+    damage: Interval  # mean square error of the output per element
+    by_prompt: tuple[float, ...]
+    by_timestep: tuple[float, ...]
+    clip_score_change: Interval | None = None  # of pictures drawn from the same seeds, less the teacher's
+
+    @property
+    def edits(self) -> tuple[AnyEdit, ...]:
+        return (self.edit, *self.also)
+
+
+class DamagePair(Frozen):
+    """Two edits by their places in the list, and the damage of both beyond the sum of each."""
+
+    first: int
+    second: int
+    damage: float
+
+
+class JointDamage(Frozen):
+    """One random plan: what the edits' damages predict, by their sum and with pairs, and what its student does."""
+
+    edits: tuple[AnyEdit, ...]
+    summed: float
+    with_pairs: float
+    damage: Interval
+
+
+class Fit(Frozen):
+    """How well predictions order and meet measured joint damages; intervals by bootstrap over plans."""
+
+    spearman: Interval
+    r2: Interval  # of the predictions as they are: 1 − squared errors / variance
+    r2_line: Interval  # of the best straight line through them: the squared correlation
+
+
+class Additivity(Frozen):
+    """Can damages be added up? The planner's way of predicting, and both ways with intervals."""
+
+    spearman: float
+    r2: float
+    used: Literal["sum", "pairs"]  # what the planner predicts by: the sum where it does, else with pairs
+    summed: Fit
+    with_pairs: Fit
+    plans: tuple[JointDamage, ...]
+
+
+class Agreement(Frozen):
+    """Rank correlation of a cheap score with measured damage over single edits: what it is worth without weights."""
+
+    score: str
+    spearman: Interval
+    edits: int
+
+
+class Damage(Record):
+    """`asdm.damage/1`: what each legal edit does to a teacher's output, and whether that adds up."""
+
+    SCHEMA: ClassVar[str] = "asdm.damage/1"
+    schema_: Literal["asdm.damage/1"] = Field("asdm.damage/1", alias="schema")
+    created_utc: str
+    command: str
+    family: str
+    weights: str
+    weights_sha256: str
+    teacher_config_sha256: str
+    data: str
+    split: str
+    prompts: int
+    timesteps: tuple[int, ...]
+    seed: int
+    dtype: str
+    device: str
+    threads: int
+    size: int
+    prediction_type: str  # what the output is: epsilon or v_prediction
+    teacher_power: float  # mean square of the teacher's output per element, to set damages in relation to
+    edits: tuple[EditDamage, ...]
+    pairs: tuple[DamagePair, ...] = ()  # empty where the sum does
+    additivity: Additivity | None = None
+    agreement: tuple[Agreement, ...] = ()
+    work: Work
+    environment: dict[str, str]
+
+
+class FrontierPoint(Frozen):
+    """One plan that no other beats in both latency and damage, as the profile prices it."""
+
+    latency_s: float
+    ratio: float
+    macs: float  # shares of the teacher's
+    params: float
+    damage: float
+    edits: tuple[AnyEdit, ...]
+
+
+class Frontier(Record):
+    """`asdm.frontier/1`: every plan that no other beats, the teacher first; the best and unlike ones within budgets."""
+
+    SCHEMA: ClassVar[str] = "asdm.frontier/1"
+    schema_: Literal["asdm.frontier/1"] = Field("asdm.frontier/1", alias="schema")
+    family: str
+    teacher_config_sha256: str
+    by: str  # what stands against damage: latency, macs or params
+    budgets: dict[str, float]  # shares of the teacher's
+    complete: bool  # False: under budgets besides, walked in steps
+    damage_from: str
+    profile_sha256: str
+    damage_sha256: str | None = None
+    points: tuple[FrontierPoint, ...]
+    best: tuple[FrontierPoint, ...] = ()
+    diverse: tuple[FrontierPoint, ...] = ()
+    apart: int  # choices in which two of `diverse` differ at least
+
+
+# ---------------------------------------------------------------------------------------------- budgets
+
+
+class Contestant(Frozen):
+    """One plan at one budget: ours, or a baseline's, with its measured joint damage."""
+
+    name: str
+    ours: bool
+    ratio: float  # predicted latency, student / teacher
+    predicted: float | None  # damage by the planner; None where an edit was not measured alone
+    damage: Interval
+    by_prompt: tuple[float, ...]
+    edits: tuple[AnyEdit, ...]
+
+
+class BudgetRow(Frozen):
+    """Everyone within one latency budget, least measured damage first."""
+
+    budget: float
+    contestants: tuple[Contestant, ...]
+    ahead: Interval | None  # damage of the best baseline less ours, prompt by prompt; above 0: ours is better
+    won: bool
+
+    @property
+    def ours(self) -> Contestant:
+        return next(one for one in self.contestants if one.ours)
+
+    @property
+    def baseline(self) -> Contestant | None:
+        return next((one for one in self.contestants if not one.ours), None)
+
+
+class Budgets(Record):
+    """`asdm.budgets/1`: our plan against all baselines at each budget, on measured joint damage."""
+
+    SCHEMA: ClassVar[str] = "asdm.budgets/1"
+    schema_: Literal["asdm.budgets/1"] = Field("asdm.budgets/1", alias="schema")
+    created_utc: str
+    command: str
+    family: str
+    weights_sha256: str
+    profile_sha256: str
+    damage_sha256: str
+    candidates: int  # best plans by prediction, of which ours is the one that measured best
+    split: str
+    prompts: int
+    timesteps: tuple[int, ...]
+    rows: tuple[BudgetRow, ...]
+    seconds: float
+    environment: dict[str, str]

@@ -23,15 +23,26 @@ FLOORS = {
     ],
     "asdm_prof": [
         {"records", "tree"},
-        {"profiler", "roofline", "trust", "costs"},
-        {"redundancy", "planner"},
-        {"renderers", "gather", "live", "validate", "compare", "transfer", "processes"},
+        {"profiler", "roofline", "trust", "costs", "sensitivity"},
+        {"redundancy", "planner", "problem", "frontier", "why", "additivity", "baselines"},
+        {"renderers", "gather", "live", "validate", "compare", "transfer", "processes", "damage", "budgets"},
         {"cli"},
     ],
 }
 # Upward imports that are made at call time: a saved student's class is looked up by the name in its config.
 LATE = {("asdm.models", "asdm.students")}
-NO_TORCH = ["records", "tree", "redundancy", "planner", "compare", "transfer"]
+NO_TORCH = [
+    "records",
+    "tree",
+    "redundancy",
+    "planner",
+    "problem",
+    "frontier",
+    "why",
+    "additivity",
+    "compare",
+    "transfer",
+]
 
 
 def modules() -> dict[str, Path]:

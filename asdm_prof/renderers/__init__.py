@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
-from asdm_prof.records import Comparison, Profile, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Validation
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,9 @@ class Report:
     family_costs: tuple[FamilyCost, ...] = ()
     validation: Validation | None = None
     comparison: Comparison | None = None
+    damage: Damage | None = None
+    frontier: Frontier | None = None
+    budgets: Budgets | None = None
 
 
 @dataclass(frozen=True)

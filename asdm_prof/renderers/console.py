@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -17,10 +17,23 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from asdm.plan import AnyEdit, GraftBlock, Prediction, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology
+from asdm.plan import AnyEdit, GraftBlock, Prediction, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology, Why
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
 from asdm_prof.compare import Change, Difference, PartChange
-from asdm_prof.records import ComparedPlan, Comparison, PartRecord, Peaks, Profile, ValidatedPlan, Validation
+from asdm_prof.records import (
+    Budgets,
+    ComparedPlan,
+    Comparison,
+    Damage,
+    Frontier,
+    FrontierPoint,
+    Interval,
+    PartRecord,
+    Peaks,
+    Profile,
+    ValidatedPlan,
+    Validation,
+)
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import (
@@ -264,7 +277,59 @@ def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
             f"Solver: {plain(proof.status)}; damage {number(proof.damage)}, proven bound {number(proof.bound)}, "
             f"gap {number(proof.gap)}."
         )
+    if plan.why is not None:
+        lines += why_lines(plan.why)
     return lines
+
+
+SHOWN_REGRETS = 5
+
+
+def why_lines(why: Why) -> list[str]:
+    """What binds, what a little more of each budget is worth, and the units whose other choice costs least and most."""
+    lines = ["Why: " + (f"{' and '.join(why.binding)} binds." if why.binding else "no budget binds.")]
+    for name, price in why.shadow_prices.items():
+        text = f"  {plain(name)}: {exponent(price.damage)} damage per {plain(price.per)}, {number(price.slack)} left"
+        if price.next_step is not None and price.next_saves is not None:
+            text += f"; {number(price.next_step)} {plain(price.per)} more would save {exponent(price.next_saves)}"
+        lines.append(f"{text}.")
+    told = sorted((r for r in why.regrets if r.damage is not None), key=lambda r: (r.damage or 0.0, r.unit))
+    shown = told if len(told) <= 2 * SHOWN_REGRETS else [*told[:SHOWN_REGRETS], *told[-SHOWN_REGRETS:]]
+    for place, regret in enumerate(shown):
+        if place == SHOWN_REGRETS and len(told) > len(shown):
+            lines.append(f"  … {len(told) - len(shown)} units between")
+        other = plain(str(regret.other))
+        lines.append(f"  {plain(regret.unit)}: {plain(regret.choice)}; {other} costs {exponent(regret.damage or 0.0)}.")
+    if stuck := [plain(r.unit) for r in why.regrets if r.damage is None]:
+        lines.append(f"  No other choice meets the budget for {', '.join(stuck)}.")
+    return lines
+
+
+def infeasible_lines(
+    lowest: float,
+    alone: Mapping[str, float],
+    relaxed: Mapping[str, float],
+    asked: Mapping[str, str],
+    profile: Profile | None,
+) -> list[str]:
+    """What is reachable where budgets cannot be met: each by itself, and the cheapest change that makes them meet."""
+    said = " and ".join(plain(text if name == "latency" else f"{text} of {name}") for name, text in asked.items())
+    if len(asked) > 1:
+        each, together = (
+            ", ".join(f"{name} {share:.3f}" for name, share in shares.items()) for shares in (alone, relaxed)
+        )
+        return [
+            f"Error: no legal plan reaches the budgets {said} together. Lowest reachable by itself, of the teacher's: "
+            f"{each}. Cheapest relaxation of all: {together}."
+        ]
+    name = next(iter(asked))
+    share = lowest if name == "latency" else alone[name]
+    whole = "" if name == "latency" else f"'s {name}"
+    time = f", {seconds(lowest * profile.whole.latency_s.median)}" if profile is not None and not whole else ""
+    return [
+        f"Error: no legal plan reaches the budget {said}; the lowest reachable is {share:.3f} of the teacher{whole}"
+        f"{time}."
+    ]
 
 
 def _promise(plan: PruningPlan) -> str:
@@ -531,6 +596,130 @@ def validation_lines(validation: Validation) -> list[str]:
         f"Correcting each kind of edit takes the error of a plan left out from {100 * learnt.rms_without:.2f} % to "
         f"{100 * learnt.rms_with:.2f} %: {verdict}.",
         f"asdm-prof plan --validation plans with σ = {100 * validation.sigma:.2f} % of the teacher.",
+    ]
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+def print_damage(damage: Damage, console: Console) -> None:
+    """The answer in a sentence, every edit from least to most damage, whether they add up, and what it took."""
+    console.print(Text(damage_answer(damage), style="bold"))
+    _section(console, "What does each edit do to the output?", damage_table(damage))
+    _section(console, "Does it add up?", *(Text(line) for line in damage_lines(damage)))
+
+
+def damage_answer(damage: Damage) -> str:
+    """What was measured on what, in one sentence."""
+    return (
+        f"{plural(len(damage.edits), 'edit')} of {plain(damage.family)}, measured over {damage.prompts} prompts × "
+        f"{len(damage.timesteps)} timesteps of {plain(damage.data)}: mean square error of the output "
+        f"({plain(damage.prediction_type)}) per element, which is {number(damage.teacher_power)} strong."
+    )
+
+
+def damage_table(damage: Damage) -> Table:
+    table = _table()
+    scored = any(one.clip_score_change for one in damage.edits)
+    table.add_column("edit", no_wrap=True, overflow="ellipsis")
+    for title in ("damage", "95 %", *(("CLIP score", "95 %") if scored else ())):
+        table.add_column(title, justify="right", no_wrap=True, style=QUIET if title == "95 %" else "")
+    for one in sorted(damage.edits, key=lambda one: one.damage.value):
+        cells = [exponent(one.damage.value), _between(one.damage)]
+        if one.clip_score_change:
+            cells += [f"{one.clip_score_change.value:+.2f}", _between(one.clip_score_change, "+.2f")]
+        table.add_row(Text(plain(" and ".join(map(str, one.edits)), 90)), *cells)
+    return table
+
+
+def _between(found: Interval, form: str = ".2e") -> str:
+    return f"[{found.low:{form}}, {found.high:{form}}]"
+
+
+def exponent(value: float) -> str:
+    """A damage, which may be of any size: "3.42e-04"."""
+    return f"{value:.2e}"
+
+
+def damage_lines(damage: Damage) -> list[str]:
+    """Additivity, cheap scores, and how near the run came to the least work."""
+    lines, work = [], damage.work
+    if damage.additivity is not None:
+        found = damage.additivity
+        for name, fit in (("The sum", found.summed), ("With pairs of neighbours", found.with_pairs)):
+            lines.append(
+                f"{name} predicts {len(found.plans)} random plans with Spearman {_fit(fit.spearman)}, "
+                f"R² {_fit(fit.r2)}, of a straight line {_fit(fit.r2_line)}."
+            )
+        lines.append(f"Plans use {'the sum' if found.used == 'sum' else 'pairs of neighbours'}.")
+    for one in damage.agreement:
+        lines.append(f"{plain(one.score).capitalize()}: Spearman {_fit(one.spearman)} over {one.edits} edits.")
+    lines.append(
+        f"It took {seconds(work.seconds)}: {number(work.done_forwards)} teacher's forwards of "
+        f"{number(work.plain_forwards)} that a plain loop runs ({number(work.plain_forwards / work.done_forwards)}× "
+        f"fewer); the least possible is {number(work.least_forwards)}, {seconds(work.least_s)}, and "
+        f"{percent(work.reached)} of the time was that."
+    )
+    return lines
+
+
+def _fit(found: Interval) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+# ---------------------------------------------------------------------------------------------- frontier
+
+SHOWN_POINTS = 20
+
+
+def print_frontier(frontier: Frontier, console: Console) -> None:
+    """Some plans along the frontier, and the best and unlike ones within budgets in full."""
+    kind = "the whole exact frontier" if frontier.complete else "plans along the frontier under other budgets"
+    console.print(
+        Text(
+            f"{plain(frontier.family)}, {plain(frontier.by)} against {plain(frontier.damage_from)}: "
+            f"{plural(len(frontier.points), 'plan')}, {kind}.",
+            style="bold",
+        )
+    )
+    step = max(1, -(-len(frontier.points) // SHOWN_POINTS))
+    _section(console, "Along the frontier", frontier_table(frontier.points[::step]))
+    for title, points in (("The best", frontier.best), ("Unlike each other", frontier.diverse)):
+        if points:
+            _section(console, title, frontier_table(points), *(Text(line) for line in _plans_in_words(points)))
+
+
+def frontier_table(points: Sequence[FrontierPoint]) -> Table:
+    table = _table()
+    for title in ("latency", "×", "MACs", "params", "damage", "edits"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for point in points:
+        shares = (ratio(share) for share in (point.ratio, point.macs, point.params))
+        table.add_row(seconds(point.latency_s), *shares, exponent(point.damage), str(len(point.edits)))
+    return table
+
+
+def _plans_in_words(points: Sequence[FrontierPoint]) -> list[str]:
+    return [f"{n}. " + (", ".join(plain(str(e)) for e in p.edits) or "the teacher") for n, p in enumerate(points, 1)]
+
+
+# ---------------------------------------------------------------------------------------------- budgets
+
+
+def budget_rows(found: Budgets) -> list[dict[str, str]]:
+    """Our plan and the best baseline at each budget, as rows of a table."""
+    return [
+        {
+            "budget": f"{row.budget:.2f}",
+            "ours ×": f"{row.ours.ratio:.3f}",
+            "damage": exponent(row.ours.damage.value),
+            "95 %": _between(row.ours.damage),
+            "best baseline": plain(row.baseline.name) if row.baseline else "none",
+            "its damage": exponent(row.baseline.damage.value) if row.baseline else "",
+            "ahead by": f"{exponent(row.ahead.value)} {_between(row.ahead)}" if row.ahead else "",
+            "won": "yes" if row.won else "no",
+        }
+        for row in found.rows
     ]
 
 

@@ -389,7 +389,86 @@ def rank_transfer(report: Report) -> Figure | None:
     return figure
 
 
+# ---------------------------------------------------------------------------------------------- damage
+
+# Baselines told apart by hue, marker and name; ours is the line.
+RIVALS = {
+    "greedy": ("v", "#E69F00"), "a_sdm": ("s", "#009E73"), "bk_sdm_base": ("D", "#CC79A7"),
+    "bk_sdm_small": ("P", "#CC79A7"), "bk_sdm_tiny": ("X", "#CC79A7"), "no_attention_at_the_top": ("^", "#56B4E9"),
+    "random": (".", "#999999"),
+}  # fmt: skip
+
+
+def damage_at_budgets(report: Report) -> Figure | None:
+    """Measured joint damage of our plan and of every baseline within each latency budget."""
+    found = report.budgets
+    if found is None or not found.rows:
+        return None
+    figure = _figure(TWO_COLUMNS, 3.0)
+    axes = figure.subplots()
+    for name, (marker, colour) in RIVALS.items():
+        points = [(row.budget, one.damage.value) for row in found.rows for one in row.contestants
+                  if one.name.split(" ")[0] == name]  # fmt: skip
+        if points:
+            x, y = zip(*points, strict=True)
+            axes.plot(x, y, marker, color=colour, markersize=4, label=name.replace("_", " "))
+    ours = [row.ours.damage for row in found.rows]
+    budgets = [row.budget for row in found.rows]
+    axes.plot(budgets, [one.value for one in ours], "-o", color=COLOURS["resnet"], markersize=4, label="ours")
+    axes.vlines(budgets, [one.low for one in ours], [one.high for one in ours], color=INK, linewidth=0.8)
+    axes.set_yscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("latency budget (share of the teacher’s UNet call)")
+    axes.set_ylabel("measured damage (mean square of the output’s error)")
+    figure.legend(loc="outside right center")
+    return figure
+
+
+def additivity(report: Report) -> Figure | None:
+    """Random joint plans: the damage that single edits predict against the measured."""
+    found = report.damage.additivity if report.damage else None
+    if found is None:
+        return None
+    figure = _figure(ONE_COLUMN, 2.8)
+    axes = figure.subplots()
+    for name, marker, colour, label in (
+        ("summed", "o", COLOURS["resnet"], "sum"),
+        ("with_pairs", "s", COLOURS["transformer"], "with pairs of neighbours"),
+    ):
+        x = [getattr(plan, name) for plan in found.plans]
+        fit = getattr(found, name)
+        axes.plot(x, [plan.damage.value for plan in found.plans], marker, color=colour, markersize=3,
+                  label=f"{label}: Spearman {fit.spearman.value:.2f}, R² {fit.r2.value:.2f}")  # fmt: skip
+    values = [v for plan in found.plans for v in (plan.summed, plan.with_pairs, plan.damage.value) if v > 0]
+    axes.plot([min(values), max(values)], [min(values), max(values)], color=QUIET, linewidth=0.7)
+    axes.set(xscale="log", yscale="log")
+    axes.set_xlabel("predicted damage")
+    axes.set_ylabel("measured joint damage")
+    figure.legend(loc="outside upper left")
+    return figure
+
+
+def frontier(report: Report) -> Figure | None:
+    """Every plan that no other beats in both latency and damage."""
+    found = report.frontier
+    if found is None or found.by != "latency":
+        return None
+    figure = _figure(ONE_COLUMN, 2.6)
+    axes = figure.subplots()
+    points = [point for point in found.points if point.damage > 0]
+    axes.step([p.ratio for p in points], [p.damage for p in points], where="pre", color=COLOURS["resnet"])
+    for shown, marker, label in ((found.best, "o", "best"), (found.diverse, "s", "unlike each other")):
+        if shown:
+            axes.plot([p.ratio for p in shown], [p.damage for p in shown], marker, markersize=3.5, label=label)
+    axes.set_yscale("log")
+    axes.set_xlabel("predicted UNet latency ratio")
+    axes.set_ylabel(f"{plain(found.damage_from, 24)}")
+    if found.best or found.diverse:
+        axes.legend()
+    return figure
+
+
 FIGURES = (
     fig1_costs, fig2_latency_and_parameters, units_share, redundancy, predicted_vs_measured, students, validation,
-    rank_transfer,
+    rank_transfer, damage_at_budgets, additivity, frontier,
 )  # fmt: skip
