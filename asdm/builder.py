@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from torch import nn
+
 from asdm import flops, measure, models, students, treediff, units
-from asdm.families import load_family
+from asdm.families import Family, load_family
 from asdm.plan import PruningPlan
 from asdm.results import BuildResult, FreezeAudit
+from asdm.surgery import Applied
 
 Tell = Callable[[str, int, float | None], None]
 DEFAULT_FAMILY = "sd15"
@@ -36,8 +39,6 @@ def build_student(
     weights = weights or models.default_weights(family)
     shapes = models.meta_unet(family, dtype)
     plan = students.read_plan(source, shapes, family.name)
-    meta_inputs = models.unet_inputs(family, device="meta", dtype=dtype)
-    before = flops.count(shapes, (), meta_inputs, list(units.iter_parts(shapes)))
     stage1 = stage1 or students.stage1_of(plan)
     first = students.stage1_family(stage1) if stage1 else None
     if first:
@@ -45,7 +46,7 @@ def build_student(
         small, applied = students.assemble(shapes, models.meta_unet(first, dtype), plan, students.edits_in(first))
     else:
         small, applied = students.build(shapes, plan)
-    after = flops.count(small, (), meta_inputs, list(units.iter_parts(small)))
+    before, after = costs = (count(family, shapes, dtype), count(family, small, dtype))
     need = before.parameter_bytes + (after.parameter_bytes if first else 0)
     measure.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
 
@@ -56,7 +57,35 @@ def build_student(
         student, _ = students.assemble(unet, models.load_unet(first, str(first.folder), device, dtype), plan)
     else:
         student, _ = students.build(unet, plan)
-    result = BuildResult(
+    result = record(
+        plan, family, weights, shapes, small, applied, costs, stage1, students.audit(student, unet) if first else None
+    ).model_copy(update={"warning": plan.not_measured_at(device=device, dtype=dtype)})
+    tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
+    students.save(student, plan, result, output, force, {"diff.txt": treediff.render(result.diff) + "\n"})
+    return result
+
+
+def count(family: Family, unet: nn.Module, dtype: str = "fp32") -> flops.Count:
+    """MACs and parameters of a family's UNet, or of its student, on the meta device."""
+    inputs = models.unet_inputs(family, device="meta", dtype=dtype)
+    return flops.count(unet, (), inputs, list(units.iter_parts(unet)))
+
+
+def record(
+    plan: PruningPlan,
+    family: Family,
+    weights: str,
+    shapes: nn.Module,
+    small: nn.Module,
+    applied: Applied,
+    costs: tuple[flops.Count, flops.Count],
+    stage1: str | None = None,
+    audit: FreezeAudit | None = None,
+) -> BuildResult:
+    """What lies beside a student's weights; `shapes` and `small` are teacher and student on the meta device, `costs`
+    what `count` says of them."""
+    before, after = costs
+    return BuildResult(
         name=plan.name,
         family=family.name,
         weights=weights,
@@ -67,16 +96,12 @@ def build_student(
         removed=applied.removed,
         replaced=applied.replaced,
         name_map=applied.name_map,
-        plain_diffusers=type(student).__name__ == "UNet2DConditionModel",
+        plain_diffusers=type(small).__name__ == "UNet2DConditionModel",
         plan_sha256=plan.sha256(),
-        warning=plan.not_measured_at(device=device, dtype=dtype),
         stage1=stage1,
-        audit=students.audit(student, unet) if first else None,
+        audit=audit,
         diff=treediff.diff(shapes, before, small, after, applied),
     )
-    tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
-    students.save(student, plan, result, output, force, {"diff.txt": treediff.render(result.diff) + "\n"})
-    return result
 
 
 def _family_of(source: str) -> str:

@@ -1,4 +1,4 @@
-"""`asdm`: build a student from a plan, measure it against its teacher, and export it."""
+"""`asdm`: build a student from a plan, train it, measure it against its teacher, and export it."""
 
 from __future__ import annotations
 
@@ -77,6 +77,171 @@ def build(
         print(builder.describe(result, output))
     if result.warning:
         terminal.say(f"Warning: {result.warning}")
+
+
+@app.command()
+def distill(
+    plan: Annotated[str, typer.Argument(help="A plan file or a preset: what the student is to be in the end.")],
+    output: Annotated[Path, typer.Option("-o", "--output", help="The run's folder, which becomes the student's.")],
+    teacher: Annotated[str, typer.Option(help="Family or diffusers folder.")] = "sd15",
+    data: Annotated[
+        str,
+        typer.Option(help="emoji, folder:DIR, webdataset:SHARDS ({0000..0099} expands; files or URLs), latents:DIR."),
+    ] = "emoji",
+    split: Annotated[str, typer.Option(help="Split of a data set that has some.")] = "train",
+    steps: Annotated[int, typer.Option(help="Optimiser steps, of all stages together.")] = 10_000,
+    recipe: Annotated[
+        str, typer.Option(help="progressive_incubation, bk_sdm, or FILE.py:FUNCTION.")
+    ] = "progressive_incubation",
+    stage: Annotated[str | None, typer.Option(help="Run this stage alone, such as compressed, combined.")] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="How grafted blocks learn: end_to_end, or blockwise (cheaper).")
+    ] = None,
+    weight: Annotated[
+        list[str] | None, typer.Option(help="TERM=NUMBER or STAGE.TERM=NUMBER; 0 leaves a term out. May be repeated.")
+    ] = None,
+    normalise: Annotated[
+        bool | None,
+        typer.Option(
+            "--normalise/--raw", help="Features as a share of the teacher's, or as they are; default: the recipe's."
+        ),
+    ] = None,
+    balance: Annotated[
+        bool,
+        typer.Option("--balance", help="Scale every term to the first one's size, so that none drowns the others."),
+    ] = False,
+    batch: Annotated[int, typer.Option(help="Pictures of a step, over all processes.")] = 16,
+    micro_batch: Annotated[
+        int | None, typer.Option(help="Pictures per forward of a process; default: its whole part of the batch.")
+    ] = None,
+    learning_rate: Annotated[float, typer.Option(help="AdamW's, at its highest.")] = 1e-4,
+    schedule: Annotated[str, typer.Option(help="constant, linear or cosine, after the warm-up.")] = "cosine",
+    warm_up: Annotated[
+        int | None, typer.Option(help="Steps of it; default: a twentieth of a stage, 500 at most.")
+    ] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, or adamw8bit (needs bitsandbytes).")] = "adamw",
+    weight_decay: Annotated[float, typer.Option(help="AdamW's.")] = 0.01,
+    clip: Annotated[float, typer.Option(help="Longest gradient; 0: any.")] = 1.0,
+    ema: Annotated[float, typer.Option(help="Decay of the running average that becomes the student; 0: none.")] = 0.999,
+    min_snr: Annotated[float, typer.Option(help="γ of Min-SNR on denoising and output; 0: off.")] = 5.0,
+    caption_dropout: Annotated[float, typer.Option(help="Share of pictures that are shown without a caption.")] = 0.1,
+    vgg: Annotated[str, typer.Option(help="Network of the perceptual term: mini, imagenet, or a folder.")] = "mini",
+    spike: Annotated[
+        float, typer.Option(help="Stop where a term is this many times its running mean; 0: never.")
+    ] = 20.0,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute activations twice instead of keeping them.")
+    ] = False,
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="What forward and backward compute in: fp32, bf16 or fp16.")] = "fp32",
+    size: Size = None,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    threads: Threads = None,
+    workers: Annotated[int, typer.Option(help="Threads that read and decode pictures.")] = 2,
+    checkpoint_every: Annotated[float, typer.Option(help="Seconds between checkpoints; 0: after every step.")] = 600.0,
+    keep: Annotated[int, typer.Option(help="Checkpoints to keep.")] = 2,
+    validate_every: Annotated[
+        int, typer.Option(help="Steps between pictures of teacher and student at fixed seeds; 0: none.")
+    ] = 0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well.")] = False,
+    amend: Annotated[
+        bool, typer.Option("--amend", help="Go on in a run's folder with another learning rate, weights or the like.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would learn, in how much memory and how many steps, and stop.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Throw away another run that is in the folder.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a plan's student from its teacher; the same command again goes on with an unfinished run."""
+    from asdm import distill as trainer
+    from asdm import live, recipes
+
+    source = str(files.find_input(Path(plan)))
+    if source != plan:
+        terminal.say(f"Using {source}, the newest {plan}.")
+    settings = trainer.Settings(
+        data=data,
+        steps=steps,
+        split=split,
+        seed=seed,
+        weights=weights,
+        device=device_or_default(device),
+        dtype=dtype,
+        size=size,
+        batch=batch,
+        micro_batch=micro_batch,
+        learning_rate=learning_rate,
+        schedule=schedule,
+        warm_up=warm_up,
+        optimizer=optimizer,
+        weight_decay=weight_decay,
+        clip=clip,
+        ema=ema,
+        min_snr=min_snr,
+        caption_dropout=caption_dropout,
+        balance=balance,
+        spike=spike,
+        vgg=vgg,
+        gradient_checkpointing=gradient_checkpointing,
+        workers=workers,
+        threads=threads,
+        checkpoint_s=checkpoint_every,
+        keep=keep,
+        validate_every=validate_every,
+        tensorboard=tensorboard,
+    )
+    chosen = recipes.adjusted(recipes.load(recipe), mode, recipes.parse_weights(weight or []), normalise)
+    if dry_run:
+        found = trainer.preview(source, teacher, settings, chosen, stage)
+        print(live.preview_json(found) if as_json else live.preview_text(found, settings))
+        return
+    try:
+        with live.watching("Distilling") as watch:
+            result = trainer.distil(
+                source, teacher, output, settings, chosen, stage, force, amend, watch, this_command("asdm")
+            )
+    except KeyboardInterrupt:
+        if (output / "run.json").exists():
+            terminal.say(f"The run in {output} is saved as far as it got; the same command goes on with it.")
+        raise
+    if trainer.is_main_process():
+        print(live.result_json(result) if as_json else live.result_text(result, output))
+
+
+@app.command()
+def cache(
+    data: Annotated[str, typer.Argument(help="emoji, or folder:DIR.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the shards; train with --data latents:DIR.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="Family or diffusers folder whose VAE and text encoder are used.")
+    ] = "sd15",
+    split: Annotated[str, typer.Option(help="Split of a data set that has some.")] = "train",
+    weights: Weights = None,
+    device: Device = None,
+    dtype: Annotated[str, typer.Option(help="What is stored: fp16, bf16 or fp32.")] = "fp16",
+    seed: Seed = 0,
+    size: Size = None,
+    per_shard: Annotated[int, typer.Option(help="Examples of a shard.")] = 512,
+    as_json: Json = False,
+) -> None:
+    """Encode a data set once, for many runs; the same command again goes on with an unfinished cache."""
+    from asdm import caching, models
+
+    if per_shard < 1:
+        raise ValueError(f"per-shard {per_shard} is none; choose 1 or more.")
+    setup = models.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    models.check_setup(setup)
+    with terminal.progress("Caching") as tell:
+        found = caching.cache_latents(data, teacher, output, setup, split, per_shard, tell)
+    if as_json:
+        print(json.dumps(found.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1))
+    else:
+        lost = f", {found.skipped} could not be read" if found.skipped else ""
+        print(f"{found.examples - found.skipped} examples in {len(found.shards)} shards{lost}: --data latents:{output}")
 
 
 @app.command()

@@ -16,8 +16,8 @@ from asdm.models import RANDOM, Setup, check_setup, default_weights, dtype_of, l
 Tell = Callable[[str, int, float | None], None]
 
 
-def pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
-    """A diffusers pipeline with `unet` in it.
+def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
+    """A diffusers pipeline with `unet` in it; with None it has everything but a UNet.
 
     From the weights' folder where that is a whole pipeline; else text encoder and VAE get random weights and the
     tokenizer knows bytes only, which changes no latency. Raises ValueError for a family with two text encoders
@@ -79,7 +79,7 @@ def generate(
     ).images[0]
 
 
-def _random_pipeline(family: Family, unet: nn.Module, setup: Setup) -> Any:
+def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
 
     if len(family.text_encoders) != 1 or family.vae is None:

@@ -276,13 +276,13 @@ def assemble(
     _check_same_layers(teacher, plan, stage1_edits if stage1_edits is not None else _edits_of(stage1))
     student, applied = _operate(teacher, plan)
     here = {theirs: mine for mine, theirs in applied.name_map.items()}
-    blocks = [here[block] for block in kept.grafted]
+    blocks, theirs = [here[block] for block in kept.grafted], teacher.state_dict().keys()
     for block, mine in zip(kept.grafted, blocks, strict=True):
         source = counterpart(teacher, block, stage1)
         added = {
             name
             for name in student.get_submodule(mine).state_dict()
-            if applied.teacher_name(f"{mine}.{name}") not in teacher.state_dict()
+            if applied.teacher_name(f"{mine}.{name}") not in theirs
         }
         _graft(student.get_submodule(mine), stage1.get_submodule(source), block, added)
     for module in plan.frozen:
@@ -350,13 +350,16 @@ def _is_in(name: str, module: str) -> bool:
 
 
 def audit(student: nn.Module, teacher: nn.Module) -> FreezeAudit:
-    """Which of a student's parameters learn, which are frozen, and which are the teacher's own memory."""
-    theirs = {p.untyped_storage().data_ptr() for p in teacher.parameters()}
+    """Which of a student's parameters learn, which are frozen, and which are the teacher's own memory.
+
+    Works on the meta device too.
+    """
+    theirs = {p.untyped_storage()._cdata for p in teacher.parameters()}
     named = dict(student.named_parameters())
     return FreezeAudit(
         trainable=_tensors({name: p for name, p in named.items() if p.requires_grad}),
         frozen=_tensors({name: p for name, p in named.items() if not p.requires_grad}),
-        shared_with_teacher=_tensors({n: p for n, p in named.items() if p.untyped_storage().data_ptr() in theirs}),
+        shared_with_teacher=_tensors({n: p for n, p in named.items() if p.untyped_storage()._cdata in theirs}),
     )
 
 

@@ -140,12 +140,39 @@ def skip_pairs(unet: UNet) -> list[tuple[str, str]]:
     return pairs
 
 
+def skips_in_teacher(student: UNet, teacher: UNet, teacher_name: Callable[[str], str]) -> dict[str, str]:
+    """Each of a student's skips → the teacher's skip that its consumer was made for, both by their producers.
+
+    Where layers went, a consumer that stayed meets another producer than before: the last layer left in a down block
+    makes what the last layer of the original made.
+    """
+    producer = {consumer: skip for skip, consumer in skip_pairs(teacher)}
+    found = {skip: producer.get(teacher_name(consumer), "") for skip, consumer in skip_pairs(student)}
+    return {skip: theirs for skip, theirs in found.items() if theirs}
+
+
 def self_attentions(transformer: Any) -> Iterator[tuple[nn.Module, str]]:
     """(parent, attribute) of every self-attention in a Transformer unit; SDXL has several per unit."""
     for block in getattr(transformer, "transformer_blocks", []):
         attention = getattr(block, "attn1", None)
         if attention is not None and not getattr(attention, "is_cross_attention", False):
             yield block, "attn1"
+
+
+def self_attention_names(unet: UNet) -> Iterator[tuple[str, str]]:
+    """(unit, fqn) of every self-attention, replaced ones included."""
+    names = {id(module): name for name, module in unet.named_modules()}
+    for unit in iter_units(unet):
+        if unit.kind == "transformer":
+            for parent, attribute in self_attentions(unit.modules[0]):
+                yield unit.fqn, f"{names[id(parent)]}.{attribute}"
+
+
+def head(unet: UNet, hidden: torch.Tensor) -> torch.Tensor:
+    """What the last up block's map (b, c, h, w) becomes: the prediction (b, 4, h, w)."""
+    if unet.conv_norm_out is not None:
+        hidden = unet.conv_act(unet.conv_norm_out(hidden))
+    return unet.conv_out(hidden)
 
 
 def siblings(unet: UNet, fqn: str) -> tuple[nn.Module, ...]:

@@ -15,7 +15,8 @@ from torch import nn
 
 from asdm.families import Family, load_family
 from asdm.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_VAE
-from asdm.models import meta_unet
+from asdm.models import RANDOM, Setup, materialise, meta_unet
+from asdm.pipelines import pipeline
 
 torch.set_num_threads(1)  # nothing here is large, and two test runs beside each other would fight over the cores
 
@@ -118,6 +119,16 @@ def tiny_folder(_tiny: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFa
     """The tiny UNet as diffusers saves it."""
     folder = tmp_path_factory.mktemp("tiny") / "unet"
     _tiny.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole tiny Stable Diffusion of 64×64 pixels with random weights, as diffusers saves it: a teacher."""
+    small = replace(TINY_WHOLE, size=64, unet=TINY | {"sample_size": 8, "block_out_channels": [16, 32, 32, 32]})
+    folder = tmp_path_factory.mktemp("pipeline") / "teacher"
+    unet = materialise(meta_unet(small), seed=1)
+    pipeline(small, unet, Setup(weights=RANDOM, seed=1)).save_pretrained(folder, safe_serialization=True)
     return folder
 
 

@@ -73,6 +73,13 @@ class Emoji(Sequence[Example]):
         """All pictures as float (n, 3, size, size) in [-1, 1]."""
         return self.pixels.float() / 127.5 - 1
 
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any pixel and any caption."""
+        told = hashlib.sha256(self.pixels.numpy().tobytes())
+        told.update("\n".join(self.captions).encode())
+        return told.hexdigest()[:16]
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -95,11 +102,13 @@ class Emoji(Sequence[Example]):
         )
 
 
-def open_data(split: str = "train", size: int = 64) -> Emoji:
+def open_data(split: str = "train", size: int = 64, source: str | None = None) -> Emoji:
     """The drawings of one split at `size` pixels, drawn once and cached.
 
     Raises ValueError for a split that does not exist, or where the packages of the extra `mini` are missing.
     """
+    if source:
+        raise ValueError(f"the emoji data set brings its own pictures; leave out {source!r}.")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
     drawings = _drawings(size)

@@ -9,18 +9,26 @@ import pytest
 import torch
 
 from asdm import seams
-from asdm.datasets import Example, emoji
+from asdm.datasets import Encoded, Example, Stream, captions_of, emoji, fingerprint
+from tests.core.test_data_sources import sources  # noqa: F401  (a fixture)
 
 
 @pytest.mark.parametrize("name", seams.names("asdm.datasets"))
-def test_every_data_set_gives_captioned_pictures(name: str) -> None:
-    examples = seams.load("asdm.datasets", name).open_data("train", size=16)
-    first = examples[0]
-    assert isinstance(first, Example)
-    assert first.image.shape == (3, 16, 16)
-    assert -1 <= first.image.min() < first.image.max() <= 1
+def test_every_data_set_gives_captioned_examples(name: str, sources: dict[str, str | None]) -> None:  # noqa: F811
+    examples = seams.load("asdm.datasets", name).open_data("train", size=64, source=sources[name])
+    again = seams.load("asdm.datasets", name).open_data("train", size=64, source=sources[name])
+    assert fingerprint(examples) == fingerprint(again)
+    first = next(examples.read(0, 0, {}))[0] if isinstance(examples, Stream) else examples[0]
     assert isinstance(first.caption, str)
     assert first.caption
+    assert first.caption in captions_of(examples, 3)
+    if isinstance(first, Encoded):
+        assert first.mean.shape == first.std.shape == (4, 8, 8)
+        assert first.states.shape == (16, 32)
+        return
+    assert isinstance(first, Example)
+    assert first.image.shape == (3, 64, 64)
+    assert -1 <= first.image.min() < first.image.max() <= 1
 
 
 @pytest.fixture(scope="module")
