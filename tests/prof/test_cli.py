@@ -13,42 +13,13 @@ from typing import Any
 
 import pytest
 
-import asdm.cli
-import asdm_prof.cli
+from tests.commands import files_in, refused
 from tests.prof import synthetic
-
-COMMANDS = {"asdm": asdm.cli.main, "asdm-prof": asdm_prof.cli.main}
-
-
-class Result:
-    """Exit code and both streams of one command."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str | Path) -> Result:
-        program, *args = map(str, words)
-        monkeypatch.setattr(sys, "argv", [program, *args])
-        with pytest.raises(SystemExit) as caught:
-            COMMANDS[program]()
-        return Result(int(caught.value.code or 0), *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture
 def profiled(tmp_path: Path) -> Path:
     return synthetic.profile().save(tmp_path / "reports" / "sd15-eager" / "profile.json")
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 # ---------------------------------------------------------------------------------------------- the chain
@@ -155,17 +126,6 @@ def test_validate_then_plan_with_what_it_measured(run: Any, tmp_path: Path) -> N
 
 
 # ---------------------------------------------------------------------------------------------- bad input
-
-
-def refused(found: Result, *words: str, code: int = 2) -> None:
-    """One sentence on stderr with these words in it, the right code, nothing on stdout, no traceback."""
-    assert found.code == code, found.err
-    errors = [line for line in found.err.splitlines() if line.startswith("Error:")]
-    assert len(errors) == 1, found.err
-    assert "Traceback" not in found.err
-    assert found.out == ""
-    for word in words:
-        assert word in errors[0]
 
 
 @pytest.mark.parametrize("budget", ["0", "1.5", "-3", "fast", "NaN"])
