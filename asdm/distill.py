@@ -7,6 +7,7 @@ killed and taken up again ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -790,7 +791,7 @@ def rate(settings: Settings, steps: int, step: int) -> float:
     falling = {
         "constant": 1.0,
         "linear": 1 - gone,
-        "cosine": 0.5 * (1 + torch.cos(torch.tensor(gone * torch.pi)).item()),
+        "cosine": 0.5 * (1 + math.cos(math.pi * gone)),
     }
     return settings.learning_rate * falling[settings.schedule]
 

@@ -319,7 +319,7 @@ def test_a_recipe_of_ones_own(tiny_pipeline: Path, tmp_path: Path) -> None:
         "    (stage,) = bk_sdm(topology, plan, steps)\n"
         "    return (replace(stage, name='gentle', weights={'output': 1.0}),)\n"
     )
-    go(tiny_pipeline, tmp_path / "student", "bk_sdm_tiny", recipes.load(f"{file}:gentle"), steps=1)
+    go(tiny_pipeline, tmp_path / "student", "bk_sdm_small", recipes.load(f"{file}:gentle"), steps=1)
     assert set(log_of(tmp_path / "student")[0]) & {"denoising", "output", "features"} == {"output"}
     with pytest.raises(ValueError, match="has no function 'rough'"):
         recipes.load(f"{file}:rough")
