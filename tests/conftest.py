@@ -128,8 +128,9 @@ def tiny_folder(_tiny: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny Stable Diffusion of 64×64 pixels with random weights, as diffusers saves it: a teacher."""
-    small = replace(TINY_WHOLE, size=64, unet=TINY | {"sample_size": 8, "block_out_channels": [16, 32, 32, 32]})
+    """A whole Stable Diffusion of two levels and 64×64 pixels with random weights, as diffusers saves it: a teacher."""
+    changes = SMALL | {"block_out_channels": [16, 32], "layers_per_block": 2, "sample_size": 8}
+    small = replace(TINY_WHOLE, size=64, unet=TINY | changes)
     folder = tmp_path_factory.mktemp("pipeline") / "teacher"
     unet = materialise(meta_unet(small), seed=1)
     pipeline(small, unet, Setup(weights=RANDOM, seed=1)).save_pretrained(folder, safe_serialization=True)
