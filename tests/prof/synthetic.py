@@ -305,7 +305,7 @@ def damage() -> Damage:
         additivity=additivity.judge(edits, pairs, plans), environment=ENVIRONMENT,
         agreement=(Agreement(score="structural prior", spearman=interval(0.5), edits=len(edits)),),
         work=Work(students=len(edits), plain_forwards=60.0, least_forwards=30.0, done_forwards=30.0, seconds=100.0,
-                  teacher_s=3.0, least_s=90.0, reached=0.9),
+                  forward_s=90.0, least_s=90.0, reached=0.9),
     )  # fmt: skip
 
 

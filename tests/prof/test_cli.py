@@ -377,7 +377,7 @@ DAMAGE_OF_ANOTHER: dict[str, Any] = {
     "timesteps": [1], "seed": 0, "dtype": "fp32", "device": "cpu", "threads": 1, "size": 512,
     "prediction_type": "epsilon", "teacher_power": 1.0, "edits": [], "environment": {},
     "work": {"students": 0, "plain_forwards": 1, "least_forwards": 1, "done_forwards": 1, "seconds": 1,
-             "teacher_s": 1, "least_s": 1, "reached": 1},
+             "forward_s": 1, "least_s": 1, "reached": 1},
 }  # fmt: skip
 
 
