@@ -416,12 +416,21 @@ def damage_at_budgets(report: Report) -> Figure | None:
     budgets = [row.budget for row in found.rows]
     axes.plot(budgets, [one.value for one in ours], "-o", color=COLOURS["resnet"], markersize=4, label="ours")
     axes.vlines(budgets, [one.low for one in ours], [one.high for one in ours], color=INK, linewidth=0.8)
-    axes.set_yscale("log")
+    _powers_of_ten(axes, "y")
     axes.invert_xaxis()
     axes.set_xlabel("latency budget (share of the teacher’s UNet call)")
-    axes.set_ylabel("measured damage (mean square of the output’s error)")
+    axes.set_ylabel("measured damage (mean square error)")
     figure.legend(loc="outside right center")
     return figure
+
+
+def _powers_of_ten(axes: Axes, which: str) -> None:
+    """Logarithmic axes, `x`, `y` or both, labelled in plain text: the style leaves mathematics as it is written."""
+    for name in which:
+        axes.set(**{f"{name}scale": "log"})
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
 
 
 def additivity(report: Report) -> Figure | None:
@@ -441,7 +450,7 @@ def additivity(report: Report) -> Figure | None:
                   label=f"{label}: Spearman {fit.spearman.value:.2f}, R² {fit.r2.value:.2f}")  # fmt: skip
     values = [v for plan in found.plans for v in (plan.summed, plan.with_pairs, plan.damage.value) if v > 0]
     axes.plot([min(values), max(values)], [min(values), max(values)], color=QUIET, linewidth=0.7)
-    axes.set(xscale="log", yscale="log")
+    _powers_of_ten(axes, "xy")
     axes.set_xlabel("predicted damage")
     axes.set_ylabel("measured joint damage")
     figure.legend(loc="outside upper left")
@@ -460,9 +469,9 @@ def frontier(report: Report) -> Figure | None:
     for shown, marker, label in ((found.best, "o", "best"), (found.diverse, "s", "unlike each other")):
         if shown:
             axes.plot([p.ratio for p in shown], [p.damage for p in shown], marker, markersize=3.5, label=label)
-    axes.set_yscale("log")
+    _powers_of_ten(axes, "y")
     axes.set_xlabel("predicted UNet latency ratio")
-    axes.set_ylabel(f"{plain(found.damage_from, 24)}")
+    axes.set_ylabel(plain(found.damage_from, 24))
     if found.best or found.diverse:
         axes.legend()
     return figure

@@ -12,7 +12,7 @@ import numpy as np
 from asdm import flops, models, units
 from asdm.families import load_family
 from asdm.measure import estimate, latency
-from asdm.plan import PruningPlan, ReplaceUnit
+from asdm.plan import AnyEdit, PruningPlan, ReplaceUnit
 from asdm.results import (
     BenchResult,
     BenchStudent,
@@ -22,10 +22,18 @@ from asdm.results import (
     Macs,
     Pipeline,
 )
-from asdm_prof import transfer, validate
+from asdm_prof import additivity, frontier, problem, transfer, validate
 from asdm_prof.records import (
+    Agreement,
+    BudgetRow,
+    Budgets,
     Comparison,
     ComponentRecord,
+    Contestant,
+    Damage,
+    DamagePair,
+    EditDamage,
+    Interval,
     OptionRecord,
     PartRecord,
     Profile,
@@ -33,6 +41,7 @@ from asdm_prof.records import (
     ValidatedPlan,
     Validation,
     WholeRecord,
+    Work,
 )
 from asdm_prof.renderers import FamilyCost, Report
 
@@ -262,6 +271,73 @@ def comparison() -> Comparison:
     return transfer.compare([(profile(), "a.json"), (profile(seed=1), "b.json")], [plan()])
 
 
+@cache
+def damage() -> Damage:
+    """Every choice of the made-up profile at a made-up damage, and six joint plans that are nearly the sum."""
+    source, rng = profile(), np.random.default_rng(0)
+
+    def interval(value: float) -> Interval:
+        return Interval(value=value, low=0.9 * value, high=1.1 * value)
+
+    edits = tuple(
+        EditDamage(
+            edit=choice.edits[0],
+            also=choice.edits[1:],
+            damage=interval(value),
+            by_prompt=(value,),
+            by_timestep=(value,),
+        )
+        for choice in problem.choices(source)
+        for value in [float(rng.lognormal(-6))]
+    )
+    units = [i for i, one in enumerate(edits) if one.edit.op == "remove_unit"]
+    plans = []
+    for n in range(2, 8):
+        parts = units[:n]
+        total = sum(edits[i].damage.value for i in parts)
+        plans.append((parts, interval(total * float(rng.uniform(0.9, 1.1)))))
+    pairs = [DamagePair(first=units[0], second=units[1], damage=1e-3)]
+    return Damage(
+        created_utc="2026-01-01T00:00:00Z", command="asdm-prof sensitivity sd15", family="sd15", weights="folder",
+        weights_sha256="0" * 64, teacher_config_sha256=source.config_sha256, data="emoji", split="train", prompts=2,
+        timesteps=(250, 750), seed=0, dtype="fp32", device="cpu", threads=1, size=source.size,
+        prediction_type="epsilon", teacher_power=1.0, edits=edits,
+        additivity=additivity.judge(edits, pairs, plans), environment=ENVIRONMENT,
+        agreement=(Agreement(score="structural prior", spearman=interval(0.5), edits=len(edits)),),
+        work=Work(students=len(edits), plain_forwards=60.0, least_forwards=30.0, done_forwards=30.0, seconds=100.0,
+                  forward_s=90.0, least_s=90.0, reached=0.9),
+    )  # fmt: skip
+
+
+def budgets() -> Budgets:
+    """Two budgets: ahead of every baseline at one, behind at the other."""
+
+    def contestant(name: str, value: float, edits: tuple[AnyEdit, ...]) -> Contestant:
+        damage = Interval(value=value, low=0.9 * value, high=1.1 * value)
+        return Contestant(
+            name=name, ours=name == "ours", ratio=0.7, predicted=value, damage=damage, by_prompt=(value, value),
+            edits=edits,
+        )  # fmt: skip
+
+    rows = []
+    for budget, factor in ((0.8, 2.0), (0.7, 0.5)):
+        both = (contestant("ours", 0.01, plan().edits), contestant("greedy", 0.01 * factor, plan().edits[:1]))
+        gap = 0.01 * (factor - 1)
+        rows.append(
+            BudgetRow(
+                budget=budget,
+                contestants=tuple(sorted(both, key=lambda one: one.damage.value)),
+                ahead=Interval(value=gap, low=gap, high=gap),
+                won=gap > 0,
+            )
+        )
+    return Budgets(
+        created_utc="2026-01-01T00:00:00Z", command="", family="sd15", weights_sha256="0" * 64,
+        profile_sha256=profile().sha256(), damage_sha256=damage().sha256(), candidates=10, split="held_out",
+        prompts=2, timesteps=(250, 750), rows=tuple(rows), seconds=1.0, environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
 def report() -> Report:
     return Report(
         profile=profile(),
@@ -275,4 +351,7 @@ def report() -> Report:
         family_costs=family_costs(),
         validation=validation(profile(), [0.01, -0.02, 0.03, -0.01, 0.02, 0.0]),
         comparison=comparison(),
+        damage=damage(),
+        frontier=frontier.make_frontier(profile(), damage(), asked={"latency": "0.8"}, k=2, diverse=2),
+        budgets=budgets(),
     )
