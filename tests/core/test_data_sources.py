@@ -21,7 +21,6 @@ from asdm.datasets import BrokenExample, folder, latents, webdataset
 from asdm.datasets._pictures import opened
 from asdm.datasets.latents import LatentCache
 from asdm.models import Setup
-from tests.prof.test_cli import run  # noqa: F401  (a fixture)
 
 
 def picture(number: int, size: tuple[int, int] = (20, 16)) -> bytes:

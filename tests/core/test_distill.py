@@ -17,7 +17,6 @@ from asdm.distill import Settings, Status
 from asdm.families import load_family
 from asdm.results import DistillRun
 from asdm.units import topology
-from tests.prof.test_cli import run  # noqa: F401  (a fixture)
 
 SHALLOW = ("down_blocks.0.", "up_blocks.1.")
 WEIGHTS = "diffusion_pytorch_model.safetensors"
