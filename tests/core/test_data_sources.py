@@ -320,14 +320,14 @@ def test_training_takes_every_source(tiny_pipeline: Path, sources: dict[str, str
     assert losses["latents"] == pytest.approx(losses["folder"], rel=1e-4)  # the same pictures, encoded before
 
 
-def test_a_cache_of_another_teacher_does_not_train_this_one(run: Any, sources: dict[str, str], tmp_path: Path) -> None:  # noqa: F811
+def test_a_cache_of_another_teacher_does_not_train_this_one(run: Any, sources: dict[str, str], tmp_path: Path) -> None:
     done = run("asdm", "distill", "a_sdm", "--teacher", "mini", "--data", f"latents:{sources['latents']}", "-o", "s")
     assert done.code == 2
     assert "was encoded by other encoders than mini's; run asdm cache with --teacher mini" in done.err
     assert not (tmp_path / "s").exists()
 
 
-def test_the_cache_command_as_typed(run: Any, photos: Path, tiny_pipeline: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_cache_command_as_typed(run: Any, photos: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     done = run("asdm", "cache", f"folder:{photos}", "--teacher", tiny_pipeline, "-o", "latents")
     assert done.code == 0, done.err
     assert done.out.strip() == "12 examples in 1 shards: --data latents:latents"

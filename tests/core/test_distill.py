@@ -260,7 +260,7 @@ def test_bad_settings_are_one_sentence(tiny_pipeline: Path, tmp_path: Path, chan
         go(tiny_pipeline, tmp_path / "student", steps=2, **only | changes)
 
 
-def test_a_dry_run_says_what_would_learn_and_writes_nothing(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_dry_run_says_what_would_learn_and_writes_nothing(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
     command = ["asdm", "distill", "a_sdm_clme", "--teacher", tiny_pipeline, "-o", "student", "--steps", "100"]
     done = run(*command, "--dry-run")
     assert done.code == 0, done.err
@@ -275,7 +275,7 @@ def test_a_dry_run_says_what_would_learn_and_writes_nothing(run: Any, tiny_pipel
     assert second["memory"]["activations"] > 0
 
 
-def test_the_command_as_typed(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_command_as_typed(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
     words = ["asdm", "distill", "a_sdm", "--teacher", tiny_pipeline, "--data", "emoji", "--split", "held_out"]
     words += ["--steps", "3", "--seed", "7", "--batch", "2", "-o", "student"]
     done = run(*words)
