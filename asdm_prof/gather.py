@@ -13,15 +13,25 @@ from asdm.results import BenchResult
 from asdm_prof import costs
 from asdm_prof.records import Comparison, Profile, Validation
 from asdm_prof.renderers import FamilyCost, Report
+from asdm_prof.renderers._drawn import DamageFile, FrontierFile, TrainingLog
 
+F = TypeVar("F", DamageFile, FrontierFile)
 R = TypeVar("R", bound=files.Record)
 COMPARED = ("sd15", "sd21_base")  # Fig. 1 of the paper: Stable Diffusion v1 and v2
 
 
-def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequence[Path] | None = None) -> Report:
-    """A profile with what followed from it; files are matched by the hashes in them.
+def report(
+    profile: Profile,
+    path: Path,
+    plan: Path | None = None,
+    benches: Sequence[Path] | None = None,
+    damage: Path | None = None,
+    frontier: Path | None = None,
+    log: Path | None = None,
+) -> Report:
+    """A profile with what followed from it; files are matched by the hashes, or else the family, in them.
 
-    Raises ValueError for a named plan or benchmark that belongs to another teacher.
+    Raises ValueError for a named file that belongs to another teacher.
     """
     sources = {"profile": str(path)}
     found_plan = _plan(profile, plan, path.parent, sources)
@@ -31,15 +41,45 @@ def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequ
                         lambda found: found.profile_sha256 == sha256)  # fmt: skip
     comparison = _first("comparison", "compare*.json", Comparison, path.parent, sources,
                         lambda found: sha256 in [one.sha256 for one in found.profiles])  # fmt: skip
-    costs_ = tuple(_family_costs(profile))
-    return Report(profile, found_plan, tuple(found_benches), sources, costs_, validation, comparison)
+    found_damage = _of_family("damage", damage, DamageFile, profile, path.parent, sources)
+    found_frontier = _of_family("frontier", frontier, FrontierFile, profile, path.parent, sources)
+    if log is not None:
+        sources["log"] = str(log)
+    return Report(
+        profile=profile,
+        plan=found_plan,
+        benches=tuple(found_benches),
+        sources=sources,
+        family_costs=tuple(_family_costs(profile)),
+        validation=validation,
+        comparison=comparison,
+        damage=found_damage,
+        frontier=found_frontier,
+        log=TrainingLog.load(log) if log else None,
+    )
+
+
+def _of_family(
+    what: str, named: Path | None, model: type[F], profile: Profile, folder: Path, sources: dict[str, str]
+) -> F | None:
+    """The file that was named, or the newest beside the profile of the same model."""
+    if named is None:
+        return _first(what, f"{what}*.json", model, folder, sources, lambda found: found.is_of(profile), beside=True)
+    found = model.load(files.find_input(named))
+    if not found.is_of(profile):
+        raise ValueError(f"{named} was made for another model ({found.family}) than the profile ({profile.family}).")
+    sources[what] = str(named)
+    return found
 
 
 def _first(
-    what: str, pattern: str, model: type[R], folder: Path, sources: dict[str, str], fits: Callable[[R], bool]
+    what: str, pattern: str, model: type[R], folder: Path, sources: dict[str, str], fits: Callable[[R], bool],
+    beside: bool = False,
 ) -> R | None:
-    """The newest file of a kind that belongs to the profile."""
+    """The newest file of a kind that belongs to the profile; with `beside`, in its own folder only."""
     for candidate in _newest_first(folder, pattern):
+        if beside and candidate.parent != folder:
+            continue
         found = _readable(candidate, model)
         if found and fits(found):
             sources[what] = str(candidate)
@@ -129,3 +169,8 @@ def _family_costs(profile: Profile) -> Iterable[FamilyCost]:
             continue
         for row in costs.component_costs(family):
             yield FamilyCost(family.name, family.title, row["name"], row["params"], row["macs"], row["calls"])
+
+
+def of_records(profile: Profile) -> Report:
+    """A profile by itself, with Fig. 1."""
+    return Report(profile, family_costs=tuple(_family_costs(profile)))

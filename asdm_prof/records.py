@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from asdm import notebook
 from asdm.files import Frozen, Record, later
 from asdm.plan import AnyEdit, MeasuredAt, Prediction, Topology
 from asdm.results import Estimate, HostUse, Latency, Macs
@@ -158,6 +159,35 @@ class Profile(Record):
     def steps_batch(self) -> int:
         """UNet calls per step and image: two with classifier-free guidance."""
         return 2 if self.guidance_scale > 1 else 1
+
+    def _repr_html_(self) -> str:
+        """The answer, the blocks and the trust box, for notebooks; `asdm_prof.report` makes the whole page."""
+        whole = self.whole.latency_s
+        said = f"{self.title}: {whole.median:.3g} s [{whole.low:.3g}, {whole.high:.3g}] a UNet call"
+        failed = ", ".join(line.check for line in self.trust if not line.passed)
+        passed = f"{sum(line.passed for line in self.trust)} of {len(self.trust)} checks passed"
+        where = f"{self.backend}, {self.dtype} on {self.device}, {self.threads} threads, batch {self.batch}"
+        note = f"{where}; {passed}{f', failed: {failed}' if failed else ''}."
+        head = ["block", "", "of time", "ms", "GMAC", "M parameters"]
+        return notebook.table(said, head, self._block_rows(), note, left=(0, 1))
+
+    def _block_rows(self) -> list[list[str]]:
+        """One row per block, and per piece of glue outside the blocks, with a bar for its share."""
+        blocks: dict[str, list[PartRecord]] = {}
+        for part in self.parts:
+            blocks.setdefault(part.block or part.fqn, []).append(part)
+        shares = {name: sum(part.share.median for part in parts) for name, parts in blocks.items()}
+        return [
+            [
+                name,
+                notebook.bar(shares[name] / (max(shares.values()) or 1.0)),
+                f"{100 * shares[name]:.1f} %",
+                f"{1e3 * sum(part.latency_s.median for part in parts):.1f}",
+                f"{sum(part.macs for part in parts) / 1e9:.2f}",
+                f"{sum(part.params for part in parts) / 1e6:.2f}",
+            ]
+            for name, parts in blocks.items()
+        ]
 
 
 # ---------------------------------------------------------------------------------------------- validation

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
 from asdm_prof.records import Comparison, Profile, Validation
+from asdm_prof.renderers._drawn import DamageFile, FrontierFile, TrainingLog
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Report:
     family_costs: tuple[FamilyCost, ...] = ()
     validation: Validation | None = None
     comparison: Comparison | None = None
+    damage: DamageFile | None = None
+    frontier: FrontierFile | None = None
+    log: TrainingLog | None = None  # of the distillation of one of the students
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from asdm.results import BenchStudent, Estimate
 from asdm_prof.records import PartRecord, Profile
 from asdm_prof.redundancy import rank
 from asdm_prof.renderers import FamilyCost, Report
+from asdm_prof.renderers._drawn import own_point
 from asdm_prof.renderers._format import count, count_unit, plain, plural, ratio, ratio_interval, second_unit
 
 OUTPUT = "figures"
@@ -389,7 +390,93 @@ def rank_transfer(report: Report) -> Figure | None:
     return figure
 
 
+# ---------------------------------------------------------------------------------------------- roofline, damage, quality
+
+
+def roofline(report: Report) -> Figure | None:
+    """Every part's FLOPs per second over its FLOPs per byte, under what the machine reaches through this runtime."""
+    profile, peaks = report.profile, report.profile.peaks
+    parts = [part for part in profile.parts if part.macs and part.moved_bytes]
+    if peaks is None or not parts:
+        return None
+    figure = _figure(ONE_COLUMN, 2.6)
+    axes = figure.subplots()
+    intensity = [2 * part.macs / part.moved_bytes for part in parts]
+    for part, x in zip(parts, intensity, strict=True):
+        marker, colour = MARKERS.get(part.kind, "^"), COLOURS[part.kind]
+        axes.plot(x, 2e-9 * part.macs / part.latency_s.median, marker, color=colour, markersize=3.5)
+    low, high = min(intensity) / 1.5, max(*intensity, peaks.flops_per_s / peaks.bytes_per_s) * 1.5
+    grid = [low * (high / low) ** (i / 100) for i in range(101)]
+    roof = [min(x * peaks.bytes_per_s, peaks.flops_per_s) / 1e9 for x in grid]
+    axes.plot(grid, roof, color=INK, linewidth=0.9)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOPs per byte moved", ylabel="GFLOP/s")
+    _marker_legend(figure)
+    return figure
+
+
+def frontier(report: Report) -> Figure | None:
+    """The least damage of any plan at each latency, and the report's own plan."""
+    if report.frontier is None or not report.frontier.points:
+        return None
+    teacher_s = report.profile.whole.latency_s.median
+    points = sorted((point.latency_s / teacher_s, point.damage.value) for point in report.frontier.points)
+    figure = _figure(ONE_COLUMN, 2.4)
+    axes = figure.subplots()
+    axes.step(*zip(*points, strict=True), where="post", color=COLOURS["resnet"], linewidth=0.9)
+    axes.plot(*zip(*points, strict=True), "o", color=COLOURS["resnet"], markersize=2)
+    told = own_point(report.plan, report.frontier, teacher_s)
+    if told:
+        own = told[0], told[1].value
+        axes.plot(*own, "s", color=COLOURS["transformer"], markersize=5)
+        axes.annotate("this plan", own, (5, 4), textcoords="offset points", size=7)
+    axes.set(xlabel="UNet latency, student / teacher", ylabel="damage", ylim=(0, None))
+    return figure
+
+
+def damage(report: Report) -> Figure | None:
+    """Every edit's measured damage with its interval, least first."""
+    if report.damage is None or not report.damage.edits:
+        return None
+    rows = sorted(report.damage.edits, key=lambda row: row.damage.value)
+    figure = _figure(TWO_COLUMNS, 0.7 + 0.13 * len(rows))
+    axes = figure.subplots()
+    for y, row in enumerate(rows):
+        axes.hlines(y, row.damage.low, row.damage.high, color=INK, linewidth=0.9)
+        axes.plot(row.damage.value, y, "o", color=COLOURS["resnet"], markersize=3.5)
+    if rows[0].damage.value > 0:
+        axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), [plain(str(row.edit), 60) for row in rows], size=6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.3, -0.7)
+    axes.set_xlabel("damage")
+    return figure
+
+
+def quality(report: Report) -> Figure | None:
+    """Every quality metric of the students beside the teacher's, whose own noise is shaded."""
+    judged = [student for student in _students(report) if student.quality]
+    names = list(dict.fromkeys(name for student in judged for name in student.quality))
+    if not names:
+        return None
+    figure = _figure(TWO_COLUMNS, 0.5 + (0.35 + 0.22 * len(judged)) * len(names))
+    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
+        known = next(student.quality[name] for student in judged if name in student.quality)
+        if known.teacher is not None:
+            noise = known.noise_floor or 0.0
+            axes.axvspan(known.teacher - noise, known.teacher + noise, color="#DDDDDD")
+            axes.axvline(known.teacher, color=QUIET, linewidth=0.8)
+        for y, student in enumerate(judged):
+            if metric := student.quality.get(name):
+                axes.hlines(y, metric.low, metric.high, color=INK, linewidth=0.9)
+                axes.plot(metric.value, y, "o", color=COLOURS["resnet"], markersize=3.5)
+        axes.set_yticks(range(len(judged)), [plain(student.name, 18) for student in judged])
+        axes.set_ylim(len(judged) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(f"{plain(name, 30).replace('_', ' ')} (line: teacher, shaded: its noise)", size=7, loc="left")
+    return figure
+
+
 FIGURES = (
     fig1_costs, fig2_latency_and_parameters, units_share, redundancy, predicted_vs_measured, students, validation,
-    rank_transfer,
+    rank_transfer, roofline, frontier, damage, quality,
 )  # fmt: skip

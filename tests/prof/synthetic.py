@@ -5,36 +5,51 @@ For tests of ranking, planning and rendering, which need a profile and not a mea
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import numpy as np
+import torch
 
-from asdm import flops, models, units
-from asdm.families import load_family
+from asdm import flops, models, quality, units
+from asdm.families import Family, load_family
 from asdm.measure import estimate, latency
-from asdm.plan import PruningPlan, ReplaceUnit
+from asdm.plan import AnyEdit, PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.results import (
     BenchResult,
     BenchStudent,
     BenchTeacher,
+    Drawing,
     Estimate,
     ImageParts,
     Macs,
+    Metric,
     Pipeline,
 )
-from asdm_prof import transfer, validate
+from asdm_prof import roofline, transfer, validate
 from asdm_prof.records import (
     Comparison,
     ComponentRecord,
     OptionRecord,
     PartRecord,
+    Peaks,
     Profile,
     TrustLine,
     ValidatedPlan,
     Validation,
     WholeRecord,
 )
+from asdm_prof.redundancy import rank
 from asdm_prof.renderers import FamilyCost, Report
+from asdm_prof.renderers._drawn import (
+    Additivity,
+    Amount,
+    DamageFile,
+    EditDamage,
+    FrontierFile,
+    FrontierPoint,
+    TrainingLog,
+)
 
 RUNS = 12
 SECONDS_PER_MAC = 1e-11
@@ -51,8 +66,11 @@ def columns(macs: Macs) -> dict[str, int]:
 
 @cache
 def profile(family_name: str = "sd15", seed: int = 0) -> Profile:
+    return profile_of(load_family(family_name), seed)
+
+
+def profile_of(family: Family, seed: int = 0) -> Profile:
     rng = np.random.default_rng(seed)
-    family = load_family(family_name)
     unet = models.meta_unet(family)
     parts = list(units.iter_parts(unet))
     counted = flops.count(unet, (), models.unet_inputs(family, device="meta"), parts)
@@ -78,8 +96,8 @@ def profile(family_name: str = "sd15", seed: int = 0) -> Profile:
     records.append(record("other", "other", "glue", "", None, 0))
     return Profile(
         created_utc="2026-01-01T00:00:00Z",
-        command=f"asdm-prof profile {family_name}",
-        family=family_name,
+        command=f"asdm-prof profile {family.name}",
+        family=family.name,
         title=family.title,
         weights="random",
         config_sha256=models.unet_config_sha256(unet.config),
@@ -275,4 +293,113 @@ def report() -> Report:
         family_costs=family_costs(),
         validation=validation(profile(), [0.01, -0.02, 0.03, -0.01, 0.02, 0.0]),
         comparison=comparison(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- all that a report holds
+
+PEAKS = Peaks(gemm_flops_per_s=3.2e11, conv_flops_per_s=2.4e11, bytes_per_s=1.2e10, seconds_per_call=4e-6)
+
+
+def with_roofline(source: Profile) -> Profile:
+    """The profile under a made-up roof, as if every part moved four bytes a parameter and its peak of activations."""
+
+    def placed(part: PartRecord) -> PartRecord:
+        moved = 4 * part.params + part.peak_memory_bytes
+        under = roofline.place(part.macs, moved, 10, part.latency_s.median, PEAKS)
+        return part.model_copy(update={"moved_bytes": moved, "roofline": under})
+
+    return source.model_copy(
+        update={
+            "peaks": PEAKS,
+            "units": tuple(map(placed, source.units)),
+            "glue": tuple(map(placed, source.glue)),
+        }
+    )
+
+
+@cache
+def large_profile() -> Profile:
+    """Ten times the units of SD1.5, of the same kinds."""
+    many = {**load_family("sd15").unet, "layers_per_block": 27}
+    return with_roofline(profile_of(Family(name="large", title="A large UNet", size=512, unet=many)))
+
+
+def damage(source: Profile) -> DamageFile:
+    """Each unit's removal or replacement, worth its share of the parameters."""
+    rng = np.random.default_rng(3)
+    edits: list[AnyEdit] = [RemoveUnit(unit=unit.fqn) for unit in source.units if unit.kind == "transformer"]
+    edits += [ReplaceUnit(unit=option.unit, with_=option.replacement) for option in source.options]
+    edits += [RemoveLayer(block="down_blocks.0", layer=1), RemoveBlock(block="mid_block")]
+    values = rng.lognormal(-5, 1, len(edits))
+    rows = tuple(
+        EditDamage(edit=edit, damage=Amount(value=float(v), low=float(0.8 * v), high=float(1.3 * v)))
+        for edit, v in zip(edits, values, strict=True)
+    )
+    return DamageFile(
+        schema="asdm.damage/1", family=source.family, edits=rows, additivity=Additivity(spearman=0.93, r2=0.9)
+    )
+
+
+def frontier(source: Profile) -> FrontierFile:
+    """From the teacher itself to all transformers of the shallow blocks gone, the costliest first."""
+    shallow = [unit for unit in rank(source) if unit.kind == "transformer"][:9]
+    left, points = source.whole.latency_s.median, []
+    for n in range(len(shallow) + 1):
+        edits = tuple(RemoveUnit(unit=unit.fqn) for unit in shallow[:n])
+        taken = sum(unit.latency_s.median for unit in shallow[:n])
+        done = 0.01 * n**2
+        points.append(
+            FrontierPoint(latency_s=left - taken, damage=Amount(value=done, low=done, high=done), edits=edits)
+        )
+    return FrontierFile(schema="asdm.frontier/1", family=source.family, points=tuple(points))
+
+
+def log() -> TrainingLog:
+    """A training that gets better, with noise."""
+    rng, steps = np.random.default_rng(4), tuple(range(0, 4000, 10))
+    terms = {
+        name: tuple(float(scale * (0.2 + np.exp(-step / 900)) * rng.lognormal(0, 0.1)) for step in steps)
+        for name, scale in (("loss", 1.4), ("denoising", 0.9), ("output", 0.3), ("features", 0.2))
+    }
+    return TrainingLog(steps=steps, terms=terms)
+
+
+def drawing(caption: str, seed: int, students: int) -> Drawing:
+    """Coloured noise, which is what a PNG finds hardest."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def picture() -> str:
+        small = torch.rand(1, 3, 8, 8, generator=generator) * 2 - 1
+        return quality.thumbnail(torch.nn.functional.interpolate(small, 64, mode="bilinear")[0])
+
+    made = tuple(picture() for _ in range(students))
+    return Drawing(caption=caption, seed=seed, real=picture(), teacher=picture(), students=made)
+
+
+def judged_bench() -> BenchResult:
+    """The benchmark with quality and pictures."""
+    found = bench()
+    metrics = {
+        "frechet_distance": Metric(value=61.0, low=52.0, high=70.0, teacher=55.0, noise_floor=4.1),
+        "kernel_distance": Metric(value=0.012, low=0.004, high=0.02, teacher=0.008, noise_floor=0.003),
+        "clip_score": Metric(value=27.1, low=26.5, high=27.8, teacher=28.0, noise_floor=0.4),
+        "recall_at_1": Metric(value=0.29, low=0.23, high=0.35, teacher=0.34, noise_floor=0.03),
+        "perceptual_to_teacher": Metric(value=0.31, low=0.29, high=0.33, teacher=0.0, noise_floor=0.52),
+    }
+    students = tuple(student.model_copy(update={"quality": metrics}) for student in found.students)
+    drawings = tuple(drawing(f"a {word} heart", seed, len(students)) for seed, word in enumerate(("red", "green", "big")))
+    return found.model_copy(update={"students": students, "drawings": drawings})
+
+
+def full_report() -> Report:
+    """Everything that a report can hold."""
+    source = report()
+    return dataclasses.replace(
+        source,
+        profile=with_roofline(source.profile),
+        benches=(judged_bench(),),
+        damage=damage(source.profile),
+        frontier=frontier(source.profile),
+        log=log(),
     )

@@ -175,7 +175,7 @@ def test_quality_columns_are_there_only_where_measured() -> None:
 def test_every_picture_has_a_title_and_every_figure_a_caption() -> None:
     assert page().count("<svg") == len(re.findall(r"<svg[^>]*>\s*<title", page()))
     figures = re.findall(r"<figure>.*?</figure>", page(), re.DOTALL)
-    assert len(figures) == 7
+    assert len(figures) == 8
     assert all(re.search(r"<figcaption>\s*\S", figure) for figure in figures)
 
 
@@ -250,3 +250,113 @@ def test_only_the_pages_own_script_may_run() -> None:
 def test_the_page_is_small_and_the_same_every_time() -> None:
     assert len(page().encode()) < 500_000
     assert html.page(report()) == page()
+
+
+# ---------------------------------------------------------------------------------------------- all that it can hold
+
+
+@cache
+def full() -> str:
+    return html.page(synthetic.full_report())
+
+
+def test_without_further_files_the_page_says_how_to_make_them() -> None:
+    told = text_of(page())
+    for command in ("asdm-prof profile sd15 measures them now", "asdm-prof sensitivity sd15", "asdm-prof frontier"):
+        assert command in told
+
+
+def test_every_part_stands_under_the_roof_at_its_speed() -> None:
+    profile = synthetic.full_report().profile
+    drawn = picture(full(), "roofline")
+    dots = {cell.find("title").text.partition(":")[0] for cell in drawn.iter("g") if "dot" in cell.get("class", "")}
+    assert dots == {part.fqn for part in profile.parts if part.macs}
+    first = max(profile.units, key=lambda unit: unit.latency_s.median)
+    assert f"{first.fqn}, the costliest unit, attains {100 * first.roofline.attained:.0f} % of its roof" in text_of(full())
+
+
+def test_the_card_of_a_part_holds_every_run_its_bound_and_its_damage() -> None:
+    report_ = synthetic.full_report()
+    island = re.search(r'<script type="application/json" id="data">(.*?)</script>', full(), re.DOTALL)[1]
+    nodes = {node["name"]: node for node in json.loads(island)["nodes"]}
+    unit = report_.profile.part("up_blocks.3.attentions.0")
+    samples = nodes[unit.fqn]["samples"]
+    assert samples[:3] == pytest.approx([1e3 * unit.latency_s.median, 1e3 * unit.latency_s.low, 1e3 * unit.latency_s.high], rel=1e-3)
+    assert samples[3:] == pytest.approx([1e3 * s for s in unit.latency_s.samples], rel=1e-3)
+    rows = dict(nodes[unit.fqn]["rows"])
+    assert rows["bound by"] in ("arithmetic", "memory", "calls")
+    assert "damage, when removed" in rows
+
+
+def test_the_frontier_is_drawn_with_its_plans_as_small_pictures() -> None:
+    drawn = picture(full(), "frontier")
+    assert sum(circle.get("class") == "point" for circle in drawn.iter("circle")) == 10
+    small = re.findall(r'<svg class="small-u".*?</svg>', full(), re.DOTALL)
+    assert len(small) == 6
+    hollow = [one.count('class="was gone"') for one in small]
+    assert hollow == sorted(hollow, reverse=True), "from the fastest, which cuts most, to the teacher"
+    assert hollow[-1] == 0
+    assert "10 plans that no other beats in both" in text_of(full())
+
+
+def test_validation_and_comparison_are_told() -> None:
+    told = text_of(page())
+    assert "6 random legal plans, built and measured in pairs: 1.5 % of the teacher’s latency away on average" in told
+    assert "rank the units least alike: Spearman" in told
+    assert sum(c.get("class", "").startswith("point") for c in picture(page(), "validation").iter("circle")) == 6
+
+
+def test_the_damage_table_holds_every_edit_least_first() -> None:
+    edits = synthetic.full_report().damage.edits
+    body = table(full(), "damage").partition("<tbody>")[2]
+    assert body.count("<tr>") == len(edits)
+    least = min(edits, key=lambda row: row.damage.value)
+    assert str(least.edit) in body[:300]
+    assert "Spearman 0.930, R² 0.90" in text_of(full())
+
+
+def test_quality_is_drawn_beside_the_teachers_noise() -> None:
+    drawn = picture(full(), "quality-1-0")
+    assert drawn.find("title").text == "frechet_distance of teacher and students"
+    (band,) = [r for r in drawn.iter("rect") if r.get("class") == "band"]
+    teacher = next(r for r in drawn.iter("rect") if r.get("class") == "series own")
+    assert float(band.get("width")) / float(teacher.get("width")) == pytest.approx(2 * 4.1 / 55.0, rel=0.01)
+
+
+def test_pictures_stand_in_rows_and_a_page_full_of_them_says_so() -> None:
+    source = synthetic.full_report()
+    rows = re.search(r'<table class="pictures">.*?</table>', full(), re.DOTALL)[0]
+    assert rows.count("<img") == 3 * 4
+    assert "a red heart, by the teacher" in rows
+    bench = source.benches[0]
+    many = bench.model_copy(update={"drawings": bench.drawings * 40})
+    crowded = html.page(dataclasses.replace(source, benches=(many,)))
+    assert "more captions did not fit this page" in text_of(crowded)
+    assert len(crowded.encode()) <= 500_000
+
+
+def test_a_picture_that_is_none_is_not_shown() -> None:
+    source = synthetic.full_report()
+    bench = source.benches[0]
+    evil = bench.drawings[0].model_copy(update={"caption": HOSTILE, "teacher": 'x" onerror="alert(1)', "real": "PHN2Zz4="})
+    shown = html.page(dataclasses.replace(source, benches=(bench.model_copy(update={"drawings": (evil,)}),)))
+    assert "onerror" not in shown
+    assert HOSTILE not in shown
+    assert "PHN2Zz4=" not in shown
+
+
+def test_a_log_is_drawn_term_by_term() -> None:
+    assert all(f'class="loss-{i}"' in full() for i in range(4))
+    assert "400 logged steps, up to step 3990" in text_of(full())
+
+
+def test_everything_fits_half_a_megabyte() -> None:
+    assert len(full().encode()) <= 500_000
+
+
+def test_the_plans_picture_says_why_on_hover() -> None:
+    titles = [g.find("title").text for g in picture(page(), "plan-picture").iter("g") if g.find("title") is not None]
+    why = [title for title in titles if "replace down_blocks.0.attentions.0 with gri_attention" in title]
+    assert len(why) == 1
+    assert "redundancy rank" in why[0]
+    assert "timed in place" in why[0]
