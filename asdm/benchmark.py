@@ -126,7 +126,9 @@ def bench(
             step = race(batch, settings.guided_rounds, "guided step")
         parts = _components(family, settings, clock, tell) if backend.NEEDS_WEIGHTS else {}
         images = _images(everyone, family, settings, clock, tell) if settings.run_image else None
-        judged, drawings = _judged(judging, everyone, family, settings, tell) if judging else ([{} for _ in everyone], ())
+        judged, drawings = (
+            _judged(judging, everyone, family, settings, tell) if judging else ([{} for _ in everyone], ())
+        )
         facts = measure.environment(settings.device, threads)
 
     composed = [_compose(step, i, parts, settings) for i in range(len(everyone))] if parts else None
@@ -172,9 +174,7 @@ def _check(sources: Sequence[str], settings: Settings) -> None:
     if settings.keep and not settings.quality:
         raise ValueError(f"keeping pictures ({settings.keep}) needs --quality, which draws them.")
     if not 0 <= settings.keep <= min(settings.pictures, MOST_KEPT):
-        raise ValueError(
-            f"{settings.keep} pictures cannot be kept; choose 0 to {min(settings.pictures, MOST_KEPT)}."
-        )
+        raise ValueError(f"{settings.keep} pictures cannot be kept; choose 0 to {min(settings.pictures, MOST_KEPT)}.")
     if settings.guidance_scale < 0:
         raise ValueError(f"guidance scale {settings.guidance_scale} is none; choose 0 or more.")
 

@@ -38,7 +38,10 @@ def lines(now: float | None = None) -> list[str]:
         width = max(len(command) for command, _ in START)
         return [WELCOME, "", "Nothing is measured here yet. Start with one of", *_columns(START, width), "", HELP]
     next_one = next((step for step in steps if step.path is None), None)
-    shown = [f"  {'done' if step.path else 'next' if step is next_one else '    '}  {step.name:<8}{_what(step)}" for step in steps]
+    shown = [
+        f"  {'done' if step.path else 'next' if step is next_one else '    '}  {step.name:<8}{_what(step)}"
+        for step in steps
+    ]
     said = f"Next:  {next_one.command}" if next_one else f"All is done. Open {steps[-1].path} in a browser."
     return [WELCOME, "", "What is here, newest first:", *shown, "", said, HELP]
 
@@ -65,7 +68,9 @@ def chain(now: float) -> list[Step]:
     steps = [Step("profile", "", path, f"{about}, {_age(path, now)}")]
 
     sha256 = files.sha256_of(data)
-    plan = _first(files.REPORTS.glob("*/plan*.json"), _loader(PruningPlan, lambda found: found.profile_sha256 == sha256))
+    plan = _first(
+        files.REPORTS.glob("*/plan*.json"), _loader(PruningPlan, lambda found: found.profile_sha256 == sha256)
+    )
     steps.append(Step("plan", "asdm-prof plan --budget 0.8", *(_plan_told(plan) if plan else ())))
 
     plan_sha256 = plan[1].sha256() if plan else None

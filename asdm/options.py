@@ -59,7 +59,6 @@ def root_options(
         print("\n".join(guide.lines()))
 
 
-
 def device_or_default(device: str | None) -> str:
     """The device that was asked for, or the accelerator where there is one."""
     from asdm import models

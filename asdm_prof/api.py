@@ -132,7 +132,9 @@ def bench(
     given["device"] = device_or_default(settings.get("device"))
     with tempfile.TemporaryDirectory() as folder:
         sources = [_source(student, Path(folder), i) for i, student in enumerate(several)]
-        return benchmark.bench(teacher, sources, benchmark.Settings(**given), command=f"asdm_prof.bench({teacher!r}, …)")
+        return benchmark.bench(
+            teacher, sources, benchmark.Settings(**given), command=f"asdm_prof.bench({teacher!r}, …)"
+        )
 
 
 def _source(plan: PruningPlan | str | Path, folder: Path, n: int) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -73,7 +75,12 @@ def _of_family(
 
 
 def _first(
-    what: str, pattern: str, model: type[R], folder: Path, sources: dict[str, str], fits: Callable[[R], bool],
+    what: str,
+    pattern: str,
+    model: type[R],
+    folder: Path,
+    sources: dict[str, str],
+    fits: Callable[[R], bool],
     beside: bool = False,
 ) -> R | None:
     """The newest file of a kind that belongs to the profile; with `beside`, in its own folder only."""
@@ -163,12 +170,19 @@ def _family_costs(profile: Profile) -> Iterable[FamilyCost]:
     """Fig. 1: the paper's two families, and the profile's own where it is another."""
     names = [*COMPARED, *([profile.family] if profile.family not in COMPARED else [])]
     for name in names:
-        try:
-            family = load_family(name)
-        except ValueError:  # a folder that is no longer where it was profiled
-            continue
-        for row in costs.component_costs(family):
-            yield FamilyCost(family.name, family.title, row["name"], row["params"], row["macs"], row["calls"])
+        with suppress(ValueError):  # a folder that is no longer where it was profiled
+            yield from _compared(name) if name in COMPARED else _costs_of(name)
+
+
+def _costs_of(name: str) -> tuple[FamilyCost, ...]:
+    family = load_family(name)
+    return tuple(
+        FamilyCost(family.name, family.title, row["name"], row["params"], row["macs"], row["calls"])
+        for row in costs.component_costs(family)
+    )
+
+
+_compared = cache(_costs_of)
 
 
 def of_records(profile: Profile) -> Report:

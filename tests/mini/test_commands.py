@@ -53,7 +53,19 @@ def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Pa
     drawn = run("asdm", "generate", "a red heart", "--student", "student", "-o", "heart.png", "--steps", "2")
     assert drawn.code == 0, drawn.err
 
-    settings = ["--steps", "2", "--time-budget", "1", "--quality", "--pictures", "12", "--keep", "2", "-o", "bench.json"]
+    settings = [
+        "--steps",
+        "2",
+        "--time-budget",
+        "1",
+        "--quality",
+        "--pictures",
+        "12",
+        "--keep",
+        "2",
+        "-o",
+        "bench.json",
+    ]
     done = run("asdm", "bench", "--teacher", "mini", "--student", "student", *settings, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)["students"][0]["quality"]

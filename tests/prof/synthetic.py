@@ -388,7 +388,9 @@ def judged_bench() -> BenchResult:
         "perceptual_to_teacher": Metric(value=0.31, low=0.29, high=0.33, teacher=0.0, noise_floor=0.52),
     }
     students = tuple(student.model_copy(update={"quality": metrics}) for student in found.students)
-    drawings = tuple(drawing(f"a {word} heart", seed, len(students)) for seed, word in enumerate(("red", "green", "big")))
+    drawings = tuple(
+        drawing(f"a {word} heart", seed, len(students)) for seed, word in enumerate(("red", "green", "big"))
+    )
     return found.model_copy(update={"students": students, "drawings": drawings})
 
 

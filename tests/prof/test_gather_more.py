@@ -52,12 +52,19 @@ def test_damage_may_be_a_plain_number() -> None:
     point = {"latency_s": 1.0, "damage": 0.5, "edits": []}
     read = FrontierFile.parse({"schema": "asdm.frontier/1", "points": [point]}, "x")
     assert (read.points[0].damage.low, read.points[0].damage.value) == (0.5, 0.5)
-    edit = {"edit": {"op": "remove_unit", "unit": "mid_block.attentions.0"}, "damage": {"value": 1, "low": 0, "high": 2}}
+    edit = {
+        "edit": {"op": "remove_unit", "unit": "mid_block.attentions.0"},
+        "damage": {"value": 1, "low": 0, "high": 2},
+    }
     assert DamageFile.parse({"schema": "asdm.damage/1", "edits": [edit]}, "x").additivity is None
 
 
 def test_a_log_keeps_its_terms_and_leaves_out_what_is_none(tmp_path: Path) -> None:
-    lines = ['{"step": 0, "loss": 2.0, "rate": 1e-4}', '{"step": 1, "loss": 1.0, "vgg": 0.5, "note": "x"}', '{"step": 2, "lo']
+    lines = [
+        '{"step": 0, "loss": 2.0, "rate": 1e-4}',
+        '{"step": 1, "loss": 1.0, "vgg": 0.5, "note": "x"}',
+        '{"step": 2, "lo',
+    ]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
     found = TrainingLog.load(tmp_path / "log.jsonl")
     assert found.steps == (0, 1)

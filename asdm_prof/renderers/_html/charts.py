@@ -12,8 +12,8 @@ from markupsafe import Markup
 from asdm.results import Metric
 from asdm_prof.records import PartRecord, Peaks, Profile
 from asdm_prof.renderers._drawn import Amount, TrainingLog
-from asdm_prof.renderers._format import count, fixed, number, plain, ratio
-from asdm_prof.renderers._html.svg import line, rect, shape, svg, tag, text
+from asdm_prof.renderers._format import count, number, plain, ratio
+from asdm_prof.renderers._html.svg import LINE, line, rect, shape, svg, tag, text
 
 LEFT, TOP, FOOT = 70, 16, 50  # pixels around a plot
 
@@ -109,7 +109,7 @@ def roofline(profile: Profile, peaks: Peaks, index: Mapping[str, int], told: Map
         body.append(tag("g", title, mark, class_="cell dot", data_node=index[part.fqn], data_level="part"))
     body += _named(parts, x, y)
     title = "Every part under the machine’s roofline: FLOPs per second over FLOPs per byte"
-    return svg("roofline", title, LEFT + ROOF_WIDTH + 20, TOP + ROOF_HEIGHT + FOOT, body, role="group")
+    return svg("roofline", title, LEFT + ROOF_WIDTH + 200, TOP + ROOF_HEIGHT + FOOT, body, role="group")
 
 
 def _log_axis(values: Sequence[float], start: float, end: float) -> Axis:
@@ -121,17 +121,17 @@ def _roof(points: Iterable[tuple[float, float]]) -> Markup:
 
 
 def _ceilings(peaks: Peaks, x: Axis, y: Axis) -> Iterator[Markup]:
-    """Names on the roof, and a line for the slower of the two kinds of arithmetic."""
-    kinds = sorted([(peaks.gemm_flops_per_s, "matrix product"), (peaks.conv_flops_per_s, "convolution")])
-    (low, slower), (high, faster) = kinds
-    yield text(x.end - 4, y(high / 1e9) - 6, f"{faster}, {count(high)}FLOP/s", "end quiet halo")
+    """Names beside the roof, and a line for the slower of the two kinds of arithmetic."""
+    kinds = [(peaks.gemm_flops_per_s, "matrix product"), (peaks.conv_flops_per_s, "convolution")]
+    (low, slower), (high, faster) = sorted(kinds)
+    top = y(high / 1e9)
+    yield text(x.end + 8, top + 4, f"{faster}, {count(high)}FLOP/s", "quiet")
+    yield text(x.end + 8, max(y(low / 1e9) + 4, top + 4 + LINE), f"{slower}, {count(low)}FLOP/s", "quiet")
     if low < high / 1.05:
-        start = max(x.start, x(low / peaks.bytes_per_s))
-        yield line(start, y(low / 1e9), x.end, y(low / 1e9), "even")
-        below = y(low / 1e9) + (16 if y(low / 1e9) - y(high / 1e9) < 24 else -6)
-        yield text(x.end - 4, below, f"{slower}, {count(low)}FLOP/s", "end quiet halo")
+        yield line(max(x.start, x(low / peaks.bytes_per_s)), y(low / 1e9), x.end, y(low / 1e9), "even")
     at = max(x.low, y.low * 1e9 / peaks.bytes_per_s) * 1.3
-    yield text(x(at) + 10, y(at * peaks.bytes_per_s / 1e9) + 14, f"memory, {peaks.bytes_per_s / 1e9:.3g} GB/s", "quiet halo")
+    name = f"memory, {peaks.bytes_per_s / 1e9:.3g} GB/s"
+    yield text(x(at) + 10, y(at * peaks.bytes_per_s / 1e9) + 14, name, "quiet halo")
 
 
 def _named(parts: Sequence[PartRecord], x: Axis, y: Axis) -> Iterator[Markup]:
@@ -200,12 +200,17 @@ def quality_bars(name: str, metric: str, rows: Sequence[tuple[str, Metric | None
     found = [one for _, one in rows if one]
     teacher = next((one.teacher for one in found if one.teacher is not None), None)
     noise = next((one.noise_floor for one in found if one.noise_floor is not None), 0.0) or 0.0
-    values = [v for one in found for v in (one.low, one.high)] + ([teacher, teacher + noise] if teacher is not None else [])
+    values = [v for one in found for v in (one.low, one.high)] + (
+        [teacher, teacher + noise] if teacher is not None else []
+    )
     x = Axis(min(0.0, *values), max(*values, 1e-12), BAR_LEFT, BAR_LEFT + BAR_WIDTH)
     bars = [("teacher", teacher, None)] if teacher is not None else []
     shown: list[tuple[str, float | None, Metric | None]] = [*bars, *((n, m.value if m else None, m) for n, m in rows)]
     bottom = 28 + BAR_STEP * len(shown)
-    body: list[Markup] = [text(0, 14, plain(metric.replace("_", " "), 34), "strong"), text(BAR_LEFT + BAR_WIDTH + 62, 14, better, "end quiet")]
+    body: list[Markup] = [
+        text(0, 14, plain(metric.replace("_", " "), 34), "strong"),
+        text(BAR_LEFT + BAR_WIDTH + 62, 14, better, "end quiet"),
+    ]
     if teacher is not None and noise > 0:
         a, b = x(max(teacher - noise, x.low)), x(min(teacher + noise, x.high))
         body.append(rect(a, 24, b - a, bottom - 22, "band"))
@@ -250,7 +255,10 @@ def loss_curve(name: str, term: str, log: TrainingLog) -> Markup:
     y = Axis(min(0.0, *(value for _, value in curve)), top * 1.05 or 1.0, TOP + 12 + CURVE_HEIGHT, TOP + 12)
     body = [text(0, 14, plain(term.replace("_", " "), 50), "strong")]
     for tick in y.ticks(4):
-        body += [line(x.start, y(tick), x.end, y(tick), "grid"), text(x.start - 8, y(tick) + 4, f"{tick:.4g}", "end quiet")]
+        body += [
+            line(x.start, y(tick), x.end, y(tick), "grid"),
+            text(x.start - 8, y(tick) + 4, f"{tick:.4g}", "end quiet"),
+        ]
     for tick in x.ticks(4):
         body.append(text(x(tick), y.start + 18, f"{tick:.0f}", "middle quiet"))
     body.append(tag("polyline", points=_points((x(a), y(b)) for a, b in curve), class_="curve"))
@@ -272,14 +280,21 @@ def damage_dots(rows: Sequence[tuple[str, str, Amount | None]], left: float, ste
     y = Axis(low / 1.3, max(amount.high for amount in known) * 1.3, 12 + DAMAGE_HEIGHT, 12, log=True)
     body: list[Markup] = []
     for tick in y.ticks(4):
-        body += [line(left - 6, y(tick), width, y(tick), "grid"), text(left - 10, y(tick) + 4, f"{tick:.3g}", "end quiet")]
+        body += [
+            line(left - 6, y(tick), width, y(tick), "grid"),
+            text(left - 10, y(tick) + 4, f"{tick:.3g}", "end quiet"),
+        ]
     for place, (fqn, label, amount) in enumerate(rows):
         at = left + step * (place + 0.5)
         foot = DAMAGE_HEIGHT + 22
         body.append(text(at + 4, foot, plain(label, 8), "end", transform=f"rotate(-90 {at + 4:.1f} {foot})"))
         if amount is None or amount.value <= 0:
             continue
-        title = tag("title", plain(f"{fqn}: damage {number(amount.value)} [{number(amount.low)}, {number(amount.high)}]", 200))
+        title = tag(
+            "title", plain(f"{fqn}: damage {number(amount.value)} [{number(amount.low)}, {number(amount.high)}]", 200)
+        )
         bar = line(at, y(max(amount.low, y.low)), at, y(amount.high), "bar")
         body.append(tag("g", title, bar, tag("circle", cx=at, cy=y(amount.value), r=4.0, class_="point own")))
-    return svg("damage-dots", "Damage of each unit’s own edit, in the order above", max(width, 420), DAMAGE_HEIGHT + 74, body)
+    return svg(
+        "damage-dots", "Damage of each unit’s own edit, in the order above", max(width, 420), DAMAGE_HEIGHT + 74, body
+    )

@@ -45,16 +45,17 @@ def _roofline_caption(profile: Profile, parts: Sequence[PartRecord]) -> str:
     """Which parts are bound by what, and the worst use of the machine."""
     bound: dict[str, float] = {}
     for part in profile.parts:
-        if part.roofline:
+        if part.roofline and part.share.median >= 0.0005:
             bound[part.roofline.bound] = bound.get(part.roofline.bound, 0.0) + part.share.median
     said = ", ".join(
-        f"{percent(share)} by {BOUNDS[name]}" for name, share in sorted(bound.items(), key=lambda row: -row[1])
+        f"{percent(share)} of the time by {BOUNDS[name]}"
+        for name, share in sorted(bound.items(), key=lambda row: -row[1])
     )
     units = [part for part in parts if part.kind != "glue"] or list(parts)
     first = max(units, key=lambda part: part.latency_s.median)
     reached = first.roofline.attained if first.roofline else 0.0
     return plain(
-        f"The nearer to the line, the better the machine is used. Of the time, {said} at best; {first.fqn}, the "
+        f"The nearer to the line, the better the machine is used. Bound: {said}. {first.fqn}, the "
         f"costliest unit, attains {percent(reached)} of its roof.",
         400,
     )
@@ -177,7 +178,7 @@ def _damage_caption(view: View) -> str:
     sums = found.additivity
     if sums and sums.spearman is not None:
         fit = "" if sums.r2 is None else f", R² {sums.r2:.2f}"
-        said += f" On random joint plans, sums of damages rank like the measured ones with Spearman {sums.spearman:.3f}{fit}."
+        said += f" On random joint plans, summed damages rank like measured ones: Spearman {sums.spearman:.3f}{fit}."
     return plain(said.strip(), 400)
 
 
@@ -289,7 +290,9 @@ def training(view: View) -> dict[str, Any] | None:
             for term, curve in ((t, charts.smoothed(log.steps, log.terms[t])) for t in log.terms) if curve]  # fmt: skip
     return {
         "pictures": [charts.loss_curve(f"loss-{i}", term, log) for i, term in enumerate(log.terms)],
-        "caption": plain(f"{plural(len(log.steps), 'logged step')}, up to step {max(log.steps)}: {', '.join(ends)}.", 500),
+        "caption": plain(
+            f"{plural(len(log.steps), 'logged step')}, up to step {max(log.steps)}: {', '.join(ends)}.", 500
+        ),
     }
 
 
@@ -312,9 +315,11 @@ def _comparison_sentence(found: Comparison) -> str:
     names = [profile.name for profile in found.profiles]
     least, i, j = min((found.spearman[i][j], i, j) for j in range(len(names)) for i in range(j))
     own = min(profile.split_half for profile in found.profiles)
+    rank = f"{names[i]} and {names[j]} rank the units"
+    said = f"{rank} with" if len(names) == 2 else f"Of {len(names)} profiles, {rank} least alike:"
     return plain(
-        f"Of {plural(len(names), 'profile')}, {names[i]} and {names[j]} rank the units least alike: Spearman "
-        f"{least:.3f}. A profile’s own odd and even runs agree in {own:.3f} or more; no other profile can agree better.",
+        f"{said} Spearman {least:.3f}. A profile’s own odd and even runs agree in {own:.3f} or more; no other profile "
+        "can agree better.",
         400,
     )
 

@@ -126,17 +126,17 @@ def unit_table(
         Column("tie group"),
     ]
     cells = [
-            number_cells([row.rank for row in ranked], 0),
-            name_cells(row.fqn for row in ranked),
-            name_cells(KINDS[row.kind] for row in ranked),
-            *_counted_cells(parts),
-            interval_cells([part.latency_s for part in parts], scale),
-            interval_cells([part.share for part in parts], 1e-2),
-            interval_cells([row.redundancy for row in ranked]),
-            number_cells([row.tie_group for row in ranked], 0),
+        number_cells([row.rank for row in ranked], 0),
+        name_cells(row.fqn for row in ranked),
+        name_cells(KINDS[row.kind] for row in ranked),
+        *_counted_cells(parts),
+        interval_cells([part.latency_s for part in parts], scale),
+        interval_cells([part.share for part in parts], 1e-2),
+        interval_cells([row.redundancy for row in ranked]),
+        number_cells([row.tie_group for row in ranked], 0),
     ]
     if any(part.roofline for part in parts):
-        columns.append(Column("of the roofline", "%"))
+        columns.append(Column("of roof", "%"))
         cells.append(number_cells([100 * part.roofline.attained if part.roofline else None for part in parts], 0))
     if damages:
         columns.append(Column("damage"))
@@ -273,7 +273,7 @@ def bench_table(bench: BenchResult, number: int) -> Table:
             columns.append(Column(name, "student / teacher"))
             cells.append([Cell(ratio(1), value=1.0), *ratio_cells(values)])
     for metric in dict.fromkeys(name for student in students for name in student.quality):
-        columns.append(Column(plain(metric, 24)))
+        columns.append(Column(plain(metric.replace("_", " "), 24)))
         cells.append(_quality(metric, students))
     return Table(f"bench-{number}", _conditions(bench), columns, _rows(cells))
 

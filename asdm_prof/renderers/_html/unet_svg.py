@@ -175,9 +175,7 @@ class _Drawing:
             inside.append(text(x, y + 4.5, plain(short_name(node), 4), f"middle on-{part.kind}"))
         reason = f". {mark.reason}" if mark and mark.reason else ""
         title = tag("title", f"{self.told[fqn]}{reason}")
-        yield tag(
-            "g", title, *inside, class_="cell", data_node=self.index[fqn], data_level="part"
-        )
+        yield tag("g", title, *inside, class_="cell", data_node=self.index[fqn], data_level="part")
 
     def _notes(self, fqns: tuple[str, ...], x: float, y: float) -> Iterator[Markup]:
         """What replaces the units of a row, one line each, beside the row."""
