@@ -213,7 +213,7 @@ def report(
     else:
         path = Path(profile) / "profile.json" if Path(profile).is_dir() else Path(profile)
         collected = gather.report(Profile.load(path), path)
-    given = {"plan": plan, "benches": tuple(benches)}
+    given: dict[str, Any] = {"plan": plan, "benches": tuple(benches)}
     collected = dataclasses.replace(collected, **{name: value for name, value in given.items() if value})
     for renderer in renderers:
         if renderer.OUTPUT:

@@ -13,7 +13,10 @@ from asdm.plan import AnyEdit, PruningPlan
 from asdm_prof.records import Profile
 
 # Keys of a training log that are no loss terms.
-NOT_TERMS = ("step", "epoch", "stage", "seed", "rate", "lr", "images_per_s", "seconds", "eta_s", "time")
+NOT_TERMS = (
+    "step", "stage_step", "epoch", "stage", "seed", "rate", "lr", "learning_rate", "gradient_norm", "images_per_s",
+    "seconds", "step_s", "eta_s", "time",
+)  # fmt: skip
 
 
 class Amount(Frozen):

@@ -390,7 +390,7 @@ def rank_transfer(report: Report) -> Figure | None:
     return figure
 
 
-# ---------------------------------------------------------------------------------------------- roofline, damage, quality
+# ---------------------------------------------------------------------------------------------- roof, damage, quality
 
 
 def roofline(report: Report) -> Figure | None:

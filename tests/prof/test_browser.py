@@ -1,4 +1,4 @@
-"""The report in a real browser (Chromium, driven by Playwright): nothing is fetched, nothing complains, all of it works.
+"""The report in a real browser (Chromium, driven by Playwright): nothing is fetched, nothing complains, all works.
 
 Every page that a test opens is watched: a request beyond the file itself, a message on the console or an error in the
 script fails the test. `ASDM_SCREENSHOTS=folder` keeps pictures of every report in four forms.

@@ -105,8 +105,8 @@ def roofline(profile: Profile, peaks: Peaks, index: Mapping[str, int], told: Map
     for part in sorted(parts, key=lambda part: -part.latency_s.median):
         at = x(intensity(part)), y(speed(part) / 1e9)
         mark = shape(part.kind, *at, 5.0) if part.kind != "glue" else rect(at[0] - 4, at[1] - 4, 8, 8, "glue")
-        title = tag("title", told[part.fqn])
-        body.append(tag("g", title, mark, class_="cell dot", data_node=index[part.fqn], data_level="part"))
+        hint = tag("title", told[part.fqn])
+        body.append(tag("g", hint, mark, class_="cell dot", data_node=index[part.fqn], data_level="part"))
     body += _named(parts, x, y)
     title = "Every part under the machine’s roofline: FLOPs per second over FLOPs per byte"
     return svg("roofline", title, LEFT + ROOF_WIDTH + 200, TOP + ROOF_HEIGHT + FOOT, body, role="group")
@@ -174,14 +174,14 @@ def frontier(points: Sequence[Spot], own: Spot | None) -> Markup:
         x = Axis(math.floor(10 * lowest - 0.5) / 10, 1.0, LEFT, LEFT + WIDE)
     top = max(max(spot.damage.value, spot.damage.high) for spot in spots)
     y = Axis(0.0, max(top, 1e-12) * 1.06, TOP + HIGH, TOP)
-    steps = []
+    steps: list[tuple[float, float]] = []
     for spot in sorted(points, key=lambda spot: spot.ratio):
         steps += [(x(spot.ratio), steps[-1][1] if steps else y.end), (x(spot.ratio), y(spot.damage.value))]
     body = [*_frame(x, y, "latency, student / teacher", "damage", x_unit="×")]
     body.append(tag("polyline", points=_points(steps), class_="step"))
     for spot in points:
-        title = tag("title", plain(f"{spot.name}: {ratio(spot.ratio)}, damage {number(spot.damage.value)}", 300))
-        body.append(tag("g", title, tag("circle", cx=x(spot.ratio), cy=y(spot.damage.value), r=2.5, class_="point")))
+        hint = tag("title", plain(f"{spot.name}: {ratio(spot.ratio)}, damage {number(spot.damage.value)}", 300))
+        body.append(tag("g", hint, tag("circle", cx=x(spot.ratio), cy=y(spot.damage.value), r=2.5, class_="point")))
     if own:
         at = x(own.ratio), y(own.damage.value)
         body.append(tag("circle", cx=at[0], cy=at[1], r=6.0, class_="point own"))

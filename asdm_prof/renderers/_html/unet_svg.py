@@ -288,7 +288,7 @@ DOT, GAP = 9, 12  # pixels of a unit, and from one to the next
 
 
 def small_u(name: str, title: str, topology: Topology, gone: Collection[str], replaced: Mapping[str, str]) -> Markup:
-    """A plan at a glance: one square per unit, down on the left and up on the right; hollow goes, framed is replaced."""
+    """A plan at a glance: one square per unit, down on the left, up on the right; hollow goes, framed is replaced."""
     rows = [row for row in _rows(topology) if _units(topology, row.left) or _units(topology, row.right)]
     mid = [unit.fqn for unit in topology.units if unit.block == "mid_block"]
     kinds = {unit.fqn: unit.kind for unit in topology.units}
