@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,28 +45,37 @@ def write(
 
     Raises ValueError where there is no room or no right to write; what was there before stays.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = folder / f"{PREFIX}{step:08d}"
     sizes = {}
-    try:
-        with whole_folder(path, force=True) as temporary:
-            for name, named in tensors.items():
-                file = temporary / f"{name}.safetensors"
-                save_file({key: value.detach().cpu().contiguous() for key, value in named.items()}, file)
-                _to_disk(file)
-                sizes[name] = file.stat().st_size
-            (temporary / STATE).write_text(json.dumps({"step": step, "bytes": sizes, **state}, indent=1) + "\n")
-            _to_disk(temporary / STATE)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot write the checkpoint {path}: {_reason(error)}; {_what_is_left(folder)}.") from None
-    except ValueError as error:  # whole_folder's own sentence
-        raise ValueError(f"{str(error).rstrip('.')}; {_what_is_left(folder)}.") from None
+    with one_sentence(f"the checkpoint {path}", folder), whole_folder(path, force=True) as temporary:
+        for name, named in tensors.items():
+            file = temporary / f"{name}.safetensors"
+            save_file({key: value.detach().cpu().contiguous() for key, value in named.items()}, file)
+            _to_disk(file)
+            sizes[name] = file.stat().st_size
+        (temporary / STATE).write_text(json.dumps({"step": step, "bytes": sizes, **state}, indent=1) + "\n")
+        _to_disk(temporary / STATE)
     _to_disk(folder)
     for old in _folders(folder)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return path
+
+
+@contextmanager
+def one_sentence(what: str, folder: Path) -> Iterator[None]:
+    """A full disk in the block is a ValueError that says which checkpoint of `folder` is whole."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot write {what}: {_reason(error)}; {_what_is_left(folder)}.") from None
+    except ValueError as error:  # asdm.files' own sentence
+        if not str(error).startswith("cannot write"):
+            raise
+        raise ValueError(f"{str(error).rstrip('.')}; {_what_is_left(folder)}.") from None
 
 
 def newest(folder: Path) -> Checkpoint | None:
@@ -110,7 +121,8 @@ def _reason(error: Exception) -> str:
     """`no space left on device`, of Python's error or of safetensors' own."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
-    return str(error).rpartition("I/O error: ")[2].partition(" (os error")[0].lower()
+    found = re.search(r"([^:(]+) \(os error", str(error))
+    return found[1].strip().lower() if found else str(error)
 
 
 def _what_is_left(folder: Path) -> str:

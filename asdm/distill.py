@@ -7,6 +7,7 @@ killed and taken up again ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -531,7 +532,7 @@ def _publish(stage: Path, folder: Path) -> None:
         try:
             os.link(stage / name, temporary)
         except OSError:  # another file system, or one without links
-            temporary.write_bytes((stage / name).read_bytes())
+            shutil.copyfile(stage / name, temporary)
         os.replace(temporary, folder / name)
 
 
@@ -790,7 +791,7 @@ def rate(settings: Settings, steps: int, step: int) -> float:
     falling = {
         "constant": 1.0,
         "linear": 1 - gone,
-        "cosine": 0.5 * (1 + torch.cos(torch.tensor(gone * torch.pi)).item()),
+        "cosine": 0.5 * (1 + math.cos(math.pi * gone)),
     }
     return settings.learning_rate * falling[settings.schedule]
 
@@ -853,7 +854,8 @@ def snapshot(
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     weights = learning(pupil)
-    moments: Any = get_optimizer_state_dict(pupil, optimizer.optimizer, options=_whole())["state"]
+    gathered: Any = get_optimizer_state_dict(pupil, optimizer.optimizer, options=_whole())
+    moments = gathered.get("state", {})  # of several processes only the first is given what was gathered
     tensors = {
         "weights": weights,
         "optimizer": {
@@ -880,7 +882,8 @@ def restore(
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
     weights: dict[str, Any] = dict(found.tensors("weights"))
-    if weights.keys() != learning(pupil).keys():
+    own = learning(pupil).keys()
+    if accelerator.is_main_process and weights.keys() != own:
         raise ValueError(f"{found.folder} holds other weights than this stage learns; name another output.")
     state: dict[str, Any] = {}
     for key, value in found.tensors("optimizer").items():
@@ -970,7 +973,9 @@ def keep_student(room: Classroom, stage: Stage, pupil: nn.Module, result: StageR
             "stage.json": result.model_dump_json(indent=1) + "\n",
             "student_sha256": weights_sha256(student) + "\n",
         }
-        students.save(student, stage.plan, about, _folder_of(room.folder, stage.name), True, texts)
+        path = _folder_of(room.folder, stage.name)
+        with checkpoints.one_sentence(str(path), room.folder / "checkpoints" / stage.name):
+            students.save(student, stage.plan, about, path, True, texts)
     room.accelerator.wait_for_everyone()
 
 

@@ -110,5 +110,5 @@ def weights_sha256(tensors: Mapping[str, torch.Tensor] | nn.Module) -> str:
     for name in sorted(named):
         tensor = named[name].detach().cpu().contiguous()
         told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        told.update(memoryview(tensor.flatten().view(torch.uint8).numpy()))
+        told.update(tensor.flatten().view(torch.uint8).numpy().data)
     return told.hexdigest()

@@ -97,11 +97,13 @@ def _stage_text(stage: StagePlan, settings: Settings) -> str:
 
 
 def _places(stage: StagePlan, name: str) -> str:
-    return f" at {stage.places[name]} places" if stage.places.get(name) else ""
+    count = stage.places.get(name)
+    return f" at {count} place{'s' if count > 1 else ''}" if count else ""
 
 
 def _memory(found: MemoryEstimate) -> str:
-    return ", ".join(f"{name} {_size(getattr(found, name))}" for name in type(found).model_fields)
+    first, *more = (f"{name} {_size(getattr(found, name))}" for name in type(found).model_fields)
+    return f"{', '.join([first, *more[:2]])},\n          {', '.join(more[2:])}"
 
 
 def _size(count: int) -> str:

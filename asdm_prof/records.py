@@ -285,8 +285,8 @@ class Work(Frozen):
     least_forwards: float  # every distinct beginning of a forward once
     done_forwards: float
     seconds: float  # of everything, loading included
-    teacher_s: float  # of the teacher's forward over all prompts and timesteps
-    least_s: float  # least_forwards · teacher_s
+    forward_s: float  # of those, inside the UNets
+    least_s: float  # what the least forwards took of that
     reached: float  # least_s / seconds: 1 would be a run that does nothing but the least
 
 

@@ -349,7 +349,7 @@ class Batch(Record):
     overlap: tuple[tuple[float, ...], ...]  # sets, sets; times the batch's prompts
     teacher_power: float  # times the batch's prompts
     seconds: float
-    teacher_s: float
+    forward_s: float  # of those, inside the UNets
 
 
 class DamageRun(Record):
@@ -400,7 +400,8 @@ def measure_damage(
         scores = unit_scores(teacher, data.inputs(slices[0]))
     macs = step_macs(family, settings.size, ordered)
     forwards = work_of(ordered, macs, settings.reuse)
-    passes = sum(batch.teacher_s for batch in run.batches)
+    forward_s = sum(batch.forward_s for batch in run.batches)
+    least_s = forward_s * forwards["least_forwards"] / forwards["done_forwards"]
     seconds = clock.seconds(began, clock.mark()) + sum(batch.seconds for batch in run.batches[:resumed])
     overlap = np.sum([batch.overlap for batch in run.batches], axis=0) / settings.prompts
     return Measured(
@@ -419,9 +420,9 @@ def measure_damage(
         work=Work(
             students=len(sets),
             seconds=seconds,
-            teacher_s=passes,
-            least_s=forwards["least_forwards"] * passes,
-            reached=forwards["least_forwards"] * passes / seconds,
+            forward_s=forward_s,
+            least_s=least_s,
+            reached=least_s / seconds,
             **forwards,
         ),
     )
@@ -455,14 +456,16 @@ def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse:
     began = mark = clock.mark()
     inputs = data.inputs(prompts)
     n, t = prompts.stop - prompts.start, len(data.timesteps)
-    teacher, teacher_s = None, 0.0
+    teacher, forward_s = None, 0.0
     errors: list[torch.Tensor] = [torch.empty(0)] * (len(ordered) - 1)
     for variant, out in outputs(ordered, inputs, reuse):
         out = out.float().cpu()
+        forward_s += clock.seconds(mark, clock.mark())
         if teacher is None:
-            teacher, teacher_s = out, clock.seconds(mark, clock.mark())
+            teacher = out
         else:
             errors[variant.index] = out - teacher
+        mark = clock.mark()
     assert teacher is not None
     found = torch.stack([squared(error).view(n, t) for error in errors]) if errors else torch.empty(0, n, t)
     flat = torch.stack([error.flatten() for error in errors]) if errors else torch.empty(0, 1)
@@ -472,7 +475,7 @@ def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse:
         overlap=overlap.tolist(),
         teacher_power=float(squared(teacher).view(n, t).mean(1).sum()),
         seconds=clock.seconds(began, clock.mark()),
-        teacher_s=teacher_s,
+        forward_s=forward_s,
     )
 
 

@@ -14,6 +14,7 @@ OUT=${OUT:-reports/sd15}
 "$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 180 -o "$OUT/bench-a_sdm-1.json" --force
 "$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 120 -o "$OUT/bench-a_sdm-2.json" --force
 "$BIN/asdm" bench --teacher sd15 --student a_sdm_clme --student a_sdm_clme_timestep --time-budget 400 -o "$OUT/bench-clme.json" --force
+"$BIN/python" reports/pooled.py a_sdm "$OUT"/bench*.json --readme
 "$BIN/python" reports/networks.py -o "$OUT/networks.json" --force
 "$BIN/asdm-prof" report "$OUT/profile.json" -o "$OUT" --force
 rm -rf "$OUT/student"

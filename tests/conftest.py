@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +14,15 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+import asdm.cli
+import asdm_prof.cli
 from asdm.families import Family, load_family
 from asdm.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_VAE
 from asdm.models import RANDOM, Setup, materialise, meta_unet
 from asdm.pipelines import pipeline
+from tests.commands import Result
 
-torch.set_num_threads(1)  # nothing here is large, and two test runs beside each other would fight over the cores
+torch.set_num_threads(1)  # nothing here is large, and test runs beside each other would fight over the cores
 
 TINY: dict[str, Any] = STABLE_DIFFUSION_UNET | {
     "block_out_channels": [32, 64, 64, 64],
@@ -124,8 +128,9 @@ def tiny_folder(_tiny: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFa
 
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole tiny Stable Diffusion of 64×64 pixels with random weights, as diffusers saves it: a teacher."""
-    small = replace(TINY_WHOLE, size=64, unet=TINY | {"sample_size": 8, "block_out_channels": [16, 32, 32, 32]})
+    """A whole Stable Diffusion of two levels and 64×64 pixels with random weights, as diffusers saves it: a teacher."""
+    changes = SMALL | {"block_out_channels": [16, 32], "layers_per_block": 2, "sample_size": 8}
+    small = replace(TINY_WHOLE, size=64, unet=TINY | changes)
     folder = tmp_path_factory.mktemp("pipeline") / "teacher"
     unet = materialise(meta_unet(small), seed=1)
     pipeline(small, unet, Setup(weights=RANDOM, seed=1)).save_pretrained(folder, safe_serialization=True)
@@ -136,3 +141,19 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def sd15_meta() -> nn.Module:
     """Stable Diffusion 1.5's UNet, shapes only."""
     return meta_unet(load_family("sd15"))
+
+
+@pytest.fixture(name="run")
+def run_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """Run `asdm` or `asdm-prof` in an empty folder, in this process."""
+    monkeypatch.chdir(tmp_path)
+    commands = {"asdm": asdm.cli.main, "asdm-prof": asdm_prof.cli.main}
+
+    def call(*words: str | Path) -> Result:
+        program, *args = map(str, words)
+        monkeypatch.setattr(sys, "argv", [program, *args])
+        with pytest.raises(SystemExit) as caught:
+            commands[program]()
+        return Result(int(caught.value.code or 0), *capfd.readouterr())
+
+    return call

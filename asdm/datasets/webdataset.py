@@ -107,7 +107,7 @@ class Shards:
         """(examples read so far, its files; None where the shard breaks) of a shard, from its example `skip` on."""
         seen = 0
         try:
-            with _opened(name) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
+            with _opened(name) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
                 for parts in _groups(tar, skip):
                     seen += 1
                     if seen > skip:
@@ -139,6 +139,17 @@ def _opened(name: str) -> IO[bytes]:
     if name.startswith(("http://", "https://")):
         return urllib.request.urlopen(name, timeout=TIMEOUT_S)
     return open(name, "rb")
+
+
+class _Member(tarfile.TarInfo):
+    """tarfile takes a file that was cut between two members for a whole one; this does not."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+        try:
+            return super().fromtarfile(tarfile_)
+        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+            raise tarfile.ReadError("it ends without its end mark") from None
 
 
 def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[dict[str, bytes]]:

@@ -24,10 +24,18 @@ def main(
         int | None, typer.Option(help="Steps in all; the learning rate falls over the second half.")
     ] = None,
     stop_at: Annotated[int | None, typer.Option(help="Stop after this step, to go on later.")] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="A trained pipeline that the UNet goes on from, instead of from nothing.")
+    ] = None,
 ) -> None:
     """Train one stage of the mini and write what users load of it."""
+    if start and stage != "unet":
+        raise ValueError(f"{stage} starts from nothing; only unet goes on from a trained pipeline.")
+    if start and not (start / "unet").is_dir():
+        raise ValueError(f"{start} holds no trained UNet; name a pipeline's folder, such as asdm/mini/weights.")
     part = seams.load("asdm.mini.stages", stage)
-    prepared = part.stage(steps or part.DEFAULT_STEPS, folder)
+    more = (part.Recipe(start=start),) if start else ()
+    prepared = part.stage(steps or part.DEFAULT_STEPS, folder, *more)
     with terminal.progress("Training") as tell:
         module = train(prepared, folder / "runs" / stage, tell, stop_at=stop_at)
     part.ship(module, folder if stage != "clip" else folder / "clip")

@@ -269,7 +269,9 @@ def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
     lines += [f"  {plain(str(edit))}: {_time_of(edit, profile)} of time" for edit in plan.edits]
     if plan.validation_sha256 is not None:
         lines.append(f"Its interval is from the errors of validation {plain(plan.validation_sha256[:12])}.")
-    if plan.damage_from is not None:
+    if plan.damage_sha256 is not None:
+        lines.append(f"Damage is as measured in {plain(plan.damage_sha256[:12])}.")
+    elif plan.damage_from is not None:
         lines.append(f"Damage is from the {plain(plan.damage_from)}.")
     if plan.proof is not None:
         proof = plan.proof
@@ -605,7 +607,7 @@ def validation_lines(validation: Validation) -> list[str]:
 def print_damage(damage: Damage, console: Console) -> None:
     """The answer in a sentence, every edit from least to most damage, whether they add up, and what it took."""
     console.print(Text(damage_answer(damage), style="bold"))
-    _section(console, "What does each edit do to the output?", damage_table(damage))
+    _section(console, "What does each edit do to the output?", damage_table(damage, console.width))
     _section(console, "Does it add up?", *(Text(line) for line in damage_lines(damage)))
 
 
@@ -618,10 +620,11 @@ def damage_answer(damage: Damage) -> str:
     )
 
 
-def damage_table(damage: Damage) -> Table:
+def damage_table(damage: Damage, width: int) -> Table:
+    """Edits from least to most damage; their names give way in a narrow terminal."""
     table = _table()
     scored = any(one.clip_score_change for one in damage.edits)
-    table.add_column("edit", no_wrap=True, overflow="ellipsis")
+    table.add_column("edit", no_wrap=True, overflow="ellipsis", max_width=max(16, width - (58 if scored else 34)))
     for title in ("damage", "95 %", *(("CLIP score", "95 %") if scored else ())):
         table.add_column(title, justify="right", no_wrap=True, style=QUIET if title == "95 %" else "")
     for one in sorted(damage.edits, key=lambda one: one.damage.value):
@@ -713,10 +716,9 @@ def budget_rows(found: Budgets) -> list[dict[str, str]]:
             "budget": f"{row.budget:.2f}",
             "ours ×": f"{row.ours.ratio:.3f}",
             "damage": exponent(row.ours.damage.value),
-            "95 %": _between(row.ours.damage),
-            "best baseline": plain(row.baseline.name) if row.baseline else "none",
+            "best baseline": plain(row.baseline.name, 16) if row.baseline else "none",
             "its damage": exponent(row.baseline.damage.value) if row.baseline else "",
-            "ahead by": f"{exponent(row.ahead.value)} {_between(row.ahead)}" if row.ahead else "",
+            "ahead, 95 %": _between(row.ahead, ".0e") if row.ahead else "",
             "won": "yes" if row.won else "no",
         }
         for row in found.rows

@@ -443,12 +443,21 @@ def damage_at_budgets(report: Report) -> Figure | None:
     budgets = [row.budget for row in found.rows]
     axes.plot(budgets, [one.value for one in ours], "-o", color=COLOURS["resnet"], markersize=4, label="ours")
     axes.vlines(budgets, [one.low for one in ours], [one.high for one in ours], color=INK, linewidth=0.8)
-    axes.set_yscale("log")
+    _powers_of_ten(axes, "y")
     axes.invert_xaxis()
     axes.set_xlabel("latency budget (share of the teacher’s UNet call)")
-    axes.set_ylabel("measured damage (mean square of the output’s error)")
+    axes.set_ylabel("measured damage (mean square error)")
     figure.legend(loc="outside right center")
     return figure
+
+
+def _powers_of_ten(axes: Axes, which: str) -> None:
+    """Logarithmic axes, `x`, `y` or both, labelled in plain text: the style leaves mathematics as it is written."""
+    for name in which:
+        axes.set(**{f"{name}scale": "log"})
+        axis = axes.xaxis if name == "x" else axes.yaxis
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
 
 
 def additivity(report: Report) -> Figure | None:
@@ -468,7 +477,7 @@ def additivity(report: Report) -> Figure | None:
                   label=f"{label}: Spearman {fit.spearman.value:.2f}, R² {fit.r2.value:.2f}")  # fmt: skip
     values = [v for plan in found.plans for v in (plan.summed, plan.with_pairs, plan.damage.value) if v > 0]
     axes.plot([min(values), max(values)], [min(values), max(values)], color=QUIET, linewidth=0.7)
-    axes.set(xscale="log", yscale="log")
+    _powers_of_ten(axes, "xy")
     axes.set_xlabel("predicted damage")
     axes.set_ylabel("measured joint damage")
     figure.legend(loc="outside upper left")
@@ -494,7 +503,7 @@ def frontier(report: Report) -> Figure | None:
         axes.plot(*own, "s", color=COLOURS["transformer"], markersize=5)
         axes.annotate("this plan", own, (5, 4), textcoords="offset points", size=7)
     if points[-1][1] * SPREAD < points[0][1]:
-        axes.set_yscale("log")
+        _powers_of_ten(axes, "y")
     else:
         axes.set_ylim(0, None)
     axes.set_xlabel(f"{AXES.get(found.by, plain(found.by, 20))}, student / teacher")

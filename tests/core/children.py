@@ -22,7 +22,7 @@ def start(words: Sequence[Any], told: Path, environment: Mapping[str, str] = {},
     return process
 
 
-def ended(process: Any, timeout: float = 120) -> int:
+def ended(process: Any, timeout: float = 600) -> int:
     """Wait for the end of a process; its exit code."""
     process.join(timeout)
     if process.is_alive():

@@ -20,7 +20,7 @@ from asdm.plan import GraftBlock, PruningPlan
 from asdm.results import BenchResult
 from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
 
-QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=3)
+QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import torch
 
 from asdm import seams
 from asdm.datasets import Encoded, Example, Stream, captions_of, emoji, fingerprint
-from tests.core.test_data_sources import sources  # noqa: F401  (a fixture)
+from tests.core.test_data_sources import cached, photos, shards, sources  # noqa: F401  (fixtures)
 
 
 @pytest.mark.parametrize("name", seams.names("asdm.datasets"))

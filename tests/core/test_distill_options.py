@@ -94,7 +94,7 @@ def test_the_rate_rises_stays_and_falls() -> None:
     assert at(0) == pytest.approx(0.1)
     assert at(8) == pytest.approx(0.9)
     assert at(9) == at(100, schedule="constant") == pytest.approx(1.0)
-    assert at(59, schedule="linear") == at(59) == pytest.approx(0.5)
+    assert at(59, schedule="linear") == pytest.approx(at(59)) == pytest.approx(0.5)
     assert at(108) < at(108, schedule="linear") < 0.02
     assert rate(settings(learning_rate=1.0, warm_up=None), 10, 0) == 1.0  # a short run has no warm-up
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from asdm.families import load_family
+from asdm.files import sha256_of
 
 SCRIPT = Path(__file__).parents[2] / "reports" / "networks.py"
 
@@ -44,6 +46,13 @@ def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(networks, t
     clme = [(f"{unit}", kind, "unit", batch, 16) for unit in ("down_blocks.0.resnets.0", "up_blocks.3.resnets.2")
             for kind, batch in kinds]  # fmt: skip
     assert found == attention + clme
+
+
+def test_the_committed_file_keeps_its_hash_and_its_order(networks):
+    path = SCRIPT.parent / "sd15" / "networks.json"
+    data, record = json.loads(path.read_text()), networks.Networks.load(path)
+    assert record.sha256() == sha256_of(data)
+    assert list(json.loads(record.to_json())) == list(data)
 
 
 def test_the_script_writes_a_record_that_reads_back(networks, tiny_folder, tmp_path, capsys):

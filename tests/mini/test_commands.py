@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.prof.test_cli import files_in, run  # noqa: F401  (a fixture)
+from tests.commands import files_in
 
 
-def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_path: Path) -> None:
     def draw(name: str, *more: str) -> np.ndarray:
         done = run("asdm", "generate", "a red heart, twemoji style", "-o", name, "--steps", "4", *more)
         assert done.code == 0, done.err
@@ -38,7 +38,7 @@ def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_pat
         (["-o", "x.png", "--student", "nowhere/"], "nowhere/ does not exist"),
     ],
 )
-def test_what_cannot_be_drawn_is_said_in_one_sentence(run: Any, tmp_path: Path, more: list[str], said: str) -> None:  # noqa: F811
+def test_what_cannot_be_drawn_is_said_in_one_sentence(run: Any, tmp_path: Path, more: list[str], said: str) -> None:
     (tmp_path / "there.png").write_text("mine")
     done = run("asdm", "generate", "a red heart", *more)
     assert done.code == 2
@@ -48,7 +48,7 @@ def test_what_cannot_be_drawn_is_said_in_one_sentence(run: Any, tmp_path: Path, 
     assert (tmp_path / "there.png").read_text() == "mine"
 
 
-def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Path) -> None:
     assert run("asdm", "build", "bk_sdm_small", "--teacher", "mini", "-o", "student").code == 0
     drawn = run("asdm", "generate", "a red heart", "--student", "student", "-o", "heart.png", "--steps", "2")
     assert drawn.code == 0, drawn.err
@@ -90,13 +90,13 @@ def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Pa
         (["--quality", "--keep", "-1"], "-1 pictures cannot be kept; choose 0 to 16"),
     ],
 )
-def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str], said: str) -> None:  # noqa: F811
+def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str], said: str) -> None:
     done = run("asdm", "bench", "--teacher", "mini", "--student", "a_sdm", *more)
     assert done.code == 2
     assert said in done.err
 
 
-def test_too_many_pictures_are_refused_before_anything_is_timed(run: Any) -> None:  # noqa: F811
+def test_too_many_pictures_are_refused_before_anything_is_timed(run: Any) -> None:
     done = run("asdm", "bench", "--teacher", "mini", "--student", "a_sdm", "--quality", "--pictures", "5000")
     assert done.code == 2
     assert "5000 pictures cannot be compared: emoji has 638 in its split train" in done.err

@@ -6,10 +6,13 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import torch
+from diffusers import UNet2DConditionModel
 
 from asdm.datasets import emoji
-from asdm.mini import trials
+from asdm.mini import PIPELINE, trials
 from asdm.mini.stages import unet
+from asdm.mini.training import seeded
 
 MINI = Path(unet.__file__).parents[1]
 
@@ -42,6 +45,15 @@ def test_a_trial_is_trained_judged_and_kept(trained_before: Path, monkeypatch: p
     kept, new = trials.Trials.load(out).trials
     assert kept == only
     assert (new.name, new.pictures_seen) == ("first", 2)
+
+
+def test_a_run_goes_on_from_a_trained_pipeline(trained_before: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(unet, "seen", few_drawings)
+    fresh, begun = (unet.stage(1, trained_before, replace(trials.FIRST, batch=8, start=s)) for s in (None, PIPELINE))
+    shipped = UNet2DConditionModel.from_pretrained(PIPELINE / "unet")
+    assert torch.equal(begun.module["unet"].conv_in.weight, shipped.conv_in.weight.float())
+    losses = [stage.loss(torch.arange(8), seeded(0, 0))["mse"].item() for stage in (fresh, begun)]
+    assert losses[1] < 0.5 * losses[0]
 
 
 def test_an_unknown_trial_is_named(tmp_path: Path):

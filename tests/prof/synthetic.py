@@ -26,7 +26,7 @@ from asdm.results import (
     Metric,
     Pipeline,
 )
-from asdm_prof import roofline, transfer, validate
+from asdm_prof import additivity, frontier, problem, roofline, transfer, validate
 from asdm_prof.records import (
     Additivity,
     Agreement,
@@ -36,6 +36,7 @@ from asdm_prof.records import (
     ComponentRecord,
     Contestant,
     Damage,
+    DamagePair,
     EditDamage,
     Fit,
     Frontier,
@@ -285,6 +286,73 @@ def comparison() -> Comparison:
     return transfer.compare([(profile(), "a.json"), (profile(seed=1), "b.json")], [plan()])
 
 
+@cache
+def damage() -> Damage:
+    """Every choice of the made-up profile at a made-up damage, and six joint plans that are nearly the sum."""
+    source, rng = profile(), np.random.default_rng(0)
+
+    def interval(value: float) -> Interval:
+        return Interval(value=value, low=0.9 * value, high=1.1 * value)
+
+    edits = tuple(
+        EditDamage(
+            edit=choice.edits[0],
+            also=choice.edits[1:],
+            damage=interval(value),
+            by_prompt=(value,),
+            by_timestep=(value,),
+        )
+        for choice in problem.choices(source)
+        for value in [float(rng.lognormal(-6))]
+    )
+    units = [i for i, one in enumerate(edits) if one.edit.op == "remove_unit"]
+    plans = []
+    for n in range(2, 8):
+        parts = units[:n]
+        total = sum(edits[i].damage.value for i in parts)
+        plans.append((parts, interval(total * float(rng.uniform(0.9, 1.1)))))
+    pairs = [DamagePair(first=units[0], second=units[1], damage=1e-3)]
+    return Damage(
+        created_utc="2026-01-01T00:00:00Z", command="asdm-prof sensitivity sd15", family="sd15", weights="folder",
+        weights_sha256="0" * 64, teacher_config_sha256=source.config_sha256, data="emoji", split="train", prompts=2,
+        timesteps=(250, 750), seed=0, dtype="fp32", device="cpu", threads=1, size=source.size,
+        prediction_type="epsilon", teacher_power=1.0, edits=edits,
+        additivity=additivity.judge(edits, pairs, plans), environment=ENVIRONMENT,
+        agreement=(Agreement(score="structural prior", spearman=interval(0.5), edits=len(edits)),),
+        work=Work(students=len(edits), plain_forwards=60.0, least_forwards=30.0, done_forwards=30.0, seconds=100.0,
+                  forward_s=90.0, least_s=90.0, reached=0.9),
+    )  # fmt: skip
+
+
+def budgets() -> Budgets:
+    """Two budgets: ahead of every baseline at one, behind at the other."""
+
+    def contestant(name: str, value: float, edits: tuple[AnyEdit, ...]) -> Contestant:
+        damage = Interval(value=value, low=0.9 * value, high=1.1 * value)
+        return Contestant(
+            name=name, ours=name == "ours", ratio=0.7, predicted=value, damage=damage, by_prompt=(value, value),
+            edits=edits,
+        )  # fmt: skip
+
+    rows = []
+    for budget, factor in ((0.8, 2.0), (0.7, 0.5)):
+        both = (contestant("ours", 0.01, plan().edits), contestant("greedy", 0.01 * factor, plan().edits[:1]))
+        gap = 0.01 * (factor - 1)
+        rows.append(
+            BudgetRow(
+                budget=budget,
+                contestants=tuple(sorted(both, key=lambda one: one.damage.value)),
+                ahead=Interval(value=gap, low=gap, high=gap),
+                won=gap > 0,
+            )
+        )
+    return Budgets(
+        created_utc="2026-01-01T00:00:00Z", command="", family="sd15", weights_sha256="0" * 64,
+        profile_sha256=profile().sha256(), damage_sha256=damage().sha256(), candidates=10, split="held_out",
+        prompts=2, timesteps=(250, 750), rows=tuple(rows), seconds=1.0, environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
 def report() -> Report:
     return Report(
         profile=profile(),
@@ -298,6 +366,9 @@ def report() -> Report:
         family_costs=family_costs(),
         validation=validation(profile(), [0.01, -0.02, 0.03, -0.01, 0.02, 0.0]),
         comparison=comparison(),
+        damage=damage(),
+        frontier=frontier.make_frontier(profile(), damage(), asked={"latency": "0.8"}, k=2, diverse=2),
+        budgets=budgets(),
     )
 
 
@@ -334,7 +405,7 @@ def around(value: float) -> Interval:
     return Interval(value=value, low=0.8 * value, high=1.3 * value)
 
 
-def damage(source: Profile) -> Damage:
+def damage_of(source: Profile) -> Damage:
     """Each unit's removal or replacement and a layer's with its mirror image, of made-up damage, and joint plans."""
     rng = np.random.default_rng(3)
     sets: list[tuple[AnyEdit, ...]] = [(RemoveUnit(unit=u.fqn),) for u in source.units if u.kind == "transformer"]
@@ -366,17 +437,17 @@ def damage(source: Profile) -> Damage:
         prediction_type="epsilon",
         teacher_power=0.9,
         edits=rows,
-        additivity=additivity(rows),
+        additivity=additivity_of(rows),
         agreement=(Agreement(score="structural prior", spearman=Interval(value=0.41, low=0.1, high=0.6), edits=16),),
         work=Work(
-            students=20, plain_forwards=20.0, least_forwards=9.0, done_forwards=10.0, seconds=100.0, teacher_s=9.0,
+            students=20, plain_forwards=20.0, least_forwards=9.0, done_forwards=10.0, seconds=100.0, forward_s=90.0,
             least_s=81.0, reached=0.81,
         ),
         environment=ENVIRONMENT,
     )  # fmt: skip
 
 
-def additivity(rows: tuple[EditDamage, ...]) -> Additivity:
+def additivity_of(rows: tuple[EditDamage, ...]) -> Additivity:
     """Joint plans of the first edits, each a little worse than their sum."""
     sums = [sum(row.damage.value for row in rows[:n]) for n in range(2, 10)]
     plans = tuple(
@@ -395,7 +466,7 @@ def additivity(rows: tuple[EditDamage, ...]) -> Additivity:
     return Additivity(spearman=0.93, r2=0.9, used="sum", summed=fit, with_pairs=fit, plans=plans)
 
 
-def frontier(source: Profile) -> Frontier:
+def frontier_of(source: Profile) -> Frontier:
     """From the teacher itself to all transformers of the shallow blocks gone, the costliest first."""
     shallow = [unit for unit in rank(source) if unit.kind == "transformer"][:9]
     whole, points = source.whole.latency_s.median, []
@@ -421,7 +492,7 @@ def frontier(source: Profile) -> Frontier:
     )
 
 
-def budgets(source: Profile) -> Budgets:
+def budgets_of(source: Profile) -> Budgets:
     """Three budgets, within two of which ours does least."""
 
     def contestant(name: str, damage_: float, budget: float) -> Contestant:
@@ -495,8 +566,8 @@ def full_report() -> Report:
         source,
         profile=with_roofline(source.profile),
         benches=(judged_bench(),),
-        damage=damage(source.profile),
-        frontier=frontier(with_roofline(source.profile)),
-        budgets=budgets(with_roofline(source.profile)),
+        damage=damage_of(source.profile),
+        frontier=frontier_of(with_roofline(source.profile)),
+        budgets=budgets_of(with_roofline(source.profile)),
         log=log(),
     )

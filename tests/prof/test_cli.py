@@ -13,42 +13,13 @@ from typing import Any
 
 import pytest
 
-import asdm.cli
-import asdm_prof.cli
+from tests.commands import files_in, refused
 from tests.prof import synthetic
-
-COMMANDS = {"asdm": asdm.cli.main, "asdm-prof": asdm_prof.cli.main}
-
-
-class Result:
-    """Exit code and both streams of one command."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
-    """Run a command in an empty folder, in this process."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*words: str | Path) -> Result:
-        program, *args = map(str, words)
-        monkeypatch.setattr(sys, "argv", [program, *args])
-        with pytest.raises(SystemExit) as caught:
-            COMMANDS[program]()
-        return Result(int(caught.value.code or 0), *capfd.readouterr())
-
-    return call
 
 
 @pytest.fixture
 def profiled(tmp_path: Path) -> Path:
     return synthetic.profile().save(tmp_path / "reports" / "sd15-eager" / "profile.json")
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 # ---------------------------------------------------------------------------------------------- the chain
@@ -155,17 +126,6 @@ def test_validate_then_plan_with_what_it_measured(run: Any, tmp_path: Path) -> N
 
 
 # ---------------------------------------------------------------------------------------------- bad input
-
-
-def refused(found: Result, *words: str, code: int = 2) -> None:
-    """One sentence on stderr with these words in it, the right code, nothing on stdout, no traceback."""
-    assert found.code == code, found.err
-    errors = [line for line in found.err.splitlines() if line.startswith("Error:")]
-    assert len(errors) == 1, found.err
-    assert "Traceback" not in found.err
-    assert found.out == ""
-    for word in words:
-        assert word in errors[0]
 
 
 @pytest.mark.parametrize("budget", ["0", "1.5", "-3", "fast", "NaN"])
@@ -330,3 +290,64 @@ def test_ctrl_c_in_mid_profile_leaves_nothing(tiny_folder: Path, tmp_path: Path)
     assert "Traceback" not in err
     assert out == ""
     assert files_in(tmp_path) == []
+
+
+# ---------------------------------------------------------------------------------------------- damage
+
+
+def test_from_sensitivity_to_plan_and_frontier(run: Any, tmp_path: Path) -> None:
+    few = ("--prompts", "2", "--timesteps", "1", "--plans", "0", "--replacement", "gri_attention")
+    measured = run("asdm-prof", "sensitivity", "mini", "--data", "emoji", *few, "-o", "damage.json")
+    assert measured.code == 0, measured.err
+    assert "teacher's forwards" in measured.out
+    assert files_in(tmp_path) == ["damage.json"], "nothing unfinished is left"
+    found = json.loads((tmp_path / "damage.json").read_text())
+    assert found["schema"] == "asdm.damage/1"
+    assert {"value", "low", "high"} <= found["edits"][0]["damage"].keys()
+    assert found["edits"][0]["edit"]["op"] == "remove_unit"
+    assert "exists" in run("asdm-prof", "sensitivity", "mini", *few, "-o", "damage.json").err
+
+    synthetic.profile("mini").save(tmp_path / "reports" / "mini" / "profile.json")
+    plan = run("asdm-prof", "plan", "--budget", "0.8", "--damage", "damage.json", "--json")
+    assert plan.code == 0, plan.err
+    made = json.loads(plan.out)
+    assert made["damage_from"] == "measured damage"
+    assert made["proof"]["gap"] == 0
+    assert made["why"]["binding"] == ["latency"]
+    assert {regret["unit"] for regret in made["why"]["regrets"]} >= {"mid_block.attentions.0"}
+
+    front = run("asdm-prof", "frontier", "--damage", "damage.json", "--budget", "0.8", "--best", "3", "--json")
+    assert front.code == 0, front.err
+    points = json.loads(front.out)
+    assert points["schema"] == "asdm.frontier/1"
+    assert points["points"][0]["edits"] == []
+    assert points["best"][0]["damage"] == pytest.approx(made["proof"]["damage"])
+    assert len(points["best"]) == 3
+
+
+def test_damage_of_another_teacher_is_refused(run: Any, profiled: Path, tmp_path: Path) -> None:
+    (tmp_path / "d.json").write_text(json.dumps(DAMAGE_OF_ANOTHER))
+    refused(run("asdm-prof", "plan", "--budget", "0.8", "--damage", "d.json"), "another model than the profile's sd15")
+    refused(run("asdm-prof", "frontier", "--damage", "d.json"), "another model than the profile's sd15")
+
+
+DAMAGE_OF_ANOTHER: dict[str, Any] = {
+    "schema": "asdm.damage/1", "created_utc": "", "command": "", "family": "mini", "weights": "w",
+    "weights_sha256": "0" * 64, "teacher_config_sha256": "1" * 64, "data": "emoji", "split": "train", "prompts": 2,
+    "timesteps": [1], "seed": 0, "dtype": "fp32", "device": "cpu", "threads": 1, "size": 512,
+    "prediction_type": "epsilon", "teacher_power": 1.0, "edits": [], "environment": {},
+    "work": {"students": 0, "plain_forwards": 1, "least_forwards": 1, "done_forwards": 1, "seconds": 1,
+             "forward_s": 1, "least_s": 1, "reached": 1},
+}  # fmt: skip
+
+
+def test_budgets_of_several_kinds(run: Any, profiled: Path) -> None:
+    plan = run("asdm-prof", "plan", "--budget", "0.9", "--params", "0.8", "--no-why")
+    assert plan.code == 0, plan.err
+    refused(run("asdm-prof", "plan"), "no budget; give one or more of --budget", "--memory")
+    refused(run("asdm-prof", "plan", "--params", "2"), "'2' for params", "a fraction (0.8)")
+    refused(run("asdm-prof", "frontier", "--by", "beauty"), "'beauty'", "latency, macs, params")
+    refused(run("asdm-prof", "frontier", "--best", "3"), "the best plans of what budget?")
+    both = run("asdm-prof", "plan", "--budget", "0.2", "--params", "0.9")
+    refused(both, "0.2 and 0.9 of params together", "Cheapest relaxation of all: latency 0.", code=3)
+    refused(run("asdm-prof", "plan", "--macs", "0.01"), "lowest reachable is", "of the teacher's macs", code=3)

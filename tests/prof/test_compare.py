@@ -18,8 +18,8 @@ from asdm_prof import compare, profiler
 from asdm_prof.profiler import Settings
 from asdm_prof.records import PartRecord, Profile
 from asdm_prof.redundancy import rank
+from tests.commands import Result, refused
 from tests.prof import synthetic
-from tests.prof.test_cli import Result, refused, run  # noqa: F401  (a fixture is used by its name)
 
 SLOW = "up_blocks.1.resnets.2"
 
@@ -162,7 +162,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
     return a, slower(synthetic.profile(seed=1), "mid_block.resnets.1", 1.25).save(tmp_path / "b.json")
 
 
-def test_diff_names_the_slow_unit_and_exits_with_1(run: Any, two: tuple[Path, Path]) -> None:  # noqa: F811
+def test_diff_names_the_slow_unit_and_exits_with_1(run: Any, two: tuple[Path, Path]) -> None:
     found: Result = run("asdm-prof", "diff", *two, "--fail-on", "unit:p50>10%")
     assert found.code == 1
     assert [line for line in found.err.splitlines() if "Failed" in line] == [
@@ -174,7 +174,7 @@ def test_diff_names_the_slow_unit_and_exits_with_1(run: Any, two: tuple[Path, Pa
     assert "Failed" not in quiet.err
 
 
-def test_diff_as_json(run: Any, two: tuple[Path, Path]) -> None:  # noqa: F811
+def test_diff_as_json(run: Any, two: tuple[Path, Path]) -> None:
     import json
 
     found: Result = run("asdm-prof", "diff", *two, "--fail-on", "unit:p50>10%", "--json")
@@ -184,7 +184,7 @@ def test_diff_as_json(run: Any, two: tuple[Path, Path]) -> None:  # noqa: F811
     assert len(data["parts"]) == 48
 
 
-def test_diff_refuses_unlike_environments(run: Any, two: tuple[Path, Path], tmp_path: Path) -> None:  # noqa: F811
+def test_diff_refuses_unlike_environments(run: Any, two: tuple[Path, Path], tmp_path: Path) -> None:
     other = elsewhere(synthetic.profile(), cpu="another CPU").save(tmp_path / "c.json")
     refused(run("asdm-prof", "diff", two[0], other), "made-up CPU", "another CPU", "--force", code=4)
     forced: Result = run("asdm-prof", "diff", two[0], other, "--force", "--format", "csv")
@@ -203,7 +203,7 @@ def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.serial
 def test_a_planted_slow_unit_is_named_by_profile_rank_and_diff(
-    run: Any,  # noqa: F811
+    run: Any,
     tiny_unet: nn.Module,
     tiny_folder: Path,
     tmp_path: Path,

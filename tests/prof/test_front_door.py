@@ -17,7 +17,6 @@ from asdm.plan import PruningPlan
 from asdm.results import BuildResult
 from asdm_prof.records import Profile
 from tests.prof import synthetic
-from tests.prof.test_cli import run  # noqa: F401
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -25,7 +24,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 
 @pytest.mark.parametrize("program", ["asdm", "asdm-prof"])
-def test_in_an_empty_folder_the_first_commands_are_named(run: Any, program: str) -> None:  # noqa: F811
+def test_in_an_empty_folder_the_first_commands_are_named(run: Any, program: str) -> None:
     done = run(program)
     assert done.code == 0
     assert "Nothing is measured here yet" in done.out
@@ -44,7 +43,7 @@ def built(plan: PruningPlan) -> BuildResult:
     )  # fmt: skip
 
 
-def test_each_file_moves_the_next_step_on(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_each_file_moves_the_next_step_on(run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "sd15-eager"
     synthetic.profile().save(folder / "profile.json")
     assert next_command(run("asdm-prof").out) == "asdm-prof plan --budget 0.8"
@@ -61,14 +60,14 @@ def test_each_file_moves_the_next_step_on(run: Any, tmp_path: Path) -> None:  # 
     assert "859.0 M → 848.0 M parameters" in done.out
 
 
-def test_a_plan_of_another_profile_does_not_count(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_plan_of_another_profile_does_not_count(run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "sd15-eager"
     synthetic.profile(seed=1).save(folder / "profile.json")
     synthetic.plan().save(folder / "plan.json")
     assert next_command(run("asdm-prof").out) == "asdm-prof plan --budget 0.8"
 
 
-def test_a_broken_profile_is_as_good_as_none(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_a_broken_profile_is_as_good_as_none(run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "x"
     folder.mkdir(parents=True)
     (folder / "profile.json").write_text("{")
@@ -78,7 +77,7 @@ def test_a_broken_profile_is_as_good_as_none(run: Any, tmp_path: Path) -> None: 
 # ---------------------------------------------------------------------------------------------- env and completion
 
 
-def test_env_says_what_a_bug_report_needs_and_nothing_private(run: Any) -> None:  # noqa: F811
+def test_env_says_what_a_bug_report_needs_and_nothing_private(run: Any) -> None:
     found = json.loads(run("asdm-prof", "env", "--json").out)
     assert found["schema"] == "asdm.env/1"
     assert found["environment"].keys() >= {"cpu", "cores", "memory_gib", "python", "torch", "diffusers", "device"}

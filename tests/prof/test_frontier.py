@@ -14,6 +14,7 @@ from asdm.plan import RemoveUnit, resolve
 from asdm_prof import baselines, frontier, planner, problem, why
 from asdm_prof.problem import Pair, Problem
 from asdm_prof.records import Profile
+from asdm_prof.renderers import console
 from tests.prof import synthetic
 from tests.prof.test_planner import small_profile, small_topology, subsets
 
@@ -314,3 +315,45 @@ def test_no_attention_at_the_top_is_snapfusions() -> None:
     edits = baselines.no_attention_at_the_top(synthetic.profile().topology)
     blocks = [edit.unit.rpartition(".attentions")[0] for edit in edits]
     assert blocks == ["down_blocks.0"] * 2 + ["up_blocks.3"] * 3
+
+
+# ---------------------------------------------------------------------------------------------- what people read
+
+
+def test_the_frontier_as_a_record_is_what_its_plans_are() -> None:
+    profile, damage = synthetic.profile(), synthetic.damage()
+    found = frontier.make_frontier(profile, damage, asked={"latency": "0.8"}, k=3, diverse=2, apart=4)
+    assert found.complete
+    assert found.damage_sha256 == damage.sha256()
+    for point in (*found.points, *found.best, *found.diverse):
+        resolve(profile.topology, point.edits)
+        assert point.latency_s == pytest.approx(planner.price(profile, point.edits).latency_s)
+    plan = planner.make_plan(profile, "0.8", damage=damage)
+    assert plan.proof is not None
+    assert found.best[0].damage == pytest.approx(plan.proof.damage)
+    assert frontier.make_frontier(profile, damage).to_json() == frontier.make_frontier(profile, damage).to_json()
+
+
+def test_under_other_budgets_every_plan_of_the_frontier_keeps_them() -> None:
+    found = frontier.make_frontier(synthetic.profile(), asked={"params": "0.9"})
+    assert not found.complete
+    assert len(found.points) > 5
+    assert all(point.params <= 0.9 + 1e-9 for point in found.points)
+
+
+def test_the_console_tells_damage_frontier_and_why(capsys: pytest.CaptureFixture[str]) -> None:
+    damage, profile = synthetic.damage(), synthetic.profile()
+    console.print_damage(damage, console.stdout_console())
+    console.print_frontier(synthetic.report().frontier, console.stdout_console())
+    text = capsys.readouterr().out
+    for one in damage.edits:
+        assert console.exponent(one.damage.value) in text
+    assert "60.0 that a plain loop runs (2.00×" in " ".join(text.split())
+    assert "Unlike each other" in text
+    plan, _ = reasons(profile, {"latency": "0.8"})
+    lines = console.plan_lines(plan, profile)
+    assert "Why: latency binds." in lines
+    assert [line for line in lines if line.startswith("  latency: ") and "damage per ms" in line]
+    rows = console.budget_rows(synthetic.budgets())
+    assert [row["won"] for row in rows] == ["yes", "no"]
+    assert rows[1]["best baseline"] == "greedy"

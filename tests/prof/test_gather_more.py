@@ -12,7 +12,6 @@ from asdm.plan import Prediction, Proof
 from asdm_prof import gather
 from asdm_prof.records import Profile, TrainingLog
 from tests.prof import synthetic
-from tests.prof.test_cli import run  # noqa: F401
 
 
 @pytest.fixture
@@ -21,9 +20,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     source = synthetic.profile()
     source.save(tmp_path / "run" / "profile.json")
-    synthetic.damage(source).save(tmp_path / "run" / "damage.json")
-    synthetic.frontier(source).save(tmp_path / "run" / "frontier.json")
-    synthetic.budgets(source).save(tmp_path / "run" / "budgets.json")
+    synthetic.damage_of(source).save(tmp_path / "run" / "damage.json")
+    synthetic.frontier_of(source).save(tmp_path / "run" / "frontier.json")
+    synthetic.budgets_of(source).save(tmp_path / "run" / "budgets.json")
     return tmp_path / "run"
 
 
@@ -34,19 +33,19 @@ def gathered(folder: Path, **named: Any) -> Any:
 
 def test_what_lies_beside_the_profile_is_found(folder: Path) -> None:
     found = gathered(folder)
-    assert found.damage == synthetic.damage(synthetic.profile())
-    assert found.frontier == synthetic.frontier(synthetic.profile())
-    assert found.budgets == synthetic.budgets(synthetic.profile())
+    assert found.damage == synthetic.damage_of(synthetic.profile())
+    assert found.frontier == synthetic.frontier_of(synthetic.profile())
+    assert found.budgets == synthetic.budgets_of(synthetic.profile())
     assert found.sources["damage"] == str(folder / "damage.json")
 
 
 def test_what_was_made_for_another_model_is_left_or_refused(folder: Path) -> None:
-    other = synthetic.damage(synthetic.profile()).model_copy(update={"teacher_config_sha256": "f" * 64})
+    other = synthetic.damage_of(synthetic.profile()).model_copy(update={"teacher_config_sha256": "f" * 64})
     other.save(folder / "damage.json", force=True)
     assert gathered(folder).damage is None
     with pytest.raises(ValueError, match=r"damage.json: the damage was measured on sd15 \(config ffffffffffff\)"):
         gathered(folder, damage=folder / "damage.json")
-    made = synthetic.frontier(synthetic.profile(seed=1)).save(folder / "other.json")
+    made = synthetic.frontier_of(synthetic.profile(seed=1)).save(folder / "other.json")
     with pytest.raises(ValueError, match=r"other.json: the frontier was made from another profile"):
         gathered(folder, frontier=made)
 
@@ -80,7 +79,7 @@ def test_a_log_keeps_its_terms_and_leaves_out_what_is_none(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"step": 1}', "[1, 2]"])
-def test_a_file_that_is_no_log_is_refused_in_one_sentence(run: Any, tmp_path: Path, text: str) -> None:  # noqa: F811
+def test_a_file_that_is_no_log_is_refused_in_one_sentence(run: Any, tmp_path: Path, text: str) -> None:
     synthetic.profile().save(tmp_path / "profile.json")
     (tmp_path / "log.jsonl").write_text(text)
     done = run("asdm-prof", "report", "profile.json", "--log", "log.jsonl", "-o", "out")

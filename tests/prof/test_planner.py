@@ -128,15 +128,6 @@ def small_profile(shape: Topology, seed: int, experts: bool = False) -> Profile:
     )
 
 
-@pytest.fixture(scope="module")
-def faked() -> Profile:
-    """SD1.5 with made-up times, with GRI and experts timed in its shallow pair."""
-    from asdm_prof.profiler import Settings
-    from asdm_prof.profiler import profile as take
-
-    return take("sd15", Settings(backend="fake"))
-
-
 def brute_force(profile: Profile, ratio: float) -> tuple[float, float] | None:
     """(least damage, its greatest saving) over every legal subset of edits, or None where no subset is in budget."""
     found = planner.choices(profile)

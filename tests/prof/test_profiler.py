@@ -21,16 +21,11 @@ from asdm_prof.records import Profile
 from asdm_prof.redundancy import rank
 from tests.conftest import SMALL, make_unet
 
-QUICK = Settings(time_budget_s=6, min_rounds=2)
+QUICK = Settings(time_budget_s=2, min_rounds=2)
 
 
 def hooks(module: nn.Module) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
-
-
-@pytest.fixture(scope="module")
-def faked() -> Profile:
-    return profile("sd15", Settings(backend="fake"))
 
 
 def test_units_and_glue_add_up_to_the_whole_in_every_run(faked: Profile) -> None:

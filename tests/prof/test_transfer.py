@@ -15,8 +15,8 @@ from asdm.plan import PruningPlan
 from asdm_prof import planner, transfer
 from asdm_prof.records import Comparison, Profile
 from asdm_prof.renderers import figures
+from tests.commands import Result, refused
 from tests.prof import synthetic
-from tests.prof.test_cli import Result, refused, run  # noqa: F401  (a fixture is used by its name)
 
 
 def elsewhere(profile: Profile, resnet: float = 1.0, **settings: Any) -> Profile:
@@ -94,7 +94,7 @@ def test_two_models_do_not_compare() -> None:
         compared(synthetic.profile(), synthetic.profile(), plans=[other])
 
 
-def test_compare_as_typed(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_compare_as_typed(run: Any, tmp_path: Path) -> None:
     """Two profiles and a budget: a matrix, a file, and figures in the next report."""
     base = synthetic.profile()
     base.save(tmp_path / "reports" / "a" / "profile.json")
@@ -135,7 +135,7 @@ def test_a_plan_remembers_where_it_was_measured(tmp_path: Path) -> None:
     assert synthetic.plan().not_measured_at(dtype="bf16") is None, "a plan without a profile has nothing to say"
 
 
-def test_bench_and_build_warn_of_a_plan_from_elsewhere(run: Any, tiny_folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_bench_and_build_warn_of_a_plan_from_elsewhere(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
     profiled: Result = run("asdm-prof", "profile", tiny_folder, "--backend", "fake", "--batch", "2", "-o", "p.json")
     assert profiled.code == 0, profiled.err
     assert run("asdm-prof", "plan", "--budget", "0.8", "--profile", "p.json", "-o", "plan.json").code == 0

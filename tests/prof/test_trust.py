@@ -15,8 +15,8 @@ from asdm.measure import estimate, latency
 from asdm.results import HostUse
 from asdm_prof import processes, trust
 from asdm_prof.records import PartRecord, Profile
+from tests.commands import Result, refused
 from tests.prof import synthetic
-from tests.prof.test_cli import Result, refused, run  # noqa: F401  (a fixture is used by its name)
 
 LEADER, LATER = "up_blocks.3.attentions.0", "up_blocks.3.resnets.0"
 
@@ -139,7 +139,7 @@ def test_a_plan_that_misses_its_budget_in_another_process_fails() -> None:
     assert "a plan for 0.8 of one takes" in found.value
 
 
-def test_profile_in_fresh_processes_as_typed(run: Any, tmp_path: Path) -> None:  # noqa: F811
+def test_profile_in_fresh_processes_as_typed(run: Any, tmp_path: Path) -> None:
     """The fake runtime has the same noise in every process: they agree to the last digit."""
     found: Result = run("asdm-prof", "profile", "sd15", "--backend", "fake", "--processes", "2", "-o", "p.json")
     assert found.code == 0, found.err

@@ -19,11 +19,6 @@ FAKE = validate.Settings(plans=5, seed=1, time_budget_s=5)
 
 
 @pytest.fixture(scope="module")
-def faked() -> Profile:
-    return measure_profile("sd15", ProfileSettings(backend="fake"))
-
-
-@pytest.fixture(scope="module")
 def validated(faked: Profile) -> Validation:
     return validate.validate("sd15", faked, FAKE)
 
@@ -90,8 +85,8 @@ def test_a_validation_survives_its_file(validated: Validation, tmp_path: Path) -
 
 
 def test_students_of_a_real_unet_are_measured_in_pairs(tiny_folder: Path) -> None:
-    profile = measure_profile(str(tiny_folder), ProfileSettings(time_budget_s=6, min_rounds=2, threads=1))
-    found = validate.validate(str(tiny_folder), profile, validate.Settings(plans=3, min_rounds=2, time_budget_s=3))
+    profile = measure_profile(str(tiny_folder), ProfileSettings(time_budget_s=3, min_rounds=2, threads=1))
+    found = validate.validate(str(tiny_folder), profile, validate.Settings(plans=3, min_rounds=2, time_budget_s=1))
     assert [len(plan.teacher_s) == len(plan.student_s) >= 4 for plan in found.plans] == [True] * 3
     assert found.plans[0].measured_ratio > found.plans[-1].measured_ratio
     assert found.mape < 0.25

@@ -51,6 +51,7 @@ class Recipe:
     ema_decay: float = 0.997
     bf16: bool = False
     compiled: bool = False
+    start: Path | None = None  # a trained pipeline to go on from, instead of random weights and the CLIP's text tower
 
 
 def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
@@ -68,8 +69,11 @@ def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
     torch.manual_seed(0)
     unet: Any = UNet2DConditionModel.from_config(CONFIG)
+    text: Any = CLIPTextModel.from_pretrained((recipe.start or folder) / ("text_encoder" if recipe.start else "clip"))
+    if recipe.start:
+        unet = UNet2DConditionModel.from_pretrained(recipe.start / "unet")
+    unet, text = unet.float().train(), text.float()
     unet.set_attn_processor(AttnProcessor())  # faster than flash attention at 16 channels a head
-    text: Any = CLIPTextModel.from_pretrained(folder / "clip", torch_dtype=torch.float32)
     text.requires_grad_(recipe.text == "trained")
     predict = torch.compile(unet) if recipe.compiled else unet
 
