@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= reports/run-$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: profile test test-real lint bench peers report clean
+.PHONY: profile test test-real docs lint bench peers report clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,6 +31,10 @@ test: $(INSTALLED)
 ## Checks at the size of SD1.5 (minutes, 12 GB).
 test-real: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m real
+
+## Everything that the README shows, the slow blocks too.
+docs: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not real" tests/test_docs.py tests/test_readme.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

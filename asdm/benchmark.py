@@ -30,6 +30,7 @@ from asdm.results import (
     BenchStudent,
     BenchTeacher,
     BuildResult,
+    Drawing,
     Estimate,
     ImageParts,
     Metric,
@@ -38,6 +39,7 @@ from asdm.results import (
 
 PROMPT = "a photograph of an astronaut riding a horse"
 SPARE_MEMORY = 1 << 29
+MOST_KEPT = 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Settings(models.Setup):
     data: str = "emoji"
     split: str = "train"
     pictures: int = 200
+    keep: int = 0  # pictures of each that are kept in the result
     judge: str | None = None  # a CLIP's folder or hub id; None: the judge that ships, trained on emoji
 
     @property
@@ -125,7 +128,9 @@ def bench(
             step = race(batch, settings.guided_rounds, "guided step")
         parts = _components(family, settings, clock, tell) if backend.NEEDS_WEIGHTS else {}
         images = _images(everyone, family, settings, clock, tell) if settings.run_image else None
-        judged = _judged(judging, everyone, family, settings, tell) if judging else [{} for _ in everyone]
+        judged, drawings = (
+            _judged(judging, everyone, family, settings, tell) if judging else ([{} for _ in everyone], ())
+        )
         facts = measure.environment(settings.device, threads)
 
     composed = [_compose(step, i, parts, settings) for i in range(len(everyone))] if parts else None
@@ -152,6 +157,7 @@ def bench(
             ).model_copy(update={"quality": judged[i]})
             for i, racer in enumerate(racers, 1)
         ),
+        drawings=drawings,
         environment=facts,
     )
 
@@ -167,6 +173,10 @@ def _check(sources: Sequence[str], settings: Settings) -> None:
         )
     if settings.quality and not backends.load(settings.backend, settings.dtype, settings.device).NEEDS_WEIGHTS:
         raise ValueError(f"the backend {settings.backend} computes nothing; leave --quality out.")
+    if settings.keep and not settings.quality:
+        raise ValueError(f"keeping pictures ({settings.keep}) needs --quality, which draws them.")
+    if not 0 <= settings.keep <= min(settings.pictures, MOST_KEPT):
+        raise ValueError(f"{settings.keep} pictures cannot be kept; choose 0 to {min(settings.pictures, MOST_KEPT)}.")
     if settings.guidance_scale < 0:
         raise ValueError(f"guidance scale {settings.guidance_scale} is none; choose 0 or more.")
 
@@ -371,8 +381,11 @@ def _judging(settings: Settings) -> quality.Judgement:
 
 def _judged(
     judging: quality.Judgement, everyone: Sequence[Contestant], family: Family, settings: Settings, tell: Tell
-) -> list[dict[str, Metric]]:
-    """What the judge says of every contestant; the teacher draws twice, since two seeds of his are the noise floor."""
+) -> tuple[list[dict[str, Metric]], tuple[Drawing, ...]]:
+    """What the judge says of every contestant, and the pictures to keep.
+
+    The teacher draws twice, since two seeds of his are the noise floor.
+    """
     made = pipeline(family, everyone[0].unet, settings)
     captions = [example.caption for example in judging.real]
 
@@ -384,7 +397,20 @@ def _judged(
     teacher, again = draw(everyone[0], settings.seed), draw(everyone[0], settings.seed + len(captions))
     drawn = [teacher, *(draw(racer, settings.seed) for racer in everyone[1:])]
     tell("judging", 0, None)
-    return judging.of(drawn, again)
+    kept = tuple(_drawing(judging, drawn, i, settings.seed) for i in range(settings.keep))
+    return judging.of(drawn, again), kept
+
+
+def _drawing(judging: quality.Judgement, drawn: Sequence[quality.Drawn], i: int, first_seed: int) -> Drawing:
+    teacher, *others = (quality.thumbnail(pictures.images[i]) for pictures in drawn)
+    real = judging.real[i]
+    return Drawing(
+        caption=real.caption,
+        seed=first_seed + i,
+        real=quality.thumbnail(real.image),
+        teacher=teacher,
+        students=tuple(others),
+    )
 
 
 # ---------------------------------------------------------------------------------------------- records

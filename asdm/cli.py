@@ -28,12 +28,11 @@ from asdm.options import (
 
 app = typer.Typer(
     help="Build a smaller Stable Diffusion UNet from a pruning plan, and measure it against its teacher.",
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.callback()(root_options)
+app.callback(invoke_without_command=True)(root_options)
 
 
 @app.command()
@@ -272,6 +271,9 @@ def bench(
     data: Annotated[str, typer.Option(help="Data set with the real pictures and captions (with --quality).")] = "emoji",
     split: Annotated[str, typer.Option(help="Its split: train, held_out or others.")] = "train",
     pictures: Annotated[int, typer.Option(help="Pictures that each draws (with --quality).")] = 200,
+    keep: Annotated[
+        int, typer.Option(help="Pictures of each that bench.json keeps, for the report (with --quality).")
+    ] = 0,
     judge: Annotated[
         str | None, typer.Option(help="A CLIP's folder or hub id as the judge; default: the one that ships, for emoji.")
     ] = None,
@@ -304,6 +306,7 @@ def bench(
         data=data,
         split=split,
         pictures=pictures,
+        keep=keep,
         judge=judge,
     )
     path = target(output, files.run_folder(files.short_name(teacher), backend, dtype), "bench.json")

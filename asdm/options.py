@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from asdm import __version__
+from asdm import __version__, seams
+
+
+def one_of(package: str) -> Callable[[str], list[str]]:
+    """A shell's completions of the names in a seam."""
+    return lambda incomplete: [name for name in seams.names(package) if name.startswith(incomplete)]
+
 
 Weights = Annotated[
     str | None,
@@ -17,7 +24,10 @@ Weights = Annotated[
 ]
 Backend = Annotated[
     str,
-    typer.Option(help="eager, compiled, onnxruntime, openvino, or fake (made-up times, needs no weights)."),
+    typer.Option(
+        help="eager, compiled, onnxruntime, openvino, or fake (made-up times, needs no weights).",
+        autocompletion=one_of("asdm.backends"),
+    ),
 ]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: the accelerator where there is one.")]
 Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
@@ -37,11 +47,16 @@ def print_version(wanted: bool) -> None:
 
 
 def root_options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options of the command itself."""
+    """Options of the command itself; without a command, what to do next."""
+    if context.invoked_subcommand is None:
+        from asdm import guide
+
+        print("\n".join(guide.lines()))
 
 
 def device_or_default(device: str | None) -> str:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from asdm import notebook
 from asdm.files import Frozen, Record, first_problem, later, sha256_of
 
 # ---------------------------------------------------------------------------------------------- topology
@@ -246,6 +247,15 @@ class PruningPlan(Record):
 
     def edits_sha256(self) -> str:
         return sha256_of([edit.model_dump(mode="json", by_alias=True) for edit in self.edits])
+
+    def _repr_html_(self) -> str:
+        """Its promise and its edits, for notebooks."""
+        told = self.predicted
+        promise = f": predicted {told.ratio:.2f}× [{told.low:.2f}, {told.high:.2f}]" if told else ""
+        proof = self.proof
+        note = f"Solver: {proof.status}, damage {proof.damage:.3g}, gap {proof.gap:g}." if proof else ""
+        at = f" at {self.budget}" if self.budget else ""
+        return notebook.table(f"{self.name}{at} of {self.family}{promise}", ["edit"], [[e] for e in self.edits], note)
 
 
 def parse_edits(data: Any, source: str = "plan") -> tuple[AnyEdit, ...]:

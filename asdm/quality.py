@@ -6,6 +6,8 @@ Every figure has its 95 % interval, and stands beside a noise floor: the teacher
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +23,7 @@ from asdm.results import Metric
 
 CANDIDATES = 200  # captions among which a picture's own must be found
 DRAWS = 200
+THUMBNAIL = 96  # pixels
 Tell = Callable[[str, int, float | None], None]
 
 
@@ -175,6 +178,18 @@ def draw(
         images.append(decoded(pipeline.vae, found).cpu())
         tell(start + len(part), None)
     return Drawn(torch.cat(images), torch.cat(latents))
+
+
+def thumbnail(image: torch.Tensor) -> str:
+    """A picture (3, h, w) in [-1, 1] as a PNG in base64: 96 pixels per side and 256 colours at most, a few kB."""
+    from PIL import Image
+
+    levels = ((image.float().clamp(-1, 1) + 1) * 127.5).round().byte()
+    picture = Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
+    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    stream = io.BytesIO()
+    picture.quantize(256, dither=Image.Dither.NONE).save(stream, format="PNG", optimize=True)
+    return base64.b64encode(stream.getvalue()).decode()
 
 
 def decoded(vae: Any, latents: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
 
+from asdm import notebook
 from asdm.files import Frozen, Record, later
 
 
@@ -219,6 +220,19 @@ class Pipeline(Frozen):
     composed: bool  # True: from the measured parts; False: the pipeline itself was run from prompt to pixels
 
 
+class Drawing(Frozen):
+    """One caption as teacher and students (in their order) drew it from one seed, beside the real picture.
+
+    Each is a small PNG in base64.
+    """
+
+    caption: str
+    seed: int
+    real: str
+    teacher: str
+    students: tuple[str, ...]
+
+
 class BenchResult(UNetRun):
     """`asdm.bench/1`: teacher and students, measured in one process, in pairs."""
 
@@ -229,6 +243,30 @@ class BenchResult(UNetRun):
     pipeline: Pipeline | None = None
     teacher: BenchTeacher
     students: tuple[BenchStudent, ...]
+    drawings: tuple[Drawing, ...] = later(())  # those that were asked to be kept
+
+    def _repr_html_(self) -> str:
+        """Teacher and students as ratios, for notebooks."""
+        teacher = self.teacher
+        rows = [[f"{teacher.name} (teacher)", f"{teacher.params / 1e6:.1f}", f"{teacher.macs / 1e9:.1f}", "1×", "", ""]]
+        rows += [_bench_row(student) for student in self.students]
+        head = ["model", "M parameters", "GMAC", "UNet latency", "predicted", "image latency"]
+        where = f"{self.backend}, {self.dtype} on {self.device}, {self.threads} threads, batch {self.batch}"
+        return notebook.table(f"{self.family} and its students, student / teacher", head, rows, f"{where}.")
+
+
+def _bench_row(student: BenchStudent) -> list[str]:
+    def ratio(found: Estimate | None) -> str:
+        return "" if found is None else f"{found.median:.2f}× [{found.low:.2f}, {found.high:.2f}]"
+
+    return [
+        student.name,
+        f"{student.params / 1e6:.1f}",
+        f"{student.macs / 1e9:.1f}",
+        ratio(student.unet_latency_ratio),
+        "" if student.predicted_ratio is None else f"{student.predicted_ratio:.2f}×",
+        ratio(student.image_latency_ratio),
+    ]
 
 
 class DistillRun(Record):

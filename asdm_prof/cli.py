@@ -23,6 +23,7 @@ from asdm.options import (
     Threads,
     Weights,
     device_or_default,
+    one_of,
     root_options,
     target,
     this_command,
@@ -31,15 +32,20 @@ from asdm.terminal import Format
 
 app = typer.Typer(
     help="Find out where a Stable Diffusion UNet spends its time, what is redundant, and what to prune.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.callback()(root_options)
+app.callback(invoke_without_command=True)(root_options)
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How the table is printed.")]
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File or folder; default: a folder of its own under reports/.")
+]
+FamilyArgument = Annotated[
+    str,
+    typer.Argument(
+        help="sd15, sd21, sd21_base, sdxl, mini, or a diffusers folder.", autocompletion=one_of("asdm.families")
+    ),
 ]
 ProfileArgument = Annotated[Path | None, typer.Argument(help="A profile.json; default: the newest under reports/.")]
 
@@ -60,7 +66,7 @@ def _profile(path: Path | None) -> tuple[Any, Path]:
 
 @app.command()
 def flops(
-    family: Annotated[str, typer.Argument(help="sd15, sd21, sd21_base, sdxl, or a diffusers folder.")],
+    family: FamilyArgument,
     like: Annotated[
         str | None, typer.Option(help="Count by another tool's rule: thop (no attention, 4 per LayerNorm element).")
     ] = None,
@@ -84,7 +90,7 @@ def flops(
 
 @app.command()
 def profile(
-    family: Annotated[str, typer.Argument(help="sd15, sd21, sd21_base, sdxl, or a diffusers folder.")],
+    family: FamilyArgument,
     weights: Weights = None,
     backend: Backend = "eager",
     device: Device = None,
@@ -395,7 +401,7 @@ def compare(
 
 @app.command()
 def validate(
-    family: Annotated[str, typer.Argument(help="sd15, sd21, sd21_base, sdxl, or a diffusers folder.")],
+    family: FamilyArgument,
     plans: Annotated[int, typer.Option(help="Random legal plans to build and measure, 3 or more.")] = 12,
     seed: Annotated[int, typer.Option(help="Seed of the plans that are drawn.")] = 0,
     profile: Annotated[
@@ -521,6 +527,11 @@ def report(
         list[Path] | None,
         typer.Option(help="A bench.json, may be repeated; default: those beside the profile or of the plan's student."),
     ] = None,
+    damage: Annotated[Path | None, typer.Option(help="A damage.json; default: the newest beside the profile.")] = None,
+    frontier: Annotated[
+        Path | None, typer.Option(help="A frontier.json; default: the newest beside the profile.")
+    ] = None,
+    log: Annotated[Path | None, typer.Option(help="The log.jsonl of a student's distillation.")] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -542,7 +553,7 @@ def report(
     folder = output or files.run_folder(files.short_name(found.family), found.backend, found.dtype)
     with terminal.progress("Reporting") as tell:
         tell("gathering", 0, None)
-        collected = gather.report(found, path, plan, bench)
+        collected = gather.report(found, path, plan, bench, damage, frontier, log)
         for name, source in collected.sources.items():
             terminal.say(f"{name}: {source}")
         for renderer in renderers:
@@ -554,6 +565,15 @@ def report(
             if renderer.OUTPUT:
                 count = f" ({len(written)} files)" if len(written) > 1 else ""
                 terminal.say(f"Wrote {folder / renderer.OUTPUT}{count}")
+
+
+@app.command()
+def env(as_json: Json = False) -> None:
+    """What a bug report needs: versions, machine, devices and extras; no names of users, files or hosts."""
+    from asdm_prof import facts
+
+    found = facts.facts()
+    print(json.dumps(found, indent=1) if as_json else "\n".join(facts.lines(found)))
 
 
 def main() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from functools import cache, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,17 +14,25 @@ from asdm.plan import PruningPlan
 from asdm.results import BenchResult
 from asdm_prof import costs
 from asdm_prof.planner import check_damage
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, TrainingLog, Validation
 from asdm_prof.renderers import FamilyCost, Report
 
 R = TypeVar("R", bound=files.Record)
 COMPARED = ("sd15", "sd21_base")  # Fig. 1 of the paper: Stable Diffusion v1 and v2
 
 
-def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequence[Path] | None = None) -> Report:
+def report(
+    profile: Profile,
+    path: Path,
+    plan: Path | None = None,
+    benches: Sequence[Path] | None = None,
+    damage: Path | None = None,
+    frontier: Path | None = None,
+    log: Path | None = None,
+) -> Report:
     """A profile with what followed from it; files are matched by the hashes in them.
 
-    Raises ValueError for a named plan or benchmark that belongs to another teacher.
+    Raises ValueError for a named file that belongs to another teacher.
     """
     sources = {"profile": str(path)}
     found_plan = _plan(profile, plan, path.parent, sources)
@@ -32,32 +42,58 @@ def report(profile: Profile, path: Path, plan: Path | None = None, benches: Sequ
                         lambda found: found.profile_sha256 == sha256)  # fmt: skip
     comparison = _first("comparison", "compare*.json", Comparison, path.parent, sources,
                         lambda found: sha256 in [one.sha256 for one in found.profiles])  # fmt: skip
-    damage = _first("damage", "damage*.json", Damage, path.parent, sources,
-                    lambda found: _is_of(found, profile))  # fmt: skip
-    frontier = _first("frontier", "frontier*.json", Frontier, path.parent, sources,
-                      lambda found: found.profile_sha256 == sha256)  # fmt: skip
+    found_damage = _named_or_first("damage", damage, Damage, path.parent, sources, partial(check_damage, profile))
+    found_frontier = _named_or_first("frontier", frontier, Frontier, path.parent, sources,
+                                     partial(_check_frontier, profile))  # fmt: skip
     budgets = _first("budgets", "budgets*.json", Budgets, path.parent, sources,
                      lambda found: found.profile_sha256 == sha256)  # fmt: skip
+    if log is not None:
+        sources["log"] = str(log)
     return Report(
-        profile,
-        found_plan,
-        tuple(found_benches),
-        sources,
-        tuple(_family_costs(profile)),
-        validation,
-        comparison,
-        damage,
-        frontier,
-        budgets,
+        profile=profile,
+        plan=found_plan,
+        benches=tuple(found_benches),
+        sources=sources,
+        family_costs=tuple(_family_costs(profile)),
+        validation=validation,
+        comparison=comparison,
+        damage=found_damage,
+        frontier=found_frontier,
+        budgets=budgets,
+        log=TrainingLog.load(log) if log else None,
     )
 
 
-def _is_of(damage: Damage, profile: Profile) -> bool:
+def _named_or_first(
+    what: str, named: Path | None, model: type[R], folder: Path, sources: dict[str, str], check: Callable[[R], None]
+) -> R | None:
+    """The file that was named, or else the newest that belongs to the profile; `check` raises where one does not."""
+    if named is None:
+        return _first(what, f"{what}*.json", model, folder, sources, lambda found: _passes(check, found))
+    found = model.load(files.find_input(named))
     try:
-        check_damage(profile, damage)
+        check(found)
+    except ValueError as error:
+        raise ValueError(f"{named}: {error}") from None
+    sources[what] = str(named)
+    return found
+
+
+def _passes(check: Callable[[R], None], found: R) -> bool:
+    try:
+        check(found)
     except ValueError:
         return False
     return True
+
+
+def _check_frontier(profile: Profile, frontier: Frontier) -> None:
+    """A frontier is priced by one profile; raises ValueError where it is another's."""
+    if frontier.profile_sha256 != profile.sha256():
+        raise ValueError(
+            f"the frontier was made from another profile ({frontier.family}, {frontier.profile_sha256[:12]}) than this "
+            f"one ({profile.family}, {profile.sha256()[:12]}); `asdm-prof frontier --profile` makes this one's."
+        )
 
 
 def _first(
@@ -148,9 +184,21 @@ def _family_costs(profile: Profile) -> Iterable[FamilyCost]:
     """Fig. 1: the paper's two families, and the profile's own where it is another."""
     names = [*COMPARED, *([profile.family] if profile.family not in COMPARED else [])]
     for name in names:
-        try:
-            family = load_family(name)
-        except ValueError:  # a folder that is no longer where it was profiled
-            continue
-        for row in costs.component_costs(family):
-            yield FamilyCost(family.name, family.title, row["name"], row["params"], row["macs"], row["calls"])
+        with suppress(ValueError):  # a folder that is no longer where it was profiled
+            yield from _compared(name) if name in COMPARED else _costs_of(name)
+
+
+def _costs_of(name: str) -> tuple[FamilyCost, ...]:
+    family = load_family(name)
+    return tuple(
+        FamilyCost(family.name, family.title, row["name"], row["params"], row["macs"], row["calls"])
+        for row in costs.component_costs(family)
+    )
+
+
+_compared = cache(_costs_of)
+
+
+def of_records(profile: Profile) -> Report:
+    """A profile by itself, with Fig. 1."""
+    return Report(profile, family_costs=tuple(_family_costs(profile)))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import json
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from asdm import notebook
 from asdm.files import Frozen, Record, later
 from asdm.plan import AnyEdit, MeasuredAt, Prediction, Topology
 from asdm.results import Estimate, HostUse, Latency, Macs, UNetRun
@@ -147,6 +150,35 @@ class Profile(UNetRun):
     def steps_batch(self) -> int:
         """UNet calls per step and image: two with classifier-free guidance."""
         return 2 if self.guidance_scale > 1 else 1
+
+    def _repr_html_(self) -> str:
+        """The answer, the blocks and the trust box, for notebooks; `asdm_prof.report` makes the whole page."""
+        whole = self.whole.latency_s
+        said = f"{self.title}: {whole.median:.3g} s [{whole.low:.3g}, {whole.high:.3g}] a UNet call"
+        failed = ", ".join(line.check for line in self.trust if not line.passed)
+        passed = f"{sum(line.passed for line in self.trust)} of {len(self.trust)} checks passed"
+        where = f"{self.backend}, {self.dtype} on {self.device}, {self.threads} threads, batch {self.batch}"
+        note = f"{where}; {passed}{f', failed: {failed}' if failed else ''}."
+        head = ["block", "", "of time", "ms", "GMAC", "M parameters"]
+        return notebook.table(said, head, self._block_rows(), note, left=(0, 1))
+
+    def _block_rows(self) -> list[list[str]]:
+        """One row per block, and per piece of glue outside the blocks, with a bar for its share."""
+        blocks: dict[str, list[PartRecord]] = {}
+        for part in self.parts:
+            blocks.setdefault(part.block or part.fqn, []).append(part)
+        shares = {name: sum(part.share.median for part in parts) for name, parts in blocks.items()}
+        return [
+            [
+                name,
+                notebook.bar(shares[name] / (max(shares.values()) or 1.0)),
+                f"{100 * shares[name]:.1f} %",
+                f"{1e3 * sum(part.latency_s.median for part in parts):.1f}",
+                f"{sum(part.macs for part in parts) / 1e9:.2f}",
+                f"{sum(part.params for part in parts) / 1e6:.2f}",
+            ]
+            for name, parts in blocks.items()
+        ]
 
 
 # ---------------------------------------------------------------------------------------------- validation
@@ -384,6 +416,10 @@ class Frontier(Record):
     diverse: tuple[FrontierPoint, ...] = ()
     apart: int  # choices in which two of `diverse` differ at least
 
+    def cost(self, point: FrontierPoint) -> float:
+        """What stands against a plan's damage here, as a share of the teacher's."""
+        return {"macs": point.macs, "params": point.params}.get(self.by, point.ratio)
+
 
 # ---------------------------------------------------------------------------------------------- budgets
 
@@ -435,3 +471,54 @@ class Budgets(Record):
     rows: tuple[BudgetRow, ...]
     seconds: float
     environment: dict[str, str]
+
+
+# ---------------------------------------------------------------------------------------------- training
+
+# What a line of `asdm distill`'s log holds besides loss terms.
+NOT_TERMS = ("step", "stage_step", "learning_rate", "gradient_norm", "step_s", "images_per_s")
+
+
+class TrainingLog(Frozen):
+    """A run of `asdm distill`: every loss term, step by step, and the step with which each stage begins."""
+
+    steps: tuple[int, ...]
+    terms: dict[str, tuple[float | None, ...]]
+    stages: dict[str, int] = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingLog:
+        """Read a `log.jsonl`; a last line that is still being written is left out.
+
+        Raises ValueError where the file is missing, or no line of it is a step of a training.
+        """
+        if not path.is_file():
+            raise ValueError(f"{path} is no file; name the log.jsonl of an `asdm distill` run.")
+        lines = [line for line in map(_line, path.read_text(encoding="utf-8", errors="replace").splitlines()) if line]
+        rows = [_numbers(line) for line in lines]
+        names = list(dict.fromkeys(name for row in rows for name in row if name not in NOT_TERMS))
+        if not names:
+            raise ValueError(f"{path} has no line with a step and a loss; name the log.jsonl of an `asdm distill` run.")
+        stages: dict[str, int] = {}
+        for line in lines:
+            if line.get("stage"):
+                stages.setdefault(str(line["stage"]), int(line["step"]))
+        terms = {name: tuple(row.get(name) for row in rows) for name in names}
+        return cls(steps=tuple(int(row["step"]) for row in rows), terms=terms, stages=stages)
+
+
+def _line(text: str) -> dict[str, Any]:
+    """One line of a log, empty where it is no step."""
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("step"), (int, float)) else {}
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in line.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }

@@ -34,7 +34,12 @@ def options(program: str, name: str) -> set[str]:
 def typed_commands() -> list[list[str]]:
     """Every line of the README's shell blocks that calls one of the two commands."""
     blocks = re.findall(r"```(?:bash|console|sh)\n(.*?)```", README, flags=re.DOTALL)
-    lines = [line.removeprefix("$ ").strip() for block in blocks for line in block.splitlines()]
+    joined = [block.replace("\\\n", " ") for block in blocks]
+    lines = [
+        line.removeprefix("$ ").removeprefix("accelerate launch -m ").strip()
+        for block in joined
+        for line in block.splitlines()
+    ]
     return [shlex.split(line, comments=True) for line in lines if line.split(" ")[0] in APPS]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, TrainingLog, Validation
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,20 @@ class Report:
     damage: Damage | None = None
     frontier: Frontier | None = None
     budgets: Budgets | None = None
+    log: TrainingLog | None = None  # of the distillation of one of the students
+
+    def own_point(self) -> tuple[float, float] | None:
+        """Where the plan stands beside the frontier: its cost and damage; None where the two measure damage apart."""
+        plan, frontier = self.plan, self.frontier
+        if plan is None or frontier is None:
+            return None
+        for point in frontier.points:
+            if sorted(map(str, point.edits)) == sorted(map(str, plan.edits)):
+                return frontier.cost(point), point.damage
+        alike = (plan.damage_from, plan.damage_sha256) == (frontier.damage_from, frontier.damage_sha256)
+        if not alike or frontier.by != "latency" or plan.predicted is None or plan.proof is None:
+            return None
+        return plan.predicted.ratio, plan.proof.damage
 
 
 @dataclass(frozen=True)

@@ -389,8 +389,35 @@ def rank_transfer(report: Report) -> Figure | None:
     return figure
 
 
+# ---------------------------------------------------------------------------------------------- roofline
+
+
+def roofline(report: Report) -> Figure | None:
+    """Every part's FLOPs per second over its FLOPs per byte, under what the machine reaches through this runtime."""
+    profile, peaks = report.profile, report.profile.peaks
+    parts = [part for part in profile.parts if part.macs and part.moved_bytes]
+    if peaks is None or not parts:
+        return None
+    figure = _figure(ONE_COLUMN, 2.6)
+    axes = figure.subplots()
+    intensity = [2 * part.macs / part.moved_bytes for part in parts]
+    for part, x in zip(parts, intensity, strict=True):
+        marker, colour = MARKERS.get(part.kind, "^"), COLOURS[part.kind]
+        axes.plot(x, 2e-9 * part.macs / part.latency_s.median, marker, color=colour, markersize=3.5)
+    low, high = min(intensity) / 1.5, max(*intensity, peaks.flops_per_s / peaks.bytes_per_s) * 1.5
+    grid = [low * (high / low) ** (i / 100) for i in range(101)]
+    roof = [min(x * peaks.bytes_per_s, peaks.flops_per_s) / 1e9 for x in grid]
+    axes.plot(grid, roof, color=INK, linewidth=0.9)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOPs per byte moved", ylabel="GFLOP/s")
+    _marker_legend(figure)
+    return figure
+
+
 # ---------------------------------------------------------------------------------------------- damage
 
+MANY = 60  # points from which on a line says it better
+SPREAD = 30  # of damages from which on their axis is logarithmic
+AXES = {"latency": "UNet latency", "macs": "MACs", "params": "parameters"}
 # Baselines told apart by hue, marker and name; ours is the line.
 RIVALS = {
     "greedy": ("v", "#E69F00"), "a_sdm": ("s", "#009E73"), "bk_sdm_base": ("D", "#CC79A7"),
@@ -458,26 +485,78 @@ def additivity(report: Report) -> Figure | None:
 
 
 def frontier(report: Report) -> Figure | None:
-    """Every plan that no other beats in both latency and damage."""
+    """Every plan that no other beats in both cost and damage, those that were asked for, and the report's own plan."""
     found = report.frontier
-    if found is None or found.by != "latency":
+    if found is None or not any(point.damage > 0 for point in found.points):
         return None
     figure = _figure(ONE_COLUMN, 2.6)
     axes = figure.subplots()
-    points = [point for point in found.points if point.damage > 0]
-    axes.step([p.ratio for p in points], [p.damage for p in points], where="pre", color=COLOURS["resnet"])
-    for shown, marker, label in ((found.best, "o", "best"), (found.diverse, "s", "unlike each other")):
+    points = sorted((found.cost(point), point.damage) for point in found.points if point.damage > 0)
+    axes.step(*zip(*points, strict=True), where="post", color=COLOURS["resnet"], linewidth=0.9)
+    if len(points) <= MANY:
+        axes.plot(*zip(*points, strict=True), "o", color=COLOURS["resnet"], markersize=2)
+    for shown, marker, label in ((found.best, "^", "best in budget"), (found.diverse, "D", "unlike each other")):
         if shown:
-            axes.plot([p.ratio for p in shown], [p.damage for p in shown], marker, markersize=3.5, label=label)
-    _powers_of_ten(axes, "y")
-    axes.set_xlabel("predicted UNet latency ratio")
-    axes.set_ylabel(plain(found.damage_from, 24))
+            axes.plot([found.cost(p) for p in shown], [p.damage for p in shown], marker, markersize=3.5, label=label)
+    own = report.own_point()
+    if own and own[1] > 0:
+        axes.plot(*own, "s", color=COLOURS["transformer"], markersize=5)
+        axes.annotate("this plan", own, (5, 4), textcoords="offset points", size=7)
+    if points[-1][1] * SPREAD < points[0][1]:
+        _powers_of_ten(axes, "y")
+    else:
+        axes.set_ylim(0, None)
+    axes.set_xlabel(f"{AXES.get(found.by, plain(found.by, 20))}, student / teacher")
+    axes.set_ylabel(f"damage ({plain(found.damage_from, 24)})")
     if found.best or found.diverse:
         axes.legend()
     return figure
 
 
+def damage(report: Report) -> Figure | None:
+    """Every edit's measured damage with its interval, least first."""
+    if report.damage is None or not report.damage.edits:
+        return None
+    rows = sorted(report.damage.edits, key=lambda row: row.damage.value)
+    figure = _figure(TWO_COLUMNS, 0.7 + 0.13 * len(rows))
+    axes = figure.subplots()
+    for y, row in enumerate(rows):
+        axes.hlines(y, row.damage.low, row.damage.high, color=INK, linewidth=0.9)
+        axes.plot(row.damage.value, y, "o", color=COLOURS["resnet"], markersize=3.5)
+    if rows[0].damage.value > 0:
+        axes.set_xscale("log")
+    axes.set_yticks(range(len(rows)), [plain(" and ".join(map(str, row.edits)), 60) for row in rows], size=6)
+    axes.tick_params(axis="y", length=0)
+    axes.set_ylim(len(rows) - 0.3, -0.7)
+    axes.set_xlabel("damage")
+    return figure
+
+
+def quality(report: Report) -> Figure | None:
+    """Every quality metric of the students beside the teacher's, whose own noise is shaded."""
+    judged = [student for student in _students(report) if student.quality]
+    names = list(dict.fromkeys(name for student in judged for name in student.quality))
+    if not names:
+        return None
+    figure = _figure(TWO_COLUMNS, 0.5 + (0.35 + 0.22 * len(judged)) * len(names))
+    for axes, name in zip(figure.subplots(len(names), 1, squeeze=False)[:, 0], names, strict=True):
+        known = next(student.quality[name] for student in judged if name in student.quality)
+        if known.teacher is not None:
+            noise = known.noise_floor or 0.0
+            axes.axvspan(known.teacher - noise, known.teacher + noise, color="#DDDDDD")
+            axes.axvline(known.teacher, color=QUIET, linewidth=0.8)
+        for y, student in enumerate(judged):
+            if metric := student.quality.get(name):
+                axes.hlines(y, metric.low, metric.high, color=INK, linewidth=0.9)
+                axes.plot(metric.value, y, "o", color=COLOURS["resnet"], markersize=3.5)
+        axes.set_yticks(range(len(judged)), [plain(student.name, 18) for student in judged])
+        axes.set_ylim(len(judged) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.set_title(f"{plain(name, 30).replace('_', ' ')} (line: teacher, shaded: its noise)", size=7, loc="left")
+    return figure
+
+
 FIGURES = (
     fig1_costs, fig2_latency_and_parameters, units_share, redundancy, predicted_vs_measured, students, validation,
-    rank_transfer, damage_at_budgets, additivity, frontier,
+    rank_transfer, roofline, damage, frontier, damage_at_budgets, additivity, quality,
 )  # fmt: skip

@@ -18,11 +18,19 @@ from markupsafe import Markup
 
 from asdm.files import write_whole
 from asdm.plan import Kept, resolve
+from asdm.results import BenchResult, BenchStudent
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, plural
-from asdm_prof.renderers._html import words
-from asdm_prof.renderers._html.svg import block_bars, block_sums, family_bars, prediction_scatter, redundancy_dots
+from asdm_prof.renderers._html import outcomes, words
+from asdm_prof.renderers._html.svg import (
+    Predicted,
+    block_bars,
+    block_sums,
+    family_bars,
+    prediction_scatter,
+    redundancy_dots,
+)
 from asdm_prof.renderers._html.tables import (
     Cell,
     Column,
@@ -34,7 +42,7 @@ from asdm_prof.renderers._html.tables import (
     unit_table,
 )
 from asdm_prof.renderers._html.unet_svg import Mark, icicle, u_picture
-from asdm_prof.renderers._html.view import View, option_of
+from asdm_prof.renderers._html.view import View, option_of, touched
 
 OUTPUT = "report.html"
 HERE = Path(__file__).parent / "_html"
@@ -99,6 +107,7 @@ def _time(view: View) -> dict[str, Any]:
         "tree": tree_table(view.root),
         "u": u_picture("u-picture", title, profile, view.root, view.index, view.told),
         "u_caption": words.u_caption(view),
+        "roofline": outcomes.roofline(view),
         "blocks": block_bars(profile, view.labels),
         "blocks_caption": words.blocks_caption(view, sums),
         "blocks_table": block_table(sums, profile.topology.blocks),
@@ -113,12 +122,15 @@ def _redundancy(view: View) -> dict[str, Any]:
     return {
         "dots": redundancy_dots(view.ranked),
         "caption": words.dots_caption(view.ranked),
-        "table": unit_table(view.profile, view.ranked),
+        "table": unit_table(view.profile, view.ranked, view.damages),
+        "damage": outcomes.damage(view),
+        "family": plain(view.profile.family),
     }
 
 
 def _plan(view: View) -> dict[str, Any]:
-    predicted = [(student.name, student, view.is_own(student)) for student in view.students if student.predicted_ratio]
+    students = [student for student in view.students if student.predicted_ratio is not None]
+    drawn = max(sum(bool(bench.drawings) for bench in view.report.benches), 1)
     kept, problem = _kept(view)
     return {
         "made": view.plan is not None,
@@ -127,10 +139,31 @@ def _plan(view: View) -> dict[str, Any]:
         "picture": _plan_picture(view, kept) if kept else None,
         "picture_caption": words.picture_caption(view, kept) if kept else "",
         "reasons": [words.reason_for(view, edit) for edit in view.plan.edits] if view.plan and kept else [],
-        "scatter": prediction_scatter(predicted) if predicted else None,
-        "scatter_caption": words.scatter_caption([student for _, student, _ in predicted]) if predicted else "",
-        "benches": [bench_table(bench, i) for i, bench in enumerate(view.report.benches, 1)],
+        "scatter": prediction_scatter("prediction", [_predicted(view, s) for s in students]) if students else None,
+        "scatter_caption": words.scatter_caption(students) if students else "",
+        "validation": outcomes.validation(view),
+        "frontier": outcomes.frontier(view),
+        "why": outcomes.why(view),
+        "budgets": outcomes.budgets(view),
+        "benches": [_bench(bench, i, drawn) for i, bench in enumerate(view.report.benches, 1)],
+        "training": outcomes.training(view),
         "family": plain(view.profile.family),
+    }
+
+
+def _predicted(view: View, student: BenchStudent) -> Predicted:
+    low, high, told = student.predicted_low, student.predicted_high, student.predicted_ratio or 0.0
+    bounds = None if low is None or high is None else (low, high)
+    return Predicted(student.name, told, bounds, student.unet_latency_ratio, view.is_own(student))
+
+
+def _bench(bench: BenchResult, place: int, with_pictures: int) -> dict[str, Any]:
+    quality = outcomes.quality(bench, place)
+    return {
+        "table": bench_table(bench, place),
+        "quality": quality,
+        "quality_caption": outcomes.quality_caption(bench) if quality else "",
+        "pictures": outcomes.pictures(bench, outcomes.PICTURE_BYTES / with_pictures),
     }
 
 
@@ -145,19 +178,32 @@ def _kept(view: View) -> tuple[Kept | None, str]:
 
 
 def _plan_picture(view: View, kept: Kept) -> Markup:
-    marks = {fqn: Mark() for fqn in kept.gone}
+    why = _reasons(view)
+    marks = {fqn: Mark(reason=why.get(fqn, "")) for fqn in kept.gone}
     for fqn, name in kept.replaced.items():
         part, option = view.part(fqn), option_of(view.profile, fqn, name)
         size = option.latency_s.median / part.latency_s.median if part and option else 1.0
-        marks[fqn] = Mark(name, size)
+        marks[fqn] = Mark(name, size, why.get(fqn, ""))
     title = "The UNet after the plan: what stays, what goes, what is replaced"
     return u_picture("plan-picture", title, view.profile, view.root, view.index, view.told, marks)
+
+
+def _reasons(view: View) -> dict[str, str]:
+    """What becomes of each part that the plan is about, and why."""
+    edits = view.plan.edits if view.plan else ()
+    return {
+        part.fqn: plain(f"{edit}: {words.reason_text(view, edit)}", 400)
+        for edit in edits
+        for part in touched(view.profile, edit)
+    }
 
 
 def _trust(view: View) -> dict[str, Any]:
     profile = view.profile
     return {
         "lines": profile.trust,
+        "comparison": outcomes.comparison(view),
+        "family": plain(profile.family),
         "chain": list(_chain(view)),
         "environment": _environment(profile),
         "commands": list(_commands(view)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,19 @@ def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Pa
     drawn = run("asdm", "generate", "a red heart", "--student", "student", "-o", "heart.png", "--steps", "2")
     assert drawn.code == 0, drawn.err
 
-    settings = ["--steps", "2", "--time-budget", "1", "--quality", "--pictures", "12", "-o", "bench.json"]
+    settings = [
+        "--steps",
+        "2",
+        "--time-budget",
+        "1",
+        "--quality",
+        "--pictures",
+        "12",
+        "--keep",
+        "2",
+        "-o",
+        "bench.json",
+    ]
     done = run("asdm", "bench", "--teacher", "mini", "--student", "student", *settings, "--json")
     assert done.code == 0, done.err
     found = json.loads(done.out)["students"][0]["quality"]
@@ -61,6 +74,26 @@ def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Pa
     assert found["latent_mse_to_teacher"]["value"] > 0
     for metric in found.values():
         assert set(metric) == {"value", "low", "high", "teacher", "noise_floor"}
+    drawings = json.loads((tmp_path / "bench.json").read_text())["drawings"]
+    assert [drawing["seed"] for drawing in drawings] == [0, 1]
+    for drawing in drawings:
+        pictures = [drawing["real"], drawing["teacher"], *drawing["students"]]
+        assert len({*pictures}) == 3, "the teacher's, the student's and the real picture are not the same"
+        assert all(base64.b64decode(picture).startswith(b"\x89PNG") for picture in pictures)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--keep", "1"], "keeping pictures (1) needs --quality"),
+        (["--quality", "--keep", "17"], "17 pictures cannot be kept; choose 0 to 16"),
+        (["--quality", "--keep", "-1"], "-1 pictures cannot be kept; choose 0 to 16"),
+    ],
+)
+def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str], said: str) -> None:
+    done = run("asdm", "bench", "--teacher", "mini", "--student", "a_sdm", *more)
+    assert done.code == 2
+    assert said in done.err
 
 
 def test_too_many_pictures_are_refused_before_anything_is_timed(run: Any) -> None:

@@ -5,25 +5,30 @@ For tests of ranking, planning and rendering, which need a profile and not a mea
 
 from __future__ import annotations
 
+import dataclasses
 from functools import cache
 
 import numpy as np
+import torch
 
-from asdm import flops, models, units
-from asdm.families import load_family
+from asdm import flops, models, quality, units
+from asdm.families import Family, load_family
 from asdm.measure import estimate, latency
-from asdm.plan import AnyEdit, PruningPlan, ReplaceUnit
+from asdm.plan import AnyEdit, PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.results import (
     BenchResult,
     BenchStudent,
     BenchTeacher,
+    Drawing,
     Estimate,
     ImageParts,
     Macs,
+    Metric,
     Pipeline,
 )
-from asdm_prof import additivity, frontier, problem, transfer, validate
+from asdm_prof import additivity, frontier, problem, roofline, transfer, validate
 from asdm_prof.records import (
+    Additivity,
     Agreement,
     BudgetRow,
     Budgets,
@@ -33,16 +38,23 @@ from asdm_prof.records import (
     Damage,
     DamagePair,
     EditDamage,
+    Fit,
+    Frontier,
+    FrontierPoint,
     Interval,
+    JointDamage,
     OptionRecord,
     PartRecord,
+    Peaks,
     Profile,
+    TrainingLog,
     TrustLine,
     ValidatedPlan,
     Validation,
     WholeRecord,
     Work,
 )
+from asdm_prof.redundancy import rank
 from asdm_prof.renderers import FamilyCost, Report
 
 RUNS = 12
@@ -60,8 +72,11 @@ def columns(macs: Macs) -> dict[str, int]:
 
 @cache
 def profile(family_name: str = "sd15", seed: int = 0) -> Profile:
+    return profile_of(load_family(family_name), seed)
+
+
+def profile_of(family: Family, seed: int = 0) -> Profile:
     rng = np.random.default_rng(seed)
-    family = load_family(family_name)
     unet = models.meta_unet(family)
     parts = list(units.iter_parts(unet))
     counted = flops.count(unet, (), models.unet_inputs(family, device="meta"), parts)
@@ -87,8 +102,8 @@ def profile(family_name: str = "sd15", seed: int = 0) -> Profile:
     records.append(record("other", "other", "glue", "", None, 0))
     return Profile(
         created_utc="2026-01-01T00:00:00Z",
-        command=f"asdm-prof profile {family_name}",
-        family=family_name,
+        command=f"asdm-prof profile {family.name}",
+        family=family.name,
         title=family.title,
         weights="random",
         config_sha256=models.unet_config_sha256(unet.config),
@@ -354,4 +369,205 @@ def report() -> Report:
         damage=damage(),
         frontier=frontier.make_frontier(profile(), damage(), asked={"latency": "0.8"}, k=2, diverse=2),
         budgets=budgets(),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- all that a report holds
+
+PEAKS = Peaks(gemm_flops_per_s=3.2e11, conv_flops_per_s=2.4e11, bytes_per_s=1.2e10, seconds_per_call=4e-6)
+
+
+def with_roofline(source: Profile) -> Profile:
+    """The profile under a made-up roof, as if every part moved four bytes a parameter and its peak of activations."""
+
+    def placed(part: PartRecord) -> PartRecord:
+        moved = 4 * part.params + part.peak_memory_bytes
+        under = roofline.place(part.macs, moved, 10, part.latency_s.median, PEAKS)
+        return part.model_copy(update={"moved_bytes": moved, "roofline": under})
+
+    return source.model_copy(
+        update={
+            "peaks": PEAKS,
+            "units": tuple(map(placed, source.units)),
+            "glue": tuple(map(placed, source.glue)),
+        }
+    )
+
+
+@cache
+def large_profile() -> Profile:
+    """Ten times the units of SD1.5, of the same kinds."""
+    many = {**load_family("sd15").unet, "layers_per_block": 27}
+    return with_roofline(profile_of(Family(name="large", title="A large UNet", size=512, unet=many)))
+
+
+def around(value: float) -> Interval:
+    return Interval(value=value, low=0.8 * value, high=1.3 * value)
+
+
+def damage_of(source: Profile) -> Damage:
+    """Each unit's removal or replacement and a layer's with its mirror image, of made-up damage, and joint plans."""
+    rng = np.random.default_rng(3)
+    sets: list[tuple[AnyEdit, ...]] = [(RemoveUnit(unit=u.fqn),) for u in source.units if u.kind == "transformer"]
+    sets += [(ReplaceUnit(unit=option.unit, with_=option.replacement),) for option in source.options]
+    sets += [(RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1))]
+    sets += [(RemoveBlock(block="mid_block"),)]
+    rows = tuple(
+        EditDamage(
+            edit=edits[0], also=edits[1:], damage=around(float(v)), by_prompt=(float(v),), by_timestep=(float(v),)
+        )
+        for edits, v in zip(sets, rng.lognormal(-5, 1, len(sets)), strict=True)
+    )
+    return Damage(
+        created_utc="2026-01-01T00:05:00Z",
+        command="asdm-prof sensitivity sd15",
+        family=source.family,
+        weights="made up",
+        weights_sha256="0" * 64,
+        teacher_config_sha256=source.config_sha256,
+        data="emoji",
+        split="train",
+        prompts=64,
+        timesteps=tuple(range(60, 1000, 125)),
+        seed=0,
+        dtype="fp32",
+        device="cpu",
+        threads=2,
+        size=source.size,
+        prediction_type="epsilon",
+        teacher_power=0.9,
+        edits=rows,
+        additivity=additivity_of(rows),
+        agreement=(Agreement(score="structural prior", spearman=Interval(value=0.41, low=0.1, high=0.6), edits=16),),
+        work=Work(
+            students=20, plain_forwards=20.0, least_forwards=9.0, done_forwards=10.0, seconds=100.0, forward_s=90.0,
+            least_s=81.0, reached=0.81,
+        ),
+        environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def additivity_of(rows: tuple[EditDamage, ...]) -> Additivity:
+    """Joint plans of the first edits, each a little worse than their sum."""
+    sums = [sum(row.damage.value for row in rows[:n]) for n in range(2, 10)]
+    plans = tuple(
+        JointDamage(
+            edits=tuple(edit for row in rows[:n] for edit in row.edits),
+            summed=total,
+            with_pairs=1.1 * total,
+            damage=around(1.2 * total),
+        )
+        for n, total in enumerate(sums, 2)
+    )
+    fit = Fit(
+        spearman=Interval(value=0.93, low=0.85, high=0.97), r2=Interval(value=0.9, low=0.8, high=0.95),
+        r2_line=Interval(value=0.94, low=0.9, high=0.97),
+    )  # fmt: skip
+    return Additivity(spearman=0.93, r2=0.9, used="sum", summed=fit, with_pairs=fit, plans=plans)
+
+
+def frontier_of(source: Profile) -> Frontier:
+    """From the teacher itself to all transformers of the shallow blocks gone, the costliest first."""
+    shallow = [unit for unit in rank(source) if unit.kind == "transformer"][:9]
+    whole, points = source.whole.latency_s.median, []
+    for n in range(len(shallow) + 1):
+        left = whole - sum(unit.latency_s.median for unit in shallow[:n])
+        edits = tuple(RemoveUnit(unit=unit.fqn) for unit in shallow[:n])
+        points.append(
+            FrontierPoint(latency_s=left, ratio=left / whole, macs=1 - n / 50, params=1 - n / 90, damage=0.01 * n**2,
+                          edits=edits)
+        )  # fmt: skip
+    return Frontier(
+        family=source.family,
+        teacher_config_sha256=source.config_sha256,
+        by="latency",
+        budgets={"latency": 0.9},
+        complete=True,
+        damage_from="structural prior",
+        profile_sha256=source.sha256(),
+        points=tuple(points),
+        best=tuple(points[4:6]),
+        diverse=tuple(points[6:8]),
+        apart=3,
+    )
+
+
+def budgets_of(source: Profile) -> Budgets:
+    """Three budgets, within two of which ours does least."""
+
+    def contestant(name: str, damage_: float, budget: float) -> Contestant:
+        return Contestant(
+            name=name, ours=name == "ours", ratio=budget - 0.01, predicted=0.9 * damage_, damage=around(damage_),
+            by_prompt=(damage_,), edits=(),
+        )  # fmt: skip
+
+    rows = []
+    for budget, ours, greedy in ((0.9, 0.01, 0.02), (0.8, 0.03, 0.05), (0.7, 0.2, 0.15)):
+        everyone = [contestant("ours", ours, budget), contestant("greedy", greedy, budget)]
+        gap = greedy - ours
+        rows.append(
+            BudgetRow(
+                budget=budget,
+                contestants=tuple(sorted(everyone, key=lambda one: one.damage.value)),
+                ahead=Interval(value=gap, low=gap - 0.015, high=gap + 0.015),
+                won=gap > 0,
+            )
+        )
+    return Budgets(
+        created_utc="", command="", family=source.family, weights_sha256="0" * 64, profile_sha256=source.sha256(),
+        damage_sha256="1" * 64, candidates=10, split="held_out", prompts=64, timesteps=(500,), rows=tuple(rows),
+        seconds=1.0, environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
+def log() -> TrainingLog:
+    """A training that gets better, with noise."""
+    rng, steps = np.random.default_rng(4), tuple(range(0, 4000, 10))
+    terms = {
+        name: tuple(float(scale * (0.2 + np.exp(-step / 900)) * rng.lognormal(0, 0.1)) for step in steps)
+        for name, scale in (("loss", 1.4), ("denoising", 0.9), ("output", 0.3), ("features", 0.2))
+    }
+    return TrainingLog(steps=steps, terms=terms, stages={"compressed": 0, "combined": 2000})
+
+
+def drawing(caption: str, seed: int, students: int) -> Drawing:
+    """Coloured noise, which is what a PNG finds hardest."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def picture() -> str:
+        small = torch.rand(1, 3, 8, 8, generator=generator) * 2 - 1
+        return quality.thumbnail(torch.nn.functional.interpolate(small, 64, mode="bilinear")[0])
+
+    made = tuple(picture() for _ in range(students))
+    return Drawing(caption=caption, seed=seed, real=picture(), teacher=picture(), students=made)
+
+
+def judged_bench() -> BenchResult:
+    """The benchmark with quality and pictures."""
+    found = bench()
+    metrics = {
+        "frechet_distance": Metric(value=61.0, low=52.0, high=70.0, teacher=55.0, noise_floor=4.1),
+        "kernel_distance": Metric(value=0.012, low=0.004, high=0.02, teacher=0.008, noise_floor=0.003),
+        "clip_score": Metric(value=27.1, low=26.5, high=27.8, teacher=28.0, noise_floor=0.4),
+        "recall_at_1": Metric(value=0.29, low=0.23, high=0.35, teacher=0.34, noise_floor=0.03),
+        "perceptual_to_teacher": Metric(value=0.31, low=0.29, high=0.33, teacher=0.0, noise_floor=0.52),
+    }
+    students = tuple(student.model_copy(update={"quality": metrics}) for student in found.students)
+    drawings = tuple(
+        drawing(f"a {word} heart", seed, len(students)) for seed, word in enumerate(("red", "green", "big"))
+    )
+    return found.model_copy(update={"students": students, "drawings": drawings})
+
+
+def full_report() -> Report:
+    """Everything that a report can hold."""
+    source = report()
+    return dataclasses.replace(
+        source,
+        profile=with_roofline(source.profile),
+        benches=(judged_bench(),),
+        damage=damage_of(source.profile),
+        frontier=frontier_of(with_roofline(source.profile)),
+        budgets=budgets_of(with_roofline(source.profile)),
+        log=log(),
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from asdm.plan import Prediction, RemoveLayer, ReplaceUnit
+from asdm.plan import Prediction, Regret, RemoveLayer, ReplaceUnit, ShadowPrice, Why
 from asdm.results import Metric
 from asdm_prof.renderers import Report, html
 from tests.prof import synthetic
@@ -24,7 +24,7 @@ HOSTILE = "<script>alert(1)</script>"
 
 @cache
 def report() -> Report:
-    return synthetic.report()
+    return dataclasses.replace(synthetic.report(), damage=None, frontier=None, budgets=None)
 
 
 @cache
@@ -175,7 +175,7 @@ def test_quality_columns_are_there_only_where_measured() -> None:
 def test_every_picture_has_a_title_and_every_figure_a_caption() -> None:
     assert page().count("<svg") == len(re.findall(r"<svg[^>]*>\s*<title", page()))
     figures = re.findall(r"<figure>.*?</figure>", page(), re.DOTALL)
-    assert len(figures) == 7
+    assert len(figures) == 8
     assert all(re.search(r"<figcaption>\s*\S", figure) for figure in figures)
 
 
@@ -250,3 +250,179 @@ def test_only_the_pages_own_script_may_run() -> None:
 def test_the_page_is_small_and_the_same_every_time() -> None:
     assert len(page().encode()) < 500_000
     assert html.page(report()) == page()
+
+
+# ---------------------------------------------------------------------------------------------- all that it can hold
+
+
+@cache
+def full() -> str:
+    return html.page(synthetic.full_report())
+
+
+def test_without_further_files_the_page_says_how_to_make_them() -> None:
+    told = text_of(page())
+    for command in ("asdm-prof profile sd15 measures them now", "asdm-prof sensitivity sd15", "asdm-prof frontier"):
+        assert command in told
+
+
+def test_every_part_stands_under_the_roof_at_its_speed() -> None:
+    profile = synthetic.full_report().profile
+    drawn = picture(full(), "roofline")
+    dots = {cell.find("title").text.partition(":")[0] for cell in drawn.iter("g") if "dot" in cell.get("class", "")}
+    assert dots == {part.fqn for part in profile.parts if part.macs}
+    first = max(profile.units, key=lambda unit: unit.latency_s.median)
+    assert f"{first.fqn}, the costliest unit, attains {100 * first.roofline.attained:.0f} % of its roof" in text_of(
+        full()
+    )
+
+
+def test_the_card_of_a_part_holds_every_run_its_bound_and_its_damage() -> None:
+    report_ = synthetic.full_report()
+    island = re.search(r'<script type="application/json" id="data">(.*?)</script>', full(), re.DOTALL)[1]
+    nodes = {node["name"]: node for node in json.loads(island)["nodes"]}
+    unit = report_.profile.part("up_blocks.3.attentions.0")
+    samples = nodes[unit.fqn]["samples"]
+    assert samples[:3] == pytest.approx(
+        [1e3 * unit.latency_s.median, 1e3 * unit.latency_s.low, 1e3 * unit.latency_s.high], rel=1e-3
+    )
+    assert samples[3:] == pytest.approx([1e3 * s for s in unit.latency_s.samples], rel=1e-3)
+    rows = dict(nodes[unit.fqn]["rows"])
+    assert rows["bound by"] in ("arithmetic", "memory", "calls")
+    assert "damage, when removed" in rows
+
+
+def test_the_frontier_is_drawn_with_its_plans_as_small_pictures() -> None:
+    drawn = picture(full(), "frontier")
+    assert sum(circle.get("class") == "point" for circle in drawn.iter("circle")) == 10
+    small = re.findall(r'<svg class="small-u".*?</svg>', full(), re.DOTALL)
+    assert len(small) == 6
+    hollow = [one.count('class="was gone"') for one in small]
+    assert hollow == sorted(hollow, reverse=True), "from the fastest, which cuts most, to the teacher"
+    assert hollow[-1] == 0
+    assert "10 plans that no other beats in both" in text_of(full())
+    marked = [one for one in drawn.iter("rect") if one.get("class") == "point"]
+    assert [one.get("transform") is not None for one in marked] == [False, False, True, True]
+    assert "Squares: the 2 best within the budgets. On their tip: 2 unlike ones." in text_of(full())
+
+
+def test_a_large_frontier_stays_small_and_a_wide_one_is_logarithmic() -> None:
+    source = synthetic.full_report()
+    first = source.frontier.points[1]
+    many = tuple(first.model_copy(update={"ratio": 1 - n / 5000, "damage": 1e-6 * 1.004**n}) for n in range(4000))
+    drawn = dataclasses.replace(source, frontier=source.frontier.model_copy(update={"points": many}))
+    shown = picture(html.page(drawn), "frontier")
+    assert sum(circle.get("class") == "point" for circle in shown.iter("circle")) == 100
+    heights = [float(c.get("cy")) for c in shown.iter("circle") if c.get("class") == "point"]
+    assert heights[0] - heights[50] == pytest.approx(heights[50] - heights[-1], rel=0.05)
+
+
+def test_validation_and_comparison_are_told() -> None:
+    told = text_of(page())
+    assert "6 random legal plans, built and measured in pairs: 1.5 % of the teacher’s latency away on average" in told
+    assert "rank the units with Spearman" in told
+    assert sum(c.get("class", "").startswith("point") for c in picture(page(), "validation").iter("circle")) == 6
+
+
+def test_the_damage_table_holds_every_edit_least_first() -> None:
+    edits = synthetic.full_report().damage.edits
+    body = table(full(), "damage").partition("<tbody>")[2]
+    assert body.count("<tr>") == len(edits)
+    least = min(edits, key=lambda row: row.damage.value)
+    assert str(least.edit) in body[:300]
+    assert "remove layer 1 of down_blocks.0 and remove layer 1 of up_blocks.3" in text_of(body)
+
+
+def test_joint_plans_tell_whether_damage_adds_up() -> None:
+    plans = synthetic.full_report().damage.additivity.plans
+    assert sum(c.get("class") == "point" for c in picture(full(), "additivity").iter("circle")) == len(plans)
+    told = text_of(full())
+    assert "8 random joint plans, predicted from single edits. sum: Spearman 0.930 [0.850, 0.970], R² 0.900" in told
+    assert "Plans use the sum, which is drawn" in told
+    assert "What ranks edits without weights, by Spearman with this: structural prior 0.41." in told
+
+
+def test_baselines_stand_beside_our_plan_at_each_budget() -> None:
+    drawn = picture(full(), "budgets")
+    assert sum(c.get("class") == "point own" for c in drawn.iter("circle")) == 3
+    assert sum(r.get("class") == "glue" for r in drawn.iter("rect")) == 3
+    assert "than the best baseline (squares) within 2 of 3 budgets, 1 of them beyond the 95 % interval" in text_of(
+        full()
+    )
+    assert table(full(), "budgets").partition("<tbody>")[2].count("<tr>") == 6
+
+
+def test_a_plan_with_reasons_tells_them() -> None:
+    why = Why(
+        binding=("latency",),
+        shadow_prices={"latency": ShadowPrice(damage=0.002, per="ms", slack=1.5, next_step=7.0, next_saves=0.01)},
+        regrets=(
+            Regret(unit="up_blocks.3.attentions.0", choice=HOSTILE, other="keep", damage=0.5),
+            Regret(unit="up_blocks.3.attentions.1", choice="keep", other="remove", damage=0.25),
+            Regret(unit="mid_block.resnets.0", choice="keep", other=None, damage=None),
+        ),
+    )
+    source = html.page(with_plan(report().plan.edits, why=why))
+    told = text_of(source)
+    assert "Latency binds. One ms more of latency is worth 0.00200 of damage; 1.50 ms of the budget is left." in told
+    assert "7.00 ms more would buy the next plan, which does 0.0100 less." in told
+    body = text_of(table(source, "regrets"))
+    assert body.index("attentions.1") < body.index("attentions.0"), "the closest call first"
+    assert "No other choice meets the budget for mid_block.resnets.0." in body
+    assert HOSTILE not in source
+    assert "Why not otherwise?" not in text_of(page())
+
+
+def test_an_edit_that_cannot_go_alone_is_told_with_what_goes_along() -> None:
+    pair = [RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1)]
+    source = dataclasses.replace(with_plan(pair), damage=synthetic.damage_of(report().profile))
+    assert "together with remove layer 1 of up_blocks.3" in text_of(html.page(source))
+
+
+def test_quality_is_drawn_beside_the_teachers_noise() -> None:
+    drawn = picture(full(), "quality-1-0")
+    assert drawn.find("title").text == "frechet_distance of teacher and students"
+    (band,) = [r for r in drawn.iter("rect") if r.get("class") == "band"]
+    teacher = next(r for r in drawn.iter("rect") if r.get("class") == "series own")
+    assert float(band.get("width")) / float(teacher.get("width")) == pytest.approx(2 * 4.1 / 55.0, rel=0.01)
+
+
+def test_pictures_stand_in_rows_and_a_page_full_of_them_says_so() -> None:
+    source = synthetic.full_report()
+    rows = re.search(r'<table class="pictures">.*?</table>', full(), re.DOTALL)[0]
+    assert rows.count("<img") == 3 * 4
+    assert "a red heart, by the teacher" in rows
+    bench = source.benches[0]
+    many = bench.model_copy(update={"drawings": bench.drawings * 40})
+    crowded = html.page(dataclasses.replace(source, benches=(many,)))
+    assert "more captions did not fit this page" in text_of(crowded)
+    assert len(crowded.encode()) <= 500_000
+
+
+def test_a_picture_that_is_none_is_not_shown() -> None:
+    source = synthetic.full_report()
+    bench = source.benches[0]
+    evil = bench.drawings[0].model_copy(
+        update={"caption": HOSTILE, "teacher": 'x" onerror="alert(1)', "real": "PHN2Zz4="}
+    )
+    shown = html.page(dataclasses.replace(source, benches=(bench.model_copy(update={"drawings": (evil,)}),)))
+    assert "onerror" not in shown
+    assert HOSTILE not in shown
+    assert "PHN2Zz4=" not in shown
+
+
+def test_a_log_is_drawn_term_by_term() -> None:
+    assert all(f'class="loss-{i}"' in full() for i in range(4))
+    assert "400 logged steps, up to step 3990" in text_of(full())
+
+
+def test_everything_fits_half_a_megabyte() -> None:
+    assert len(full().encode()) <= 500_000
+
+
+def test_the_plans_picture_says_why_on_hover() -> None:
+    titles = [g.find("title").text for g in picture(page(), "plan-picture").iter("g") if g.find("title") is not None]
+    why = [title for title in titles if "replace down_blocks.0.attentions.0 with gri_attention" in title]
+    assert len(why) == 1
+    assert "redundancy rank" in why[0]
+    assert "timed in place" in why[0]

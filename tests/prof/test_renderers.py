@@ -23,7 +23,7 @@ HOSTILE = "[red]x\x1b[31m$\\frac"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("report")
-    figures.render(synthetic.report(), path)
+    figures.render(synthetic.full_report(), path)
     return path
 
 
@@ -219,7 +219,7 @@ def test_every_figure_comes_as_png_svg_and_pdf(folder):
 
 
 def test_figures_repeat_byte_for_byte_and_carry_no_date(folder, tmp_path):
-    for path in figures.render(synthetic.report(), tmp_path):
+    for path in figures.render(synthetic.full_report(), tmp_path):
         content = path.read_bytes()
         assert content == (folder / "figures" / path.name).read_bytes(), path.name
         assert b"CreationDate" not in content

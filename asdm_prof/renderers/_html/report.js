@@ -31,13 +31,37 @@
     made.textContent = text;
     return made;
   }
+  // Every run of a part as a dot over its axis of time, with the median and its 95 % interval.
+  function drawn(name, attributes) {
+    const made = document.createElementNS(pictures[0].namespaceURI, name);
+    for (const [key, value] of Object.entries(attributes)) made.setAttribute(key, value);
+    return made;
+  }
+  function distribution([median, low, high, ...runs]) {
+    const first = Math.min(low, ...runs);
+    const last = Math.max(high, ...runs);
+    const at = (value) => 8 + 244 * (last > first ? (value - first) / (last - first) : 0.5);
+    const picture = drawn("svg", { class: "samples", viewBox: "0 0 260 58", role: "img", "aria-label": `${runs.length} runs` });
+    picture.append(
+      drawn("rect", { class: "box", x: at(low), y: 4, width: Math.max(at(high) - at(low), 1), height: 30 }),
+      drawn("line", { class: "median", x1: at(median), x2: at(median), y1: 2, y2: 36 }),
+      drawn("line", { class: "axis", x1: 8, x2: 252, y1: 38, y2: 38 }),
+      ...runs.map((run, place) => drawn("circle", { cx: at(run).toFixed(1), cy: 11 + 16 * ((place * 0.618) % 1), r: 3 })));
+    for (const [value, anchor, x] of [[first, "start", 8], [last, "end", 252]]) {
+      const label = drawn("text", { x, y: 54, "text-anchor": anchor });
+      label.textContent = `${value} ms`;
+      picture.append(label);
+    }
+    return picture;
+  }
   function show(number) {
     for (const cell of cells) cell.classList.toggle("on", Number(cell.dataset.node) === number);
     if (number === null) return card.replaceChildren(hint);
     const node = nodes[number];
     const list = document.createElement("dl");
     for (const [name, value] of node.rows) list.append(element("dt", name), element("dd", value));
-    card.replaceChildren(element("h3", node.name), list, element("p", pinned === number ? "Pinned; Escape lets it go." : ""));
+    const runs = node.samples ? [distribution(node.samples)] : [];
+    card.replaceChildren(element("h3", node.name), list, ...runs, element("p", pinned === number ? "Pinned; Escape lets it go." : ""));
   }
   function pin(number) {
     pinned = pinned === number ? null : number;

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 
 from markupsafe import Markup, escape
 
-from asdm.results import BenchStudent
+from asdm.results import Estimate
 from asdm_prof.records import Profile
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
@@ -228,9 +229,20 @@ def _bar(
 PLOT, MARGIN = 340, 64
 
 
-def prediction_scatter(students: Sequence[tuple[str, BenchStudent, bool]]) -> Markup:
+@dataclass(frozen=True)
+class Predicted:
+    """A student whose latency ratio was predicted before it was measured; without a name it is one of many."""
+
+    name: str
+    predicted: float
+    bounds: tuple[float, float] | None
+    measured: Estimate
+    own: bool = False
+
+
+def prediction_scatter(name: str, students: Sequence[Predicted]) -> Markup:
     """Predicted ratio across, measured ratio up, the line where they are equal, and a band of ±0.05× around it."""
-    low, high = _ratio_span(student for _, student, _ in students)
+    low, high = _ratio_span(students)
 
     def x(value: float) -> float:
         return MARGIN + PLOT * (value - low) / (high - low)
@@ -239,26 +251,23 @@ def prediction_scatter(students: Sequence[tuple[str, BenchStudent, bool]]) -> Ma
         return 12 + PLOT * (high - value) / (high - low)
 
     band = [(low, low - BAND), (low, low + BAND), (high, high + BAND), (high, high - BAND)]
+    corners = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in band)
     body = [
-        tag("clipPath", rect(MARGIN, 12, PLOT, PLOT), id="plot"),
-        tag(
-            "polygon", points=" ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in band), class_="band", clip_path="url(#plot)"
-        ),
+        tag("clipPath", rect(MARGIN, 12, PLOT, PLOT), id=f"{name}-plot"),
+        tag("polygon", points=corners, class_="band", clip_path=f"url(#{name}-plot)"),
         line(x(low), y(low), x(high), y(high), "even"),
         text(MARGIN + PLOT + 12, 14, f"as predicted, ± {ratio(BAND)}", "quiet"),
     ]
     body += _ratio_axes(low, high, x, y)
-    for name, student, own in students:
-        body += _prediction(name, student, own, x, y)
-    body += _point_names(students, x, y)
+    for student in students:
+        body += _prediction(student, x, y)
+    body += _point_names([student for student in students if student.name], x, y)
     title = "Predicted against measured latency ratio of each student"
-    return svg("prediction", title, MARGIN + PLOT + 230, PLOT + 62, body)
+    return svg(name, title, MARGIN + PLOT + 230, PLOT + 62, body)
 
 
-def _ratio_span(students: Iterable[BenchStudent]) -> tuple[float, float]:
-    values = [
-        v for s in students for v in (s.predicted_ratio or 0.0, s.unet_latency_ratio.low, s.unet_latency_ratio.high)
-    ]
+def _ratio_span(students: Iterable[Predicted]) -> tuple[float, float]:
+    values = [v for s in students for v in (s.predicted, s.measured.low, s.measured.high)]
     low, high = math.floor(10 * min(values) - 0.5) / 10, math.ceil(10 * max(values) + 0.5) / 10
     return max(low, 0.0), high
 
@@ -275,29 +284,25 @@ def _ratio_axes(low: float, high: float, x: Callable[[float], float], y: Callabl
     yield text(14, 12 + PLOT / 2, "measured", "middle strong", transform=f"rotate(-90 14 {12 + PLOT / 2:.0f})")
 
 
-def _prediction(
-    name: str, student: BenchStudent, own: bool, x: Callable[[float], float], y: Callable[[float], float]
-) -> Iterator[Markup]:
-    measured, predicted = student.unet_latency_ratio, student.predicted_ratio or 0.0
-    told = f"{name}: predicted {ratio(predicted)}, measured {ratio(measured.median)}"
-    bars = [line(x(predicted), y(measured.low), x(predicted), y(measured.high), "bar")]
-    if student.predicted_low is not None and student.predicted_high is not None:
-        bars.append(
-            line(x(student.predicted_low), y(measured.median), x(student.predicted_high), y(measured.median), "bar")
-        )
-    dot = tag("circle", cx=x(predicted), cy=y(measured.median), r=5.0, class_="point own" if own else "point")
+def _prediction(student: Predicted, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[Markup]:
+    measured, across = student.measured, student.predicted
+    told = f"{student.name or 'a random plan'}: predicted {ratio(across)}, measured {ratio(measured.median)}"
+    bars = [line(x(across), y(measured.low), x(across), y(measured.high), "bar")]
+    if student.bounds:
+        bars.append(line(x(student.bounds[0]), y(measured.median), x(student.bounds[1]), y(measured.median), "bar"))
+    dot = tag("circle", cx=x(across), cy=y(measured.median), r=5.0, class_="point own" if student.own else "point")
     yield tag("g", tag("title", plain(told)), *bars, dot)
 
 
 def _point_names(
-    students: Sequence[tuple[str, BenchStudent, bool]], x: Callable[[float], float], y: Callable[[float], float]
+    students: Sequence[Predicted], x: Callable[[float], float], y: Callable[[float], float]
 ) -> Iterator[Markup]:
     """Names beside the plot, from top to bottom as the dots are, each on a line of its own."""
     taken = 14.0  # the name of the line
-    for name, student, own in sorted(students, key=lambda row: -row[1].unet_latency_ratio.median):
-        dot_x, dot_y = x(student.predicted_ratio or 0.0), y(student.unet_latency_ratio.median)
+    for student in sorted(students, key=lambda one: -one.measured.median):
+        dot_x, dot_y = x(student.predicted), y(student.measured.median)
         place = max(dot_y, taken + LINE)
         taken = place
         yield line(dot_x + 7, dot_y, MARGIN + PLOT + 8, place, "leader")
-        shown = f"{plain(name, 20)} {ratio(student.unet_latency_ratio.median)}"
-        yield text(MARGIN + PLOT + 12, place + 4, shown, "strong" if own else "")
+        shown = f"{plain(student.name, 20)} {ratio(student.measured.median)}"
+        yield text(MARGIN + PLOT + 12, place + 4, shown, "strong" if student.own else "")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from asdm.plan import AnyEdit
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate
-from asdm_prof.records import PartRecord, Profile
+from asdm_prof.records import Interval, PartRecord, Profile
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
-from asdm_prof.renderers._format import decimals, fixed, plain, plural, ratio, ratio_interval, second_unit
+from asdm_prof.renderers._format import decimals, fixed, number, plain, plural, ratio, ratio_interval, second_unit
 from asdm_prof.renderers._html.svg import KINDS, component_name
 from asdm_prof.tree import Node
 
@@ -106,7 +107,9 @@ def _rows(columns: Iterable[list[Cell]]) -> list[list[Cell]]:
 # ---------------------------------------------------------------------------------------------- tables
 
 
-def unit_table(profile: Profile, ranked: Sequence[Ranked]) -> Table:
+def unit_table(
+    profile: Profile, ranked: Sequence[Ranked], damages: Mapping[str, tuple[AnyEdit, Interval]] | None = None
+) -> Table:
     """Every unit from most to least redundant, with glue and the whole underneath."""
     units = {unit.fqn: unit for unit in profile.units}
     parts = [units[row.fqn] for row in ranked]
@@ -121,20 +124,26 @@ def unit_table(profile: Profile, ranked: Sequence[Ranked]) -> Table:
         Column("redundancy", "×"),
         Column("tie group"),
     ]
-    rows = _rows(
-        [
-            number_cells([row.rank for row in ranked], 0),
-            name_cells(row.fqn for row in ranked),
-            name_cells(KINDS[row.kind] for row in ranked),
-            *_counted_cells(parts),
-            interval_cells([part.latency_s for part in parts], scale),
-            interval_cells([part.share for part in parts], 1e-2),
-            interval_cells([row.redundancy for row in ranked]),
-            number_cells([row.tie_group for row in ranked], 0),
-        ]
-    )
+    cells = [
+        number_cells([row.rank for row in ranked], 0),
+        name_cells(row.fqn for row in ranked),
+        name_cells(KINDS[row.kind] for row in ranked),
+        *_counted_cells(parts),
+        interval_cells([part.latency_s for part in parts], scale),
+        interval_cells([part.share for part in parts], 1e-2),
+        interval_cells([row.redundancy for row in ranked]),
+        number_cells([row.tie_group for row in ranked], 0),
+    ]
+    if any(part.roofline for part in parts):
+        columns.append(Column("of roof", "%"))
+        cells.append(number_cells([100 * part.roofline.attained if part.roofline else None for part in parts], 0))
+    if damages:
+        columns.append(Column("damage"))
+        cells.append([damage_cell(damages[row.fqn][1] if row.fqn in damages else None) for row in ranked])
+    rows = _rows(cells)
     caption = f"{len(parts)} units, most redundant first. One MAC is two FLOPs; in brackets the 95 % interval."
-    foot = [_foot("glue", profile.glue, scale), _foot("units + glue", profile.parts, scale)]
+    sums = (("glue", profile.glue), ("units + glue", profile.parts))
+    foot = [_foot(name, of, scale, len(columns)) for name, of in sums]
     return Table("units", caption, columns, rows, foot)
 
 
@@ -150,7 +159,7 @@ def _counted_cells(parts: Sequence[PartRecord]) -> list[list[Cell]]:
     ]
 
 
-def _foot(name: str, parts: Sequence[PartRecord], scale: float) -> list[Cell]:
+def _foot(name: str, parts: Sequence[PartRecord], scale: float, width: int) -> list[Cell]:
     """Sums over parts, so that a reader can add the columns up."""
     counts = [
         sum(part.params for part in parts) / 1e6,
@@ -161,7 +170,17 @@ def _foot(name: str, parts: Sequence[PartRecord], scale: float) -> list[Cell]:
     time = sum(part.latency_s.median for part in parts) / scale
     share = 100 * sum(part.share.median for part in parts)
     sums = [*number_cells([value or None for value in counts], 2), Cell(fixed(time, 0)), Cell(fixed(share, 1))]
-    return [Cell(""), Cell(name), Cell(""), *sums, Cell(""), Cell("")]
+    row = [Cell(""), Cell(name), Cell(""), *sums]
+    return row + [Cell("")] * (width - len(row))
+
+
+def damage_cell(amount: Interval | None) -> Cell:
+    """A damage with its interval where it has one."""
+    if amount is None:
+        return NONE
+    digits = decimals(amount.value)
+    bounds = f"[{fixed(amount.low, digits)}, {fixed(amount.high, digits)}]" if amount.low < amount.high else ""
+    return Cell(number(amount.value), bounds, amount.value, amount.low, amount.high)
 
 
 def tree_table(root: Node) -> Table:
@@ -253,7 +272,7 @@ def bench_table(bench: BenchResult, number: int) -> Table:
             columns.append(Column(name, "student / teacher"))
             cells.append([Cell(ratio(1), value=1.0), *ratio_cells(values)])
     for metric in dict.fromkeys(name for student in students for name in student.quality):
-        columns.append(Column(plain(metric, 24)))
+        columns.append(Column(plain(metric.replace("_", " "), 24)))
         cells.append(_quality(metric, students))
     return Table(f"bench-{number}", _conditions(bench), columns, _rows(cells))
 

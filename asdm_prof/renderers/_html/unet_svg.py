@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -18,8 +18,9 @@ from asdm_prof.tree import Node
 # ---------------------------------------------------------------------------------------------- icicle
 
 WIDTH = 1120
-BANDS = {"unet": (0, 26), "block": (28, 42), "layer": (72, 24), "part": (98, 62)}  # level → top, height
-BOTTOM = 160
+BANDS = {"unet": (0, 26), "block": (28, 42), "layer": (72, 24), "part": (98, 70)}  # level → top, height
+BOTTOM = 168
+STRIP = 12
 
 
 def icicle(root: Node, index: Mapping[str, int], told: Mapping[str, str]) -> Markup:
@@ -42,6 +43,9 @@ def _cells(
 def _cell(node: Node, x: float, y: float, width: float, height: float, number: int, told: str) -> Markup:
     kind = node.kind or "group"
     inside = [rect(x, y, width, height, f"fill {kind}"), rect(x, y, width, height, f"{kind}-mark")]
+    placed = node.parts[0].roofline if node.level == "part" else None
+    if placed:
+        inside += _attained(kind, placed.attained, x, y + height - STRIP, width)
     name = short_name(node)
     if height > 40:
         inside.append(_label(name, x, y + 17, width, f"on-{kind} strong"))
@@ -49,6 +53,13 @@ def _cell(node: Node, x: float, y: float, width: float, height: float, number: i
     else:
         inside.append(_label(name, x, y + height / 2 + 4.5, width, f"on-{kind} strong"))
     return tag("g", tag("title", told), *inside, class_="cell", data_node=number, data_level=node.level)
+
+
+def _attained(kind: str, share: float, x: float, y: float, width: float) -> list[Markup]:
+    """A strip at the foot of a cell: the deeper its colour, the nearer the part is to the machine’s roofline."""
+    depth = min(max(share, 0.0), 1.0)
+    shade = rect(x, y, width, STRIP, kind, fill_opacity=depth)
+    return [rect(x, y - 1, width, STRIP + 1, "under"), shade]
 
 
 def _label(content: str, x: float, y: float, width: float, class_: str) -> Markup:
@@ -75,6 +86,7 @@ class Mark:
 
     replacement: str | None = None
     size: float = 1.0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,9 +173,9 @@ class _Drawing:
         node = self.nodes[fqn]
         if side >= 22 and (mark is None or mark.replacement):
             inside.append(text(x, y + 4.5, plain(short_name(node), 4), f"middle on-{part.kind}"))
-        yield tag(
-            "g", tag("title", self.told[fqn]), *inside, class_="cell", data_node=self.index[fqn], data_level="part"
-        )
+        reason = f". {mark.reason}" if mark and mark.reason else ""
+        title = tag("title", f"{self.told[fqn]}{reason}")
+        yield tag("g", title, *inside, class_="cell", data_node=self.index[fqn], data_level="part")
 
     def _notes(self, fqns: tuple[str, ...], x: float, y: float) -> Iterator[Markup]:
         """What replaces the units of a row, one line each, beside the row."""
@@ -268,3 +280,51 @@ def _rows(topology: Topology) -> list[_Row]:
 
 def _layer(topology: Topology, block: str, layer: int) -> tuple[str, ...]:
     return tuple(unit.fqn for unit in topology.layer_units(block, layer))
+
+
+# ---------------------------------------------------------------------------------------------- the small U
+
+DOT, GAP = 9, 12  # pixels of a unit, and from one to the next
+
+
+def small_u(name: str, title: str, topology: Topology, gone: Collection[str], replaced: Mapping[str, str]) -> Markup:
+    """A plan at a glance: one square per unit, down on the left, up on the right; hollow goes, framed is replaced."""
+    rows = [row for row in _rows(topology) if _units(topology, row.left) or _units(topology, row.right)]
+    mid = [unit.fqn for unit in topology.units if unit.block == "mid_block"]
+    kinds = {unit.fqn: unit.kind for unit in topology.units}
+    body: list[Markup] = []
+
+    def place(fqn: str, x: float, y: float) -> None:
+        body.append(_dot(kinds[fqn], x, y, fqn in gone, fqn in replaced))
+
+    for nth, row in enumerate(rows):
+        for start, fqns in ((0, _units(topology, row.left)), (4 * GAP, _units(topology, row.right))):
+            for step, fqn in enumerate(fqns):
+                place(fqn, start + step * GAP, nth * GAP)
+    for step, fqn in enumerate(mid):
+        place(fqn, (3 - len(mid) / 2) * GAP + step * GAP, len(rows) * GAP + 4)
+    height = (len(rows) + bool(mid)) * GAP + 4
+    width = 6 * GAP
+    return tag(
+        "svg",
+        tag("title", title, id=f"{name}-title"),
+        *body,
+        class_="small-u",
+        role="img",
+        aria_labelledby=f"{name}-title",
+        viewBox=f"0 0 {width} {height}",
+        style=f"width:{width}px",
+    )
+
+
+def _units(topology: Topology, fqns: tuple[str, ...]) -> list[str]:
+    known = {unit.fqn for unit in topology.units}
+    return [fqn for fqn in fqns if fqn in known]
+
+
+def _dot(kind: str, x: float, y: float, gone: bool, replaced: bool) -> Markup:
+    if gone:
+        return rect(x + 1, y + 1, DOT - 2, DOT - 2, "was gone")
+    if replaced:
+        return tag("g", rect(x, y, DOT, DOT, kind), rect(x + 2.5, y + 2.5, DOT - 5, DOT - 5, "hole"))
+    return rect(x, y, DOT, DOT, kind)

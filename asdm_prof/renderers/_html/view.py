@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from asdm.plan import PruningPlan
+from asdm.plan import AnyEdit, GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
 from asdm.results import BenchStudent
-from asdm_prof.records import OptionRecord, PartRecord, Profile
+from asdm_prof.records import EditDamage, Interval, OptionRecord, PartRecord, Profile
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import count, number, percent, plain, seconds, seconds_interval
+from asdm_prof.renderers._format import count, decimals, fixed, number, percent, plain, seconds, seconds_interval
 from asdm_prof.renderers._html.svg import KINDS
 from asdm_prof.tree import Node, tree_of
 
@@ -29,6 +29,7 @@ class View:
         self.index = {node.name: i for i, node in enumerate(walked)}
         self.labels = {node.name: node.label for node in walked if node.level == "block"}
         self.told = {node.name: _told(node) for node in walked}
+        self.damages = _damages(report)
         self.nodes = list(_card_nodes(self))
         self.students = [student for bench in report.benches for student in bench.students]
         self.own = next((student for student in self.students if self.is_own(student)), None)
@@ -66,8 +67,25 @@ def _card_nodes(view: View) -> Iterator[dict[str, Any]]:
                 f"{number(node.peak_memory_bytes / 1e6, 2)} MB",
             ],
             "rows": list(_card_rows(view, node)),
-        }
+        } | ({"samples": _samples(node.parts[0])} if node.level == "part" else {})
         leaves += node.level == "part"
+
+
+def _samples(part: PartRecord) -> list[float]:
+    """Every run in milliseconds, with the median and its interval in front."""
+    latency = part.latency_s
+    shown = (latency.median, latency.low, latency.high, *latency.samples)
+    return [float(f"{1e3 * seconds:.4g}") for seconds in shown]
+
+
+def _damages(report: Report) -> dict[str, tuple[AnyEdit, Interval]]:
+    """unit → the edit that is about it alone, and what damage that does: a removal where it was measured."""
+    found: dict[str, tuple[AnyEdit, Interval]] = {}
+    for row in report.damage.edits if report.damage else ():
+        unit = None if row.also else getattr(row.edit, "unit", None)
+        if unit and (unit not in found or not isinstance(row.edit, ReplaceUnit)):
+            found[unit] = row.edit, row.damage
+    return found
 
 
 def share_of(value: float, whole: float) -> str:
@@ -93,6 +111,13 @@ def _card_rows(view: View, node: Node) -> Iterator[tuple[str, str]]:
     ranked = view.by_fqn.get(node.name)
     if ranked:
         yield "redundancy", f"{number(ranked.redundancy.median)}×, rank {ranked.rank}, tie group {ranked.tie_group}"
+    if part and part.roofline:
+        placed = part.roofline
+        yield "bound by", BOUNDS[placed.bound]
+        yield "of the roofline", percent(placed.attained)
+    if node.name in view.damages:
+        edit, amount = view.damages[node.name]
+        yield f"damage, {plain(damage_word(edit), 40)}", amount_text(amount)
     for option in view.profile.options:
         if option.unit == node.name:
             yield f"with {plain(option.replacement, 40)}", seconds(option.latency_s.median)
@@ -112,3 +137,41 @@ def prediction_of(view: View) -> tuple[float, str] | None:
 def option_of(profile: Profile, fqn: str, name: str) -> OptionRecord | None:
     """The replacement `name` as it was timed in the place of unit `fqn`, where it was."""
     return next((o for o in profile.options if o.unit == fqn and o.replacement == name), None)
+
+
+BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls"}
+
+
+def damage_word(edit: AnyEdit) -> str:
+    """What an edit of one unit does to it."""
+    return f"with {edit.with_}" if isinstance(edit, ReplaceUnit) else "when removed"
+
+
+def amount_text(amount: Interval) -> str:
+    """A damage with its interval where it has one."""
+    places = decimals(amount.value)
+    bounds = f" [{fixed(amount.low, places)}, {fixed(amount.high, places)}]" if amount.low < amount.high else ""
+    return f"{number(amount.value)}{bounds}"
+
+
+def touched(profile: Profile, edit: AnyEdit) -> list[PartRecord]:
+    """The parts that an edit is about."""
+    if isinstance(edit, RemoveLayer):
+        return [part for part in profile.parts if (part.block, part.layer) == (edit.block, edit.layer)]
+    if isinstance(edit, RemoveBlock | GraftBlock):
+        return [part for part in profile.parts if part.block == edit.block]
+    return [part for part in profile.parts if part.fqn == edit.unit]
+
+
+def edits_share(view: View, *edits: AnyEdit) -> tuple[float, float]:
+    """The shares of the time and of the parameters that edits are about, each part counted once."""
+    parts = {part.fqn: part for edit in edits for part in touched(view.profile, edit)}.values()
+    return sum(part.share.median for part in parts), sum(part.params for part in parts) / view.profile.whole.params
+
+
+def damage_of(view: View, edit: AnyEdit) -> EditDamage | None:
+    """What was measured of an edit of the plan: alone, or with others of the plan that must go along with it."""
+    planned = view.plan.edits if view.plan else ()
+    rows = view.report.damage.edits if view.report.damage else ()
+    fitting = [row for row in rows if edit in row.edits and all(one in planned for one in row.edits)]
+    return min(fitting, key=lambda row: len(row.edits), default=None)

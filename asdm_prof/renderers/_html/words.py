@@ -11,14 +11,22 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from asdm.plan import AnyEdit, GraftBlock, Kept, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
+from asdm.plan import AnyEdit, Kept, PruningPlan, ReplaceUnit
 from asdm.results import BenchStudent
-from asdm_prof.records import PartRecord
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import number, percent, plain, plural, ratio, ratio_interval, seconds, seconds_interval
 from asdm_prof.renderers._html.svg import BAND, KINDS, by_family
-from asdm_prof.renderers._html.view import View, option_of, prediction_of, share_of
+from asdm_prof.renderers._html.view import (
+    View,
+    amount_text,
+    damage_of,
+    edits_share,
+    option_of,
+    prediction_of,
+    share_of,
+    touched,
+)
 from asdm_prof.tree import Node, shallow_blocks, shallow_params, shallow_share
 
 
@@ -232,33 +240,35 @@ def picture_caption(view: View, kept: Kept) -> str:
     units = {unit.fqn for unit in view.profile.units}
     gone = [fqn for fqn in kept.gone if fqn in units]
     share = sum(unit.share.median for unit in view.profile.units if unit.fqn in gone)
-    touched = sum(unit.share.median for unit in view.profile.units if unit.fqn in kept.replaced)
+    changed = sum(unit.share.median for unit in view.profile.units if unit.fqn in kept.replaced)
     fates = [f"{len(units) - len(gone) - len(kept.replaced)} stay"]
     fates += [f"{len(gone)} go ({percent(share)} of the time)"] if gone else []
-    fates += [f"{len(kept.replaced)} are replaced ({percent(touched)} of the time)"] if kept.replaced else []
+    fates += [f"{len(kept.replaced)} are replaced ({percent(changed)} of the time)"] if kept.replaced else []
     return f"Of {len(units)} units {_and(fates)}; a dashed outline is the size before."
 
 
 def reason_for(view: View, edit: AnyEdit) -> Markup:
-    """An edit and what speaks for it: the time and the parameters that it is about, its rank, what was timed."""
-    parts = [part for part in view.profile.parts if _touches(edit, part)]
-    share = sum(part.share.median for part in parts)
-    params = sum(part.params for part in parts) / view.profile.whole.params
+    """An edit and what speaks for it."""
+    return Markup("<b>{}</b> – {}.").format(plain(str(edit)), reason_text(view, edit))
+
+
+def reason_text(view: View, edit: AnyEdit) -> str:
+    """The time and the parameters that an edit is about, its rank, its damage, what was timed."""
+    parts = touched(view.profile, edit)
+    share, params = edits_share(view, edit)
     reason = f"{percent(share)} of the time in {percent(params)} of the parameters"
     ranks = [view.by_fqn[part.fqn].rank for part in parts if part.fqn in view.by_fqn]
     if ranks:
         reason += f"; redundancy {'rank' if len(ranks) == 1 else 'ranks'} {_and(sorted(ranks))} of {len(view.ranked)}"
+    measured = damage_of(view, edit)
+    if measured:
+        along = " and ".join(str(one) for one in measured.edits if one != edit)
+        reason += f"; measured damage {amount_text(measured.damage)}" + (f", together with {along}" if along else "")
     option = option_of(view.profile, edit.unit, edit.with_) if isinstance(edit, ReplaceUnit) else None
     if option and parts:
         before, after = parts[0].latency_s.median, option.latency_s.median
         reason += f"; timed in place: {seconds(after)} instead of {seconds(before)}"
-    return Markup("<b>{}</b> – {}.").format(plain(str(edit)), reason)
-
-
-def _touches(edit: AnyEdit, part: PartRecord) -> bool:
-    if isinstance(edit, RemoveLayer):
-        return (part.block, part.layer) == (edit.block, edit.layer)
-    return part.block == edit.block if isinstance(edit, RemoveBlock | GraftBlock) else part.fqn == edit.unit
+    return plain(reason, 400)
 
 
 def scatter_caption(students: Sequence[BenchStudent]) -> str:

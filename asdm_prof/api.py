@@ -1,0 +1,241 @@
+"""The commands as Python functions: they take what the commands take, and return the records that those write.
+
+Nothing is printed and no file is written but where an output is named. ValueError says what the commands say.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from asdm.files import Record, find_input, read_json
+from asdm.plan import PruningPlan
+from asdm.results import BenchResult, BuildResult, ExportResult
+from asdm_prof.records import Comparison, Profile, Validation
+
+if TYPE_CHECKING:
+    from asdm_prof.compare import Difference
+    from asdm_prof.redundancy import Ranked
+
+RECORDS: tuple[type[Record], ...] = (
+    Profile, PruningPlan, BenchResult, BuildResult, ExportResult, Validation, Comparison,
+)  # fmt: skip
+
+# ---------------------------------------------------------------------------------------------- measure and plan
+
+
+def flops(family: str, *, batch: int = 1, size: int | None = None, like: str | None = None) -> dict[str, Any]:
+    """Exact MACs and parameters of every unit (`asdm.flops/1`), on the meta device."""
+    from asdm_prof import costs
+
+    return costs.flops_of(family, batch, size, like)
+
+
+def profile(
+    family: str,
+    *,
+    weights: str | None = None,
+    backend: str = "eager",
+    device: str | None = None,
+    dtype: str = "fp32",
+    threads: int | None = None,
+    seed: int = 0,
+    batch: int = 1,
+    size: int | None = None,
+    time_budget_s: float = 225.0,
+    time_components: bool = False,
+    watch: Callable[[Any], None] | None = None,
+) -> Profile:
+    """Time every unit of a UNet in place; `watch` is told the stage, the calls so far and the seconds left."""
+    from asdm.options import device_or_default
+    from asdm_prof.profiler import Settings
+    from asdm_prof.profiler import profile as measure
+
+    settings = Settings(
+        weights=weights,
+        backend=backend,
+        device=device_or_default(device),
+        dtype=dtype,
+        threads=threads,
+        seed=seed,
+        batch=batch,
+        size=size,
+        time_budget_s=time_budget_s,
+        time_components=time_components,
+    )
+    return measure(family, settings, watch, command=f"asdm_prof.profile({family!r})")
+
+
+def rank(profile: Profile) -> list[Ranked]:
+    """Units from most to least redundant, with tie groups."""
+    from asdm_prof.redundancy import rank as ranking
+
+    return ranking(profile)
+
+
+def plan(
+    profile: Profile, budget: str | float, *, confidence: float = 0.95, validation: Validation | None = None
+) -> PruningPlan:
+    """The legal plan of least damage within a budget: 0.8, "80%", "250ms" or "x1.3"."""
+    from asdm_prof import planner
+
+    return planner.make_plan(profile, str(budget), confidence, validation)
+
+
+def diff(before: Profile, after: Profile) -> Difference:
+    """What changed from one profile to another, unit by unit, with intervals; `unlike` names what does not compare."""
+    from asdm_prof.compare import diff as compare
+
+    return compare(before, after)
+
+
+# ---------------------------------------------------------------------------------------------- build and bench
+
+
+def build(
+    plan: PruningPlan | str | Path,
+    output: str | Path,
+    *,
+    teacher: str | None = None,
+    stage1: str | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+    dtype: str = "fp32",
+    seed: int = 0,
+    force: bool = False,
+) -> BuildResult:
+    """Apply a plan, a plan's file or a preset to its teacher, and save the student to the folder `output`."""
+    from asdm import builder
+    from asdm.options import device_or_default
+
+    with tempfile.TemporaryDirectory() as folder:
+        source = _source(plan, Path(folder), 0)
+        at = device_or_default(device)
+        return builder.build_student(source, teacher, Path(output), stage1, weights, at, dtype, seed, force)
+
+
+def bench(
+    teacher: str, students: Sequence[PruningPlan | str | Path] | PruningPlan | str | Path, **settings: Any
+) -> BenchResult:
+    """Measure students against their teacher, in pairs.
+
+    `settings` are the fields of `asdm.benchmark.Settings`: dtype, backend, steps, time_budget_s, quality, pictures, …
+    """
+    from asdm import benchmark
+    from asdm.families import load_family
+    from asdm.options import device_or_default
+
+    several = [students] if isinstance(students, PruningPlan | str | Path) else list(students)
+    given = {"guidance_scale": load_family(teacher).guidance_scale} | settings
+    given["device"] = device_or_default(settings.get("device"))
+    with tempfile.TemporaryDirectory() as folder:
+        sources = [_source(student, Path(folder), i) for i, student in enumerate(several)]
+        return benchmark.bench(
+            teacher, sources, benchmark.Settings(**given), command=f"asdm_prof.bench({teacher!r}, …)"
+        )
+
+
+def _source(plan: PruningPlan | str | Path, folder: Path, n: int) -> str:
+    """What the builder reads: a plan in memory becomes a file."""
+    if isinstance(plan, PruningPlan):
+        return str(plan.save(folder / f"plan-{n}.json"))
+    return str(find_input(Path(plan)))
+
+
+def generate(
+    prompt: str,
+    *,
+    family: str = "mini",
+    student: str | Path | None = None,
+    seed: int = 0,
+    steps: int = 30,
+    guidance_scale: float | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+    dtype: str = "fp32",
+    size: int | None = None,
+) -> Any:
+    """One picture (PIL) of a prompt, by a family's UNet or a student's."""
+    from asdm import models, pipelines
+    from asdm.families import load_family
+    from asdm.options import device_or_default
+
+    chosen = load_family(family)
+    setup = models.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
+    return pipelines.generate(chosen, prompt, setup, str(student) if student else None, steps, guidance)
+
+
+def export(
+    source: str | Path,
+    output: str | Path,
+    *,
+    to: str = "onnx",
+    weights: str | None = None,
+    dtype: str = "fp32",
+    size: int | None = None,
+    seed: int = 0,
+    force: bool = False,
+) -> ExportResult:
+    """Write a student, a family or a folder as ONNX, OpenVINO or diffusers, compared with PyTorch first."""
+    from asdm import exporter
+
+    return exporter.export(str(source), to, Path(output), weights, dtype, size, seed, force)
+
+
+# ---------------------------------------------------------------------------------------------- files
+
+
+def report(
+    profile: Profile | str | Path,
+    folder: str | Path,
+    *,
+    plan: PruningPlan | None = None,
+    benches: Sequence[BenchResult] = (),
+    formats: Sequence[str] = ("html",),
+    force: bool = False,
+) -> list[Path]:
+    """Render a profile, a plan and benchmarks into `folder`, and return the files.
+
+    For a profile's path, what belongs to it is gathered from the files beside it and under `reports/`.
+    """
+    import dataclasses
+
+    from asdm import seams
+    from asdm.files import check_writable
+    from asdm_prof import gather
+
+    renderers = [seams.load("asdm_prof.renderers", name) for name in formats]
+    if isinstance(profile, Profile):
+        collected = gather.of_records(profile)
+    else:
+        path = Path(profile) / "profile.json" if Path(profile).is_dir() else Path(profile)
+        collected = gather.report(Profile.load(path), path)
+    given: dict[str, Any] = {"plan": plan, "benches": tuple(benches)}
+    collected = dataclasses.replace(collected, **{name: value for name, value in given.items() if value})
+    for renderer in renderers:
+        if renderer.OUTPUT:
+            check_writable(Path(folder) / renderer.OUTPUT, force)
+    return [path for renderer in renderers for path in renderer.render(collected, Path(folder))]
+
+
+def load(path: str | Path) -> Record:
+    """Read any file that a command wrote, as the record that its `schema` names.
+
+    Raises ValueError where it has none of ours.
+    """
+    data = read_json(Path(path))
+    schema = str(data.get("schema")) if isinstance(data, dict) else "None"
+    for model in RECORDS:
+        if schema.partition("/")[0] == model.SCHEMA.partition("/")[0]:
+            return model.parse(data, str(path))
+    raise ValueError(f"{path} has schema {schema}; this reads {', '.join(model.SCHEMA for model in RECORDS)}.")
+
+
+def env() -> dict[str, Any]:
+    """What a bug report needs (`asdm.env/1`): versions, processor, devices, what is installed of the extras."""
+    from asdm_prof import facts
+
+    return facts.facts()
