@@ -245,6 +245,10 @@ class PruningPlan(Record):
             seen.add(key)
         return self
 
+    def sha256(self) -> str:
+        """The hash that the next file of the chain refers to; a plan is the same however it is explained."""
+        return sha256_of(self.model_dump(mode="json", by_alias=True, exclude={"why"}))
+
     def edits_sha256(self) -> str:
         return sha256_of([edit.model_dump(mode="json", by_alias=True) for edit in self.edits])
 

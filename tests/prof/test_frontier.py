@@ -273,6 +273,7 @@ def test_the_budget_that_binds_is_named() -> None:
     plan, _ = reasons(profile, {"latency": "0.8", "params": "0.999"})
     assert plan.why is not None
     assert plan.why.binding == ("latency",)
+    assert plan.sha256() == plan.model_copy(update={"why": None}).sha256()  # the same plan, explained or not
     plan, _ = reasons(profile, {"latency": "0.999", "params": "0.7"})
     assert plan.why is not None
     assert plan.why.binding == ("params",)
