@@ -84,6 +84,8 @@ class FrontierFile(OfModel):
     SCHEMA: ClassVar[str] = "asdm.frontier/1"
     damage_from: str | None = None  # where the damages come from, as a plan says it
     points: tuple[FrontierPoint, ...]
+    best: tuple[FrontierPoint, ...] = ()  # the k best within the budgets that were asked for
+    diverse: tuple[FrontierPoint, ...] = ()  # good ones that are unlike each other
 
 
 class TrainingLog(Frozen):

@@ -394,6 +394,7 @@ def judged_bench() -> BenchResult:
     return found.model_copy(update={"students": students, "drawings": drawings})
 
 
+@cache
 def full_report() -> Report:
     """Everything that a report can hold."""
     source = report()

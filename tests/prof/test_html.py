@@ -303,6 +303,27 @@ def test_the_frontier_is_drawn_with_its_plans_as_small_pictures() -> None:
     assert "10 plans that no other beats in both" in text_of(full())
 
 
+def test_the_best_plans_within_a_budget_stand_below_the_frontier() -> None:
+    source = synthetic.full_report()
+    assert "The best within the budget" not in text_of(full())
+    points = source.frontier.points
+    asked = source.frontier.model_copy(update={"best": points[3:6], "diverse": points[7:9]})
+    shown = html.page(dataclasses.replace(source, frontier=asked))
+    assert len(re.findall(r'<svg class="small-u"', shown)) == 6 + 3 + 2
+    assert "The best within the budget" in text_of(shown)
+    assert len(set(re.findall(r'id="(plans-[\w-]+)"', shown))) == 11, "every title has an id of its own"
+
+
+def test_the_plan_stands_on_the_frontier_where_both_measure_damage_alike() -> None:
+    source = synthetic.full_report()
+    drawn = picture(full(), "frontier")
+    assert not any(t.text == "this plan" for t in drawn.iter("text")), "one damage is the prior's, the other measured"
+    edits = source.frontier.points[2].edits
+    same = dataclasses.replace(source, plan=source.plan.model_copy(update={"edits": edits}))
+    assert "this plan" in "".join(t.text for t in picture(html.page(same), "frontier").iter("text"))
+    assert "one more millisecond saved costs" in text_of(html.page(same))
+
+
 def test_validation_and_comparison_are_told() -> None:
     told = text_of(page())
     assert "6 random legal plans, built and measured in pairs: 1.5 % of the teacher’s latency away on average" in told

@@ -103,7 +103,7 @@ def frontier(view: View) -> dict[str, Any] | None:
     return {
         "picture": charts.frontier(spots, own),
         "caption": _frontier_caption(spots, own, teacher_s),
-        "plans": list(_plans_along(view, found, spots)),
+        "rows": list(_rows_of_plans(view, found)),
     }
 
 
@@ -126,21 +126,32 @@ def _shadow_price(ordered: Sequence[charts.Spot], at: float, teacher_s: float) -
     return rise / (1e3 * teacher_s * (above[0].ratio - below[-1].ratio))
 
 
-def _plans_along(view: View, found: FrontierFile, spots: Sequence[charts.Spot]) -> Iterator[dict[str, Any]]:
-    """A few plans from fast to slow, each as a small U; those that do not fit the profile's UNet are left out."""
-    order = sorted(range(len(spots)), key=lambda i: spots[i].ratio)
+def _rows_of_plans(view: View, found: FrontierFile) -> Iterator[dict[str, Any]]:
+    """A few plans from fast to slow; where a budget was asked for, the best within it, and unlike ones."""
+    order = sorted(found.points, key=lambda point: point.latency_s)
     step = max(1.0, (len(order) - 1) / (PLANS_SHOWN - 1))
-    chosen = dict.fromkeys(order[min(round(n * step), len(order) - 1)] for n in range(min(PLANS_SHOWN, len(order))))
-    for i in chosen:
-        point: FrontierPoint = found.points[i]
+    along = [order[i] for i in dict.fromkeys(min(round(n * step), len(order) - 1) for n in range(PLANS_SHOWN))]
+    for name, points in (
+        ("Along the frontier", along),
+        ("The best within the budget", found.best[:PLANS_SHOWN]),
+        ("Good ones that are unlike each other", found.diverse[:PLANS_SHOWN]),
+    ):
+        shown = list(_small_plans(view, points, f"plans-{name.partition(' ')[0].lower()}"))
+        if shown:
+            yield {"name": name, "plans": shown}
+
+
+def _small_plans(view: View, points: Sequence[FrontierPoint], name: str) -> Iterator[dict[str, Any]]:
+    """Each plan as a small U; those that do not fit the profile's UNet are left out."""
+    topology, teacher_s = view.profile.topology, view.profile.whole.latency_s.median
+    for i, point in enumerate(points):
         try:
-            kept = resolve(view.profile.topology, point.edits)
+            kept = resolve(topology, point.edits)
         except ValueError:
             continue
-        name = _edits_name(point.edits)
         yield {
-            "picture": small_u(f"frontier-{i}", name, view.profile.topology, kept.gone, kept.replaced),
-            "ratio": ratio(spots[i].ratio),
+            "picture": small_u(f"{name}-{i}", _edits_name(point.edits), topology, kept.gone, kept.replaced),
+            "ratio": ratio(point.latency_s / teacher_s),
             "damage": f"damage {amount_text(point.damage)}",
             "edits": plural(len(point.edits), "edit"),
         }
