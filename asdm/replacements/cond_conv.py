@@ -65,7 +65,7 @@ class CondConv2d(nn.Conv2d):
 
     def kernels(self, seen: torch.Tensor) -> torch.Tensor:
         """The mixed kernels (b, out, in, h, w)."""
-        gates = self.routing_weights(seen)
+        gates = self.routing_weights(seen).to(self.weight.dtype)  # autocast does not look after addmm_
         mixed = gates[:, :1] * self.weight.view(1, -1)
         mixed.addmm_(gates[:, 1:], self.experts.flatten(1))  # in place: mixing costs what it moves in memory
         return mixed.view(-1, *self.weight.shape)

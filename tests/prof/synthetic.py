@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -396,9 +397,27 @@ def with_roofline(source: Profile) -> Profile:
 
 @cache
 def large_profile() -> Profile:
-    """Ten times the units of SD1.5, of the same kinds."""
-    many = {**load_family("sd15").unet, "layers_per_block": 27}
-    return with_roofline(profile_of(Family(name="large", title="A large UNet", size=512, unet=many)))
+    """Ten times the units of SD1.5: every layer of every block, ten times over."""
+    source = with_roofline(profile())
+    layers = {block: len(source.topology.layers(block)) for block in source.topology.blocks}
+
+    def again(unit: Any, n: int) -> Any:
+        stem, _, index = unit.fqn.rpartition(".")
+        place = int(index) + n * layers[unit.block]
+        changes = {
+            "fqn": f"{stem}.{place}",
+            "label": f"{unit.label.rstrip('0123456789')}{place}",
+            "layer": unit.layer + n * layers[unit.block],
+        }
+        return unit.model_copy(update=changes | ({"share": unit.share.scaled(0.1)} if hasattr(unit, "share") else {}))
+
+    def ten(units_: Any) -> Any:
+        order = {block: i for i, block in enumerate(source.topology.blocks)}
+        many = [again(unit, n) for unit in units_ for n in range(10)]
+        return tuple(sorted(many, key=lambda unit: (order[unit.block], unit.layer)))
+
+    topology = source.topology.model_copy(update={"units": ten(source.topology.units)})
+    return source.model_copy(update={"topology": topology, "units": ten(source.units), "options": ()})
 
 
 def around(value: float) -> Interval:
@@ -486,8 +505,6 @@ def frontier_of(source: Profile) -> Frontier:
         damage_from="structural prior",
         profile_sha256=source.sha256(),
         points=tuple(points),
-        best=tuple(points[4:6]),
-        diverse=tuple(points[6:8]),
         apart=3,
     )
 
@@ -559,6 +576,7 @@ def judged_bench() -> BenchResult:
     return found.model_copy(update={"students": students, "drawings": drawings})
 
 
+@cache
 def full_report() -> Report:
     """Everything that a report can hold."""
     source = report()

@@ -301,9 +301,6 @@ def test_the_frontier_is_drawn_with_its_plans_as_small_pictures() -> None:
     assert hollow == sorted(hollow, reverse=True), "from the fastest, which cuts most, to the teacher"
     assert hollow[-1] == 0
     assert "10 plans that no other beats in both" in text_of(full())
-    marked = [one for one in drawn.iter("rect") if one.get("class") == "point"]
-    assert [one.get("transform") is not None for one in marked] == [False, False, True, True]
-    assert "Squares: the 2 best within the budgets. On their tip: 2 unlike ones." in text_of(full())
 
 
 def test_a_large_frontier_stays_small_and_a_wide_one_is_logarithmic() -> None:
@@ -315,6 +312,30 @@ def test_a_large_frontier_stays_small_and_a_wide_one_is_logarithmic() -> None:
     assert sum(circle.get("class") == "point" for circle in shown.iter("circle")) == 100
     heights = [float(c.get("cy")) for c in shown.iter("circle") if c.get("class") == "point"]
     assert heights[0] - heights[50] == pytest.approx(heights[50] - heights[-1], rel=0.05)
+
+
+def test_the_best_plans_within_a_budget_stand_below_the_frontier() -> None:
+    source = synthetic.full_report()
+    assert "The best within the budget" not in text_of(full())
+    points = source.frontier.points
+    asked = source.frontier.model_copy(update={"best": points[3:6], "diverse": points[7:9]})
+    shown = html.page(dataclasses.replace(source, frontier=asked))
+    assert len(re.findall(r'<svg class="small-u"', shown)) == 6 + 3 + 2
+    assert "The best within the budget" in text_of(shown)
+    marked = [one for one in picture(shown, "frontier").iter("rect") if one.get("class") == "point"]
+    assert [one.get("transform") is not None for one in marked] == [False] * 3 + [True] * 2
+    assert "Squares: the 3 best within the budgets. On their tip: 2 unlike ones." in text_of(shown)
+    assert len(set(re.findall(r'id="(plans-[\w-]+)"', shown))) == 11, "every title has an id of its own"
+
+
+def test_the_plan_stands_on_the_frontier_where_both_measure_damage_alike() -> None:
+    source = synthetic.full_report()
+    drawn = picture(full(), "frontier")
+    assert not any(t.text == "this plan" for t in drawn.iter("text")), "one damage is the prior's, the other measured"
+    edits = source.frontier.points[2].edits
+    same = dataclasses.replace(source, plan=source.plan.model_copy(update={"edits": edits}))
+    assert "this plan" in "".join(t.text for t in picture(html.page(same), "frontier").iter("text"))
+    assert "one more millisecond saved costs" in text_of(html.page(same))
 
 
 def test_validation_and_comparison_are_told() -> None:

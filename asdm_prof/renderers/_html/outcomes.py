@@ -121,7 +121,7 @@ def frontier(view: View) -> dict[str, Any] | None:
     return {
         "picture": charts.frontier(spots, own, chosen, AXES.get(found.by, plain(found.by, 40))),
         "caption": _frontier_caption(found, spots, own, view.profile.whole.latency_s.median),
-        "plans": list(_plans_along(view, found, spots)),
+        "rows": list(_rows_of_plans(view, found)),
     }
 
 
@@ -152,21 +152,32 @@ def _step_price(ordered: Sequence[charts.Spot], at: float, teacher_s: float) -> 
     return rise / (1e3 * teacher_s * (above[0].ratio - below[-1].ratio))
 
 
-def _plans_along(view: View, found: Frontier, spots: Sequence[charts.Spot]) -> Iterator[dict[str, Any]]:
-    """A few plans from fast to slow, each as a small U; those that do not fit the profile's UNet are left out."""
-    order = sorted(range(len(spots)), key=lambda i: spots[i].ratio)
+def _rows_of_plans(view: View, found: Frontier) -> Iterator[dict[str, Any]]:
+    """A few plans from fast to slow; where a budget was asked for, the best within it, and unlike ones."""
+    order = sorted(found.points, key=found.cost)
     step = max(1.0, (len(order) - 1) / (PLANS_SHOWN - 1))
-    chosen = dict.fromkeys(order[min(round(n * step), len(order) - 1)] for n in range(min(PLANS_SHOWN, len(order))))
-    for i in chosen:
-        point: FrontierPoint = found.points[i]
+    along = [order[i] for i in dict.fromkeys(min(round(n * step), len(order) - 1) for n in range(PLANS_SHOWN))]
+    for name, points in (
+        ("Along the frontier", along),
+        ("The best within the budget", found.best[:PLANS_SHOWN]),
+        ("Good ones that are unlike each other", found.diverse[:PLANS_SHOWN]),
+    ):
+        shown = list(_small_plans(view, points, f"plans-{name.partition(' ')[0].lower()}"))
+        if shown:
+            yield {"name": name, "plans": shown}
+
+
+def _small_plans(view: View, points: Sequence[FrontierPoint], name: str) -> Iterator[dict[str, Any]]:
+    """Each plan as a small U; those that do not fit the profile's UNet are left out."""
+    topology = view.profile.topology
+    for i, point in enumerate(points):
         try:
-            kept = resolve(view.profile.topology, point.edits)
+            kept = resolve(topology, point.edits)
         except ValueError:
             continue
-        name = edits_name(point.edits)
         yield {
-            "picture": small_u(f"frontier-{i}", name, view.profile.topology, kept.gone, kept.replaced),
-            "ratio": ratio(spots[i].ratio),
+            "picture": small_u(f"{name}-{i}", edits_name(point.edits), topology, kept.gone, kept.replaced),
+            "ratio": ratio(point.ratio),
             "damage": f"damage {number(point.damage)}",
             "edits": plural(len(point.edits), "edit"),
         }

@@ -232,10 +232,13 @@ class _Drawing:
         """Glue that has no place along the flow: the time embedding, and what runs between the parts."""
         drawn = {"conv_in", "conv_out"}
         outside = [part for part in self.profile.glue if not part.block and part.fqn not in drawn]
-        for place, part in enumerate(outside):
-            y = bottom + 50 - 20 * place
-            yield from self._square(part.fqn, 16.0, y)
-            yield text(30, y + 4.5, plain(part.label, 20), "quiet")
+        y = bottom + 56.0
+        for part in outside:
+            half = max(self._side(part.fqn) / 2, 8.0)
+            y -= half
+            yield from self._square(part.fqn, LARGEST / 2, y)
+            yield text(LARGEST / 2 + half + 6, y + 4.5, plain(part.label, 20), "quiet")
+            y -= half + 4
 
 
 def _left(depth: int) -> float:
