@@ -208,13 +208,15 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """The legal plan of least damage within budgets of latency, MACs, parameters or memory, proved optimal."""
-    found, _ = _profile(profile)
-    path = target(output, files.run_folder(files.short_name(found.family), found.backend, found.dtype), "plan.json")
-    files.check_writable(path, force)
     from asdm_prof import planner
     from asdm_prof import why as reasons
 
     asked = _asked(budget, macs, params, memory)
+    if not asked:
+        raise ValueError(planner.NO_BUDGET)
+    found, _ = _profile(profile)
+    path = target(output, files.run_folder(files.short_name(found.family), found.backend, found.dtype), "plan.json")
+    files.check_writable(path, force)
     checked, measured = _inputs(validation, damage)
     with _feasible(asked, found):
         made = planner.make_plan(found, asked, confidence, checked, measured)

@@ -35,6 +35,7 @@ __all__ = ["Choice", "Infeasible", "choices", "draw", "fastest_ratio", "make_pla
 
 STRUCTURAL_PRIOR = "structural prior"
 MEASURED = "measured damage"
+NO_BUDGET = "no budget; give one or more of --budget (latency), --macs, --params, --memory."
 MODEL_ERROR = 0.01  # of the teacher (1 σ): the assumed error of a sum of unit times as a student's, until validated
 
 
@@ -87,7 +88,7 @@ def parse_budgets(asked: Mapping[str, str], profile: Profile) -> dict[str, float
     Raises ValueError for a budget that is none, and where none is given.
     """
     if not asked:
-        raise ValueError("no budget; give one or more of --budget (latency), --macs, --params, --memory.")
+        raise ValueError(NO_BUDGET)
     whole = {
         "macs": profile.whole.macs,
         "params": profile.whole.params,

@@ -335,7 +335,8 @@ def best(problem: Problem, rows: Sequence[Row], fastest: bool = True) -> Solutio
     if fastest:
         programme.add(dict(enumerate(damage)), -np.inf, found.fun + max(abs(found.fun) * 1e-9, SOLVER_TOLERANCE))
         last = programme.minimise([-s for s in problem.saving])
-        if last is not None and problem.damage(_made(problem, last)) <= problem.damage(chosen) * (1 + 1e-9):
+        least = problem.damage(chosen)  # experts may bring back more than is lost: it can be below 0
+        if last is not None and problem.damage(_made(problem, last)) <= least + 1e-9 * abs(least):
             chosen = _made(problem, last)
     bound = float(found.mip_dual_bound) / programme.scale
     return Solution(chosen, problem.damage(chosen), bound, max(0.0, float(found.mip_gap)))

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from asdm.measure import latency
@@ -199,6 +199,7 @@ def test_the_plan_equals_brute_force(down: tuple[int, ...], mid: bool, seed: int
     assert plan.proof.bound == pytest.approx(best[0], abs=1e-9)
 
 
+@example(down=(2,), mid=False, seed=21153, ratio=0.546875)  # damage below 0, and two plans of it
 @settings(max_examples=15, deadline=None)
 @given(down=st.sampled_from([(1,), (2,)]), mid=st.booleans(), seed=st.integers(0, 10**6), ratio=st.floats(0.35, 0.97))
 def test_the_plan_with_experts_equals_brute_force(down: tuple[int, ...], mid: bool, seed: int, ratio: float) -> None:
