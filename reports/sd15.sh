@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the committed JSON of reports/sd15 anew, on a machine that does nothing else (about an hour on 2 cores):
-# two profiles (the second for the repeatability of the rank), the plan at 0.8, its student and the presets in pairs, and
-# each replacement against the unit that it replaces.
+# two profiles (the second for the repeatability of the rank), the plan at 0.8, its student and the presets in pairs, in
+# eager and in ONNX Runtime, and each replacement against the unit that it replaces.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
@@ -11,9 +11,12 @@ OUT=${OUT:-reports/sd15}
 "$BIN/asdm-prof" plan --budget 0.8 --profile "$OUT/profile.json" -o "$OUT/plan.json" --force
 "$BIN/asdm" build "$OUT/plan.json" -o "$OUT/student" --force
 "$BIN/asdm" bench --teacher sd15 --student "$OUT/student" --student a_sdm --time-budget 400 -o "$OUT/bench.json" --force
-"$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 180 -o "$OUT/bench-a_sdm-1.json" --force
-"$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 120 -o "$OUT/bench-a_sdm-2.json" --force
-"$BIN/asdm" bench --teacher sd15 --student a_sdm_clme --student a_sdm_clme_timestep --time-budget 400 -o "$OUT/bench-clme.json" --force
+"$BIN/asdm" bench --teacher sd15 --student a_sdm --student a_sdm_clme --student a_sdm_clme_timestep \
+  --time-budget 300 -o "$OUT/bench-clme.json" --force
+"$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 80 -o "$OUT/bench-a_sdm.json" --force
+"$BIN/asdm" bench --teacher sd15 --student a_sdm --student a_sdm_clme --student a_sdm_clme_timestep \
+  --backend onnxruntime --time-budget 120 -o "$OUT/runtimes/bench-onnxruntime.json" --force
+"$BIN/python" reports/students.py "$OUT"/bench*.json "$OUT"/runtimes/bench*.json --readme
 "$BIN/python" reports/pooled.py a_sdm "$OUT"/bench*.json --readme
 "$BIN/python" reports/networks.py -o "$OUT/networks.json" --force
 "$BIN/asdm-prof" report "$OUT/profile.json" -o "$OUT" --force
