@@ -71,7 +71,7 @@ def build(
             source, teacher, output, stage1, weights, device_or_default(device), dtype, seed, force, tell
         )
     if as_json:
-        print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
+        print(result.to_json(), end="")
     else:
         print(builder.describe(result, output))
     if result.warning:
@@ -206,7 +206,7 @@ def distill(
             terminal.say(f"The run in {output} is saved as far as it got; the same command goes on with it.")
         raise
     if trainer.is_main_process():
-        print(live.result_json(result) if as_json else live.result_text(result, output))
+        print(result.to_json() if as_json else f"{live.result_text(result, output)}\n", end="")
 
 
 @app.command()
@@ -316,7 +316,7 @@ def bench(
         result = benchmark.bench(teacher, sources, settings, tell, this_command("asdm"))
     result.save(path, force)
     if as_json:
-        print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
+        print(result.to_json(), end="")
     else:
         terminal.emit([_bench_row(s) for s in result.students], terminal.Format.table)
         if quality:
@@ -421,7 +421,7 @@ def export(
     with terminal.progress("Exporting") as tell:
         result = exporter.export(source, to, output, weights, dtype, size, seed, force, tell)
     if as_json:
-        print(json.dumps(result.model_dump(mode="json", by_alias=True), indent=1))
+        print(result.to_json(), end="")
     else:
         print(exporter.describe(result, output))
 

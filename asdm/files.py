@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -62,6 +63,11 @@ class Record(Frozen):
 def sha256_of(data: Any) -> str:
     """Hash of JSON values, however they are ordered and spaced."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def between_marks(text: str, mark: str, inside: str) -> str:
+    """A Markdown text with `inside` between `<!-- mark -->` and `<!-- /mark -->`."""
+    return re.sub(rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m: f"{m[1]}{inside}{m[2]}", text, flags=re.S)
 
 
 def utc_now() -> str:

@@ -116,10 +116,6 @@ def preview_json(stages: Sequence[StagePlan]) -> str:
     return json.dumps({"schema": "asdm.distill-preview/1", "stages": rows}, indent=1)
 
 
-def result_json(result: DistillResult) -> str:
-    return json.dumps(result.model_dump(mode="json", by_alias=True), indent=1)
-
-
 def result_text(result: DistillResult, output: Path) -> str:
     """Each stage's losses at its beginning and its end, and where the student is."""
     lines = []

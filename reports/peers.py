@@ -247,10 +247,7 @@ def into_readme(found: dict[str, Any]) -> None:
     """Put the table between its two marks."""
     readme = ROOT / "README.md"
     text = readme.read_text(encoding="utf-8")
-    made = re.sub(
-        r"(<!-- peers -->\n).*?(<!-- /peers -->)", lambda m: f"{m[1]}{table(found)}\n{m[2]}", text, flags=re.S
-    )
-    files.write_whole(readme, made, force=True)
+    files.write_whole(readme, files.between_marks(text, "peers", f"\n{table(found)}\n"), force=True)
 
 
 def main() -> None:

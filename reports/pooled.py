@@ -7,7 +7,6 @@ With `--readme` the figure goes between its marks in the README as well.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -51,7 +50,7 @@ def sentence(ratio: Estimate, pairs: int) -> str:
 
 def into_readme(text: str, said: str) -> str:
     """A README with the sentence between its two marks."""
-    return re.sub(r"(<!-- pooled -->).*?(<!-- /pooled -->)", lambda m: f"{m[1]}{said}{m[2]}", text, flags=re.S)
+    return files.between_marks(text, "pooled", said)
 
 
 def main(

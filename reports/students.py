@@ -5,7 +5,6 @@ python reports/students.py reports/sd15/bench*.json --readme
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -61,11 +60,6 @@ def _giga(macs: int) -> str:
     return f"{macs / 1e9:.1f}"
 
 
-def into_readme(text: str, made: str) -> str:
-    """A README with the table between its two marks."""
-    return re.sub(r"(<!-- table -->\n).*?(<!-- /table -->)", lambda m: f"{m[1]}{made}\n{m[2]}", text, flags=re.S)
-
-
 def main(
     bench: Annotated[list[Path], typer.Argument(help="bench.json files.")],
     readme: Annotated[bool, typer.Option("--readme", help="Put the table into the README.")] = False,
@@ -73,7 +67,8 @@ def main(
     """The README's table of students."""
     made = table([(str(path), BenchResult.load(path)) for path in bench])
     if readme:
-        files.write_whole(README, into_readme(README.read_text(encoding="utf-8"), made), force=True)
+        text = files.between_marks(README.read_text(encoding="utf-8"), "table", f"\n{made}\n")
+        files.write_whole(README, text, force=True)
         terminal.say(f"Wrote {README}")
     print(made)
 

@@ -68,11 +68,13 @@ def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
     tokens, nothing = tokens_of(words, prompts).view(len(data), 2, -1), tokens_of(words, [""])
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
     torch.manual_seed(0)
-    unet: Any = UNet2DConditionModel.from_config(CONFIG)
-    text: Any = CLIPTextModel.from_pretrained((recipe.start or folder) / ("text_encoder" if recipe.start else "clip"))
+    unet: Any
     if recipe.start:
-        unet = UNet2DConditionModel.from_pretrained(recipe.start / "unet")
-    unet, text = unet.float().train(), text.float()
+        unet = UNet2DConditionModel.from_pretrained(recipe.start / "unet").float().train()
+    else:
+        unet = UNet2DConditionModel.from_config(CONFIG)
+    text: Any = CLIPTextModel.from_pretrained(recipe.start / "text_encoder" if recipe.start else folder / "clip")
+    text = text.float()
     unet.set_attn_processor(AttnProcessor())  # faster than flash attention at 16 channels a head
     text.requires_grad_(recipe.text == "trained")
     predict = torch.compile(unet) if recipe.compiled else unet
