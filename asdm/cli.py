@@ -234,7 +234,7 @@ def cache(
         raise ValueError(f"per-shard {per_shard} is none; choose 1 or more.")
     setup = models.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     models.check_setup(setup)
-    with terminal.progress("Caching") as tell:
+    with terminal.progress("Caching", "pictures") as tell:
         found = caching.cache_latents(data, teacher, output, setup, split, per_shard, tell)
     if as_json:
         print(json.dumps(found.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1))
@@ -359,7 +359,7 @@ def generate(
     chosen = load_family(family)
     setup = models.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
-    with terminal.progress("Generating") as tell:
+    with terminal.progress("Generating", "steps") as tell:
         picture = pipelines.generate(chosen, prompt, setup, student, steps, guidance, tell)
     stream = io.BytesIO()
     picture.save(stream, format="PNG")

@@ -43,7 +43,26 @@ def lines(now: float | None = None) -> list[str]:
         for step in steps
     ]
     said = f"Next:  {next_one.command}" if next_one else f"All is done. Open {steps[-1].path} in a browser."
-    return [WELCOME, "", "What is here, newest first:", *shown, "", said, HELP]
+    more = besides(steps)
+    width = max((len(command) for command, _ in more), default=0)
+    offered = ["Besides:", *_columns(more, width)] if more else []
+    return [WELCOME, "", "What is here, newest first:", *shown, "", said, *offered, HELP]
+
+
+def besides(steps: list[Step]) -> tuple[tuple[str, str], ...]:
+    """What goes beyond the chain from here: the frontier, and where weights are real, damage and training."""
+    profile = _profile(steps[0].path) if steps and steps[0].path else None
+    plan = next((step.path for step in steps if step.name == "plan"), None)
+    if profile is None or plan is None:
+        return ()
+    family, real = profile.get("family"), profile.get("weights") != "random"
+    offers = [("asdm-prof frontier", "every plan that no other beats in both latency and damage", "frontier.json")]
+    if real:
+        offers += [
+            (f"asdm-prof sensitivity {family}", "measured damage of every edit, for plan --damage", "damage.json"),
+            (f"asdm distill {plan} --teacher {family} -o trained/", "train the student from its teacher", ""),
+        ]
+    return tuple((command, why) for command, why, made in offers if not (made and any(files.REPORTS.glob(f"*/{made}"))))
 
 
 HELP = "All commands: asdm-prof --help, asdm --help."

@@ -122,6 +122,21 @@ def recalled(judge: Judge, vectors: torch.Tensor, captions: Sequence[str], pool:
     return np.array(found)
 
 
+def matched(vectors: torch.Tensor, own: torch.Tensor, others: torch.Tensor, candidates: int = CANDIDATES) -> np.ndarray:
+    """1 for every picture (n, e) whose own real one (n, e) is the nearest among `candidates`, else 0 (n,).
+
+    The rest of them are drawn from `others` (m, e). Raises ValueError where those are too few.
+    """
+    rng, found = np.random.default_rng(0), []
+    for vector, right in zip(vectors, own, strict=True):
+        wrong = others[~(others == right).all(1)]
+        if len(wrong) < candidates - 1:
+            raise ValueError(f"a picture is looked for among {candidates}, and there are {len(wrong) + 1}.")
+        wrong = wrong[torch.from_numpy(rng.permutation(len(wrong))[: candidates - 1])]
+        found.append(float(right @ vector > (wrong @ vector).max()))
+    return np.array(found)
+
+
 def perceptual_distances(vgg: Any, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:
     """LPIPS-like distance (n,) of two series of pictures: unit-length VGG features, squared difference."""
     names = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")

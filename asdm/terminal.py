@@ -82,11 +82,11 @@ def _sentence(error: Exception) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Callable[[str, int, float | None], None]]:
-    """A spinner with stage, calls so far and the time left; where stderr is no terminal, a line now and then."""
+def progress(title: str, counted: str = "calls") -> Iterator[Callable[[str, int, float | None], None]]:
+    """A spinner with stage and time left; where stderr is no terminal, a line now and then, with a number `counted`."""
     console = log()
     if not console.is_terminal:
-        yield _lines(title)
+        yield _lines(title, counted)
         return
     columns = (
         SpinnerColumn(),
@@ -107,7 +107,7 @@ def progress(title: str) -> Iterator[Callable[[str, int, float | None], None]]:
         yield tell
 
 
-def _lines(title: str) -> Callable[[str, int, float | None], None]:
+def _lines(title: str, counted: str) -> Callable[[str, int, float | None], None]:
     last_stage, last_at = "", 0.0
 
     def tell(stage: str, calls: int, eta_s: float | None) -> None:
@@ -117,7 +117,7 @@ def _lines(title: str) -> Callable[[str, int, float | None], None]:
             return
         last_stage, last_at = stage, now
         left = "" if eta_s is None else f", {left_text(eta_s)} left"
-        say(f"{title}: {stage}" + (f", {calls} calls{left}" if calls else ""))
+        say(f"{title}: {stage}" + (f", {calls} {counted}{left}" if calls else ""))
 
     return tell
 

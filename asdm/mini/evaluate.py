@@ -69,19 +69,27 @@ def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: quality.T
     judge, vgg = Judge.load(), Vgg.load()
     rows, psnr = [], {}
     pools = {split: tuple(emoji.open_data(split).captions) for split in ("train", "held_out")}
+    known = quality.Seen.by(judge, emoji.open_data("train").images()).vectors
     for split, captions in pools.items():
         real = emoji.open_data(split)
+        truth = quality.Seen.by(judge, real.images()).vectors
         judging = quality.Judgement(judge, vgg, real, _pool(captions, pools))
         rebuilt = _rebuilt(made.vae, real.images())
         psnr[split] = round(_psnr(rebuilt, real.images()), 2)
+
+        def judged(drawn: quality.Drawn, judging: Any = judging, truth: torch.Tensor = truth) -> dict[str, Metric]:
+            found = quality.matched(quality.Seen.by(judge, drawn.images).vectors, truth, known)
+            return judging.alone(drawn) | {"picture_found": quality.mean(found)}
+
         for name, images in (("real", real.images()), ("reconstructed", rebuilt)):
             drawn = quality.Drawn(images, torch.zeros(len(real), 1, 1, 1))
-            rows.append(Row(name=name, split=split, pictures=len(real), metrics=judging.alone(drawn)))
+            rows.append(Row(name=name, split=split, pictures=len(real), metrics=judged(drawn)))
         for scale in guidance:
             done = partial(tell, f"{split}, guidance {scale:g}")
             drawn = quality.draw(made, captions, seed, STEPS, scale, done, batch=32)
-            metrics = judging.alone(drawn)
-            rows.append(Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=metrics))
+            rows.append(
+                Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=judged(drawn))
+            )
     return MiniQuality(created_utc=utc_now(), steps=STEPS, seed=seed, psnr_db=psnr, rows=tuple(rows))
 
 

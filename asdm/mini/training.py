@@ -120,7 +120,7 @@ class Run:
         tensors = {"step": torch.tensor(self.step), "steps": torch.tensor(self.stage.steps)}
         for i, (name, parameter, ema) in enumerate(zip(self.names, self.parameters, self.ema, strict=True)):
             tensors[f"weight/{name}"] = parameter.detach().contiguous()
-            tensors[f"ema/{name}"] = ema
+            tensors[f"ema/{name}"] = ema.contiguous()
             for what, tensor in self._moments(i).items():
                 tensors[f"{what}/{name}"] = tensor.contiguous()
         write_whole(self.folder / CHECKPOINT, save(tensors), force=True)
@@ -142,7 +142,7 @@ class Run:
                 for key in stored:
                     what = key.removesuffix(suffix)
                     if key.endswith(suffix) and what not in ("weight", "ema") and "/" not in what:
-                        moments[what] = stored[key].clone(memory_format=torch.preserve_format)
+                        moments[what] = _laid_out_as(parameter, stored[key])
 
     def use_average(self) -> nn.Module:
         """The module with the running average for its weights."""
@@ -150,6 +150,13 @@ class Run:
             for parameter, ema in zip(self.parameters, self.ema, strict=True):
                 parameter.copy_(ema)
         return self.stage.module.eval()
+
+
+def _laid_out_as(parameter: nn.Parameter, stored: torch.Tensor) -> torch.Tensor:
+    """The stored moment with its parameter's strides, so that a resumed step takes the same path through memory."""
+    if stored.shape != parameter.shape:
+        return stored.clone()
+    return torch.empty_like(parameter, dtype=stored.dtype, requires_grad=False).copy_(stored)
 
 
 def _is_matrix(parameter: torch.Tensor) -> bool:

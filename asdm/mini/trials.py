@@ -95,15 +95,10 @@ def judged(weights: Path, tell: Callable[..., None]) -> dict[str, Metric]:
     asked = [real[int(i)] for i in picks]
     made = pipeline(family, load_unet(family, str(weights)), Setup(weights=str(weights)))
     drawn = quality.draw(made, [e.caption for e in asked], 0, STEPS, GUIDANCE, tell, batch=50)
-    seen = quality.Seen.by(judge, drawn.images)
-    truth = quality.Seen.by(judge, torch.stack([e.image for e in asked]))
-    found = (seen.vectors @ truth.vectors.T).argmax(1) == torch.arange(DRAWN)
-    captions = [e.caption for e in asked]
-    return {
-        "picture_found": quality.mean(found.double().numpy()),
-        "recall_at_1": quality.mean(quality.recalled(judge, seen.vectors, captions, sorted(set(real.captions)))),
-        "frechet_distance": quality.of_sets(quality.frechet_distance, seen.features, truth.features),
-    }
+    truth = quality.Seen.by(judge, torch.stack([e.image for e in asked])).vectors
+    found = quality.matched(quality.Seen.by(judge, drawn.images).vectors, truth, truth, DRAWN)
+    alone = quality.Judgement(judge, None, asked, real.captions).alone(drawn)
+    return {"picture_found": quality.mean(found)} | {name: alone[name] for name in ("recall_at_1", "frechet_distance")}
 
 
 def main(
@@ -116,7 +111,7 @@ def main(
     if unknown := sorted(set(names or ()) - TRIALS.keys()):
         raise ValueError(f"unknown trial {unknown[0]!r}; choose from {', '.join(TRIALS)}.")
     done = {trial.name: trial for trial in Trials.load(output).trials} if output.exists() else {}
-    with terminal.progress("Trying") as tell:
+    with terminal.progress("Trying", "steps") as tell:
         for name in names or TRIALS:
             if name not in done:
                 done[name] = run(name, pictures, folder, tell)

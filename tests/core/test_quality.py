@@ -77,6 +77,14 @@ def test_recall_needs_enough_captions():
         quality.recalled(WordJudge(), torch.eye(3)[:1], ["red"], ["red", "green"])
 
 
+def test_a_picture_is_matched_where_its_own_real_one_is_nearest():
+    real = torch.eye(4)
+    drawn = torch.tensor([[0.9, 0.1, 0, 0], [0, 0.4, 0.6, 0], [0, 0, 1.0, 0]])
+    assert quality.matched(drawn, real[:3], real, candidates=4).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="looked for among 5, and there are 4"):
+        quality.matched(drawn, real[:3], real, candidates=5)
+
+
 def test_perceptual_distance_is_nothing_for_the_same_picture_and_grows_with_change():
     torch.manual_seed(0)
     vgg, image = Vgg(["a", "b"]).eval(), points(2, 3 * 32 * 32).view(2, 3, 32, 32).clamp(-1, 1)

@@ -15,7 +15,9 @@ import asdm_prof
 from asdm import guide
 from asdm.plan import PruningPlan
 from asdm.results import BuildResult
+from asdm_prof.damage import sensitivity_of
 from asdm_prof.records import Profile
+from asdm_prof.sensitivity import Settings
 from tests.prof import synthetic
 
 HOSTILE = "<script>alert(1)</script>"
@@ -58,6 +60,24 @@ def test_each_file_moves_the_next_step_on(run: Any, tmp_path: Path) -> None:
     assert "All is done. Open reports/sd15-eager/report.html" in done.out
     assert done.out.count("  done  ") == 5
     assert "859.0 M → 848.0 M parameters" in done.out
+
+
+def test_beyond_the_chain_what_needs_real_weights_is_offered_only_with_them(run: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "reports" / "sd15-eager"
+    synthetic.profile().save(folder / "profile.json")
+    assert "Besides:" not in run("asdm-prof").out
+    synthetic.plan().save(folder / "plan.json")
+    told = run("asdm-prof").out
+    assert "asdm-prof frontier " in told
+    assert "asdm-prof sensitivity" not in told
+    real = synthetic.profile().model_copy(update={"weights": "sd15/"})
+    real.save(folder / "profile.json", force=True)
+    synthetic.plan().model_copy(update={"profile_sha256": real.sha256()}).save(folder / "plan.json", force=True)
+    told = run("asdm-prof").out
+    assert "asdm-prof sensitivity sd15" in told
+    assert "asdm distill reports/sd15-eager/plan.json --teacher sd15 -o trained/" in told
+    (folder / "damage.json").write_text("{}")
+    assert "asdm-prof sensitivity" not in run("asdm-prof").out
 
 
 def test_a_plan_of_another_profile_does_not_count(run: Any, tmp_path: Path) -> None:
@@ -107,7 +127,7 @@ def test_the_tab_key_completes_commands_and_names(typed: str, offered: str) -> N
 
 
 def test_the_names_of_the_api_are_the_commands() -> None:
-    assert len(asdm_prof.__all__) == 12
+    assert len(asdm_prof.__all__) == 13
     for name in asdm_prof.__all__:
         assert callable(getattr(asdm_prof, name))
         assert getattr(asdm_prof, name).__doc__
@@ -134,8 +154,31 @@ def test_the_chain_in_python(tiny_folder: Path, tmp_path: Path) -> None:
         asdm_prof.report(profile, tmp_path / "page")
 
 
+def test_planning_on_damage_and_training_in_python(tiny_pipeline: Path, tmp_path: Path) -> None:
+    family = str(tiny_pipeline)
+    profile = asdm_prof.profile(family, backend="fake")
+    damage = sensitivity_of(family, Settings(split="held_out", prompts=2, timesteps=2), plans=0)
+    assert damage.edits
+    plan = asdm_prof.plan(profile, {"latency": "0.9", "params": "0.95"}, damage=damage)
+    assert plan.damage_sha256 == damage.sha256()
+    told: list[Any] = []
+    done = asdm_prof.distill(
+        plan,
+        tmp_path / "trained",
+        teacher=family,
+        recipe="bk_sdm",
+        steps=2,
+        split="held_out",
+        batch=2,
+        watch=told.append,
+    )
+    assert done.student_sha256
+    assert told
+
+
 def test_load_reads_what_the_commands_write(tmp_path: Path) -> None:
-    for record in (synthetic.profile(), synthetic.plan(), synthetic.bench(), synthetic.comparison()):
+    several = (synthetic.profile(), synthetic.plan(), synthetic.bench(), synthetic.comparison(), synthetic.damage())
+    for record in several:
         path = record.save(tmp_path / f"{type(record).__name__}.json")
         assert asdm_prof.load(path) == record
     (tmp_path / "other.json").write_text('{"schema": "somebody.else/1"}')

@@ -77,6 +77,8 @@ def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
     text = text.float()
     unet.set_attn_processor(AttnProcessor())  # faster than flash attention at 16 channels a head
     text.requires_grad_(recipe.text == "trained")
+    if recipe.compiled and recipe.optimizer == "adamw":  # Muon wants each kernel as one matrix in memory
+        unet.to(memory_format=torch.channels_last)
     predict = torch.compile(unet) if recipe.compiled else unet
 
     def loss(indices: torch.Tensor, generator: torch.Generator) -> Terms:
