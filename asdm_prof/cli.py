@@ -534,6 +534,9 @@ def report(
         Path | None, typer.Option(help="A frontier.json; default: the newest beside the profile.")
     ] = None,
     log: Annotated[Path | None, typer.Option(help="The log.jsonl of a student's distillation.")] = None,
+    beside: Annotated[
+        Path | None, typer.Option(help="The profile.json of another model of the same blocks, such as sd15's for mini.")
+    ] = None,
     formats: Annotated[
         str,
         typer.Option(
@@ -555,7 +558,7 @@ def report(
     folder = output or files.run_folder(files.short_name(found.family), found.backend, found.dtype)
     with terminal.progress("Reporting") as tell:
         tell("gathering", 0, None)
-        collected = gather.report(found, path, plan, bench, damage, frontier, log)
+        collected = gather.report(found, path, plan, bench, damage, frontier, log, beside)
         for name, source in collected.sources.items():
             terminal.say(f"{name}: {source}")
         for renderer in renderers:

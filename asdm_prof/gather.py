@@ -12,7 +12,7 @@ from asdm import files
 from asdm.families import load_family
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
-from asdm_prof import costs
+from asdm_prof import costs, resemblance
 from asdm_prof.planner import check_damage
 from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, TrainingLog, Validation
 from asdm_prof.renderers import FamilyCost, Report
@@ -29,6 +29,7 @@ def report(
     damage: Path | None = None,
     frontier: Path | None = None,
     log: Path | None = None,
+    beside: Path | None = None,
 ) -> Report:
     """A profile with what followed from it; files are matched by the hashes in them.
 
@@ -49,6 +50,10 @@ def report(
                      lambda found: found.profile_sha256 == sha256)  # fmt: skip
     if log is not None:
         sources["log"] = str(log)
+    other = Profile.load(files.find_input(beside)) if beside else None
+    if other:
+        resemblance.rows(profile, other)  # raises where the blocks are not the same
+        sources["beside"] = str(beside)
     return Report(
         profile=profile,
         plan=found_plan,
@@ -61,6 +66,7 @@ def report(
         frontier=found_frontier,
         budgets=budgets,
         log=TrainingLog.load(log) if log else None,
+        beside=other,
     )
 
 

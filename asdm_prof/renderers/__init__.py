@@ -31,6 +31,7 @@ class Report:
     frontier: Frontier | None = None
     budgets: Budgets | None = None
     log: TrainingLog | None = None  # of the distillation of one of the students
+    beside: Profile | None = None  # of another model of the same blocks, to see what structure they share
 
     def own_point(self) -> tuple[float, float] | None:
         """Where the plan stands beside the frontier: its cost and damage; None where the two measure damage apart."""

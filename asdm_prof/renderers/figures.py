@@ -9,6 +9,7 @@ import io
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import matplotlib.style
 from matplotlib.axes import Axes
@@ -20,6 +21,7 @@ from matplotlib.ticker import LogLocator
 from asdm.files import write_whole
 from asdm.measure import estimate
 from asdm.results import BenchStudent, Estimate
+from asdm_prof import resemblance
 from asdm_prof.records import PartRecord, Profile
 from asdm_prof.redundancy import rank
 from asdm_prof.renderers import FamilyCost, Report
@@ -114,6 +116,33 @@ def _cost_bars(axes: Axes, rows: list[FamilyCost | None], value: Callable[[Famil
     axes.set_xlim(0, 1.2 * most / scale)
     axes.set_xlabel(xlabel.format(unit))
     axes.tick_params(axis="y", length=0)
+
+
+# ---------------------------------------------------------------------------------------------- beside another model
+
+
+def structure(report: Report) -> Figure | None:
+    """What part of time and of parameters each block takes, here and in another model of the same blocks."""
+    profile, other = report.profile, report.beside
+    if other is None:
+        return None
+    rows = resemblance.rows(profile, other)[:-1]
+    figure = _figure(TWO_COLUMNS, 3.2)
+    top, bottom = figure.subplots(2, 1, sharex=True)
+    models = ((profile.title, [row.ours for row in rows], -0.2), (other.title, [row.theirs for row in rows], 0.2))
+    for (title, shares, shift), kind in zip(models, ("#0072B2", "#E69F00"), strict=True):
+        places, hatch = [x + shift for x in range(len(rows))], "" if shift < 0 else "////"
+        look: dict[str, Any] = {"width": 0.38, "color": kind, "hatch": hatch, "edgecolor": "white"}
+        top.bar(places, [100 * one.time.median for one in shares], label=plain(title, 40), **look)
+        _whiskers(top, places, [one.time.scaled(100) for one in shares])
+        bottom.bar(places, [100 * one.params for one in shares], **look)
+    top.set_ylabel("time (%)")
+    bottom.set_ylabel("parameters (%)")
+    bottom.set_xticks(range(len(rows)), [_block_label(profile, row.name) for row in rows])
+    for axes in (top, bottom):
+        axes.tick_params(axis="x", length=0)
+    figure.legend(loc="outside upper center", ncols=2)
+    return figure
 
 
 # ---------------------------------------------------------------------------------------------- where the time goes
@@ -557,6 +586,6 @@ def quality(report: Report) -> Figure | None:
 
 
 FIGURES = (
-    fig1_costs, fig2_latency_and_parameters, units_share, redundancy, predicted_vs_measured, students, validation,
-    rank_transfer, roofline, damage, frontier, damage_at_budgets, additivity, quality,
+    fig1_costs, fig2_latency_and_parameters, structure, units_share, redundancy, predicted_vs_measured, students,
+    validation, rank_transfer, roofline, damage, frontier, damage_at_budgets, additivity, quality,
 )  # fmt: skip

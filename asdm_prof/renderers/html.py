@@ -114,6 +114,7 @@ def _time(view: View) -> dict[str, Any]:
         "families": family_bars(costs) if costs else None,
         "families_caption": words.families_caption(costs) if costs else "",
         "families_table": cost_table(costs) if costs else None,
+        "beside": outcomes.beside(view),
         "family": plain(profile.family),
     }
 

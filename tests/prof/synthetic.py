@@ -588,4 +588,5 @@ def full_report() -> Report:
         frontier=frontier_of(with_roofline(source.profile)),
         budgets=budgets_of(with_roofline(source.profile)),
         log=log(),
+        beside=with_roofline(profile(seed=7)).model_copy(update={"family": "mini", "title": "Mini Stable Diffusion"}),
     )

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from asdm.plan import AnyEdit, ShadowPrice, resolve
 from asdm.results import BenchResult, Drawing, Estimate, Metric
+from asdm_prof import resemblance
 from asdm_prof.records import (
     Additivity,
     Budgets,
@@ -31,7 +32,7 @@ from asdm_prof.records import (
 from asdm_prof.renderers._format import number, percent, plain, plural, ratio
 from asdm_prof.renderers._html import charts
 from asdm_prof.renderers._html.svg import LEFT, STEP, Predicted, prediction_scatter
-from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, damage_cell
+from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, damage_cell, resemblance_table
 from asdm_prof.renderers._html.unet_svg import small_u
 from asdm_prof.renderers._html.view import BOUNDS, View, amount_text, damage_word, edits_share
 
@@ -70,6 +71,36 @@ def _roofline_caption(profile: Profile, parts: Sequence[PartRecord]) -> str:
         f"The nearer to the line, the better the machine is used. Bound: {said}. {first.fqn}, the "
         f"costliest unit, attains {percent(reached)} of its roof.",
         400,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- another model
+
+
+def beside(view: View) -> dict[str, Any] | None:
+    """This model's structure beside another's: what carries over from one to the other, and what does not."""
+    other = view.report.beside
+    if other is None:
+        return None
+    rows = resemblance.rows(view.profile, other)
+    return {
+        "title": plain(f"The same structure as {other.title}?"),
+        "sentence": _beside_sentence(view.profile, other, rows),
+        "table": resemblance_table(rows, (view.profile.title, other.title)),
+    }
+
+
+def _beside_sentence(ours: Profile, other: Profile, rows: Sequence[resemblance.Row]) -> str:
+    *blocks, shallow = rows
+    agreement, units = resemblance.rank_agreement(ours, other)
+    furthest = max(blocks, key=lambda row: abs(row.ours.time.median - row.theirs.time.median))
+    return plain(
+        f"The two shallow blocks take {percent(shallow.ours.time.median)} of the time here and "
+        f"{percent(shallow.theirs.time.median)} in {other.title}, with {percent(shallow.ours.params)} and "
+        f"{percent(shallow.theirs.params)} of the parameters. Over {plural(units, 'unit')} of the same name the order "
+        f"by time agrees with a rank correlation of {agreement:.2f}. Furthest apart is {furthest.name}: "
+        f"{percent(furthest.ours.time.median)} of the time here, {percent(furthest.theirs.time.median)} there.",
+        500,
     )
 
 

@@ -12,6 +12,7 @@ from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import decimals, fixed, number, plain, plural, ratio, ratio_interval, second_unit
 from asdm_prof.renderers._html.svg import KINDS, component_name
+from asdm_prof.resemblance import Row
 from asdm_prof.tree import Node
 
 
@@ -217,6 +218,21 @@ def block_table(sums: dict[str, dict[tuple[str, str], float]], blocks: Sequence[
             columns.append(Column(f"{KINDS[kind]} {'latency' if measure == 'time' else 'parameters'}", unit))
             cells.append(number_cells([sums[measure].get((block, kind)) for block in blocks]))
     return Table("blocks", "The same as a table.", columns, _rows(cells))
+
+
+def resemblance_table(rows: Sequence[Row], titles: tuple[str, str]) -> Table:
+    """Parts of the whole that each block takes in two models."""
+    columns, cells = [Column("block", numeric=False)], [name_cells(row.name for row in rows)]
+    for measure in ("time", "macs", "params"):
+        for title, shares in zip(titles, ([row.ours for row in rows], [row.theirs for row in rows]), strict=True):
+            name = {"time": "time", "macs": "MACs", "params": "parameters"}[measure]
+            columns.append(Column(f"{name}, {plain(title, 40)}", "%"))
+            if measure == "time":
+                cells.append(interval_cells([one.time for one in shares], 1e-2))
+            else:
+                cells.append(number_cells([100 * getattr(one, measure) for one in shares]))
+    found = _rows(cells)
+    return Table("beside", "Part of the whole UNet; glue is left out.", columns, found[:-1], found[-1:])
 
 
 def cost_table(costs: Sequence[FamilyCost]) -> Table:
