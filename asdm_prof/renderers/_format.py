@@ -14,6 +14,21 @@ SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+METRICS = {
+    "frechet_distance": "Fréchet distance",
+    "kernel_distance": "kernel distance",
+    "clip_score": "CLIP score",
+    "recall_at_1": "R@1",
+    "perceptual_to_teacher": "perceptual to teacher",
+    "latent_mse_to_teacher": "latent MSE to teacher",
+}
+
+
+def metric_name(metric: str, most: int = 34) -> str:
+    """A quality metric under the name that papers give it."""
+    return METRICS.get(metric) or plain(metric.replace("_", " "), most)
+
+
 def decimals(value: float, digits: int = 3) -> int:
     """Decimal places that show `value` with so many significant figures; negative left of the point."""
     if value == 0:

@@ -25,7 +25,16 @@ from asdm_prof import resemblance
 from asdm_prof.records import PartRecord, Profile
 from asdm_prof.redundancy import rank
 from asdm_prof.renderers import FamilyCost, Report
-from asdm_prof.renderers._format import count, count_unit, plain, plural, ratio, ratio_interval, second_unit
+from asdm_prof.renderers._format import (
+    count,
+    count_unit,
+    metric_name,
+    plain,
+    plural,
+    ratio,
+    ratio_interval,
+    second_unit,
+)
 
 OUTPUT = "figures"
 
@@ -581,7 +590,7 @@ def quality(report: Report) -> Figure | None:
         axes.set_yticks(range(len(judged)), [plain(student.name, 18) for student in judged])
         axes.set_ylim(len(judged) - 0.4, -0.6)
         axes.tick_params(axis="y", length=0)
-        axes.set_title(f"{plain(name, 30).replace('_', ' ')} (line: teacher, shaded: its noise)", size=7, loc="left")
+        axes.set_title(f"{metric_name(name)} (line: teacher, shaded: its noise)", size=7, loc="left")
     return figure
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from asdm.results import Metric
 from asdm_prof.records import Interval, PartRecord, Peaks, Profile, TrainingLog
-from asdm_prof.renderers._format import count, number, plain, ratio
+from asdm_prof.renderers._format import count, metric_name, number, plain, ratio
 from asdm_prof.renderers._html.svg import LINE, line, rect, shape, svg, tag, text
 
 LEFT, TOP, FOOT = 70, 16, 50  # pixels around a plot
@@ -269,7 +269,7 @@ def quality_bars(name: str, metric: str, rows: Sequence[tuple[str, Metric | None
     shown: list[tuple[str, float | None, Metric | None]] = [*bars, *((n, m.value if m else None, m) for n, m in rows)]
     bottom = 28 + BAR_STEP * len(shown)
     body: list[Markup] = [
-        text(0, 14, plain(metric.replace("_", " "), 34), "strong"),
+        text(0, 14, metric_name(metric), "strong"),
         text(BAR_LEFT + BAR_WIDTH + 62, 14, better, "end quiet"),
     ]
     if teacher is not None and noise > 0:

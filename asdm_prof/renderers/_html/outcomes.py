@@ -12,6 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from asdm import files
 from asdm.plan import AnyEdit, ShadowPrice, resolve
 from asdm.results import BenchResult, Drawing, Estimate, Metric
 from asdm_prof import resemblance
@@ -86,7 +87,7 @@ def beside(view: View) -> dict[str, Any] | None:
     return {
         "title": plain(f"The same structure as {other.title}?"),
         "sentence": _beside_sentence(view.profile, other, rows),
-        "table": resemblance_table(rows, (view.profile.title, other.title)),
+        "table": resemblance_table(rows, (files.short_name(view.profile.family), files.short_name(other.family))),
     }
 
 

@@ -10,7 +10,17 @@ from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate
 from asdm_prof.records import Interval, PartRecord, Profile
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
-from asdm_prof.renderers._format import decimals, fixed, number, plain, plural, ratio, ratio_interval, second_unit
+from asdm_prof.renderers._format import (
+    decimals,
+    fixed,
+    metric_name,
+    number,
+    plain,
+    plural,
+    ratio,
+    ratio_interval,
+    second_unit,
+)
 from asdm_prof.renderers._html.svg import KINDS, component_name
 from asdm_prof.resemblance import Row
 from asdm_prof.tree import Node
@@ -220,13 +230,13 @@ def block_table(sums: dict[str, dict[tuple[str, str], float]], blocks: Sequence[
     return Table("blocks", "The same as a table.", columns, _rows(cells))
 
 
-def resemblance_table(rows: Sequence[Row], titles: tuple[str, str]) -> Table:
+def resemblance_table(rows: Sequence[Row], models: tuple[str, str]) -> Table:
     """Parts of the whole that each block takes in two models."""
     columns, cells = [Column("block", numeric=False)], [name_cells(row.name for row in rows)]
     for measure in ("time", "macs", "params"):
-        for title, shares in zip(titles, ([row.ours for row in rows], [row.theirs for row in rows]), strict=True):
+        for model, shares in zip(models, ([row.ours for row in rows], [row.theirs for row in rows]), strict=True):
             name = {"time": "time", "macs": "MACs", "params": "parameters"}[measure]
-            columns.append(Column(f"{name}, {plain(title, 40)}", "%"))
+            columns.append(Column(name, f"{plain(model, 20)}, %"))
             if measure == "time":
                 cells.append(interval_cells([one.time for one in shares], 1e-2))
             else:
@@ -288,7 +298,7 @@ def bench_table(bench: BenchResult, number: int) -> Table:
             columns.append(Column(name, "student / teacher"))
             cells.append([Cell(ratio(1), value=1.0), *ratio_cells(values)])
     for metric in dict.fromkeys(name for student in students for name in student.quality):
-        columns.append(Column(plain(metric.replace("_", " "), 24)))
+        columns.append(Column(metric_name(metric, 24)))
         cells.append(_quality(metric, students))
     return Table(f"bench-{number}", _conditions(bench), columns, _rows(cells))
 
