@@ -76,7 +76,7 @@ class StudentUNet(UNet2DConditionModel):
 # ---------------------------------------------------------------------------------------------- presets
 
 
-def _without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit]:
+def without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit]:
     """One layer less in each down block (its last) and in each mirrored up block (its second)."""
     edits: list[AnyEdit] = []
     for block in blocks:
@@ -88,7 +88,7 @@ def _without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit
 def a_sdm(topology: Topology) -> list[AnyEdit]:
     """The paper's assembly (§2.2–2.4): a layer less in the shallowest pair, GRI on the attention left there."""
     down = topology.down_blocks[0]
-    edits = _without_layers(topology, (down,))
+    edits = without_layers(topology, (down,))
     gone = set(resolve(topology, edits).gone)
     shallow = (down, topology.mirror(down))
     return edits + [
@@ -120,7 +120,7 @@ def a_sdm_clme_timestep(topology: Topology) -> list[AnyEdit]:
 
 def bk_sdm_base(topology: Topology) -> list[AnyEdit]:
     """BK-SDM-Base: one layer less in every block."""
-    return _without_layers(topology, topology.down_blocks)
+    return without_layers(topology, topology.down_blocks)
 
 
 def bk_sdm_small(topology: Topology) -> list[AnyEdit]:
@@ -130,7 +130,7 @@ def bk_sdm_small(topology: Topology) -> list[AnyEdit]:
 
 def bk_sdm_tiny(topology: Topology) -> list[AnyEdit]:
     """BK-SDM-Tiny: Small without the deepest pair."""
-    shallower = _without_layers(topology, topology.down_blocks[:-1])
+    shallower = without_layers(topology, topology.down_blocks[:-1])
     return [*shallower, RemoveBlock(block="mid_block"), RemoveBlock(block=topology.down_blocks[-1])]
 
 

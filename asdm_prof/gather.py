@@ -14,7 +14,7 @@ from asdm.plan import PruningPlan
 from asdm.results import BenchResult
 from asdm_prof import costs
 from asdm_prof.planner import check_damage
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, TrainingLog, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, TrainingLog, Validation
 from asdm_prof.renderers import FamilyCost, Report
 
 R = TypeVar("R", bound=files.Record)
@@ -47,6 +47,7 @@ def report(
                                      partial(_check_frontier, profile))  # fmt: skip
     budgets = _first("budgets", "budgets*.json", Budgets, path.parent, sources,
                      lambda found: found.profile_sha256 == sha256)  # fmt: skip
+    proof = _first("proof", "proof*.json", Proof, path.parent, sources, lambda found: found.profile_sha256 == sha256)
     if log is not None:
         sources["log"] = str(log)
     return Report(
@@ -61,6 +62,7 @@ def report(
         frontier=found_frontier,
         budgets=budgets,
         log=TrainingLog.load(log) if log else None,
+        proof=proof,
     )
 
 

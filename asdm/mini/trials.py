@@ -102,7 +102,7 @@ def judged(weights: Path, tell: Callable[..., None]) -> dict[str, Metric]:
     return {
         "picture_found": quality.mean(found.double().numpy()),
         "recall_at_1": quality.mean(quality.recalled(judge, seen.vectors, captions, sorted(set(real.captions)))),
-        "frechet_distance": quality.of_sets(quality.frechet_distance, seen.features, truth.features),
+        "frechet_distance": quality.of_sets(quality.frechet_distance, seen.features, truth.features).metric(),
     }
 
 
