@@ -90,7 +90,7 @@ def distill(
     split: Annotated[str, typer.Option(help="Split of a data set that has some.")] = "train",
     steps: Annotated[int, typer.Option(help="Optimiser steps, of all stages together.")] = 10_000,
     recipe: Annotated[
-        str, typer.Option(help="progressive_incubation, bk_sdm, or FILE.py:FUNCTION.")
+        str, typer.Option(help="progressive_incubation, without_incubation, bk_sdm, or FILE.py:FUNCTION.")
     ] = "progressive_incubation",
     stage: Annotated[str | None, typer.Option(help="Run this stage alone, such as compressed, combined.")] = None,
     mode: Annotated[

@@ -52,6 +52,7 @@ from asdm.surgery import Applied
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adamw8bit")
 CALM_STEPS = 50  # before a stage's losses are known well enough to call one of them a spike
+TEACHER = "teacher"  # what a stage grafts from that has none before it
 MEMORY = 0.98  # of the running mean of each term
 RESULT = "distill.json"
 
@@ -61,14 +62,15 @@ class Stage:
     """One stage of a recipe: a plan, what its student starts from, and what it learns.
 
     With `grafts_from`, the name of a stage before it, the student is the combined UNet (§2.2, Fig. 4): that stage's
-    shallow blocks on the frozen teacher. Without, it is the teacher as the plan leaves it, and all of it learns.
+    shallow blocks on the frozen teacher; `TEACHER` stands for the teacher's own blocks as the plan leaves them.
+    Without, the student is the teacher as the plan leaves it, and all of it learns.
     """
 
     name: str
     plan: PruningPlan
     steps: int
     weights: Mapping[str, float]  # term → weight; see asdm.lesson.NAMES
-    grafts_from: str | None = None
+    grafts_from: str | None = None  # a stage's name, or TEACHER
     mode: Mode = "end_to_end"
     normalise: bool = True
 
@@ -199,6 +201,8 @@ def small_student(course: Course, stage: Stage) -> tuple[Any, Applied]:
     if stage.grafts_from is None:
         student, applied = students.build(course.shapes, stage.plan)
         return own_memory(student), applied
+    if stage.grafts_from == TEACHER:
+        return students.assemble(course.shapes, None, stage.plan)
     before = next(other for other in course.stages if other.name == stage.grafts_from)
     return students.assemble(course.shapes, small_student(course, before)[0], stage.plan, before.plan.edits)
 
@@ -725,6 +729,8 @@ def make_student(room: Classroom, stage: Stage) -> tuple[Any, Applied]:
     if stage.grafts_from is None:
         student, applied = students.build(room.teacher, stage.plan)
         return own_memory(student), applied
+    if stage.grafts_from == TEACHER:
+        return students.assemble(room.teacher, None, stage.plan)
     source = _folder_of(room.folder, stage.grafts_from)
     if not source.is_dir():
         raise ValueError(

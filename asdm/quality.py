@@ -11,7 +11,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,31 @@ class Seen:
         )
 
 
+@dataclass(frozen=True)
+class Samples:
+    """What a metric is made of: a value a picture, or the distance of each random half of the pictures."""
+
+    value: float
+    of: Literal["pictures", "halves"]
+    each: np.ndarray
+
+    def metric(self) -> Metric:
+        """The value with its 95 % interval.
+
+        Halves are without replacement, since a picture that a bootstrap draws twice is a twin that no model made. A
+        half's variance about the halves' mean is the whole's own.
+        """
+        if self.of == "pictures":
+            return mean(self.each)
+        low, high = np.quantile(self.each - self.each.mean(), [0.025, 0.975])
+        return Metric(value=self.value, low=self.value + float(low), high=self.value + float(high))
+
+
+def of_pictures(values: np.ndarray) -> Samples:
+    """The mean of one value a picture."""
+    return Samples(float(values.mean()), "pictures", values)
+
+
 # ---------------------------------------------------------------------------------------------- sets of pictures
 
 
@@ -83,18 +108,14 @@ class _AsIs(nn.Module):
         return features
 
 
-def of_sets(distance: Callable[[torch.Tensor, torch.Tensor], float], drawn: torch.Tensor, real: torch.Tensor) -> Metric:
-    """A distance of two sets, pair by pair of one caption, and its 95 % interval from random halves.
-
-    Halves without replacement, since a picture that a bootstrap draws twice is a twin that no model made. A half's
-    variance about the halves' mean is the whole's own.
-    """
+def of_sets(
+    distance: Callable[[torch.Tensor, torch.Tensor], float], drawn: torch.Tensor, real: torch.Tensor
+) -> Samples:
+    """A distance of two sets, pair by pair of one caption, and that of 200 random halves, the same ones each time."""
     generator = torch.Generator().manual_seed(0)
     halves = [torch.randperm(len(real), generator=generator)[: len(real) // 2] for _ in range(DRAWS)]
-    found = np.array([distance(drawn[half], real[half]) for half in halves])
-    low, high = np.quantile(found - found.mean(), [0.025, 0.975])
-    value = distance(drawn, real)
-    return Metric(value=value, low=value + float(low), high=value + float(high))
+    each = np.array([distance(drawn[half], real[half]) for half in halves])
+    return Samples(distance(drawn, real), "halves", each)
 
 
 # ---------------------------------------------------------------------------------------------- picture by picture
@@ -240,15 +261,19 @@ class Judgement:
 
     def alone(self, drawn: Drawn) -> dict[str, Metric]:
         """Distances to the real pictures, and whether a picture shows its caption."""
+        return {name: samples.metric() for name, samples in self.samples(drawn).items()}
+
+    def samples(self, drawn: Drawn) -> dict[str, Samples]:
+        """What `alone` is made of."""
         seen, real, own = Seen.by(self.judge, drawn.images), self._real, self._captions
         found = {
             "frechet_distance": of_sets(frechet_distance, seen.features, real.features),
             "kernel_distance": of_sets(kernel_distance, seen.features, real.features),
-            "clip_score": mean(clip_scores(seen.vectors, own)),
+            "clip_score": of_pictures(clip_scores(seen.vectors, own)),
         }
         if len(set(self.pool)) >= CANDIDATES:
             captions = [example.caption for example in self.real]
-            found["recall_at_1"] = mean(recalled(self.judge, seen.vectors, captions, self.pool))
+            found["recall_at_1"] = of_pictures(recalled(self.judge, seen.vectors, captions, self.pool))
         return found
 
     @cached_property
@@ -259,12 +284,15 @@ class Judgement:
     def _captions(self) -> torch.Tensor:
         return self.judge.text_embedding([example.caption for example in self.real]).float().cpu()
 
-    @torch.inference_mode()
     def _agreement(self, drawn: Drawn, teacher: Drawn) -> dict[str, Metric]:
+        return {name: samples.metric() for name, samples in self.agreement(drawn, teacher).items()}
+
+    @torch.inference_mode()
+    def agreement(self, drawn: Drawn, teacher: Drawn) -> dict[str, Samples]:
         """Distance to the teacher's pictures, one by one: of the same seeds for a student, of others for the floor."""
         return {
-            "perceptual_to_teacher": mean(perceptual_distances(self.vgg, drawn.images, teacher.images)),
-            "latent_mse_to_teacher": mean((drawn.latents - teacher.latents).square().mean((1, 2, 3)).numpy()),
+            "perceptual_to_teacher": of_pictures(perceptual_distances(self.vgg, drawn.images, teacher.images)),
+            "latent_mse_to_teacher": of_pictures((drawn.latents - teacher.latents).square().mean((1, 2, 3)).numpy()),
         }
 
 

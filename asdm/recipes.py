@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asdm.distill import Recipe, Stage
+from asdm.distill import TEACHER, Recipe, Stage
 from asdm.lesson import BLOCKS, LEGAL, MODES
 from asdm.plan import AnyEdit, PruningPlan, RemoveLayer, ReplaceUnit, Topology, resolve
 from asdm.students import with_grafts
@@ -40,13 +40,20 @@ def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) ->
     )
 
 
+def without_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
+    """Stage 2 alone, for all of the steps: the combined UNet, its shallow blocks as the plan leaves the teacher's."""
+    return (Stage("combined", with_grafts(plan, topology), steps, SAS, grafts_from=TEACHER),)
+
+
 def bk_sdm(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
     """BK-SDM's one stage: the plan's student, all of it trainable, 1·denoising + 1·output + 1·Σ features, raw."""
     weights = {"denoising": 1.0, "output": 1.0, "features": 1.0}
     return (Stage("distilled", plan, steps, weights, normalise=False),)
 
 
-RECIPES: dict[str, Recipe] = {recipe.__name__: recipe for recipe in (progressive_incubation, bk_sdm)}
+RECIPES: dict[str, Recipe] = {
+    recipe.__name__: recipe for recipe in (progressive_incubation, without_incubation, bk_sdm)
+}
 
 
 def load(name: str) -> Recipe:

@@ -76,7 +76,7 @@ class StudentUNet(UNet2DConditionModel):
 # ---------------------------------------------------------------------------------------------- presets
 
 
-def _without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit]:
+def without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit]:
     """One layer less in each down block (its last) and in each mirrored up block (its second)."""
     edits: list[AnyEdit] = []
     for block in blocks:
@@ -88,7 +88,7 @@ def _without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit
 def a_sdm(topology: Topology) -> list[AnyEdit]:
     """The paper's assembly (§2.2–2.4): a layer less in the shallowest pair, GRI on the attention left there."""
     down = topology.down_blocks[0]
-    edits = _without_layers(topology, (down,))
+    edits = without_layers(topology, (down,))
     gone = set(resolve(topology, edits).gone)
     shallow = (down, topology.mirror(down))
     return edits + [
@@ -120,7 +120,7 @@ def a_sdm_clme_timestep(topology: Topology) -> list[AnyEdit]:
 
 def bk_sdm_base(topology: Topology) -> list[AnyEdit]:
     """BK-SDM-Base: one layer less in every block."""
-    return _without_layers(topology, topology.down_blocks)
+    return without_layers(topology, topology.down_blocks)
 
 
 def bk_sdm_small(topology: Topology) -> list[AnyEdit]:
@@ -130,7 +130,7 @@ def bk_sdm_small(topology: Topology) -> list[AnyEdit]:
 
 def bk_sdm_tiny(topology: Topology) -> list[AnyEdit]:
     """BK-SDM-Tiny: Small without the deepest pair."""
-    shallower = _without_layers(topology, topology.down_blocks[:-1])
+    shallower = without_layers(topology, topology.down_blocks[:-1])
     return [*shallower, RemoveBlock(block="mid_block"), RemoveBlock(block=topology.down_blocks[-1])]
 
 
@@ -261,9 +261,11 @@ def with_grafts(plan: PruningPlan, shape: Topology) -> PruningPlan:
 
 
 def assemble(
-    teacher: nn.Module, stage1: nn.Module, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None = None
+    teacher: nn.Module, stage1: nn.Module | None, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None = None
 ) -> tuple[UNet2DConditionModel, Applied]:
     """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, all else the teacher's own.
+
+    Without a stage-1 student the grafted blocks start as the plan leaves the teacher's, in memory of their own.
 
     What is not grafted shares the teacher's memory and is frozen, and so is what `plan.frozen` names; grafted blocks
     have memory of their own and learn. Layers that are left in a grafted block match the stage-1 student's in order;
@@ -273,11 +275,15 @@ def assemble(
     kept = resolve(topology(teacher), plan.edits)
     if not kept.grafted:
         raise ValueError(f"the plan {plan.name} grafts no block; add graft_block edits.")
-    _check_same_layers(teacher, plan, stage1_edits if stage1_edits is not None else _edits_of(stage1))
+    if stage1 is not None:
+        _check_same_layers(teacher, plan, stage1_edits if stage1_edits is not None else _edits_of(stage1))
     student, applied = _operate(teacher, plan)
     here = {theirs: mine for mine, theirs in applied.name_map.items()}
     blocks, theirs = [here[block] for block in kept.grafted], teacher.state_dict().keys()
     for block, mine in zip(kept.grafted, blocks, strict=True):
+        if stage1 is None:
+            _graft(student.get_submodule(mine), student.get_submodule(mine), block, set())
+            continue
         source = counterpart(teacher, block, stage1)
         added = {
             name

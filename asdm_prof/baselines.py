@@ -6,14 +6,16 @@ at the highest resolution"; random legal plans.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from asdm.plan import AnyEdit, RemoveUnit, Topology, resolve
-from asdm.students import PRESETS
+from asdm.plan import AnyEdit, RemoveBlock, RemoveUnit, Topology, resolve
+from asdm.students import PRESETS, without_layers
 from asdm_prof import planner
 from asdm_prof.problem import Problem
+from asdm_prof.records import Profile
 
 HAND_MADE = ("a_sdm", "bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny")
 Edits = tuple[AnyEdit, ...]
@@ -37,6 +39,25 @@ def no_attention_at_the_top(shape: Topology) -> Edits:
     """SnapFusion's finding as a plan: no Transformer in the blocks of the highest resolution."""
     top = (shape.down_blocks[0], shape.mirror(shape.down_blocks[0]))
     return tuple(RemoveUnit(unit=u.fqn) for u in shape.units if u.kind == "transformer" and u.block in top)
+
+
+def bk_style(profile: Profile, ratio: float) -> Edits:
+    """BK-SDM's rule brought to a latency: of all plans by its rule, the one that the profile puts nearest to `ratio`.
+
+    The rule takes a layer from both blocks of a pair, and the middle block; BK-SDM's own three do so in every pair.
+    """
+    return min(_by_bk_rule(profile.topology), key=lambda edits: abs(planner.price(profile, edits).ratio - ratio))
+
+
+def _by_bk_rule(shape: Topology) -> Iterator[Edits]:
+    pairs = [down for down in shape.down_blocks if len(shape.layers(down)) > 1]
+    chosen = itertools.chain.from_iterable(itertools.combinations(pairs, n) for n in range(len(pairs), -1, -1))
+    for some in chosen:
+        edits = tuple(without_layers(shape, some))
+        if edits:
+            yield edits
+        if "mid_block" in shape.blocks:
+            yield (*edits, RemoveBlock(block="mid_block"))
 
 
 def greedy(problem: Problem, ratio: float) -> Edits | None:

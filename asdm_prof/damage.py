@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -81,6 +82,57 @@ def sensitivity_of(
         work=found.work,
         environment=measure.environment(settings.device, found.threads),
     )
+
+
+def kept_profile(
+    path: Path,
+    family: str,
+    settings: profiler.Settings,
+    fresh: bool = False,
+    watch: profiler.Watch | None = None,
+    command: str = "",
+) -> Profile:
+    """The profile in `path` where it is of these weights, or else a new one, which is saved there."""
+    loaded = load_family(family)
+    if path.exists() and not fresh:
+        found, teacher = Profile.load(path), models.load_unet(loaded, models.default_weights(loaded))
+        if (found.config_sha256, found.weights_sha256) in _identities(teacher, settings):
+            return found
+    made = profiler.profile(family, settings, watch, command=command)
+    made.save(path, force=True)
+    return made
+
+
+def _identities(teacher: Any, settings: profiler.Settings) -> set[tuple[str, str | None]]:
+    """Config and weights of a profile of this teacher; one with made-up times has no weights."""
+    config = models.unet_config_sha256(teacher.config)
+    return {(config, models.weights_sha256(teacher))} | ({(config, None)} if settings.backend == "fake" else set())
+
+
+def kept_damage(
+    path: Path,
+    family: str,
+    settings: Settings,
+    plans: int,
+    weights_sha256: str | None,
+    fresh: bool = False,
+    tell: Tell = lambda *_: None,
+    command: str = "",
+) -> Damage:
+    """The damage in `path` where it was measured as asked on these weights (None: any), or else measured and saved.
+
+    An interrupted measurement goes on where it was.
+    """
+    if path.exists() and not fresh:
+        found = Damage.load(path)
+        asked = (settings.prompts, settings.timesteps, weights_sha256 or found.weights_sha256)
+        if (found.prompts, len(found.timesteps), found.weights_sha256) == asked:
+            return found
+    run_file = path.with_name(f"{path.name}.run")
+    made = sensitivity_of(family, settings, plans, run_file=run_file, tell=tell, command=command)
+    made.save(path, force=True)
+    run_file.unlink(missing_ok=True)
+    return made
 
 
 def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:

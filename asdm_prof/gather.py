@@ -14,7 +14,7 @@ from asdm.plan import PruningPlan
 from asdm.results import BenchResult
 from asdm_prof import costs, resemblance
 from asdm_prof.planner import check_damage
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, TrainingLog, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, TrainingLog, Validation
 from asdm_prof.renderers import FamilyCost, Report
 
 R = TypeVar("R", bound=files.Record)
@@ -48,6 +48,7 @@ def report(
                                      partial(_check_frontier, profile))  # fmt: skip
     budgets = _first("budgets", "budgets*.json", Budgets, path.parent, sources,
                      lambda found: found.profile_sha256 == sha256)  # fmt: skip
+    proof = _first("proof", "proof*.json", Proof, path.parent, sources, lambda found: found.profile_sha256 == sha256)
     if log is not None:
         sources["log"] = str(log)
     other = Profile.load(files.find_input(beside)) if beside else None
@@ -67,6 +68,7 @@ def report(
         budgets=budgets,
         log=TrainingLog.load(log) if log else None,
         beside=other,
+        proof=proof,
     )
 
 

@@ -9,18 +9,15 @@ An interrupted run goes on where it was. Also for other families with weights of
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from asdm import files, models, terminal
-from asdm.families import load_family
+from asdm import files, terminal
 from asdm.options import this_command
 from asdm_prof import budgets, damage, frontier, gather, planner, why
 from asdm_prof.live import watching
 from asdm_prof.profiler import Settings as ProfileSettings
-from asdm_prof.profiler import profile as measure_profile
-from asdm_prof.records import Damage, Profile
 from asdm_prof.renderers import console, figures
 
 SHOWN = "0.75"
@@ -40,8 +37,12 @@ def main(
     command = this_command("python")
     settings = damage.Settings(threads=threads, prompts=prompts, timesteps=timesteps)
     files.make_folder(output)
-    profile = _profile(family, output / "profile.json", threads, fresh, command)
-    found = _damage(family, settings, plans, profile, output / "damage.json", fresh, command)
+    with watching("Profiling") as watch:
+        timing = ProfileSettings(threads=threads)
+        profile = damage.kept_profile(output / "profile.json", family, timing, fresh, watch, command)
+    with terminal.progress("Measuring damage") as tell:
+        sha256, path = profile.weights_sha256, output / "damage.json"
+        found = damage.kept_damage(path, family, settings, plans, sha256, fresh, tell, command)
     console.print_damage(found, console.stdout_console())
     front = frontier.make_frontier(profile, found, "latency", {"latency": SHOWN}, 10, 10)
     front.save(output / "frontier.json", force=True)
@@ -54,35 +55,6 @@ def main(
     compared.save(output / "budgets.json", force=True)
     terminal.emit(console.budget_rows(compared), terminal.Format.table)
     figures.render(gather.report(profile, output / "profile.json"), output)
-
-
-def _profile(family: str, path: Path, threads: int | None, fresh: bool, command: str) -> Any:
-    loaded = load_family(family)
-    teacher = models.load_unet(loaded, models.default_weights(loaded))
-    if path.exists() and not fresh:
-        found = Profile.load(path)
-        if found.weights_sha256 == models.weights_sha256(teacher):
-            return found
-    with watching("Profiling") as watch:
-        made = measure_profile(family, ProfileSettings(threads=threads), watch, command=command)
-    made.save(path, force=True)
-    return made
-
-
-def _damage(
-    family: str, settings: damage.Settings, plans: int, profile: Any, path: Path, fresh: bool, command: str
-) -> Any:
-    if path.exists() and not fresh:
-        found = Damage.load(path)
-        asked = (settings.prompts, settings.timesteps, profile.weights_sha256)
-        if (found.prompts, len(found.timesteps), found.weights_sha256) == asked:
-            return found
-    run_file = path.with_name(f"{path.name}.run")
-    with terminal.progress("Measuring damage") as tell:
-        made = damage.sensitivity_of(family, settings, plans, run_file=run_file, tell=tell, command=command)
-    made.save(path, force=True)
-    run_file.unlink(missing_ok=True)
-    return made
 
 
 if __name__ == "__main__":

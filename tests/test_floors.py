@@ -51,8 +51,20 @@ FLOORS = {
     "asdm_prof": [
         {"records", "tree"},
         {"profiler", "roofline", "trust", "costs", "sensitivity"},
-        {"redundancy", "planner", "problem", "frontier", "why", "additivity", "baselines"},
-        {"renderers", "gather", "live", "validate", "compare", "transfer", "processes", "damage", "budgets", "facts"},
+        {"redundancy", "planner", "problem", "frontier", "why", "additivity", "baselines", "evidence"},
+        {
+            "renderers",
+            "gather",
+            "live",
+            "validate",
+            "compare",
+            "transfer",
+            "processes",
+            "damage",
+            "budgets",
+            "facts",
+            "proof",
+        },
         {"cli", "api"},
     ],
 }
@@ -70,6 +82,7 @@ NO_TORCH = [
     "compare",
     "transfer",
     "api",
+    "evidence",
 ]
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, TrainingLog, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, TrainingLog, Validation
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,7 @@ class Report:
     budgets: Budgets | None = None
     log: TrainingLog | None = None  # of the distillation of one of the students
     beside: Profile | None = None  # of another model of the same blocks, to see what structure they share
+    proof: Proof | None = None
 
     def own_point(self) -> tuple[float, float] | None:
         """Where the plan stands beside the frontier: its cost and damage; None where the two measure damage apart."""

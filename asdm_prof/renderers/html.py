@@ -148,6 +148,7 @@ def _plan(view: View) -> dict[str, Any]:
         "budgets": outcomes.budgets(view),
         "benches": [_bench(bench, i, drawn) for i, bench in enumerate(view.report.benches, 1)],
         "training": outcomes.training(view),
+        "proof": outcomes.proof(view),
         "family": plain(view.profile.family),
     }
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from asdm import distill, live, recipes
+from asdm import distill, live, models, recipes, students
 from asdm.distill import Draw, Status, balanced, rate
 from asdm.families import load_family
 from tests.core.test_distill import WEIGHTS, Stop, go, log_of, settings, stop_after
@@ -54,6 +54,20 @@ def test_bf16_autocast_trains_fp32_weights(tiny_pipeline: Path, plain: Path, tmp
     for mine, yours in zip(log_of(plain), log_of(tmp_path / "s"), strict=True):
         assert yours["denoising"] == pytest.approx(mine["denoising"], rel=0.05)
         assert yours["denoising"] != mine["denoising"]
+
+
+def test_stage_2_alone_starts_from_the_teachers_own_blocks(tiny_pipeline: Path, tmp_path: Path) -> None:
+    result = go(tiny_pipeline, tmp_path / "s", recipe=recipes.without_incubation, steps=2, learning_rate=0.0, ema=0.0)
+    (combined,) = result.stages
+    assert combined.steps == 2
+    assert combined.audit.trainable.params > 0
+    assert not set(combined.audit.trainable.names) & set(combined.audit.shared_with_teacher.names)
+    teacher = models.load_unet(load_family(str(tiny_pipeline)), str(tiny_pipeline))
+    plan = students.read_plan("a_sdm_clme", teacher, "tiny")
+    pruned, _ = students.build(teacher, plan)
+    student = load_file(tmp_path / "s" / WEIGHTS)
+    assert student.keys() == pruned.state_dict().keys()
+    assert all(torch.equal(student[name], tensor) for name, tensor in pruned.state_dict().items())
 
 
 def test_blockwise_trains_goes_on_after_a_stop_and_its_losses_fall(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_kernel_distance_sees_a_move_and_is_unbiased_without_one():
 
 def test_a_distance_lies_in_its_interval_and_more_pictures_narrow_it():
     def width(n: int) -> float:
-        found = quality.of_sets(quality.frechet_distance, points(n, 4, seed=1) + 0.5, points(n, 4))
+        found = quality.of_sets(quality.frechet_distance, points(n, 4, seed=1) + 0.5, points(n, 4)).metric()
         assert found.low <= found.value <= found.high
         return found.high - found.low
 

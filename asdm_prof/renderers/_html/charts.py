@@ -9,7 +9,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from asdm.results import Metric
+from asdm.results import Estimate, Metric
 from asdm_prof.records import Interval, PartRecord, Peaks, Profile, TrainingLog
 from asdm_prof.renderers._format import count, metric_name, number, plain, ratio
 from asdm_prof.renderers._html.svg import LINE, line, rect, shape, svg, tag, text
@@ -295,8 +295,49 @@ def _quality_bar(row: str, value: float | None, one: Metric | None, x: Axis, top
     yield text(end + 6, top + 14, number(value), "halo")
 
 
+# ---------------------------------------------------------------------------------------------- proof
+
+
+@dataclass(frozen=True)
+class Student:
+    """A student in the plane of latency and quality, both with their intervals."""
+
+    name: str
+    ratio: Estimate
+    quality: Estimate
+    ours: bool
+
+
+def tradeoff(name: str, title: str, students: Sequence[Student], teacher: float, noise: float, better: str) -> Markup:
+    """Latency across, one quality metric up, bars in both directions; around the teacher his noise is shaded."""
+    values = [v for one in students for v in (one.quality.low, one.quality.high)] + [teacher - noise, teacher + noise]
+    ratios = [v for one in students for v in (one.ratio.low, one.ratio.high)]
+    air = 0.06 * ((max(values) - min(values)) or 1.0)
+    x = Axis(min(ratios) - 0.02, max(ratios) + 0.02, LEFT, LEFT + CURVE_WIDTH)
+    y = Axis(min(values) - air, max(values) + air, TOP + PANEL_HIGH, TOP)
+    body = [rect(x.start, y(teacher + noise), CURVE_WIDTH, y(teacher - noise) - y(teacher + noise), "band")]
+    body += _frame(x, y, "latency, student / teacher", f"{plain(title, 24)} ({better})", x_unit="×")
+    body.append(line(x.start, y(teacher), x.end, y(teacher), "even"))
+    for one in students:
+        at = x(one.ratio.median), y(one.quality.median)
+        told = f"{one.name}: {ratio(one.ratio.median)}, {title} {number(one.quality.median)}"
+        told += f" [{number(one.quality.low)}, {number(one.quality.high)}]"
+        bars = (
+            line(x(one.ratio.low), at[1], x(one.ratio.high), at[1], "bar"),
+            line(at[0], y(one.quality.low), at[0], y(one.quality.high), "bar"),
+        )
+        mark = (
+            tag("circle", cx=at[0], cy=at[1], r=4.5, class_="point own")
+            if one.ours
+            else rect(at[0] - 3.5, at[1] - 3.5, 7, 7, "glue")
+        )
+        body.append(tag("g", tag("title", plain(told, 200)), *bars, mark))
+    return svg(name, f"{plain(title)} at each latency", LEFT + CURVE_WIDTH + 40, TOP + PANEL_HIGH + FOOT, body)
+
+
 # ---------------------------------------------------------------------------------------------- training
 
+PANEL_HIGH = 200
 CURVE_WIDTH, CURVE_HEIGHT, CURVE_POINTS = 380, 150, 160
 
 

@@ -15,7 +15,7 @@ from markupsafe import Markup
 from asdm import files
 from asdm.plan import AnyEdit, ShadowPrice, resolve
 from asdm.results import BenchResult, Drawing, Estimate, Metric
-from asdm_prof import resemblance
+from asdm_prof import evidence, resemblance
 from asdm_prof.records import (
     Additivity,
     Budgets,
@@ -27,6 +27,7 @@ from asdm_prof.records import (
     Interval,
     PartRecord,
     Profile,
+    Proof,
     TrainingLog,
     ValidatedPlan,
 )
@@ -446,6 +447,68 @@ def _data_uri(png: str) -> str:
     except (binascii.Error, ValueError):
         data = b""
     return f"data:image/png;base64,{png}" if data.startswith(b"\x89PNG\r\n") else ""
+
+
+# ---------------------------------------------------------------------------------------------- proof
+
+
+def proof(view: View) -> dict[str, Any] | None:
+    """Students made in several ways from equal training: table, pictures, and what follows from them."""
+    found = view.report.proof
+    if found is None or not found.rows[0].results or not evidence.trained(found):
+        return None
+    counts = {len(row.results) for row in evidence.trained(found)}
+    seeds = "one training seed, so what seeds do is in no interval" if counts == {1} else "pictures and training seeds"
+    return {
+        "pictures": list(_tradeoffs(found)),
+        "caption": plain(
+            "Ours as circles, others as squares; the line is the teacher, shaded what he differs by from himself with "
+            f"other seeds. Bars are 95 % intervals over {seeds}.",
+            400,
+        ),
+        "table": _proof_table(found),
+        "verdicts": [plain(evidence.verdict_sentence(one), 900) for one in evidence.verdicts(found)],
+        "groups": [
+            (GROUPS[name], [plain(evidence.component_sentence(one), 600) for one in ones])
+            for name, ones in evidence.groups(found).items()
+        ],
+    }
+
+
+GROUPS = {
+    "helped": "What helped",
+    "mixed": "What helped in one metric and hurt in another",
+    "did not help": "What did not help beyond its interval",
+    "hurt": "What hurt",
+}
+
+
+def _tradeoffs(found: Proof) -> Iterator[Markup]:
+    for place, measure in enumerate(evidence.judged_measures(found)):
+        teacher, students = evidence.spread(found.rows[0], measure.name), []
+        for row in evidence.trained(found):
+            quality_ = evidence.spread(row, measure.name)
+            if row.latency and quality_:
+                ours = row.name.startswith("ours")
+                students.append(charts.Student(row.name, row.latency.ratio, quality_.estimate(), ours))
+        if teacher and students:
+            better = "more is better" if measure.more_is_better else "less is better"
+            noise = evidence.noise_floor(found, measure.name)
+            yield charts.tradeoff(f"proof-{place}", measure.title, students, teacher.value, noise, better)
+
+
+def _proof_table(found: Proof) -> Table:
+    """The table of the proof; every cell with what it sorts by."""
+    rows = evidence.table(found)
+    first, *names = rows[0]
+    columns = [Column(first, numeric=False), *(Column(name) for name in names)]
+    cells = [[Cell(plain(row[first], 40)), *(_told(row[name]) for name in names)] for row in rows]
+    return Table("proof", "Every row of the proof, and the teacher’s own noise.", columns, cells)
+
+
+def _told(text: str) -> Cell:
+    value, _, interval = text.partition(" ")
+    return Cell(value, interval, float(value)) if value else NONE
 
 
 # ---------------------------------------------------------------------------------------------- training
