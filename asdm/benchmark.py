@@ -20,6 +20,7 @@ from torch import nn
 
 from asdm import backends, flops, measure, models, networks, quality, seams, students, surgery, units
 from asdm.components import components_of, time_calls
+from asdm.datasets import Example
 from asdm.families import Family, load_family
 from asdm.files import utc_now
 from asdm.measure import Clock, estimate, latency, paired_ratio
@@ -366,13 +367,17 @@ def _images(
 
 
 def _judging(settings: Settings) -> quality.Judgement:
-    """The judge, and the real pictures and captions that he compares with: some of a split, the same ones each time."""
     data = seams.load("asdm.datasets", settings.data).open_data(settings.split)
+    return judgement(data, f"{settings.data} has {len(data)} in its split {settings.split}", settings)
+
+
+def judgement(data: Sequence[Example], has: str, settings: Settings) -> quality.Judgement:
+    """The judge, and the real pictures and captions that he compares with: some of the data, the same ones each time.
+
+    Raises ValueError, saying what the data `has`, where that is too few.
+    """
     if not 2 <= settings.pictures <= len(data):
-        raise ValueError(
-            f"{settings.pictures} pictures cannot be compared: {settings.data} has {len(data)} in its split "
-            f"{settings.split}, and two is the least."
-        )
+        raise ValueError(f"{settings.pictures} pictures cannot be compared: {has}, and two is the least.")
     picks = np.random.default_rng(0).permutation(len(data))[: settings.pictures]
     judge = networks.ClipJudge(settings.judge) if settings.judge else networks.Judge.load()
     pool = sorted({example.caption for example in data})

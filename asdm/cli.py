@@ -144,6 +144,10 @@ def distill(
         int, typer.Option(help="Steps between pictures of teacher and student at fixed seeds; 0: none.")
     ] = 0,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write the log for TensorBoard as well.")] = False,
+    until: Annotated[
+        int | None,
+        typer.Option(help="Pause after this step of all stages: its student is in paused/, and the run can go on."),
+    ] = None,
     amend: Annotated[
         bool, typer.Option("--amend", help="Go on in a run's folder with another learning rate, weights or the like.")
     ] = False,
@@ -199,7 +203,7 @@ def distill(
     try:
         with live.watching("Distilling") as watch:
             result = trainer.distil(
-                source, teacher, output, settings, chosen, stage, force, amend, watch, this_command("asdm")
+                source, teacher, output, settings, chosen, stage, force, amend, watch, this_command("asdm"), until
             )
     except KeyboardInterrupt:
         if (output / "run.json").exists():

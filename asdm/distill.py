@@ -7,6 +7,8 @@ killed and taken up again ends with the same bits as one that was not.
 
 from __future__ import annotations
 
+import copy
+import json
 import math
 import os
 import shutil
@@ -46,7 +48,7 @@ from asdm.files import utc_now, write_whole
 from asdm.lesson import BLOCKS, PERCEPTUAL, Lesson, Mode, Subject
 from asdm.pipelines import pipeline
 from asdm.plan import PruningPlan, Topology
-from asdm.results import DistillResult, DistillRun, MemoryEstimate, StagePlan, StageResult
+from asdm.results import DistillResult, DistillRun, FreezeAudit, MemoryEstimate, StagePlan, StageResult
 from asdm.surgery import Applied
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -55,6 +57,7 @@ CALM_STEPS = 50  # before a stage's losses are known well enough to call one of 
 TEACHER = "teacher"  # what a stage grafts from that has none before it
 MEMORY = 0.98  # of the running mean of each term
 RESULT = "distill.json"
+PAUSED = "paused"
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,10 @@ class Status:
 
 
 Watch = Callable[[Status], None]
+
+
+class Diverged(ValueError):
+    """A loss or a gradient that is no number, or a loss that leapt: training stopped before it reached the weights."""
 
 
 # ---------------------------------------------------------------------------------------------- before anything runs
@@ -353,15 +360,20 @@ def distil(
     amend: bool = False,
     watch: Watch = lambda _: None,
     command: str = "asdm distill",
+    until: int | None = None,
 ) -> DistillResult:
     """Run a recipe's stages in `output`, from where an earlier call of the same left off; returns what was done.
 
     The last stage's student is a diffusers folder in `output` itself, every stage's one in `output/stages/NAME`. With
-    `only`, one stage is run. Raises ValueError for what does not fit, another run's folder, a changed teacher, a loss
-    that is no number or leaps, or a full disk; KeyboardInterrupt after a checkpoint where it was asked to stop.
+    `only`, one stage is run. With `until`, the run pauses after that step of all stages together: what a student of
+    the plan is by then lies in `output/paused`, and a later call goes on to the same bits as without the pause.
+    Raises ValueError for what does not fit, another run's folder, a changed teacher, or a full disk, Diverged for a
+    loss that is no number or leaps; KeyboardInterrupt after a checkpoint where it was asked to stop.
     """
     course = plan_course(source, teacher, settings, recipe)
     chosen = _chosen(course.stages, only)
+    if until is not None:
+        _check_pause(course.stages, until, only)
     runs.refuse_foreign(output)
     accelerator = make_accelerator(settings)
     torch.manual_seed(settings.seed)
@@ -376,10 +388,17 @@ def distil(
         if not amend and (done := _finished(output, course.stages)):
             return done
         results = dict(_results(output, course.stages))
+        _refuse_earlier(output, course, until)
         for stage in chosen:
             if stage.name not in results:
-                results[stage.name] = run_stage(room, stage)
-        result = _conclude(room, [results[stage.name] for stage in course.stages if stage.name in results])
+                found = run_stage(room, stage, until)
+                if found is None:
+                    break
+                results[stage.name] = found
+            if until == ends_at(course.stages, stage) and stage is not course.stages[-1]:
+                keep_paused(room, stage, make_student(room, course.stages[-1])[0], until)
+                break
+        result = _conclude(room, [results[stage.name] for stage in course.stages if stage.name in results], until)
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
@@ -390,6 +409,31 @@ def _chosen(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...]:
     if not found:
         raise ValueError(f"unknown stage {only!r}; choose from {', '.join(stage.name for stage in stages)}.")
     return found
+
+
+def ends_at(stages: Sequence[Stage], stage: Stage) -> int:
+    """The step, of all stages together, with which a stage ends."""
+    return sum(other.steps for other in stages[: stages.index(stage) + 1])
+
+
+def _check_pause(stages: Sequence[Stage], until: int, only: str | None) -> None:
+    """Raises ValueError for a step that is none, or at which the recipe has no student of the plan to show."""
+    if only is not None:
+        raise ValueError(f"--until counts the steps of all stages; leave out --stage {only}, or --until.")
+    total = ends_at(stages, stages[-1])
+    if not 0 < until <= total:
+        raise ValueError(f"step {until} is none of this run; choose 1 to {total}.")
+    stage = next(stage for stage in stages if until <= ends_at(stages, stage))
+    if stage is not stages[-1] and stages[-1].grafts_from != stage.name:
+        raise ValueError(
+            f"at step {until} the stage {stage.name} is trained, from which no student of the plan can be made; pause "
+            f"in {stages[-1].name}, from step {total - stages[-1].steps + 1} on."
+        )
+
+
+def _refuse_earlier(folder: Path, course: Course, until: int | None) -> None:
+    if until is not None and (reached := _reached(folder, course)) > until:
+        raise ValueError(f"{folder} has been trained to step {reached}, which is beyond {until}; there is no way back.")
 
 
 def make_accelerator(settings: Settings) -> Any:
@@ -505,12 +549,13 @@ def _finished(folder: Path, stages: Sequence[Stage]) -> DistillResult | None:
     return done if done and len(done.stages) == len(stages) else None
 
 
-def _conclude(room: Classroom, results: list[StageResult]) -> DistillResult:
+def _conclude(room: Classroom, results: list[StageResult], until: int | None = None) -> DistillResult:
     """The last stage's student takes its place in the run's own folder; what is known of all stages is written."""
     course, last = room.course, room.course.stages[-1].name
     whole = len(results) == len(course.stages)
     if room.accelerator.is_main_process and whole:
         _publish(_folder_of(room.folder, last), room.folder)
+        shutil.rmtree(room.folder / PAUSED, ignore_errors=True)
     student = _folder_of(room.folder, last) / "student_sha256"
     result = DistillResult(
         created_utc=utc_now(),
@@ -521,6 +566,7 @@ def _conclude(room: Classroom, results: list[StageResult]) -> DistillResult:
         plan_sha256=course.plan.sha256(),
         student_sha256=student.read_text().strip() if whole else None,
         stages=tuple(results),
+        paused_at=None if whole else until,
     )
     if room.accelerator.is_main_process:
         result.save(room.folder / RESULT, force=True)
@@ -543,12 +589,17 @@ def _publish(stage: Path, folder: Path) -> None:
 # ---------------------------------------------------------------------------------------------- one stage
 
 
-def run_stage(room: Classroom, stage: Stage) -> StageResult:
-    """Train one stage to its end, from its last checkpoint where there is one, and save its student."""
+def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageResult | None:
+    """Train one stage to its end, from its last checkpoint where there is one, and save its student.
+
+    Where the run pauses within the stage, after step `until` of all stages, what the student is by then is saved
+    instead, and None is returned.
+    """
     accelerator, settings, course = room.accelerator, room.settings, room.course
     main, world = accelerator.is_main_process, accelerator.num_processes
     number = course.stages.index(stage)
     offset = sum(other.steps for other in course.stages[:number])
+    end = stage.steps if until is None else min(stage.steps, until - offset)
 
     # The student and what it is to learn (§2.2). What is frozen lies in the teacher's own memory.
     student, applied = make_student(room, stage)
@@ -607,7 +658,7 @@ def run_stage(room: Classroom, stage: Stage) -> StageResult:
     try:
         with feed.ahead(source) as take, interruptible() as asked:
             last_saved = time.monotonic()
-            while step < stage.steps:
+            while step < end:
                 started = time.perf_counter()
 
                 # Pictures and captions, encoded; their noise and timesteps, drawn for each by its place.
@@ -645,7 +696,7 @@ def run_stage(room: Classroom, stage: Stage) -> StageResult:
                 norm = float(accelerator.clip_grad_norm_(pupil.parameters(), settings.clip or float("inf")))
                 busy += time.perf_counter() - before
                 if not norm < float("inf") and settings.dtype != "fp16":  # fp16's scaler leaves such a step out
-                    raise ValueError(_nonsense("the gradient", f"is {norm}", step + offset, stage.name, saved))
+                    raise Diverged(_nonsense("the gradient", f"is {norm}", step + offset, stage.name, saved))
 
                 # Keep the weights as they were in this forward: they have just shown that they are sound.
                 if (checkpoint or stop) and step > saved:
@@ -670,7 +721,7 @@ def run_stage(room: Classroom, stage: Stage) -> StageResult:
                 pace = (time.monotonic() - began) / (step - first)
                 status.step, status.images_per_s = step, settings.batch / pace
                 status.terms = {n: factors[n] * v for n, v in values.items()}
-                status.eta_s, status.saved_step = pace * (stage.steps - step), saved or None
+                status.eta_s, status.saved_step = pace * (end - step), saved or None
                 if log:
                     log.step(step, status, values, rate(settings, stage.steps, step - 1), norm, now - started)
                 room.watch(status)
@@ -683,6 +734,13 @@ def run_stage(room: Classroom, stage: Stage) -> StageResult:
     finally:
         if log:
             log.close()
+
+    # A pause: the average as it is by now, in a folder of its own; the weights lie in the checkpoint.
+    if end < stage.steps:
+        with averaged(average, parameters):
+            keep_paused(room, stage, paused_student(room, stage, pupil), end + offset)
+        accelerator.free_memory()
+        return None
 
     # The student keeps its average; the teacher, and what is shared with it, has kept every bit.
     if average:
@@ -949,40 +1007,76 @@ def merged(accelerator: Any, place: dict[str, Any]) -> dict[str, Any]:
 
 def keep_student(room: Classroom, stage: Stage, pupil: nn.Module, result: StageResult) -> None:
     """Save a stage's student as a diffusers folder, whole or not at all."""
+    student = gathered(room, stage, pupil)
+    if room.accelerator.is_main_process:
+        texts = {
+            "stage.json": result.model_dump_json(indent=1) + "\n",
+            "student_sha256": weights_sha256(student) + "\n",
+        }
+        _save(room, stage, stage, student, result.audit, _folder_of(room.folder, stage.name), texts)
+    room.accelerator.wait_for_everyone()
+
+
+def gathered(room: Classroom, stage: Stage, pupil: nn.Module) -> Any:
+    """The student in a lesson; where it is sharded, one of its own with what all processes hold."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    course = room.course
     student = features.bare(pupil).student
     if room.accelerator.distributed_type == "FSDP":
         whole: dict[str, Any] = get_model_state_dict(
             pupil, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
-        student, _ = small_student(course, stage)
+        student, _ = small_student(room.course, stage)
         tensors = {name.removeprefix("student."): tensor.contiguous() for name, tensor in whole.items()}
         if room.accelerator.is_main_process:
             student.load_state_dict(tensors, strict=True, assign=True)
+    return student
+
+
+def paused_student(room: Classroom, stage: Stage, pupil: nn.Module) -> Any:
+    """What a student of the plan is at a pause: the last stage's own, or stage 1's blocks grafted as they are."""
+    student, last = gathered(room, stage, pupil), room.course.stages[-1]
+    if stage is last:
+        return student
+    return students.assemble(room.teacher, copy.deepcopy(student), last.plan, stage.plan.edits)[0]
+
+
+def keep_paused(room: Classroom, stage: Stage, student: Any, step: int) -> None:
+    """Save what a student of the plan is at a pause, with the step in `paused.json`."""
     if room.accelerator.is_main_process:
-        small, applied = small_student(course, stage)
-        about = builder.record(
-            stage.plan,
-            course.family,
-            room.settings.weights or models.default_weights(course.family),
-            course.shapes,
-            small,
-            applied,
-            (course.cost, builder.count(course.family, small)),
-            None,
-            result.audit,
-        )
-        texts = {
-            "diff.txt": treediff.render(about.diff) + "\n",
-            "stage.json": result.model_dump_json(indent=1) + "\n",
-            "student_sha256": weights_sha256(student) + "\n",
-        }
-        path = _folder_of(room.folder, stage.name)
-        with checkpoints.one_sentence(str(path), room.folder / "checkpoints" / stage.name):
-            students.save(student, stage.plan, about, path, True, texts)
+        last, path = room.course.stages[-1], room.folder / PAUSED
+        about = {"step": step, "student_sha256": weights_sha256(student)}
+        audit = students.audit(student, room.teacher)
+        _save(room, stage, last, student, audit, path, {"paused.json": json.dumps(about, indent=1) + "\n"})
     room.accelerator.wait_for_everyone()
+
+
+def _save(
+    room: Classroom,
+    trained: Stage,
+    stage: Stage,
+    student: Any,
+    audit: FreezeAudit,
+    path: Path,
+    texts: Mapping[str, str],
+) -> None:
+    """A student of `stage`'s plan as a diffusers folder; a full disk names the checkpoint of the stage in training."""
+    course = room.course
+    small, applied = small_student(course, stage)
+    about = builder.record(
+        stage.plan,
+        course.family,
+        room.settings.weights or models.default_weights(course.family),
+        course.shapes,
+        small,
+        applied,
+        (course.cost, builder.count(course.family, small)),
+        None,
+        audit,
+    )
+    diff = {"diff.txt": treediff.render(about.diff) + "\n"}
+    with checkpoints.one_sentence(str(path), room.folder / "checkpoints" / trained.name):
+        students.save(student, stage.plan, about, path, True, {**diff, **texts})
 
 
 def ends(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:
@@ -1019,13 +1113,13 @@ def refuse_nonsense(
     stage: str,
     saved: int,
 ) -> None:
-    """Raises ValueError naming the first term that is no number, or `spike` times what it is used to be."""
+    """Raises Diverged naming the first term that is no number, or `spike` times what it is used to be."""
     for name, value in values.items():
         if not abs(value) < float("inf"):
-            raise ValueError(_nonsense(name, f"is {value}", step + offset, stage, saved))
+            raise Diverged(_nonsense(name, f"is {value}", step + offset, stage, saved))
         if spike and step >= CALM_STEPS and value > spike * max(typical[name], losses.TINY):
             what = f"leapt to {value:.4g} (it was about {typical[name]:.4g}; --spike {spike:g})"
-            raise ValueError(_nonsense(name, what, step + offset, stage, saved))
+            raise Diverged(_nonsense(name, what, step + offset, stage, saved))
 
 
 def _nonsense(what: str, how: str, step: int, stage: str, saved: int) -> str:

@@ -123,9 +123,14 @@ def result_text(result: DistillResult, output: Path) -> str:
         lines.append(f"{stage.name} ({stage.mode}): {stage.steps:,} steps in {terminal.left_text(stage.seconds)}")
         lines += [f"  {name:<15} {stage.first[name]:.4g} → {stage.last[name]:.4g}" for name in stage.first]
         lines += _broken(stage)
-    lines.append(
-        f"Wrote {output}, a student of {result.family}." if result.student_sha256 else "Run the other stages to finish."
-    )
+    if result.paused_at is not None:
+        lines.append(
+            f"Paused at step {result.paused_at}: {output}/paused is its student so far; the same command without "
+            "--until goes on."
+        )
+    else:
+        wrote = f"Wrote {output}, a student of {result.family}."
+        lines.append(wrote if result.student_sha256 else "Run the other stages to finish.")
     return "\n".join(lines)
 
 

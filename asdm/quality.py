@@ -247,17 +247,23 @@ class Judgement:
 
     def of(self, everyone: Sequence[Drawn], again: Drawn) -> list[dict[str, Metric]]:
         """Every metric of the teacher, who comes first, and of his students; `again` is his with other seeds."""
-        teacher, *students = everyone
+        beside = self.beside(everyone[0], again)
+        return [beside(drawn) for drawn in everyone]
+
+    def beside(self, teacher: Drawn, again: Drawn) -> Callable[[Drawn], dict[str, Metric]]:
+        """What judges a student beside one teacher, who himself is judged only once."""
         theirs, noise, floors = self.alone(teacher), self.alone(again), self._agreement(again, teacher)
-        alone = [theirs, *(self.alone(drawn) for drawn in students)]
-        return [
-            {
+
+        def judged(drawn: Drawn) -> dict[str, Metric]:
+            own = theirs if drawn is teacher else self.alone(drawn)
+            alone = {
                 name: _beside(m, theirs[name].value, abs(theirs[name].value - noise[name].value))
                 for name, m in own.items()
             }
-            | {name: _beside(m, 0.0, floors[name].value) for name, m in self._agreement(drawn, teacher).items()}
-            for drawn, own in zip(everyone, alone, strict=True)
-        ]
+            agreed = self._agreement(drawn, teacher)
+            return alone | {name: _beside(m, 0.0, floors[name].value) for name, m in agreed.items()}
+
+        return judged
 
     def alone(self, drawn: Drawn) -> dict[str, Metric]:
         """Distances to the real pictures, and whether a picture shows its caption."""

@@ -338,3 +338,4 @@ class DistillResult(Record):
     plan_sha256: str
     student_sha256: str | None  # hash of the last stage's student's weights; None after a stage before it
     stages: tuple[StageResult, ...]
+    paused_at: int | None = later(None)  # step of all stages together

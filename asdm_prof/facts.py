@@ -20,6 +20,8 @@ EXTRAS = {
     "peft": "LoRA",
     "tensorboard": "log of distill --tensorboard",
     "bitsandbytes": "optimizer adamw8bit",
+    "optuna": "asdm-prof search",
+    "psycopg": "asdm-prof search on many machines",
 }
 PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors", "fvcore", "torchmetrics", "matplotlib")
 

@@ -28,6 +28,7 @@ FLOORS = {
             "features",
             "checkpoints",
             "runs",
+            "host",
         },
         {
             "families",
@@ -51,7 +52,7 @@ FLOORS = {
     "asdm_prof": [
         {"records", "tree"},
         {"profiler", "roofline", "trust", "costs", "sensitivity"},
-        {"redundancy", "planner", "problem", "frontier", "why", "additivity", "baselines", "evidence"},
+        {"redundancy", "planner", "problem", "frontier", "why", "additivity", "baselines", "evidence", "halving"},
         {
             "renderers",
             "gather",
@@ -64,6 +65,8 @@ FLOORS = {
             "budgets",
             "facts",
             "proof",
+            "studies",
+            "search",
         },
         {"cli", "api"},
     ],
@@ -78,6 +81,8 @@ NO_TORCH = [
     "problem",
     "frontier",
     "why",
+    "halving",
+    "studies",
     "additivity",
     "compare",
     "transfer",

@@ -31,6 +31,7 @@ from asdm_prof.records import (
     PartRecord,
     Peaks,
     Profile,
+    Search,
     ValidatedPlan,
     Validation,
 )
@@ -704,6 +705,65 @@ def frontier_table(points: Sequence[FrontierPoint]) -> Table:
 
 def _plans_in_words(points: Sequence[FrontierPoint]) -> list[str]:
     return [f"{n}. " + (", ".join(plain(str(e)) for e in p.edits) or "the teacher") for n, p in enumerate(points, 1)]
+
+
+# ---------------------------------------------------------------------------------------------- search
+
+
+def print_search(found: Search, console: Console) -> None:
+    """Who is on the front, everybody measured, and what it took."""
+    console.print(Text(search_answer(found), style="bold"))
+    _section(console, "Measured students, those that were trained longest first", search_table(found))
+    console.print()
+    for line in search_lines(found):
+        console.print(Text(line))
+
+
+def search_answer(found: Search) -> str:
+    """The best student within the budget in one sentence."""
+    best = next((one for one in found.students if one.within_budget), None)
+    if best is None:
+        return f"{plain(found.family)}: no student that was measured is within the budget {plain(found.budget)}."
+    mark = best.quality[found.metric]
+    return (
+        f"{plain(found.family)} within {plain(found.budget)}: candidate {best.candidate} is best, at "
+        f"{ratio(best.ratio.median)} {ratio_interval(best.ratio)} of the teacher's latency, {found.metric} "
+        f"{number(mark.value)} [{number(mark.low)}, {number(mark.high)}] after {best.steps} steps."
+    )
+
+
+def search_table(found: Search) -> Table:
+    table = _table()
+    for title in ("", "no.", "rung", "steps", "predicted", "UNet ×", "", "quality", ""):
+        table.add_column(title, justify="right", no_wrap=True)
+    for one in found.students:
+        mark = one.quality[found.metric]
+        table.add_row(
+            "front" if one.in_front else "" if one.within_budget else "over",
+            str(one.candidate),
+            f"{one.rung + 1} of {len(found.rungs)}",
+            str(one.steps),
+            ratio(one.predicted.ratio),
+            ratio(one.ratio.median),
+            ratio_interval(one.ratio),
+            number(mark.value),
+            f"[{number(mark.low)}, {number(mark.high)}]",
+        )
+    return table
+
+
+def search_lines(found: Search) -> list[str]:
+    """What it took, what failed, and where the front's students are."""
+    rungs = ", ".join(f"{rung.candidates} to step {rung.steps}" for rung in found.rungs)
+    trials = ", ".join(f"{n} {fate}" for fate, n in found.trials.items() if n)
+    floor = next((one.quality[found.metric].noise_floor for one in found.students), None)
+    lines = [f"Trained {rungs}: {found.training_steps} steps in all. Trials: {trials}."]
+    if floor is not None:
+        better = "more" if found.maximise else "less"
+        lines.append(f"Quality is {found.metric}, of which {better} is better; its noise floor is {number(floor)}.")
+    lines += [f"Candidate {name} has no measurement: {plain(why)}" for name, why in found.failed.items()]
+    lines += [f"Candidate {one.candidate}: {plain(one.folder)} (machine {plain(one.host)})" for one in found.front()]
+    return lines
 
 
 # ---------------------------------------------------------------------------------------------- budgets

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import resource
@@ -11,13 +12,26 @@ from pathlib import Path
 from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
-_SERVER.set_forkserver_preload(["asdm.cli", "asdm.recipes", "asdm.live", "asdm.pipelines", "tests.core.children"])
+_SERVER.set_forkserver_preload(
+    ["asdm.cli", "asdm.recipes", "asdm.live", "asdm.pipelines", "asdm_prof.search", "tests.core.children"]
+)
 
 
-def start(words: Sequence[Any], told: Path, environment: Mapping[str, str] = {}, file_bytes: int | None = None) -> Any:
-    """Begin `asdm WORDS`; what it says goes to the file `told`, and no file may grow beyond `file_bytes`."""
+def start(
+    words: Sequence[Any],
+    told: Path,
+    environment: Mapping[str, str] = {},
+    file_bytes: int | None = None,
+    program: str = "asdm",
+) -> Any:
+    """Begin `asdm WORDS`, or another `program`; what it says goes to the file `told`.
+
+    No file may grow beyond `file_bytes`.
+    """
     everything = {**{k: v for k, v in os.environ.items() if k.startswith("ASDM")}, **environment}
-    process = _SERVER.Process(target=_command, args=([str(word) for word in words], str(told), everything, file_bytes))
+    process = _SERVER.Process(
+        target=_command, args=(program, [str(word) for word in words], str(told), everything, file_bytes)
+    )
     process.start()
     return process
 
@@ -31,10 +45,10 @@ def ended(process: Any, timeout: float = 600) -> int:
     return int(process.exitcode)
 
 
-def _command(words: list[str], told: str, environment: dict[str, str], file_bytes: int | None) -> None:
+def _command(program: str, words: list[str], told: str, environment: dict[str, str], file_bytes: int | None) -> None:
     import torch
 
-    from asdm.cli import main
+    module = importlib.import_module({"asdm": "asdm.cli", "asdm-prof": "asdm_prof.cli"}[program])
 
     os.environ.update(environment)
     with open(told, "ab", buffering=0) as stream:
@@ -43,5 +57,5 @@ def _command(words: list[str], told: str, environment: dict[str, str], file_byte
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     torch.set_num_threads(1)
-    sys.argv = ["asdm", *words]
-    main()
+    sys.argv = [program, *words]
+    module.main()

@@ -28,7 +28,7 @@ def settings(**changes: Any) -> Settings:
 
 
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:
-    more = {key: changes.pop(key) for key in ("only", "force", "amend", "watch") if key in changes}
+    more = {key: changes.pop(key) for key in ("only", "force", "amend", "watch", "until") if key in changes}
     chosen = recipe or recipes.progressive_incubation
     return distill.distil(plan, str(teacher), output, settings(**changes), chosen, **more)
 
