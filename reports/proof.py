@@ -76,13 +76,14 @@ def main(
         threads=threads,
     )
     chosen = proof.chosen_rows([name.strip() for name in rows.split(",") if name.strip()])
+    timed = Proof.load(path) if latency else None
     files.make_folder(output)
     with watching("Profiling") as watch:
         timing = ProfileSettings(threads=threads, backend=backend)
         profile = damage.kept_profile(output / "profile.json", family, timing, watch=watch, command=command)
-    if latency:
+    if timed:
         with terminal.progress("Timing") as tell:
-            found = proof.time_rows(Proof.load(path), settings, work, backend, pairs, tell, command)
+            found = proof.time_rows(timed, settings, work, backend, pairs, tell, command)
     else:
         with terminal.progress("Measuring damage") as tell:
             asked = damage.Settings(threads=threads, prompts=prompts, timesteps=timesteps)

@@ -101,6 +101,12 @@ def test_what_is_written_follows_from_the_record(finished: Path) -> None:
     json.loads((finished / "proof.json").read_text())
 
 
+def test_there_must_be_a_proof_to_time(script: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="does not exist"):
+        script.main(**options(tmp_path, tmp_path / "none", latency=True))
+    assert not (tmp_path / "none").exists()
+
+
 def test_rows_are_data_and_keep_their_order() -> None:
     assert [row.name for row in proof.chosen_rows(["ours", "a_sdm"])] == ["teacher", "a_sdm", "ours"]
     known = {row.name for row in proof.ROWS}
