@@ -739,7 +739,7 @@ def search_table(found: Search) -> Table:
     for one in found.students:
         mark = one.quality[found.metric]
         table.add_row(
-            "front" if one.in_front else "" if one.within_budget else "over",
+            " ".join(word for word, holds in (("front", one.in_front), ("over", not one.within_budget)) if holds),
             str(one.candidate),
             f"{one.rung + 1} of {len(found.rungs)}",
             str(one.steps),

@@ -23,6 +23,7 @@ from asdm_prof.halving import Job
 from asdm_prof.records import Search
 from tests.commands import files_in, refused
 from tests.core import children
+from tests.core.test_data_sources import photos  # noqa: F401  (a fixture)
 from tests.core.test_distill import WEIGHTS
 
 FIRST = 4  # steps of the first rung
@@ -35,13 +36,15 @@ def profile(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def words(tiny_pipeline: Path, profile: Path) -> Any:
+def words(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:  # noqa: F811
     """The command that searches into a folder."""
 
     def line(output: Path, candidates: int, steps: int, *more: Any) -> list[Any]:
-        return ["search", tiny_pipeline, "--budget", "0.8", "--profile", profile, "--candidates", candidates, "--rungs",
-                2, "--steps", steps, "--batch", 2, "--prompts", 4, "--draw-steps", 1, "--checkpoint-every", 0,
-                "--threads", 1, "-o", output, *more]  # fmt: skip
+        text = (
+            f"--budget 0.8 --candidates {candidates} --rungs 2 --steps {steps} --data folder:{photos} --batch 2 "
+            f"--prompts 4 --draw-steps 1 --checkpoint-every 0 --threads 1 --profile {profile} -o {output}"
+        )
+        return ["search", tiny_pipeline, *text.split(), *more]
 
     return line
 
@@ -77,11 +80,14 @@ def test_a_search_ends_with_measured_students_and_a_front(searched: Path) -> Non
 
 
 def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
-    searched: Path, tiny_pipeline: Path, tmp_path: Path
+    searched: Path,
+    tiny_pipeline: Path,
+    photos: Path,  # noqa: F811
+    tmp_path: Path,
 ) -> None:
     best = Search.load(searched / "out" / "search.json").students[0]
     folder = searched / "out" / best.folder
-    settings = distill.Settings("emoji", 2 * FIRST, batch=2, threads=1)
+    settings = distill.Settings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
     distill.distil(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
     assert (tmp_path / "s" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert [line["step"] for line in runs.read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))
