@@ -52,7 +52,18 @@ FLOORS = {
     "asdm_prof": [
         {"records", "tree"},
         {"profiler", "roofline", "trust", "costs", "sensitivity"},
-        {"redundancy", "planner", "problem", "frontier", "why", "additivity", "baselines", "evidence", "halving"},
+        {
+            "redundancy",
+            "planner",
+            "problem",
+            "frontier",
+            "why",
+            "additivity",
+            "baselines",
+            "evidence",
+            "halving",
+            "resemblance",
+        },
         {
             "renderers",
             "gather",

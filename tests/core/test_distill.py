@@ -322,5 +322,7 @@ def test_a_recipe_of_ones_own(tiny_pipeline: Path, tmp_path: Path) -> None:
     assert set(log_of(tmp_path / "student")[0]) & {"denoising", "output", "features"} == {"output"}
     with pytest.raises(ValueError, match="has no function 'rough'"):
         recipes.load(f"{file}:rough")
-    with pytest.raises(ValueError, match="unknown recipe 'fast'; choose from progressive_incubation, bk_sdm"):
+    with pytest.raises(
+        ValueError, match="unknown recipe 'fast'; choose from progressive_incubation, without_incubation, bk_sdm"
+    ):
         recipes.load("fast")

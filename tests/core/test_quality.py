@@ -162,7 +162,7 @@ def test_a_student_is_judged_beside_its_teacher_whoever_else_is(drawn):
     other = quality.Drawn(-teacher.images, teacher.latents + 1)
     one, two = CountingJudge(), CountingJudge()
     alone = judgement(one, teacher).of([teacher, other], again)
-    both = judgement(two, teacher).of([teacher, other, teacher], again)
+    both = judgement(two, teacher).of([teacher, other, quality.Drawn(teacher.images / 2, teacher.latents)], again)
     assert both[:2] == alone
     assert alone[1]["latent_mse_to_teacher"].value == pytest.approx(1)
     assert alone[1]["clip_score"].teacher == alone[0]["clip_score"].value

@@ -99,7 +99,7 @@ def test_the_same_command_again_says_the_same_and_another_search_is_refused(
     before = Search.load(searched / "out" / "search.json")
     again = run("asdm-prof", *words(searched / "out", 2, 3 * FIRST), "--json")
     assert again.code == 0, again.err
-    assert json.loads(again.out)["students"] == before.model_dump(mode="json")["students"]
+    assert json.loads(again.out)["students"] == before.model_dump(mode="json", by_alias=True)["students"]
     refused(
         run("asdm-prof", *words(searched / "out", 2, 3 * FIRST), "--seed", 1), "its seed is 0, and not 1", "--study"
     )

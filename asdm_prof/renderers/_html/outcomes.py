@@ -38,7 +38,7 @@ from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, damage_c
 from asdm_prof.renderers._html.unet_svg import small_u
 from asdm_prof.renderers._html.view import BOUNDS, View, amount_text, damage_word, edits_share
 
-PICTURE_BYTES = 140_000  # of base64, over all benchmarks: with these a report stays below half a megabyte
+PICTURE_BYTES = 115_000  # of base64, over all benchmarks: with these a report stays below half a megabyte
 PLANS_SHOWN = 6
 
 # ---------------------------------------------------------------------------------------------- roofline
