@@ -139,7 +139,7 @@ def bench(
         created_utc=utc_now(),
         command=command,
         family=family.name,
-        weights=weights,
+        weights=models.weights_name(family, weights),
         backend=settings.backend,
         dtype=settings.dtype,
         device=settings.device,

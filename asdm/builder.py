@@ -88,7 +88,7 @@ def record(
     return BuildResult(
         name=plan.name,
         family=family.name,
-        weights=weights,
+        weights=models.weights_name(family, weights),
         params=after.params,
         macs=after.total.macs,
         teacher_params=before.params,

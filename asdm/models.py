@@ -18,6 +18,7 @@ from asdm.files import read_json, sha256_of
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANDOM = "random"
+SHIPPED = "shipped"
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -104,6 +105,12 @@ def default_weights(family: Family) -> str:
     if family.folder and any(family.folder.glob("**/*.safetensors")):
         return str(family.folder)
     return RANDOM
+
+
+def weights_name(family: Family, weights: str) -> str:
+    """What a record calls weights: those that ship are `shipped`, wherever this package is installed."""
+    ours = family.folder and family.folder.is_relative_to(Path(__file__).parent)
+    return SHIPPED if ours and weights == str(family.folder) else weights
 
 
 def load_unet(

@@ -129,7 +129,7 @@ def profile(
         command=command,
         family=family.name,
         title=family.title,
-        weights=weights,
+        weights=models.weights_name(family, weights),
         config_sha256=models.unet_config_sha256(shapes.config),
         backend=settings.backend,
         dtype=settings.dtype,

@@ -39,6 +39,7 @@ RESULT = "search.json"
 MORE_IS_BETTER = ("clip_score", "recall_at_1")
 METRICS = ("frechet_distance", "kernel_distance", *MORE_IS_BETTER, "perceptual_to_teacher", "latent_mse_to_teacher")
 POLL_S = 1.0
+MOST = 200  # candidates: each is an integer programme that excludes all before it
 
 Tell = Callable[[str, int, float | None], None]  # stage, steps so far, seconds left
 
@@ -122,6 +123,8 @@ def search(
 def check(family: Family, settings: Settings) -> None:
     """Raises ValueError naming the first setting that cannot be, and its choices."""
     Halving(settings.candidates, settings.rungs, settings.steps)
+    if settings.candidates > MOST:
+        raise ValueError(f"candidates {settings.candidates} are too many to plan; choose {MOST} or fewer.")
     if settings.metric not in METRICS:
         raise ValueError(f"unknown metric {settings.metric!r}; choose from {', '.join(METRICS)}.")
     for name, least in (("apart", 1), ("prompts", 4), ("draw_steps", 1)):
@@ -430,7 +433,7 @@ class Worker:
             created_utc=files.utc_now(),
             command=command,
             family=self.family.name,
-            weights=self._weights,
+            weights=models.weights_name(self.family, self._weights),
             backend=known["timed_backend"],
             dtype=known["timed_dtype"],
             device=known["timed_device"],

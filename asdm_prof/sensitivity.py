@@ -411,7 +411,7 @@ def measure_damage(
         timesteps=tuple(data.timesteps.tolist()),
         captions=data.captions,
         prediction_type=family.prediction_type,
-        weights=weights,
+        weights=models.weights_name(family, weights),
         weights_sha256=sha256,
         config_sha256=models.unet_config_sha256(teacher.config),
         threads=threads,

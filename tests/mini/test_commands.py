@@ -50,6 +50,7 @@ def test_what_cannot_be_drawn_is_said_in_one_sentence(run: Any, tmp_path: Path, 
 
 def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Path) -> None:
     assert run("asdm", "build", "bk_sdm_small", "--teacher", "mini", "-o", "student").code == 0
+    assert json.loads((tmp_path / "student" / "build.json").read_text())["weights"] == "shipped"  # not where they lie
     drawn = run("asdm", "generate", "a red heart", "--student", "student", "-o", "heart.png", "--steps", "2")
     assert drawn.code == 0, drawn.err
 

@@ -113,7 +113,7 @@ def test_the_same_command_again_says_the_same_and_another_search_is_refused(
         (["--metric", "beauty"], "unknown metric 'beauty'; choose from frechet_distance"),
         (["--prompts", 3], "prompts 3 is too few; choose 4 or more"),
         (["--budget", "much"], "budget 'much' is no budget"),
-        (["--candidates", 5000, "--steps", 10**6, "--apart", 1], "plans within the budget 0.8, and not 5000"),
+        (["--candidates", 5000, "--steps", 10**6], "candidates 5000 are too many to plan; choose 200 or fewer"),
         (["--storage", "mysql://me:secret@here/db"], "the storage 'mysql://me:…@here/db' is none"),
         (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "me:…@127.0.0.1:1/db does not answer"),
     ],

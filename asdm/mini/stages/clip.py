@@ -16,10 +16,22 @@ TOKENS = 16
 VOCABULARY = 1280
 WIDTH = 128
 DEFAULT_STEPS = 400
+KEPT = Path(__file__).parents[1] / "clip"
 
 
 def tokenizer() -> Any:
-    """Byte pairs of the captions that are not held out, in CLIPTokenizer's format."""
+    """The byte pairs that ship, in CLIPTokenizer's format.
+
+    They are learned once and kept: which of equally frequent pairs is merged first falls by chance, and a CLIP knows
+    its words by their numbers.
+    """
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(KEPT) if KEPT.is_dir() else learned_tokenizer()
+
+
+def learned_tokenizer() -> Any:
+    """Byte pairs of the captions that are not held out; every call may number them otherwise."""
     captions = sorted(set(seen("train", "others").captions))
     made = byte_tokenizer(TOKENS).train_new_from_iterator(captions, VOCABULARY)
     made.model_max_length = TOKENS
