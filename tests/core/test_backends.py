@@ -68,6 +68,7 @@ def test_it_gives_eagers_output(opened: Any) -> None:
             assert relative(out, unet(**unet_args())[0]) < 1e-3
 
 
+@pytest.mark.serial  # shares of time, which another process on the same cores would take from
 def test_its_parts_are_eagers_and_make_up_the_whole(opened: Any) -> None:
     _, session, unet = opened
     session.run_parts()  # the first call may compile
@@ -86,6 +87,7 @@ def test_a_bare_call_takes_time(opened: Any) -> None:
     assert opened[1].run() > 0
 
 
+@pytest.mark.serial  # shares of time, which another process on the same cores would take from
 def test_it_says_how_well_its_times_were_mapped(opened: Any) -> None:
     _, session, _ = opened
     if session.attribution is not None:
