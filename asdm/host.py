@@ -85,6 +85,7 @@ def lock(handle: int, shared: bool = False, wait: bool = True) -> bool:
 
 
 def unlock(handle: int) -> None:
+    """Let go of a handle's lock, whichever it was."""
     if fcntl := _fcntl():
         fcntl.flock(handle, fcntl.LOCK_UN)
 
