@@ -68,7 +68,7 @@ def device_or_default(device: str | None) -> str:
 
 def this_command(program: str) -> str:
     """The command line as it was typed."""
-    return shlex.join([program, *sys.argv[1:]])
+    return shlex.join([*program.split(), *sys.argv[1:]])
 
 
 def target(output: Path | None, default: Path, name: str) -> Path:

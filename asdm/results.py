@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, JsonValue, SerializerFunctionWrapHandler, model_serializer
@@ -158,6 +159,32 @@ class ExportResult(Record):
     why_fixed: str | None = None
     difference: float | None = None  # largest, as a share of the largest output
     plain_diffusers: bool | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quality metric: its name in files, the one that papers give it, and whether more of it is better."""
+
+    name: str
+    title: str
+    more_is_better: bool = False
+
+    @property
+    def direction(self) -> str:
+        return "more is better" if self.more_is_better else "less is better"
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("frechet_distance", "Fréchet distance"),
+        Measure("kernel_distance", "kernel distance"),
+        Measure("clip_score", "CLIP score", more_is_better=True),
+        Measure("recall_at_1", "R@1", more_is_better=True),
+        Measure("perceptual_to_teacher", "perceptual to teacher"),
+        Measure("latent_mse_to_teacher", "latent MSE to teacher"),
+    )
+}
 
 
 class Metric(Frozen):

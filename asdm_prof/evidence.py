@@ -15,28 +15,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from asdm.measure import bootstrap
-from asdm.results import Estimate
+from asdm.results import MEASURES, Estimate, Measure
 from asdm_prof.records import Judged, Proof, ProofRow
 
-
-@dataclass(frozen=True)
-class Measure:
-    """A quality metric: its name for people, and whether more of it is better."""
-
-    name: str
-    title: str
-    more_is_better: bool = False
-    in_verdict: bool = True
-
-
 # The perceptual distance is left out: its VGG has trained the paper's rows, so it may judge nobody.
-MEASURES = (
-    Measure("frechet_distance", "Fréchet distance"),
-    Measure("kernel_distance", "kernel distance", in_verdict=False),
-    Measure("clip_score", "CLIP score", more_is_better=True),
-    Measure("recall_at_1", "R@1", more_is_better=True),
-    Measure("latent_mse_to_teacher", "MSE to teacher"),
-)
+JUDGES = tuple(measure for measure in MEASURES.values() if measure.name != "perceptual_to_teacher")
+NOT_COUNTED = ("kernel_distance",)  # in the verdict: it says what the Fréchet distance does
 HALF = 0.5  # of a rival's loss: the aim
 LEAST_WON = 2
 
@@ -94,7 +78,7 @@ def noise_floor(proof: Proof, measure: str) -> float:
 
 def judged_measures(proof: Proof) -> list[Measure]:
     """Those that this proof has: R@1 needs 200 captions."""
-    return [measure for measure in MEASURES if measure.name in proof.rows[0].results[0].metrics]
+    return [measure for measure in JUDGES if measure.name in proof.rows[0].results[0].metrics]
 
 
 def loss(proof: Proof, row: ProofRow, measure: Measure) -> Spread | None:
@@ -155,7 +139,7 @@ class Verdict:
 
     @property
     def counted(self) -> list[Share]:
-        return [share for share in self.shares if share.measure.in_verdict]
+        return [share for share in self.shares if share.measure.name not in NOT_COUNTED]
 
     @property
     def met(self) -> bool:
@@ -229,8 +213,7 @@ def latency(row: ProofRow) -> Spread | None:
 
 def titles(names: Iterable[str]) -> str:
     """Metrics' names for people."""
-    known = {measure.name: measure.title for measure in MEASURES}
-    return ", ".join(known[name] for name in names)
+    return ", ".join(MEASURES[name].title for name in names)
 
 
 def verdict_sentence(verdict: Verdict) -> str:

@@ -12,7 +12,8 @@ when the machine is quiet: `time_rows`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from asdm.families import load_family
 from asdm.files import sha256_of, utc_now, write_whole
 from asdm.pipelines import pipeline
 from asdm.plan import PruningPlan, ReplaceUnit
-from asdm_prof import baselines, planner
+from asdm_prof import baselines, planner, studies
 from asdm_prof.records import Damage, Judged, Profile, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
 
 TEACHER = "teacher"
@@ -152,35 +153,58 @@ def prove(
 ) -> Proof:
     """Train and judge every row from every seed, but for what the proof in `path` has already; one seed after another.
 
-    Students, plans and checkpoints are kept in `folder`. Raises ValueError where `path` holds another experiment.
+    Students, plans and checkpoints are kept in `folder`. Processes that are given the same share the work: a student
+    that another one has under way is left to it. Raises ValueError where `path` holds another experiment.
     """
     settings.check()
-    plans = plans_of(rows, profile, damage, settings.budget, folder)
-    with_teacher = Bench.of(settings, folder)
-    proof = _opened(path, _begun(settings, profile, damage, with_teacher, rows, plans, folder, command), force)
-    proof.save(path, force=True)
-    if not proof.rows[0].results:
-        proof = with_teacher.judged(proof, tell)
-        proof.save(path, force=True)
-    for seed in seeds:
-        for row in rows[1:]:
-            found = proof.row(row.name)
-            assert found is not None, "every row was begun"
-            if seed in [result.seed for result in found.results]:
-                continue
-            made = _student(row, seed, settings, with_teacher, folder, partial(_with_row, tell, row.name, seed))
-            results = (*found.results, made)
-            proof = _with(proof, found.model_copy(update={"results": results}))
+    locks = studies.FileLocks(folder / "locks")
+    try:
+        with _held(locks, "proof"):
+            plans = plans_of(rows, profile, damage, settings.budget, folder)
+            with_teacher = Bench.of(settings, folder)
+            proof = _opened(path, _begun(settings, profile, damage, with_teacher, rows, plans, folder, command), force)
             proof.save(path, force=True)
-    return proof
+            if not proof.rows[0].results:
+                with_teacher.judged(proof, tell).save(path, force=True)
+        for seed in seeds:
+            for row in rows[1:]:
+                if not locks.take(job := f"{row.name}-{seed}"):
+                    continue
+                if not _has(path, row, seed):
+                    made = _student(row, seed, settings, with_teacher, folder, partial(_with_row, tell, row.name, seed))
+                    with _held(locks, "proof"):
+                        _with(Proof.load(path), row, made).save(path, force=True)
+                locks.drop(job)
+        return Proof.load(path)
+    finally:
+        locks.close()
+
+
+@contextmanager
+def _held(locks: studies.FileLocks, name: str) -> Iterator[None]:
+    locks.take(name, wait=True)
+    try:
+        yield
+    finally:
+        locks.drop(name)
+
+
+def _has(path: Path, row: Row, seed: int) -> bool:
+    found = Proof.load(path).row(row.name)
+    return found is not None and seed in [result.seed for result in found.results]
 
 
 def _with_row(tell: Tell, row: str, seed: int, stage: str, calls: int, eta_s: float | None) -> None:
     tell(f"{row}, seed {seed}: {stage}", calls, eta_s)
 
 
-def _with(proof: Proof, row: ProofRow) -> Proof:
-    return proof.model_copy(update={"rows": tuple(row if old.name == row.name else old for old in proof.rows)})
+def _with(proof: Proof, row: Row, made: ProofResult) -> Proof:
+    """The proof with one student more, in the order of seeds."""
+    rows = []
+    for old in proof.rows:
+        results = sorted((*old.results, made), key=lambda one: one.seed or 0) if old.name == row.name else old.results
+        rows.append(old.model_copy(update={"results": tuple(results)}))
+    return proof.model_copy(update={"rows": tuple(rows)})
 
 
 def _begun(
@@ -399,7 +423,7 @@ class Bench:
             metrics=_judged(self.judging.samples(drawn) | self.judging.agreement(drawn, drawn)),
         )
         first = proof.rows[0].model_copy(update={"results": (result,)})
-        return _with(proof.model_copy(update={"noise": noise}), first)
+        return proof.model_copy(update={"noise": noise, "rows": (first, *proof.rows[1:])})
 
     def drawn_by_teacher(self, tell: Tell, first_seed: int = 0) -> quality.Drawn:
         """What the teacher draws, which is drawn once and kept."""

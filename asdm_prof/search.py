@@ -28,7 +28,7 @@ from asdm.families import Family, load_family
 from asdm.host import Host
 from asdm.pipelines import pipeline
 from asdm.plan import PruningPlan
-from asdm.results import Estimate, Metric
+from asdm.results import MEASURES, Estimate, Metric
 from asdm_prof import frontier, planner, studies
 from asdm_prof.compare import MACHINE
 from asdm_prof.halving import Halving, Job
@@ -36,8 +36,6 @@ from asdm_prof.records import Damage, FrontierPoint, Profile, Rung, Search, Sear
 from asdm_prof.studies import Claim, Memory
 
 RESULT = "search.json"
-MORE_IS_BETTER = ("clip_score", "recall_at_1")
-METRICS = ("frechet_distance", "kernel_distance", *MORE_IS_BETTER, "perceptual_to_teacher", "latent_mse_to_teacher")
 POLL_S = 1.0
 MOST = 200  # candidates: each is an integer programme that excludes all before it
 
@@ -103,7 +101,7 @@ def search(
     wanted = worker.identity() | ({"profile_sha256": named.sha256()} if named else {})
     wanted |= {"damage_sha256": damage.sha256()} if damage else {}
     name = own.study or f"{files.short_name(teacher)}-{settings.budget}"
-    maximise = settings.metric in MORE_IS_BETTER
+    maximise = MEASURES[settings.metric].more_is_better
 
     def begin() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         with worker.host.timing():
@@ -125,8 +123,8 @@ def check(family: Family, settings: Settings) -> None:
     Halving(settings.candidates, settings.rungs, settings.steps)
     if settings.candidates > MOST:
         raise ValueError(f"candidates {settings.candidates} are too many to plan; choose {MOST} or fewer.")
-    if settings.metric not in METRICS:
-        raise ValueError(f"unknown metric {settings.metric!r}; choose from {', '.join(METRICS)}.")
+    if settings.metric not in MEASURES:
+        raise ValueError(f"unknown metric {settings.metric!r}; choose from {', '.join(MEASURES)}.")
     for name, least in (("apart", 1), ("prompts", 4), ("draw_steps", 1)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name} {getattr(settings, name)} is too few; choose {least} or more.")

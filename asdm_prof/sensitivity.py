@@ -108,10 +108,11 @@ def legal_edits(unet: nn.Module, names: Sequence[str] | None = None) -> list[Edi
     mid: Edits = (RemoveBlock(block="mid_block"),) if "mid_block" in shape.blocks else ()
     deepest: Edits = (RemoveBlock(block=shape.down_blocks[-1]),) if len(shape.down_blocks) > 1 else ()
     blocks = ([mid] if mid else []) + ([(*deepest, *mid)] if deepest else [])
-    return found + [edits for edits in blocks if _is_legal(unet, edits)]
+    return found + [edits for edits in blocks if is_legal(unet, edits)]
 
 
-def _is_legal(unet: nn.Module, edits: Edits) -> bool:
+def is_legal(unet: nn.Module, edits: Edits) -> bool:
+    """Whether a teacher allows these edits together."""
     try:
         resolve(units.topology(unet), edits)
     except ValueError:
@@ -126,7 +127,8 @@ def _is_legal(unet: nn.Module, edits: Edits) -> bool:
 class Variant:
     """A student that shares the teacher's tensors, and the parts that its forward passes, in order.
 
-    `steps` are (what it is, the module): two students whose first k names agree compute the same up to there.
+    `steps` are (what it is and which skip it takes, the module): two students whose first k names agree compute the
+    same up to there.
     """
 
     index: int  # -1: the teacher
@@ -156,12 +158,29 @@ def _variant(teacher: nn.Module, edits: Edits, index: int) -> Variant:
     unet = shared_copy(teacher)
     applied = surgery.apply_plan(unet, edits)
     options = {e.unit: json.dumps(e.options, sort_keys=True) for e in edits if isinstance(e, ReplaceUnit)}
-    steps = []
-    for part in units.iter_parts(unet):
+    parts, steps = list(units.iter_parts(unet)), []
+    taken = _skips_taken(unet, parts)
+    for part in parts:
         fqn = applied.name_map[part.fqn]
-        name = f"{fqn} {applied.replaced.get(fqn, '')} {options.get(fqn, '')}"
+        name = f"{fqn} {applied.replaced.get(fqn, '')} {options.get(fqn, '')}{taken.get(part.fqn, '')}"
         steps += [(f"{name} {i}", module) for i, module in enumerate(part.modules)]
     return Variant(index, unet, steps)
+
+
+def _skips_taken(unet: nn.Module, parts: Sequence[units.Part]) -> dict[str, str]:
+    """ResNet that takes a skip → how many steps had been done when that was made.
+
+    It belongs to the step's name: without a layer and with a layer that does nothing, a student's steps read alike, but
+    in one of them every later skip is another.
+    """
+    ends, done = {}, 0
+    for part in parts:
+        done += len(part.modules)
+        ends[part.fqn if part.layer is None else f"{part.block}.layer.{part.layer}"] = done
+    made, last = {}, 0
+    for producer in units.skips(unet):
+        made[producer] = last = ends.get(producer, last)
+    return {consumer: f"@{made[producer]}" for producer, consumer in units.skip_pairs(unet)}
 
 
 def _in_common(a: Sequence[str], b: Sequence[str]) -> int:

@@ -1,4 +1,4 @@
-"""`python reports/damage.py -o reports/mini`: everything about damage on the mini, in one go (about 20 minutes).
+"""`python reports/damage.py -o reports/mini`: everything about damage on the mini, in one go (about six minutes).
 
 Profile (where the folder has none of these weights), sensitivity over 64 prompts × 8 timesteps with 40 joint plans,
 frontier with the best and unlike plans at 0.75, our plan at 0.75, our plans against the baselines at every budget from
@@ -34,7 +34,7 @@ def main(
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder has already.")] = False,
 ) -> None:
     """Measure, plan, compare and draw."""
-    command = this_command("python")
+    command = this_command("python reports/damage.py")
     settings = damage.Settings(threads=threads, prompts=prompts, timesteps=timesteps)
     files.make_folder(output)
     with watching("Profiling") as watch:

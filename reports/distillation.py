@@ -254,7 +254,7 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error("name the JSON file to write (-o)")
     check_writable(chosen.output, chosen.force)
     with terminal.progress("Comparing") as tell:
-        found = measured(chosen, tell, this_command("python " + sys.argv[0]))
+        found = measured(chosen, tell, this_command("python reports/distillation.py"))
     found.save(chosen.output, chosen.force)
     terminal.emit([row(loop) for loop in found.loops], terminal.Format.table)
     terminal.say(f"Wrote {chosen.output}")

@@ -9,7 +9,6 @@ against its plain ResNet at the highest one, gated by the input at batch 1, 2 an
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,9 +211,8 @@ def main(arguments: list[str] | None = None) -> None:
     chosen = parser.parse_args(arguments)
     check_writable(chosen.output, chosen.force)
     with terminal.progress("Comparing") as tell:
-        found = measured(
-            load_family(chosen.family), chosen.threads, chosen.time_budget, tell, this_command("python " + sys.argv[0])
-        )
+        command = this_command("python reports/networks.py")
+        found = measured(load_family(chosen.family), chosen.threads, chosen.time_budget, tell, command)
     found.save(chosen.output, chosen.force)
     terminal.emit([row(case) for case in found.cases], terminal.Format.table)
     terminal.say(f"Wrote {chosen.output}")

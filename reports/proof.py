@@ -11,7 +11,8 @@ The protocol, on the mini's real weights and the emoji:
    work and the clock runs when the machine has nothing else to do.
 
 Every student is kept in proof.json (`asdm.proof/1`) as soon as it is judged; checkpoints lie in `--folder`. The same
-command again does what is missing, also in the middle of a training. `--readme` puts the table into the README.
+command again does what is missing, also in the middle of a training; given a second time meanwhile, it shares the
+work. `--readme` puts the table into the README.
 
     python reports/proof.py -o reports/mini --seeds 3
     python reports/proof.py -o reports/mini --latency --readme
@@ -62,7 +63,7 @@ def main(
     force: Annotated[bool, typer.Option("--force", help="Throw away another experiment's proof.json.")] = False,
 ) -> None:
     """Train what is missing, or time what is there; then write, draw and print."""
-    command, path = this_command("python"), output / "proof.json"
+    command, path = this_command("python reports/proof.py"), output / "proof.json"
     work = folder or output / "proof-work"
     settings = proof.Settings(
         family=family,
@@ -84,6 +85,7 @@ def main(
     if timed:
         with terminal.progress("Timing") as tell:
             found = proof.time_rows(timed, settings, work, backend, pairs, tell, command)
+        found.save(path, force=True)
     else:
         with terminal.progress("Measuring damage") as tell:
             asked = damage.Settings(threads=threads, prompts=prompts, timesteps=timesteps)
@@ -94,7 +96,6 @@ def main(
             found = proof.prove(
                 chosen, range(seeds), settings, profile, measured, path, work, force, tell, command=command
             )
-    found.save(path, force=True)
     text = evidence.markdown(found, str(path))
     files.write_whole(output / "proof.md", text, force=True)
     figures.render(Report(profile, proof=found), output, figures.PROOF)

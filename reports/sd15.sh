@@ -14,8 +14,8 @@ OUT=${OUT:-reports/sd15}
 "$BIN/asdm" bench --teacher sd15 --student a_sdm --student a_sdm_clme --student a_sdm_clme_timestep \
   --time-budget 300 -o "$OUT/bench-clme.json" --force
 "$BIN/asdm" bench --teacher sd15 --student a_sdm --time-budget 80 -o "$OUT/bench-a_sdm.json" --force
-"$BIN/asdm" bench --teacher sd15 --student a_sdm --student a_sdm_clme --student a_sdm_clme_timestep \
-  --backend onnxruntime --time-budget 120 -o "$OUT/runtimes/bench-onnxruntime.json" --force
+"$BIN/asdm" bench --teacher sd15 --student a_sdm --student a_sdm_clme --backend onnxruntime --time-budget 120 \
+  -o "$OUT/runtimes/bench-onnxruntime.json" --force # 22 GB: a session each
 "$BIN/python" reports/students.py "$OUT"/bench*.json "$OUT"/runtimes/bench*.json --readme
 "$BIN/python" reports/pooled.py a_sdm "$OUT"/bench*.json --readme
 "$BIN/python" reports/networks.py -o "$OUT/networks.json" --force

@@ -4,6 +4,7 @@ A file defines the constants
 
 - `NEEDS_WEIGHTS`: False where shapes on the meta device are enough,
 - `WEIGHT_COPIES`: how many copies of the weights a session holds beside torch's,
+- `ACTIVATION_COPIES`: how many times the largest activations of a forward it keeps to itself between two calls,
 - `HOOKED`: True where part times come from hooks inside the very forward that is measured,
 - `DTYPES` and `DEVICES`: what it runs in and on, by torch's names (`cuda` stands for `cuda:1` too),
 

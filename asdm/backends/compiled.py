@@ -22,6 +22,7 @@ from asdm.units import Part, hooked
 
 NEEDS_WEIGHTS = True
 WEIGHT_COPIES = 0
+ACTIVATION_COPIES = 0
 HOOKED = False
 DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ()  # all that torch has

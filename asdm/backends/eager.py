@@ -14,6 +14,7 @@ from asdm.units import Part, hooked
 
 NEEDS_WEIGHTS = True
 WEIGHT_COPIES = 0
+ACTIVATION_COPIES = 0
 HOOKED = True
 DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ()  # all that torch has

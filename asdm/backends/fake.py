@@ -19,6 +19,7 @@ from asdm.units import OTHER, Part
 
 NEEDS_WEIGHTS = False
 WEIGHT_COPIES = 0
+ACTIVATION_COPIES = 0
 HOOKED = False
 DTYPES = ("fp32", "bf16", "fp16")
 DEVICES = ()

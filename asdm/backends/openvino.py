@@ -23,6 +23,7 @@ from asdm.units import Part
 
 NEEDS_WEIGHTS = True
 WEIGHT_COPIES = 1
+ACTIVATION_COPIES = 1
 HOOKED = False
 DTYPES = ("fp32", "bf16")
 DEVICES = ("cpu",)

@@ -91,7 +91,15 @@ class FoldedConv2d(nn.Conv2d):
         rounding = 64 * torch.finfo(time.dtype).eps * time.abs().amax()
         if not time.is_meta and bool((distance.amin(dim=1) > rounding).any()):
             raise ValueError("this UNet was folded for other timesteps; fold it for those that the scheduler uses.")
-        return convolve(self, x, self.weight[distance.argmin(dim=1)])
+        return convolve(self, x, _picked(self.weight, distance.argmin(dim=1)))
+
+
+def _picked(kernels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """Kernels by their places; a single one is not copied, where Python may look at the place."""
+    if len(places) > 1 or places.is_meta or torch.compiler.is_compiling():
+        return kernels[places]
+    place = int(places)
+    return kernels[place : place + 1]
 
 
 def _geometry(conv: nn.Conv2d) -> dict[str, Any]:

@@ -8,25 +8,16 @@ from __future__ import annotations
 import math
 
 from asdm.plan import Prediction
-from asdm.results import Estimate
+from asdm.results import MEASURES, Estimate
+from asdm_prof.records import Interval
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
-METRICS = {
-    "frechet_distance": "Fréchet distance",
-    "kernel_distance": "kernel distance",
-    "clip_score": "CLIP score",
-    "recall_at_1": "R@1",
-    "perceptual_to_teacher": "perceptual to teacher",
-    "latent_mse_to_teacher": "latent MSE to teacher",
-}
-
-
 def metric_name(metric: str, most: int = 34) -> str:
     """A quality metric under the name that papers give it."""
-    return METRICS.get(metric) or plain(metric.replace("_", " "), most)
+    return MEASURES[metric].title if metric in MEASURES else plain(metric.replace("_", " "), most)
 
 
 def decimals(value: float, digits: int = 3) -> int:
@@ -107,3 +98,19 @@ def plain(name: str, longest: int = 200) -> str:
     """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
     shown = "".join(char if char.isprintable() else "?" for char in name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def exponent(value: float) -> str:
+    """A damage, which may be of any size: "3.42e-04"."""
+    return f"{value:.2e}"
+
+
+def between(found: Interval, form: str = ".2e") -> str:
+    """An interval of a damage, or of what `form` says."""
+    return f"[{found.low:{form}}, {found.high:{form}}]"
+
+
+def scaled(value: float, unit: float) -> str:
+    """Three figures, and two decimals at the most, so that a column stays narrow."""
+    shown = value / unit
+    return number(shown) if shown >= 1 else fixed(shown, 2)

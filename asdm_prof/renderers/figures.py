@@ -20,7 +20,7 @@ from matplotlib.ticker import LogLocator
 
 from asdm.files import write_whole
 from asdm.measure import estimate
-from asdm.results import BenchStudent, Estimate
+from asdm.results import BenchStudent, Estimate, Measure
 from asdm_prof import evidence, resemblance
 from asdm_prof.records import PartRecord, Profile, Proof, ProofRow
 from asdm_prof.redundancy import rank
@@ -446,7 +446,8 @@ def roofline(report: Report) -> Figure | None:
     grid = [low * (high / low) ** (i / 100) for i in range(101)]
     roof = [min(x * peaks.bytes_per_s, peaks.flops_per_s) / 1e9 for x in grid]
     axes.plot(grid, roof, color=INK, linewidth=0.9)
-    axes.set(xscale="log", yscale="log", xlim=(low, high), xlabel="FLOPs per byte moved", ylabel="GFLOP/s")
+    _powers_of_ten(axes, "xy")
+    axes.set(xlim=(low, high), xlabel="FLOPs per byte moved", ylabel="GFLOP/s")
     _marker_legend(figure)
     return figure
 
@@ -476,7 +477,7 @@ def damage_at_budgets(report: Report) -> Figure | None:
                   if one.name.split(" ")[0] == name]  # fmt: skip
         if points:
             x, y = zip(*points, strict=True)
-            axes.plot(x, y, marker, color=colour, markersize=4, label=name.replace("_", " "))
+            axes.plot(x, y, marker, color=colour, markersize=4, label=name)
     ours = [row.ours.damage for row in found.rows]
     budgets = [row.budget for row in found.rows]
     axes.plot(budgets, [one.value for one in ours], "-o", color=COLOURS["resnet"], markersize=4, label="ours")
@@ -562,7 +563,7 @@ def damage(report: Report) -> Figure | None:
         axes.hlines(y, row.damage.low, row.damage.high, color=INK, linewidth=0.9)
         axes.plot(row.damage.value, y, "o", color=COLOURS["resnet"], markersize=3.5)
     if rows[0].damage.value > 0:
-        axes.set_xscale("log")
+        _powers_of_ten(axes, "x")
     axes.set_yticks(range(len(rows)), [plain(" and ".join(map(str, row.edits)), 60) for row in rows], size=6)
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.3, -0.7)
@@ -629,7 +630,7 @@ def quality_at_latency(report: Report) -> Figure | None:
     return figure
 
 
-def _tradeoff(axes: Axes, proof: Proof, shown: Sequence[ProofRow], measure: evidence.Measure) -> None:
+def _tradeoff(axes: Axes, proof: Proof, shown: Sequence[ProofRow], measure: Measure) -> None:
     teacher, floor = evidence.spread(proof.rows[0], measure.name), evidence.noise_floor(proof, measure.name)
     if teacher:
         axes.axhspan(teacher.value - floor, teacher.value + floor, color="#DDDDDD", linewidth=0)
@@ -644,9 +645,8 @@ def _tradeoff(axes: Axes, proof: Proof, shown: Sequence[ProofRow], measure: evid
         axes.vlines(x.median, y.low, y.high, color=colour, linewidth=0.8)
         axes.plot(x.median, y.median, marker, color=colour, markersize=4)
         axes.annotate(str(number_), (x.median, y.median), (3, 2), textcoords="offset points", size=5.5)
-    better = "more is better" if measure.more_is_better else "less is better"
     axes.set_xlabel("UNet latency, student / teacher")
-    axes.set_title(f"{measure.title} ({better})", size=7, loc="left")
+    axes.set_title(f"{measure.title} ({measure.direction})", size=7, loc="left")
 
 
 def _row_legend(axes: Axes, shown: Sequence[ProofRow]) -> None:

@@ -54,6 +54,7 @@ def test_a_backend_says_what_it_needs_and_what_it_has(opened: Any) -> None:
     assert isinstance(backend.NEEDS_WEIGHTS, bool)
     assert isinstance(backend.HOOKED, bool)
     assert backend.WEIGHT_COPIES >= 0
+    assert backend.ACTIVATION_COPIES >= 0
     assert "fp32" in backend.DTYPES
     assert isinstance(backend.DEVICES, tuple)
     assert (session.attribution is None) == (backend.HOOKED or not backend.NEEDS_WEIGHTS)

@@ -15,6 +15,7 @@ from asdm_prof import baselines, frontier, planner, problem, why
 from asdm_prof.problem import Pair, Problem
 from asdm_prof.records import Profile
 from asdm_prof.renderers import console
+from asdm_prof.renderers._format import exponent
 from tests.prof import synthetic
 from tests.prof.test_planner import small_profile, small_topology, subsets
 
@@ -348,7 +349,7 @@ def test_the_console_tells_damage_frontier_and_why(capsys: pytest.CaptureFixture
     console.print_frontier(synthetic.report().frontier, console.stdout_console())
     text = capsys.readouterr().out
     for one in damage.edits:
-        assert console.exponent(one.damage.value) in text
+        assert exponent(one.damage.value) in text
     assert "60.0 that a plain loop runs (2.00×" in " ".join(text.split())
     assert "Unlike each other" in text
     plan, _ = reasons(profile, {"latency": "0.8"})

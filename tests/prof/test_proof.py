@@ -14,6 +14,7 @@ import pytest
 from asdm.files import sha256_of
 from asdm_prof import baselines, evidence, planner, proof
 from asdm_prof.records import Proof
+from asdm_prof.studies import FileLocks
 from tests.prof import synthetic
 
 SCRIPT = Path(__file__).parents[2] / "reports" / "proof.py"
@@ -80,6 +81,22 @@ def test_the_same_command_again_does_nothing(
     monkeypatch.setattr(proof.distill, "distil", trains)
     script.main(**options(tiny_pipeline, finished))
     assert Proof.load(finished / "proof.json") == before
+
+
+def test_a_student_that_another_process_trains_is_left_to_it(
+    finished: Path, script: ModuleType, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = []
+    monkeypatch.setattr(proof, "_student", lambda row, *_: trained.append(row.name))
+    locks = FileLocks(finished / "proof-work" / "locks")
+    assert locks.take("no_clme-0")
+    script.main(**options(tiny_pipeline, finished, rows=f"{ROWS},no_clme"))
+    assert trained == []
+    assert Proof.load(finished / "proof.json").row("no_clme").results == ()
+    locks.close()
+    with pytest.raises(AttributeError):  # let go of, it is trained here: by a stand-in, which gives nothing to keep
+        script.main(**options(tiny_pipeline, finished, rows=f"{ROWS},no_clme"))
+    assert trained == ["no_clme"]
 
 
 def test_another_experiment_is_refused(finished: Path, script: ModuleType, tiny_pipeline: Path) -> None:
@@ -155,7 +172,7 @@ def test_a_defeat_is_told_too() -> None:
     rows = [row.model_copy(update={"results": results[other.get(row.name, row.name)]}) for row in found.rows]
     (verdict,) = evidence.verdicts(found.model_copy(update={"rows": tuple(rows)}))
     assert not verdict.met
-    told = "worse in Fréchet distance, CLIP score, R@1, MSE to teacher: the aim is not met."
+    told = "worse in Fréchet distance, CLIP score, R@1, latent MSE to teacher: the aim is not met."
     assert told in evidence.verdict_sentence(verdict)
 
 

@@ -232,6 +232,10 @@ def test_text_in_an_svg_stays_text(folder):
     assert ">dn0.t0</text>" in text
 
 
+def test_no_axis_shows_mathematics_as_it_is_written(folder):
+    assert [path.name for path in (folder / "figures").glob("*.svg") if "mathdefault" in path.read_text()] == []
+
+
 def test_a_figure_is_skipped_where_its_data_is_missing(tmp_path):
     paths = figures.render(Report(profile=synthetic.profile()), tmp_path)
     assert {path.stem for path in paths} == {"fig2_latency_and_parameters", "units_share", "redundancy"}

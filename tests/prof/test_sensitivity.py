@@ -56,6 +56,20 @@ def test_the_numbers_are_the_plain_loops_to_the_bit(measured: sensitivity.Measur
             assert plain.min() > 0
 
 
+def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: torch.nn.Module) -> None:
+    """Students that share a beginning by their parts' names but not by the skips that those take are among them."""
+    sets = sensitivity.legal_edits(mini)
+    joint = [(*sets[i], *sets[i + 20]) for i in range(0, len(sets) - 20, 3)]
+    sets += [edits for edits in joint if sensitivity.is_legal(mini, edits)]
+    ordered = sensitivity.variants(mini, sets)
+    assert len(ordered) > 75
+    with measure.quiet_torch(1):
+        inputs = sensitivity.calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
+        reused = {variant.index: out for variant, out in sensitivity.outputs(ordered, inputs)}
+        for variant, plain in sensitivity.outputs(ordered, inputs, reuse=False):
+            assert torch.equal(reused[variant.index], plain), sets[variant.index]
+
+
 def test_the_overlap_is_of_output_errors(measured: sensitivity.Measured) -> None:
     assert np.diag(measured.overlap) == pytest.approx(measured.samples.mean(axis=(1, 2)), rel=1e-4)
     assert measured.overlap == pytest.approx(measured.overlap.T)

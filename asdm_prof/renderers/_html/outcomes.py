@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from asdm import files
 from asdm.plan import AnyEdit, ShadowPrice, resolve
-from asdm.results import BenchResult, Drawing, Estimate, Metric
+from asdm.results import MEASURES, BenchResult, Drawing, Estimate, Metric
 from asdm_prof import evidence, resemblance
 from asdm_prof.records import (
     Additivity,
@@ -379,8 +379,6 @@ def _damage_table(view: View, found: Damage) -> Table:
 
 # ---------------------------------------------------------------------------------------------- quality and pictures
 
-BETTER = {"clip_score": "more is better", "recall_at_1": "more is better"}
-
 
 def quality(bench: BenchResult, number_: int) -> list[Markup]:
     """One picture for each metric of a benchmark."""
@@ -390,7 +388,7 @@ def quality(bench: BenchResult, number_: int) -> list[Markup]:
 
 def _quality_of(bench: BenchResult, metric: str, name: str) -> Markup:
     rows: list[tuple[str, Metric | None]] = [(student.name, student.quality.get(metric)) for student in bench.students]
-    return charts.quality_bars(name, metric, rows, BETTER.get(metric, "less is better"))
+    return charts.quality_bars(name, metric, rows, MEASURES[metric].direction if metric in MEASURES else "")
 
 
 def quality_caption(bench: BenchResult) -> str:

@@ -1,0 +1,1 @@
+"""The parts of what `console` prints; private to it."""

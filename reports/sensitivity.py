@@ -1,0 +1,133 @@
+"""What it saves to reuse activations: `asdm-prof sensitivity` against two plain loops over the edits, in pairs.
+
+    python reports/sensitivity.py -o reports/mini/sensitivity.json
+
+- `beside`: teacher and student run for every edit, as scripts that prune layer by layer do.
+- `kept`: the teacher's outputs are computed once and kept, every student runs whole.
+- `reuse`: what `asdm-prof sensitivity` does; a student starts where it begins to differ from the one before it.
+
+All three measure one batch of prompts at every timestep, with students that are built beforehand and share the
+teacher's tensors; the numbers they give are compared bit by bit.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import typer
+from pydantic import Field
+
+from asdm import files, measure, models, terminal
+from asdm.families import load_family
+from asdm.measure import latency, paired_ratio
+from asdm.options import this_command
+from asdm.results import Estimate, Latency, UNetRun
+from asdm_prof import sensitivity
+
+LOOPS = ("reuse", "kept", "beside")
+
+
+class SensitivityCost(UNetRun):
+    """`asdm.sensitivity-cost/1`: three loops over the same edits; a ratio is how often as long as `reuse` one takes."""
+
+    SCHEMA: ClassVar[str] = "asdm.sensitivity-cost/1"
+    schema_: Literal["asdm.sensitivity-cost/1"] = Field("asdm.sensitivity-cost/1", alias="schema")
+    edits: int
+    prompts: int
+    timesteps: int
+    identical: bool  # all loops gave the same outputs, bit by bit
+    forwards: dict[str, float]  # in teacher's forwards, by MACs
+    seconds: dict[str, Latency]
+    ratio: dict[str, Estimate]
+
+
+def run(name: str, ordered: list[sensitivity.Variant], inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """The error of every student in one loop, in the students' order."""
+    found = []
+    teacher: Any = None
+    for variant, out in sensitivity.outputs(ordered, inputs, reuse=name == "reuse"):
+        if variant.index < 0:
+            teacher = out
+            continue
+        if name == "beside":
+            teacher = ordered[0].unet(**inputs)[0]
+        found.append(sensitivity.squared(out.float() - teacher.float()))
+    return found
+
+
+def main(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The JSON file to write.")],
+    family: Annotated[str, typer.Option(help="A family with weights, or a diffusers folder.")] = "mini",
+    prompts: Annotated[int, typer.Option(help="Pictures with captions of the batch.")] = 8,
+    timesteps: Annotated[int, typer.Option(help="Noise levels of each.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Times each loop runs.")] = 4,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Time the loops in turns, compare what they give, save and print."""
+    files.check_writable(output, force)
+    settings = sensitivity.Settings(prompts=prompts, timesteps=timesteps, threads=threads)
+    known = load_family(family)
+    weights = settings.weights or models.default_weights(known)
+    teacher = models.load_unet(known, weights, settings.device, settings.dtype, settings.seed)
+    sets = sensitivity.legal_edits(teacher)
+    ordered = sensitivity.variants(teacher, sets)
+    inputs = sensitivity.calibration(known, teacher, settings).inputs(slice(0, prompts))
+    clock = measure.clock_for(settings.device)
+    outputs: dict[str, list[torch.Tensor]] = {}
+    seconds: dict[str, list[float]] = {name: [] for name in LOOPS}
+    with torch.no_grad(), measure.quiet_torch(threads) as used, terminal.progress("Timing") as tell:
+        for turn in range(rounds):
+            for name in LOOPS if turn % 2 == 0 else reversed(LOOPS):
+                tell(f"round {turn + 1} of {rounds}: {name}", 0, None)
+                seconds[name].append(
+                    measure.timed(lambda name=name: outputs.__setitem__(name, run(name, ordered, inputs)), clock)
+                )
+    macs = sensitivity.step_macs(known, settings.size, ordered)
+    reuse = sensitivity.work_of(ordered, macs, reuse=True)
+    plain = reuse["plain_forwards"]
+    found = SensitivityCost(
+        created_utc=files.utc_now(),
+        command=this_command("python reports/sensitivity.py"),
+        family=known.name,
+        weights=models.weights_name(known, weights),
+        backend="eager",
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=used,
+        seed=settings.seed,
+        batch=prompts * timesteps,
+        size=models.latent_size(known, settings.size) * known.vae_factor,
+        edits=len(sets),
+        prompts=prompts,
+        timesteps=timesteps,
+        identical=all(
+            torch.equal(a, b) for name in LOOPS[1:] for a, b in zip(outputs["reuse"], outputs[name], strict=True)
+        ),
+        forwards={"reuse": reuse["done_forwards"], "kept": plain, "beside": plain - 1 + len(sets)},
+        seconds={name: latency(taken) for name, taken in seconds.items()},
+        ratio={name: paired_ratio(seconds[name], seconds["reuse"]) for name in LOOPS[1:]},
+        environment=measure.environment(settings.device, used),
+    )
+    found.save(output, force)
+    terminal.emit([row(found, name) for name in LOOPS], terminal.Format.table)
+    terminal.say(f"The errors are {'the same to the bit' if found.identical else 'NOT the same'}. Wrote {output}")
+
+
+def row(found: SensitivityCost, name: str) -> dict[str, str]:
+    """A line of the printed table."""
+    ratio = found.ratio.get(name)
+    return {
+        "loop": name,
+        "teacher's forwards": f"{found.forwards[name]:.1f}",
+        "seconds": f"{found.seconds[name].median:.1f}",
+        "× of reuse": f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "",
+    }
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    terminal.run(app)
