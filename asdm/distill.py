@@ -709,9 +709,9 @@ def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageR
                 before = time.perf_counter()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                busy += time.perf_counter() - before
                 if average:
                     average.step(parameters)
+                busy += time.perf_counter() - before
                 typical = {n: MEMORY * typical.get(n, v) + (1 - MEMORY) * v for n, v in values.items()}
                 step, place = step + 1, batch.place
 

@@ -349,7 +349,7 @@ class StageResult(Frozen):
     audit: FreezeAudit
     teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
     broken_examples: int = 0
-    overhead: float  # share of the time that was neither forward, backward nor step
+    overhead: float  # share of the time that was neither forward, backward nor step (optimizer, running average)
 
 
 class DistillResult(Record):

@@ -38,6 +38,21 @@ def number(value: float, digits: int = 3) -> str:
     return fixed(value, decimals(value, digits))
 
 
+def amount(value: float) -> str:
+    """A damage, of any size: "0.0250", and below a thousandth "1.75e-08"."""
+    return number(value) if value == 0 or abs(value) >= 1e-3 else exponent(value)
+
+
+def amount_interval(found: Interval) -> str:
+    """The bounds of a damage, written as the damage is; empty where there are none."""
+    if found.low == found.high:
+        return ""
+    if 0 < abs(found.value) < 1e-3:
+        return between(found)
+    places = decimals(found.value)
+    return f"[{fixed(found.low, places)}, {fixed(found.high, places)}]"
+
+
 def interval(estimate: Estimate, scale: float = 1.0) -> str:
     """The bounds with the decimals of their median: "[4.37, 4.46]"; `scale` is the size of the unit shown."""
     places = decimals(estimate.median / scale)

@@ -297,7 +297,7 @@ def test_the_frontier_is_drawn_with_its_plans_as_small_pictures() -> None:
     assert sum(circle.get("class") == "point" for circle in drawn.iter("circle")) == 10
     small = re.findall(r'<svg class="small-u".*?</svg>', full(), re.DOTALL)
     assert len(small) == 6
-    hollow = [one.count('class="was gone"') for one in small]
+    hollow = [sum(d.count("M") for d in re.findall(r'd="([^"]*)" class="was gone"', one)) for one in small]
     assert hollow == sorted(hollow, reverse=True), "from the fastest, which cuts most, to the teacher"
     assert hollow[-1] == 0
     assert "10 plans that no other beats in both" in text_of(full())

@@ -31,7 +31,7 @@ from asdm_prof.records import (
     TrainingLog,
     ValidatedPlan,
 )
-from asdm_prof.renderers._format import number, percent, plain, plural, ratio
+from asdm_prof.renderers._format import amount, number, percent, plain, plural, ratio
 from asdm_prof.renderers._html import charts
 from asdm_prof.renderers._html.svg import LEFT, STEP, Predicted, prediction_scatter
 from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, damage_cell, resemblance_table
@@ -159,7 +159,7 @@ def frontier(view: View) -> dict[str, Any] | None:
 
 
 def _spots(found: Frontier, points: Sequence[FrontierPoint]) -> list[charts.Spot]:
-    return [charts.Spot(edits_name(point.edits), found.cost(point), point.damage) for point in points]
+    return [charts.Spot(edits_name(point.edits, SHORT), found.cost(point), point.damage) for point in points]
 
 
 def _frontier_caption(found: Frontier, spots: Sequence[charts.Spot], own: charts.Spot | None, teacher_s: float) -> str:
@@ -171,7 +171,7 @@ def _frontier_caption(found: Frontier, spots: Sequence[charts.Spot], own: charts
         said += f" {text.format(len(some)).capitalize()}." if some else ""
     price = _step_price(ordered, own.ratio, teacher_s) if own and found.by == "latency" else None
     if price is not None:
-        said += f" Around this plan, one more millisecond saved costs {number(price)} of damage."
+        said += f" Around this plan, one more millisecond saved costs {amount(price)} of damage."
     return plain(said, 500)
 
 
@@ -211,14 +211,17 @@ def _small_plans(view: View, points: Sequence[FrontierPoint], name: str) -> Iter
         yield {
             "picture": small_u(f"{name}-{i}", edits_name(point.edits), topology, kept.gone, kept.replaced),
             "ratio": ratio(point.ratio),
-            "damage": f"damage {number(point.damage)}",
+            "damage": f"damage {amount(point.damage)}",
             "edits": plural(len(point.edits), "edit"),
         }
 
 
-def edits_name(edits: Sequence[AnyEdit]) -> str:
+SHORT = 120  # characters of a plan's name where there are a hundred of them
+
+
+def edits_name(edits: Sequence[AnyEdit], most: int = 300) -> str:
     """A plan in words."""
-    return plain("; ".join(map(str, edits)) or "the teacher itself", 300)
+    return plain("; ".join(map(str, edits)) or "the teacher itself", most)
 
 
 # ---------------------------------------------------------------------------------------------- why, and baselines
@@ -234,7 +237,7 @@ def why(view: View) -> dict[str, Any] | None:
     columns = [Column("unit", numeric=False), Column("in the plan", numeric=False), Column("best other", numeric=False)]
     rows = [
         [Cell(plain(r.unit)), Cell(plain(r.choice, 80)), Cell(plain(str(r.other), 80)),
-         Cell(number(r.damage or 0.0), value=r.damage)]
+         Cell(amount(r.damage or 0.0), value=r.damage)]
         for r in told
     ]  # fmt: skip
     caption = "Every unit’s other choice and the damage that it would add, the closest calls first."
@@ -251,11 +254,11 @@ def why(view: View) -> dict[str, Any] | None:
 
 def _price(named: tuple[str, ShadowPrice]) -> str:
     name, price = named
-    said = f"One {price.per} more of {name} is worth {number(price.damage)} of damage; {number(price.slack)} "
+    said = f"One {price.per} more of {name} is worth {amount(price.damage)} of damage; {number(price.slack)} "
     said += f"{price.per} of the budget is left."
     if price.next_step is not None and price.next_saves is not None:
         said += f" {number(price.next_step)} {price.per} more would buy the next plan, which does "
-        said += f"{number(price.next_saves)} less."
+        said += f"{amount(price.next_saves)} less."
     return said
 
 
@@ -294,7 +297,7 @@ def _budgets_table(found: Budgets) -> Table:
             Cell(plain(one.name, 60)),
             Cell(ratio(one.ratio), value=one.ratio),
             damage_cell(one.damage),
-            NONE if one.predicted is None else Cell(number(one.predicted), value=one.predicted),
+            NONE if one.predicted is None else Cell(amount(one.predicted), value=one.predicted),
         ]
         for row in found.rows
         for one in row.contestants
@@ -311,7 +314,7 @@ def damage(view: View) -> dict[str, Any] | None:
     if found is None or not found.edits:
         return None
     rows = [(row.fqn, row.label, view.damages[row.fqn][1] if row.fqn in view.damages else None) for row in view.ranked]
-    drawable = any(amount and amount.value > 0 for _, _, amount in rows)
+    drawable = any(done and done.value > 0 for _, _, done in rows)
     return {
         "picture": charts.damage_dots(rows, LEFT, STEP) if drawable else None,
         "caption": _damage_caption(view, found),
@@ -326,8 +329,8 @@ def _damage_caption(view: View, found: Damage) -> str:
     said += f"{number(found.teacher_power)} strong."
     if view.damages:
         least = min(view.damages, key=lambda fqn: view.damages[fqn][1].value)
-        edit, amount = view.damages[least]
-        said += f" Least is done by {least} {damage_word(edit)}: {amount_text(amount)}."
+        edit, least_done = view.damages[least]
+        said += f" Least is done by {least} {damage_word(edit)}: {amount_text(least_done)}."
     if found.agreement:
         scores = ", ".join(f"{one.score} {one.spearman.value:.2f}" for one in found.agreement)
         said += f" What ranks edits without weights, by Spearman with this: {scores}."

@@ -11,10 +11,11 @@ from asdm_prof.records import Interval, PartRecord, Profile
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import (
+    amount,
+    amount_interval,
     decimals,
     fixed,
     metric_name,
-    number,
     plain,
     plural,
     ratio,
@@ -125,11 +126,12 @@ def unit_table(
     units = {unit.fqn: unit for unit in profile.units}
     parts = [units[row.fqn] for row in ranked]
     scale, unit = second_unit(min(part.latency_s.median for part in parts))
+    macs, macs_unit = _mac_unit(profile.whole.macs)
     columns = [
         Column("rank"),
         Column("unit", numeric=False),
         Column("kind", numeric=False),
-        *COUNTED,
+        *_counted(macs_unit),
         Column("latency", unit),
         Column("share", "%"),
         Column("redundancy", "×"),
@@ -139,7 +141,7 @@ def unit_table(
         number_cells([row.rank for row in ranked], 0),
         name_cells(row.fqn for row in ranked),
         name_cells(KINDS[row.kind] for row in ranked),
-        *_counted_cells(parts),
+        *_counted_cells(parts, macs),
         interval_cells([part.latency_s for part in parts], scale),
         interval_cells([part.share for part in parts], 1e-2),
         interval_cells([row.redundancy for row in ranked]),
@@ -154,29 +156,37 @@ def unit_table(
     rows = _rows(cells)
     caption = f"{len(parts)} units, most redundant first. One MAC is two FLOPs; in brackets the 95 % interval."
     sums = (("glue", profile.glue), ("units + glue", profile.parts))
-    foot = [_foot(name, of, scale, len(columns)) for name, of in sums]
+    foot = [_foot(name, of, scale, macs, len(columns)) for name, of in sums]
     return Table("units", caption, columns, rows, foot)
 
 
-COUNTED = (Column("parameters", "M"), Column("conv", "GMAC"), Column("linear", "GMAC"), Column("attention", "GMAC"))
+SMALL_MACS = 1e10  # of a whole UNet, below which its parts are counted in millions
 
 
-def _counted_cells(parts: Sequence[PartRecord]) -> list[list[Cell]]:
+def _mac_unit(whole: float) -> tuple[float, str]:
+    return (1e6, "MMAC") if whole < SMALL_MACS else (1e9, "GMAC")
+
+
+def _counted(unit: str) -> tuple[Column, ...]:
+    return (Column("parameters", "M"), *(Column(what, unit) for what in ("conv", "linear", "attention")))
+
+
+def _counted_cells(parts: Sequence[PartRecord], macs: float) -> list[list[Cell]]:
     return [
         number_cells([part.params / 1e6 for part in parts]),
-        number_cells([part.conv_macs / 1e9 or None for part in parts]),
-        number_cells([part.linear_macs / 1e9 or None for part in parts]),
-        number_cells([part.attention_macs / 1e9 or None for part in parts]),
+        number_cells([part.conv_macs / macs or None for part in parts]),
+        number_cells([part.linear_macs / macs or None for part in parts]),
+        number_cells([part.attention_macs / macs or None for part in parts]),
     ]
 
 
-def _foot(name: str, parts: Sequence[PartRecord], scale: float, width: int) -> list[Cell]:
+def _foot(name: str, parts: Sequence[PartRecord], scale: float, macs: float, width: int) -> list[Cell]:
     """Sums over parts, so that a reader can add the columns up."""
     counts = [
         sum(part.params for part in parts) / 1e6,
-        sum(part.conv_macs for part in parts) / 1e9,
-        sum(part.linear_macs for part in parts) / 1e9,
-        sum(part.attention_macs for part in parts) / 1e9,
+        sum(part.conv_macs for part in parts) / macs,
+        sum(part.linear_macs for part in parts) / macs,
+        sum(part.attention_macs for part in parts) / macs,
     ]
     time = sum(part.latency_s.median for part in parts) / scale
     share = 100 * sum(part.share.median for part in parts)
@@ -185,24 +195,23 @@ def _foot(name: str, parts: Sequence[PartRecord], scale: float, width: int) -> l
     return row + [Cell("")] * (width - len(row))
 
 
-def damage_cell(amount: Interval | None) -> Cell:
+def damage_cell(found: Interval | None) -> Cell:
     """A damage with its interval where it has one."""
-    if amount is None:
+    if found is None:
         return NONE
-    digits = decimals(amount.value)
-    bounds = f"[{fixed(amount.low, digits)}, {fixed(amount.high, digits)}]" if amount.low < amount.high else ""
-    return Cell(number(amount.value), bounds, amount.value, amount.low, amount.high)
+    return Cell(amount(found.value), amount_interval(found), found.value, found.low, found.high)
 
 
 def tree_table(root: Node) -> Table:
     """Whole, blocks, layers and parts with all four measures: the icicle as text."""
     walked = list(root.walk())
     nodes = [node for _, node in walked]
+    macs, macs_unit = _mac_unit(root.macs)
     columns = [
         Column("part", numeric=False),
         Column("latency", "ms"),
         Column("share", "%"),
-        Column("computation", "GMAC"),
+        Column("computation", macs_unit),
         Column("parameters", "M"),
         Column("peak memory", "MB"),
     ]
@@ -211,7 +220,7 @@ def tree_table(root: Node) -> Table:
             name_cells((node.name for node in nodes), (depth for depth, _ in walked)),
             number_cells([1e3 * node.latency_s for node in nodes], 1),
             number_cells([100 * node.share for node in nodes], 2),
-            number_cells([node.macs / 1e9 for node in nodes], 2),
+            number_cells([node.macs / macs for node in nodes], 2),
             number_cells([node.params / 1e6 for node in nodes], 2),
             number_cells([node.peak_memory_bytes / 1e6 for node in nodes], 0),
         ]

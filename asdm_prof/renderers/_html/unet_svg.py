@@ -295,10 +295,15 @@ def small_u(name: str, title: str, topology: Topology, gone: Collection[str], re
     rows = [row for row in _rows(topology) if _units(topology, row.left) or _units(topology, row.right)]
     mid = [unit.fqn for unit in topology.units if unit.block == "mid_block"]
     kinds = {unit.fqn: unit.kind for unit in topology.units}
-    body: list[Markup] = []
+    squares: dict[str, list[str]] = {}  # what they are → paths, one element for all: there are many plans on a page
 
     def place(fqn: str, x: float, y: float) -> None:
-        body.append(_dot(kinds[fqn], x, y, fqn in gone, fqn in replaced))
+        if fqn in gone:
+            squares.setdefault("was gone", []).append(_square(x + 1, y + 1, DOT - 2))
+            return
+        squares.setdefault(kinds[fqn], []).append(_square(x, y, DOT))
+        if fqn in replaced:
+            squares.setdefault("hole", []).append(_square(x + 2.5, y + 2.5, DOT - 5))
 
     for nth, row in enumerate(rows):
         for start, fqns in ((0, _units(topology, row.left)), (4 * GAP, _units(topology, row.right))):
@@ -311,7 +316,7 @@ def small_u(name: str, title: str, topology: Topology, gone: Collection[str], re
     return tag(
         "svg",
         tag("title", title, id=f"{name}-title"),
-        *body,
+        *(tag("path", d="".join(squares[what]), class_=what) for what in sorted(squares, key=lambda w: w == "hole")),
         class_="small-u",
         role="img",
         aria_labelledby=f"{name}-title",
@@ -325,9 +330,5 @@ def _units(topology: Topology, fqns: tuple[str, ...]) -> list[str]:
     return [fqn for fqn in fqns if fqn in known]
 
 
-def _dot(kind: str, x: float, y: float, gone: bool, replaced: bool) -> Markup:
-    if gone:
-        return rect(x + 1, y + 1, DOT - 2, DOT - 2, "was gone")
-    if replaced:
-        return tag("g", rect(x, y, DOT, DOT, kind), rect(x + 2.5, y + 2.5, DOT - 5, DOT - 5, "hole"))
-    return rect(x, y, DOT, DOT, kind)
+def _square(x: float, y: float, side: float) -> str:
+    return f"M{x:g} {y:g}h{side:g}v{side:g}h-{side:g}z"

@@ -10,7 +10,16 @@ from asdm.results import BenchStudent
 from asdm_prof.records import EditDamage, Interval, OptionRecord, PartRecord, Profile
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import count, decimals, fixed, number, percent, plain, seconds, seconds_interval
+from asdm_prof.renderers._format import (
+    amount,
+    amount_interval,
+    count,
+    number,
+    percent,
+    plain,
+    seconds,
+    seconds_interval,
+)
 from asdm_prof.renderers._html.svg import KINDS
 from asdm_prof.tree import Node, tree_of
 
@@ -147,11 +156,9 @@ def damage_word(edit: AnyEdit) -> str:
     return f"with {edit.with_}" if isinstance(edit, ReplaceUnit) else "when removed"
 
 
-def amount_text(amount: Interval) -> str:
+def amount_text(found: Interval) -> str:
     """A damage with its interval where it has one."""
-    places = decimals(amount.value)
-    bounds = f" [{fixed(amount.low, places)}, {fixed(amount.high, places)}]" if amount.low < amount.high else ""
-    return f"{number(amount.value)}{bounds}"
+    return f"{amount(found.value)} {amount_interval(found)}".rstrip()
 
 
 def touched(profile: Profile, edit: AnyEdit) -> list[PartRecord]:
