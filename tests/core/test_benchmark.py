@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from asdm import benchmark, builder, models, students
+from asdm import benchmark, builder, measure, models, students
 from asdm.benchmark import Settings, bench
 from asdm.components import components_of
 from asdm.families import load_family
@@ -188,3 +188,11 @@ def test_a_folder_that_is_no_student(folder: Path, tmp_path: Path) -> None:
         bench(str(folder), [str(tmp_path / "empty")], QUICK)
     with pytest.raises(ValueError, match="at least one student"):
         bench(str(folder), [], QUICK)
+
+
+def test_more_sessions_than_memory_holds_are_refused_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four sessions of SD 1.5 in ONNX Runtime took more than 24 GB."""
+    monkeypatch.setattr(measure, "free_memory_bytes", lambda device: int(22.8 * 2**30))
+    three = ["a_sdm", "a_sdm_clme", "a_sdm_clme_timestep"]
+    with pytest.raises(ValueError, match=r"comparing sd15 in fp32 with 3 students at a time needs about 28\.\d GiB"):
+        bench("sd15", three, replace(QUICK, backend="onnxruntime"))
