@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from asdm.results import Estimate, Metric
 from asdm_prof.records import Interval, PartRecord, Peaks, Profile, TrainingLog
-from asdm_prof.renderers._format import count, metric_name, number, plain, ratio
+from asdm_prof.renderers._format import amount, count, metric_name, number, plain, ratio
 from asdm_prof.renderers._html.svg import LINE, line, rect, shape, svg, tag, text
 
 LEFT, TOP, FOOT = 70, 16, 50  # pixels around a plot
@@ -153,7 +153,7 @@ def _named(parts: Sequence[PartRecord], x: Axis, y: Axis) -> Iterator[Markup]:
 # ---------------------------------------------------------------------------------------------- frontier
 
 WIDE, HIGH = 620, 300
-DOTS, CORNERS = 100, 600  # at most: what a page has room for
+DOTS, CORNERS = 60, 600  # at most: what a page has room for
 SPREAD = 30  # of damages from which on their axis is logarithmic
 
 
@@ -197,7 +197,7 @@ def frontier(points: Sequence[Spot], own: Spot | None, chosen: Mapping[str, Sequ
 
 
 def _spot(spot: Spot, mark: Markup) -> Markup:
-    return tag("g", tag("title", plain(f"{spot.name}: {ratio(spot.ratio)}, damage {number(spot.damage)}", 300)), mark)
+    return tag("g", tag("title", plain(f"{spot.name}: {ratio(spot.ratio)}, damage {amount(spot.damage)}", 300)), mark)
 
 
 def _thinned(points: Sequence[Spot], most: int) -> list[Spot]:
@@ -390,17 +390,17 @@ def damage_dots(rows: Sequence[tuple[str, str, Interval | None]], left: float, s
             line(left - 6, y(tick), width, y(tick), "grid"),
             text(left - 10, y(tick) + 4, f"{tick:.3g}", "end quiet"),
         ]
-    for place, (fqn, label, amount) in enumerate(rows):
+    for place, (fqn, label, done) in enumerate(rows):
         at = left + step * (place + 0.5)
         foot = DAMAGE_HEIGHT + 22
         body.append(text(at + 4, foot, plain(label, 8), "end", transform=f"rotate(-90 {at + 4:.1f} {foot})"))
-        if amount is None or amount.value <= 0:
+        if done is None or done.value <= 0:
             continue
         title = tag(
-            "title", plain(f"{fqn}: damage {number(amount.value)} [{number(amount.low)}, {number(amount.high)}]", 200)
+            "title", plain(f"{fqn}: damage {number(done.value)} [{number(done.low)}, {number(done.high)}]", 200)
         )
-        bar = line(at, y(max(amount.low, y.low)), at, y(amount.high), "bar")
-        body.append(tag("g", title, bar, tag("circle", cx=at, cy=y(amount.value), r=4.0, class_="point own")))
+        bar = line(at, y(max(done.low, y.low)), at, y(done.high), "bar")
+        body.append(tag("g", title, bar, tag("circle", cx=at, cy=y(done.value), r=4.0, class_="point own")))
     return svg(
         "damage-dots", "Damage of each unit’s own edit, in the order above", max(width, 420), DAMAGE_HEIGHT + 74, body
     )

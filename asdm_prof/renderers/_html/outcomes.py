@@ -21,6 +21,7 @@ from asdm_prof.records import (
     Budgets,
     ComparedPlan,
     Comparison,
+    Contestant,
     Damage,
     Frontier,
     FrontierPoint,
@@ -300,9 +301,16 @@ def _budgets_table(found: Budgets) -> Table:
             NONE if one.predicted is None else Cell(amount(one.predicted), value=one.predicted),
         ]
         for row in found.rows
-        for one in row.contestants
+        for one in _without_worse_random(row.contestants)
     ]
-    return Table("budgets", "Everyone within each budget, least measured damage first.", columns, rows)
+    caption = "Everyone within each budget, least measured damage first; of the random plans the best."
+    return Table("budgets", caption, columns, rows)
+
+
+def _without_worse_random(contestants: Sequence[Contestant]) -> list[Contestant]:
+    """They stand in the order of their damage."""
+    random = [one for one in contestants if one.name.startswith("random")]
+    return [one for one in contestants if one not in random[1:]]
 
 
 # ---------------------------------------------------------------------------------------------- damage
