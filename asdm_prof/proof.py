@@ -12,8 +12,7 @@ when the machine is quiet: `time_rows`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -159,7 +158,7 @@ def prove(
     settings.check()
     locks = studies.FileLocks(folder / "locks")
     try:
-        with _held(locks, "proof"):
+        with studies.held(locks, "proof"):
             plans = plans_of(rows, profile, damage, settings.budget, folder)
             with_teacher = Bench.of(settings, folder)
             proof = _opened(path, _begun(settings, profile, damage, with_teacher, rows, plans, folder, command), force)
@@ -172,21 +171,12 @@ def prove(
                     continue
                 if not _has(path, row, seed):
                     made = _student(row, seed, settings, with_teacher, folder, partial(_with_row, tell, row.name, seed))
-                    with _held(locks, "proof"):
+                    with studies.held(locks, "proof"):
                         _with(Proof.load(path), row, made).save(path, force=True)
                 locks.drop(job)
         return Proof.load(path)
     finally:
         locks.close()
-
-
-@contextmanager
-def _held(locks: studies.FileLocks, name: str) -> Iterator[None]:
-    locks.take(name, wait=True)
-    try:
-        yield
-    finally:
-        locks.drop(name)
 
 
 def _has(path: Path, row: Row, seed: int) -> bool:

@@ -4,10 +4,11 @@ Pictures and captions of a data set, as latents noised at timesteps spread over 
 no student is trained. The output is what the UNet predicts (ε, or v for v-prediction), the error its mean square per
 element, its interval a bootstrap over prompts (LAPTOP-Diff's criterion).
 
-Nothing is computed twice. A forward is a sequence of parts, and what a part gives depends on the parts before it
-alone. So students are sorted by their sequences, and each takes the outputs of the parts that it shares with the one
-before it from there; in sorted order that is as much as it shares with any. The real forward runs all the same, with
-the shared parts answering from memory: the numbers are those of the plain loop, to the bit.
+Nothing is computed twice. A forward is a sequence of parts, and what a part gives depends on the parts before it and on
+which of their outputs it takes as its skip. So students are sorted by their sequences, and each takes the outputs of
+the parts that it shares with the one before it from there; in sorted order that is as much as it shares with any. The
+real forward runs all the same, with the shared parts answering from memory: the numbers are those of the plain loop, to
+the bit.
 """
 
 from __future__ import annotations

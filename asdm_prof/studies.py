@@ -43,6 +43,16 @@ class Locks(Protocol):
     def close(self) -> None: ...
 
 
+@contextmanager
+def held(locks: Locks, name: str) -> Iterator[None]:
+    """Nobody else has the lock in the block; waits for it."""
+    locks.take(name, wait=True)
+    try:
+        yield
+    finally:
+        locks.drop(name)
+
+
 class FileLocks:
     """A file for each name, in one folder of one machine."""
 
@@ -218,17 +228,8 @@ class Memory:
     @contextmanager
     def alone(self) -> Iterator[None]:
         """One worker at a time."""
-        with _alone(self.locks):
+        with held(self.locks, "decide"):
             yield
-
-
-@contextmanager
-def _alone(locks: Locks) -> Iterator[None]:
-    locks.take("decide", wait=True)
-    try:
-        yield
-    finally:
-        locks.drop("decide")
 
 
 # ---------------------------------------------------------------------------------------------- opening it
@@ -257,7 +258,7 @@ def opened(
     with _reached(storage):
         locks: Locks = DatabaseLocks(_plain(url), name) if url else FileLocks(folder / "locks")
         try:
-            with _alone(locks):
+            with held(locks, "decide"):
                 study = optuna.create_study(
                     study_name=name,
                     storage=optuna.storages.RDBStorage(url) if url else _journal(folder / JOURNAL),

@@ -12,6 +12,8 @@ teacher's tensors; the numbers they give are compared bit by bit.
 
 from __future__ import annotations
 
+import math
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -27,6 +29,7 @@ from asdm.results import Estimate, Latency, UNetRun
 from asdm_prof import sensitivity
 
 LOOPS = ("reuse", "kept", "beside")
+PATTERN = (*LOOPS, *reversed(LOOPS))
 
 
 class SensitivityCost(UNetRun):
@@ -37,7 +40,7 @@ class SensitivityCost(UNetRun):
     edits: int
     prompts: int
     timesteps: int
-    identical: bool  # all loops gave the same outputs, bit by bit
+    identical: bool  # all loops gave the same errors, bit by bit
     forwards: dict[str, float]  # in teacher's forwards, by MACs
     seconds: dict[str, Latency]
     ratio: dict[str, Estimate]
@@ -62,7 +65,7 @@ def main(
     family: Annotated[str, typer.Option(help="A family with weights, or a diffusers folder.")] = "mini",
     prompts: Annotated[int, typer.Option(help="Pictures with captions of the batch.")] = 8,
     timesteps: Annotated[int, typer.Option(help="Noise levels of each.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Times each loop runs.")] = 4,
+    rounds: Annotated[int, typer.Option(help="Rounds, there and back: each loop runs twice in one; 2 or more.")] = 2,
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
 ) -> None:
@@ -76,15 +79,22 @@ def main(
     ordered = sensitivity.variants(teacher, sets)
     inputs = sensitivity.calibration(known, teacher, settings).inputs(slice(0, prompts))
     clock = measure.clock_for(settings.device)
-    outputs: dict[str, list[torch.Tensor]] = {}
-    seconds: dict[str, list[float]] = {name: [] for name in LOOPS}
-    with torch.no_grad(), measure.quiet_torch(threads) as used, terminal.progress("Timing") as tell:
-        for turn in range(rounds):
-            for name in LOOPS if turn % 2 == 0 else reversed(LOOPS):
-                tell(f"round {turn + 1} of {rounds}: {name}", 0, None)
-                seconds[name].append(
-                    measure.timed(lambda name=name: outputs.__setitem__(name, run(name, ordered, inputs)), clock)
-                )
+    errors: dict[str, list[torch.Tensor]] = {}
+
+    def timed(name: str) -> float:
+        began = clock.mark()
+        errors[name] = run(name, ordered, inputs)
+        return clock.seconds(began, clock.mark())
+
+    with measure.quiet_torch(threads) as used, terminal.progress("Timing") as tell:
+        seconds = measure.interleave(
+            {name: partial(timed, name) for name in LOOPS},
+            PATTERN,
+            measure.HostClock(),
+            rounds,
+            budget_s=math.inf,
+            progress=lambda n, eta_s: tell("loops", n, eta_s),
+        )
     macs = sensitivity.step_macs(known, settings.size, ordered)
     reuse = sensitivity.work_of(ordered, macs, reuse=True)
     plain = reuse["plain_forwards"]
@@ -104,7 +114,7 @@ def main(
         prompts=prompts,
         timesteps=timesteps,
         identical=all(
-            torch.equal(a, b) for name in LOOPS[1:] for a, b in zip(outputs["reuse"], outputs[name], strict=True)
+            torch.equal(a, b) for name in LOOPS[1:] for a, b in zip(errors["reuse"], errors[name], strict=True)
         ),
         forwards={"reuse": reuse["done_forwards"], "kept": plain, "beside": plain - 1 + len(sets)},
         seconds={name: latency(taken) for name, taken in seconds.items()},

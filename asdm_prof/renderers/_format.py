@@ -13,6 +13,7 @@ from asdm_prof.records import Interval
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls"}  # what a part is bound by
 
 
 def metric_name(metric: str, most: int = 34) -> str:
@@ -38,6 +39,22 @@ def number(value: float, digits: int = 3) -> str:
     return fixed(value, decimals(value, digits))
 
 
+def scaled(value: float, unit: float) -> str:
+    """Three figures, and two decimals at the most, so that a column stays narrow."""
+    shown = value / unit
+    return number(shown) if shown >= 1 else fixed(shown, 2)
+
+
+def exponent(value: float) -> str:
+    """A damage, which may be of any size: "3.42e-04"."""
+    return f"{value:.2e}"
+
+
+def between(found: Interval, form: str = ".2e") -> str:
+    """An interval of a damage, or of what `form` says."""
+    return f"[{found.low:{form}}, {found.high:{form}}]"
+
+
 def amount(value: float) -> str:
     """A damage, of any size: "0.0250", and below a thousandth "1.75e-08"."""
     return number(value) if value == 0 or abs(value) >= 1e-3 else exponent(value)
@@ -51,6 +68,11 @@ def amount_interval(found: Interval) -> str:
         return between(found)
     places = decimals(found.value)
     return f"[{fixed(found.low, places)}, {fixed(found.high, places)}]"
+
+
+def amount_text(found: Interval) -> str:
+    """A damage with its interval where it has one."""
+    return f"{amount(found.value)} {amount_interval(found)}".rstrip()
 
 
 def interval(estimate: Estimate, scale: float = 1.0) -> str:
@@ -113,19 +135,3 @@ def plain(name: str, longest: int = 200) -> str:
     """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
     shown = "".join(char if char.isprintable() else "?" for char in name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
-
-
-def exponent(value: float) -> str:
-    """A damage, which may be of any size: "3.42e-04"."""
-    return f"{value:.2e}"
-
-
-def between(found: Interval, form: str = ".2e") -> str:
-    """An interval of a damage, or of what `form` says."""
-    return f"[{found.low:{form}}, {found.high:{form}}]"
-
-
-def scaled(value: float, unit: float) -> str:
-    """Three figures, and two decimals at the most, so that a column stays narrow."""
-    shown = value / unit
-    return number(shown) if shown >= 1 else fixed(shown, 2)

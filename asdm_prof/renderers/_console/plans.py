@@ -101,7 +101,6 @@ def _promise(plan: PruningPlan) -> str:
     if plan.predicted is None:
         return f"{text}."
     said = plan.predicted
-    said = plan.predicted
     return f"{text}: predicted {ratio(said.ratio)} {ratio_interval(said)}, {seconds(said.latency_s)} a call."
 
 

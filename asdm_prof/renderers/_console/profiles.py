@@ -10,7 +10,17 @@ from rich.text import Text
 from asdm_prof.records import PartRecord, Peaks, Profile
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers._console.layout import COLOURS, QUIET, Bar, Column, blank_table
-from asdm_prof.renderers._format import interval, number, percent, plain, plural, scaled, seconds, seconds_interval
+from asdm_prof.renderers._format import (
+    BOUNDS,
+    interval,
+    number,
+    percent,
+    plain,
+    plural,
+    scaled,
+    seconds,
+    seconds_interval,
+)
 from asdm_prof.tree import Node, shallow_blocks, shallow_params, shallow_share, tree_of
 
 
@@ -116,9 +126,6 @@ def peaks_line(peaks: Peaks) -> str:
     )
 
 
-BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls"}
-
-
 # ---------------------------------------------------------------------------------------------- rank
 
 
@@ -161,5 +168,6 @@ def trust_table(profile: Profile) -> Table:
 
 
 def trust_title(profile: Profile) -> str:
+    """How many checks were passed, of how many."""
     passed = sum(line.passed for line in profile.trust)
     return f"Can I believe it? {passed} of {plural(len(profile.trust), 'check')} passed."

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from asdm.results import Estimate, Metric
 from asdm_prof.records import Interval, PartRecord, Peaks, Profile, TrainingLog
-from asdm_prof.renderers._format import amount, count, metric_name, number, plain, ratio
+from asdm_prof.renderers._format import amount, amount_text, count, metric_name, number, plain, ratio
 from asdm_prof.renderers._html.svg import LINE, line, rect, shape, svg, tag, text
 
 LEFT, TOP, FOOT = 70, 16, 50  # pixels around a plot
@@ -241,11 +241,11 @@ def budgets(ours: Sequence[tuple[float, Interval]], rivals: Sequence[tuple[float
     y = _damage_axis(damages, TOP + HIGH, TOP)
     body = [*_frame(x, y, "latency budget, student / teacher", "measured damage", x_unit="×")]
     for budget, name, one in rivals:
-        hint = tag("title", plain(f"{name} within {ratio(budget)}: damage {number(one.value)}", 200))
+        hint = tag("title", plain(f"{name} within {ratio(budget)}: damage {amount(one.value)}", 200))
         body.append(tag("g", hint, rect(x(budget) - 3.5, y(one.value) - 3.5, 7, 7, "glue")))
     body.append(tag("polyline", points=_points((x(budget), y(one.value)) for budget, one in ours), class_="curve"))
     for budget, one in ours:
-        hint = tag("title", f"ours within {ratio(budget)}: damage {number(one.value)}")
+        hint = tag("title", f"ours within {ratio(budget)}: damage {amount(one.value)}")
         bar = line(x(budget), y(one.low), x(budget), y(one.high), "bar")
         body.append(tag("g", hint, bar, tag("circle", cx=x(budget), cy=y(one.value), r=4.0, class_="point own")))
     return svg("budgets", "Our plan and every baseline at each budget", LEFT + WIDE + 90, TOP + HIGH + FOOT, body)
@@ -396,9 +396,7 @@ def damage_dots(rows: Sequence[tuple[str, str, Interval | None]], left: float, s
         body.append(text(at + 4, foot, plain(label, 8), "end", transform=f"rotate(-90 {at + 4:.1f} {foot})"))
         if done is None or done.value <= 0:
             continue
-        title = tag(
-            "title", plain(f"{fqn}: damage {number(done.value)} [{number(done.low)}, {number(done.high)}]", 200)
-        )
+        title = tag("title", plain(f"{fqn}: damage {amount_text(done)}", 200))
         bar = line(at, y(max(done.low, y.low)), at, y(done.high), "bar")
         body.append(tag("g", title, bar, tag("circle", cx=at, cy=y(done.value), r=4.0, class_="point own")))
     return svg(

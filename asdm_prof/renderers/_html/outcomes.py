@@ -32,12 +32,12 @@ from asdm_prof.records import (
     TrainingLog,
     ValidatedPlan,
 )
-from asdm_prof.renderers._format import amount, number, percent, plain, plural, ratio
+from asdm_prof.renderers._format import BOUNDS, amount, amount_text, number, percent, plain, plural, ratio
 from asdm_prof.renderers._html import charts
 from asdm_prof.renderers._html.svg import LEFT, STEP, Predicted, prediction_scatter
 from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, damage_cell, resemblance_table
 from asdm_prof.renderers._html.unet_svg import small_u
-from asdm_prof.renderers._html.view import BOUNDS, View, amount_text, damage_word, edits_share
+from asdm_prof.renderers._html.view import View, damage_word, edits_share
 
 PICTURE_BYTES = 115_000  # of base64, over all benchmarks: with these a report stays below half a megabyte
 PLANS_SHOWN = 6

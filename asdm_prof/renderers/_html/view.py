@@ -11,8 +11,8 @@ from asdm_prof.records import EditDamage, Interval, OptionRecord, PartRecord, Pr
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import (
-    amount,
-    amount_interval,
+    BOUNDS,
+    amount_text,
     count,
     number,
     percent,
@@ -125,8 +125,8 @@ def _card_rows(view: View, node: Node) -> Iterator[tuple[str, str]]:
         yield "bound by", BOUNDS[placed.bound]
         yield "of the roofline", percent(placed.attained)
     if node.name in view.damages:
-        edit, amount = view.damages[node.name]
-        yield f"damage, {plain(damage_word(edit), 40)}", amount_text(amount)
+        edit, done = view.damages[node.name]
+        yield f"damage, {plain(damage_word(edit), 40)}", amount_text(done)
     for option in view.profile.options:
         if option.unit == node.name:
             yield f"with {plain(option.replacement, 40)}", seconds(option.latency_s.median)
@@ -148,17 +148,9 @@ def option_of(profile: Profile, fqn: str, name: str) -> OptionRecord | None:
     return next((o for o in profile.options if o.unit == fqn and o.replacement == name), None)
 
 
-BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls"}
-
-
 def damage_word(edit: AnyEdit) -> str:
     """What an edit of one unit does to it."""
     return f"with {edit.with_}" if isinstance(edit, ReplaceUnit) else "when removed"
-
-
-def amount_text(found: Interval) -> str:
-    """A damage with its interval where it has one."""
-    return f"{amount(found.value)} {amount_interval(found)}".rstrip()
 
 
 def touched(profile: Profile, edit: AnyEdit) -> list[PartRecord]:

@@ -15,11 +15,20 @@ from asdm.plan import AnyEdit, Kept, PruningPlan, ReplaceUnit
 from asdm.results import BenchStudent
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
-from asdm_prof.renderers._format import number, percent, plain, plural, ratio, ratio_interval, seconds, seconds_interval
+from asdm_prof.renderers._format import (
+    amount_text,
+    number,
+    percent,
+    plain,
+    plural,
+    ratio,
+    ratio_interval,
+    seconds,
+    seconds_interval,
+)
 from asdm_prof.renderers._html.svg import BAND, KINDS, by_family
 from asdm_prof.renderers._html.view import (
     View,
-    amount_text,
     damage_of,
     edits_share,
     option_of,
