@@ -194,9 +194,8 @@ def _require_memory(
     batch = settings.batch * (2 if settings.guided else 1)
     inputs = models.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
     counted = flops.count(shapes, (), inputs)
-    activations = counted.peak_memory_bytes - counted.parameter_bytes
     from_disk = sum(draft.is_folder or bool(draft.plan and students.stage1_of(draft.plan)) for draft in drafts)
-    session = backend.WEIGHT_COPIES * counted.parameter_bytes + backend.ACTIVATION_COPIES * activations
+    session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     torchs = counted.peak_memory_bytes + from_disk * counted.parameter_bytes
     need = int(1.1 * torchs + (1 + len(drafts)) * session) + SPARE_MEMORY
     many = f" with {len(drafts)} students at a time" if session and len(drafts) > 1 else ""

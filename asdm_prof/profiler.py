@@ -1,11 +1,13 @@
 """profile(family, …) → Profile: where one UNet call spends its time on this machine (DESIGN's protocol).
 
 Unit times are taken in place, by hooks inside the real forward; hooked and bare calls alternate (A B B A), so the
-hooks' own cost is measured too. Replacements are timed in their unit's place, in calls in between.
+hooks' own cost is measured too. Replacements are timed in their unit's place, one after the other and after the
+UNet itself, so that no more than one runtime's copy of the weights is there at a time.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +28,7 @@ from asdm_prof import roofline, trust
 from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, Profile, WholeRecord
 
 REPLACEMENTS = ("gri_attention", "cond_conv")
+SESSIONS = 2  # at a time: a runtime may take the times of parts in a session of its own
 SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
 
 
@@ -84,10 +87,8 @@ def profile(
     # Make the model and open the session.
     unet = shapes
     if backend.NEEDS_WEIGHTS:
-        copies = backend.WEIGHT_COPIES * (
-            2 + len(replaceable(shape, shapes))
-        )  # each option's session, and a profiled one
-        need = int((counted.peak_memory_bytes + copies * counted.parameter_bytes) * 1.1) + SPARE_MEMORY
+        session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
+        need = int(1.1 * counted.peak_memory_bytes + SESSIONS * session) + SPARE_MEMORY
         measure.require_memory(need, device, f"profiling {family.name} in {settings.dtype}")
         tell(Status("building"))
         unet = models.load_unet(family, weights, device, settings.dtype, settings.seed)
@@ -207,45 +208,78 @@ def _take(
     started: float,
     tell: Watch,
 ) -> Taken:
-    """Warm up, then hooked, bare, bare, hooked and one call per replacement, until the interval is narrow enough."""
+    """The UNet as it is, then with each replacement in place, in as many calls as there were rounds."""
+    taken = _take_whole(unet, inputs, parts, len(options), backend, clock, settings, started, tell)
+    for name, edits in options.items():
+        modules = {edit.unit: surgery.replacement_for(unet, edit) for edit in edits}
+        tell(Status(f"opening with {name}"))
+        with surgery.swapped(unet, modules):
+            session: Session = backend.open_session(unet, inputs, list(units.iter_parts(unet)), clock)
+            taken.options_s[name] = _take_option(session, name, len(taken.bare_s) // 2, tell)
+        del session  # before the next one is opened: a runtime may hold weights of its own
+    return taken
+
+
+def _take_whole(
+    unet: nn.Module,
+    inputs: dict[str, Any],
+    parts: Sequence[units.Part],
+    options: int,
+    backend: Any,
+    clock: Clock,
+    settings: Settings,
+    started: float,
+    tell: Watch,
+) -> Taken:
+    """Warm up, then hooked, bare, bare, hooked, until the interval is narrow enough; leaves options their time."""
     session: Session = backend.open_session(unet, inputs, parts, clock)
     taken = Taken(parts_s={part.fqn: [] for part in parts}, attribution=session.attribution)
+    pattern = ("hooked", "bare", "bare", "hooked")
 
     def hooked() -> float:
-        whole, times = session.run_parts()
-        for fqn, seconds in times.items():
-            taken.parts_s[fqn].append(seconds)
-        return whole
-
-    modules = {name: {e.unit: surgery.replacement_for(unet, e) for e in edits} for name, edits in options.items()}
-    sessions: dict[str, Session] = {}
-    for name in options:
-        with surgery.swapped(unet, modules[name]):
-            sessions[name] = backend.open_session(unet, inputs, list(units.iter_parts(unet)), clock)
-
-    def replaced(name: str) -> float:
-        with surgery.swapped(unet, modules[name]):
-            whole, times = sessions[name].run_parts()
-        rows = taken.options_s.setdefault(name, {})
-        for fqn, seconds in times.items():
-            rows.setdefault(fqn, []).append(seconds)
-        return whole
+        return _append(taken.parts_s, session)
 
     tell(Status("warming up"))
     measure.warm_up(session.run, budget_s=settings.time_budget_s / 10)
-    calls = {"hooked": hooked, "bare": session.run} | {name: (lambda n=name: replaced(n)) for name in options}
     wall = measure.HostClock()
+    left_s = settings.time_budget_s - wall.seconds(started, wall.mark())
     samples = measure.interleave(
-        calls,
-        ("hooked", "bare", "bare", "hooked", *options),
+        {"hooked": hooked, "bare": session.run},
+        pattern,
         wall,
         settings.min_rounds,
-        budget_s=settings.time_budget_s - wall.seconds(started, wall.mark()),
+        budget_s=left_s * len(pattern) / (len(pattern) + options),
         enough=lambda s: measure.relative_half_width(s["hooked"]) <= settings.target,
         progress=lambda n, eta: tell(Status("measuring", n, eta, taken.parts_s)),
     )
     taken.bare_s, taken.hooked_s = samples["bare"], samples["hooked"]
     return taken
+
+
+def _take_option(session: Session, name: str, calls: int, tell: Watch) -> dict[str, list[float]]:
+    """Seconds of every part, by fqn, with a replacement in place; the first call warms up."""
+    rows: dict[str, list[float]] = {}
+    stage = f"measuring with {name}"
+    tell(Status(stage))
+    session.run()
+    measure.interleave(
+        {name: lambda: _append(rows, session)},
+        (name,),
+        measure.HostClock(),
+        min_rounds=max(calls - 1, 2),
+        max_rounds=max(calls - 1, 2),
+        budget_s=math.inf,
+        progress=lambda n, eta: tell(Status(stage, n, eta, rows)),
+    )
+    return rows
+
+
+def _append(rows: dict[str, list[float]], session: Session) -> float:
+    """Seconds of one call, whose parts' seconds are put into their rows."""
+    whole, times = session.run_parts()
+    for fqn, seconds in times.items():
+        rows.setdefault(fqn, []).append(seconds)
+    return whole
 
 
 def _hook_cost(

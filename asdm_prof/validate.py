@@ -209,8 +209,9 @@ def _require_memory(family: Family, profile: Profile, shapes: nn.Module, backend
     if not backend.NEEDS_WEIGHTS:
         return
     counted = flops.count(shapes, (), models.unet_inputs(family, profile.batch, profile.size, "meta", profile.dtype))
-    copies = 2 * backend.WEIGHT_COPIES  # teacher and one student; in torch the student shares the teacher's
-    need = int(1.1 * (counted.peak_memory_bytes + copies * counted.parameter_bytes)) + SPARE_MEMORY
+    session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
+    sessions = 2 * session  # teacher and one student; in torch the student shares the teacher's
+    need = int(1.1 * counted.peak_memory_bytes) + sessions + SPARE_MEMORY
     measure.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}")
 
 

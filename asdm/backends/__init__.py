@@ -52,3 +52,9 @@ def load(name: str, dtype: str, device: str) -> Any:
         if choices and wanted.partition(":")[0] not in choices:
             raise ValueError(f"{name} has no {what} {wanted} here; choose from {', '.join(choices)}.")
     return backend
+
+
+def session_bytes(backend: Any, parameter_bytes: int, peak_memory_bytes: int) -> int:
+    """Bytes that a session takes beside torch's, of a forward that peaks at `peak_memory_bytes`, weights included."""
+    activations = peak_memory_bytes - parameter_bytes
+    return int(backend.WEIGHT_COPIES * parameter_bytes + backend.ACTIVATION_COPIES * activations)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +152,30 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
     assert set(taken.options_s) == {"gri_attention", "cond_conv"}
 
 
+def test_one_session_is_there_at_a_time(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime's session holds weights of its own: the UNet's and each option's together may not fit."""
+    alive: list[weakref.ref[eager.EagerSession]] = []
+    at_once: list[int] = []
+    opened = eager.open_session
+
+    def open_session(*args: Any) -> eager.EagerSession:
+        session = opened(*args)
+        alive.append(weakref.ref(session))
+        at_once.append(sum(ref() is not None for ref in alive))
+        return session
+
+    monkeypatch.setattr(eager, "open_session", open_session)
+    profile(str(tiny_folder), QUICK)
+    assert len(at_once) >= 4  # the hooks' cost, the UNet, and two options
+    assert set(at_once) == {1}
+
+
+def test_options_have_as_many_calls_as_there_were_rounds(tiny_folder: Path) -> None:
+    found = profile(str(tiny_folder), QUICK)
+    rounds = len(found.whole.latency_s.samples) // 2
+    assert {len(option.latency_s.samples) for option in found.options} == {max(rounds - 1, 2)}
+
+
 def test_progress_tells_every_stage(tiny_folder: Path) -> None:
     seen: list[Status] = []
     profile(str(tiny_folder), QUICK, watch=seen.append)
@@ -162,9 +187,13 @@ def test_progress_tells_every_stage(tiny_folder: Path) -> None:
         "timing the hooks",
         "warming up",
         "measuring",
+        "opening with gri_attention",
+        "measuring with gri_attention",
+        "opening with cond_conv",
+        "measuring with cond_conv",
         "measuring peaks",
     ]
-    assert max(status.calls for status in seen) >= 10
+    assert max(status.calls for status in seen) >= 8  # two rounds of four
 
 
 def test_too_little_memory_is_said_before_it_is_taken(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
