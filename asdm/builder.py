@@ -10,7 +10,7 @@ from torch import nn
 from asdm import flops, measure, models, students, treediff, units
 from asdm.families import Family, load_family
 from asdm.plan import PruningPlan
-from asdm.results import BuildResult, FreezeAudit
+from asdm.results import BuildResult, FreezeAudit, mac_unit
 from asdm.surgery import Applied
 
 Tell = Callable[[str, int, float | None], None]
@@ -116,9 +116,10 @@ def describe(result: BuildResult, output: Path) -> str:
     lines += [f"  - {fqn}" for fqn in result.removed]
     lines += [f"  ~ {fqn} → {name}" for fqn, name in result.replaced.items()]
     lines += ["", treediff.render(result.diff, whole=False), ""]
+    macs, unit = mac_unit(result.teacher_macs)
     lines.append(
         f"{result.teacher_params / 1e6:.1f} M → {result.params / 1e6:.1f} M parameters, "
-        f"{result.teacher_macs / 1e9:.1f} → {result.macs / 1e9:.1f} GMAC "
+        f"{result.teacher_macs / macs:.1f} → {result.macs / macs:.1f} {unit} "
         f"({result.macs / result.teacher_macs:.3f}×)."
     )
     if result.audit:

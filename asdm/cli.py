@@ -24,6 +24,7 @@ from asdm.options import (
     root_options,
     target,
     this_command,
+    warn_if_slow,
 )
 
 app = typer.Typer(
@@ -195,6 +196,7 @@ def distill(
         validate_every=validate_every,
         tensorboard=tensorboard,
     )
+    warn_if_slow(settings.device, settings.dtype)
     chosen = recipes.adjusted(recipes.load(recipe), mode, recipes.parse_weights(weight or []), normalise)
     if dry_run:
         found = trainer.preview(source, teacher, settings, chosen, stage)
@@ -313,6 +315,7 @@ def bench(
         keep=keep,
         judge=judge,
     )
+    warn_if_slow(settings.device, settings.dtype, settings.backend)
     path = target(output, files.run_folder(files.short_name(teacher), backend, dtype), "bench.json")
     files.check_writable(path, force)
     sources = [str(files.find_input(Path(name))) for name in student]
@@ -322,7 +325,7 @@ def bench(
     if as_json:
         print(result.to_json(), end="")
     else:
-        terminal.emit([_bench_row(s) for s in result.students], terminal.Format.table)
+        terminal.emit([_bench_row(s, result.teacher.macs) for s in result.students], terminal.Format.table)
         if quality:
             terminal.emit([row for s in result.students for row in _quality_rows(s)], terminal.Format.table)
         _say_teacher(result)
@@ -371,14 +374,18 @@ def generate(
     terminal.say(f"Wrote {output}")
 
 
-def _bench_row(student: Any) -> dict[str, Any]:
+def _bench_row(student: Any, teacher_macs: int) -> dict[str, Any]:
+    from asdm.results import mac_unit
+
+    macs, unit = mac_unit(teacher_macs)
+
     def ratio(found: Any) -> str:
         return "" if found is None else f"{found.median:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
     return {
         "student": student.name,
         "params M": f"{student.params / 1e6:.1f}",
-        "GMAC": f"{student.macs / 1e9:.1f}",
+        unit: f"{student.macs / macs:.1f}",
         "UNet ×": ratio(student.unet_latency_ratio),
         "predicted ×": "" if student.predicted_ratio is None else f"{student.predicted_ratio:.3f}",
         "image ×": ratio(student.image_latency_ratio),
@@ -400,9 +407,12 @@ def _quality_rows(student: Any) -> list[dict[str, Any]]:
 
 
 def _say_teacher(result: Any) -> None:
+    from asdm.results import mac_unit
+
     teacher = result.teacher
+    macs, unit = mac_unit(teacher.macs)
     print(
-        f"teacher {teacher.name}: {teacher.params / 1e6:.1f} M parameters, {teacher.macs / 1e9:.1f} GMAC, "
+        f"teacher {teacher.name}: {teacher.params / 1e6:.1f} M parameters, {teacher.macs / macs:.1f} {unit}, "
         f"{teacher.unet_latency_s.median:.3g} s a UNet call; × is student / teacher with its 95 % interval"
     )
 

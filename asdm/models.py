@@ -60,6 +60,17 @@ def check_device(device: str) -> None:
         raise ValueError(f"no device {device!r} here; choose from {', '.join(choices)}.")
 
 
+def slow_dtype(device: str, dtype: str) -> str | None:
+    """A warning where torch convolves in a dtype that this CPU has no instructions for; None elsewhere."""
+    has = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
+    if device != "cpu" or dtype not in ("bf16", "fp16") or has is None or has():
+        return None
+    return (
+        f"this CPU has no instructions for {dtype}, without which torch convolves hundreds of times slower than in "
+        "fp32; choose --dtype fp32."
+    )
+
+
 def default_device() -> str:
     """The accelerator where there is one."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

@@ -76,3 +76,11 @@ def target(output: Path | None, default: Path, name: str) -> Path:
     if output is None:
         return default / name
     return output if output.suffix == Path(name).suffix else output / name
+
+
+def warn_if_slow(device: str, dtype: str, backend: str = "eager") -> None:
+    """Say it before a run that would take hours."""
+    from asdm import models, terminal
+
+    if backend in ("eager", "compiled") and (warning := models.slow_dtype(device, dtype)):
+        terminal.say(f"Warning: {warning}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -89,6 +90,14 @@ class Macs(Frozen):
         )
 
 
+SMALL_MACS = 1e10  # of a whole UNet, below which it and its parts are counted in millions
+
+
+def mac_unit(whole: float) -> tuple[float, str]:
+    """The unit in which a model of so many MACs and its parts are shown, as (size, name)."""
+    return (1e6, "MMAC") if whole < SMALL_MACS else (1e9, "GMAC")
+
+
 class Tensors(Frozen):
     """Some of a model's parameters: names, how many numbers, and their bytes."""
 
@@ -163,11 +172,12 @@ class ExportResult(Record):
 
 @dataclass(frozen=True)
 class Measure:
-    """A quality metric: its name in files, the one that papers give it, and whether more of it is better."""
+    """A quality metric: its name in files, the one that papers give it, whether more is better, and its least value."""
 
     name: str
     title: str
     more_is_better: bool = False
+    lowest: float = 0.0
 
     @property
     def direction(self) -> str:
@@ -178,8 +188,8 @@ MEASURES = {
     measure.name: measure
     for measure in (
         Measure("frechet_distance", "Fréchet distance"),
-        Measure("kernel_distance", "kernel distance"),
-        Measure("clip_score", "CLIP score", more_is_better=True),
+        Measure("kernel_distance", "kernel distance", lowest=-math.inf),  # unbiased, so around 0 between equals
+        Measure("clip_score", "CLIP score", more_is_better=True, lowest=-math.inf),
         Measure("recall_at_1", "R@1", more_is_better=True),
         Measure("perceptual_to_teacher", "perceptual to teacher"),
         Measure("latent_mse_to_teacher", "latent MSE to teacher"),
@@ -275,21 +285,23 @@ class BenchResult(UNetRun):
     def _repr_html_(self) -> str:
         """Teacher and students as ratios, for notebooks."""
         teacher = self.teacher
-        rows = [[f"{teacher.name} (teacher)", f"{teacher.params / 1e6:.1f}", f"{teacher.macs / 1e9:.1f}", "1×", "", ""]]
-        rows += [_bench_row(student) for student in self.students]
-        head = ["model", "M parameters", "GMAC", "UNet latency", "predicted", "image latency"]
+        macs, unit = mac_unit(teacher.macs)
+        params = f"{teacher.params / 1e6:.1f}"
+        rows = [[f"{teacher.name} (teacher)", params, f"{teacher.macs / macs:.1f}", "1×", "", ""]]
+        rows += [_bench_row(student, macs) for student in self.students]
+        head = ["model", "M parameters", unit, "UNet latency", "predicted", "image latency"]
         where = f"{self.backend}, {self.dtype} on {self.device}, {self.threads} threads, batch {self.batch}"
         return notebook.table(f"{self.family} and its students, student / teacher", head, rows, f"{where}.")
 
 
-def _bench_row(student: BenchStudent) -> list[str]:
+def _bench_row(student: BenchStudent, macs: float) -> list[str]:
     def ratio(found: Estimate | None) -> str:
         return "" if found is None else f"{found.median:.2f}× [{found.low:.2f}, {found.high:.2f}]"
 
     return [
         student.name,
         f"{student.params / 1e6:.1f}",
-        f"{student.macs / 1e9:.1f}",
+        f"{student.macs / macs:.1f}",
         ratio(student.unet_latency_ratio),
         "" if student.predicted_ratio is None else f"{student.predicted_ratio:.2f}×",
         ratio(student.image_latency_ratio),

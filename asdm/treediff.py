@@ -8,7 +8,7 @@ from itertools import groupby
 from torch import nn
 
 from asdm import flops, units
-from asdm.results import DiffRow
+from asdm.results import DiffRow, mac_unit
 from asdm.surgery import Applied
 
 Row = tuple[str, int, int, str, int, int]  # teacher's name, parameters, MACs; the same of the student
@@ -43,8 +43,9 @@ def diff(teacher: nn.Module, teacher_macs: flops.Count, student: nn.Module, stud
 
 def render(rows: Sequence[DiffRow], whole: bool = True) -> str:
     """Two trees side by side; without `whole`, a block in which nothing changed is one line."""
-    lines = [("teacher", "M params", "GMAC", "student", "M params", "GMAC")]
-    lines += [_cells(row) for row in _tree(rows, whole)]
+    macs, unit = mac_unit(sum(row.macs for row in rows))
+    lines = [("teacher", "M params", unit, "student", "M params", unit)]
+    lines += [_cells(row, macs) for row in _tree(rows, whole)]
     widths = [max(len(line[i]) for line in lines) for i in range(6)]
 
     def line(cells: tuple[str, ...]) -> str:
@@ -54,12 +55,12 @@ def render(rows: Sequence[DiffRow], whole: bool = True) -> str:
     return "\n".join(line(cells) for cells in lines)
 
 
-def _cells(row: Row) -> tuple[str, str, str, str, str, str]:
+def _cells(row: Row, unit: float) -> tuple[str, str, str, str, str, str]:
     name, params, macs, student, student_params, student_macs = row
     gone = not student.strip()
     return (
-        name, f"{params / 1e6:.2f}", f"{macs / 1e9:.2f}",
-        student, "" if gone else f"{student_params / 1e6:.2f}", "" if gone else f"{student_macs / 1e9:.2f}",
+        name, f"{params / 1e6:.2f}", f"{macs / unit:.2f}",
+        student, "" if gone else f"{student_params / 1e6:.2f}", "" if gone else f"{student_macs / unit:.2f}",
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ from asdm.options import (
     root_options,
     target,
     this_command,
+    warn_if_slow,
 )
 from asdm.terminal import Format
 
@@ -133,6 +134,7 @@ def profile(
         time_budget_s=time_budget,
         time_components=components,
     )
+    warn_if_slow(settings.device, settings.dtype, settings.backend)
     others = fresh.profile_again(family, settings, processes - 1, terminal.say)
     with watching("Profiling") as watch:
         found = measure(family, settings, watch, command=this_command("asdm-prof"))

@@ -7,7 +7,7 @@ from typing import Any
 from asdm import flops, models, units
 from asdm.components import components_of, count_call
 from asdm.families import Family, load_family
-from asdm.results import Macs
+from asdm.results import Macs, mac_unit
 
 STEPS, GUIDANCE_CALLS = 30, 2  # of one image, as the paper counts it (§3.2)
 RULES = ("thop",)
@@ -72,17 +72,18 @@ def component_costs(
 
 
 def unit_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table that people read: M parameters, G MACs, share of the total."""
+    """The table that people read: M parameters, MACs in G or M, share of the total."""
     total = found["total"]
+    macs, unit = mac_unit(total["macs"])
     rows = [*found["units"], *found["glue"], {"fqn": "total"} | total]
     return [
         {
             "unit": row["fqn"],
             "params M": f"{row['params'] / 1e6:.2f}",
-            "GMAC": f"{row['macs'] / 1e9:.2f}",
-            "conv": f"{row['conv_macs'] / 1e9:.2f}",
-            "linear": f"{row['linear_macs'] / 1e9:.2f}",
-            "attention": f"{row['attention_macs'] / 1e9:.2f}",
+            unit: f"{row['macs'] / macs:.2f}",
+            "conv": f"{row['conv_macs'] / macs:.2f}",
+            "linear": f"{row['linear_macs'] / macs:.2f}",
+            "attention": f"{row['attention_macs'] / macs:.2f}",
             "%": f"{100 * row['macs'] / total['macs']:.1f}",
         }
         for row in rows

@@ -11,7 +11,7 @@ from pydantic import Field, JsonValue
 from asdm import notebook
 from asdm.files import Frozen, Record, later
 from asdm.plan import AnyEdit, MeasuredAt, Prediction, Topology
-from asdm.results import Estimate, HostUse, Latency, Macs, Metric, UNetRun
+from asdm.results import Estimate, HostUse, Latency, Macs, Metric, UNetRun, mac_unit
 
 Bound = Literal["compute", "memory", "overhead"]
 
@@ -159,10 +159,11 @@ class Profile(UNetRun):
         passed = f"{sum(line.passed for line in self.trust)} of {len(self.trust)} checks passed"
         where = f"{self.backend}, {self.dtype} on {self.device}, {self.threads} threads, batch {self.batch}"
         note = f"{where}; {passed}{f', failed: {failed}' if failed else ''}."
-        head = ["block", "", "of time", "ms", "GMAC", "M parameters"]
-        return notebook.table(said, head, self._block_rows(), note, left=(0, 1))
+        macs, unit = mac_unit(self.whole.macs)
+        head = ["block", "", "of time", "ms", unit, "M parameters"]
+        return notebook.table(said, head, self._block_rows(macs), note, left=(0, 1))
 
-    def _block_rows(self) -> list[list[str]]:
+    def _block_rows(self, macs: float) -> list[list[str]]:
         """One row per block, and per piece of glue outside the blocks, with a bar for its share."""
         blocks: dict[str, list[PartRecord]] = {}
         for part in self.parts:
@@ -174,7 +175,7 @@ class Profile(UNetRun):
                 notebook.bar(shares[name] / (max(shares.values()) or 1.0)),
                 f"{100 * shares[name]:.1f} %",
                 f"{1e3 * sum(part.latency_s.median for part in parts):.1f}",
-                f"{sum(part.macs for part in parts) / 1e9:.2f}",
+                f"{sum(part.macs for part in parts) / macs:.2f}",
                 f"{sum(part.params for part in parts) / 1e6:.2f}",
             ]
             for name, parts in blocks.items()

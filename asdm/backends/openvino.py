@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in fp32, or in bf16 on an fp32 graph (`INFERENCE_PRECISION_HINT`).
+"""OpenVINO on the CPU, in fp32, or in bf16 on an fp32 graph (`INFERENCE_PRECISION_HINT`) where the CPU has it.
 
 Part times come from the time of every node, which OpenVINO counts (`PERF_COUNT`) in each call of a session with parts,
 bare or not: it is a time stamp a node, and a second copy of the weights for calls without it is not worth its memory.
@@ -25,7 +25,8 @@ NEEDS_WEIGHTS = True
 WEIGHT_COPIES = 1
 ACTIVATION_COPIES = 1
 HOOKED = False
-DTYPES = ("fp32", "bf16")
+HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # or the hint is passed over
+DTYPES = ("fp32", "bf16") if HAS_BF16 else ("fp32",)
 DEVICES = ("cpu",)
 
 IR = "openvino_model.xml"

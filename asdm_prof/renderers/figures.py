@@ -6,6 +6,7 @@ A figure is a function of the report that returns None where its data is missing
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -20,7 +21,7 @@ from matplotlib.ticker import LogLocator
 
 from asdm.files import write_whole
 from asdm.measure import estimate
-from asdm.results import BenchStudent, Estimate, Measure
+from asdm.results import MEASURES, BenchStudent, Estimate, Measure
 from asdm_prof import evidence, resemblance
 from asdm_prof.records import PartRecord, Profile, Proof, ProofRow
 from asdm_prof.redundancy import rank
@@ -582,7 +583,8 @@ def quality(report: Report) -> Figure | None:
         known = next(student.quality[name] for student in judged if name in student.quality)
         if known.teacher is not None:
             noise = known.noise_floor or 0.0
-            axes.axvspan(known.teacher - noise, known.teacher + noise, color="#DDDDDD")
+            lowest = MEASURES[name].lowest if name in MEASURES else -math.inf
+            axes.axvspan(max(known.teacher - noise, lowest), known.teacher + noise, color="#DDDDDD")
             axes.axvline(known.teacher, color=QUIET, linewidth=0.8)
         for y, student in enumerate(judged):
             if metric := student.quality.get(name):
@@ -633,7 +635,8 @@ def quality_at_latency(report: Report) -> Figure | None:
 def _tradeoff(axes: Axes, proof: Proof, shown: Sequence[ProofRow], measure: Measure) -> None:
     teacher, floor = evidence.spread(proof.rows[0], measure.name), evidence.noise_floor(proof, measure.name)
     if teacher:
-        axes.axhspan(teacher.value - floor, teacher.value + floor, color="#DDDDDD", linewidth=0)
+        lowest = max(teacher.value - floor, measure.lowest)
+        axes.axhspan(lowest, teacher.value + floor, color="#DDDDDD", linewidth=0)
         axes.axhline(teacher.value, color=QUIET, linewidth=0.8)
     for number_, row in enumerate(shown, 1):
         found = evidence.spread(row, measure.name)

@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from asdm import models
+from asdm import models, options
 from asdm.models import load_unet, materialise, meta_unet, unet_config_sha256
 from tests.conftest import TINY, TINY_FAMILY, make_unet, run, unet_args
 
@@ -201,6 +201,21 @@ def test_a_setup_that_cannot_be_is_refused(setup, words):
 
 def test_a_setup_that_can_be_is_not():
     models.check_setup(models.Setup(dtype="bf16", device="cpu", batch=2, threads=1))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_a_dtype_that_this_cpu_lacks_is_warned_of(dtype, monkeypatch, capsys):
+    has = {"it": False}
+    monkeypatch.setattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", lambda: has["it"])
+    options.warn_if_slow("cpu", dtype)
+    assert f"Warning: this CPU has no instructions for {dtype}" in capsys.readouterr().err
+    has["it"] = True
+    for device, asked, backend in (("cpu", dtype, "eager"), ("cpu", "fp32", "eager")):
+        options.warn_if_slow(device, asked, backend)
+    has["it"] = False
+    for device, asked, backend in (("cuda", dtype, "eager"), ("cpu", dtype, "openvino"), ("cpu", "fp32", "eager")):
+        options.warn_if_slow(device, asked, backend)
+    assert capsys.readouterr().err == ""
 
 
 # ---------------------------------------------------------------------------------------------- broken folders

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from asdm.results import mac_unit
 from asdm_prof.records import PartRecord, Peaks, Profile
 from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers._console.layout import COLOURS, QUIET, Bar, Column, blank_table
@@ -71,18 +72,19 @@ def tree_table(profile: Profile, width: int) -> Table:
 
 def _tree_columns(profile: Profile) -> list[Column[Node]]:
     ranked = {row.fqn: row for row in rank(profile)}
+    macs, unit = mac_unit(profile.whole.macs)
 
     def part(show: Callable[[PartRecord], str]) -> Callable[[Node], str]:
         return lambda node: show(node.parts[0]) if node.level == "part" else ""
 
     def total(what: str) -> Callable[[Node], str]:
-        return lambda node: scaled(sum(getattr(part, what) for part in node.parts), 1e9)
+        return lambda node: scaled(sum(getattr(part, what) for part in node.parts), macs)
 
     return [
         Column("share", 0, lambda node: percent(node.share)),
         Column("ms", 40, lambda node: number(1e3 * node.latency_s)),
         Column("95 %", 100, part(lambda record: interval(record.latency_s, 1e-3)), quiet=True),
-        Column("GMAC", 54, lambda node: scaled(node.macs, 1e9)),
+        Column(unit, 54, lambda node: scaled(node.macs, macs)),
         Column("conv", 120, total("conv_macs"), quiet=True),
         Column("linear", 120, total("linear_macs"), quiet=True),
         Column("attention", 120, total("attention_macs"), quiet=True),

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric
+from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric, mac_unit
 from asdm_prof.records import Search
 from asdm_prof.renderers._console.layout import QUIET, Column, blank_table, print_section
 from asdm_prof.renderers._format import interval, number, plain, ratio, ratio_interval, scaled
@@ -17,7 +17,7 @@ def bench_table(bench: BenchResult, width: int) -> Table:
     table = blank_table()
     longest = 16 if width < 100 else 40
     table.add_column("student / teacher", no_wrap=True, overflow="ellipsis", max_width=longest)
-    columns = [column for column in STUDENT_COLUMNS if width >= column.from_width]
+    columns = [column for column in _student_columns(bench.teacher.macs) if width >= column.from_width]
     for column in columns:
         table.add_column(column.title, justify="right", no_wrap=True, style=QUIET if column.quiet else "")
     rows: list[BenchTeacher | BenchStudent] = [bench.teacher, *bench.students]
@@ -49,17 +49,21 @@ def _bounds(value: Estimate | None) -> str:
 
 
 TEACHER = Estimate(median=1, low=1, high=1)
-STUDENT_COLUMNS: tuple[Column[BenchTeacher | BenchStudent], ...] = (
-    Column("UNet", 0, lambda one: _ratio(_unet(one))),
-    Column("95 %", 40, lambda one: _bounds(_unet(one)), quiet=True),
-    Column("predicted", 50, _predicted),
-    Column("image", 56, lambda one: _ratio(_image(one))),
-    Column("95 %", 70, lambda one: _bounds(_image(one)), quiet=True),
-    Column("GMAC", 76, lambda one: scaled(one.macs, 1e9)),
-    Column("M params", 80, lambda one: scaled(one.params, 1e6)),
-    Column("GB peak", 90, lambda one: scaled(one.peak_memory_bytes, 1e9)),
-    Column("s", 100, lambda one: number(one.unet_latency_s.median)),
-)
+
+
+def _student_columns(teacher_macs: int) -> tuple[Column[BenchTeacher | BenchStudent], ...]:
+    macs, unit = mac_unit(teacher_macs)
+    return (
+        Column("UNet", 0, lambda one: _ratio(_unet(one))),
+        Column("95 %", 40, lambda one: _bounds(_unet(one)), quiet=True),
+        Column("predicted", 50, _predicted),
+        Column("image", 56, lambda one: _ratio(_image(one))),
+        Column("95 %", 70, lambda one: _bounds(_image(one)), quiet=True),
+        Column(unit, 76, lambda one: scaled(one.macs, macs)),
+        Column("M params", 80, lambda one: scaled(one.params, 1e6)),
+        Column("GB peak", 90, lambda one: scaled(one.peak_memory_bytes, 1e9)),
+        Column("s", 100, lambda one: number(one.unet_latency_s.median)),
+    )
 
 
 def quality_table(bench: BenchResult, width: int) -> Table:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from asdm.plan import AnyEdit
-from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate
+from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, mac_unit
 from asdm_prof.records import Interval, PartRecord, Profile
 from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
@@ -126,7 +126,7 @@ def unit_table(
     units = {unit.fqn: unit for unit in profile.units}
     parts = [units[row.fqn] for row in ranked]
     scale, unit = second_unit(min(part.latency_s.median for part in parts))
-    macs, macs_unit = _mac_unit(profile.whole.macs)
+    macs, macs_unit = mac_unit(profile.whole.macs)
     columns = [
         Column("rank"),
         Column("unit", numeric=False),
@@ -158,13 +158,6 @@ def unit_table(
     sums = (("glue", profile.glue), ("units + glue", profile.parts))
     foot = [_foot(name, of, scale, macs, len(columns)) for name, of in sums]
     return Table("units", caption, columns, rows, foot)
-
-
-SMALL_MACS = 1e10  # of a whole UNet, below which its parts are counted in millions
-
-
-def _mac_unit(whole: float) -> tuple[float, str]:
-    return (1e6, "MMAC") if whole < SMALL_MACS else (1e9, "GMAC")
 
 
 def _counted(unit: str) -> tuple[Column, ...]:
@@ -206,7 +199,7 @@ def tree_table(root: Node) -> Table:
     """Whole, blocks, layers and parts with all four measures: the icicle as text."""
     walked = list(root.walk())
     nodes = [node for _, node in walked]
-    macs, macs_unit = _mac_unit(root.macs)
+    macs, macs_unit = mac_unit(root.macs)
     columns = [
         Column("part", numeric=False),
         Column("latency", "ms"),

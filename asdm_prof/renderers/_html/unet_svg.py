@@ -171,8 +171,9 @@ class _Drawing:
         else:
             inside = [*_solid(part.kind, x, y, side * math.sqrt(mark.size)), _outline(x, y, side, "was changed")]
         node = self.nodes[fqn]
-        if side >= 22 and (mark is None or mark.replacement):
-            inside.append(text(x, y + 4.5, plain(short_name(node), 4), f"middle on-{part.kind}"))
+        name = short_name(node)
+        if side >= 22 and len(name) <= 4 and (mark is None or mark.replacement):
+            inside.append(text(x, y + 4.5, name, f"middle on-{part.kind}"))
         reason = f". {mark.reason}" if mark and mark.reason else ""
         title = tag("title", f"{self.told[fqn]}{reason}")
         yield tag("g", title, *inside, class_="cell", data_node=self.index[fqn], data_level="part")
