@@ -422,7 +422,8 @@ class Bench:
         if path.exists():
             return quality.Drawn(**load_file(path))
         drawn = self.draw(self.teacher, first_seed, lambda _, n, left: tell("the teacher draws", n, left))
-        write_whole(path, save({name: tensor.contiguous() for name, tensor in vars(drawn).items()}))
+        whole = save({name: tensor.contiguous() for name, tensor in vars(drawn).items()})
+        write_whole(path, whole, force=True)  # another process may have drawn the same meanwhile
         return drawn
 
 
