@@ -1,0 +1,28 @@
+"""`asdm-prof`: count, profile, rank, plan, report."""
+
+from __future__ import annotations
+
+import typer
+
+from asdm import terminal
+from asdm.options import root_options
+from asdm_prof.cli import comparing, measuring, planning, showing
+
+COMMANDS = (
+    measuring.flops, measuring.profile, comparing.rank, planning.plan, planning.frontier, measuring.sensitivity,
+    comparing.compare, measuring.validate, planning.search, comparing.diff, showing.report, showing.env,
+)  # fmt: skip
+
+app = typer.Typer(
+    help="Find out where a Stable Diffusion UNet spends its time, what is redundant, and what to prune.",
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.callback(invoke_without_command=True)(root_options)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main() -> None:
+    """Entry point of `asdm-prof`."""
+    terminal.run(app)

@@ -1,0 +1,78 @@
+"""What `asdm-prof` writes, as files: versioned, with every raw sample, so that all tables and pictures come from them.
+
+One file per kind of record; all names can be had from here.
+"""
+
+from asdm_prof.records.budgets import BudgetRow, Budgets, Contestant
+from asdm_prof.records.comparison import ComparedPlan, ComparedProfile, Comparison
+from asdm_prof.records.damage import (
+    Additivity,
+    Agreement,
+    Damage,
+    DamagePair,
+    EditDamage,
+    Fit,
+    Interval,
+    JointDamage,
+    Work,
+)
+from asdm_prof.records.frontier import Frontier, FrontierPoint
+from asdm_prof.records.profile import (
+    Bound,
+    ComponentRecord,
+    OptionRecord,
+    PartRecord,
+    Peaks,
+    ProcessRecord,
+    Profile,
+    Roofline,
+    TrustLine,
+    WholeRecord,
+)
+from asdm_prof.records.proof import Judged, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
+from asdm_prof.records.search import Rung, Search, SearchedStudent
+from asdm_prof.records.training import TrainingLog
+from asdm_prof.records.validation import Correction, ValidatedPlan, Validation
+
+__all__ = [
+    "Additivity",
+    "Agreement",
+    "Bound",
+    "BudgetRow",
+    "Budgets",
+    "ComparedPlan",
+    "ComparedProfile",
+    "Comparison",
+    "ComponentRecord",
+    "Contestant",
+    "Correction",
+    "Damage",
+    "DamagePair",
+    "EditDamage",
+    "Fit",
+    "Frontier",
+    "FrontierPoint",
+    "Interval",
+    "JointDamage",
+    "Judged",
+    "OptionRecord",
+    "PartRecord",
+    "Peaks",
+    "ProcessRecord",
+    "Profile",
+    "Proof",
+    "ProofLatency",
+    "ProofResult",
+    "ProofRow",
+    "ProofTiming",
+    "Roofline",
+    "Rung",
+    "Search",
+    "SearchedStudent",
+    "TrainingLog",
+    "TrustLine",
+    "ValidatedPlan",
+    "Validation",
+    "WholeRecord",
+    "Work",
+]

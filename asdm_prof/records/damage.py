@@ -1,0 +1,120 @@
+"""What edits do to the output, alone, in pairs and together."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from asdm.files import Frozen, Record
+from asdm.plan import AnyEdit
+
+
+class Work(Frozen):
+    """What a run of `sensitivity` took, in the teacher's forwards (by MACs) and in seconds."""
+
+    students: int
+    plain_forwards: float  # of the loop that runs every student from the start
+    least_forwards: float  # every distinct beginning of a forward once
+    done_forwards: float
+    seconds: float  # of everything, loading included
+    forward_s: float  # of those, inside the UNets
+    least_s: float  # what the least forwards took of that
+    reached: float  # least_s / seconds: 1 would be a run that does nothing but the least
+
+
+class Interval(Frozen):
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class EditDamage(Frozen):
+    """One edit, with what must go along for it to be legal, and what it does to the output."""
+
+    edit: AnyEdit
+    also: tuple[AnyEdit, ...] = ()
+    damage: Interval  # mean square error of the output per element
+    by_prompt: tuple[float, ...]
+    by_timestep: tuple[float, ...]
+    clip_score_change: Interval | None = None  # of pictures drawn from the same seeds, less the teacher's
+
+    @property
+    def edits(self) -> tuple[AnyEdit, ...]:
+        return (self.edit, *self.also)
+
+
+class DamagePair(Frozen):
+    """Two edits by their places in the list, and the damage of both beyond the sum of each."""
+
+    first: int
+    second: int
+    damage: float
+
+
+class JointDamage(Frozen):
+    """One random plan: what the edits' damages predict, by their sum and with pairs, and what its student does."""
+
+    edits: tuple[AnyEdit, ...]
+    summed: float
+    with_pairs: float
+    damage: Interval
+
+
+class Fit(Frozen):
+    """How well predictions order and meet measured joint damages; intervals by bootstrap over plans."""
+
+    spearman: Interval
+    r2: Interval  # of the predictions as they are: 1 − squared errors / variance
+    r2_line: Interval  # of the best straight line through them: the squared correlation
+
+
+class Additivity(Frozen):
+    """Can damages be added up? The planner's way of predicting, and both ways with intervals."""
+
+    spearman: float
+    r2: float
+    used: Literal["sum", "pairs"]  # what the planner predicts by: the sum where it does, else with pairs
+    summed: Fit
+    with_pairs: Fit
+    plans: tuple[JointDamage, ...]
+
+
+class Agreement(Frozen):
+    """Rank correlation of a cheap score with measured damage over single edits: what it is worth without weights."""
+
+    score: str
+    spearman: Interval
+    edits: int
+
+
+class Damage(Record):
+    """`asdm.damage/1`: what each legal edit does to a teacher's output, and whether that adds up."""
+
+    SCHEMA: ClassVar[str] = "asdm.damage/1"
+    schema_: Literal["asdm.damage/1"] = Field("asdm.damage/1", alias="schema")
+    created_utc: str
+    command: str
+    family: str
+    weights: str
+    weights_sha256: str
+    teacher_config_sha256: str
+    data: str
+    split: str
+    prompts: int
+    timesteps: tuple[int, ...]
+    seed: int
+    dtype: str
+    device: str
+    threads: int
+    size: int
+    prediction_type: str  # what the output is: epsilon or v_prediction
+    teacher_power: float  # mean square of the teacher's output per element, to set damages in relation to
+    edits: tuple[EditDamage, ...]
+    pairs: tuple[DamagePair, ...] = ()  # empty where the sum does
+    additivity: Additivity | None = None
+    agreement: tuple[Agreement, ...] = ()
+    work: Work
+    environment: dict[str, str]

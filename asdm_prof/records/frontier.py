@@ -1,0 +1,44 @@
+"""The plans that no other beats."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from asdm.files import Frozen, Record
+from asdm.plan import AnyEdit
+
+
+class FrontierPoint(Frozen):
+    """One plan that no other beats in both latency and damage, as the profile prices it."""
+
+    latency_s: float
+    ratio: float
+    macs: float  # shares of the teacher's
+    params: float
+    damage: float
+    edits: tuple[AnyEdit, ...]
+
+
+class Frontier(Record):
+    """`asdm.frontier/1`: every plan that no other beats, the teacher first; the best and unlike ones within budgets."""
+
+    SCHEMA: ClassVar[str] = "asdm.frontier/1"
+    schema_: Literal["asdm.frontier/1"] = Field("asdm.frontier/1", alias="schema")
+    family: str
+    teacher_config_sha256: str
+    by: str  # what stands against damage: latency, macs or params
+    budgets: dict[str, float]  # shares of the teacher's
+    complete: bool  # False: under budgets besides, walked in steps
+    damage_from: str
+    profile_sha256: str
+    damage_sha256: str | None = None
+    points: tuple[FrontierPoint, ...]
+    best: tuple[FrontierPoint, ...] = ()
+    diverse: tuple[FrontierPoint, ...] = ()
+    apart: int  # choices in which two of `diverse` differ at least
+
+    def cost(self, point: FrontierPoint) -> float:
+        """What stands against a plan's damage here, as a share of the teacher's."""
+        return {"macs": point.macs, "params": point.params}.get(self.by, point.ratio)

@@ -1,0 +1,180 @@
+"""A profile: the whole UNet and every unit with all samples, replacements, peaks, and the trust box."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from asdm import notebook
+from asdm.files import Frozen, later
+from asdm.plan import Topology
+from asdm.results import Estimate, HostUse, Latency, Macs, UNetRun, mac_unit
+
+Bound = Literal["compute", "memory", "overhead"]
+
+
+class Peaks(Frozen):
+    """What this machine reaches through the profile's own runtime and dtype; bandwidth is a triad's."""
+
+    gemm_flops_per_s: float
+    conv_flops_per_s: float
+    bytes_per_s: float
+    seconds_per_call: float
+
+    @property
+    def flops_per_s(self) -> float:
+        return max(self.gemm_flops_per_s, self.conv_flops_per_s)
+
+
+class Roofline(Frozen):
+    """The least seconds of a part by each peak, the longest of which is its `bound`."""
+
+    compute_s: float
+    memory_s: float
+    overhead_s: float
+    bound: Bound
+    attained: float  # the roof's seconds (compute or memory) / measured seconds; 1 is the roof itself
+
+
+class PartRecord(Macs):
+    """A unit or a piece of glue: what it holds, what it computes, how long it takes."""
+
+    fqn: str
+    label: str
+    kind: Literal["resnet", "transformer", "glue"]
+    block: str
+    layer: int | None = None
+    params: int
+    parameter_bytes: int = later(0)
+    peak_memory_bytes: int  # activations alive at the part's worst moment, by the meta count
+    moved_bytes: int = later(0)  # parameters, and activations in and out, each once
+    latency_s: Latency
+    share: Estimate  # of the whole UNet, run by run
+    roofline: Roofline | None = later(None)
+
+
+class OptionRecord(Macs):
+    """A replacement timed in the unit's place, inside the real forward."""
+
+    unit: str
+    replacement: str
+    params: int
+    latency_s: Latency
+    share: Estimate  # of the teacher's UNet, each run scaled by the parts that it leaves alone
+
+
+class ComponentRecord(Macs):
+    """A model that an image passes besides the UNet, and how often."""
+
+    name: str
+    params: int
+    calls_per_image: int
+    latency_s: Latency | None = None
+
+
+class WholeRecord(Macs):
+    """The whole UNet call: bare, and with every part hooked."""
+
+    params: int
+    peak_memory_bytes: int
+    thop_macs: int
+    latency_s: Latency
+    hooked_latency_s: Latency
+    uncounted_ops: dict[str, int] = Field(default_factory=dict)
+
+
+class TrustLine(Frozen):
+    """One check of the trust box; `remedy` says what to do where it failed."""
+
+    check: str
+    value: str
+    passed: bool
+    remedy: str = ""
+
+
+class ProcessRecord(Frozen):
+    """What one fresh process measured of the same: the whole's seconds, and each part's share of it."""
+
+    created_utc: str
+    latency_s: Estimate
+    shares: dict[str, float]
+    host: HostUse | None = None
+
+
+class Profile(UNetRun):
+    """`asdm.profile/1`: one UNet, one runtime, one machine."""
+
+    SCHEMA: ClassVar[str] = "asdm.profile/1"
+    schema_: Literal["asdm.profile/1"] = Field("asdm.profile/1", alias="schema")
+    title: str
+    config_sha256: str
+    latent: int  # latent pixels per side
+    topology: Topology
+    whole: WholeRecord
+    units: tuple[PartRecord, ...]
+    glue: tuple[PartRecord, ...]  # ends with `other`: what runs between the parts
+    options: tuple[OptionRecord, ...] = ()
+    components: tuple[ComponentRecord, ...] = ()
+    steps: int = 30
+    guidance_scale: float = 8.0
+    peaks: Peaks | None = later(None)
+    mapped_share: Estimate | None = later(None)  # of the runtime's own node time, what lies in units and glue
+    observed_slowdown: Estimate | None = later(None)  # seconds of the calls that gave the part times / of bare ones
+    trust: tuple[TrustLine, ...]
+    host: HostUse | None = later(None)
+    processes: tuple[ProcessRecord, ...] = later(())  # the profile's own first
+    weights_sha256: str | None = later(None)  # where they are real ones
+
+    def part(self, fqn: str) -> PartRecord:
+        return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)
+
+    @property
+    def parts(self) -> tuple[PartRecord, ...]:
+        """Units and glue in data-flow order, `other` last."""
+        order = {fqn: i for i, fqn in enumerate(self.flow)}
+        return tuple(sorted((*self.units, *self.glue), key=lambda part: order.get(part.fqn, len(order))))
+
+    @property
+    def flow(self) -> list[str]:
+        order = ["conv_in", "time_embedding"]
+        for block in self.topology.blocks:
+            order += [unit.fqn for unit in self.topology.units if unit.block == block]
+            if block in self.topology.samplers:
+                order.append(self.topology.samplers[block])
+        return [*order, "conv_out"]
+
+    @property
+    def steps_batch(self) -> int:
+        """UNet calls per step and image: two with classifier-free guidance."""
+        return 2 if self.guidance_scale > 1 else 1
+
+    def _repr_html_(self) -> str:
+        """The answer, the blocks and the trust box, for notebooks; `asdm_prof.report` makes the whole page."""
+        whole = self.whole.latency_s
+        said = f"{self.title}: {whole.median:.3g} s [{whole.low:.3g}, {whole.high:.3g}] a UNet call"
+        failed = ", ".join(line.check for line in self.trust if not line.passed)
+        passed = f"{sum(line.passed for line in self.trust)} of {len(self.trust)} checks passed"
+        where = f"{self.backend}, {self.dtype} on {self.device}, {self.threads} threads, batch {self.batch}"
+        note = f"{where}; {passed}{f', failed: {failed}' if failed else ''}."
+        macs, unit = mac_unit(self.whole.macs)
+        head = ["block", "", "of time", "ms", unit, "M parameters"]
+        return notebook.table(said, head, self._block_rows(macs), note, left=(0, 1))
+
+    def _block_rows(self, macs: float) -> list[list[str]]:
+        """One row per block, and per piece of glue outside the blocks, with a bar for its share."""
+        blocks: dict[str, list[PartRecord]] = {}
+        for part in self.parts:
+            blocks.setdefault(part.block or part.fqn, []).append(part)
+        shares = {name: sum(part.share.median for part in parts) for name, parts in blocks.items()}
+        return [
+            [
+                name,
+                notebook.bar(shares[name] / (max(shares.values()) or 1.0)),
+                f"{100 * shares[name]:.1f} %",
+                f"{1e3 * sum(part.latency_s.median for part in parts):.1f}",
+                f"{sum(part.macs for part in parts) / macs:.2f}",
+                f"{sum(part.params for part in parts) / 1e6:.2f}",
+            ]
+            for name, parts in blocks.items()
+        ]

@@ -1,0 +1,96 @@
+"""Ways to make a student against each other, by quality and latency."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, JsonValue
+
+from asdm.files import Frozen, Record
+from asdm.plan import AnyEdit
+from asdm.results import Estimate
+
+
+class Judged(Frozen):
+    """One metric of one set of pictures, with what its interval and its paired differences are made of.
+
+    `samples` has a value a picture, or the distance of each random half of the pictures; every row of a proof has the
+    same captions and the same halves in the same order.
+    """
+
+    value: float
+    of: Literal["pictures", "halves"]
+    samples: tuple[float, ...]
+
+
+class ProofResult(Frozen):
+    """One student: a row trained from one seed. The teacher, who is not trained, has one with seed None."""
+
+    seed: int | None
+    seconds: float  # of training steps, on whatever else the machine did meanwhile
+    pictures: int  # seen in training, repeats included
+    peak_memory_bytes: int  # counted: weights, encoders, gradients, moments, average, activations
+    trainable: int  # parameters of the last stage that learn
+    student_sha256: str | None
+    metrics: dict[str, Judged]
+
+
+class ProofLatency(Frozen):
+    """Paired UNet calls of a student and its teacher, in the order they were taken."""
+
+    plan_sha256: str
+    ratio: Estimate  # the median's
+    mean_ratio: Estimate
+    student_s: tuple[float, ...]
+    teacher_s: tuple[float, ...]
+
+
+class ProofRow(Frozen):
+    """One way to make a student, and what came of it."""
+
+    name: str
+    what: str
+    plan_name: str
+    recipe: str  # "" for the teacher
+    rival: str | None  # the row that it is compared with at its own latency
+    ablates: str | None  # the row that it is but for one thing
+    plan_sha256: str | None
+    edits: tuple[AnyEdit, ...]
+    params: int
+    macs: int
+    predicted_ratio: float | None
+    latency: ProofLatency | None = None
+    results: tuple[ProofResult, ...] = ()
+
+
+class ProofTiming(Frozen):
+    """How the latencies of a proof were measured."""
+
+    created_utc: str
+    command: str
+    backend: str
+    threads: int
+    batch: int
+    environment: dict[str, str]
+
+
+class Proof(Record):
+    """`asdm.proof/1`: students of one teacher, made in several ways from equal training, and what each is worth."""
+
+    SCHEMA: ClassVar[str] = "asdm.proof/1"
+    schema_: Literal["asdm.proof/1"] = Field("asdm.proof/1", alias="schema")
+    created_utc: str
+    command: str
+    family: str
+    teacher_config_sha256: str
+    weights_sha256: str
+    profile_sha256: str
+    damage_sha256: str
+    identity: dict[str, JsonValue]  # what all rows have alike: training, captions, drawing, budget
+    noise: dict[str, Judged]  # the teacher with other seeds
+    rows: tuple[ProofRow, ...]
+    timing: ProofTiming | None = None
+    environment: dict[str, str]
+
+    def row(self, name: str) -> ProofRow | None:
+        return next((row for row in self.rows if row.name == name), None)
