@@ -27,7 +27,6 @@ FLOORS = {
             "guide",
             "features",
             "checkpoints",
-            "runs",
             "host",
         },
         {

@@ -12,8 +12,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from asdm import distill, models, recipes, runs, students
-from asdm.distill import Settings, Status
+from asdm import distill, models, recipes, students
+from asdm.distill import Settings, Status, training
+from asdm.distill.folder import claim
+from asdm.distill.log import read_log
 from asdm.families import load_family
 from asdm.results import DistillRun
 from asdm.units import topology
@@ -36,7 +38,7 @@ def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None
 def log_of(folder: Path) -> list[dict[str, Any]]:
     """The log without its times."""
     return [{k: v for k, v in line.items() if k not in ("step_s", "images_per_s")}
-            for line in runs.read_log(folder / "log.jsonl")]  # fmt: skip
+            for line in read_log(folder / "log.jsonl")]  # fmt: skip
 
 
 class Stop(Exception):
@@ -101,7 +103,7 @@ def test_the_audit_says_what_the_optimizer_really_holds(tiny_pipeline: Path, tmp
         held.append(sum(p.numel() for group in optimizer.param_groups for p in group["params"]))
         return optimizer
 
-    monkeypatch.setattr(distill, "make_optimizer", spy)
+    monkeypatch.setattr(training, "make_optimizer", spy)
     result = go(tiny_pipeline, tmp_path / "student", steps=2)
     found = distill.preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipes.progressive_incubation)
     assert held == [stage.audit.trainable.params for stage in result.stages]
@@ -175,7 +177,7 @@ def test_another_runs_folder_is_refused(whole: Path, changes: dict[str, Any], sa
     }
     assert parts != {"identity": found.identity, "tuning": found.tuning}
     with pytest.raises(ValueError, match=said):
-        runs.claim(whole, found.model_copy(update=parts))
+        claim(whole, found.model_copy(update=parts))
     assert (whole / "run.json").read_bytes() == before
 
 

@@ -14,7 +14,9 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from asdm import distill, live, models, recipes, students
-from asdm.distill import Draw, Status, balanced, rate
+from asdm.distill import Status
+from asdm.distill.draws import Draw
+from asdm.distill.training import balanced, rate
 from asdm.families import load_family
 from tests.core.test_distill import WEIGHTS, Stop, go, log_of, settings, stop_after
 

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 
-from asdm import checkpoints, distill
-from asdm.distill import refuse_nonsense
+from asdm import checkpoints
+from asdm.distill import trouble
+from asdm.distill.trouble import refuse_nonsense
 from tests.core import children
 from tests.core.test_data_sources import photos  # noqa: F401  (a fixture)
 from tests.core.test_distill import WEIGHTS, Stop, go, log_of, settings, stop_after
@@ -135,7 +136,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_an_amended_one_goes_on(tiny_
 
 
 def test_a_leap_stops_the_run_and_names_the_term(tiny_pipeline: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(distill, "CALM_STEPS", 1)
+    monkeypatch.setattr(trouble, "CALM_STEPS", 1)
     said = r"\w+ leapt to .* \(it was about .*; --spike 5\) at step \d+ \(stage compressed\)"
     with pytest.raises(ValueError, match=said):
         go(tiny_pipeline, tmp_path / "student", steps=8, learning_rate=0.5, warm_up=0, spike=5.0)

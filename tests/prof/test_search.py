@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from asdm import distill, recipes, runs
+from asdm import distill, recipes
+from asdm.distill.log import read_log
 from asdm_prof import profiler, search, studies
 from asdm_prof.halving import Job
 from asdm_prof.records import Search
@@ -90,7 +91,7 @@ def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
     settings = distill.Settings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
     distill.distil(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
     assert (tmp_path / "s" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
-    assert [line["step"] for line in runs.read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))
+    assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))
 
 
 def test_the_same_command_again_says_the_same_and_another_search_is_refused(
@@ -214,7 +215,7 @@ def test_three_workers_one_killed_and_every_trial_ends_exactly_once(
     def in_training() -> int | None:
         """The candidate that is the first to have a checkpoint behind it."""
         logs = output.glob("candidates/*/training/log.jsonl")
-        return next((int(log.parts[-3]) for log in logs if len(runs.read_log(log)) > 2), None)
+        return next((int(log.parts[-3]) for log in logs if len(read_log(log)) > 2), None)
 
     while (candidate := in_training()) is None:
         assert any(process.is_alive() for process, _ in workers), [told.read_text() for _, told in workers]
@@ -240,7 +241,7 @@ def test_three_workers_one_killed_and_every_trial_ends_exactly_once(
     assert heir.number > dead.number
     assert heir.user_attrs["process"] in [process.pid for process, _ in others]
     for folder in (output / "candidates").iterdir():
-        steps = [line["step"] for line in runs.read_log(folder / "training" / "log.jsonl")]
+        steps = [line["step"] for line in read_log(folder / "training" / "log.jsonl")]
         assert steps == list(range(1, len(steps) + 1))
         assert len(steps) in (8, 16)
     found = Search.load(output / search.RESULT)

@@ -1,20 +1,24 @@
-"""A folder that one run owns: what it is being trained for, its lock, and its log."""
+"""A folder that one run owns: what it is being trained for, its lock, and how far it got."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from asdm import checkpoints
 from asdm.checkpoints import clear_leftovers
+from asdm.distill.course import Course, Stage
 from asdm.files import check_writable, make_folder, utc_now, write_whole
-from asdm.results import DistillRun
+from asdm.results import DistillResult, DistillRun, StageResult
 
-RUN, LOG, LOCK = "run.json", "log.jsonl", "run.lock"
+RUN, LOCK = "run.json", "run.lock"
+RESULT = "distill.json"
+PAUSED = "paused"
 
 
 def claim(folder: Path, wanted: DistillRun, force: bool = False, amend: bool = False, step: int = 0) -> DistillRun:
@@ -114,36 +118,56 @@ def locked(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-# ---------------------------------------------------------------------------------------------- log
+# ---------------------------------------------------------------------------------------------- how far it got
 
 
-class Log:
-    """One JSON line a step, each written at once; lines of steps that will be taken again are dropped."""
+def folder_of(folder: Path, stage: str) -> Path:
+    """Where a stage's student is kept in the run's folder."""
+    return folder / "stages" / stage
 
-    def __init__(self, path: Path, after_step: int) -> None:
-        self.path = path
-        write_whole(path, "".join(f"{line}\n" for line in _lines(path) if json.loads(line)["step"] <= after_step), True)
-        self._file: TextIO = path.open("a", encoding="utf-8")
 
-    def write(self, line: Mapping[str, Any]) -> None:
+def results_of(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, StageResult]]:
+    """The stages that are done: their students are whole folders."""
+    for stage in stages:
+        path = folder_of(folder, stage.name) / "stage.json"
+        if path.exists():
+            yield stage.name, StageResult.model_validate_json(path.read_text())
+
+
+def step_reached(folder: Path, course: Course) -> int:
+    """The last step of the whole run that a checkpoint or a finished stage holds."""
+    reached = start = 0
+    for stage in course.stages:
+        found = checkpoints.newest(folder / "checkpoints" / stage.name)
+        if found:
+            reached = start + found.step
+        if folder_of(folder, stage.name).exists():
+            reached = start + stage.steps
+        start += stage.steps
+    return reached
+
+
+def refuse_earlier(folder: Path, course: Course, until: int | None) -> None:
+    """Raises ValueError where the run has gone beyond the step at which it is to pause."""
+    if until is not None and (reached := step_reached(folder, course)) > until:
+        raise ValueError(f"{folder} has been trained to step {reached}, which is beyond {until}; there is no way back.")
+
+
+def finished(folder: Path, stages: Sequence[Stage]) -> DistillResult | None:
+    """What was done by a run whose stages are all done, or None."""
+    path = folder / RESULT
+    done = DistillResult.load(path) if path.exists() else None
+    return done if done and len(done.stages) == len(stages) else None
+
+
+def publish(stage: Path, folder: Path) -> None:
+    """Put a stage's student where users look for it; its config comes last, so that half of it loads nowhere."""
+    names = sorted({path.name for path in stage.iterdir()} - {"stage.json", "student_sha256"})
+    for name in sorted(names, key=lambda name: name == "config.json"):
+        temporary = folder / f".{name}.publish0"
+        temporary.unlink(missing_ok=True)
         try:
-            self._file.write(json.dumps(line) + "\n")
-            self._file.flush()
-        except OSError as error:
-            raise ValueError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}.") from None
-
-    def close(self) -> None:
-        with suppress(OSError):  # a full disk, said already
-            self._file.close()
-
-
-def _lines(path: Path) -> Iterator[str]:
-    """Whole lines; the last may have been cut by a kill."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        if line.endswith("}"):
-            yield line
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Every line of a run's log."""
-    return [json.loads(line) for line in _lines(path)]
+            os.link(stage / name, temporary)
+        except OSError:  # another file system, or one without links
+            shutil.copyfile(stage / name, temporary)
+        os.replace(temporary, folder / name)
