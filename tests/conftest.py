@@ -21,6 +21,7 @@ from asdm.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_VAE
 from asdm.models import RANDOM, Setup, materialise, meta_unet
 from asdm.pipelines import pipeline
 from tests.commands import Result
+from tests.pictures import cached, photos, shards, sources  # noqa: F401  (fixtures)
 
 torch.set_num_threads(1)  # nothing here is large, and test runs beside each other would fight over the cores
 

@@ -7,7 +7,6 @@ import http.server
 import io
 import itertools
 import json
-import tarfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -21,66 +20,7 @@ from asdm.datasets import BrokenExample, folder, latents, webdataset
 from asdm.datasets._pictures import opened
 from asdm.datasets.latents import LatentCache
 from asdm.models import Setup
-
-
-def picture(number: int, size: tuple[int, int] = (20, 16)) -> bytes:
-    stream = io.BytesIO()
-    Image.linear_gradient("L").resize(size).convert("RGB").rotate(number).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def shard(path: Path, numbers: range, broken: tuple[int, ...] = (), cut: bool = False) -> Path:
-    """A LAION-style tar; pictures in `broken` are none, and with `cut` the file ends in the middle."""
-    with tarfile.open(path, "w") as tar:
-        for n in numbers:
-            parts = {".png": b"no picture" if n in broken else picture(n), ".txt": f"number {n}".encode(),
-                     ".json": b"{}"}  # fmt: skip
-            for suffix, content in parts.items():
-                member = tarfile.TarInfo(f"{n:09d}{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-    if cut:
-        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    return path
-
-
-@pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve pictures with a metadata.jsonl."""
-    root = tmp_path_factory.mktemp("photos")
-    for n in range(12):
-        (root / f"{n}.png").write_bytes(picture(n))
-    rows = [json.dumps({"file_name": f"{n}.png", "text": f"number {n}"}) for n in range(12)]
-    (root / "metadata.jsonl").write_text("\n".join(rows) + "\n")
-    return root
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("shards")
-    for n in range(4):
-        shard(root / f"{n:05d}.tar", range(10 * n, 10 * n + 10))
-    return root
-
-
-@pytest.fixture(scope="module")
-def cached(photos: Path, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    output = tmp_path_factory.mktemp("cached") / "latents"
-    caching.cache_latents(f"folder:{photos}", str(tiny_pipeline), output, Setup(dtype="fp32"), per_shard=5)
-    return output
-
-
-@pytest.fixture(scope="module")
-def sources(photos: Path, shards: Path, cached: Path) -> dict[str, str | None]:
-    """Where each data set's files are."""
-    found = {
-        "emoji": None,
-        "folder": str(photos),
-        "webdataset": f"{shards}/{{00000..00003}}.tar",
-        "latents": str(cached),
-    }
-    return found  # noqa: RET504
-
+from tests.pictures import picture, shard
 
 # ---------------------------------------------------------------------------------------------- folder
 
@@ -311,7 +251,7 @@ def test_a_lost_shard_is_named(photos: Path, tiny_pipeline: Path, tmp_path: Path
 
 
 def test_training_takes_every_source(tiny_pipeline: Path, sources: dict[str, str], tmp_path: Path) -> None:
-    from tests.core.test_distill import go, log_of
+    from tests.core.training import go, log_of
 
     losses = {}
     for kind in ("folder", "webdataset", "latents"):

@@ -10,11 +10,10 @@ import torch
 
 from asdm import seams
 from asdm.datasets import Encoded, Example, Stream, captions_of, emoji, fingerprint
-from tests.core.test_data_sources import cached, photos, shards, sources  # noqa: F401  (fixtures)
 
 
 @pytest.mark.parametrize("name", seams.names("asdm.datasets"))
-def test_every_data_set_gives_captioned_examples(name: str, sources: dict[str, str | None]) -> None:  # noqa: F811
+def test_every_data_set_gives_captioned_examples(name: str, sources: dict[str, str | None]) -> None:
     examples = seams.load("asdm.datasets", name).open_data("train", size=64, source=sources[name])
     again = seams.load("asdm.datasets", name).open_data("train", size=64, source=sources[name])
     assert fingerprint(examples) == fingerprint(again)

@@ -18,7 +18,7 @@ from asdm.distill import Status
 from asdm.distill.draws import Draw
 from asdm.distill.training import balanced, rate
 from asdm.families import load_family
-from tests.core.test_distill import WEIGHTS, Stop, go, log_of, settings, stop_after
+from tests.core.training import WEIGHTS, Stop, go, log_of, settings, stop_after
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from asdm.datasets import emoji
 from tests.core import children
-from tests.core.test_distill import log_of
+from tests.core.training import log_of
 
 pytestmark = pytest.mark.serial
 TERMS = ("loss", "denoising", "output", "features", "mid_block", "perceptual")

@@ -16,14 +16,13 @@ from asdm import checkpoints
 from asdm.distill import trouble
 from asdm.distill.trouble import refuse_nonsense
 from tests.core import children
-from tests.core.test_data_sources import photos  # noqa: F401  (a fixture)
-from tests.core.test_distill import WEIGHTS, Stop, go, log_of, settings, stop_after
+from tests.core.training import WEIGHTS, Stop, go, log_of, settings, stop_after
 
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
-def words(tiny_pipeline: Path, photos: Path) -> Any:  # noqa: F811
+def words(tiny_pipeline: Path, photos: Path) -> Any:
     """The command that trains into a folder: two stages, a checkpoint at every step."""
 
     def line(output: Path, *more: Any) -> list[Any]:

@@ -13,7 +13,7 @@ from asdm import distill, live, recipes, students
 from asdm.families import load_family
 from asdm.models import load_unet
 from asdm.results import DistillResult
-from tests.core.test_distill import WEIGHTS, go, log_of
+from tests.core.training import WEIGHTS, go, log_of
 
 
 @pytest.mark.parametrize(
