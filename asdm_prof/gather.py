@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from asdm import files
 from asdm.families import load_family
@@ -14,7 +14,7 @@ from asdm.plan import PruningPlan
 from asdm.results import BenchResult
 from asdm_prof import costs, resemblance
 from asdm_prof.planner import check_damage
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, TrainingLog, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, Search, TrainingLog, Validation
 from asdm_prof.renderers import FamilyCost, Report
 
 R = TypeVar("R", bound=files.Record)
@@ -39,16 +39,19 @@ def report(
     found_plan = _plan(profile, plan, path.parent, sources)
     found_benches = _benches(profile, found_plan, benches, path.parent, sources)
     sha256 = profile.sha256()
-    validation = _first("validation", "validate*.json", Validation, path.parent, sources,
-                        lambda found: found.profile_sha256 == sha256)  # fmt: skip
+
+    def ours(found: Any) -> bool:
+        return found.profile_sha256 == sha256
+
+    validation = _first("validation", "validate*.json", Validation, path.parent, sources, ours)
     comparison = _first("comparison", "compare*.json", Comparison, path.parent, sources,
                         lambda found: sha256 in [one.sha256 for one in found.profiles])  # fmt: skip
     found_damage = _named_or_first("damage", damage, Damage, path.parent, sources, partial(check_damage, profile))
     found_frontier = _named_or_first("frontier", frontier, Frontier, path.parent, sources,
                                      partial(_check_frontier, profile))  # fmt: skip
-    budgets = _first("budgets", "budgets*.json", Budgets, path.parent, sources,
-                     lambda found: found.profile_sha256 == sha256)  # fmt: skip
-    proof = _first("proof", "proof*.json", Proof, path.parent, sources, lambda found: found.profile_sha256 == sha256)
+    budgets = _first("budgets", "budgets*.json", Budgets, path.parent, sources, ours)
+    proof = _first("proof", "proof*.json", Proof, path.parent, sources, ours)
+    search = _first("search", "search*.json", Search, path.parent, sources, ours)
     if log is not None:
         sources["log"] = str(log)
     other = Profile.load(files.find_input(beside)) if beside else None
@@ -69,6 +72,7 @@ def report(
         log=TrainingLog.load(log) if log else None,
         beside=other,
         proof=proof,
+        search=search,
     )
 
 

@@ -59,6 +59,16 @@ class Validation(UNetRun):
     plans: tuple[ValidatedPlan, ...]
 
     @property
+    def blur(self) -> float:
+        """How sharp the measured ratios are: the mean half width of their 95 % intervals."""
+        return sum(plan.measured_high - plan.measured_low for plan in self.plans) / (2 * len(self.plans))
+
+    @property
+    def is_blurred(self) -> bool:
+        """Whether the errors are no larger than the measurements are sharp, and so say little of the predictions."""
+        return self.blur >= self.mape
+
+    @property
     def factors(self) -> dict[str, float]:
         """The correction that cross-validation approved; empty where it helped nothing."""
         return self.correction.factors if self.correction.helps else {}

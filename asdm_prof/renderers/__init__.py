@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from asdm.plan import PruningPlan
 from asdm.results import BenchResult
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, TrainingLog, Validation
+from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, Search, TrainingLog, Validation
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class Report:
     log: TrainingLog | None = None  # of the distillation of one of the students
     beside: Profile | None = None  # of another model of the same blocks, to see what structure they share
     proof: Proof | None = None
+    search: Search | None = None
 
     def own_point(self) -> tuple[float, float] | None:
         """Where the plan stands beside the frontier: its cost and damage; None where the two measure damage apart."""

@@ -691,8 +691,39 @@ def components(report: Report) -> Figure | None:
 
 
 PROOF = (quality_at_latency, components)
+
+
+# ---------------------------------------------------------------------------------------------- search
+
+
+def search(report: Report) -> Figure | None:
+    """Every student of a search: latency against the quality that ranked them, with both 95 % intervals."""
+    found = report.search
+    if found is None or not found.students:
+        return None
+    measure = MEASURES[found.metric]
+    marks = [one.quality[found.metric] for one in found.students]
+    figure = _figure(ONE_COLUMN, 2.4)
+    axes = figure.subplots()
+    if marks[0].teacher is not None:
+        noise = marks[0].noise_floor or 0.0
+        axes.axhspan(max(marks[0].teacher - noise, measure.lowest), marks[0].teacher + noise, color="#DDDDDD")
+        axes.axhline(marks[0].teacher, color=QUIET, linewidth=0.8)
+    for one, mark in zip(found.students, marks, strict=True):
+        colour = COLOURS["resnet" if one.in_front else "glue"]
+        axes.hlines(mark.value, one.ratio.low, one.ratio.high, color=colour, linewidth=0.8)
+        axes.vlines(one.ratio.median, mark.low, mark.high, color=colour, linewidth=0.8)
+        axes.plot(one.ratio.median, mark.value, "o" if one.in_front else "s", color=colour, markersize=4)
+        told = f"{one.candidate}, {one.steps} steps"
+        axes.annotate(told, (one.ratio.median, mark.value), (3, 2), textcoords="offset points", size=5.5)
+    axes.set_xlabel("UNet latency, student / teacher")
+    axes.set_title(f"{measure.title} ({measure.direction}); circles: not beaten in both", size=7, loc="left")
+    return figure
+
+
 FIGURES = (
     fig1_costs, fig2_latency_and_parameters, structure, units_share, redundancy, predicted_vs_measured, students,
     validation, rank_transfer, roofline, damage, frontier, damage_at_budgets, additivity, quality,
     *PROOF,
+    search,
 )  # fmt: skip

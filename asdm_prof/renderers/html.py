@@ -149,6 +149,7 @@ def _plan(view: View) -> dict[str, Any]:
         "benches": [_bench(bench, i, drawn) for i, bench in enumerate(view.report.benches, 1)],
         "training": outcomes.training(view),
         "proof": outcomes.proof(view),
+        "search": outcomes.search(view),
         "family": plain(view.profile.family),
     }
 

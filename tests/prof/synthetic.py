@@ -15,7 +15,7 @@ import torch
 from asdm import flops, models, quality, units
 from asdm.families import Family, load_family
 from asdm.measure import estimate, latency
-from asdm.plan import AnyEdit, PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan import AnyEdit, Prediction, PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.results import (
     BenchResult,
     BenchStudent,
@@ -53,6 +53,9 @@ from asdm_prof.records import (
     ProofLatency,
     ProofResult,
     ProofRow,
+    Rung,
+    Search,
+    SearchedStudent,
     TrainingLog,
     TrustLine,
     ValidatedPlan,
@@ -599,6 +602,34 @@ def proof_of(source: Profile, seeds: int = 3) -> Proof:
     )  # fmt: skip
 
 
+def search_of(source: Profile) -> Search:
+    """Four candidates, of which two trained on; the last is over its budget, the second beaten in both."""
+
+    def student(number: int, rung: int, ratio_: float, score: float) -> SearchedStudent:
+        told = Estimate(median=ratio_, low=ratio_ - 0.01, high=ratio_ + 0.01)
+        mark = Metric(value=score, low=score - 0.02, high=score + 0.02, teacher=0.0, noise_floor=0.4)
+        return SearchedStudent(
+            candidate=number, rung=rung, steps=100 * 2**rung, edits=(), plan_sha256="2" * 64,
+            predicted=Prediction(latency_s=4.0 * ratio_, ratio=ratio_, low=ratio_, high=ratio_), damage=0.1, ratio=told,
+            student_s=(ratio_,) * 4, teacher_s=(1.0,) * 4, macs=300_000_000_000, params=700_000_000,
+            quality={"perceptual_to_teacher": mark}, within_budget=ratio_ <= 0.8, in_front=number != 1, host="h",
+            folder=f"candidates/{number:02d}",
+        )  # fmt: skip
+
+    return Search(
+        created_utc="", command="asdm-prof search mini --budget 0.8", family=source.family, weights="shipped",
+        backend="eager", dtype="fp32", device="cpu", threads=2, seed=0, batch=1, size=64, study="mini-0.8",
+        teacher_config_sha256=source.config_sha256, weights_sha256="0" * 64, profile_sha256=source.sha256(),
+        damage_sha256=None, budget="0.8", budget_ratio=0.8, metric="perceptual_to_teacher", maximise=False,
+        recipe="bk_sdm", data="emoji", split="train", learning_rate=1e-4, training_batch=16, pictures=64,
+        rungs=(Rung(candidates=4, steps=100), Rung(candidates=2, steps=200)), training_steps=600,
+        trials={"done": 6, "died": 0},
+        students=(student(0, 1, 0.78, 0.31), student(1, 1, 0.79, 0.35), student(2, 0, 0.7, 0.5),
+                  student(3, 0, 0.82, 0.3)),
+        environment=ENVIRONMENT,
+    )  # fmt: skip
+
+
 def drawing(caption: str, seed: int, students: int) -> Drawing:
     """Coloured noise, which is what a PNG finds hardest."""
     generator = torch.Generator().manual_seed(seed)
@@ -642,4 +673,5 @@ def full_report() -> Report:
         log=log(),
         beside=with_roofline(profile(seed=7)).model_copy(update={"family": "mini", "title": "Mini Stable Diffusion"}),
         proof=proof_of(with_roofline(source.profile)),
+        search=search_of(with_roofline(source.profile)),
     )

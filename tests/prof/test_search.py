@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from asdm.distill.log import read_log
 from asdm_prof import profiler, search, studies
 from asdm_prof.halving import Job
 from asdm_prof.records import Search
+from asdm_prof.renderers import figures, html
 from tests.commands import files_in, refused
 from tests.core import children
-from tests.core.test_data_sources import photos  # noqa: F401  (a fixture)
-from tests.core.test_distill import WEIGHTS
+from tests.core.training import WEIGHTS
+from tests.prof import synthetic
 
 FIRST = 4  # steps of the first rung
 
@@ -37,7 +39,7 @@ def profile(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def words(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:  # noqa: F811
+def words(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
     """The command that searches into a folder."""
 
     def line(output: Path, candidates: int, steps: int, *more: Any) -> list[Any]:
@@ -83,7 +85,7 @@ def test_a_search_ends_with_measured_students_and_a_front(searched: Path) -> Non
 def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
     searched: Path,
     tiny_pipeline: Path,
-    photos: Path,  # noqa: F811
+    photos: Path,
     tmp_path: Path,
 ) -> None:
     best = Search.load(searched / "out" / "search.json").students[0]
@@ -104,6 +106,18 @@ def test_the_same_command_again_says_the_same_and_another_search_is_refused(
     refused(
         run("asdm-prof", *words(searched / "out", 2, 3 * FIRST), "--seed", 1), "its seed is 0, and not 1", "--study"
     )
+
+
+def test_the_page_and_a_figure_show_the_search(tmp_path: Path) -> None:
+    report = synthetic.full_report()
+    html.render(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "candidate 0 is best, at 0.78× [0.77, 0.79]" in page.replace("\u00a0", " ")
+    assert page.count("<title>candidate ") == len(report.search.students) == 4
+    figures.render(report, tmp_path, (figures.search,))
+    assert files_in(tmp_path / "figures") == ["search.pdf", "search.png", "search.svg"]
+    html.render(replace(report, search=None), tmp_path / "without")
+    assert "A search for students" not in (tmp_path / "without" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from asdm_prof import planner, validate
 from asdm_prof.profiler import Settings as ProfileSettings
 from asdm_prof.profiler import profile as measure_profile
 from asdm_prof.records import Profile, Validation
+from asdm_prof.renderers import html
+from asdm_prof.renderers._console import comparisons
 from tests.prof import synthetic
 
 FAKE = validate.Settings(plans=5, seed=1, time_budget_s=5)
@@ -164,6 +167,23 @@ def test_coverage_counts_both_sides_and_budgets_one() -> None:
 
 
 # ---------------------------------------------------------------------------------------------- planning with it
+
+
+@pytest.mark.parametrize("wide", [0.05, 0.005])
+def test_errors_below_what_the_machine_can_tell_are_named_as_such(wide: float, tmp_path: Path) -> None:
+    sharp = synthetic.validation(synthetic.profile(), [0.02, -0.01, 0.03, -0.02])
+    plans = tuple(
+        plan.model_copy(
+            update={"measured_low": plan.measured_ratio - wide, "measured_high": plan.measured_ratio + wide}
+        )
+        for plan in sharp.plans
+    )
+    found = sharp.model_copy(update={"plans": plans})
+    assert found.blur == pytest.approx(wide)
+    said = "known to ±5.0 % only"
+    assert any(said in line for line in comparisons.validation_lines(found)) == (wide > found.mape)
+    html.render(replace(synthetic.report(), validation=found), tmp_path)
+    assert (said in (tmp_path / "report.html").read_text().replace("\u00a0", " ")) == (wide > found.mape)
 
 
 def test_the_margin_is_of_the_measured_error() -> None:

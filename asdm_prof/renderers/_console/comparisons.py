@@ -164,6 +164,14 @@ VALIDATION_COLUMNS: tuple[Column[ValidatedPlan], ...] = (
 )
 
 
+def blur_line(validation: Validation) -> str:
+    """That the machine was too noisy for the errors, and what to do."""
+    return (
+        f"The measured ratios are themselves known to ±{percent(validation.blur)} only (95 %), so these errors are as "
+        "much the machine's as the predictions': close other programs, or give each plan more --time-budget."
+    )
+
+
 def validation_lines(validation: Validation) -> list[str]:
     """How often intervals held, what the correction does, and the σ that a plan will use."""
     learnt = validation.correction
@@ -171,6 +179,7 @@ def validation_lines(validation: Validation) -> list[str]:
     return [
         f"The prediction's 95 % intervals held for {percent(validation.coverage)} of the plans (* where not); "
         f"intervals from the other plans' errors for {percent(validation.calibrated_coverage)}.",
+        *([blur_line(validation)] if validation.is_blurred else []),
         f"The tightest budget accepted at confidence 0.95 held for {percent(validation.within_budget)} of the plans.",
         f"Correcting each kind of edit takes the error of a plan left out from {100 * learnt.rms_without:.2f} % to "
         f"{100 * learnt.rms_with:.2f} %: {verdict}.",

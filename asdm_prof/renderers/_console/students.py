@@ -8,6 +8,7 @@ from rich.text import Text
 
 from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric, mac_unit
 from asdm_prof.records import Search
+from asdm_prof.renderers import _searches
 from asdm_prof.renderers._console.layout import QUIET, Column, blank_table, print_section
 from asdm_prof.renderers._format import interval, number, plain, ratio, ratio_interval, scaled
 
@@ -90,24 +91,11 @@ def _quality_cells(metric: Metric) -> list[str]:
 
 def print_search(found: Search, console: Console) -> None:
     """Who is on the front, everybody measured, and what it took."""
-    console.print(Text(search_answer(found), style="bold"))
+    console.print(Text(_searches.answer(found), style="bold"))
     print_section(console, "Measured students, those that were trained longest first", search_table(found))
     console.print()
-    for line in search_lines(found):
+    for line in _searches.lines(found):
         console.print(Text(line))
-
-
-def search_answer(found: Search) -> str:
-    """The best student within the budget in one sentence."""
-    best = next((one for one in found.students if one.within_budget), None)
-    if best is None:
-        return f"{plain(found.family)}: no student that was measured is within the budget {plain(found.budget)}."
-    mark = best.quality[found.metric]
-    return (
-        f"{plain(found.family)} within {plain(found.budget)}: candidate {best.candidate} is best, at "
-        f"{ratio(best.ratio.median)} {ratio_interval(best.ratio)} of the teacher's latency, {found.metric} "
-        f"{number(mark.value)} [{number(mark.low)}, {number(mark.high)}] after {best.steps} steps."
-    )
 
 
 def search_table(found: Search) -> Table:
@@ -129,17 +117,3 @@ def search_table(found: Search) -> Table:
             f"[{number(mark.low)}, {number(mark.high)}]",
         )
     return table
-
-
-def search_lines(found: Search) -> list[str]:
-    """What it took, what failed, and where the front's students are."""
-    rungs = ", ".join(f"{rung.candidates} to step {rung.steps}" for rung in found.rungs)
-    trials = ", ".join(f"{n} {fate}" for fate, n in found.trials.items() if n)
-    floor = next((one.quality[found.metric].noise_floor for one in found.students), None)
-    lines = [f"Trained {rungs}: {found.training_steps} steps in all. Trials: {trials}."]
-    if floor is not None:
-        better = "more" if found.maximise else "less"
-        lines.append(f"Quality is {found.metric}, of which {better} is better; its noise floor is {number(floor)}.")
-    lines += [f"Candidate {name} has no measurement: {plain(why)}" for name, why in found.failed.items()]
-    lines += [f"Candidate {one.candidate}: {plain(one.folder)} (machine {plain(one.host)})" for one in found.front()]
-    return lines

@@ -9,7 +9,7 @@ from statistics import fmean
 
 from markupsafe import Markup
 
-from asdm.results import Estimate, Metric
+from asdm.results import Estimate, Measure, Metric
 from asdm_prof.records import Interval, PartRecord, Peaks, Profile, TrainingLog
 from asdm_prof.renderers._format import amount, amount_text, count, metric_name, number, plain, ratio
 from asdm_prof.renderers._html.svg import LINE, line, rect, shape, svg, tag, text
@@ -63,7 +63,7 @@ def _frame(x: Axis, y: Axis, across: str, up: str, x_unit: str = "", y_unit: str
     yield tag("path", d=f"M{x.start} {y.end}V{y.start}H{x.end}", class_="axis")
     yield text((x.start + x.end) / 2, y.start + 42, across, "middle strong")
     middle = (y.start + y.end) / 2
-    yield text(14, middle, up, "middle strong", transform=f"rotate(-90 14 {middle:.0f})")
+    yield text(11, middle, up, "middle strong", transform=f"rotate(-90 11 {middle:.0f})")
 
 
 def _points(pairs: Iterable[tuple[float, float]]) -> str:
@@ -308,16 +308,17 @@ class Student:
     ours: bool
 
 
-def tradeoff(name: str, title: str, students: Sequence[Student], teacher: float, noise: float, better: str) -> Markup:
+def tradeoff(name: str, measure: Measure, students: Sequence[Student], teacher: float, noise: float) -> Markup:
     """Latency across, one quality metric up, bars in both directions; around the teacher his noise is shaded."""
-    values = [v for one in students for v in (one.quality.low, one.quality.high)] + [teacher - noise, teacher + noise]
+    title, least, most = measure.title, max(teacher - noise, measure.lowest), teacher + noise
+    values = [v for one in students for v in (one.quality.low, one.quality.high)] + [least, most]
     ratios = [v for one in students for v in (one.ratio.low, one.ratio.high)]
     air = 0.06 * ((max(values) - min(values)) or 1.0)
     x = Axis(min(ratios) - 0.02, max(ratios) + 0.02, LEFT, LEFT + CURVE_WIDTH)
     y = Axis(min(values) - air, max(values) + air, TOP + PANEL_HIGH, TOP)
-    body = [rect(x.start, y(teacher + noise), CURVE_WIDTH, y(teacher - noise) - y(teacher + noise), "band")]
-    body += _frame(x, y, "latency, student / teacher", f"{plain(title, 24)} ({better})", x_unit="×")
-    body.append(line(x.start, y(teacher), x.end, y(teacher), "even"))
+    body = [rect(x.start, y(most), CURVE_WIDTH, y(least) - y(most), "band")]
+    body += _frame(x, y, "latency, student / teacher", plain(title, 24), x_unit="×")
+    body += [line(x.start, y(teacher), x.end, y(teacher), "even"), text(x.end, TOP - 6, measure.direction, "end quiet")]
     for one in students:
         at = x(one.ratio.median), y(one.quality.median)
         told = f"{one.name}: {ratio(one.ratio.median)}, {title} {number(one.quality.median)}"

@@ -275,6 +275,7 @@ def bench_table(bench: BenchResult, number: int) -> Table:
     teacher, students = bench.teacher, bench.students
     models: list[BenchTeacher | BenchStudent] = [teacher, *students]
     scale, unit = second_unit(min(model.unet_latency_s.median for model in models))
+    macs, macs_name = mac_unit(teacher.macs)
     ratios: dict[str, list[Estimate | None]] = {
         "UNet": [student.unet_latency_ratio for student in students],
         "guided batch": [student.guided_latency_ratio for student in students],
@@ -283,13 +284,13 @@ def bench_table(bench: BenchResult, number: int) -> Table:
     columns = [
         Column("model", numeric=False),
         Column("parameters", "M"),
-        Column("computation", "GMAC"),
+        Column("computation", macs_name),
         Column("latency", unit),
     ]
     cells = [
         name_cells([f"{teacher.name} (teacher)", *(student.name for student in students)]),
         number_cells([model.params / 1e6 for model in models]),
-        number_cells([model.macs / 1e9 for model in models]),
+        number_cells([model.macs / macs for model in models]),
         interval_cells([model.unet_latency_s for model in models], scale),
     ]
     if any(student.predicted_ratio for student in students):
