@@ -251,16 +251,22 @@ def _flat(made: Problem, budgets: Mapping[str, float], below: float = 0.0) -> li
 def k_plans(made: Problem, budgets: Mapping[str, float], below: float, k: int, apart: int = 1) -> list[Solution]:
     """The best plan within budgets, then again and again the best that differs from all before in `apart` choices.
 
-    With `apart` 1 these are the k best. Each is proved; fewer than k where there are no more.
+    With `apart` 1 these are the k best. Each is proved; fewer than k where there are no more. Choices that make the
+    same student (the middle block, or its units one by one) are there once, as the better of them.
     Raises planner.Infeasible where there is none.
     """
     rows = _flat(made, budgets, below)
     found: list[Solution] = []
+    students: set[object] = set()
     while len(found) < k:
-        solution = problem.best(made, [*rows, *(unlike(made, one, apart) for one in found)], fastest=False)
+        solution = problem.best(made, rows, fastest=False)
         if solution is None:
             break
-        found.append(solution)
+        student = made.student(solution.chosen)
+        rows.append(unlike(made, solution, 1 if student in students else apart))
+        if student not in students:
+            students.add(student)
+            found.append(solution)
     if not found:
         raise planner.infeasible(made, budgets, below)
     return found

@@ -219,6 +219,13 @@ class Problem:
     def edits(self, chosen: Sequence[int]) -> tuple[AnyEdit, ...]:
         return tuple(edit for i in sorted(chosen) for edit in self.found[i].edits)
 
+    def student(self, chosen: Sequence[int]) -> object:
+        """What choices make of the teacher, however they are put: the units that go, and how others are replaced."""
+        made = [self.found[i] for i in chosen]
+        replaced = [c for c in made if isinstance(c.edit, ReplaceUnit)]
+        gone = frozenset(fqn for c in made if c not in replaced for fqn in c.touches)
+        return gone, key([edit for c in replaced for edit in c.edits])
+
     def chosen(self, edits: Sequence[AnyEdit]) -> list[int] | None:
         """The choices that make up a plan's edits, or None where they are none of these."""
         left, made = {*key(edits)}, []
