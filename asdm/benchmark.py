@@ -9,6 +9,7 @@ from the same seeds, and a judge looks at them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -108,7 +109,7 @@ def bench(
 
     # Everything that can be wrong is found on the meta device, before gigabytes are loaded.
     shapes = models.meta_unet(family, settings.dtype)
-    drafts = [_draft(source, shapes, family, settings) for source in sources]
+    drafts = distinct([_draft(source, shapes, family, settings) for source in sources])
     judging = _judging(settings) if settings.quality else None
     _require_memory(shapes, family, drafts, settings, backend)
 
@@ -209,6 +210,20 @@ def _draft(source: str, teacher: nn.Module, family: Family, settings: Settings) 
     plan = students.read_plan(source, teacher, family.name)
     shapes, applied = _made(plan, teacher, lambda stage1: models.meta_unet(stage1, settings.dtype))
     return Contestant(plan.name, source, shapes, shapes, plan, applied.removed, applied.replaced)
+
+
+def distinct(drafts: Sequence[Contestant]) -> list[Contestant]:
+    """Folders of one name, such as `a/seed-1` and `b/seed-1`, are told apart by as much of their path as it takes."""
+    named = list(drafts)
+    for parts in range(2, 1 + max(len(Path(draft.source).parts) for draft in drafts)):
+        counts = Counter(draft.name for draft in named)
+        named = [
+            replace(one, name="/".join(Path(one.source).parts[-parts:]))
+            if one.is_folder and counts[one.name] > 1
+            else one
+            for one in named
+        ]
+    return named
 
 
 def _draft_of_folder(folder: Path, source: str, teacher: nn.Module, family: Family, settings: Settings) -> Contestant:

@@ -190,6 +190,18 @@ def test_a_folder_that_is_no_student(folder: Path, tmp_path: Path) -> None:
         bench(str(folder), [], QUICK)
 
 
+def test_folders_of_one_name_are_told_apart_by_their_path(tmp_path: Path) -> None:
+    shapes = torch.nn.Identity()
+    sources = [tmp_path / "a" / "seed-1", tmp_path / "b" / "seed-1", tmp_path / "b" / "x" / "seed-2"]
+    for source in sources:
+        source.mkdir(parents=True)
+    drafts = [benchmark.Contestant(source.name, str(source), shapes, shapes) for source in sources]
+    preset = benchmark.Contestant("a_sdm", "a_sdm", shapes, shapes)
+    names = [one.name for one in benchmark.distinct([*drafts, preset])]
+    assert names == ["a/seed-1", "b/seed-1", "seed-2", "a_sdm"]
+    assert benchmark.distinct([preset, preset]) == [preset, preset], "what is the same cannot be told apart"
+
+
 def test_more_sessions_than_memory_holds_are_refused_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four sessions of SD 1.5 in ONNX Runtime took more than 24 GB."""
     monkeypatch.setattr(measure, "free_memory_bytes", lambda device: int(22.8 * 2**30))

@@ -129,7 +129,7 @@ def _small_plans(view: View, points: Sequence[FrontierPoint], name: str) -> Iter
         }
 
 
-SHORT = 120  # characters of a plan's name where there are a hundred of them
+SHORT = 90  # characters of a plan's name where there are a hundred of them
 
 
 def edits_name(edits: Sequence[AnyEdit], most: int = 300) -> str:
