@@ -5,6 +5,7 @@ Two answers, both from profiles alone: how alike they rank the units, and what o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from asdm.files import utc_now
@@ -73,10 +74,16 @@ def _check(found: Sequence[tuple[Profile, str]], plans: Sequence[PruningPlan]) -
 
 def names_of(profiles: Sequence[Profile]) -> list[str]:
     """What sets each profile apart from the others: `onnxruntime batch 2`; equal ones are counted."""
-    settings = [planner.measured_at(profile).model_dump() for profile in profiles]
-    apart = [name for name in MeasuredAt.model_fields if len({one[name] for one in settings}) > 1]
+    settings = [planner.measured_at(profile).model_dump() | {"machine": _machine(profile)} for profile in profiles]
+    apart = [name for name in (*MeasuredAt.model_fields, "machine") if len({one[name] for one in settings}) > 1]
     bare = [" ".join(WORDS.get(name, "{}").format(one[name]) for name in apart) or "run" for one in settings]
     return [name if bare.count(name) == 1 else f"{name} #{bare[: i + 1].count(name)}" for i, name in enumerate(bare)]
+
+
+def _machine(profile: Profile) -> str:
+    """The processor that ran it, without the marks and words that all of them have."""
+    name = profile.environment.get("gpu") or profile.environment.get("cpu", "?")
+    return " ".join(re.sub(r"\((R|TM)\)|\b(CPU|Processor)\b", "", name).split()) or "?"
 
 
 def _agreement(a: dict[str, float], b: dict[str, float]) -> float:

@@ -62,6 +62,11 @@ def test_profiles_are_named_by_what_sets_them_apart() -> None:
         "fp32 2 threads batch 1", "bf16 2 threads batch 1", "bf16 2 threads batch 2", "fp32 4 threads batch 2",
     ]  # fmt: skip
     assert transfer.names_of([base, synthetic.profile(seed=1)]) == ["run #1", "run #2"]
+    xeon, epyc = (
+        base.model_copy(update={"environment": base.environment | {"cpu": name}})
+        for name in ("Intel(R) Xeon(R) Processor", "AMD EPYC")
+    )
+    assert transfer.names_of([xeon, epyc]) == ["Intel Xeon", "AMD EPYC"]
 
 
 def test_a_plan_is_priced_by_every_profile() -> None:
