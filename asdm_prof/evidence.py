@@ -95,8 +95,8 @@ def trained(proof: Proof) -> list[ProofRow]:
 
 
 def seconds(row: ProofRow) -> float:
-    """Of training, the mean over seeds."""
-    return float(np.mean([result.seconds for result in row.results]))
+    """Of one training: the least of its seeds', since a training that shares its machine or is stopped takes longer."""
+    return min(result.seconds for result in row.results)
 
 
 # ---------------------------------------------------------------------------------------------- against a rival
@@ -150,7 +150,21 @@ class Verdict:
 def verdicts(proof: Proof) -> list[Verdict]:
     """Every row that has a rival, where both have results."""
     pairs = [(row, proof.row(row.rival)) for row in trained(proof) if row.rival]
-    return [Verdict(row, rival, tuple(_shares(proof, row, rival))) for row, rival in pairs if rival and rival.results]
+    return [
+        Verdict(row, rival, tuple(_shares(proof, *alike(row, rival))))
+        for row, rival in pairs
+        if rival and rival.results
+    ]
+
+
+def alike(row: ProofRow, other: ProofRow) -> tuple[ProofRow, ProofRow]:
+    """Two rows with the training seeds that both have, or as they are where they share none."""
+    seeds = {one.seed for one in row.results} & {one.seed for one in other.results}
+    if not seeds:
+        return row, other
+    both = (tuple(one for one in each.results if one.seed in seeds) for each in (row, other))
+    first, second = (each.model_copy(update={"results": kept}) for each, kept in zip((row, other), both, strict=True))
+    return first, second
 
 
 def _shares(proof: Proof, row: ProofRow, rival: ProofRow) -> Iterator[Share]:
@@ -189,9 +203,9 @@ def components(proof: Proof) -> list[Component]:
 
 
 def _component(proof: Proof, row: ProofRow, base: ProofRow) -> Component:
-    bought = {}
+    bought, (ours, theirs) = {}, alike(row, base)
     for measure in judged_measures(proof):
-        without, with_it = loss(proof, row, measure), loss(proof, base, measure)
+        without, with_it = loss(proof, ours, measure), loss(proof, theirs, measure)
         if without is not None and with_it is not None:
             bought[measure.name] = (without - with_it).estimate()
     with_latency, without_latency = latency(base), latency(row)
@@ -306,14 +320,23 @@ def markdown(proof: Proof, source: str) -> str:
     """The table, the verdicts and what each component bought, as Markdown; `source` names the proof's file."""
     rows = table(proof)
     lines = [_line(rows[0]), _line(["---"] * len(rows[0])), *(_line(row.values()) for row in rows), ""]
-    counts = [len(row.results) for row in trained(proof)] or [0]
-    seeds = "1 seed, so what training seeds do is not in the intervals" if max(counts) < 2 else f"{max(counts)} seeds"
-    lines += [f"From `{source}`; 95 % intervals over pictures and seeds ({seeds}).", ""]
+    lines += [f"From `{source}`; 95 % intervals over pictures and seeds ({seeds_told(proof)}).", ""]
     lines += [f"- {_safe(verdict_sentence(verdict))}" for verdict in verdicts(proof)]
     for name, ones in groups(proof).items():
         lines += ["", f"What {name}:" if name != "mixed" else "What helped here and hurt there:", ""]
         lines += [f"- {_safe(component_sentence(one))}" for one in ones]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def seeds_told(proof: Proof) -> str:
+    """How many seeds the rows have, and what that leaves out."""
+    counts = [len(row.results) for row in trained(proof)] or [0]
+    if max(counts) < 2:
+        return "1 seed, so what training seeds do is not in the intervals"
+    if min(counts) == max(counts):
+        return f"{max(counts)} seeds"
+    some = "; with 1, what training seeds do is not in the intervals" if min(counts) < 2 else ""
+    return f"{min(counts)} to {max(counts)} seeds{some}; rows are compared by the seeds that both have"
 
 
 def _line(cells: Iterable[str]) -> str:

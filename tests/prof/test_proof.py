@@ -197,6 +197,22 @@ def test_more_seeds_say_more_than_one() -> None:
     assert "(3 seeds)" in evidence.markdown(made_up(), "proof.json")
 
 
+def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
+    found = made_up()
+    lucky = found.row("a_sdm").results[0].model_copy(update={"metrics": found.rows[0].results[0].metrics, "seed": 7})
+    rows = [
+        row.model_copy(update={"results": {"a_sdm": (*row.results[:1], lucky), "no_clme": row.results[:1]}.get(
+            row.name, row.results)}) for row in found.rows
+    ]  # fmt: skip
+    uneven = found.model_copy(update={"rows": tuple(rows)})
+    (even,), (told,) = (
+        [one for one in evidence.components(proof_) if one.row.name == "no_clme"] for proof_ in (made_up(1), uneven)
+    )
+    assert told.bought == even.bought
+    said = evidence.markdown(uneven, "proof.json")
+    assert "(1 to 3 seeds; with 1, what training seeds do is not in the intervals; rows are compared" in said
+
+
 def test_bk_sdms_rule_comes_nearest_to_a_latency() -> None:
     profile = synthetic.profile()
     base = proof.students.PRESETS["bk_sdm_base"](profile.topology)
