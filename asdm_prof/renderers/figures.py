@@ -717,7 +717,9 @@ def search(report: Report) -> Figure | None:
         told = f"{one.candidate}, {one.steps} steps"
         axes.annotate(told, (one.ratio.median, mark.value), (3, 2), textcoords="offset points", size=5.5)
     axes.set_xlabel("UNet latency, student / teacher")
-    axes.set_title(f"{measure.title} ({measure.direction}); circles: not beaten in both", size=7, loc="left")
+    axes.set_title(
+        f"{measure.title} ({measure.direction})\ncircles: no other is both faster and better", size=7, loc="left"
+    )
     return figure
 
 
