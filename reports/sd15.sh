@@ -19,5 +19,6 @@ OUT=${OUT:-reports/sd15}
 "$BIN/python" reports/students.py "$OUT"/bench*.json "$OUT"/runtimes/bench*.json --readme
 "$BIN/python" reports/pooled.py a_sdm "$OUT"/bench*.json --readme
 "$BIN/python" reports/networks.py -o "$OUT/networks.json" --force
+"$BIN/asdm-prof" frontier --profile "$OUT/profile.json" --budget 0.8 --best 6 --diverse 6 -o "$OUT/frontier.json" --force
 "$BIN/asdm-prof" report "$OUT/profile.json" -o "$OUT" --force
 rm -rf "$OUT/student"
