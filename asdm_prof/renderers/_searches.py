@@ -20,12 +20,16 @@ def answer(found: Search) -> str:
     )
 
 
+def rungs(found: Search) -> str:
+    """How many candidates trained to which step, rung by rung."""
+    return ", ".join(f"{rung.candidates} to step {rung.steps}" for rung in found.rungs)
+
+
 def lines(found: Search) -> list[str]:
     """What it took, what failed, and where the front's students are."""
-    rungs = ", ".join(f"{rung.candidates} to step {rung.steps}" for rung in found.rungs)
     trials = ", ".join(f"{n} {fate}" for fate, n in found.trials.items() if n)
     floor = next((one.quality[found.metric].noise_floor for one in found.students), None)
-    said = [f"Trained {rungs}: {found.training_steps} steps in all. Trials: {trials}."]
+    said = [f"Trained {rungs(found)}: {found.training_steps} steps in all. Trials: {trials}."]
     if floor is not None:
         better = "more" if found.maximise else "less"
         said.append(

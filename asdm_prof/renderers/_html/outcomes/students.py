@@ -166,16 +166,15 @@ def search(view: View) -> dict[str, Any] | None:
         for one in found.students
     ]
     drawn = first.teacher is not None
-    rungs = ", ".join(f"{rung.candidates} to step {rung.steps}" for rung in found.rungs)
     return {
         "answer": plain(_searches.answer(found), 400),
         "picture": charts.tradeoff("search", measure, shown, first.teacher or 0.0, first.noise_floor or 0.0)
         if drawn
         else None,
         "caption": plain(
-            f"Trained: {rungs}, {found.training_steps} steps in all. Circles: no other student is both faster and "
-            "better. The line is the teacher, shaded what he differs by from himself with other seeds; bars are 95 % "
-            "intervals.",
+            f"Trained: {_searches.rungs(found)}, {found.training_steps} steps in all. Circles: no other student "
+            "is both faster and better. The line is the teacher, shaded what he differs by from "
+            "himself with other seeds; bars are 95 % intervals.",
             400,
         ),
         "table": _search_table(found),
