@@ -10,7 +10,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -297,6 +297,8 @@ def environment(device: str, threads: int) -> dict[str, str]:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
+    if told := _told_to_malloc():
+        facts["malloc"] = told
     if device.startswith("cuda"):
         import torch
 
@@ -305,27 +307,68 @@ def environment(device: str, threads: int) -> dict[str, str]:
     return facts
 
 
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""What tells glibc (2.36 was tried) to keep freed memory, which by default it gives back and the kernel clears anew."""
+
+
+def _told_to_malloc() -> str:
+    """What this process's allocator was told when it started, or which library stands in for it; mostly nothing."""
+    told = {name: os.environ[name] for name in KEEP_MEMORY if name in os.environ}
+    if preloaded := os.environ.get("LD_PRELOAD"):
+        told["LD_PRELOAD"] = " ".join(os.path.basename(path) for path in preloaded.replace(":", " ").split())
+    return " ".join(f"{name}={value}" for name, value in told.items())
+
+
 class HostWatch:
-    """What others took of the machine's cores since this was made: other programs, and by steal other machines."""
+    """What was taken of the machine since this was made: by other programs, by steal, and by the kernel for us."""
 
     def __init__(self) -> None:
-        self._before = _cpu_seconds()
+        self._before = _Reading.now()
 
     def read(self) -> HostUse:
-        wall, busy, own, steal = (now - then for now, then in zip(_cpu_seconds(), self._before, strict=True))
-        wall = max(wall, 1e-9)
-        return HostUse(others_cores=max(busy - own, 0.0) / wall, steal_cores=steal / wall)
+        now, then = _Reading.now(), self._before
+        wall, own = max(now.wall - then.wall, 1e-9), now.own - then.own
+        return HostUse(
+            others_cores=max(now.busy - then.busy - own, 0.0) / wall,
+            steal_cores=(now.steal - then.steal) / wall,
+            kernel_share=(now.kernel - then.kernel) / own if own > 0 else None,
+            page_faults_per_s=None if now.faults is None or then.faults is None else (now.faults - then.faults) / wall,
+        )
 
 
-def _cpu_seconds() -> tuple[float, float, float, float]:
-    """Seconds so far: of the wall, of all cores at work, of this process at work, and of cores taken by steal."""
+class _Reading(NamedTuple):
+    """Seconds so far, and page faults where they are counted."""
+
+    wall: float
+    busy: float  # of all cores
+    own: float  # of this process, in the kernel too
+    kernel: float  # of this process
+    steal: float
+    faults: int | None
+
+    @classmethod
+    def now(cls) -> _Reading:
+        return cls(*_cpu_seconds(), _page_faults())
+
+
+def _cpu_seconds() -> tuple[float, float, float, float, float]:
+    """The seconds of a reading, in its order."""
     import psutil
 
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
     idle = machine.idle + getattr(machine, "iowait", 0.0)
     steal = getattr(machine, "steal", 0.0)
     guest = getattr(machine, "guest", 0.0) + getattr(machine, "guest_nice", 0.0)  # counted in user and nice already
-    return time.perf_counter(), sum(machine) - idle - steal - guest, own.user + own.system, steal
+    return time.perf_counter(), sum(machine) - idle - steal - guest, own.user + own.system, own.system, steal
+
+
+def _page_faults() -> int | None:
+    """Pages that this process was given so far without reading a disk: memory that was fetched anew."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def _cpu_name() -> str:

@@ -65,10 +65,12 @@ RUN_FIRST = (
 
 
 class HostUse(Frozen):
-    """What others took of a machine during a run, in cores on average."""
+    """What was taken of a machine during a run: by others, in cores on average, and by the kernel for us."""
 
     others_cores: float  # other programs
     steal_cores: float  # a hypervisor, for other machines
+    kernel_share: float | None = later(None)  # of this process's CPU seconds
+    page_faults_per_s: float | None = later(None)  # of this process, that no disk was read for
 
 
 class Macs(Frozen):

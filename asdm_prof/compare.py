@@ -21,7 +21,7 @@ from asdm.results import Estimate
 from asdm_prof.records import PartRecord, Profile
 
 SETTINGS = ("config_sha256", "backend", "dtype", "device", "threads", "batch", "size")
-MACHINE = ("machine", "cpu", "cores", "gpu", "cuda", "torch")
+MACHINE = ("machine", "cpu", "cores", "gpu", "cuda", "torch", "malloc")
 METRICS = ("p50", "p95", "share", "macs", "params")
 WHOLE = "whole"
 

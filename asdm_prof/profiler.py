@@ -23,7 +23,7 @@ from asdm.families import Family, load_family
 from asdm.files import utc_now
 from asdm.measure import Clock, estimate, latency
 from asdm.plan import ReplaceUnit, Topology
-from asdm.results import Macs
+from asdm.results import HostUse, Macs
 from asdm_prof import roofline, trust
 from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, Profile, WholeRecord
 
@@ -100,9 +100,7 @@ def profile(
 
     with measure.quiet_torch(settings.threads) as threads:
         hook_cost_s = _hook_cost(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
-        host = measure.HostWatch()
         taken = _take(unet, inputs, parts, options, backend, clock, settings, started, tell)
-        host_use = host.read()
         components = _components(family, settings, device, clock, tell)
         peaks = None
         if backend.NEEDS_WEIGHTS:
@@ -150,9 +148,9 @@ def profile(
         mapped_share=estimate(seen.mapped) if seen else None,
         observed_slowdown=estimate(seen.slowdown) if seen else None,
         trust=trust.box(
-            whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s, seen, host_use
+            whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s, seen, taken.host
         ),
-        host=host_use,
+        host=taken.host,
         weights_sha256=models.weights_sha256(unet) if backend.NEEDS_WEIGHTS and weights != models.RANDOM else None,
         environment=facts,
     )
@@ -195,6 +193,7 @@ class Taken:
     parts_s: dict[str, list[float]] = field(default_factory=dict)
     options_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # replacement → part → seconds
     attribution: Attribution | None = None  # of the teacher's part times
+    host: HostUse | None = None  # while the teacher was timed
 
 
 def _take(
@@ -243,6 +242,7 @@ def _take_whole(
     measure.warm_up(session.run, budget_s=settings.time_budget_s / 10)
     wall = measure.HostClock()
     left_s = settings.time_budget_s - wall.seconds(started, wall.mark())
+    host = measure.HostWatch()
     samples = measure.interleave(
         {"hooked": hooked, "bare": session.run},
         pattern,
@@ -252,7 +252,7 @@ def _take_whole(
         enough=lambda s: measure.relative_half_width(s["hooked"]) <= settings.target,
         progress=lambda n, eta: tell(Status("measuring", n, eta, taken.parts_s)),
     )
-    taken.bare_s, taken.hooked_s = samples["bare"], samples["hooked"]
+    taken.bare_s, taken.hooked_s, taken.host = samples["bare"], samples["hooked"], host.read()
     return taken
 
 

@@ -14,6 +14,7 @@ import importlib.metadata as metadata
 import inspect
 import json
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ from asdm.units import Part
 MODEL = "model.onnx"
 OUTPUT = "out_sample"
 SEPARATOR = "|"  # between the path of modules and the name that the exporter gave
+THROUGH_DICT = re.compile(r"\.?__dict__\['_modules'\]\['([^']+)'\]")
 SPARE_BYTES = 64 << 20  # the graph itself, beside its weights
 PACKAGES = ("asdm", "torch", "diffusers", "onnx", "onnxscript")
 
@@ -79,7 +81,7 @@ def export(module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: 
         call = copy.deepcopy(call).float()
     tensors = tuple(t.float() if t.is_floating_point() else t for t in call.tensors)
     free = ({0: torch.export.Dim(batch_name, min=1, max=1 << 16)},) * len(tensors) if batch_name else None
-    with _quiet(), torch.inference_mode(False), torch.no_grad():
+    with _quiet(), _frozen(call), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             call,
             tensors,
@@ -93,6 +95,21 @@ def export(module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: 
     put_scopes_into_names(program.model)
     program.save(folder / MODEL, external_data=True)
     return folder / MODEL
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Parameters made in inference mode ask for no gradient meanwhile: the exporter could not copy that they do."""
+    made_there = [p for p in module.parameters() if p.is_inference() and p.requires_grad]
+    with torch.inference_mode():
+        for parameter in made_there:
+            parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            for parameter in made_there:
+                parameter.requires_grad_(True)
 
 
 @contextmanager
@@ -132,8 +149,12 @@ def put_scopes_into_names(model: Any) -> None:
 
 
 def _module_path(scopes: Sequence[str]) -> str:
-    """The innermost module of `['', 'module', 'module.conv_in', 'conv2d']` by its own path: `conv_in`."""
-    return max(scopes[:-1], key=len, default="").removeprefix("module").removeprefix(".")
+    """The innermost module of `['', 'module', 'module.conv_in', 'conv2d']` by its own path: `conv_in`.
+
+    Where the exporter traced the bytecode, a path may read `module.__dict__['_modules']['conv_in']`.
+    """
+    path = max((THROUGH_DICT.sub(r"\1", scope) for scope in scopes[:-1]), key=len, default="")
+    return path.removeprefix("module").removeprefix(".")
 
 
 # ---------------------------------------------------------------------------------------------- names back to parts

@@ -5,8 +5,8 @@ included, become experts of each layer that is left. A gate mixes them into one 
 layers' weights are used again at the price of one convolution: kernel = Σ gate·expert.
 
 When it helps: where layers were pruned from a shallow block, whose kernels are small and whose maps are large. There
-the block's capacity is lost, and mixing kernels is cheap beside the convolution itself: 4 % of the ResNet at batch 1;
-at batch 2, where results are put together image by image, 12–15 % (reports/sd15/networks.json).
+the block's capacity is lost, and mixing kernels is cheap beside the convolution itself: 3–4 % of the ResNet at batch
+1; more images add 0–9 %, as the allocator and the layout of memory have it (reports/sd15/trust/networks*.json).
 
 What the paper leaves open, and what we chose:
 - Which kernels can be experts of each other: those of one shape. A place whose shape no other layer shares stays a
@@ -38,6 +38,7 @@ from asdm.replacements import shared_copy
 
 GATES = ("input", "timestep")
 PLACES = ("conv1", "conv2")
+COMPARED = 64  # channels of a time embedding that tell timesteps apart
 
 
 class CondConv2d(nn.Conv2d):
@@ -87,12 +88,17 @@ class FoldedConv2d(nn.Conv2d):
         self.time: torch.Tensor | None = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        time = _told(self.time)
-        distance = (time.unsqueeze(1) - self.times).abs().amax(dim=2)  # (b, timesteps)
+        return convolve(self, x, _picked(self.weight, self._places(_told(self.time))))
+
+    def _places(self, time: torch.Tensor) -> torch.Tensor:
+        """The kernel of every time embedding (b, channels): found by a few channels, then checked by all of them."""
+        few = slice(COMPARED)
+        places = (time[:, None, few] - self.times[:, few]).abs().amax(dim=2).argmin(dim=1)
+        off = (time - self.times[places]).abs().amax()
         rounding = 64 * torch.finfo(time.dtype).eps * time.abs().amax()
-        if not time.is_meta and bool((distance.amin(dim=1) > rounding).any()):
+        if not time.is_meta and bool(off > rounding):
             raise ValueError("this UNet was folded for other timesteps; fold it for those that the scheduler uses.")
-        return convolve(self, x, _picked(self.weight, distance.argmin(dim=1)))
+        return places
 
 
 def _picked(kernels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
@@ -114,29 +120,17 @@ def convolve(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.T
     if _batch_is_free(kernels):
         return _as_products(conv, x, kernels)
     if len(kernels) == 1:
-        return F.conv2d(x, kernels[0], conv.bias, conv.stride, conv.padding, conv.dilation)
+        return _convolved(conv, x, kernels[0])
     if x.device.type == "cpu":  # a CPU's kernels for groups are up to a tenth slower than one call an image
-        return _one_by_one(conv, x, kernels)
+        return torch.cat([_convolved(conv, *one) for one in zip(x.split(1), kernels, strict=True)])
     b, c, h, w = x.shape  # elsewhere one call for all: a kernel per image is a convolution in groups
     x, bias = x.reshape(1, b * c, h, w), None if conv.bias is None else conv.bias.repeat(b)
     out = F.conv2d(x, kernels.flatten(0, 1), bias, conv.stride, conv.padding, conv.dilation, groups=b)
     return out.view(b, conv.out_channels, *out.shape[2:])
 
 
-def _one_by_one(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
-    """One call an image; in plain inference each result goes to its place while it is in the cache."""
-    each = (
-        F.conv2d(image, kernel, conv.bias, conv.stride, conv.padding, conv.dilation)
-        for image, kernel in zip(x.split(1), kernels, strict=True)
-    )
-    if torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return torch.cat(list(each))
-    first = next(each)
-    out = first.new_empty(len(x), *first.shape[1:])
-    out[:1] = first
-    for place, image in zip(out[1:].split(1), each, strict=True):
-        place.copy_(image)
-    return out
+def _convolved(conv: nn.Conv2d, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, kernel, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
 def _batch_is_free(kernels: torch.Tensor) -> bool:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 
+from asdm.measure import KEEP_MEMORY
 from asdm.plan import Prediction
 from asdm.results import MEASURES, Estimate
-from asdm_prof.records import Interval
+from asdm_prof.records import Interval, Profile
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+KERNEL_WORTH_A_WORD = 0.05  # of the CPU time
 BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls"}  # what a part is bound by
 
 
@@ -129,6 +131,22 @@ def percent(share: float) -> str:
 def plural(n: int, what: str) -> str:
     """`1 unit`, `2 units`."""
     return f"{n} {what}" if n == 1 else f"{n} {what}s"
+
+
+def kernel_sentence(profile: Profile) -> str:
+    """What memory costs that is given back and fetched again, and how to keep it.
+
+    Empty where that is little, and where parts are timed in runs of their own, as opening those fetches memory too.
+    """
+    host = profile.host
+    if host is None or profile.mapped_share or (host.kernel_share or 0.0) < KERNEL_WORTH_A_WORD:
+        return ""
+    faults = f" for {host.page_faults_per_s:,.0f} page faults a second" if host.page_faults_per_s else ""
+    keep = " ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items())
+    return (
+        f"The kernel took {percent(host.kernel_share or 0.0)} of the CPU time{faults}: memory is given back and "
+        f"fetched again. In a process started with {keep}, glibc keeps it."
+    )
 
 
 def plain(name: str, longest: int = 200) -> str:

@@ -27,6 +27,7 @@ from asdm_prof.renderers._console.profiles import (
     trust_title,
 )
 from asdm_prof.renderers._console.students import bench_table, print_search, quality_table
+from asdm_prof.renderers._format import kernel_sentence
 
 __all__ = [
     "answer", "budget_rows", "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_comparison",
@@ -50,7 +51,9 @@ def print_report(report: Report, console: Console) -> None:
     console.print(Text(answer(profile), style="bold"))
     print_section(console, "Where does the time go?", tree_table(profile, width))
     if profile.peaks is not None:
-        print_section(console, "What bounds it?", roofline_table(profile), Text(peaks_line(profile.peaks), style=QUIET))
+        said = (peaks_line(profile.peaks), kernel_sentence(profile))
+        lines = [Text(line, style=QUIET) for line in said if line]
+        print_section(console, "What bounds it?", roofline_table(profile), *lines)
     print_section(console, "What is redundant?", rank_table(rank(profile)[:SHOWN_OF_RANK], width))
     if report.plan is not None:
         print_section(console, "What would it buy?", *(Text(line) for line in plan_lines(report.plan, profile)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,24 @@ def test_every_node_of_the_exported_graph_has_a_path(small: nn.Module) -> None:
     graph = onnx.load(str(_onnx.cached(small, unet_args())), load_external_data=False).graph
     assert len(graph.node) > 100
     assert [node.name for node in graph.node if _onnx.SEPARATOR not in node.name] == []
+
+
+def test_weights_made_in_inference_mode_keep_their_paths(tmp_path: Path) -> None:
+    """Replacements are made there while a UNet is timed; the exporter cannot trace a module that asks for gradients."""
+    import onnx
+
+    with torch.inference_mode():
+        module = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 3), second=nn.Conv2d(4, 2, 1)))
+    path = _onnx.export(module, {"input": torch.randn(1, 3, 8, 8)}, tmp_path)
+    names = [node.name for node in onnx.load(str(path), load_external_data=False).graph.node]
+    assert {name.partition("|")[0] for name in names} == {"first", "second"}
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_path_through_dictionaries_is_the_modules_own() -> None:
+    """As the exporter writes them where it has to trace the bytecode."""
+    through = "module.__dict__['_modules']['up_blocks'].3.attentions.2.__dict__['_modules']['norm']"
+    assert _onnx._module_path(["", "module", through, "group_norm"]) == "up_blocks.3.attentions.2.norm"
 
 
 def test_neighbours_lend_their_part_as_the_optimised_graph_would(

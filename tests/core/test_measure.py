@@ -210,6 +210,16 @@ def test_the_environment_says_what_decides_a_latency():
     assert all(isinstance(value, str) and value for value in facts.values())
 
 
+def test_the_environment_says_what_the_allocator_was_told(monkeypatch):
+    for name in (*measure.KEEP_MEMORY, "LD_PRELOAD"):
+        monkeypatch.delenv(name, raising=False)
+    assert "malloc" not in measure.environment("cpu", threads=1)
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4294967296")
+    monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2:/opt/other.so")
+    told = "MALLOC_TRIM_THRESHOLD_=4294967296 LD_PRELOAD=libjemalloc.so.2 other.so"
+    assert measure.environment("cpu", threads=1)["malloc"] == told
+
+
 # ---------------------------------------------------------------------------------------------- components
 
 

@@ -127,7 +127,7 @@ def test_a_pattern_chooses_parts() -> None:
 # ---------------------------------------------------------------------------------------------- fingerprint
 
 
-@pytest.mark.parametrize("name", ["cpu", "cores", "torch"])
+@pytest.mark.parametrize("name", ["cpu", "cores", "torch", "malloc"])
 def test_another_machine_or_runtime_is_unlike(name: str) -> None:
     profile = synthetic.profile()
     assert set(compare.unlike(profile, elsewhere(profile, **{name: "another"}))) == {name}

@@ -261,7 +261,7 @@ def test_a_profile_says_how_part_times_were_had_where_they_are_not_hooks(
 ) -> None:
     """ONNX Runtime's node times: same units, a mapped share, and two checks in the place of the hooks' cost."""
     monkeypatch.setenv("ASDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profiler, "REPLACEMENTS", ())  # each is one more graph to export
+    monkeypatch.setattr(profiler, "REPLACEMENTS", ("cond_conv",))  # each is one more graph to export
     folder = tmp_path / "small"
     make_unet(**SMALL).save_pretrained(folder, safe_serialization=True)
     found = profile(str(folder), replace(QUICK, backend="onnxruntime"))
@@ -274,6 +274,8 @@ def test_a_profile_says_how_part_times_were_had_where_they_are_not_hooks(
     checks = {line.check for line in found.trust}
     assert {"the runtime's time lies in units", "the observed call is like the bare one"} <= checks
     assert "hooks cost nothing" not in checks
+    assert found.options
+    assert all(0 < option.share.median < 1 for option in found.options)
 
 
 def test_a_profile_by_hooks_maps_nothing(tiny_folder: Path) -> None:

@@ -12,10 +12,11 @@ from torch import nn
 from asdm import flops
 from asdm.backends import eager
 from asdm.measure import HostClock
+from asdm.results import Estimate, HostUse
 from asdm.units import Part, iter_parts
 from asdm_prof import roofline
 from asdm_prof.records import Peaks
-from asdm_prof.renderers import Report, console
+from asdm_prof.renderers import Report, console, html
 from asdm_prof.renderers.csv import units_frame
 from tests.conftest import make_unet, unet_args
 from tests.prof import synthetic
@@ -96,3 +97,21 @@ def test_it_is_in_the_terminal_and_in_the_csv() -> None:
     plain = io.StringIO()
     console.print_report(Report(profile), Console(width=80, file=plain, highlight=False))
     assert "What bounds it?" not in plain.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("share", "mapped", "told"), [(None, None, False), (0.02, None, False), (0.12, None, True), (0.12, 0.998, False)]
+)
+def test_memory_that_goes_to_and_fro_is_told_with_its_remedy(
+    share: float | None, mapped: float | None, told: bool
+) -> None:
+    host = HostUse(others_cores=0.0, steal_cores=0.0, kernel_share=share, page_faults_per_s=154321.0)
+    seen = mapped and Estimate(median=mapped, low=mapped, high=mapped)
+    placed = synthetic.with_roofline(synthetic.profile())
+    profile = placed.model_copy(update={"host": host, "mapped_share": seen})
+    stream = io.StringIO()
+    console.print_report(Report(profile), Console(width=80, file=stream, highlight=False))
+    sentence = "The kernel took 12 % of the CPU time for 154,321 page faults a second"
+    for text in (" ".join(stream.getvalue().split()), html.page(Report(profile)).replace("\u00a0", " ")):
+        assert (sentence in text) is told
+        assert ("MALLOC_TRIM_THRESHOLD_=4294967296" in text) is told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import time
 from pathlib import Path
 from typing import Any
@@ -93,10 +94,24 @@ def test_others_at_work_fail_only_where_the_halves_turn() -> None:
 
 
 def test_the_hosts_use_is_what_is_left_of_its_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In 10 s the cores worked for 15 s, 5 of them for us, and 2 s were stolen."""
-    readings = iter([(100.0, 1000.0, 50.0, 7.0), (110.0, 1015.0, 55.0, 9.0)])
+    """In 10 s the cores worked for 15 s, 5 of them for us (one of these in the kernel), and 2 s were stolen."""
+    readings = iter([(100.0, 1000.0, 50.0, 3.0, 7.0), (110.0, 1015.0, 55.0, 4.0, 9.0)])
+    faults = iter([1000, 51000])
     monkeypatch.setattr(measure, "_cpu_seconds", lambda: next(readings))
-    assert measure.HostWatch().read() == HostUse(others_cores=1.0, steal_cores=0.2)
+    monkeypatch.setattr(measure, "_page_faults", lambda: next(faults))
+    used = measure.HostWatch().read()
+    assert used == HostUse(others_cores=1.0, steal_cores=0.2, kernel_share=0.2, page_faults_per_s=5000.0)
+
+
+def test_fetching_memory_anew_shows_as_page_faults() -> None:
+    """64 MiB that were not there before are 16,384 pages, or 32 large ones; the kernel gives them."""
+    watch = measure.HostWatch()
+    fresh = mmap.mmap(-1, 64 << 20)
+    fresh.write(b"x" * (64 << 20))
+    fresh.close()
+    faults = watch.read().page_faults_per_s
+    assert faults is not None
+    assert faults > 0
 
 
 def test_our_own_work_is_not_taken_for_others() -> None:
@@ -105,11 +120,12 @@ def test_our_own_work_is_not_taken_for_others() -> None:
     end = time.process_time() + 0.3
     while time.process_time() < end:
         sum(range(1000))
-    wall, busy, own, steal = (now - then for now, then in zip(measure._cpu_seconds(), before, strict=True))
+    wall, busy, own, kernel, steal = (now - then for now, then in zip(measure._cpu_seconds(), before, strict=True))
     assert wall > 0
     assert own >= 0.25
     assert busy >= own - 0.05  # the kernel counts in hundredths
     assert steal >= 0
+    assert 0 <= kernel <= own
 
 
 # ---------------------------------------------------------------------------------------------- several processes

@@ -8,7 +8,7 @@ from typing import Any
 from asdm import files
 from asdm_prof import resemblance
 from asdm_prof.records import ComparedPlan, Comparison, PartRecord, Profile
-from asdm_prof.renderers._format import BOUNDS, percent, plain, plural, ratio
+from asdm_prof.renderers._format import BOUNDS, kernel_sentence, percent, plain, plural, ratio
 from asdm_prof.renderers._html import charts
 from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, resemblance_table
 from asdm_prof.renderers._html.view import View
@@ -25,6 +25,7 @@ def roofline(view: View) -> dict[str, Any] | None:
     return {
         "picture": charts.roofline(profile, profile.peaks, view.index, view.told),
         "caption": _roofline_caption(profile, parts),
+        "kernel": kernel_sentence(profile),
     }
 
 

@@ -1,0 +1,145 @@
+"""Times a UNet in fresh processes, by turns with the allocator as it is and told to keep freed memory (A B B A).
+
+    python reports/allocator.py -o reports/sd15/allocator.json
+
+glibc reads what it is told when a process starts, so each turn is a process of its own: load, warm up, time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+
+from asdm import measure, models, terminal
+from asdm.families import load_family
+from asdm.files import Frozen, check_writable, utc_now
+from asdm.measure import KEEP_MEMORY, latency, paired_ratio
+from asdm.options import this_command
+from asdm.results import Estimate, HostUse, Latency, Run
+
+TURNS = ("as it is", "kept", "kept", "as it is")
+
+
+class Turn(Frozen):
+    """What one fresh process measured."""
+
+    environment: dict[str, str]
+    latency_s: Latency
+    host: HostUse
+    peak_resident_bytes: int
+
+
+class Allocator(Run):
+    """`asdm.allocator/1`: one UNet with freed memory given back and kept, in processes that take turns."""
+
+    SCHEMA: ClassVar[str] = "asdm.allocator/1"
+    schema_: Literal["asdm.allocator/1"] = Field("asdm.allocator/1", alias="schema")
+    batch: int
+    turns: tuple[Turn, ...]
+    latency_ratio: Estimate  # kept / as it is
+
+
+def turn(family_name: str, batch: int, calls: int) -> Turn:
+    """Load a family's UNet with random weights into this process and time it."""
+    family = load_family(family_name)
+    with measure.quiet_torch(None), torch.inference_mode():
+        unet = models.load_unet(family, models.RANDOM, "cpu", "fp32", 0)
+        inputs = models.unet_inputs(family, batch)
+        clock = measure.HostClock()
+
+        def call() -> float:
+            return measure.timed(lambda: unet(**inputs), clock)
+
+        for _ in range(2):
+            call()
+        watch = measure.HostWatch()
+        samples = [call() for _ in range(calls)]
+        host = watch.read()
+    return Turn(
+        environment={name: os.environ[name] for name in KEEP_MEMORY if name in os.environ},
+        latency_s=latency(samples),
+        host=host,
+        peak_resident_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # KiB on Linux
+    )
+
+
+def in_a_fresh_process(name: str, arguments: list[str]) -> Turn:
+    """A turn with the allocator as it is (whatever this process was told) or told to keep what is freed."""
+    told = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
+    told |= KEEP_MEMORY if name == "kept" else {}
+    command = [sys.executable, __file__, "--turn", *arguments]
+    done = subprocess.run(command, env=told, stdout=subprocess.PIPE, text=True, check=True)
+    return Turn.model_validate(json.loads(done.stdout))
+
+
+def compared(family: str, batch: int, turns: list[Turn], command: str) -> Allocator:
+    """The record of all turns; ratios are of the calls of one place in their turns."""
+
+    def samples(kept: bool) -> list[float]:
+        return [s for one in turns if bool(one.environment) is kept for s in one.latency_s.samples]
+
+    return Allocator(
+        created_utc=utc_now(),
+        command=command,
+        family=family,
+        dtype="fp32",
+        device="cpu",
+        threads=torch.get_num_threads(),
+        batch=batch,
+        turns=tuple(turns),
+        latency_ratio=paired_ratio(samples(True), samples(False)),
+        environment=measure.environment("cpu", torch.get_num_threads()),
+    )
+
+
+def row(one: Turn) -> dict[str, Any]:
+    """A line of the printed table."""
+    return {
+        "freed memory": "kept" if one.environment else "as it is",
+        "s a call": f"{one.latency_s.median:.2f}",
+        "kernel": f"{one.host.kernel_share or 0:.1%}",
+        "page faults/s": f"{one.host.page_faults_per_s or 0:,.0f}",
+        "peak GB": f"{one.peak_resident_bytes / 1e9:.2f}",
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, save, print."""
+    parser = argparse.ArgumentParser(description="Times a UNet with freed memory given back and kept, by turns.")
+    parser.add_argument("--family", default="sd15", help="a family or a diffusers folder")
+    parser.add_argument("--batch", type=int, default=1, help="latents a call")
+    parser.add_argument("--calls", type=int, default=8, help="timed calls in each process")
+    parser.add_argument("-o", "--output", type=Path, help="the JSON file to write")
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    if chosen.turn:
+        print(turn(chosen.family, chosen.batch, chosen.calls).model_dump_json())
+        return
+    if chosen.output is None:
+        parser.error("name the JSON file to write with -o.")
+    check_writable(chosen.output, chosen.force)
+    same = ["--family", chosen.family, "--batch", str(chosen.batch), "--calls", str(chosen.calls)]
+    turns = []
+    with terminal.progress("Comparing") as tell:
+        for name in TURNS:
+            tell(f"memory {name}", len(turns), None)
+            turns.append(in_a_fresh_process(name, same))
+    found = compared(chosen.family, chosen.batch, turns, this_command("python reports/allocator.py"))
+    found.save(chosen.output, chosen.force)
+    terminal.emit([row(one) for one in turns], terminal.Format.table)
+    ratio = found.latency_ratio
+    terminal.say(f"Kept / as it is: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]. Wrote {chosen.output}")
+
+
+if __name__ == "__main__":
+    main()
