@@ -153,7 +153,7 @@ def _module_path(scopes: Sequence[str]) -> str:
 
     Where the exporter traced the bytecode, a path may read `module.__dict__['_modules']['conv_in']`.
     """
-    path = max((THROUGH_DICT.sub(r"\1", scope) for scope in scopes[:-1]), key=len, default="")
+    path = max((THROUGH_DICT.sub(r".\1", scope) for scope in scopes[:-1]), key=len, default="")
     return path.removeprefix("module").removeprefix(".")
 
 
