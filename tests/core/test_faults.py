@@ -62,9 +62,11 @@ def test_twenty_kills_at_random_moments_change_no_bit(words: Any, whole: Path, t
             wait_for_step(output, len(log_of(output)) + steps, process)
         time.sleep(chance.uniform(0.0, 0.3))
         kill(process)
+        if process.exitcode == 0:  # a fast machine is through before the twentieth
+            break
         codes.append(process.exitcode)
         reached.add(len(log_of(output)))
-    assert codes == [-signal.SIGKILL] * 20, told.read_text()
+    assert set(codes) == {-signal.SIGKILL}, told.read_text()
     assert len(reached) > 5, f"the kills fell on few different steps: {reached}"
     assert children.ended(children.start(words(output), told)) == 0, told.read_text()
     assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
