@@ -136,10 +136,12 @@ def plural(n: int, what: str) -> str:
 def kernel_sentence(profile: Profile) -> str:
     """What memory costs that is given back and fetched again, and how to keep it.
 
-    Empty where that is little, and where parts are timed in runs of their own, as opening those fetches memory too.
+    Empty where that is little or another device computes, where the allocator was told already, and where parts are
+    timed in runs of their own, as opening those fetches memory too.
     """
     host = profile.host
-    if host is None or profile.mapped_share or (host.kernel_share or 0.0) < KERNEL_WORTH_A_WORD:
+    elsewhere = profile.device != "cpu" or profile.mapped_share or "malloc" in profile.environment
+    if host is None or elsewhere or (host.kernel_share or 0.0) < KERNEL_WORTH_A_WORD:
         return ""
     faults = f" for {host.page_faults_per_s:,.0f} page faults a second" if host.page_faults_per_s else ""
     keep = " ".join(f"{name}={value}" for name, value in KEEP_MEMORY.items())

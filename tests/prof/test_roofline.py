@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -115,3 +116,10 @@ def test_memory_that_goes_to_and_fro_is_told_with_its_remedy(
     for text in (" ".join(stream.getvalue().split()), html.page(Report(profile)).replace("\u00a0", " ")):
         assert (sentence in text) is told
         assert ("MALLOC_TRIM_THRESHOLD_=4294967296" in text) is told
+
+
+@pytest.mark.parametrize("change", [{"device": "cuda"}, {"environment": {"malloc": "MALLOC_TRIM_THRESHOLD_=1"}}])
+def test_no_word_of_memory_where_it_would_not_help(change: dict[str, Any]) -> None:
+    host = HostUse(others_cores=0.0, steal_cores=0.0, kernel_share=0.12, page_faults_per_s=154321.0)
+    profile = synthetic.with_roofline(synthetic.profile()).model_copy(update={"host": host} | change)
+    assert "The kernel took" not in html.page(Report(profile))
