@@ -51,7 +51,7 @@ class Allocator(Run):
 def turn(family_name: str, batch: int, calls: int) -> Turn:
     """Load a family's UNet with random weights into this process and time it."""
     family = load_family(family_name)
-    with measure.quiet_torch(None), torch.inference_mode():
+    with measure.quiet_torch(None):
         unet = models.load_unet(family, models.RANDOM, "cpu", "fp32", 0)
         inputs = models.unet_inputs(family, batch)
         clock = measure.HostClock()
