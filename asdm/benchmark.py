@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from asdm import backends, flops, measure, models, networks, quality, seams, students, surgery, units
+from asdm import backends, builder, flops, measure, models, networks, quality, seams, students, surgery
 from asdm.components import components_of, time_calls
 from asdm.datasets import Example
 from asdm.families import Family, load_family
@@ -438,11 +438,6 @@ def _drawing(judging: quality.Judgement, drawn: Sequence[quality.Drawn], i: int,
 # ---------------------------------------------------------------------------------------------- records
 
 
-def _counted(racer: Contestant, family: Family, settings: Settings) -> flops.Count:
-    inputs = models.unet_inputs(family, settings.batch, settings.size, "meta", settings.dtype)
-    return flops.count(racer.shapes, (), inputs, list(units.iter_parts(racer.shapes)))
-
-
 def _teacher_record(
     racer: Contestant,
     family: Family,
@@ -452,7 +447,7 @@ def _teacher_record(
     parts: dict[str, tuple[int, list[float]]],
     images: list[Image] | None,
 ) -> BenchTeacher:
-    counted = _counted(racer, family, settings)
+    counted = builder.count(family, racer.shapes, settings.dtype, settings.batch, settings.size)
     texts = [times for name, (_, times) in parts.items() if name.startswith("text_encoder")]
     return BenchTeacher(
         name=racer.name,
@@ -481,7 +476,7 @@ def _student_record(
     images: list[Image] | None,
     threads: int,
 ) -> BenchStudent:
-    counted = _counted(racer, family, settings)
+    counted = builder.count(family, racer.shapes, settings.dtype, settings.batch, settings.size)
     predicted = racer.plan.predicted if racer.plan else None
     used: dict[str, str | int] = {
         "backend": settings.backend, "dtype": settings.dtype, "device": settings.device, "threads": threads,

@@ -65,9 +65,9 @@ def build_student(
     return result
 
 
-def count(family: Family, unet: nn.Module, dtype: str = "fp32") -> flops.Count:
+def count(family: Family, unet: nn.Module, dtype: str = "fp32", batch: int = 1, size: int | None = None) -> flops.Count:
     """MACs and parameters of a family's UNet, or of its student, on the meta device."""
-    inputs = models.unet_inputs(family, device="meta", dtype=dtype)
+    inputs = models.unet_inputs(family, batch, size, "meta", dtype)
     return flops.count(unet, (), inputs, list(units.iter_parts(unet)))
 
 
