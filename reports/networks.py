@@ -4,11 +4,19 @@
 
 Self-attentions by themselves and in their Transformer unit, at every resolution that has attention; CLME-CondConv
 against its plain ResNet at the highest one, gated by the input at batch 1, 2 and 8, and folded for timesteps.
+
+All of it is measured by several fresh processes, and a ratio is the median of theirs: a convolution's code is compiled
+when it is first called, and where it then lies moves it by some per cent, rarely by much more, for as long as the
+process lives. More calls of one process do not see that (reports/placement.py does).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +29,7 @@ from torch import nn
 from asdm import measure, models, surgery, terminal, units
 from asdm.families import Family, load_family
 from asdm.files import Frozen, check_writable, utc_now
-from asdm.measure import latency, paired_ratio
+from asdm.measure import KEEP_MEMORY, estimate, latency, paired_ratio
 from asdm.options import this_command
 from asdm.plan import ReplaceUnit
 from asdm.replacements.cond_conv import fold
@@ -32,8 +40,16 @@ BATCHES = (1, 2, 8)
 TIMESTEPS = tuple(range(21, 1000, 33))  # thirty, as an image takes
 
 
+class Measured(Frozen):
+    """What one process measured of a pair; the i-th samples of both are neighbours in time."""
+
+    original_latency_s: Latency
+    latency_s: Latency
+    latency_ratio: Estimate
+
+
 class NetworkCase(Frozen):
-    """One replacement against what it replaces; a ratio is replacement / original."""
+    """One replacement against what it replaces; a ratio is replacement / original, over the processes' medians."""
 
     unit: str
     replacement: str
@@ -41,17 +57,24 @@ class NetworkCase(Frozen):
     batch: int
     channels: int
     height: int
-    original_latency_s: Latency
-    latency_s: Latency
     latency_ratio: Estimate
     speed_up: Estimate
+    processes: tuple[Measured, ...]
+
+
+class Turn(Frozen):
+    """All pairs as one fresh process measured them."""
+
+    threads: int
+    cases: tuple[NetworkCase, ...]
+    environment: dict[str, str]
 
 
 class Networks(Run):
-    """`asdm.networks/1`: replacements against their units, in pairs."""
+    """`asdm.networks/2`: replacements against their units, in pairs, in several processes."""
 
-    SCHEMA: ClassVar[str] = "asdm.networks/1"
-    schema_: Literal["asdm.networks/1"] = Field("asdm.networks/1", alias="schema")
+    SCHEMA: ClassVar[str] = "asdm.networks/2"
+    schema_: Literal["asdm.networks/2"] = Field("asdm.networks/2", alias="schema")
     cases: tuple[NetworkCase, ...]
 
 
@@ -71,24 +94,53 @@ class Pair:
     kwargs: dict[str, Any]
 
 
-def measured(family: Family, threads: int | None, budget_s: float, tell: Callable[..., None], command: str) -> Networks:
-    """Every pair of a family, with random weights on the CPU, `budget_s` seconds each."""
+def turn(family: Family, threads: int | None, budget_s: float, tell: Callable[..., None]) -> Turn:
+    """Every pair of a family, with random weights on the CPU, `budget_s` seconds each, in this process."""
     with measure.quiet_torch(threads) as used:
-        cases = []
+        cases: list[NetworkCase] = []
         for pair in pairs(family):
             tell(f"{pair.unit}: {pair.replacement}, {pair.level}, batch {pair.batch}", len(cases), None)
             cases.append(_time(pair, budget_s))
-        facts = measure.environment("cpu", used)
+        return Turn(threads=used, cases=tuple(cases), environment=measure.environment("cpu", used))
+
+
+def in_a_fresh_process(arguments: list[str], keep_memory: bool) -> Turn:
+    """A turn with the allocator as it is (whatever this process was told) or told to keep what is freed."""
+    told = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
+    told |= KEEP_MEMORY if keep_memory else {}
+    done = subprocess.run(
+        [sys.executable, __file__, "--turn", *arguments], env=told, stdout=subprocess.PIPE, check=True
+    )
+    return Turn.model_validate_json(done.stdout)
+
+
+def gathered(family: str, turns: list[Turn], command: str) -> Networks:
+    """The record of all turns."""
     return Networks(
         created_utc=utc_now(),
         command=command,
-        family=family.name,
+        family=family,
         dtype="fp32",
         device="cpu",
-        threads=used,
-        cases=tuple(cases),
-        environment=facts,
+        threads=turns[-1].threads,
+        cases=tuple(_over_processes(same) for same in zip(*(one.cases for one in turns), strict=True)),
+        environment=turns[-1].environment,
     )
+
+
+def _over_processes(same: tuple[NetworkCase, ...]) -> NetworkCase:
+    processes = tuple(one for case in same for one in case.processes)
+    ratios = [one.latency_ratio.median for one in processes] if len(processes) > 1 else _ratios(processes[0])
+    updated = {
+        "latency_ratio": estimate(ratios),
+        "speed_up": estimate([1 / ratio for ratio in ratios]),
+        "processes": processes,
+    }
+    return same[0].model_copy(update=updated)
+
+
+def _ratios(one: Measured) -> list[float]:
+    return [n / o for n, o in zip(one.latency_s.samples, one.original_latency_s.samples, strict=True)]
 
 
 def pairs(family: Family) -> Iterator[Pair]:
@@ -144,8 +196,10 @@ def _convolution_pairs(unet: Any, family: Family) -> Iterator[Pair]:
         yield pair("cond_conv by timestep", 1, by_time)
         for timesteps in (TIMESTEPS[:1], TIMESTEPS):
             with surgery.swapped(unet, {fqn: by_time}):
-                folded = fold(unet, timesteps)
-            yield pair(f"cond_conv folded for {len(timesteps)}", 1, folded.get_submodule(fqn))
+                folded: Any = fold(unet, timesteps).get_submodule(fqn)
+            if len(timesteps) > 1:
+                folded.conv1.timesteps.choose(timesteps[0])  # as the UNet does once a call
+            yield pair(f"cond_conv folded for {len(timesteps)}", 1, folded)
 
 
 def _height(family: Family, block: str) -> int:
@@ -170,6 +224,11 @@ def _time(pair: Pair, budget_s: float) -> NetworkCase:
             measure.relative_half_width([n / o for n, o in zip(s["new"], s["original"], strict=True)]) < 0.005
         ),
     )
+    found = Measured(
+        original_latency_s=latency(samples["original"]),
+        latency_s=latency(samples["new"]),
+        latency_ratio=paired_ratio(samples["new"], samples["original"]),
+    )
     return NetworkCase(
         unit=pair.unit,
         replacement=pair.replacement,
@@ -177,25 +236,22 @@ def _time(pair: Pair, budget_s: float) -> NetworkCase:
         batch=pair.batch,
         channels=pair.channels,
         height=pair.height,
-        original_latency_s=latency(samples["original"]),
-        latency_s=latency(samples["new"]),
-        latency_ratio=paired_ratio(samples["new"], samples["original"]),
+        latency_ratio=found.latency_ratio,
         speed_up=paired_ratio(samples["original"], samples["new"]),
+        processes=(found,),
     )
 
 
 def row(case: NetworkCase) -> dict[str, str]:
-    """A line of the printed table."""
-    ratio = case.latency_ratio
+    """A line of the printed table; the milliseconds are the first process's."""
+    ratio, each = case.latency_ratio, [one.latency_ratio.median for one in case.processes]
+    what = {"attention": "attention", "unit": f"batch {case.batch}"}[case.level]
     return {
         "unit": case.unit,
-        "replacement": case.replacement,
-        "level": case.level,
-        "batch": str(case.batch),
-        "map": f"{case.channels}×{case.height}×{case.height}",
-        "original ms": f"{case.original_latency_s.median * 1e3:.2f}",
-        "new ms": f"{case.latency_s.median * 1e3:.2f}",
+        "replacement": f"{case.replacement}, {what}",
+        "original ms": f"{case.processes[0].original_latency_s.median * 1e3:.2f}",
         "ratio": f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+        "processes": f"{min(each):.3f}–{max(each):.3f}",
         "speed-up": f"{case.speed_up.median:.2f}",
     }
 
@@ -204,15 +260,35 @@ def main(arguments: list[str] | None = None) -> None:
     """Measure, save, print."""
     parser = argparse.ArgumentParser(description="Times each replacement against its unit, in pairs.")
     parser.add_argument("--family", default="sd15", help="a family or a diffusers folder")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="the JSON file to write")
+    parser.add_argument("-o", "--output", type=Path, help="the JSON file to write")
     parser.add_argument("--threads", type=int, help="CPU threads; default: what torch takes")
-    parser.add_argument("--time-budget", type=float, default=30.0, help="seconds for each pair")
+    parser.add_argument("--processes", type=int, default=7, help="fresh processes that each measure all")
+    parser.add_argument("--time-budget", type=float, default=4.0, help="seconds for each pair in each process")
+    parser.add_argument("--keep-memory", action="store_true", help="tell glibc to keep what is freed")
     parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args(arguments)
+    family = load_family(chosen.family)
+    if chosen.turn:
+        with terminal.progress("Comparing", "pairs") as tell:
+            print(turn(family, chosen.threads, chosen.time_budget, tell).model_dump_json())
+        return
+    if chosen.output is None:
+        parser.error("name the JSON file to write with -o.")
+    if chosen.processes < 1:
+        parser.error(f"processes {chosen.processes} is none; choose 1 or more.")
     check_writable(chosen.output, chosen.force)
-    with terminal.progress("Comparing") as tell:
-        command = this_command("python reports/networks.py")
-        found = measured(load_family(chosen.family), chosen.threads, chosen.time_budget, tell, command)
+    same = ["--family", chosen.family, "--time-budget", str(chosen.time_budget)]
+    same += ["--threads", str(chosen.threads)] if chosen.threads else []
+    turns: list[Turn] = []
+    started = time.monotonic()
+    for i in range(chosen.processes):
+        left = (time.monotonic() - started) / i * (chosen.processes - i) if i else None
+        terminal.say(
+            f"Process {i + 1} of {chosen.processes}" + ("" if left is None else f", {terminal.left_text(left)} left")
+        )
+        turns.append(in_a_fresh_process(same, chosen.keep_memory))
+    found = gathered(family.name, turns, this_command("python reports/networks.py"))
     found.save(chosen.output, chosen.force)
     terminal.emit([row(case) for case in found.cases], terminal.Format.table)
     terminal.say(f"Wrote {chosen.output}")

@@ -5,8 +5,9 @@ included, become experts of each layer that is left. A gate mixes them into one 
 layers' weights are used again at the price of one convolution: kernel = Σ gate·expert.
 
 When it helps: where layers were pruned from a shallow block, whose kernels are small and whose maps are large. There
-the block's capacity is lost, and mixing kernels is cheap beside the convolution itself: 3–4 % of the ResNet at batch
-1; more images add 0–9 %, as the allocator and the layout of memory have it (reports/sd15/trust/networks*.json).
+the block's capacity is lost, and mixing kernels is cheap beside the convolution itself: 4 % of the ResNet at batch 1
+(reports/sd15/networks.json). On a CPU, where images go through the ResNet one after the other, more images cost no
+more each (networks-kept.json); folded for timesteps the experts cost nothing.
 
 What the paper leaves open, and what we chose:
 - Which kernels can be experts of each other: those of one shape. A place whose shape no other layer shares stays a
@@ -26,11 +27,14 @@ has one kernel for the batch, and so takes one timestep a call, as samplers do.
 
 from __future__ import annotations
 
+import math
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.resnet import ResnetBlock2D
 from torch import nn
 
 from asdm import units
@@ -38,7 +42,7 @@ from asdm.replacements import shared_copy
 
 GATES = ("input", "timestep")
 PLACES = ("conv1", "conv2")
-COMPARED = 64  # channels of a time embedding that tell timesteps apart
+ROUNDING = 5e-4  # relative, of timesteps that come in half precision
 
 
 class CondConv2d(nn.Conv2d):
@@ -60,53 +64,76 @@ class CondConv2d(nn.Conv2d):
         nn.init.zeros_(self.routing.bias)
         self.time: torch.Tensor | None = None  # (1 or b, time_channels), told by the ResNet unit at each call
 
-    def routing_weights(self, seen: torch.Tensor) -> torch.Tensor:
-        """One weight per expert, (b, num_experts), for pooled inputs or time embeddings (b, channels)."""
-        closed = 2 * torch.sigmoid(self.routing(seen)) - 1
-        return closed + F.pad(closed.new_ones(1, 1), (0, self.num_experts - 1))
+    def opened(self, seen: torch.Tensor) -> torch.Tensor:
+        """How far each gate is from its start, (b, num_experts), for pooled inputs or time embeddings (b, channels)."""
+        return torch.tanh(self.routing(seen) / 2)  # = 2·sigmoid − 1
 
-    def kernels(self, seen: torch.Tensor) -> torch.Tensor:
-        """The mixed kernels (b, out, in, h, w)."""
-        gates = self.routing_weights(seen).to(self.weight.dtype)  # autocast does not look after addmm_
-        mixed = gates[:, :1] * self.weight.view(1, -1)
-        mixed.addmm_(gates[:, 1:], self.experts.flatten(1))  # in place: mixing costs what it moves in memory
-        return mixed.view(-1, *self.weight.shape)
+    def mixed(self, opened: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
+        """Kernels (b, out·in·h·w) under gates (b, num_experts), put into `memory` of that shape where it is given."""
+        own, others = self.weight.view(1, -1), self.experts.flatten(1)
+        opened = opened.to(own.dtype)  # autocast does not look after addmm_
+        kernels = torch.addcmul(own, opened[:, :1], own, out=memory)
+        return kernels.addmm_(opened[:, 1:], others)  # in place: mixing costs what it moves in memory
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        seen = x.mean(dim=(2, 3)) if self.gate == "input" else _told(self.time)
-        return convolve(self, x, self.kernels(seen))
+        opened = self.opened(x.mean(dim=(2, 3)) if self.gate == "input" else _told(self.time))
+        if not _goes_one_by_one(x) or _batch_is_free(opened):
+            return convolve(self, x, self.mixed(opened).view(-1, *self.weight.shape))
+        memory = _workspace(self.weight) if _is_plain_inference(x) else None
+        gates = opened.split(1) if len(opened) > 1 else (opened,)
+        return _one_by_one(self, x, (self.mixed(gate, memory).view_as(self.weight) for gate in gates), len(gates))
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution with one kernel per timestep, (timesteps, out, in, h, w), found by the time embedding."""
+    """A convolution with one kernel per timestep, (timesteps, out, in, h, w); `timesteps` say which is the call's."""
 
-    def __init__(self, conv: CondConv2d, times: torch.Tensor) -> None:
+    def __init__(self, conv: CondConv2d, times: torch.Tensor, timesteps: Timesteps) -> None:
         super().__init__(**_geometry(conv))
-        self.weight, self.bias = nn.Parameter(conv.kernels(times).detach()), conv.bias
-        self.register_buffer("times", times)
-        self.times: torch.Tensor
-        self.time: torch.Tensor | None = None
+        self.weight, self.bias = nn.Parameter(_decided(conv, times)), conv.bias
+        self.timesteps = timesteps
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return convolve(self, x, _picked(self.weight, self._places(_told(self.time))))
-
-    def _places(self, time: torch.Tensor) -> torch.Tensor:
-        """The kernel of every time embedding (b, channels): found by a few channels, then checked by all of them."""
-        few = slice(COMPARED)
-        places = (time[:, None, few] - self.times[:, few]).abs().amax(dim=2).argmin(dim=1)
-        off = (time - self.times[places]).abs().amax()
-        rounding = 64 * torch.finfo(time.dtype).eps * time.abs().amax()
-        if not time.is_meta and bool(off > rounding):
-            raise ValueError("this UNet was folded for other timesteps; fold it for those that the scheduler uses.")
-        return places
+        places = self.timesteps.places
+        if places is None:
+            raise ValueError("a folded convolution was told no timestep; call it through its UNet.")
+        return convolve(self, x, self.weight[places[0] : places[0] + 1] if len(places) == 1 else self.weight[places])
 
 
-def _picked(kernels: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
-    """Kernels by their places; a single one is not copied, where Python may look at the place."""
-    if len(places) > 1 or places.is_meta or torch.compiler.is_compiling():
-        return kernels[places]
-    place = int(places)
-    return kernels[place : place + 1]
+class Timesteps:
+    """The timesteps that a UNet was folded for, and which of them the current call is at.
+
+    A UNet looks it up once a call, by the number, and its convolutions read it here.
+    """
+
+    def __init__(self, timesteps: Sequence[float]) -> None:
+        self.timesteps = [float(timestep) for timestep in timesteps]
+        self.places: list[int] | None = None  # one for the batch, or one an image
+
+    def choose(self, timestep: torch.Tensor | float) -> None:
+        """Take the kernels of a timestep, or of one an image; raises ValueError where there are none of it."""
+        wanted = timestep.flatten().tolist() if isinstance(timestep, torch.Tensor) else [timestep]
+        places = [self._place(one) for one in wanted]
+        self.places = places[:1] if len(set(places)) == 1 else places
+
+    def _place(self, timestep: float) -> int:
+        place = min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - timestep))
+        if not math.isclose(self.timesteps[place], timestep, rel_tol=ROUNDING, abs_tol=ROUNDING):
+            known = ", ".join(f"{one:g}" for one in self.timesteps)
+            raise ValueError(f"this UNet was folded for the timesteps {known}, not for {timestep:g}; fold it for those "
+                             "that the scheduler uses.")  # fmt: skip
+        return place
+
+    def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Forward pre-hook of the UNet."""
+        timestep = args[1] if len(args) > 1 else kwargs["timestep"]
+        if not getattr(timestep, "is_meta", False):
+            self.choose(timestep)
+        else:
+            self.places = [0]  # shapes alone, which are the same for all
+
+    def after(self, unet: nn.Module, args: Any, output: Any) -> None:
+        """Forward hook of the UNet."""
+        self.places = None
 
 
 def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
@@ -119,18 +146,57 @@ def convolve(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.T
     """`conv` of (b, c, h, w) with a kernel for each image, or with one for all of them."""
     if _batch_is_free(kernels):
         return _as_products(conv, x, kernels)
-    if len(kernels) == 1:
-        return _convolved(conv, x, kernels[0])
-    if x.device.type == "cpu":  # a CPU's kernels for groups are up to a tenth slower than one call an image
-        return torch.cat([_convolved(conv, *one) for one in zip(x.split(1), kernels, strict=True)])
-    b, c, h, w = x.shape  # elsewhere one call for all: a kernel per image is a convolution in groups
+    if len(kernels) == 1 or _goes_one_by_one(x):
+        return _one_by_one(conv, x, iter(kernels), len(kernels))
+    b, c, h, w = x.shape  # one call for all: a kernel per image is a convolution in groups
     x, bias = x.reshape(1, b * c, h, w), None if conv.bias is None else conv.bias.repeat(b)
     out = F.conv2d(x, kernels.flatten(0, 1), bias, conv.stride, conv.padding, conv.dilation, groups=b)
     return out.view(b, conv.out_channels, *out.shape[2:])
 
 
-def _convolved(conv: nn.Conv2d, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
-    return F.conv2d(x, kernel, conv.bias, conv.stride, conv.padding, conv.dilation)
+def _goes_one_by_one(x: torch.Tensor) -> bool:
+    """On a CPU images go one after the other: an image fills it, and groups take more memory than they save."""
+    return x.device.type == "cpu"
+
+
+def _one_by_one(conv: nn.Conv2d, x: torch.Tensor, kernels: Iterator[torch.Tensor], count: int) -> torch.Tensor:
+    """Each image under its own kernel, or all under the only one; the next kernel is asked for when one is done."""
+    images = x.split(1) if count > 1 else (x,)
+    outputs = [
+        F.conv2d(image, kernel, conv.bias, conv.stride, conv.padding, conv.dilation)
+        for image, kernel in zip(images, kernels, strict=True)
+    ]
+    return torch.cat(outputs) if count > 1 else outputs[0]
+
+
+def _is_plain_inference(x: torch.Tensor) -> bool:
+    """Whether nothing looks back at a kernel once it is used: no gradients, no graph being made."""
+    return type(x) is torch.Tensor and not (
+        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    )
+
+
+class _Kept(threading.local):
+    """Memory that a thread keeps for the kernel in use: a fresh one a call costs a page fault for each 4 KiB."""
+
+    def __init__(self) -> None:
+        self.memory = torch.empty(0, dtype=torch.uint8)
+        self.views: dict[tuple[int, torch.dtype], torch.Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def _workspace(weight: torch.Tensor) -> torch.Tensor:
+    """Room for one kernel, (1, out·in·h·w), the same at each call of a thread."""
+    key = (weight.numel(), weight.dtype)
+    if key not in _kept.views:
+        with torch.inference_mode(False):  # what is made in it could not be written outside
+            if _kept.memory.numel() < weight.nbytes:
+                _kept.memory = torch.empty(weight.nbytes, dtype=torch.uint8, device=weight.device)
+                _kept.views.clear()
+            _kept.views[key] = _kept.memory[: weight.nbytes].view(weight.dtype).view(1, -1)
+    return _kept.views[key]
 
 
 def _batch_is_free(kernels: torch.Tensor) -> bool:
@@ -157,6 +223,22 @@ def _told(time: torch.Tensor | None) -> torch.Tensor:
 # ---------------------------------------------------------------------------------------------- the unit
 
 
+class CondResnetBlock2D(ResnetBlock2D):
+    """A ResNet with kernels of each image's own: on a CPU images go through all of it one after the other.
+
+    An image at a time, its maps stay in the cache and their memory is used again by the next.
+    """
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        forward = super().forward  # no length is asked of a graph's batch: that would fix it
+        if torch.compiler.is_compiling() or not _goes_one_by_one(input_tensor) or len(input_tensor) == 1:
+            return forward(input_tensor, temb, *args, **kwargs)
+        images = input_tensor.split(1)
+        times = [temb] * len(images) if temb is None or len(temb) == 1 else temb.split(1)
+        outputs = [forward(image, time, *args, **kwargs) for image, time in zip(images, times, strict=True)]
+        return torch.cat(outputs)
+
+
 def replace(unit: nn.Module, siblings: Sequence[nn.Module] = (), gate: str = "input") -> nn.Module | None:
     """The ResNet unit with its block's kernels as experts, or None where no other layer has kernels of its shapes."""
     if gate not in GATES:
@@ -171,6 +253,8 @@ def replace(unit: nn.Module, siblings: Sequence[nn.Module] = (), gate: str = "in
             setattr(unit, place, CondConv2d(getattr(unit, place), found, _time_channels(unit, gate)))
     if gate == "timestep":
         _listen(unit)
+    elif type(unit) is ResnetBlock2D:
+        unit.__class__ = CondResnetBlock2D
     return unit
 
 
@@ -215,7 +299,7 @@ def _all_alike(time: torch.Tensor) -> bool:
 def _gated_by_time(unit: nn.Module) -> Iterator[tuple[str, Any]]:
     for place in PLACES:
         conv = getattr(unit, place, None)
-        if isinstance(conv, FoldedConv2d) or (isinstance(conv, CondConv2d) and conv.gate == "timestep"):
+        if isinstance(conv, CondConv2d) and conv.gate == "timestep":
             yield place, conv
 
 
@@ -232,20 +316,23 @@ def fold(unet: nn.Module, timesteps: Sequence[float]) -> nn.Module:
     """
     if not timesteps:
         raise ValueError("name at least one timestep to fold for.")
+    if any(isinstance(module, FoldedConv2d) for module in unet.modules()):
+        raise ValueError("this UNet is folded already; fold the student that it was made from.")
     times = units.time_embeddings(unet, timesteps)
     folded: Any = shared_copy(unet)
     decided = [unit for unit in units.iter_units(folded) if next(_gated_by_time(unit.modules[0]), None)]
     if not decided:
         raise ValueError("no convolution of this UNet is gated by the timestep; build it with gate timestep.")
+    chosen = Timesteps(timesteps)
     for unit in decided:
         module: Any = unit.modules[0]
         for place, conv in list(_gated_by_time(module)):
-            if isinstance(conv, FoldedConv2d):
-                raise ValueError("this UNet is folded already; fold the student that it was made from.")
-            setattr(module, place, FoldedConv2d(conv, times) if len(times) > 1 else _plain(conv, times))
-        if len(times) == 1:
-            _stop_listening(module)
-    if len(times) == 1 and "edits" in getattr(folded, "config", {}):
+            setattr(module, place, FoldedConv2d(conv, times, chosen) if len(times) > 1 else _plain(conv, times))
+        _stop_listening(module)
+    if len(times) > 1:
+        folded.register_forward_pre_hook(chosen.before, with_kwargs=True)
+        folded.register_forward_hook(chosen.after)
+    elif "edits" in getattr(folded, "config", {}):
         folded.register_to_config(edits=[edit for edit in folded.config["edits"] if not _is_gated_by_time(edit)])
     return folded
 
@@ -256,8 +343,12 @@ def _is_gated_by_time(edit: dict[str, Any]) -> bool:
 
 def _plain(conv: CondConv2d, times: torch.Tensor) -> nn.Conv2d:
     plain = nn.Conv2d(**_geometry(conv))
-    plain.weight, plain.bias = nn.Parameter(conv.kernels(times)[0].detach()), conv.bias
+    plain.weight, plain.bias = nn.Parameter(_decided(conv, times)[0]), conv.bias
     return plain
+
+
+def _decided(conv: CondConv2d, times: torch.Tensor) -> torch.Tensor:
+    return conv.mixed(conv.opened(times)).detach().view(-1, *conv.weight.shape)
 
 
 def _stop_listening(unit: Any) -> None:

@@ -6,7 +6,7 @@ queries and n/4 keys, so the attention core costs exactly a quarter. It has no w
 teacher's to_q, to_k, to_v, to_out.
 
 When it helps: where the attention core dominates, at the highest resolution (64×64 in SD1.5, where the self-attention
-is 2.8 times as fast and its unit 1.6 times; at 16×16 the unit gains 2 %: reports/sd15/networks.json).
+is 2.9 times as fast and its unit 1.65 times; at 16×16 the unit gains 3 %: reports/sd15/networks.json).
 
 What the paper leaves open, and what we chose: it does not say where the query projection sits relative to the
 pooling (`to_q` is linear without bias, so we pool first and project a quarter of the tokens), nor what happens to

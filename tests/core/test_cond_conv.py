@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from asdm import flops, students, units
 from asdm.plan import PruningPlan, RemoveLayer, ReplaceUnit
+from asdm.replacements import cond_conv
 from asdm.replacements.cond_conv import CondConv2d, FoldedConv2d, _as_products, convolve, fold, replace
 from asdm.surgery import apply_plan
 from tests.conftest import make_unet, run, unet_args
@@ -111,7 +115,7 @@ def test_it_is_the_sum_of_its_experts_convolutions_under_the_gates(batch):
     conv = conv_of()
     x = torch.randn(batch, 4, 5, 7, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        gates = conv.routing_weights(x.mean(dim=(2, 3)))
+        gates = conv.opened(x.mean(dim=(2, 3))) + torch.eye(3)[0]
         outputs = [F.conv2d(x, kernel, padding=1) for kernel in [conv.weight, *conv.experts]]
         expected = sum(g.view(-1, 1, 1, 1) * out for g, out in zip(gates.unbind(1), outputs, strict=True))
         torch.testing.assert_close(conv(x), expected + conv.bias.view(-1, 1, 1))
@@ -126,16 +130,38 @@ def test_images_of_a_batch_are_gated_apart():
     x = torch.randn(2, 4, 5, 5, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(conv(x), torch.cat([conv(x[:1]), conv(x[1:])]))
-        gates = conv.routing_weights(x.mean(dim=(2, 3)))
+        gates = conv.opened(x.mean(dim=(2, 3))) + torch.eye(3)[0]
     assert not torch.allclose(gates[0], gates[1])
+
+
+def test_images_go_through_a_resnet_one_by_one(tiny_unet):
+    """Where each has kernels of its own; with a time embedding each, or one for all."""
+    apply_plan(tiny_unet, clme())
+    open_gates(tiny_unet)
+    unit, sizes = tiny_unet.down_blocks[0].resnets[0], []
+    unit.norm1.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
+    torch.manual_seed(1)
+    x, time = torch.randn(3, unit.in_channels, 8, 6), torch.randn(3, unit.time_emb_proj.in_features)
+    with torch.no_grad():
+        for times in (time, time[:1]):
+            together = unit(x, times)
+            assert sizes == [1, 1, 1]
+            sizes.clear()
+            alone = [unit(x[i : i + 1], times[i : i + 1] if len(times) > 1 else times) for i in range(3)]
+            assert torch.equal(together, torch.cat(alone))
+            sizes.clear()
+    assert torch.equal(unit(x, time[:1]), together), "training computes the same"
+    sizes.clear()
+    unit.to("meta")(x.to("meta"), time.to("meta"))
+    assert sizes == [3], "other devices take them together"
 
 
 def test_a_timestep_gate_mixes_one_kernel_for_the_batch_where_timesteps_agree(tiny_unet):
     apply_plan(tiny_unet, clme("timestep"))
     open_gates(tiny_unet)
     conv, seen = tiny_unet.down_blocks[0].resnets[0].conv1, []
-    kernels = conv.kernels
-    conv.kernels = lambda time: seen.append(time.shape[0]) or kernels(time)
+    opened = conv.opened
+    conv.opened = lambda time: seen.append(time.shape[0]) or opened(time)
     args = unet_args(batch=3)
     with torch.no_grad():
         alike = tiny_unet(**args)[0]
@@ -160,6 +186,43 @@ def test_mixing_is_counted_and_costs_next_to_nothing(sd15_meta):
     assert counted.total.conv_macs == b * kernel * n * n
     assert counted.total.linear_macs == b * 320 * 3 + b * 2 * kernel
     assert counted.uncounted_ops == {}
+
+
+def test_inference_keeps_memory_for_one_kernel_and_results_outlive_it(monkeypatch):
+    """The next image's kernel, another layer's and another dtype's take the same place: no output may change."""
+    conv, other = conv_of(), conv_of().bfloat16()
+    x = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(1))
+    for order in ((torch.no_grad, torch.inference_mode), (torch.inference_mode, torch.no_grad)):
+        monkeypatch.setattr(cond_conv, "_kept", cond_conv._Kept())
+        for mode in order:
+            with mode():
+                out = conv(x)
+                before, place = out.clone(), cond_conv._kept.memory.data_ptr()
+                other(x.bfloat16())
+                conv(x + 1)
+            assert torch.equal(out, before)
+            assert cond_conv._kept.memory.data_ptr() == place
+    assert torch.equal(conv(x), before), "training computes the same"
+    conv(x).sum().backward()
+    assert all(p.grad is not None for p in conv.parameters())
+
+
+def test_threads_do_not_share_the_memory_of_a_kernel():
+    conv, x = conv_of(), torch.randn(64, 4, 33, 33)
+    with torch.no_grad():
+        expected = conv(x)
+    wrong = []
+
+    def work() -> None:
+        with torch.no_grad():
+            wrong.extend(i for i in range(20) if not torch.equal(conv(x), expected))
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
 
 
 def test_training_and_inference_compute_the_same():
@@ -207,13 +270,35 @@ def test_folded_for_one_timestep_it_is_a_plain_unet_with_the_same_output(gated):
 
 
 def test_folded_for_several_timesteps_each_finds_its_kernel(gated):
-    folded = fold(gated, [981, 500, 21])
-    for timestep in (21, 500, 981):
+    folded = fold(gated, [981, 500.5, 21])
+    for timestep in (21, 500.5, 981):
         for batch in (1, 2):
             torch.testing.assert_close(at(folded, timestep, batch), at(gated, timestep, batch))
     assert sum(isinstance(m, FoldedConv2d) for m in folded.modules()) == 5
-    with pytest.raises(ValueError, match="folded for other timesteps"):
-        at(folded, 499)
+    with pytest.raises(ValueError, match=r"folded for the timesteps 981, 500\.5, 21, not for 500; fold it for"):
+        at(folded, 500)
+
+
+def test_a_folded_unet_takes_a_timestep_in_every_form_that_a_unet_takes(gated):
+    folded, args = fold(gated, [981, 21]), unet_args(batch=2)
+    expected = at(gated, 981, 2)
+    given = args.pop("sample"), args.pop("timestep")
+    for timestep in (981, 981.0, torch.tensor(981), torch.tensor([981, 981]), torch.tensor(981.0).half()):
+        with torch.no_grad():
+            torch.testing.assert_close(folded(given[0], timestep, **args)[0], expected)
+    apart = torch.tensor([981, 21])
+    with torch.no_grad():
+        found = folded(given[0], apart, **args)[0]
+    torch.testing.assert_close(found, torch.cat([expected[:1], at(gated, 21, 2)[1:]]), rtol=1e-4, atol=1e-5)
+
+
+def test_a_copy_of_a_folded_unet_chooses_for_itself(gated):
+    folded = fold(gated, [981, 21])
+    other = copy.deepcopy(folded)
+    assert other.down_blocks[0].resnets[0].conv1.timesteps is not folded.down_blocks[0].resnets[0].conv1.timesteps
+    torch.testing.assert_close(at(other, 21), at(gated, 21))
+    with pytest.raises(ValueError, match="told no timestep; call it through its UNet"):
+        other.down_blocks[0].resnets[0].conv1(torch.zeros(1))
 
 
 def test_folding_shares_the_other_tensors_and_leaves_the_unet_as_it_was(gated):

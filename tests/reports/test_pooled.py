@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
@@ -11,18 +10,9 @@ import pytest
 from asdm.measure import paired_ratio
 from asdm.results import BenchResult
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+SCRIPT = "pooled.py"
 FILES = sorted((ROOT / "reports" / "sd15").glob("bench*.json"))
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("pooled", ROOT / "reports" / "pooled.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_figure_is_that_of_all_pairs(script: ModuleType) -> None:

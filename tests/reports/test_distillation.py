@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "reports" / "distillation.py"
-
-
-@pytest.fixture(scope="module")
-def script() -> Iterator[Any]:
-    spec = importlib.util.spec_from_file_location("distillation", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+SCRIPT = "distillation.py"
 
 
 def chosen(family: Path, **more: Any) -> argparse.Namespace:

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from asdm.families import load_family
 from asdm.files import sha256_of
+from tests.reports.conftest import REPORTS
 
-SCRIPT = Path(__file__).parents[2] / "reports" / "networks.py"
-
-
-@pytest.fixture(scope="module")
-def networks():
-    spec = importlib.util.spec_from_file_location("networks", SCRIPT)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+SCRIPT = "networks.py"
 
 
-def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(networks, tiny_folder):
+def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(script, tiny_folder):
     found = []
     with torch.inference_mode():
-        for pair in networks.pairs(load_family(str(tiny_folder))):
+        for pair in script.pairs(load_family(str(tiny_folder))):
             out, new = (m(*pair.args, **pair.kwargs) for m in (pair.original, pair.new))
             out, new = (getattr(one, "sample", one) for one in (out, new))
             assert out.shape == new.shape
@@ -48,19 +37,25 @@ def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(networks, t
     assert found == attention + clme
 
 
-def test_the_committed_file_keeps_its_hash_and_its_order(networks):
-    path = SCRIPT.parent / "sd15" / "networks.json"
-    data, record = json.loads(path.read_text()), networks.Networks.load(path)
+def test_the_committed_file_keeps_its_hash_and_its_order(script):
+    path = REPORTS / "sd15" / "networks.json"
+    data, record = json.loads(path.read_text()), script.Networks.load(path)
     assert record.sha256() == sha256_of(data)
     assert list(json.loads(record.to_json())) == list(data)
 
 
-def test_the_script_writes_a_record_that_reads_back(networks, tiny_folder, tmp_path, capsys):
+def test_the_script_writes_a_record_that_reads_back(script, tiny_folder, tmp_path, capsys):
     path = tmp_path / "networks.json"
-    networks.main(["--family", str(tiny_folder), "-o", str(path), "--time-budget", "0.01", "--threads", "1"])
-    found = networks.Networks.load(path)
+    words = ["--family", str(tiny_folder), "--time-budget", "0.01", "--threads", "1", "--processes", "2"]
+    script.main([*words, "--keep-memory", "-o", str(path)])
+    found = script.Networks.load(path)
     assert len(found.cases) == 12 + 12
-    assert all(len(case.latency_s.samples) == len(case.original_latency_s.samples) >= 4 for case in found.cases)
+    for case in found.cases:
+        assert len(case.processes) == 2
+        assert all(len(one.latency_s.samples) == len(one.original_latency_s.samples) >= 4 for one in case.processes)
+        low, high = sorted(one.latency_ratio.median for one in case.processes)
+        assert low <= case.latency_ratio.low <= case.latency_ratio.median == (low + high) / 2 <= high
+    assert "MALLOC_TRIM_THRESHOLD_" in found.environment["malloc"]
     assert "cond_conv by input" in capsys.readouterr().out
     with pytest.raises(ValueError, match="exists"):
-        networks.main(["--family", str(tiny_folder), "-o", str(path)])
+        script.main(["--family", str(tiny_folder), "-o", str(path)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +16,8 @@ from asdm_prof.records import Proof
 from asdm_prof.studies import FileLocks
 from tests.prof import synthetic
 
-SCRIPT = Path(__file__).parents[2] / "reports" / "proof.py"
+SCRIPT = "proof.py"
 ROWS = "bk_sdm,a_sdm,ours,no_stage1"
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("proof_script", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def options(teacher: Path, output: Path, **changes: Any) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType
@@ -14,52 +13,43 @@ from torch import nn
 
 from tests.conftest import unet_args
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+SCRIPT = "peers.py"
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "sd15_unet.json").read_text())
-
-
-@pytest.fixture(scope="module")
-def peers() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("peers", ROOT / "reports" / "peers.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def true_units() -> dict[str, int]:
     return {fqn: row["macs"] for fqn, row in GOLDEN["units"].items()}
 
 
-def test_the_truth_has_no_error(peers: ModuleType) -> None:
-    found = peers.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)
+def test_the_truth_has_no_error(script: ModuleType) -> None:
+    found = script.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)
     assert found["total_error"] == found["worst_unit_error"] == 0
     assert found["of_true_costliest"] == 5
     assert len(found["units"]) == 38
 
 
-def test_leaving_out_attention_is_seen(peers: ModuleType) -> None:
+def test_leaving_out_attention_is_seen(script: ModuleType) -> None:
     """Without QK and AV the total is 15.7 % low, the 64×64 Transformers 56.5 %, and the five costliest are others."""
     without = {fqn: row["macs"] - row["attention_macs"] for fqn, row in GOLDEN["units"].items()}
-    found = peers.judge(sum(without.values()), without, GOLDEN)
+    found = script.judge(sum(without.values()), without, GOLDEN)
     assert found["total_error"] == pytest.approx(-0.157, abs=0.0005)
     assert found["worst_unit_error"] == pytest.approx(-0.565, abs=0.0005)
     assert found["of_true_costliest"] == 0
 
 
-def test_torch_and_fvcore_miss_attention_and_this_tool_does_not(peers: ModuleType, tiny_unet: nn.Module) -> None:
+def test_torch_and_fvcore_miss_attention_and_this_tool_does_not(script: ModuleType, tiny_unet: nn.Module) -> None:
     inputs = {name: value for name, value in unet_args().items() if name != "return_dict"}
     unit = "up_blocks.3.attentions.0"
     with torch.no_grad():
-        ours, by_name = peers.asdm(copy.deepcopy(tiny_unet), inputs)
-        for count in (peers.fvcore, peers.torch_flop_counter):
+        ours, by_name = script.asdm(copy.deepcopy(tiny_unet), inputs)
+        for count in (script.fvcore, script.torch_flop_counter):
             theirs, their_units = count(copy.deepcopy(tiny_unet), inputs)
             assert theirs < 0.9 * ours
             assert their_units[unit] < 0.7 * by_name[unit]
 
 
-def test_printed_counts_are_read_with_their_ranges(peers: ModuleType) -> None:
+def test_printed_counts_are_read_with_their_ranges(script: ModuleType) -> None:
     text = """UNet(
   3.0 M, 100% Params, 9.0 MMac, 100% MACs,
   (blocks): ModuleList(
@@ -71,18 +61,18 @@ def test_printed_counts_are_read_with_their_ranges(peers: ModuleType) -> None:
   )
   (out): Linear(1.0 M, 40% Params, 1.0 MMac, 20% MACs, in_features=1)
 )"""
-    assert dict(peers.printed_counts(text, "MMac")) == {
+    assert dict(script.printed_counts(text, "MMac")) == {
         "blocks": 8.0, "blocks.0": 4.0, "blocks.1": 4.0, "blocks.0.conv": 4.0, "blocks.1.conv": 4.0, "out": 1.0,
     }  # fmt: skip
 
 
-def test_the_table_lists_what_does_not_run_with_its_error(peers: ModuleType) -> None:
-    good = {"name": "x", "version": "1", "seconds": 1.0, **peers.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)}
-    text = peers.table({"tools": [good, {"name": "y", "error": "ImportError: no y"}]})
+def test_the_table_lists_what_does_not_run_with_its_error(script: ModuleType) -> None:
+    good = {"name": "x", "version": "1", "seconds": 1.0, **script.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)}
+    text = script.table({"tools": [good, {"name": "y", "error": "ImportError: no y"}]})
     assert "| x 1 | 401.6 G | exact | exact | 5 | 1.0 |" in text
     assert "| y | does not run: ImportError: no y |" in text
 
 
-def test_the_readme_shows_the_saved_run(peers: ModuleType) -> None:
+def test_the_readme_shows_the_saved_run(script: ModuleType) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert peers.table(json.loads(peers.RESULT.read_text())) in readme
+    assert script.table(json.loads(script.RESULT.read_text())) in readme
