@@ -1,7 +1,8 @@
 """The same profile from several fresh processes: what one process cannot see of its own luck.
 
-Where memory lands and how threads are placed is settled when a process starts; intervals from its calls alone are
-then too narrow. Each process here is a new one, and measures the whole again.
+Where memory lands, how threads are placed and where a runtime puts the code that it compiles is settled once in a
+process; intervals from its calls alone are then too narrow. Each process here is a new one, and measures the whole
+again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Makes the committed JSON of reports/sd15 anew, on a machine that does nothing else (about an hour on 2 cores):
-# two profiles (the second for the repeatability of the rank), the plan at 0.8, its student and the presets in pairs, in
-# eager and in ONNX Runtime, and each replacement against the unit that it replaces.
+# Makes the committed JSON of reports/sd15 anew, on a machine that does nothing else (an hour and a half on 2
+# cores): two profiles (the second for the repeatability of the rank), the plan at 0.8, its student and the presets in
+# pairs, in eager and in ONNX Runtime, each replacement against the unit that it replaces, with the allocator as it is
+# and told to keep memory, and what the place of compiled code does.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 BIN=${BIN:-.venv/bin}
@@ -19,6 +20,8 @@ OUT=${OUT:-reports/sd15}
 "$BIN/python" reports/students.py "$OUT"/bench*.json "$OUT"/runtimes/bench*.json --readme
 "$BIN/python" reports/pooled.py a_sdm "$OUT"/bench*.json --readme
 "$BIN/python" reports/networks.py -o "$OUT/networks.json" --force
+"$BIN/python" reports/networks.py --keep-memory -o "$OUT/networks-kept.json" --force
+"$BIN/python" reports/placement.py -o "$OUT/placement.json" --force
 "$BIN/asdm-prof" frontier --profile "$OUT/profile.json" --budget 0.8 --best 6 --diverse 6 -o "$OUT/frontier.json" --force
 "$BIN/asdm-prof" report "$OUT/profile.json" -o "$OUT" --force
 rm -rf "$OUT/student"
