@@ -6,8 +6,8 @@ layers' weights are used again at the price of one convolution: kernel = Σ gate
 
 When it helps: where layers were pruned from a shallow block, whose kernels are small and whose maps are large. There
 the block's capacity is lost, and mixing kernels is cheap beside the convolution itself: 4 % of the ResNet at batch 1
-(reports/sd15/networks.json). On a CPU, where images go through the ResNet one after the other, more images cost no
-more each (networks-kept.json); folded for timesteps the experts cost nothing.
+(reports/sd15/networks.json). On a CPU, where large images go through the ResNet one after the other, more of them cost
+no more each (networks-kept.json); folded for timesteps the experts cost nothing.
 
 What the paper leaves open, and what we chose:
 - Which kernels can be experts of each other: those of one shape. A place whose shape no other layer shares stays a
@@ -43,6 +43,7 @@ from asdm.replacements import shared_copy
 GATES = ("input", "timestep")
 PLACES = ("conv1", "conv2")
 ROUNDING = 5e-4  # relative, of timesteps that come in half precision
+LARGE = 4 << 20  # bytes of an image's map from which it goes alone; at 1.3 MB it costs a tenth, at 5.2 MB it saves some
 
 
 class CondConv2d(nn.Conv2d):
@@ -77,11 +78,9 @@ class CondConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         opened = self.opened(x.mean(dim=(2, 3)) if self.gate == "input" else _told(self.time))
-        if not _goes_one_by_one(x) or _batch_is_free(opened):
-            return convolve(self, x, self.mixed(opened).view(-1, *self.weight.shape))
-        memory = _workspace(self.weight) if _is_plain_inference(x) else None
-        gates = opened.split(1) if len(opened) > 1 else (opened,)
-        return _one_by_one(self, x, (self.mixed(gate, memory).view_as(self.weight) for gate in gates), len(gates))
+        alone = _is_plain_inference(x) and len(opened) == 1
+        kernels = self.mixed(opened, _workspace(self.weight) if alone else None)
+        return convolve(self, x, kernels.view(-1, *self.weight.shape))
 
 
 class FoldedConv2d(nn.Conv2d):
@@ -146,33 +145,26 @@ def convolve(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.T
     """`conv` of (b, c, h, w) with a kernel for each image, or with one for all of them."""
     if _batch_is_free(kernels):
         return _as_products(conv, x, kernels)
-    if len(kernels) == 1 or _goes_one_by_one(x):
-        return _one_by_one(conv, x, iter(kernels), len(kernels))
-    b, c, h, w = x.shape  # one call for all: a kernel per image is a convolution in groups
+    if len(kernels) == 1:
+        return _convolved(conv, x, kernels[0])
+    if x.device.type == "cpu":  # a CPU's kernels for groups are up to a tenth slower than one call an image
+        return torch.cat([_convolved(conv, *one) for one in zip(x.split(1), kernels, strict=True)])
+    b, c, h, w = x.shape  # elsewhere one call for all: a kernel per image is a convolution in groups
     x, bias = x.reshape(1, b * c, h, w), None if conv.bias is None else conv.bias.repeat(b)
     out = F.conv2d(x, kernels.flatten(0, 1), bias, conv.stride, conv.padding, conv.dilation, groups=b)
     return out.view(b, conv.out_channels, *out.shape[2:])
 
 
-def _goes_one_by_one(x: torch.Tensor) -> bool:
-    """On a CPU images go one after the other: an image fills it, and groups take more memory than they save."""
-    return x.device.type == "cpu"
-
-
-def _one_by_one(conv: nn.Conv2d, x: torch.Tensor, kernels: Iterator[torch.Tensor], count: int) -> torch.Tensor:
-    """Each image under its own kernel, or all under the only one; the next kernel is asked for when one is done."""
-    images = x.split(1) if count > 1 else (x,)
-    outputs = [
-        F.conv2d(image, kernel, conv.bias, conv.stride, conv.padding, conv.dilation)
-        for image, kernel in zip(images, kernels, strict=True)
-    ]
-    return torch.cat(outputs) if count > 1 else outputs[0]
+def _convolved(conv: nn.Conv2d, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, kernel, conv.bias, conv.stride, conv.padding, conv.dilation)
 
 
 def _is_plain_inference(x: torch.Tensor) -> bool:
-    """Whether nothing looks back at a kernel once it is used: no gradients, no graph being made."""
-    return type(x) is torch.Tensor and not (
-        torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    """Whether a CPU computes now and nothing looks back at a kernel once it is used: no gradients, no graph made."""
+    return (
+        type(x) is torch.Tensor
+        and x.device.type == "cpu"
+        and not (torch.is_grad_enabled() or torch.compiler.is_compiling() or torch.jit.is_tracing())
     )
 
 
@@ -224,19 +216,18 @@ def _told(time: torch.Tensor | None) -> torch.Tensor:
 
 
 class CondResnetBlock2D(ResnetBlock2D):
-    """A ResNet with kernels of each image's own: on a CPU images go through all of it one after the other.
+    """A ResNet with kernels of each image's own: on a CPU large images go through all of it one after the other.
 
-    An image at a time, its maps stay in the cache and their memory is used again by the next.
+    An image at a time, its maps stay in the cache, and the next one uses their memory and that of the kernel again.
     """
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
-        forward = super().forward  # no length is asked of a graph's batch: that would fix it
-        if torch.compiler.is_compiling() or not _goes_one_by_one(input_tensor) or len(input_tensor) == 1:
+        forward = super().forward
+        if not _is_plain_inference(input_tensor) or len(input_tensor) == 1 or input_tensor[0].nbytes < LARGE:
             return forward(input_tensor, temb, *args, **kwargs)
         images = input_tensor.split(1)
         times = [temb] * len(images) if temb is None or len(temb) == 1 else temb.split(1)
-        outputs = [forward(image, time, *args, **kwargs) for image, time in zip(images, times, strict=True)]
-        return torch.cat(outputs)
+        return torch.cat([forward(image, time, *args, **kwargs) for image, time in zip(images, times, strict=True)])
 
 
 def replace(unit: nn.Module, siblings: Sequence[nn.Module] = (), gate: str = "input") -> nn.Module | None:
