@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -317,6 +319,18 @@ def _told_to_malloc() -> str:
     if preloaded := os.environ.get("LD_PRELOAD"):
         told["LD_PRELOAD"] = " ".join(os.path.basename(path) for path in preloaded.replace(":", " ").split())
     return " ".join(f"{name}={value}" for name, value in told.items())
+
+
+def in_a_fresh_process(script: str, arguments: Sequence[str], keep_memory: bool) -> str:
+    """What a Python script prints in a process of its own, whatever this one's allocator was told.
+
+    glibc reads it when a process starts: there it is told to keep what is freed, or nothing. Raises CalledProcessError
+    where the script fails; its own message has gone to stderr.
+    """
+    told = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
+    told |= KEEP_MEMORY if keep_memory else {}
+    command = [sys.executable, script, *arguments]
+    return subprocess.run(command, env=told, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 class HostWatch:

@@ -8,11 +8,8 @@ glibc reads what it is told when a process starts, so each turn is a process of 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -72,15 +69,6 @@ def turn(family_name: str, batch: int, calls: int) -> Turn:
     )
 
 
-def in_a_fresh_process(name: str, arguments: list[str]) -> Turn:
-    """A turn with the allocator as it is (whatever this process was told) or told to keep what is freed."""
-    told = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
-    told |= KEEP_MEMORY if name == "kept" else {}
-    command = [sys.executable, __file__, "--turn", *arguments]
-    done = subprocess.run(command, env=told, stdout=subprocess.PIPE, text=True, check=True)
-    return Turn.model_validate(json.loads(done.stdout))
-
-
 def compared(family: str, batch: int, turns: list[Turn], command: str) -> Allocator:
     """The record of all turns; ratios are of the calls of one place in their turns."""
 
@@ -133,7 +121,8 @@ def main(arguments: list[str] | None = None) -> None:
     with terminal.progress("Comparing") as tell:
         for name in TURNS:
             tell(f"memory {name}", len(turns), None)
-            turns.append(in_a_fresh_process(name, same))
+            printed = measure.in_a_fresh_process(__file__, ["--turn", *same], name == "kept")
+            turns.append(Turn.model_validate_json(printed))
     found = compared(chosen.family, chosen.batch, turns, this_command("python reports/allocator.py"))
     found.save(chosen.output, chosen.force)
     terminal.emit([row(one) for one in turns], terminal.Format.table)

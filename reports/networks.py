@@ -13,9 +13,6 @@ process lives. More calls of one process do not see that (reports/placement.py d
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +26,7 @@ from torch import nn
 from asdm import measure, models, surgery, terminal, units
 from asdm.families import Family, load_family
 from asdm.files import Frozen, check_writable, utc_now
-from asdm.measure import KEEP_MEMORY, estimate, latency, paired_ratio
+from asdm.measure import estimate, latency, paired_ratio
 from asdm.options import this_command
 from asdm.plan import ReplaceUnit
 from asdm.replacements.cond_conv import fold
@@ -102,16 +99,6 @@ def turn(family: Family, threads: int | None, budget_s: float, tell: Callable[..
             tell(f"{pair.unit}: {pair.replacement}, {pair.level}, batch {pair.batch}", len(cases), None)
             cases.append(_time(pair, budget_s))
         return Turn(threads=used, cases=tuple(cases), environment=measure.environment("cpu", used))
-
-
-def in_a_fresh_process(arguments: list[str], keep_memory: bool) -> Turn:
-    """A turn with the allocator as it is (whatever this process was told) or told to keep what is freed."""
-    told = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
-    told |= KEEP_MEMORY if keep_memory else {}
-    done = subprocess.run(
-        [sys.executable, __file__, "--turn", *arguments], env=told, stdout=subprocess.PIPE, check=True
-    )
-    return Turn.model_validate_json(done.stdout)
 
 
 def gathered(family: str, turns: list[Turn], command: str) -> Networks:
@@ -287,7 +274,8 @@ def main(arguments: list[str] | None = None) -> None:
         terminal.say(
             f"Process {i + 1} of {chosen.processes}" + ("" if left is None else f", {terminal.left_text(left)} left")
         )
-        turns.append(in_a_fresh_process(same, chosen.keep_memory))
+        printed = measure.in_a_fresh_process(__file__, ["--turn", *same], chosen.keep_memory)
+        turns.append(Turn.model_validate_json(printed))
     found = gathered(family.name, turns, this_command("python reports/networks.py"))
     found.save(chosen.output, chosen.force)
     terminal.emit([row(case) for case in found.cases], terminal.Format.table)

@@ -12,9 +12,6 @@ its own (reports/allocator.py).
 from __future__ import annotations
 
 import argparse
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -26,7 +23,6 @@ from pydantic import Field
 
 from asdm import measure, terminal
 from asdm.files import Frozen, check_writable, utc_now
-from asdm.measure import KEEP_MEMORY
 from asdm.options import this_command
 from asdm.results import Run
 
@@ -98,14 +94,6 @@ def turn(threads: int | None, shapes: int) -> Turn:
     return Turn(threads=used, environment=facts, **{way: tuple(seconds) for way, seconds in found.items()})
 
 
-def in_a_fresh_process(threads: int | None, shapes: int) -> Turn:
-    """A turn with a process to itself."""
-    words = ["--shapes", str(shapes), *(["--threads", str(threads)] if threads else [])]
-    told = os.environ | KEEP_MEMORY
-    done = subprocess.run([sys.executable, __file__, "--turn", *words], env=told, stdout=subprocess.PIPE, check=True)
-    return Turn.model_validate_json(done.stdout)
-
-
 def ratios(turns: list[Turn], way: str) -> np.ndarray:
     """What each shape takes to its median over processes, (processes, heights); a process's own speed is taken out."""
     seconds = np.array([getattr(one, way) for one in turns])
@@ -172,13 +160,15 @@ def main(arguments: list[str] | None = None) -> None:
     if chosen.shapes < 3:
         parser.error(f"shapes {chosen.shapes} is too few for a process's own speed; choose 3 or more.")
     check_writable(chosen.output, chosen.force)
+    same = ["--shapes", str(chosen.shapes), *(["--threads", str(chosen.threads)] if chosen.threads else [])]
     turns: list[Turn] = []
     started = time.monotonic()
     with terminal.progress("Placing", "processes") as tell:
         for i in range(chosen.processes):
             left = (time.monotonic() - started) / i * (chosen.processes - i) if i else None
             tell("fresh processes", i, left)
-            turns.append(in_a_fresh_process(chosen.threads, chosen.shapes))
+            printed = measure.in_a_fresh_process(__file__, ["--turn", *same], keep_memory=True)
+            turns.append(Turn.model_validate_json(printed))
     found = gathered(turns, this_command("python reports/placement.py"))
     found.save(chosen.output, chosen.force)
     terminal.emit([row(one) for one in found.slow], terminal.Format.table)
