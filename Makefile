@@ -43,7 +43,7 @@ lint: $(INSTALLED)
 
 ## The committed measurements of reports/sd15: profile twice, plan, planned student and presets in pairs.
 bench: $(INSTALLED)
-	BIN=$(BIN) ./reports/sd15.sh
+	BIN=$(BIN) ./benchmarks/sd15.sh
 
 ## Other tools' counts of the same UNet, into reports/peers/sd15.json and the README (5 GB). Each peer is installed by
 ## itself into .venv-peers, which sees the packages of .venv below its own: nothing in .venv is moved, and a peer that
@@ -56,7 +56,7 @@ peers: $(INSTALLED)
 	for peer in $(PEERS); do \
 	  .venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $$peer || true; \
 	done
-	.venv-peers/bin/python reports/peers.py
+	.venv-peers/bin/python -m benchmarks.peers
 
 ## Everything under reports/sd15 that is rendered, anew from its JSON (the README's picture needs chromium).
 report: $(INSTALLED)

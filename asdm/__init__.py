@@ -9,7 +9,7 @@ def __getattr__(name: str) -> Any:
     # diffusers finds a saved student by `asdm.StudentUNet`, and asks beside it for the ModelMixin that says how to load
     # it; importing torch for anything less would cost seconds.
     if name == "StudentUNet":
-        from asdm.students import StudentUNet
+        from asdm.models.student import StudentUNet
 
         return StudentUNet
     if name == "ModelMixin":

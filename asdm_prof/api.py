@@ -10,14 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asdm.files import Record, find_input, read_json
-from asdm.plan import PruningPlan
-from asdm.results import BenchResult, BuildResult, DistillResult, ExportResult
+from asdm.plan.edits import PruningPlan
+from asdm.records.measurement import BenchResult, BuildResult, DistillResult, ExportResult
+from asdm.utils.io import Record, find_input, read_json
 from asdm_prof.records import Comparison, Damage, Frontier, Profile, Validation
 
 if TYPE_CHECKING:
-    from asdm_prof.compare import Difference
-    from asdm_prof.redundancy import Ranked
+    from asdm_prof.analysis.diff import Difference
+    from asdm_prof.analysis.rank import Ranked
 
 RECORDS: tuple[type[Record], ...] = (
     Profile, PruningPlan, Frontier, Damage, BuildResult, DistillResult, BenchResult, ExportResult,
@@ -29,7 +29,7 @@ RECORDS: tuple[type[Record], ...] = (
 
 def flops(family: str, *, batch: int = 1, size: int | None = None, like: str | None = None) -> dict[str, Any]:
     """Exact MACs and parameters of every unit (`asdm.flops/1`), on the meta device."""
-    from asdm_prof import costs
+    from asdm_prof.profiler import costs
 
     return costs.flops_of(family, batch, size, like)
 
@@ -50,9 +50,9 @@ def profile(
     watch: Callable[[Any], None] | None = None,
 ) -> Profile:
     """Time every unit of a UNet in place; `watch` is told the stage, the calls so far and the seconds left."""
-    from asdm.options import device_or_default
-    from asdm_prof.profiler import Settings
-    from asdm_prof.profiler import profile as measure
+    from asdm.cli.options import device_or_default
+    from asdm_prof.profiler.profile import Settings
+    from asdm_prof.profiler.profile import profile as measure
 
     settings = Settings(
         weights=weights,
@@ -71,7 +71,7 @@ def profile(
 
 def rank(profile: Profile) -> list[Ranked]:
     """Units from most to least redundant, with tie groups."""
-    from asdm_prof.redundancy import rank as ranking
+    from asdm_prof.analysis.rank import rank as ranking
 
     return ranking(profile)
 
@@ -88,7 +88,7 @@ def plan(
 
     Without `damage`, the structural prior stands for it.
     """
-    from asdm_prof import planner
+    from asdm_prof.planner import plan as planner
 
     asked = str(budget) if isinstance(budget, str | float | int) else budget
     return planner.make_plan(profile, asked, confidence, validation, damage)
@@ -96,7 +96,7 @@ def plan(
 
 def diff(before: Profile, after: Profile) -> Difference:
     """What changed from one profile to another, unit by unit, with intervals; `unlike` names what does not compare."""
-    from asdm_prof.compare import diff as compare
+    from asdm_prof.analysis.diff import diff as compare
 
     return compare(before, after)
 
@@ -117,8 +117,8 @@ def build(
     force: bool = False,
 ) -> BuildResult:
     """Apply a plan, a plan's file or a preset to its teacher, and save the student to the folder `output`."""
-    from asdm import builder
-    from asdm.options import device_or_default
+    from asdm.cli.options import device_or_default
+    from asdm.models import build as builder
 
     with tempfile.TemporaryDirectory() as folder:
         source = _source(plan, Path(folder), 0)
@@ -144,8 +144,8 @@ def distill(
     `settings` are the fields of `asdm.distill.Settings`: batch, learning_rate, dtype, seed, …
     """
     from asdm import distill as trainer
-    from asdm import recipes
-    from asdm.options import device_or_default
+    from asdm.cli.options import device_or_default
+    from asdm.distill import recipes
 
     given = settings | {"device": device_or_default(settings.get("device")), "steps": steps, "data": data}
     with tempfile.TemporaryDirectory() as folder:
@@ -167,11 +167,11 @@ def bench(
 ) -> BenchResult:
     """Measure students against their teacher, in pairs.
 
-    `settings` are the fields of `asdm.benchmark.Settings`: dtype, backend, steps, time_budget_s, quality, pictures, …
+    `settings` are the fields of `asdm.evaluate.benchmark.Settings`: dtype, backend, steps, time_budget_s, quality, …
     """
-    from asdm import benchmark
-    from asdm.families import load_family
-    from asdm.options import device_or_default
+    from asdm.cli.options import device_or_default
+    from asdm.evaluate import benchmark
+    from asdm.models.families import load_family
 
     several = [students] if isinstance(students, PruningPlan | str | Path) else list(students)
     given = {"guidance_scale": load_family(teacher).guidance_scale} | settings
@@ -204,14 +204,14 @@ def generate(
     size: int | None = None,
 ) -> Any:
     """One picture (PIL) of a prompt, by a family's UNet or a student's."""
-    from asdm import models, pipelines
-    from asdm.families import load_family
-    from asdm.options import device_or_default
+    from asdm.cli.options import device_or_default
+    from asdm.models import loading, pipeline
+    from asdm.models.families import load_family
 
     chosen = load_family(family)
-    setup = models.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    setup = loading.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
-    return pipelines.generate(chosen, prompt, setup, str(student) if student else None, steps, guidance)
+    return pipeline.generate(chosen, prompt, setup, str(student) if student else None, steps, guidance)
 
 
 def export(
@@ -226,7 +226,7 @@ def export(
     force: bool = False,
 ) -> ExportResult:
     """Write a student, a family or a folder as ONNX, OpenVINO or diffusers, compared with PyTorch first."""
-    from asdm import exporter
+    from asdm.models import export as exporter
 
     return exporter.export(str(source), to, Path(output), weights, dtype, size, seed, force)
 
@@ -249,16 +249,16 @@ def report(
     """
     import dataclasses
 
-    from asdm import seams
-    from asdm.files import check_writable
-    from asdm_prof import gather
+    from asdm.utils import registry
+    from asdm.utils.io import check_writable
+    from asdm_prof.renderers import _collect
 
-    renderers = [seams.load("asdm_prof.renderers", name) for name in formats]
+    renderers = [registry.load("asdm_prof.renderers", name) for name in formats]
     if isinstance(profile, Profile):
-        collected = gather.of_records(profile)
+        collected = _collect.of_records(profile)
     else:
         path = Path(profile) / "profile.json" if Path(profile).is_dir() else Path(profile)
-        collected = gather.report(Profile.load(path), path)
+        collected = _collect.report(Profile.load(path), path)
     given: dict[str, Any] = {"plan": plan, "benches": tuple(benches)}
     collected = dataclasses.replace(collected, **{name: value for name, value in given.items() if value})
     for renderer in renderers:
@@ -282,6 +282,6 @@ def load(path: str | Path) -> Record:
 
 def env() -> dict[str, Any]:
     """What a bug report needs (`asdm.env/1`): versions, processor, devices, what is installed of the extras."""
-    from asdm_prof import facts
+    from asdm_prof.profiler import environment
 
-    return facts.facts()
+    return environment.facts()

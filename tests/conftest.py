@@ -16,10 +16,10 @@ from torch import nn
 
 import asdm.cli
 import asdm_prof.cli
-from asdm.families import Family, load_family
-from asdm.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_VAE
-from asdm.models import RANDOM, Setup, materialise, meta_unet
-from asdm.pipelines import pipeline
+from asdm.models.families import Family, load_family
+from asdm.models.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_VAE
+from asdm.models.loading import RANDOM, Setup, materialise, meta_unet
+from asdm.models.pipeline import pipeline
 from tests.commands import Result
 from tests.pictures import cached, photos, shards, sources  # noqa: F401  (fixtures)
 

@@ -14,7 +14,7 @@ import typer
 import asdm
 import asdm.cli
 import asdm_prof.cli
-from asdm import seams
+from asdm.utils import registry
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -63,10 +63,17 @@ def test_the_readme_types_commands_that_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "package", ["asdm.families", "asdm.replacements", "asdm.backends", "asdm.datasets", "asdm_prof.renderers"]
+    "package",
+    [
+        "asdm.models.families",
+        "asdm.unet.replacements",
+        "asdm.measure.backends",
+        "asdm.data.datasets",
+        "asdm_prof.renderers",
+    ],
 )
 def test_every_file_of_a_seam_is_in_the_readme(package: str) -> None:
-    for name in seams.names(package):
+    for name in registry.names(package):
         assert f"`{name}`" in README, f"{name} of {package} is not in the README"
 
 

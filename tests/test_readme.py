@@ -25,16 +25,18 @@ from diffusers import UNet2DConditionModel
 
 import asdm.cli
 import asdm_prof.cli
-from asdm import seams, students, units
-from asdm.families import load_family
-from asdm.models import Setup, meta_unet
-from asdm.pipelines import pipeline
-from asdm.plan import PruningPlan, ReplaceUnit, resolve
-from asdm.units import topology
+from asdm.models import student as students
+from asdm.models.families import load_family
+from asdm.models.loading import Setup, meta_unet
+from asdm.models.pipeline import pipeline
+from asdm.plan.edits import PruningPlan, ReplaceUnit, resolve
+from asdm.unet import blocks as units
+from asdm.unet.blocks import topology
+from asdm.utils import registry
+from tests.asdm.models.test_adapters import lora_of
+from tests.asdm_prof import synthetic
 from tests.conftest import SMALL, TINY_WHOLE, make_unet
 from tests.conftest import run as call_unet
-from tests.core.test_adapters import lora_of
-from tests.prof import synthetic
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -261,14 +263,14 @@ def test_each_seam_has_an_example_of_ten_lines() -> None:
 
 
 def test_an_added_family_can_be_counted(added: dict[str, str]) -> None:
-    family = load_family(added["asdm.families"])
+    family = load_family(added["asdm.models.families"])
     unet = meta_unet(family)
     assert len(units.topology(unet).units) == 38
     assert sum(p.numel() for p in unet.parameters()) < 300e6, "the original has 860 M"
 
 
 def test_an_added_replacement_takes_a_units_place(added: dict[str, str], tiny_unet: UNet2DConditionModel) -> None:
-    name = added["asdm.replacements"]
+    name = added["asdm.unet.replacements"]
     edit = ReplaceUnit(unit="up_blocks.3.attentions.0", with_=name)
     student, applied = students.build(tiny_unet, PruningPlan(family="tiny", edits=(edit,)))
     assert applied.replaced == {"up_blocks.3.attentions.0": name}
@@ -279,7 +281,7 @@ def test_an_added_replacement_takes_a_units_place(added: dict[str, str], tiny_un
 
 def test_an_added_backend_profiles(added: dict[str, str], reader: Reader, tmp_path: Path) -> None:
     make_unet(**SMALL).save_pretrained(tmp_path / "small", safe_serialization=True)
-    name, output = added["asdm.backends"], tmp_path / "profile.json"
+    name, output = added["asdm.measure.backends"], tmp_path / "profile.json"
     command = [
         "asdm-prof",
         "profile",
@@ -296,7 +298,7 @@ def test_an_added_backend_profiles(added: dict[str, str], reader: Reader, tmp_pa
 
 
 def test_an_added_data_set_gives_captioned_pictures(added: dict[str, str]) -> None:
-    examples = seams.load("asdm.datasets", added["asdm.datasets"]).open_data("train", size=16)
+    examples = registry.load("asdm.data.datasets", added["asdm.data.datasets"]).open_data("train", size=16)
     assert {tuple(example.image.shape) for example in examples} == {(3, 16, 16)}
     assert all(example.image.min() >= -1 and example.image.max() <= 1 and example.caption for example in examples)
 

@@ -26,14 +26,14 @@ One stage:
 - `log`: what is shown of it.
 """
 
-from asdm.distill.classroom import Status, Watch, is_main_process
-from asdm.distill.course import TEACHER, Course, Recipe, Stage, own_memory, plan_course, small_student
-from asdm.distill.estimate import described, preview
-from asdm.distill.folder import PAUSED
-from asdm.distill.making import make_average, make_optimizer
+from asdm.distill.context import Status, Watch, is_main_process
+from asdm.distill.divergence import Diverged
+from asdm.distill.dry_run import described, preview
 from asdm.distill.run import distil
+from asdm.distill.run_folder import PAUSED
 from asdm.distill.settings import Settings, check
-from asdm.distill.trouble import Diverged
+from asdm.distill.setup import make_average, make_optimizer
+from asdm.distill.stages import TEACHER, Course, Recipe, Stage, own_memory, plan_course, small_student
 
 __all__ = [
     "PAUSED",

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from asdm import datasets, measure
-from asdm.distill.classroom import Classroom, Watch, enter, make_accelerator
-from asdm.distill.course import Recipe, check_pause, chosen_stages, ends_at, plan_course
-from asdm.distill.folder import (
+from asdm.data import datasets
+from asdm.distill.checkpoint import keep_paused
+from asdm.distill.context import Classroom, Watch, enter, make_accelerator
+from asdm.distill.run_folder import (
     PAUSED,
     RESULT,
     claim,
@@ -25,12 +25,13 @@ from asdm.distill.folder import (
     results_of,
     step_reached,
 )
-from asdm.distill.keeping import keep_paused
-from asdm.distill.making import make_student
 from asdm.distill.settings import Settings
-from asdm.distill.training import run_stage
-from asdm.files import utc_now
-from asdm.results import DistillResult, DistillRun, StageResult
+from asdm.distill.setup import make_student
+from asdm.distill.stages import Recipe, check_pause, chosen_stages, ends_at, plan_course
+from asdm.distill.trainer import run_stage
+from asdm.measure import repeats
+from asdm.records.measurement import DistillResult, DistillRun, StageResult
+from asdm.utils.io import utc_now
 
 IDENTITY = ("split", "steps", "seed", "size", "batch", "dtype", "optimizer", "vgg")
 TUNING = (
@@ -114,7 +115,7 @@ def _record(room: Classroom, command: str) -> DistillRun:
         command=command,
         identity=identity,
         tuning=tuning,
-        environment=measure.environment(str(room.accelerator.device), torch.get_num_threads()),
+        environment=repeats.environment(str(room.accelerator.device), torch.get_num_threads()),
     )
 
 

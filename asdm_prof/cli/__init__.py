@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from asdm import terminal
-from asdm.options import root_options
+from asdm.cli.options import root_options
+from asdm.utils import console
 from asdm_prof.cli import comparing, measuring, planning, showing
 
 COMMANDS = (
@@ -25,4 +25,4 @@ for command in COMMANDS:
 
 def main() -> None:
     """Entry point of `asdm-prof`."""
-    terminal.run(app)
+    console.run(app)

@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
-from asdm import files, terminal
-from asdm.options import Force, Json, target, this_command
-from asdm.terminal import Format
+from asdm.cli.options import Force, Json, target, this_command
+from asdm.utils import console as terminal
+from asdm.utils import io
+from asdm.utils.console import Format
 from asdm_prof.cli.shared import FormatOption, Output, ProfileArgument, feasible, flattened, profile_at
 
 
 def rank(profile: ProfileArgument = None, form: FormatOption = Format.table, as_json: Json = False) -> None:
     """Units by redundancy: much latency, few parameters; ties are grouped."""
     found, _ = profile_at(profile)
-    from asdm_prof.redundancy import rank as ranking
+    from asdm_prof.analysis.rank import rank as ranking
     from asdm_prof.renderers import console
 
     ranked = ranking(found)
@@ -42,15 +43,15 @@ def compare(
     as_json: Json = False,
 ) -> None:
     """Does a plan made for one runtime, dtype, thread count, size or batch hold in another?"""
-    from asdm.plan import PruningPlan
-    from asdm_prof import transfer
+    from asdm.plan.edits import PruningPlan
+    from asdm_prof.analysis import transfer
     from asdm_prof.renderers import console
 
     found = [(profile, str(path)) for profile, path in map(profile_at, profiles)]
-    plans = [PruningPlan.load(files.find_input(path)) for path in plan or []]
+    plans = [PruningPlan.load(io.find_input(path)) for path in plan or []]
     first = found[0][0]
-    path = target(output, files.run_folder(files.short_name(first.family), "compare"), "compare.json")
-    files.check_writable(path, force)
+    path = target(output, io.run_folder(io.short_name(first.family), "compare"), "compare.json")
+    io.check_writable(path, force)
     with feasible({"latency": budget or ""}):
         result = transfer.compare(found, plans, budget, this_command("asdm-prof"))
     result.save(path, force)
@@ -73,7 +74,7 @@ def diff(
     as_json: Json = False,
 ) -> None:
     """What changed from one profile to another, unit by unit, with intervals; for continuous integration."""
-    from asdm_prof import compare as comparing
+    from asdm_prof.analysis import diff as comparing
     from asdm_prof.renderers import console
 
     conditions = [comparing.parse_condition(text) for text in fail_on or []]

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from asdm import files, terminal
-from asdm.options import (
+from asdm.cli.options import (
     Backend,
     Batch,
     Device,
@@ -25,7 +24,9 @@ from asdm.options import (
     this_command,
     warn_if_slow,
 )
-from asdm.terminal import Format
+from asdm.utils import console as terminal
+from asdm.utils import io
+from asdm.utils.console import Format
 from asdm_prof.cli.shared import FamilyArgument, FormatOption, Output, profile_of
 
 
@@ -40,7 +41,7 @@ def flops(
     as_json: Json = False,
 ) -> None:
     """Exact MACs and parameters of every unit, and of the models around the UNet."""
-    from asdm_prof import costs
+    from asdm_prof.profiler import costs
 
     found = costs.flops_of(family, batch, size, like)
     if as_json or form is Format.json:
@@ -76,13 +77,13 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Time every unit of a UNet in place, with intervals and a trust box."""
-    default = files.run_folder(files.short_name(family), backend, dtype)
+    default = io.run_folder(io.short_name(family), backend, dtype)
     path = target(output, default, "profile.json")
-    files.check_writable(path, force)
-    from asdm_prof import processes as fresh
-    from asdm_prof.live import watching
-    from asdm_prof.profiler import Settings
-    from asdm_prof.profiler import profile as measure
+    io.check_writable(path, force)
+    from asdm_prof.cli.progress import watching
+    from asdm_prof.profiler import repeat as fresh
+    from asdm_prof.profiler.profile import Settings
+    from asdm_prof.profiler.profile import profile as measure
 
     settings = Settings(
         weights=weights,
@@ -132,15 +133,15 @@ def validate(
     as_json: Json = False,
 ) -> None:
     """Build random legal plans and measure them in pairs: how far predictions can be believed."""
-    from asdm_prof import validate as validation
+    from asdm_prof.planner import validate as validation
     from asdm_prof.renderers import console
 
     asked = {
         "backend": backend, "device": device, "dtype": dtype, "threads": threads, "batch": batch, "size": size,
     }  # fmt: skip
-    default = files.run_folder(files.short_name(family), backend or "eager", dtype or "fp32")
+    default = io.run_folder(io.short_name(family), backend or "eager", dtype or "fp32")
     path = target(output, default, "validate.json")
-    files.check_writable(path, force)
+    io.check_writable(path, force)
     settings = validation.Settings(plans, seed, weights, time_budget)
     found = profile_of(family, profile, weights, asked)
     run_file = path.with_name(f"{path.name}.run")
@@ -187,10 +188,10 @@ def sensitivity(
     as_json: Json = False,
 ) -> None:
     """What each edit does to the output on real weights and data, and whether damages add up."""
-    path = target(output, files.run_folder(files.short_name(family), "damage", dtype), "damage.json")
-    files.check_writable(path, force)
-    from asdm_prof import damage as measuring
+    path = target(output, io.run_folder(io.short_name(family), "damage", dtype), "damage.json")
+    io.check_writable(path, force)
     from asdm_prof.renderers import console
+    from asdm_prof.sensitivity import study as measuring
 
     settings = measuring.Settings(
         weights=weights,

@@ -7,8 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from asdm import files, terminal
-from asdm.options import Device, Force, Json, Threads, Weights, device_or_default, target, this_command
+from asdm.cli.options import Device, Force, Json, Threads, Weights, device_or_default, target, this_command
+from asdm.utils import console as terminal
+from asdm.utils import io
 from asdm_prof.cli.shared import (
     DamageFile,
     Macs,
@@ -42,15 +43,15 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """The legal plan of least damage within budgets of latency, MACs, parameters or memory, proved optimal."""
-    from asdm_prof import planner
-    from asdm_prof import why as reasons
+    from asdm_prof.planner import explain as reasons
+    from asdm_prof.planner import plan as planner
 
     asked = budgets_of(budget, macs, params, memory)
     if not asked:
         raise ValueError(planner.NO_BUDGET)
     found, _ = profile_at(profile)
-    path = target(output, files.run_folder(files.short_name(found.family), found.backend, found.dtype), "plan.json")
-    files.check_writable(path, force)
+    path = target(output, io.run_folder(io.short_name(found.family), found.backend, found.dtype), "plan.json")
+    io.check_writable(path, force)
     checked, measured = inputs_of(validation, damage)
     with feasible(asked, found):
         made = planner.make_plan(found, asked, confidence, checked, measured)
@@ -87,10 +88,10 @@ def frontier(
 ) -> None:
     """The whole exact frontier of latency and damage, the k best plans within budgets, and k unlike ones."""
     found, _ = profile_at(profile)
-    default = files.run_folder(files.short_name(found.family), found.backend, found.dtype)
+    default = io.run_folder(io.short_name(found.family), found.backend, found.dtype)
     path = target(output, default, "frontier.json")
-    files.check_writable(path, force)
-    from asdm_prof import frontier as front
+    io.check_writable(path, force)
+    from asdm_prof.planner import frontier as front
     from asdm_prof.renderers import console
 
     asked = budgets_of(budget, macs, params, memory)
@@ -155,8 +156,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Plan many students within a budget, train the better ones on, and measure them; the same command again helps."""
-    from asdm_prof import search as searching
     from asdm_prof.renderers import console
+    from asdm_prof.search import worker as searching
 
     settings = searching.Settings(
         budget=budget,
@@ -181,7 +182,7 @@ def search(
         metric=metric,
         time_budget_s=time_budget,
     )
-    folder = output or files.REPORTS / f"{files.short_name(family)}-search-{budget.replace('/', '_')}"
+    folder = output or io.REPORTS / f"{io.short_name(family)}-search-{budget.replace('/', '_')}"
     named = profile_at(profile)[0] if profile else None
     _, measured = inputs_of(None, damage)
 

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from asdm import files, terminal
-from asdm.options import one_of, this_command
-from asdm.terminal import Format
+from asdm.cli.options import one_of, this_command
+from asdm.utils import console as terminal
+from asdm.utils import io
+from asdm.utils.console import Format
 
 FormatOption = Annotated[Format, typer.Option("--format", help="How the table is printed.")]
 Output = Annotated[
@@ -20,7 +21,7 @@ Output = Annotated[
 FamilyArgument = Annotated[
     str,
     typer.Argument(
-        help="sd15, sd21, sd21_base, sdxl, mini, or a diffusers folder.", autocompletion=one_of("asdm.families")
+        help="sd15, sd21, sd21_base, sdxl, mini, or a diffusers folder.", autocompletion=one_of("asdm.models.families")
     ),
 ]
 ProfileArgument = Annotated[Path | None, typer.Argument(help="A profile.json; default: the newest under reports/.")]
@@ -40,41 +41,41 @@ def profile_at(path: Path | None) -> tuple[Any, Path]:
     from asdm_prof.records import Profile
 
     if path is None:
-        path = files.newest("profile.json")
+        path = io.newest("profile.json")
         if path is None:
             raise ValueError("no profile under reports/; make one with `asdm-prof profile sd15`, or name a file.")
         terminal.say(f"Using {path}, the newest profile.")
     elif path.is_dir():
         path = path / "profile.json"
-    return Profile.load(files.find_input(path)), path
+    return Profile.load(io.find_input(path)), path
 
 
 def profile_of(family: str, path: Path | None, weights: str | None, asked: dict[str, Any]) -> Any:
     """The profile named, or the family's newest with these settings, or where there is none a new one."""
-    from asdm import models
-    from asdm.families import load_family
-    from asdm_prof import gather
+    from asdm.models import loading
+    from asdm.models.families import load_family
+    from asdm_prof.renderers import _collect
 
     if path is not None:
         found, path = profile_at(path)
-        if names := gather.unlike(found, **asked):
+        if names := _collect.unlike(found, **asked):
             said = ", ".join(f"{name} {getattr(found, name)}, not {asked[name]}" for name in names)
             raise ValueError(f"{path} was measured with {said}; name a profile of that, or leave the option out.")
         return found
-    sha256 = models.unet_config_sha256(models.meta_unet(load_family(family)).config)
-    if newest := gather.newest_profile(sha256, **asked):
+    sha256 = loading.unet_config_sha256(loading.meta_unet(load_family(family)).config)
+    if newest := _collect.newest_profile(sha256, **asked):
         terminal.say(f"Using {newest[1]}, the newest profile of {family}.")
         return newest[0]
     terminal.say(f"There is no such profile of {family} under reports/ yet: profiling it first.")
-    from asdm_prof.live import watching
-    from asdm_prof.profiler import Settings
-    from asdm_prof.profiler import profile as measure
+    from asdm_prof.cli.progress import watching
+    from asdm_prof.profiler.profile import Settings
+    from asdm_prof.profiler.profile import profile as measure
 
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = Settings(weights=weights, **({"device": models.default_device()} | given))
+    settings = Settings(weights=weights, **({"device": loading.default_device()} | given))
     with watching("Profiling") as watch:
         made = measure(family, settings, watch, command=this_command("asdm-prof"))
-    saved = made.save(files.run_folder(files.short_name(family), made.backend, made.dtype) / "profile.json")
+    saved = made.save(io.run_folder(io.short_name(family), made.backend, made.dtype) / "profile.json")
     terminal.say(f"Wrote {saved}")
     return made
 
@@ -90,19 +91,19 @@ def inputs_of(validation: Path | None, damage: Path | None) -> tuple[Any, Any]:
     from asdm_prof.records import Damage, Validation
 
     return (
-        Validation.load(files.find_input(validation)) if validation else None,
-        Damage.load(files.find_input(damage)) if damage else None,
+        Validation.load(io.find_input(validation)) if validation else None,
+        Damage.load(io.find_input(damage)) if damage else None,
     )
 
 
 @contextmanager
 def feasible(asked: dict[str, str], profile: Any = None) -> Iterator[None]:
     """Say what is reachable where budgets are too low, and the cheapest relaxation, and leave with 3."""
-    from asdm_prof import planner
+    from asdm_prof.planner import plan
 
     try:
         yield
-    except planner.Infeasible as error:
+    except plan.Infeasible as error:
         from asdm_prof.renderers import console
 
         for line in console.infeasible_lines(error.lowest, error.alone, error.relaxed, asked, profile):

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from asdm import files, terminal
-from asdm.options import Force, Json
+from asdm.cli.options import Force, Json
+from asdm.utils import console, io
 from asdm_prof.cli.shared import ProfileArgument, profile_at
 
 
@@ -43,31 +43,31 @@ def report(
     force: Force = False,
 ) -> None:
     """One offline HTML page, figures and a table from the files that are there."""
-    from asdm import seams
-    from asdm_prof import gather
+    from asdm.utils import registry
+    from asdm_prof.renderers import _collect
 
-    renderers = [seams.load("asdm_prof.renderers", name.strip()) for name in formats.split(",")]
+    renderers = [registry.load("asdm_prof.renderers", name.strip()) for name in formats.split(",")]
     found, path = profile_at(profile)
-    folder = output or files.run_folder(files.short_name(found.family), found.backend, found.dtype)
-    with terminal.progress("Reporting") as tell:
+    folder = output or io.run_folder(io.short_name(found.family), found.backend, found.dtype)
+    with console.progress("Reporting") as tell:
         tell("gathering", 0, None)
-        collected = gather.report(found, path, plan, bench, damage, frontier, log, beside)
+        collected = _collect.report(found, path, plan, bench, damage, frontier, log, beside)
         for name, source in collected.sources.items():
-            terminal.say(f"{name}: {source}")
+            console.say(f"{name}: {source}")
         for renderer in renderers:
             if renderer.OUTPUT:
-                files.check_writable(folder / renderer.OUTPUT, force)
+                io.check_writable(folder / renderer.OUTPUT, force)
         for renderer in renderers:
             tell(renderer.__name__.rpartition(".")[2], 0, None)
             written = renderer.render(collected, folder)
             if renderer.OUTPUT:
                 count = f" ({len(written)} files)" if len(written) > 1 else ""
-                terminal.say(f"Wrote {folder / renderer.OUTPUT}{count}")
+                console.say(f"Wrote {folder / renderer.OUTPUT}{count}")
 
 
 def env(as_json: Json = False) -> None:
     """What a bug report needs: versions, machine, devices and extras; no names of users, files or hosts."""
-    from asdm_prof import facts
+    from asdm_prof.profiler import environment
 
-    found = facts.facts()
-    print(json.dumps(found, indent=1) if as_json else "\n".join(facts.lines(found)))
+    found = environment.facts()
+    print(json.dumps(found, indent=1) if as_json else "\n".join(environment.lines(found)))

@@ -31,7 +31,7 @@ from asdm_prof.records.profile import (
 )
 from asdm_prof.records.proof import Judged, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
 from asdm_prof.records.search import Rung, Search, SearchedStudent
-from asdm_prof.records.training import TrainingLog
+from asdm_prof.records.training_log import TrainingLog
 from asdm_prof.records.validation import Correction, ValidatedPlan, Validation
 
 __all__ = [

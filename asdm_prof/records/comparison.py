@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm.files import Frozen, Record
-from asdm.plan import MeasuredAt, Prediction
-from asdm.results import Estimate
+from asdm.plan.edits import MeasuredAt, Prediction
+from asdm.records.measurement import Estimate
+from asdm.utils.io import Frozen, Record
 
 
 class ComparedProfile(Frozen):

@@ -6,8 +6,8 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm.files import Frozen, Record
-from asdm.plan import AnyEdit
+from asdm.plan.edits import AnyEdit
+from asdm.utils.io import Frozen, Record
 
 
 class FrontierPoint(Frozen):

@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm import notebook
-from asdm.files import Frozen, later
-from asdm.plan import Topology
-from asdm.results import Estimate, HostUse, Latency, Macs, UNetRun, mac_unit
+from asdm.plan.edits import Topology
+from asdm.records.measurement import Estimate, HostUse, Latency, Macs, UNetRun, mac_unit
+from asdm.utils import notebook
+from asdm.utils.io import Frozen, later
 
 Bound = Literal["compute", "memory", "overhead"]
 

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, JsonValue
 
-from asdm.files import Frozen, Record
-from asdm.plan import AnyEdit
-from asdm.results import Estimate
+from asdm.plan.edits import AnyEdit
+from asdm.records.measurement import Estimate
+from asdm.utils.io import Frozen, Record
 
 
 class Judged(Frozen):

@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm.files import Frozen
-from asdm.plan import AnyEdit, Prediction
-from asdm.results import Estimate, Metric, UNetRun
+from asdm.plan.edits import AnyEdit, Prediction
+from asdm.records.measurement import Estimate, Metric, UNetRun
+from asdm.utils.io import Frozen
 
 
 class Rung(Frozen):

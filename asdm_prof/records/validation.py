@@ -6,9 +6,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm.files import Frozen
-from asdm.plan import AnyEdit
-from asdm.results import UNetRun
+from asdm.plan.edits import AnyEdit
+from asdm.records.measurement import UNetRun
+from asdm.utils.io import Frozen
 
 
 class ValidatedPlan(Frozen):

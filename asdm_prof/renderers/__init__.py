@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from asdm.plan import PruningPlan
-from asdm.results import BenchResult
+from asdm.plan.edits import PruningPlan
+from asdm.records.measurement import BenchResult
 from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, Search, TrainingLog, Validation
 
 

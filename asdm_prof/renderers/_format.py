@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from asdm.measure import KEEP_MEMORY
-from asdm.plan import Prediction
-from asdm.results import MEASURES, Estimate
+from asdm.measure.repeats import KEEP_MEMORY
+from asdm.plan.edits import Prediction
+from asdm.records.measurement import MEASURES, Estimate
 from asdm_prof.records import Interval, Profile
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from asdm_prof.analysis.tree import Node, tree_of
 from asdm_prof.records import Profile
-from asdm_prof.tree import Node, tree_of
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from asdm_prof.redundancy import rank
+from asdm_prof.analysis.rank import rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._console.comparisons import change_text, diff_table, print_comparison, print_validation
 from asdm_prof.renderers._console.damage import print_damage

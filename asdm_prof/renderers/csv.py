@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from asdm.files import write_whole
+from asdm.utils.io import write_whole
+from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.records import PartRecord, Profile
-from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 
 OUTPUT = "units.csv"

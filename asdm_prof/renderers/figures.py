@@ -19,12 +19,13 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from asdm.files import write_whole
-from asdm.measure import estimate
-from asdm.results import MEASURES, BenchStudent, Estimate, Measure
-from asdm_prof import evidence, resemblance
+from asdm.measure.repeats import estimate
+from asdm.records.measurement import MEASURES, BenchStudent, Estimate, Measure
+from asdm.utils.io import write_whole
+from asdm_prof.analysis import evidence
+from asdm_prof.analysis import structure as resemblance
+from asdm_prof.analysis.rank import rank
 from asdm_prof.records import PartRecord, Profile, Proof, ProofRow
-from asdm_prof.redundancy import rank
 from asdm_prof.renderers import FamilyCost, Report
 from asdm_prof.renderers._format import (
     count,

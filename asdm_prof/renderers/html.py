@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from asdm.files import write_whole
-from asdm.plan import Kept, resolve
-from asdm.results import BenchResult, BenchStudent
+from asdm.plan.edits import Kept, resolve
+from asdm.records.measurement import BenchResult, BenchStudent
+from asdm.utils.io import write_whole
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, plural

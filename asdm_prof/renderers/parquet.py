@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow  # noqa: F401  (pandas writes parquet with it; imported here, so that its lack is said in one sentence)
 
-from asdm.files import write_whole
+from asdm.utils.io import write_whole
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers.csv import units_frame

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from asdm.files import write_whole
+from asdm.utils.io import write_whole
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import nn
 
-from asdm import models, students
-from asdm.families import load_family
-from asdm.plan import PruningPlan
+from asdm.models import loading
+from asdm.models import student as students
+from asdm.models.families import load_family
+from asdm.plan.edits import PruningPlan
 
 pytestmark = pytest.mark.real
 FAMILY = load_family("sd15")
@@ -20,7 +21,7 @@ FAMILY = load_family("sd15")
 
 @pytest.fixture(scope="module")
 def teacher() -> nn.Module:
-    return models.load_unet(FAMILY)
+    return loading.load_unet(FAMILY)
 
 
 def plan(name: str, teacher: nn.Module) -> PruningPlan:
@@ -29,7 +30,7 @@ def plan(name: str, teacher: nn.Module) -> PruningPlan:
 
 @torch.inference_mode()
 def output(unet: nn.Module) -> torch.Tensor:
-    return unet(**models.unet_inputs(FAMILY, size=256))[0]
+    return unet(**loading.unet_inputs(FAMILY, size=256))[0]
 
 
 def test_random_weights_give_plain_numbers(teacher: nn.Module) -> None:

@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 from rich.text import Text
 
-from asdm.results import mac_unit
+from asdm.records.measurement import mac_unit
+from asdm_prof.analysis.rank import Ranked, rank
+from asdm_prof.analysis.tree import Node, shallow_blocks, shallow_params, shallow_share, tree_of
 from asdm_prof.records import PartRecord, Peaks, Profile
-from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers._console.layout import COLOURS, QUIET, Bar, Column, blank_table
 from asdm_prof.renderers._format import (
     BOUNDS,
@@ -22,7 +23,6 @@ from asdm_prof.renderers._format import (
     seconds,
     seconds_interval,
 )
-from asdm_prof.tree import Node, shallow_blocks, shallow_params, shallow_share, tree_of
 
 
 def answer(profile: Profile) -> str:

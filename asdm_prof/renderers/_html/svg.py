@@ -9,9 +9,9 @@ from itertools import groupby
 
 from markupsafe import Markup, escape
 
-from asdm.results import Estimate
+from asdm.records.measurement import Estimate
+from asdm_prof.analysis.rank import Ranked
 from asdm_prof.records import Profile
-from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import COUNT_UNITS, fixed, number, plain, ratio
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from asdm.plan import AnyEdit
-from asdm.results import BenchResult, BenchStudent, BenchTeacher, Estimate, mac_unit
+from asdm.plan.edits import AnyEdit
+from asdm.records.measurement import BenchResult, BenchStudent, BenchTeacher, Estimate, mac_unit
+from asdm_prof.analysis.rank import Ranked
+from asdm_prof.analysis.structure import Row
+from asdm_prof.analysis.tree import Node
 from asdm_prof.records import Interval, PartRecord, Profile
-from asdm_prof.redundancy import Ranked
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import (
     amount,
@@ -23,8 +25,6 @@ from asdm_prof.renderers._format import (
     second_unit,
 )
 from asdm_prof.renderers._html.svg import KINDS, component_name
-from asdm_prof.resemblance import Row
-from asdm_prof.tree import Node
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ from itertools import zip_longest
 
 from markupsafe import Markup
 
-from asdm.plan import Topology
+from asdm.plan.edits import Topology
+from asdm_prof.analysis.tree import Node
 from asdm_prof.records import Profile
 from asdm_prof.renderers._format import percent, plain
 from asdm_prof.renderers._html.svg import CHARACTER, line, rect, svg, tag, text
-from asdm_prof.tree import Node
 
 # ---------------------------------------------------------------------------------------------- icicle
 

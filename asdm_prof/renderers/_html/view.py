@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from asdm.plan import AnyEdit, GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
-from asdm.results import BenchStudent
+from asdm.plan.edits import AnyEdit, GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
+from asdm.records.measurement import BenchStudent
+from asdm_prof.analysis.rank import Ranked, rank
+from asdm_prof.analysis.tree import Node, tree_of
 from asdm_prof.records import EditDamage, Interval, OptionRecord, PartRecord, Profile
-from asdm_prof.redundancy import Ranked, rank
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import (
     BOUNDS,
@@ -21,7 +22,6 @@ from asdm_prof.renderers._format import (
     seconds_interval,
 )
 from asdm_prof.renderers._html.svg import KINDS
-from asdm_prof.tree import Node, tree_of
 
 
 class View:

@@ -11,9 +11,10 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from asdm.plan import AnyEdit, Kept, PruningPlan, ReplaceUnit
-from asdm.results import BenchStudent
-from asdm_prof.redundancy import Ranked
+from asdm.plan.edits import AnyEdit, Kept, PruningPlan, ReplaceUnit
+from asdm.records.measurement import BenchStudent
+from asdm_prof.analysis.rank import Ranked
+from asdm_prof.analysis.tree import Node, shallow_blocks, shallow_params, shallow_share
 from asdm_prof.renderers import FamilyCost
 from asdm_prof.renderers._format import (
     amount_text,
@@ -36,7 +37,6 @@ from asdm_prof.renderers._html.view import (
     share_of,
     touched,
 )
-from asdm_prof.tree import Node, shallow_blocks, shallow_params, shallow_share
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from asdm.results import MEASURES, BenchResult, Drawing, Estimate, Metric
-from asdm_prof import evidence
+from asdm.records.measurement import MEASURES, BenchResult, Drawing, Estimate, Metric
+from asdm_prof.analysis import evidence
 from asdm_prof.records import Proof, Search, SearchedStudent, TrainingLog
 from asdm_prof.renderers import _searches
 from asdm_prof.renderers._format import metric_name, number, plain, plural

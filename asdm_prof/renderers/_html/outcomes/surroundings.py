@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from asdm import files
-from asdm_prof import resemblance
+from asdm.utils import io
+from asdm_prof.analysis import structure
 from asdm_prof.records import ComparedPlan, Comparison, PartRecord, Profile
 from asdm_prof.renderers._format import BOUNDS, kernel_sentence, percent, plain, plural, ratio
 from asdm_prof.renderers._html import charts
@@ -57,17 +57,17 @@ def beside(view: View) -> dict[str, Any] | None:
     other = view.report.beside
     if other is None:
         return None
-    rows = resemblance.rows(view.profile, other)
+    rows = structure.rows(view.profile, other)
     return {
         "title": plain(f"The same structure as {other.title}?"),
         "sentence": _beside_sentence(view.profile, other, rows),
-        "table": resemblance_table(rows, (files.short_name(view.profile.family), files.short_name(other.family))),
+        "table": resemblance_table(rows, (io.short_name(view.profile.family), io.short_name(other.family))),
     }
 
 
-def _beside_sentence(ours: Profile, other: Profile, rows: Sequence[resemblance.Row]) -> str:
+def _beside_sentence(ours: Profile, other: Profile, rows: Sequence[structure.Row]) -> str:
     *blocks, shallow = rows
-    agreement, units = resemblance.rank_agreement(ours, other)
+    agreement, units = structure.rank_agreement(ours, other)
     furthest = max(blocks, key=lambda row: abs(row.ours.time.median - row.theirs.time.median))
     return plain(
         f"The two shallow blocks take {percent(shallow.ours.time.median)} of the time here and "

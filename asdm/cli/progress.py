@@ -1,0 +1,138 @@
+"""A distillation while it runs: its loss terms as shares, its pace and the time left; and what is said at its end."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from asdm.distill import Settings, Status, Watch, is_main_process
+from asdm.records.measurement import DistillResult, MemoryEstimate, StagePlan, StageResult
+from asdm.utils import console as terminal
+
+BAR = 30
+
+
+@contextmanager
+def watching(title: str, console: Console | None = None) -> Iterator[Watch]:
+    """A live table on a terminal, and a line now and then elsewhere; the first process alone shows anything."""
+    console = console or terminal.log()
+    if not is_main_process():
+        yield lambda _: None
+    elif not console.is_terminal:
+        yield lines(title)
+    else:
+        with Live(console=console, transient=True, refresh_per_second=4) as live:
+            yield lambda status: live.update(view(title, status))
+
+
+def lines(title: str, every_s: float = 10.0) -> Watch:
+    """A line at the beginning of a stage, at its end, and now and then."""
+    last_stage, last_at = "", 0.0
+
+    def watch(status: Status) -> None:
+        nonlocal last_stage, last_at
+        now = time.monotonic()
+        if status.stage != last_stage or now - last_at >= every_s or status.step == status.steps:
+            last_stage, last_at = status.stage, now
+            terminal.say(f"{title}: {headline(status)}")
+
+    return watch
+
+
+def view(title: str, status: Status) -> Group:
+    """Stage and step, a bar, and a row per loss term with its share of the loss."""
+    head = Text(f"{title}: {headline(status)}")
+    bar = ProgressBar(total=max(status.steps, 1), completed=status.step, width=BAR * 2)
+    table = Table(box=None, pad_edge=False, show_header=False)
+    total = sum(status.terms.values())
+    for name, value in status.terms.items():
+        share = value / total if total else 0.0
+        table.add_row(name, f"{value:.4g}", Text("█" * round(BAR * share), style="cyan"), f"{share:.0%}")
+    return Group(head, bar, table)
+
+
+def headline(status: Status) -> str:
+    """`combined, step 120 of 500, 41.2 images/s, 3 min 10 s left, checkpoint at 100`."""
+    parts = [status.stage]
+    if status.step:
+        parts += [f"step {status.step} of {status.steps}", f"{status.images_per_s:.3g} images/s"]
+    if status.eta_s is not None:
+        parts.append(f"{terminal.left_text(status.eta_s)} left")
+    if status.saved_step:
+        parts.append(f"checkpoint at {status.saved_step}")
+    return ", ".join(parts)
+
+
+# ---------------------------------------------------------------------------------------------- before and after
+
+
+def preview_text(stages: Sequence[StagePlan], settings: Settings) -> str:
+    """What `--dry-run` prints: freeze audit, losses, memory and steps of every stage."""
+    return "\n\n".join(_stage_text(stage, settings) for stage in stages)
+
+
+def _stage_text(stage: StagePlan, settings: Settings) -> str:
+    lines = [f"{stage.name} ({stage.mode}): {stage.steps:,} steps of {settings.batch} pictures"]
+    for group, what in (
+        (stage.audit.trainable, "learn"),
+        (stage.audit.frozen, "are frozen"),
+        (stage.audit.shared_with_teacher, "share the teacher's memory"),
+    ):
+        lines.append(f"  {len(group.names)} tensors {what}: {group.params:,} parameters, {_size(group.bytes)}")
+    terms = [f"{name} × {weight:g}{_places(stage, name)}" for name, weight in stage.weights.items()]
+    lines.append(f"  losses: {', '.join(terms)}")
+    if stage.left_out:
+        lines.append(f"  left out, as this student has no place for them: {', '.join(stage.left_out)}")
+    lines.append(f"  memory: about {_size(stage.memory.total)} ({_memory(stage.memory)})")
+    return "\n".join(lines)
+
+
+def _places(stage: StagePlan, name: str) -> str:
+    count = stage.places.get(name)
+    return f" at {count} place{'s' if count > 1 else ''}" if count else ""
+
+
+def _memory(found: MemoryEstimate) -> str:
+    first, *more = (f"{name} {_size(getattr(found, name))}" for name in type(found).model_fields)
+    return f"{', '.join([first, *more[:2]])},\n          {', '.join(more[2:])}"
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.2f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
+
+
+def preview_json(stages: Sequence[StagePlan]) -> str:
+    """`asdm.distill-preview/1`."""
+    rows = [stage.model_dump(mode="json") | {"memory_bytes": stage.memory.total} for stage in stages]
+    return json.dumps({"schema": "asdm.distill-preview/1", "stages": rows}, indent=1)
+
+
+def result_text(result: DistillResult, output: Path) -> str:
+    """Each stage's losses at its beginning and its end, and where the student is."""
+    lines = []
+    for stage in result.stages:
+        lines.append(f"{stage.name} ({stage.mode}): {stage.steps:,} steps in {terminal.left_text(stage.seconds)}")
+        lines += [f"  {name:<15} {stage.first[name]:.4g} → {stage.last[name]:.4g}" for name in stage.first]
+        lines += _broken(stage)
+    if result.paused_at is not None:
+        lines.append(
+            f"Paused at step {result.paused_at}: {output}/paused is its student so far; the same command without "
+            "--until goes on."
+        )
+    else:
+        wrote = f"Wrote {output}, a student of {result.family}."
+        lines.append(wrote if result.student_sha256 else "Run the other stages to finish.")
+    return "\n".join(lines)
+
+
+def _broken(stage: StageResult) -> list[str]:
+    return [f"  {stage.broken_examples} examples could not be read and were left out"] if stage.broken_examples else []

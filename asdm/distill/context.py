@@ -1,0 +1,109 @@
+"""What all stages of a run share, loaded once, and what whoever watches is told."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asdm.data import datasets
+from asdm.data.encoder import Encoder, weights_sha256
+from asdm.distill import losses
+from asdm.distill.settings import Settings, micro_batch
+from asdm.distill.stages import Course
+from asdm.models import loading
+from asdm.models.pipeline import pipeline
+
+
+@dataclass
+class Status:
+    """What a run is doing, for whoever watches."""
+
+    stage: str
+    step: int
+    steps: int
+    terms: dict[str, float] = field(default_factory=dict)  # weighted: their shares of the loss
+    images_per_s: float = 0.0
+    eta_s: float | None = None
+    saved_step: int | None = None
+
+
+Watch = Callable[[Status], None]
+
+
+@dataclass
+class Classroom:
+    """What all stages share: the accelerator, the teacher with its encoders, the data, and the folder."""
+
+    accelerator: Any
+    course: Course
+    settings: Settings
+    folder: Path
+    teacher: Any
+    made: Any  # the teacher's pipeline
+    encoder: Encoder
+    data: Any
+    alphas: torch.Tensor  # ᾱ_t of every timestep
+    prediction_type: str
+    teacher_sha256: str
+    watch: Watch
+
+
+def enter(course: Course, settings: Settings, folder: Path, accelerator: Any, watch: Watch) -> Classroom:
+    """Load the teacher with its encoders, and open the data."""
+    family, status = course.family, Status("loading the teacher", 0, settings.steps)
+    watch(status)
+    micro_batch(settings, accelerator.num_processes)
+    device = str(accelerator.device)
+    weights = settings.weights or loading.default_weights(family)
+    setup = loading.Setup(weights, device, "fp32", seed=settings.seed, size=settings.size)
+    side = loading.latent_size(family, settings.size) * family.vae_factor
+    data = datasets.open_source(settings.data, settings.split, side)
+    teacher = loading.load_unet(family, weights, device, "fp32", settings.seed)
+    teacher.requires_grad_(False)
+    made = pipeline(family, teacher, setup)
+    prediction_type = made.scheduler.config.prediction_type
+    if prediction_type not in losses.PREDICTIONS:
+        raise ValueError(
+            f"{family.name} predicts {prediction_type!r}; asdm distill knows {' and '.join(losses.PREDICTIONS)}."
+        )
+    encoder = Encoder(made)
+    if getattr(data, "encoder_sha256", None) not in (None, encoder.sha256()):
+        raise ValueError(
+            f"{settings.data} was encoded by other encoders than {family.name}'s; run asdm cache with --teacher "
+            f"{family.name}."
+        )
+    return Classroom(
+        accelerator=accelerator,
+        course=course,
+        settings=settings,
+        folder=folder,
+        teacher=teacher,
+        made=made,
+        encoder=encoder,
+        data=data,
+        alphas=made.scheduler.alphas_cumprod.to(accelerator.device).float(),
+        prediction_type=prediction_type,
+        teacher_sha256=weights_sha256(teacher),
+        watch=watch,
+    )
+
+
+def make_accelerator(settings: Settings) -> Any:
+    """accelerate's, in the world that `accelerate launch` made, or alone."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if AcceleratorState._shared_state and not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had its own
+    precision = {"fp32": "no"}.get(settings.dtype, settings.dtype)
+    return Accelerator(mixed_precision=precision, cpu=settings.device == "cpu")
+
+
+def is_main_process() -> bool:
+    """Whether this process is the one that writes, of those that `accelerate launch` started."""
+    return int(os.environ.get("RANK", "0")) == 0

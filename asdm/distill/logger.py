@@ -1,0 +1,143 @@
+"""What is shown of a run: one line a step in a file, TensorBoard, and pictures of teacher and student."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import nn
+
+from asdm.data import datasets
+from asdm.distill import task
+from asdm.distill.checkpoint import averaged
+from asdm.distill.context import Classroom, Status
+from asdm.distill.stages import Stage
+from asdm.models import loading
+from asdm.unet import hooks
+from asdm.utils.io import write_whole
+
+LOG = "log.jsonl"
+
+
+class Log:
+    """The run's JSONL file, and TensorBoard where it is wanted."""
+
+    def __init__(self, room: Classroom, stage: Stage, offset: int, step: int) -> None:
+        self.stage, self.offset = stage, offset
+        self.file = JsonLines(room.folder / LOG, offset + step)
+        self.board = _board(room.folder / "tensorboard", offset + step) if room.settings.tensorboard else None
+
+    def step(
+        self, step: int, status: Status, values: Mapping[str, float], rate: float, norm: float, seconds: float
+    ) -> None:
+        line = {
+            "step": self.offset + step,
+            "stage": self.stage.name,
+            "stage_step": step,
+            "loss": sum(status.terms.values()),
+            **values,
+            "learning_rate": rate,
+            "gradient_norm": norm if norm == norm else None,
+            "step_s": round(seconds, 6),
+            "images_per_s": round(status.images_per_s, 3),
+        }
+        self.file.write(line)
+        if self.board:
+            for name in ("loss", *values, "learning_rate", "gradient_norm", "images_per_s"):
+                if line[name] is not None:
+                    self.board.add_scalar(name, line[name], self.offset + step)
+            for name, value in status.terms.items():
+                self.board.add_scalar(f"share/{name}", value, self.offset + step)
+
+    def close(self) -> None:
+        self.file.close()
+        if self.board:
+            self.board.close()
+
+
+def _board(folder: Path, step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ModuleNotFoundError:
+        raise ValueError("--tensorboard needs the package 'tensorboard'; install asdm[tensorboard].") from None
+    return SummaryWriter(str(folder), purge_step=step + 1)
+
+
+class JsonLines:
+    """One JSON line a step, each written at once; lines of steps that will be taken again are dropped."""
+
+    def __init__(self, path: Path, after_step: int) -> None:
+        self.path = path
+        write_whole(path, "".join(f"{line}\n" for line in _lines(path) if json.loads(line)["step"] <= after_step), True)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise ValueError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}.") from None
+
+    def close(self) -> None:
+        with suppress(OSError):  # a full disk, said already
+            self._file.close()
+
+
+def _lines(path: Path) -> Iterator[str]:
+    """Whole lines; the last may have been cut by a kill."""
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        if line.endswith("}"):
+            yield line
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Every line of a run's log."""
+    return [json.loads(line) for line in _lines(path)]
+
+
+def ends(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:
+    """Means of every loss over the first and the last tenth of a stage's steps."""
+    mine = [line for line in lines if line["stage"] == stage]
+    count = max(len(mine) // 10, 1)
+    names = [name for name in mine[0] if name == "loss" or name in task.NAMES] if mine else []
+
+    def mean(part: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+        return {name: sum(line[name] for line in part) / len(part) for name in names}
+
+    return {"first": mean(mine[:count]), "last": mean(mine[-count:])}
+
+
+@torch.no_grad()
+def validate(
+    room: Classroom, stage: Stage, pupil: nn.Module, average: Any, parameters: Sequence[nn.Parameter], step: int
+) -> None:
+    """Draw a few captions with teacher and student from the same seeds: teacher above, student below."""
+    import io
+
+    from torchvision.transforms.functional import to_pil_image
+    from torchvision.utils import make_grid
+
+    from asdm.evaluate import quality
+
+    captions = datasets.captions_of(room.data, room.settings.validate_captions)
+    side = loading.latent_size(room.course.family, room.settings.size) * room.course.family.vae_factor
+    student = hooks.bare(pupil).student
+    rows = []
+    student.eval()
+    try:
+        with averaged(average, parameters):
+            for unet in (room.teacher, student):
+                room.made.unet = unet
+                guidance = room.course.family.guidance_scale
+                rows.append(quality.draw(room.made, captions, 0, 20, guidance, size=side).images)
+    finally:
+        room.made.unet = room.teacher
+        student.train()
+    grid = make_grid(torch.cat(rows), nrow=len(captions), normalize=True, value_range=(-1, 1))
+    stream = io.BytesIO()
+    to_pil_image(grid).save(stream, format="PNG")
+    write_whole(room.folder / "validation" / f"step-{step:08d}-{stage.name}.png", stream.getvalue(), force=True)

@@ -1,0 +1,169 @@
+"""Recipes: functions that turn a plan into the stages of its training. More stages are one more function, no code.
+
+`(topology, plan, steps) -> tuple[Stage, ...]`; `steps` are those of all stages together. `adjusted` is what the
+command line's options do to any recipe.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from asdm.distill import TEACHER, Recipe, Stage
+from asdm.distill.task import BLOCKS, LEGAL, MODES
+from asdm.models.student import with_grafts
+from asdm.plan.edits import AnyEdit, PruningPlan, RemoveLayer, ReplaceUnit, Topology, resolve
+
+SAS = {"denoising": 1.0, "output": 1.0, "mid_block": 1.0, "perceptual": 0.1}
+
+
+def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
+    """The paper's two stages (§2.2), half of the steps each.
+
+    1. `compressed`: a layer less in every block (in the plan's own blocks what the plan removes), all of it trainable,
+       under BK-SDM's losses.
+    2. `combined`: the plan's student, its shallow blocks grafted from stage 1 on the frozen teacher, with the plan's
+       CLME and GRI, under semantic-aware supervision (§2.5).
+
+    The paper gives no weights. We normalise features by the teacher's, so that every term is a relative error, and
+    give each the weight 1 but the perceptual one: its x̂₀ goes through a matrix and a small VGG, and is worth less.
+    """
+    if steps < 2:
+        raise ValueError(f"{steps} step is too few for two stages; choose --steps 2 or more.")
+    combined = with_grafts(plan, topology)
+    return (
+        Stage("compressed", compressed(topology, plan), steps // 2, {"denoising": 1.0, "output": 1.0, "features": 1.0}),
+        Stage("combined", combined, steps - steps // 2, SAS, grafts_from="compressed"),
+    )
+
+
+def without_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
+    """Stage 2 alone, for all of the steps: the combined UNet, its shallow blocks as the plan leaves the teacher's."""
+    return (Stage("combined", with_grafts(plan, topology), steps, SAS, grafts_from=TEACHER),)
+
+
+def bk_sdm(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
+    """BK-SDM's one stage: the plan's student, all of it trainable, 1·denoising + 1·output + 1·Σ features, raw."""
+    weights = {"denoising": 1.0, "output": 1.0, "features": 1.0}
+    return (Stage("distilled", plan, steps, weights, normalise=False),)
+
+
+RECIPES: dict[str, Recipe] = {
+    recipe.__name__: recipe for recipe in (progressive_incubation, without_incubation, bk_sdm)
+}
+
+
+def load(name: str) -> Recipe:
+    """A recipe by name, or `FILE.py:FUNCTION` of your own; raises ValueError with the choices."""
+    if name in RECIPES:
+        return RECIPES[name]
+    path, _, function = name.partition(":")
+    if not (path.endswith(".py") and function):
+        raise ValueError(f"unknown recipe {name!r}; choose from {', '.join(RECIPES)}, or name FILE.py:FUNCTION.")
+    if not Path(path).is_file():
+        raise ValueError(f"the recipe's file {path} does not exist.")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not callable(getattr(module, function, None)):
+        raise ValueError(f"{path} has no function {function!r}.")
+    return getattr(module, function)
+
+
+def compressed(topology: Topology, plan: PruningPlan) -> PruningPlan:
+    """The stage-1 plan that fits a plan: its blocks lack what the plan removes, every other pair lacks a layer.
+
+    So that what stage 1 has learnt can be grafted, it removes in the plan's blocks exactly what the plan removes.
+    """
+    kept = resolve(topology, plan.edits)
+    touched = {block for block, _ in kept.removed_layers} | kept.removed_blocks
+    touched |= {topology.unit(fqn).block for fqn in (*kept.removed_units, *kept.replaced)}
+    touched |= set(kept.grafted)
+    edits: list[AnyEdit] = [edit for edit in plan.edits if _takes_weights_away(edit)]
+    for down in topology.down_blocks:
+        up = topology.mirror(down)
+        if not {down, up} & touched and len(topology.layers(down)) > 1:
+            edits.append(RemoveLayer(block=down, layer=topology.layers(down)[-1]))
+            edits.append(RemoveLayer(block=up, layer=topology.layers(up)[1]))
+    resolve(topology, edits)
+    return PruningPlan(
+        name=f"{plan.name}-compressed",
+        family=plan.family,
+        teacher_config_sha256=plan.teacher_config_sha256,
+        edits=tuple(edits),
+    )
+
+
+def _takes_weights_away(edit: AnyEdit) -> bool:
+    return edit.op.startswith("remove") or (isinstance(edit, ReplaceUnit) and edit.with_ == "pass_through")
+
+
+# ---------------------------------------------------------------------------------------------- options
+
+
+def adjusted(
+    recipe: Recipe,
+    mode: str | None = None,
+    weights: Mapping[str, float] | None = None,
+    normalise: bool | None = None,
+) -> Recipe:
+    """A recipe with its grafting stages in another mode, with other weights, or with raw or normalised features.
+
+    A weight goes by its term's name, in every stage that knows the term, or by `STAGE.TERM`.
+    """
+    if mode not in (None, *MODES):
+        raise ValueError(f"unknown mode {mode!r}; choose from {', '.join(MODES)}.")
+
+    def changed(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
+        stages = [_in_mode(stage, mode) for stage in recipe(topology, plan, steps)]
+        for name in weights or {}:
+            if not any(_term_for(stage, name) for stage in stages):
+                raise ValueError(f"no stage knows the loss term {name!r}; choose from {_terms_of(stages)}.")
+        return tuple(_weighed(stage, weights or {}, normalise) for stage in stages)
+
+    return changed
+
+
+def _in_mode(stage: Stage, mode: Any) -> Stage:
+    if mode is None or stage.grafts_from is None or stage.mode == mode:
+        return stage
+    blockwise = {"denoising": 1.0, "output": 1.0, BLOCKS: 1.0}
+    return replace(stage, mode=mode, weights=blockwise if mode == "blockwise" else SAS)
+
+
+def _term_for(stage: Stage, name: str) -> str | None:
+    """The term of a stage that a weight's name means, if any."""
+    named, _, term = name.rpartition(".")
+    return term if named in ("", stage.name) and term in LEGAL[stage.mode] else None
+
+
+def _terms_of(stages: Sequence[Stage]) -> str:
+    return "; ".join(f"{', '.join(LEGAL[stage.mode])} in {stage.name}" for stage in stages)
+
+
+def _weighed(stage: Stage, weights: Mapping[str, float], normalise: bool | None) -> Stage:
+    found = dict(stage.weights)
+    for name, weight in weights.items():
+        if term := _term_for(stage, name):
+            found[term] = weight
+    normal = stage.normalise if normalise is None else normalise
+    return replace(stage, weights={name: weight for name, weight in found.items() if weight}, normalise=normal)
+
+
+def parse_weights(given: Sequence[str]) -> dict[str, float]:
+    """`["features=0.5"]` → {"features": 0.5}; raises ValueError naming what is not of that form."""
+    found = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise ValueError(f"the weight {text!r} is not of the form TERM=NUMBER.") from None
+        if not 0 <= found[name] < float("inf"):
+            raise ValueError(f"the weight {text!r} cannot be; choose 0 or more.")
+    return found

@@ -1,0 +1,105 @@
+"""What a stage needs before its first step: the student, what it is to learn, its optimizer and its average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdm.data import datasets, loader
+from asdm.distill import perceptual
+from asdm.distill.context import Classroom
+from asdm.distill.run_folder import folder_of
+from asdm.distill.settings import Settings
+from asdm.distill.stages import TEACHER, Stage, own_memory, terms_of
+from asdm.distill.task import PERCEPTUAL, Subject
+from asdm.models import loading
+from asdm.models import student as students
+from asdm.models.families import load_family
+from asdm.unet import hooks
+from asdm.unet.surgery import Applied
+from asdm.utils.io import write_whole
+
+
+def make_student(room: Classroom, stage: Stage) -> tuple[Any, Applied]:
+    """A stage's student with weights: the teacher as the plan leaves it, or the combined UNet."""
+    if stage.grafts_from is None:
+        student, applied = students.build(room.teacher, stage.plan)
+        return own_memory(student), applied
+    if stage.grafts_from == TEACHER:
+        return students.assemble(room.teacher, None, stage.plan)
+    source = folder_of(room.folder, stage.grafts_from)
+    if not source.is_dir():
+        raise ValueError(
+            f"the stage {stage.name} grafts blocks of the stage {stage.grafts_from}, whose student is not in {source}; "
+            f"run --stage {stage.grafts_from} first."
+        )
+    before = loading.load_unet(load_family(str(source)), str(source), str(room.accelerator.device))
+    edits = next(other.plan.edits for other in room.course.stages if other.name == stage.grafts_from)
+    return students.assemble(room.teacher, before, stage.plan, edits)
+
+
+def make_subject(room: Classroom, stage: Stage, student: Any, applied: Applied) -> tuple[Subject, dict[str, float]]:
+    """What a stage's student is to learn, and the weight of each term."""
+    family = room.course.family
+    small = loading.unet_inputs(family, size=2 * family.size_step, device=str(room.accelerator.device))
+    places = hooks.comparable(student, room.teacher, hooks.places(student, applied.name_map), small)
+    weights, _ = terms_of(stage, student, places)
+    subject = Subject(
+        terms=tuple(weights),
+        places=places,
+        prediction_type=room.prediction_type,
+        mode=stage.mode,
+        normalise=stage.normalise,
+        min_snr=room.settings.min_snr or None,
+        perceptual=make_perceptual(room) if PERCEPTUAL in weights else None,
+    )
+    return subject, weights
+
+
+def make_perceptual(room: Classroom) -> perceptual.Perceptual:
+    """The VGG with an adapter for this VAE's latents, fitted on the run's first pictures and kept in its folder."""
+    from safetensors.torch import load_file, save
+
+    path, device = room.folder / "adapter.safetensors", room.accelerator.device
+    if not path.exists() and room.accelerator.is_main_process:
+        latents, images = adapter_examples(room)
+        write_whole(path, save({"adapter": perceptual.fit_adapter(latents.cpu(), images.cpu())}), force=True)
+    room.accelerator.wait_for_everyone()
+    adapter = load_file(path)["adapter"].to(device)
+    return perceptual.Perceptual(perceptual.load_vgg(room.settings.vgg).to(device), adapter)
+
+
+def adapter_examples(room: Classroom, count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+    """Latents and pictures of the run's first examples; where only latents are there, the VAE draws the pictures."""
+    slots = next(loader.batches(room.data, count, 0, loader.Share(), 0, {}, 1)).slots
+    found = room.encoder.encode(slots)
+    latents = torch.stack([example.mean for example in found])
+    images = [slot.example.image for slot in slots if isinstance(slot.example, datasets.Example)]
+    if images:
+        return latents, torch.stack(images)
+    from asdm.evaluate.quality import decoded
+
+    with torch.no_grad():
+        return latents, torch.cat([decoded(room.made.vae, part) for part in latents.split(4)])
+
+
+def make_optimizer(parameters: Sequence[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+    """AdamW, or bitsandbytes' with moments of 8 bits."""
+    arguments: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, **arguments)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ModuleNotFoundError:
+        raise ValueError("adamw8bit needs the package 'bitsandbytes', which is not installed; choose adamw.") from None
+    return AdamW8bit(parameters, **arguments)
+
+
+def make_average(parameters: Sequence[nn.Parameter], settings: Settings) -> Any:
+    """diffusers' running average of the weights, or None."""
+    from diffusers.training_utils import EMAModel
+
+    return EMAModel(parameters, decay=settings.ema, foreach=True) if settings.ema else None

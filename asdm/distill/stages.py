@@ -1,0 +1,142 @@
+"""What is taught: stages, which are data, and a recipe of them made concrete for one teacher, still without weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from torch import nn
+
+from asdm.distill import losses, task
+from asdm.distill.settings import Settings, check
+from asdm.distill.task import BLOCKS, Mode
+from asdm.models import build, loading
+from asdm.models import student as students
+from asdm.models.families import Family, load_family
+from asdm.plan.edits import PruningPlan, Topology
+from asdm.unet import blocks, flops, hooks
+from asdm.unet.surgery import Applied
+
+TEACHER = "teacher"  # what a stage grafts from that has none before it
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a recipe: a plan, what its student starts from, and what it learns.
+
+    With `grafts_from`, the name of a stage before it, the student is the combined UNet (§2.2, Fig. 4): that stage's
+    shallow blocks on the frozen teacher; `TEACHER` stands for the teacher's own blocks as the plan leaves them.
+    Without, the student is the teacher as the plan leaves it, and all of it learns.
+    """
+
+    name: str
+    plan: PruningPlan
+    steps: int
+    weights: Mapping[str, float]  # term → weight; see asdm.lesson.NAMES
+    grafts_from: str | None = None  # a stage's name, or TEACHER
+    mode: Mode = "end_to_end"
+    normalise: bool = True
+
+    def described(self) -> dict[str, Any]:
+        """What of it decides the outcome, as plain JSON."""
+        plain = {key: getattr(self, key) for key in ("name", "steps", "grafts_from", "mode", "normalise")}
+        return plain | {"plan_sha256": self.plan.sha256(), "weights": dict(self.weights)}
+
+
+Recipe = Callable[[Topology, PruningPlan, int], tuple[Stage, ...]]
+
+
+@dataclass(frozen=True)
+class Course:
+    """A recipe made concrete for one teacher, still without weights."""
+
+    family: Family
+    shapes: nn.Module  # the teacher on the meta device
+    plan: PruningPlan
+    stages: tuple[Stage, ...]
+
+    @cached_property
+    def cost(self) -> flops.Count:
+        """The teacher's, which every stage's student is compared with."""
+        return build.count(self.family, self.shapes)
+
+
+def plan_course(source: str, teacher: str, settings: Settings, recipe: Recipe) -> Course:
+    """Read plan and teacher, and make the stages; raises ValueError for what cannot be, before anything is loaded."""
+    check(settings)
+    family = load_family(teacher)
+    if len(family.text_encoders) > 1 or family.unet.get("addition_embed_type"):
+        raise ValueError(f"{family.name} conditions its UNet on more than a caption, which asdm distill cannot do yet.")
+    shapes = loading.meta_unet(family)
+    plan = students.read_plan(source, shapes, family.name)
+    stages = recipe(blocks.topology(shapes), plan, settings.steps)
+    for stage in stages:
+        legal = task.LEGAL[stage.mode]
+        if unknown := sorted(set(stage.weights) - set(legal)):
+            raise ValueError(
+                f"the stage {stage.name} ({stage.mode}) knows no loss term {unknown[0]!r}; choose from "
+                f"{', '.join(legal)}."
+            )
+    return Course(family, shapes, plan, stages)
+
+
+def chosen_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...]:
+    """All stages, or the one that is named; raises ValueError with the choices."""
+    found = tuple(stage for stage in stages if only in (None, stage.name))
+    if not found:
+        raise ValueError(f"unknown stage {only!r}; choose from {', '.join(stage.name for stage in stages)}.")
+    return found
+
+
+def ends_at(stages: Sequence[Stage], stage: Stage) -> int:
+    """The step, of all stages together, with which a stage ends."""
+    return sum(other.steps for other in stages[: stages.index(stage) + 1])
+
+
+def check_pause(stages: Sequence[Stage], until: int, only: str | None) -> None:
+    """Raises ValueError for a step that is none, or at which the recipe has no student of the plan to show."""
+    if only is not None:
+        raise ValueError(f"--until counts the steps of all stages; leave out --stage {only}, or --until.")
+    total = ends_at(stages, stages[-1])
+    if not 0 < until <= total:
+        raise ValueError(f"step {until} is none of this run; choose 1 to {total}.")
+    stage = next(stage for stage in stages if until <= ends_at(stages, stage))
+    if stage is not stages[-1] and stages[-1].grafts_from != stage.name:
+        raise ValueError(
+            f"at step {until} the stage {stage.name} is trained, from which no student of the plan can be made; pause "
+            f"in {stages[-1].name}, from step {total - stages[-1].steps + 1} on."
+        )
+
+
+def small_student(course: Course, stage: Stage) -> tuple[Any, Applied]:
+    """A stage's student on the meta device, frozen as it will be."""
+    if stage.grafts_from is None:
+        student, applied = students.build(course.shapes, stage.plan)
+        return own_memory(student), applied
+    if stage.grafts_from == TEACHER:
+        return students.assemble(course.shapes, None, stage.plan)
+    before = next(other for other in course.stages if other.name == stage.grafts_from)
+    return students.assemble(course.shapes, small_student(course, before)[0], stage.plan, before.plan.edits)
+
+
+def own_memory(student: Any) -> Any:
+    """The student with memory of its own, all of it learning; it was built from the teacher's own tensors."""
+    for parameter in student.parameters():
+        parameter.data = parameter.data.clone()
+        parameter.requires_grad_(True)
+    return student
+
+
+def terms_of(stage: Stage, student: Any, found: Mapping[str, hooks.Places]) -> tuple[dict[str, float], tuple[str, ...]]:
+    """A stage's terms with their weights, and those that this student has no place for."""
+    last = [block for _, block in blocks.iter_blocks(student)][-1]
+    no_output = stage.mode == "blockwise" and not any(p.requires_grad for p in last.parameters())
+    left_out = tuple(
+        name for name in stage.weights if (name in losses.PLACED and not found[name]) or (no_output and name != BLOCKS)
+    )
+    weights = {name: weight for name, weight in stage.weights.items() if weight and name not in left_out}
+    if not weights:
+        raise ValueError(f"the stage {stage.name} has no loss term left to learn from; give one a weight (--weight).")
+    return weights, left_out

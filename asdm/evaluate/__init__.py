@@ -1,0 +1,1 @@
+"""Students against their teacher: latency in pairs, and the quality of pictures."""

@@ -1,0 +1,1 @@
+"""Time and memory: clocks, statistics, repeats, the machine, and the runtimes that a UNet can be timed in."""

@@ -1,0 +1,243 @@
+"""A module as an ONNX graph: exported once, kept in a bounded cache, each node named after the module it came from.
+
+`torch.onnx.export` writes the path of modules that a node came from into `pkg.torch.onnx.name_scopes`. A runtime's
+optimiser drops that metadata but builds the names of fused and inserted nodes from those of the nodes and tensors
+that it had, so the path is put in front of every name: `down_blocks.0.resnets.1.conv1|node_conv2d_7`.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+import hashlib
+import importlib.metadata as metadata
+import inspect
+import json
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
+
+from asdm.measure.backends import Attribution, _cache
+from asdm.unet.blocks import Part
+
+MODEL = "model.onnx"
+OUTPUT = "out_sample"
+SEPARATOR = "|"  # between the path of modules and the name that the exporter gave
+THROUGH_DICT = re.compile(r"\.?__dict__\['_modules'\]\['([^']+)'\]")
+SPARE_BYTES = 64 << 20  # the graph itself, beside its weights
+PACKAGES = ("asdm", "torch", "diffusers", "onnx", "onnxscript")
+
+
+class Call(nn.Module):
+    """`module` as a function of the tensors among `inputs`, in their order; its other arguments stay as they are."""
+
+    def __init__(self, module: nn.Module, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.module = module
+        leaves, self.spec = tree_flatten_with_path(inputs)
+        self.fixed = [None if isinstance(leaf, torch.Tensor) else leaf for _, leaf in leaves]
+        self.places = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+        self.names = [_name_of(leaves[i][0]) for i in self.places]
+        self.tensors = tuple(leaves[i][1] for i in self.places)
+
+    def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
+        leaves = list(self.fixed)
+        for place, tensor in zip(self.places, tensors, strict=True):
+            leaves[place] = tensor
+        out = self.module(**tree_unflatten(leaves, self.spec))
+        return out[0] if isinstance(out, tuple) else out
+
+
+def _name_of(path: Any) -> str:
+    """The innermost key of an argument: `added_cond_kwargs["time_ids"]` → `time_ids`."""
+    return keystr(path[-1:]).strip("[]'\"")
+
+
+# ---------------------------------------------------------------------------------------------- export
+
+
+def cached(module: nn.Module, inputs: dict[str, Any]) -> Path:
+    """The file of the graph of one call with these shapes, exported where the cache does not have it yet."""
+    bytes_ = sum(p.numel() * 4 for p in module.parameters())
+    return _cache.kept(key_of(module, inputs), bytes_ + SPARE_BYTES, lambda at: export(module, inputs, at)) / MODEL
+
+
+def export(module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: str | None = None) -> Path:
+    """Write `model.onnx` with its weights beside it; in fp32, whatever the module's dtype.
+
+    With `batch_name`, the first dimension of every input is free and is called so. Raises ValueError where the
+    graph cannot be made, in one sentence with the exporter's reason.
+    """
+    call = Call(module, inputs)
+    if any(p.dtype != torch.float32 for p in module.parameters()):
+        call = copy.deepcopy(call).float()
+    tensors = tuple(t.float() if t.is_floating_point() else t for t in call.tensors)
+    free = ({0: torch.export.Dim(batch_name, min=1, max=1 << 16)},) * len(tensors) if batch_name else None
+    with _quiet(), _frozen(call), torch.inference_mode(False), torch.no_grad():
+        program = torch.onnx.export(
+            call,
+            tensors,
+            dynamo=True,
+            verbose=False,
+            input_names=call.names,
+            output_names=[OUTPUT],
+            dynamic_shapes=(free,) if free else None,
+        )
+    assert program is not None
+    put_scopes_into_names(program.model)
+    program.save(folder / MODEL, external_data=True)
+    return folder / MODEL
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Parameters made in inference mode ask for no gradient meanwhile: the exporter could not copy that they do."""
+    made_there = [p for p in module.parameters() if p.is_inference() and p.requires_grad]
+    with torch.inference_mode():
+        for parameter in made_there:
+            parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        with torch.inference_mode():
+            for parameter in made_there:
+                parameter.requires_grad_(True)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter's warnings are about its own workings."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def put_scopes_into_names(model: Any) -> None:
+    """Put the path of modules in front of the name of every node and of every tensor that a node makes.
+
+    A node that the exporter's own optimiser made has no path; it takes that of the node before it in the data flow.
+    """
+    outputs = set(model.graph.outputs)
+    paths: dict[Any, str] = {}
+    for i, node in enumerate(model.graph):
+        scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+        makers = [value.producer() for value in node.inputs if value is not None]
+        found = [_module_path(ast.literal_eval(scopes))] if scopes else [paths[m] for m in makers if m in paths]
+        if not found:
+            continue
+        paths[node] = path = found[0]
+        node.name = f"{path}{SEPARATOR}{i}_{node.op_type}"
+        for value in node.outputs:
+            if value not in outputs:
+                value.name = f"{path}{SEPARATOR}{value.name}"
+
+
+def _module_path(scopes: Sequence[str]) -> str:
+    """The innermost module of `['', 'module', 'module.conv_in', 'conv2d']` by its own path: `conv_in`.
+
+    Where the exporter traced the bytecode, a path may read `module.__dict__['_modules']['conv_in']`.
+    """
+    path = max((THROUGH_DICT.sub(r".\1", scope) for scope in scopes[:-1]), key=len, default="")
+    return path.removeprefix("module").removeprefix(".")
+
+
+# ---------------------------------------------------------------------------------------------- names back to parts
+
+
+class Node(NamedTuple):
+    """One node of a runtime's own graph, and the time it took."""
+
+    name: str
+    seconds: float
+
+
+class Scopes:
+    """Which part a node belongs to, by its name."""
+
+    def __init__(self, module: nn.Module, parts: Sequence[Part]) -> None:
+        owners = {id(inner): part.fqn for part in parts for inner in part.modules}
+        named = module.named_modules(remove_duplicate=False)
+        self.parts = {path: owners[id(inner)] for path, inner in named if id(inner) in owners}
+
+    def part_of(self, name: str) -> str | None:
+        """The part whose module's path leads the name; "" for a path outside every part; None without a path."""
+        path, separator, _ = name.partition(SEPARATOR)
+        if not separator:
+            return None
+        while path and path not in self.parts:
+            path = path.rpartition(".")[0]
+        return self.parts.get(path, "")
+
+    def by_part(self, nodes: Sequence[Node], after_its_node: tuple[str, ...] = ()) -> list[str]:
+        """The part of every node in the order they ran ("" for none).
+
+        A node without a path takes the part of the next node that has one, or where its name begins with one of
+        `after_its_node`, of the last node that had one.
+        """
+        found = [self.part_of(node.name) for node in nodes]
+        return [
+            part if part is not None else _neighbours(found, i, nodes[i].name.startswith(after_its_node))
+            for i, part in enumerate(found)
+        ]
+
+    def times(
+        self, nodes: Sequence[Node], after_its_node: tuple[str, ...], whole_s: float, bare_s: float, told: Attribution
+    ) -> dict[str, float]:
+        """Seconds of every part in an observed call of `whole_s`, scaled to the bare one; `told` learns how well."""
+        seconds = dict.fromkeys(self.parts.values(), 0.0)
+        for node, part in zip(nodes, self.by_part(nodes, after_its_node), strict=True):
+            if part:
+                seconds[part] += node.seconds
+        told.mapped.append(sum(seconds.values()) / sum(node.seconds for node in nodes))
+        told.slowdown.append(whole_s / bare_s)
+        return {part: part_s * bare_s / whole_s for part, part_s in seconds.items()}
+
+
+def _neighbours(parts: Sequence[str | None], i: int, before: bool) -> str:
+    """The nearest known part in the one direction, then in the other."""
+    sides = [parts[:i][::-1], parts[i + 1 :]]
+    near = [next((part for part in side if part is not None), None) for side in (sides if before else sides[::-1])]
+    return next((part for part in near if part is not None), "")
+
+
+# ---------------------------------------------------------------------------------------------- key
+
+
+def key_of(module: nn.Module, inputs: dict[str, Any]) -> str:
+    """Hash of all that decides the graph: versions, modules and their code, config, shapes, and every weight."""
+    digest = hashlib.sha256()
+
+    def add(*values: Any) -> None:
+        digest.update(json.dumps(values, sort_keys=True, default=str).encode())
+
+    add({package: metadata.version(package) for package in PACKAGES})
+    add({key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")})
+    files = set()
+    for name, inner in module.named_modules():
+        plain = {k: v for k, v in vars(inner).items() if not k.startswith("_") and isinstance(v, (int, float, str))}
+        add(name, type(inner).__qualname__, inner.extra_repr(), plain)
+        files.add(inspect.getfile(type(inner)))
+    for file in sorted({*files, __file__}):
+        digest.update(Path(file).read_bytes())
+    for path, leaf in tree_flatten_with_path(inputs)[0]:
+        add(keystr(path), [leaf.shape, leaf.dtype] if isinstance(leaf, torch.Tensor) else leaf)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        add(name, tensor.shape, tensor.dtype)
+        digest.update(tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:32]

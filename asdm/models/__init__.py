@@ -1,0 +1,1 @@
+"""Models in memory and on disk: loading, students, grafts, builds, exports and whole pipelines."""

@@ -1,0 +1,103 @@
+"""What was made for a teacher, on its student: LoRA weights and a ControlNet's residuals, by the teacher's names."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from diffusers import UNet2DConditionModel
+
+from asdm.plan.edits import Kept
+
+# ---------------------------------------------------------------------------------------------- LoRA
+
+
+class Surgery(Protocol):
+    """What was done to a teacher: `surgery.Applied`, or the `BuildResult` in a student's folder."""
+
+    @property
+    def name_map(self) -> dict[str, str]: ...
+    @property
+    def removed(self) -> tuple[str, ...]: ...
+
+
+class FittedLora(NamedTuple):
+    """LoRA weights by the student's names, and the teacher's modules that the student has no place for."""
+
+    weights: dict[str, Any]
+    left_out: tuple[str, ...]
+
+
+def fit_lora(weights: Mapping[str, Any], done: Surgery) -> FittedLora:
+    """LoRA weights made for a teacher, for its student: renamed where layers moved up, left out where they are gone.
+
+    `weights` is in diffusers' naming (`pipe.lora_state_dict(…)` converts others); keys of text encoders go through.
+    Raises ValueError for another naming, whose modules could not be told apart.
+    """
+    here = {teacher: student for student, teacher in done.name_map.items()}
+    fitted, left_out = {}, []
+    for key, value in weights.items():
+        if key.startswith("lora_"):
+            raise ValueError(f"the LoRA key {key} is not in diffusers' naming; pass it through pipe.lora_state_dict.")
+        prefix, name = ("unet.", key.removeprefix("unet.")) if key.startswith("unet.") else ("", key)
+        if key.startswith("text_encoder"):
+            fitted[key] = value
+        elif any(_is_in(name, part) for part in done.removed):
+            left_out.append(name.partition(".lora")[0])
+        else:
+            part = max((part for part in here if _is_in(name, part)), key=len, default="")
+            fitted[prefix + (here[part] + name[len(part) :] if part else name)] = value
+    return FittedLora(fitted, tuple(dict.fromkeys(left_out)))
+
+
+def _is_in(name: str, part: str) -> bool:
+    return name.startswith(f"{part}.")
+
+
+# ---------------------------------------------------------------------------------------------- ControlNet
+
+_ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
+DOWN, MID = "down_block_additional_residuals", "mid_block_additional_residual"
+
+
+def fit_control(student: torch.nn.Module, teacher_skips: Sequence[str], kept: Kept) -> Any:
+    """Let a student take the residuals of a ControlNet that was made for its teacher; returns the hook's handle.
+
+    diffusers adds residuals to skips pair by pair and stops, without a word, where one side ends. With this, the
+    teacher's residuals find the skips that are left, and any other number is a ValueError. The middle's residual is
+    added where the middle block was, or dropped with the deepest pair, whose resolution is gone. A `StudentUNet`
+    does this by itself; for a plain one, `units.skips(teacher)` and `plan.resolve(units.topology(teacher), edits)`.
+    """
+    stays = {skip: not _is_gone(skip, kept) for skip in teacher_skips}
+    has_deepest = not kept.removed_blocks - {"mid_block"}
+    return student.register_forward_pre_hook(partial(_fit_residuals, stays, has_deepest), with_kwargs=True)
+
+
+def _is_gone(skip: str, kept: Kept) -> bool:
+    block, _, layer = skip.partition(".layer.")
+    if layer:
+        return block in kept.removed_blocks or (block, int(layer)) in kept.removed_layers
+    return skip in kept.gone
+
+
+def _fit_residuals(
+    skips: dict[str, bool], has_deepest: bool, unet: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    call = dict(zip(_ARGUMENTS, args, strict=False)) | kwargs
+    residuals, mid = call.get(DOWN), call.get(MID)
+    if residuals is None or mid is None:
+        return None
+    left = sum(skips.values())
+    if len(residuals) == len(skips):
+        residuals = tuple(r for r, stays in zip(residuals, skips.values(), strict=True) if stays)
+        mid = mid if has_deepest else mid.new_zeros(())
+    elif len(residuals) != left:
+        gone = ", ".join(skip for skip, stays in skips.items() if not stays) or "none"
+        raise ValueError(
+            f"the ControlNet gives {len(residuals)} residuals; this student has {left} skips and its teacher "
+            f"{len(skips)} (gone: {gone}), so give {left} or {len(skips)}."
+        )
+    return (), call | {DOWN: residuals, MID: mid}

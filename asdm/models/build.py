@@ -1,0 +1,144 @@
+"""Build a student on disk: teacher → surgery → a diffusers folder, with what was removed and replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from asdm.measure import repeats
+from asdm.models import loading
+from asdm.models import student as students
+from asdm.models.families import Family, load_family
+from asdm.plan.edits import PruningPlan
+from asdm.records.measurement import BuildResult, FreezeAudit, mac_unit
+from asdm.unet import blocks, diff, flops
+from asdm.unet.surgery import Applied
+
+Tell = Callable[[str, int, float | None], None]
+DEFAULT_FAMILY = "sd15"
+
+
+def build_student(
+    source: str,
+    teacher: str | None,
+    output: Path,
+    stage1: str | None = None,
+    weights: str | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    seed: int = 0,
+    force: bool = False,
+    tell: Tell = lambda *_: None,
+) -> BuildResult:
+    """Build the student of a plan file or preset and save it to the folder `output`, whole or not at all.
+
+    With `stage1`, the folder of a stage-1 student, the combined UNet of §2.2 is assembled from teacher and student.
+    Raises ValueError for a plan that does not fit its teacher, too little memory, or a folder that exists.
+    """
+    loading.check_setup(loading.Setup(weights, device, dtype))
+    family = load_family(teacher or _family_of(source))
+    weights = weights or loading.default_weights(family)
+    shapes = loading.meta_unet(family, dtype)
+    plan = students.read_plan(source, shapes, family.name)
+    stage1 = stage1 or students.stage1_of(plan)
+    first = students.stage1_family(stage1) if stage1 else None
+    if first:
+        plan = students.with_grafts(plan, blocks.topology(shapes))
+        small, applied = students.assemble(shapes, loading.meta_unet(first, dtype), plan, students.edits_in(first))
+    else:
+        small, applied = students.build(shapes, plan)
+    before, after = costs = (count(family, shapes, dtype), count(family, small, dtype))
+    need = before.parameter_bytes + (after.parameter_bytes if first else 0)
+    repeats.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
+
+    tell("loading the teacher", 0, None)
+    unet = loading.load_unet(family, weights, device, dtype, seed)
+    tell("operating", 0, None)
+    if first:
+        student, _ = students.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), plan)
+    else:
+        student, _ = students.build(unet, plan)
+    result = record(
+        plan, family, weights, shapes, small, applied, costs, stage1, students.audit(student, unet) if first else None
+    ).model_copy(update={"warning": plan.not_measured_at(device=device, dtype=dtype)})
+    tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
+    students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
+    return result
+
+
+def count(family: Family, unet: nn.Module, dtype: str = "fp32", batch: int = 1, size: int | None = None) -> flops.Count:
+    """MACs and parameters of a family's UNet, or of its student, on the meta device."""
+    inputs = loading.unet_inputs(family, batch, size, "meta", dtype)
+    return flops.count(unet, (), inputs, list(blocks.iter_parts(unet)))
+
+
+def record(
+    plan: PruningPlan,
+    family: Family,
+    weights: str,
+    shapes: nn.Module,
+    small: nn.Module,
+    applied: Applied,
+    costs: tuple[flops.Count, flops.Count],
+    stage1: str | None = None,
+    audit: FreezeAudit | None = None,
+) -> BuildResult:
+    """What lies beside a student's weights; `shapes` and `small` are teacher and student on the meta device, `costs`
+    what `count` says of them."""
+    before, after = costs
+    return BuildResult(
+        name=plan.name,
+        family=family.name,
+        weights=loading.weights_name(family, weights),
+        params=after.params,
+        macs=after.total.macs,
+        teacher_params=before.params,
+        teacher_macs=before.total.macs,
+        removed=applied.removed,
+        replaced=applied.replaced,
+        name_map=applied.name_map,
+        plain_diffusers=type(small).__name__ == "UNet2DConditionModel",
+        plan_sha256=plan.sha256(),
+        stage1=stage1,
+        audit=audit,
+        diff=diff.diff(shapes, before, small, after, applied),
+    )
+
+
+def _family_of(source: str) -> str:
+    return (
+        DEFAULT_FAMILY if source in students.PRESETS or not Path(source).exists() else PruningPlan.load(source).family
+    )
+
+
+def describe(result: BuildResult, output: Path) -> str:
+    """What was removed and replaced, unit by unit, teacher beside student, and what is left."""
+    lines = [f"{result.name}: {len(result.removed)} parts removed, {len(result.replaced)} replaced in {result.family}."]
+    lines += [f"  - {fqn}" for fqn in result.removed]
+    lines += [f"  ~ {fqn} → {name}" for fqn, name in result.replaced.items()]
+    lines += ["", diff.render(result.diff, whole=False), ""]
+    macs, unit = mac_unit(result.teacher_macs)
+    lines.append(
+        f"{result.teacher_params / 1e6:.1f} M → {result.params / 1e6:.1f} M parameters, "
+        f"{result.teacher_macs / macs:.1f} → {result.macs / macs:.1f} {unit} "
+        f"({result.macs / result.teacher_macs:.3f}×)."
+    )
+    if result.audit:
+        lines += _describe_audit(result.audit, result.stage1)
+    loader = "diffusers.UNet2DConditionModel" if result.plain_diffusers else "asdm.StudentUNet"
+    lines.append(f"Wrote {output}, which {loader}.from_pretrained loads.")
+    return "\n".join(lines)
+
+
+def _describe_audit(audit: FreezeAudit, stage1: str | None) -> list[str]:
+    rows = {
+        f"learn, grafted from {stage1}": audit.trainable,
+        "are frozen": audit.frozen,
+        "share the teacher's memory": audit.shared_with_teacher,
+    }
+    return [
+        f"{len(group.names)} tensors {what}: {group.params / 1e6:.1f} M parameters, {group.bytes / 2**20:.0f} MiB."
+        for what, group in rows.items()
+    ]

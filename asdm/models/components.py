@@ -1,0 +1,84 @@
+"""The models that an image passes besides the UNet: text encoders and VAE decoder (Fig. 1)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdm.measure.repeats import Clock, timed
+from asdm.models.families import Family
+from asdm.models.loading import dtype_of, latent_size, materialise
+from asdm.unet import flops
+
+
+@dataclass(frozen=True)
+class Component:
+    """A model that an image passes besides the UNet; `calls` is how often per image."""
+
+    name: str
+    module: nn.Module  # on the meta device
+    inputs: Callable[[str, torch.dtype], tuple[tuple[Any, ...], dict[str, Any]]]  # device → args, kwargs
+    calls: int
+
+
+def components_of(family: Family, size: int | None = None, guided: bool = True) -> list[Component]:
+    """Text encoders and VAE decoder of a family, on the meta device (Fig. 1)."""
+    found = []
+    with torch.device("meta"):
+        for i, config in enumerate(family.text_encoders):
+            found.append(_text_encoder(config, "text_encoder" + (f"_{i + 1}" if i else ""), family.tokens, guided))
+        if family.vae:
+            found.append(_vae_decoder(family, size))
+    return found
+
+
+def _text_encoder(config: dict[str, Any], name: str, tokens: int, guided: bool) -> Component:
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    projected = "CLIPTextModelWithProjection" in (config.get("architectures") or [])
+    cls = CLIPTextModelWithProjection if projected else CLIPTextModel
+    module = cls(CLIPTextConfig(**{k: v for k, v in config.items() if k != "architectures"})).eval()
+
+    def inputs(device: str, _: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return (torch.ones((1, tokens), dtype=torch.long, device=device),), {}
+
+    return Component(name, module, inputs, calls=2 if guided else 1)
+
+
+def _vae_decoder(family: Family, size: int | None) -> Component:
+    from diffusers import AutoencoderKL
+
+    assert family.vae is not None
+    latent, channels = latent_size(family, size), family.vae.get("latent_channels", 4)
+
+    def inputs(device: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if device == "meta":
+            return (torch.empty((1, channels, latent, latent), device=device, dtype=dtype),), {}
+        return (
+            torch.randn((1, channels, latent, latent), generator=torch.Generator().manual_seed(0)).to(device, dtype),
+        ), {}
+
+    return Component("vae_decoder", AutoencoderKL.from_config(family.vae).decoder.eval(), inputs, calls=1)
+
+
+def count_call(component: Component) -> flops.Count:
+    """MACs and parameters of one call."""
+    args, kwargs = component.inputs("meta", torch.float32)
+    return flops.count(component.module, args, kwargs)
+
+
+def time_calls(
+    component: Component, device: str, dtype: str, seed: int, clock: Clock, budget_s: float = 45.0
+) -> list[float]:
+    """Seconds of a few calls with random weights: two at least, ten at most."""
+    module = materialise(copy.deepcopy(component.module).to(dtype_of(dtype)), seed, device)
+    args, kwargs = component.inputs(device, dtype_of(dtype))
+    times = [timed(lambda: module(*args, **kwargs), clock)]
+    while len(times) < 2 or (len(times) < 10 and sum(times) + times[-1] <= budget_s):
+        times.append(timed(lambda: module(*args, **kwargs), clock))
+    return times[1:] if len(times) > 2 else times  # the first call warms up, where there is time for one

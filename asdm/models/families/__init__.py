@@ -1,0 +1,105 @@
+"""Model families: one file each, holding the published configs of a Stable Diffusion's components.
+
+A file defines `FAMILY`. Anything else that has a config is a family too: a diffusers pipeline folder, a folder with
+one UNet in it, or a UNet's config file by itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asdm.utils import registry
+from asdm.utils.io import read_json
+
+
+@dataclass(frozen=True)
+class Family:
+    """Configs of one Stable Diffusion; sizes in pixels, prompts in tokens."""
+
+    name: str
+    title: str
+    size: int
+    unet: dict[str, Any]
+    text_encoders: tuple[dict[str, Any], ...] = ()
+    vae: dict[str, Any] | None = None
+    tokens: int = 77
+    prediction_type: str = "epsilon"
+    guidance_scale: float = 8.0  # what pictures are drawn with where nobody says otherwise
+    folder: Path | None = field(default=None)  # where real weights are, for a family that is a folder
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels per latent pixel."""
+        return 2 ** (len(self.vae["block_out_channels"]) - 1) if self.vae else 8
+
+    @property
+    def size_step(self) -> int:
+        """Pixels per pixel of the deepest feature map: sizes are multiples of it, and it is the smallest one."""
+        return self.vae_factor * 2 ** (len(self.unet["block_out_channels"]) - 1)
+
+    @property
+    def latent(self) -> int:
+        return self.size // self.vae_factor
+
+
+def load_family(name: str) -> Family:
+    """A family by name, by folder or by config file; raises ValueError that lists the choices."""
+    if Path(name).is_dir():
+        return from_folder(Path(name))
+    if Path(name).is_file():
+        return _of_configs(Path(name), title=_config_title(Path(name)))
+    if "/" in name or name.startswith("."):
+        raise ValueError(
+            f"{name} does not exist; name a diffusers folder, a config file, or one of "
+            f"{', '.join(registry.names(__name__))}."
+        )
+    try:
+        return registry.load(__name__, name).FAMILY
+    except ValueError:
+        raise ValueError(
+            f"unknown family {name!r}; choose from {', '.join(registry.names(__name__))}, or name a diffusers folder."
+        ) from None
+
+
+def from_folder(folder: Path) -> Family:
+    """The family of a diffusers folder, of a pipeline or of a UNet alone; raises ValueError where it is none."""
+    unet_file = next((f for f in (folder / "unet" / "config.json", folder / "config.json") if f.exists()), None)
+    if unet_file is None:
+        raise ValueError(f"{folder} is no diffusers folder: neither unet/config.json nor config.json is in it.")
+    return _of_configs(unet_file, title=folder.resolve().name, folder=folder)
+
+
+def _config_title(file: Path) -> str:
+    """What a config file is called after: its folder where it is one more config.json, itself otherwise."""
+    return file.resolve().parent.name if file.name == "config.json" else file.stem
+
+
+def _of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Family:
+    """The family of a UNet's config, and of those in the pipeline's `folder` where there is one."""
+    unet = read_json(unet_file)
+    if not isinstance(unet, dict) or "block_out_channels" not in unet:
+        raise ValueError(f"{unet_file} is no config of a diffusers UNet: it has no block_out_channels.")
+
+    def beside(name: str) -> Any:
+        return read_json(folder / name) if folder and (folder / name).exists() else None
+
+    texts = [config for config in map(beside, ("text_encoder/config.json", "text_encoder_2/config.json")) if config]
+    vae, scheduler = beside("vae/config.json"), beside("scheduler/scheduler_config.json") or {}
+    factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
+    return Family(
+        name=str(folder or unet_file),
+        title=title,
+        size=_square(unet.get("sample_size")) * factor,
+        unet=unet,
+        text_encoders=tuple(texts),
+        vae=vae,
+        tokens=texts[0].get("max_position_embeddings", 77) if texts else 77,
+        prediction_type=scheduler.get("prediction_type", "epsilon"),
+        folder=folder,
+    )
+
+
+def _square(sample_size: Any) -> int:
+    return int(sample_size[0] if isinstance(sample_size, (list, tuple)) else sample_size or 64)

@@ -1,0 +1,130 @@
+"""The whole Stable Diffusion around a UNet: prompt to pixels, with real parts where there are some."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdm.models.components import components_of
+from asdm.models.families import Family, load_family
+from asdm.models.loading import (
+    RANDOM,
+    Setup,
+    check_setup,
+    default_weights,
+    dtype_of,
+    latent_size,
+    load_unet,
+    materialise,
+)
+
+Tell = Callable[[str, int, float | None], None]
+
+
+def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
+    """A diffusers pipeline with `unet` in it; with None it has everything but a UNet.
+
+    From the weights' folder where that is a whole pipeline; else text encoder and VAE get random weights and the
+    tokenizer knows bytes only, which changes no latency. Raises ValueError for a family with two text encoders
+    and no weights.
+    """
+    from diffusers import DiffusionPipeline
+
+    weights = setup.weights or default_weights(family)
+    if weights != RANDOM and not (Path(weights).is_dir() and not (Path(weights) / "model_index.json").exists()):
+        made = DiffusionPipeline.from_pretrained(
+            weights, unet=unet, torch_dtype=dtype_of(setup.dtype), use_safetensors=True
+        )
+    else:
+        made = _random_pipeline(family, unet, setup)
+    made.set_progress_bar_config(disable=True)
+    return made.to(setup.device)
+
+
+def generate(
+    family: Family,
+    prompt: str,
+    setup: Setup,
+    student: str | None = None,
+    steps: int = 30,
+    guidance_scale: float = 8.0,
+    tell: Tell = lambda *_: None,
+) -> Any:
+    """One picture (PIL) of a prompt; with `student`, a folder, its UNet draws instead of the family's.
+
+    The noise depends on the seed alone. Raises ValueError for settings that cannot be, or another family's student.
+    """
+    check_setup(setup)
+    if steps < 1:
+        raise ValueError(f"steps {steps} is none; choose 1 or more.")
+    side = latent_size(family, setup.size) * family.vae_factor
+    tell("loading", 0, None)
+    painter = load_family(student) if student else family
+    for key in ("in_channels", "cross_attention_dim"):
+        if painter.unet.get(key) != family.unet.get(key):
+            raise ValueError(
+                f"{student} is no student of {family.name}: its {key} is {painter.unet.get(key)}, "
+                f"and not {family.unet.get(key)}; name its own --family."
+            )
+    weights = student or setup.weights or default_weights(family)
+    made = pipeline(family, load_unet(painter, weights, setup.device, setup.dtype, setup.seed), setup)
+
+    def after_step(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
+        tell("drawing", step + 1, None)
+        return values
+
+    return made(
+        prompt,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        height=side,
+        width=side,
+        generator=torch.Generator().manual_seed(setup.seed),
+        callback_on_step_end=after_step,
+    ).images[0]
+
+
+def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+
+    if len(family.text_encoders) != 1 or family.vae is None:
+        raise ValueError(
+            f"a whole image of {family.name} needs real weights (--weights): "
+            f"its config names {len(family.text_encoders)} text encoders and {'a' if family.vae else 'no'} VAE."
+        )
+    text = next(part for part in components_of(family, setup.size) if part.name == "text_encoder").module
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(family.vae)
+    ready = [materialise(nn.Module.to(part, dtype_of(setup.dtype)), setup.seed, setup.device) for part in (text, vae)]
+    return StableDiffusionPipeline(
+        vae=ready[1],
+        text_encoder=ready[0],
+        tokenizer=byte_tokenizer(family.tokens),
+        unet=unet,
+        scheduler=DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
+            set_alpha_to_one=False,
+            steps_offset=1,
+            prediction_type=family.prediction_type,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def byte_tokenizer(tokens: int) -> Any:
+    """CLIP's tokenizer without merges: every byte is a token, padded and cut to `tokens`."""
+    from transformers import CLIPTokenizer
+    from transformers.convert_slow_tokenizer import bytes_to_unicode
+
+    letters = list(bytes_to_unicode().values())
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=tokens)

@@ -1,0 +1,1 @@
+"""What the commands of `asdm` write: versioned pydantic records, without torch."""

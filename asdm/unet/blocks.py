@@ -1,0 +1,252 @@
+"""Block → layer → unit (§2.1): the only file that spells the attributes of diffusers' UNet blocks.
+
+A *part* is a stretch of the forward that is timed and counted as one: a unit (ResNet or Transformer) or glue
+(stem, time embedding, samplers, head). Parts never nest, so parts + what runs between them = the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from asdm.plan.edits import Topology, UnitShape
+
+UNet = Any  # a diffusers UNet2DConditionModel or what surgery made of it: its attributes are not typed
+OTHER = "other"  # what runs outside every part: concatenated skips, additional embeddings, …
+
+
+@dataclass(frozen=True)
+class Part:
+    """A unit or a piece of glue; `fqn` is diffusers' own path, `modules` is what is entered for it, in order."""
+
+    fqn: str
+    label: str
+    kind: Literal["resnet", "transformer", "glue"]
+    block: str
+    layer: int | None
+    modules: tuple[nn.Module, ...] = field(compare=False, repr=False)
+
+    @property
+    def params(self) -> int:
+        return sum(p.numel() for module in self.modules for p in module.parameters())
+
+    @property
+    def parameter_bytes(self) -> int:
+        return sum(p.numel() * p.element_size() for module in self.modules for p in module.parameters())
+
+
+def block_label(block: str) -> str:
+    """`down_blocks.0` → `dn0`, `mid_block` → `mid`: for people."""
+    side, _, index = block.partition(".")
+    return {"down_blocks": "dn", "up_blocks": "up", "mid_block": "mid"}.get(side, side) + index
+
+
+def iter_blocks(unet: UNet) -> Iterator[tuple[str, Any]]:
+    """Blocks in the order in which data flows: down, mid (where there is one), up."""
+    for i, block in enumerate(unet.down_blocks):
+        yield f"down_blocks.{i}", block
+    if getattr(unet, "mid_block", None) is not None:
+        yield "mid_block", unet.mid_block
+    for i, block in enumerate(unet.up_blocks):
+        yield f"up_blocks.{i}", block
+
+
+def iter_units(unet: UNet) -> Iterator[Part]:
+    """Every ResNet and Transformer unit in data-flow order; a unit without weights is a gap, not a unit."""
+    for name, block in iter_blocks(unet):
+        yield from _block_units(name, block)
+
+
+def _block_units(name: str, block: Any) -> Iterator[Part]:
+    resnets = list(getattr(block, "resnets", None) or [])
+    attentions = list(getattr(block, "attentions", None) or [])
+    for layer in range(max(len(resnets), len(attentions))):
+        for kind, siblings, attribute in (
+            ("resnet", resnets, "resnets"),
+            ("transformer", attentions, "attentions"),
+        ):
+            module = siblings[layer] if layer < len(siblings) else None
+            if module is None or next(module.parameters(), None) is None:
+                continue
+            label = f"{block_label(name)}.{kind[0]}{layer}"
+            yield Part(f"{name}.{attribute}.{layer}", label, kind, name, layer, (module,))  # type: ignore[arg-type]
+
+
+def iter_parts(unet: UNet) -> Iterator[Part]:
+    """Units and glue in data-flow order."""
+    yield _glue("conv_in", unet.conv_in)
+    yield _glue("time_embedding", unet.time_proj, unet.time_embedding)
+    for name, block in iter_blocks(unet):
+        yield from _block_units(name, block)
+        for attribute in ("downsamplers", "upsamplers"):
+            for i, sampler in enumerate(getattr(block, attribute, None) or []):
+                verb = attribute[:-8]  # down, up
+                yield Part(f"{name}.{attribute}.{i}", f"{block_label(name)}.{verb}", "glue", name, None, (sampler,))
+    head = (unet.conv_norm_out, unet.conv_act, unet.conv_out)
+    yield _glue("conv_out", *(module for module in head if module is not None))
+
+
+def _glue(name: str, *modules: nn.Module) -> Part:
+    return Part(name, name, "glue", "", None, modules)
+
+
+def topology(unet: UNet) -> Topology:
+    """What must be known of a teacher to judge a plan; works on the meta device."""
+    units, samplers, blocks = [], {}, []
+    for name, block in iter_blocks(unet):
+        blocks.append(name)
+        for unit in _block_units(name, block):
+            inside, outside = _channels(unit.modules[0])
+            units.append(
+                UnitShape(
+                    fqn=unit.fqn, label=unit.label, kind=unit.kind, block=name, layer=unit.layer,
+                    channels_in=inside, channels_out=outside,
+                )
+            )  # fmt: skip
+        for attribute in ("downsamplers", "upsamplers"):
+            if getattr(block, attribute, None):
+                samplers[name] = f"{name}.{attribute}.0"
+    return Topology(
+        channels_stem=unet.conv_in.out_channels, blocks=tuple(blocks), samplers=samplers, units=tuple(units)
+    )
+
+
+def _channels(module: Any) -> tuple[int, int]:
+    inside = module.in_channels
+    return inside, getattr(module, "out_channels", None) or inside
+
+
+def skips(unet: UNet) -> list[str]:
+    """What makes each skip, in the order in which the down path pushes them."""
+    found = ["conv_in"]
+    for name, block in iter_blocks(unet):
+        if name.startswith("down_blocks."):
+            found += [f"{name}.layer.{i}" for i in range(len(block.resnets))]
+            found += [f"{name}.downsamplers.{i}" for i in range(len(block.downsamplers or []))]
+    return found
+
+
+def skip_pairs(unet: UNet) -> list[tuple[str, str]]:
+    """(producer, consumer) of every skip: the down path pushes, the up path pops (§2.1, Fig. 4)."""
+    stack, pairs = skips(unet), []
+    for name, block in iter_blocks(unet):
+        if name.startswith("up_blocks."):
+            pairs += [(stack.pop(), f"{name}.resnets.{i}") for i in range(len(block.resnets))]
+    return pairs
+
+
+def skips_in_teacher(student: UNet, teacher: UNet, teacher_name: Callable[[str], str]) -> dict[str, str]:
+    """Each of a student's skips → the teacher's skip that its consumer was made for, both by their producers.
+
+    Where layers went, a consumer that stayed meets another producer than before: the last layer left in a down block
+    makes what the last layer of the original made.
+    """
+    producer = {consumer: skip for skip, consumer in skip_pairs(teacher)}
+    found = {skip: producer.get(teacher_name(consumer), "") for skip, consumer in skip_pairs(student)}
+    return {skip: theirs for skip, theirs in found.items() if theirs}
+
+
+def self_attentions(transformer: Any) -> Iterator[tuple[nn.Module, str]]:
+    """(parent, attribute) of every self-attention in a Transformer unit; SDXL has several per unit."""
+    for block in getattr(transformer, "transformer_blocks", []):
+        attention = getattr(block, "attn1", None)
+        if attention is not None and not getattr(attention, "is_cross_attention", False):
+            yield block, "attn1"
+
+
+def self_attention_names(unet: UNet) -> Iterator[tuple[str, str]]:
+    """(unit, fqn) of every self-attention, replaced ones included."""
+    names = {id(module): name for name, module in unet.named_modules()}
+    for unit in iter_units(unet):
+        if unit.kind == "transformer":
+            for parent, attribute in self_attentions(unit.modules[0]):
+                yield unit.fqn, f"{names[id(parent)]}.{attribute}"
+
+
+def head(unet: UNet, hidden: torch.Tensor) -> torch.Tensor:
+    """What the last up block's map (b, c, h, w) becomes: the prediction (b, 4, h, w)."""
+    if unet.conv_norm_out is not None:
+        hidden = unet.conv_act(unet.conv_norm_out(hidden))
+    return unet.conv_out(hidden)
+
+
+def siblings(unet: UNet, fqn: str) -> tuple[nn.Module, ...]:
+    """The units of one kind in one block, in the order of their layers: `fqn` and those beside it."""
+    found = {unit.fqn: unit for unit in iter_units(unet)}
+    if fqn not in found:
+        return ()
+    return tuple(u.modules[0] for u in found.values() if (u.block, u.kind) == (found[fqn].block, found[fqn].kind))
+
+
+def counterpart(unet: UNet, block: str, other: UNet) -> str:
+    """The block of `other` that is as far from the image as `block` is in `unet`; raises ValueError where none is."""
+    side, _, index = block.partition(".")
+    found = block
+    if side == "up_blocks":
+        found = f"{side}.{len(other.up_blocks) - len(unet.up_blocks) + int(index)}"
+    if found not in dict(iter_blocks(other)):
+        raise ValueError(f"there is no counterpart of {block} in a UNet of {len(list(iter_blocks(other)))} blocks.")
+    return found
+
+
+def time_embeddings(unet: UNet, timesteps: Sequence[float]) -> torch.Tensor:
+    """What a UNet's units are told at each timestep: (timesteps, channels).
+
+    Raises ValueError for a UNet that mixes more into it, such as SDXL's pooled prompt and image size.
+    """
+    for key in ("addition_embed_type", "class_embed_type", "num_class_embeds"):
+        if unet.config.get(key) is not None:
+            raise ValueError(
+                f"this UNet's time embedding depends on more than the timestep ({key} is {unet.config[key]!r}), "
+                "so it cannot be known before the call; choose gate input."
+            )
+    weight = next(unet.time_embedding.parameters())
+    projected = unet.time_proj(torch.tensor(list(timesteps), device=weight.device))
+    return unet.time_embedding(projected.to(weight.dtype))
+
+
+# ---------------------------------------------------------------------------------------------- surgery's verbs
+
+
+def delete_layer(unet: UNet, block: str, layer: int) -> None:
+    """Drop index `layer` from a block's ResNets and Transformers; what follows moves up one place."""
+    module: Any = unet.get_submodule(block)
+    for attribute in ("resnets", "attentions"):
+        siblings = getattr(module, attribute, None)
+        if siblings:
+            del siblings[layer]
+
+
+def delete_mid_block(unet: UNet) -> None:
+    """Drop the middle block; diffusers then passes the deepest features straight up."""
+    unet.mid_block = None
+
+
+def delete_deepest_pair(unet: UNet) -> None:
+    """Drop the last down block with the sampler into it, and the first up block with the sampler out of it."""
+    del unet.down_blocks[-1]
+    unet.down_blocks[-1].downsamplers = None
+    del unet.up_blocks[0]
+
+
+# ---------------------------------------------------------------------------------------------- hooks
+
+
+@contextmanager
+def hooked(parts: Sequence[Part], before: Callable[[str], Any], after: Callable[[str], Any]) -> Iterator[None]:
+    """Call `before(fqn)` and `after(fqn)` around every module of every part; nothing is left hooked."""
+    handles = []
+    try:
+        for part in parts:
+            for module in part.modules:
+                handles.append(module.register_forward_pre_hook(lambda _m, _i, fqn=part.fqn: before(fqn)))
+                handles.append(module.register_forward_hook(lambda _m, _i, _o, fqn=part.fqn: after(fqn)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,98 @@
+"""Teacher and student beside each other, block → layer → unit: what stays, what goes, what is replaced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+
+from torch import nn
+
+from asdm.records.measurement import DiffRow, mac_unit
+from asdm.unet import blocks, flops
+from asdm.unet.surgery import Applied
+
+Row = tuple[str, int, int, str, int, int]  # teacher's name, parameters, MACs; the same of the student
+
+
+def diff(teacher: nn.Module, teacher_macs: flops.Count, student: nn.Module, student_macs: flops.Count,
+         applied: Applied) -> tuple[DiffRow, ...]:  # fmt: skip
+    """A row for every unit and piece of glue of the teacher, in data-flow order."""
+    after = {applied.name_map[part.fqn]: part for part in blocks.iter_parts(student)}
+    rows = []
+    for part in blocks.iter_parts(teacher):
+        left = None if part.fqn in applied.removed else after[part.fqn]
+        replacement = applied.replaced.get(part.fqn)
+        rows.append(
+            DiffRow(
+                fqn=part.fqn,
+                label=part.label,
+                kind=part.kind,
+                block=part.block,
+                layer=part.layer,
+                fate="goes" if left is None else "replaced" if replacement else "stays",
+                replacement=replacement,
+                student_fqn=left.fqn if left else None,
+                params=part.params,
+                macs=teacher_macs.by_part[part.fqn].macs,
+                student_params=left.params if left else 0,
+                student_macs=student_macs.by_part[left.fqn].macs if left else 0,
+            )
+        )
+    return tuple(rows)
+
+
+def render(rows: Sequence[DiffRow], whole: bool = True) -> str:
+    """Two trees side by side; without `whole`, a block in which nothing changed is one line."""
+    macs, unit = mac_unit(sum(row.macs for row in rows))
+    lines = [("teacher", "M params", unit, "student", "M params", unit)]
+    lines += [_cells(row, macs) for row in _tree(rows, whole)]
+    widths = [max(len(line[i]) for line in lines) for i in range(6)]
+
+    def line(cells: tuple[str, ...]) -> str:
+        padded = [c.ljust(w) if i in (0, 3) else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return f"{'  '.join(padded[:3])}  │  {'  '.join(padded[3:])}".rstrip()
+
+    return "\n".join(line(cells) for cells in lines)
+
+
+def _cells(row: Row, unit: float) -> tuple[str, str, str, str, str, str]:
+    name, params, macs, student, student_params, student_macs = row
+    gone = not student.strip()
+    return (
+        name, f"{params / 1e6:.2f}", f"{macs / unit:.2f}",
+        student, "" if gone else f"{student_params / 1e6:.2f}", "" if gone else f"{student_macs / unit:.2f}",
+    )  # fmt: skip
+
+
+def _tree(rows: Sequence[DiffRow], whole: bool) -> Iterator[Row]:
+    for block, inside in groupby(rows, key=lambda row: row.block or row.fqn):
+        found = list(inside)
+        if not found[0].block:
+            yield _unit(found[0], 0)
+            continue
+        yield _sum(blocks.block_label(block), found)
+        if whole or any(row.fate != "stays" for row in found):
+            yield from _layers(found)
+
+
+def _layers(rows: Sequence[DiffRow]) -> Iterator[Row]:
+    for layer, inside in groupby(rows, key=lambda row: row.layer):
+        found = list(inside)
+        if layer is not None:
+            yield _sum(f"  layer {layer}", found)
+        yield from (_unit(row, 2 if layer is None else 4) for row in found)
+
+
+def _sum(name: str, rows: Iterable[DiffRow]) -> Row:
+    found = list(rows)
+    left = any(row.fate != "goes" for row in found)
+    return (
+        name, sum(row.params for row in found), sum(row.macs for row in found),
+        name if left else "", sum(row.student_params for row in found), sum(row.student_macs for row in found),
+    )  # fmt: skip
+
+
+def _unit(row: DiffRow, indent: int) -> Row:
+    name = " " * indent + row.label
+    student = {"goes": "", "stays": name, "replaced": f"{name} → {row.replacement}"}[row.fate]
+    return name, row.params, row.macs, student, row.student_params, row.student_macs

@@ -1,0 +1,120 @@
+"""What goes through a model's modules during a forward: captured by name, for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdm.unet import blocks as units
+
+Places = tuple[tuple[str, str], ...]  # (student's fqn, teacher's fqn)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: what it was given, and what it gave."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Any
+
+
+@contextmanager
+def capture(model: nn.Module, fqns: Iterable[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """The feature map that each named module gives, filled during the forwards inside the `with`.
+
+    Of a tuple it is the first tensor (a down block gives its skips as well). Names are those of the bare model, also
+    where DDP or the like is wrapped around it. Raises ValueError for a name that is not there.
+    """
+    found: dict[str, torch.Tensor] = {}
+    with _listening(model, fqns, lambda fqn, call: found.update({fqn: first_tensor(call.output)})):
+        yield found
+
+
+@contextmanager
+def captured_calls(model: nn.Module, fqns: Iterable[str]) -> Iterator[dict[str, Call]]:
+    """Each named module's last call inside the `with`, arguments and all."""
+    found: dict[str, Call] = {}
+    with _listening(model, fqns, lambda fqn, call: found.update({fqn: call})):
+        yield found
+
+
+@contextmanager
+def _listening(model: nn.Module, fqns: Iterable[str], told: Callable[[str, Call], None]) -> Iterator[None]:
+    model, handles = bare(model), []
+    modules = {fqn: _named(model, fqn) for fqn in fqns}
+
+    def hook(fqn: str) -> Any:
+        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+            told(fqn, Call(args, kwargs, output))
+
+        return after
+
+    try:
+        for fqn, module in modules.items():
+            handles.append(module.register_forward_hook(hook(fqn), with_kwargs=True))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """The feature map in what a module returned."""
+    if isinstance(output, torch.Tensor):
+        return output
+    return first_tensor(output[0])
+
+
+def bare(model: nn.Module) -> Any:
+    """The model inside DDP's wrapping, however deep."""
+    while isinstance(getattr(model, "module", None), nn.Module):
+        model = model.module  # type: ignore[assignment]
+    return model
+
+
+def _named(model: nn.Module, fqn: str) -> nn.Module:
+    try:
+        return model.get_submodule(fqn)
+    except AttributeError:
+        raise ValueError(f"there is no module {fqn!r} in this {type(model).__name__} to capture.") from None
+
+
+# ---------------------------------------------------------------------------------------------- places
+
+
+def places(student: nn.Module, name_map: dict[str, str]) -> dict[str, Places]:
+    """Where student and teacher can be compared, by kind: `features`, `mid_block`, `self_attention`.
+
+    Read off the surgery's name map, so that any plan works: what a plan took away has no place.
+    """
+    blocks = [(name, name_map[name]) for name, _ in units.iter_blocks(student)]
+    attentions = [
+        (name, name_map[unit] + name[len(unit) :])
+        for unit, name in units.self_attention_names(student)
+        if unit in name_map
+    ]
+    return {
+        "features": tuple(pair for pair in blocks if pair[1] != "mid_block"),
+        "mid_block": tuple(pair for pair in blocks if pair[1] == "mid_block"),
+        "self_attention": tuple(attentions),
+    }
+
+
+def comparable(
+    student: nn.Module, teacher: nn.Module, found: dict[str, Places], inputs: dict[str, Any]
+) -> dict[str, Places]:
+    """`found` without the places where the two maps differ in shape; models and inputs may be on the meta device.
+
+    Where the deepest pair is gone, the block above it has lost its sampler, and its map another size.
+    """
+    ours, theirs = ([pair[i] for pairs in found.values() for pair in pairs] for i in (0, 1))
+    with torch.no_grad(), capture(student, ours) as mine, capture(teacher, theirs) as yours:
+        student(**inputs)
+        teacher(**inputs)
+    return {kind: tuple((s, t) for s, t in pairs if mine[s].shape == yours[t].shape) for kind, pairs in found.items()}

@@ -1,0 +1,96 @@
+"""Apply a plan's edits to a UNet, for good or for a while; what was done is returned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import nn
+
+from asdm.plan.edits import AnyEdit, ReplaceUnit, resolve
+from asdm.unet import blocks
+from asdm.unet.replacements import pass_through
+from asdm.utils import registry
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What surgery did: `name_map` leads from every part's and block's name in the student to the teacher's."""
+
+    name_map: dict[str, str]
+    removed: tuple[str, ...]
+    replaced: dict[str, str]
+
+    def teacher_name(self, name: str) -> str:
+        """Where a student's module or parameter comes from: the longest mapped name it lies in, translated."""
+        at = max((part for part in self.name_map if f"{name}.".startswith(f"{part}.")), key=len, default="")
+        return self.name_map[at] + name[len(at) :] if at else name
+
+
+def apply_plan(unet: nn.Module, edits: Iterable[AnyEdit]) -> Applied:
+    """Change `unet` in place; raises ValueError naming the first edit that does not fit it.
+
+    Edits speak the teacher's names. ModuleLists renumber after a deletion, so whoever needs to find a part again
+    (weights, features) reads the name map.
+    """
+    edits = tuple(edits)
+    kept = resolve(blocks.topology(unet), edits)
+    modules = {edit.unit: replacement_for(unet, edit) for edit in edits if isinstance(edit, ReplaceUnit)}
+    modules |= {fqn: _identity(unet.get_submodule(fqn)) for fqn in kept.removed_units}
+    for fqn, module in modules.items():  # nothing has changed up to here, so a refusal leaves the UNet whole
+        unet.set_submodule(fqn, module)
+    names = _names_by_module(unet)
+    for block, layer in sorted(kept.removed_layers, reverse=True):
+        blocks.delete_layer(unet, block, layer)
+    if "mid_block" in kept.removed_blocks:
+        blocks.delete_mid_block(unet)
+    if kept.removed_blocks - {"mid_block"}:
+        blocks.delete_deepest_pair(unet)
+    name_map = {name: names[id(module)] for name, module in _named(unet)}
+    return Applied(name_map=name_map, removed=kept.gone, replaced=kept.replaced)
+
+
+def replacement_for(unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
+    """The module that `edit` puts in its unit's place in a whole UNet: layers that are to go are its siblings still.
+
+    Raises ValueError where the replacement does not apply.
+    """
+    make = registry.load("asdm.unet.replacements", edit.with_).replace
+    try:
+        module = make(unet.get_submodule(edit.unit), blocks.siblings(unet, edit.unit), **edit.options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"cannot {edit}: {str(error).rstrip('.')}.") from None
+    if module is None:
+        raise ValueError(f"cannot {edit}: {edit.with_} finds nothing in it that it could replace.")
+    return module
+
+
+@contextmanager
+def swapped(unet: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Modules in their units' places for the length of a `with`; the originals come back whatever happens."""
+    originals = {fqn: unet.get_submodule(fqn) for fqn in modules}
+    try:
+        for fqn, module in modules.items():
+            unet.set_submodule(fqn, module)
+        yield
+    finally:
+        for fqn, module in originals.items():
+            unet.set_submodule(fqn, module)
+
+
+def _identity(unit: nn.Module) -> nn.Module:
+    module = pass_through.replace(unit)
+    assert module is not None, "resolve() lets no unit pass that cannot become an identity"
+    return module
+
+
+def _named(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Blocks and parts by name; a part of several modules goes by its last, which carries its name."""
+    yield from blocks.iter_blocks(unet)
+    for part in blocks.iter_parts(unet):
+        yield part.fqn, part.modules[-1]
+
+
+def _names_by_module(unet: nn.Module) -> dict[int, str]:
+    return {id(module): name for name, module in _named(unet)}

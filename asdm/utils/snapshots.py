@@ -1,0 +1,136 @@
+"""Checkpoints that are whole or not there: tensors and a state in a folder that takes its name last.
+
+A process may be killed between any two instructions: what it leaves is the checkpoints before, whole, and perhaps a
+folder with a leading dot, which the next run clears away.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asdm.utils.io import make_folder, whole_folder
+
+STATE = "state.json"
+PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole checkpoint: `state` is plain JSON, tensors are read when they are asked for."""
+
+    folder: Path
+    step: int
+    state: dict[str, Any]
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        from safetensors.torch import load_file
+
+        return {key: value.clone() for key, value in load_file(self.folder / f"{name}.safetensors").items()}
+
+
+def write(
+    folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], keep: int
+) -> Path:
+    """Write the checkpoint of `step` and drop all but the last `keep`.
+
+    Raises ValueError where there is no room or no right to write; what was there before stays.
+    """
+    from safetensors.torch import save_file
+
+    path = folder / f"{PREFIX}{step:08d}"
+    sizes = {}
+    with one_sentence(f"the checkpoint {path}", folder), whole_folder(path, force=True) as temporary:
+        for name, named in tensors.items():
+            file = temporary / f"{name}.safetensors"
+            save_file({key: value.detach().cpu().contiguous() for key, value in named.items()}, file)
+            _to_disk(file)
+            sizes[name] = file.stat().st_size
+        (temporary / STATE).write_text(json.dumps({"step": step, "bytes": sizes, **state}, indent=1) + "\n")
+        _to_disk(temporary / STATE)
+    _to_disk(folder)
+    for old in _folders(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return path
+
+
+@contextmanager
+def one_sentence(what: str, folder: Path) -> Iterator[None]:
+    """A full disk in the block is a ValueError that says which checkpoint of `folder` is whole."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"cannot write {what}: {_reason(error)}; {_what_is_left(folder)}.") from None
+    except ValueError as error:  # asdm.files' own sentence
+        if not str(error).startswith("cannot write"):
+            raise
+        raise ValueError(f"{str(error).rstrip('.')}; {_what_is_left(folder)}.") from None
+
+
+def newest(folder: Path) -> Checkpoint | None:
+    """The last whole checkpoint of a folder, or None."""
+    for path in reversed(_folders(folder)):
+        if found := _whole(path):
+            return found
+    return None
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in folder.glob(".*.????????") if folder.is_dir() else ():
+        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
+
+
+def _whole(path: Path) -> Checkpoint | None:
+    """Files of the sizes that the state names; a disk that lost power may have kept names without contents."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        sizes = {name: (path / f"{name}.safetensors").stat().st_size for name in state["bytes"]}
+    except (OSError, ValueError, KeyError):
+        return None
+    return Checkpoint(path, int(state["step"]), state) if sizes == state["bytes"] else None
+
+
+def _to_disk(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    except OSError:  # some file systems know no fsync of a folder
+        if not path.is_dir():
+            raise
+    finally:
+        os.close(handle)
+
+
+def _reason(error: Exception) -> str:
+    """`no space left on device`, of Python's error or of safetensors' own."""
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    found = re.search(r"([^:(]+) \(os error", str(error))
+    return found[1].strip().lower() if found else str(error)
+
+
+def _what_is_left(folder: Path) -> str:
+    found = newest(folder)
+    return f"the checkpoint of step {found.step} is whole" if found else "there is no checkpoint before it"
+
+
+def prepare(folder: Path) -> Path:
+    """The folder, there and free of half-written things."""
+    clear_leftovers(folder)
+    return make_folder(folder)

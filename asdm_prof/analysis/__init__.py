@@ -1,0 +1,1 @@
+"""What a profile says: rank, differences between two, transfer to other settings, structure."""

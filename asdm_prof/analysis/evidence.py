@@ -1,0 +1,347 @@
+"""What a proof says: every row with its intervals, paired differences, and the sentences that follow from them.
+
+An interval is made of what the pictures leave open (a bootstrap of them, or random halves for distances of sets) and of
+what the training seeds do (Student's t of their spread), drawn together. Pictures are paired: all rows draw the same
+captions from the same noise. With one training seed the second part is missing, and every table says so.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asdm.measure.repeats import bootstrap
+from asdm.records.measurement import MEASURES, Estimate, Measure
+from asdm_prof.records import Judged, Proof, ProofRow
+
+# The perceptual distance is left out: its VGG has trained the paper's rows, so it may judge nobody.
+JUDGES = tuple(measure for measure in MEASURES.values() if measure.name != "perceptual_to_teacher")
+NOT_COUNTED = ("kernel_distance",)  # in the verdict: it says what the Fréchet distance does
+HALF = 0.5  # of a rival's loss: the aim
+LEAST_WON = 2
+
+# ---------------------------------------------------------------------------------------------- one row
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A value and draws of it; rows whose i-th draws are subtracted are compared on the same pictures."""
+
+    value: float
+    draws: np.ndarray
+
+    def __sub__(self, other: Spread) -> Spread:
+        n = min(len(self.draws), len(other.draws))
+        return Spread(self.value - other.value, self.draws[:n] - other.draws[:n])
+
+    def __truediv__(self, other: Spread) -> Spread:
+        n = min(len(self.draws), len(other.draws))
+        return Spread(self.value / other.value, self.draws[:n] / other.draws[:n])
+
+    def estimate(self) -> Estimate:
+        """The value with its 95 % interval."""
+        low, high = np.quantile(self.draws, [0.025, 0.975])
+        return Estimate(median=self.value, low=min(float(low), self.value), high=max(float(high), self.value))
+
+
+def draws_of(judged: Judged) -> np.ndarray:
+    """Draws of one set of pictures' metric."""
+    each = np.array(judged.samples)
+    if judged.of == "pictures":
+        return np.asarray(bootstrap(each, np.mean))
+    return judged.value + each - each.mean()
+
+
+def spread(row: ProofRow, measure: str) -> Spread | None:
+    """A row's metric over its seeds; None where it was not judged."""
+    found = [result.metrics[measure] for result in row.results if measure in result.metrics]
+    if not found:
+        return None
+    values = np.array([judged.value for judged in found])
+    draws = np.mean([draws_of(judged) for judged in found], axis=0)
+    if len(values) > 1:
+        rng = np.random.default_rng(zlib.crc32(f"{row.name} {measure}".encode()))
+        error = values.std(ddof=1) / math.sqrt(len(values))
+        draws = draws + error * rng.standard_t(len(values) - 1, len(draws))
+    return Spread(float(values.mean()), draws)
+
+
+def noise_floor(proof: Proof, measure: str) -> float:
+    """How far the teacher is from itself with other seeds."""
+    again, teacher = proof.noise.get(measure), spread(proof.rows[0], measure)
+    return abs(again.value - teacher.value) if again and teacher else 0.0
+
+
+def judged_measures(proof: Proof) -> list[Measure]:
+    """Those that this proof has: R@1 needs 200 captions."""
+    return [measure for measure in JUDGES if measure.name in proof.rows[0].results[0].metrics]
+
+
+def loss(proof: Proof, row: ProofRow, measure: Measure) -> Spread | None:
+    """How much worse than the teacher's a row's pictures are; below 0 they are better."""
+    ours, teacher = spread(row, measure.name), spread(proof.rows[0], measure.name)
+    if ours is None or teacher is None:
+        return None
+    return teacher - ours if measure.more_is_better else ours - teacher
+
+
+def trained(proof: Proof) -> list[ProofRow]:
+    """The students that there are results of."""
+    return [row for row in proof.rows[1:] if row.results]
+
+
+def seconds(row: ProofRow) -> float:
+    """Of one training: the least of its seeds', since a training that shares its machine or is stopped takes longer."""
+    return min(result.seconds for result in row.results)
+
+
+# ---------------------------------------------------------------------------------------------- against a rival
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a row loses against the teacher, in one metric, beside what its rival loses."""
+
+    measure: Measure
+    ours: Estimate
+    theirs: Estimate
+    more: Estimate  # ours less theirs: above 0 we are worse
+    share: Estimate | None  # of the rival's loss; None where the rival lost nothing
+
+    @property
+    def below_half(self) -> bool:
+        return self.share is not None and self.share.median < HALF and self.ours.median < self.theirs.median
+
+    @property
+    def worse(self) -> bool:
+        return self.more.median > 0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A row against its rival at the same latency."""
+
+    row: ProofRow
+    rival: ProofRow
+    shares: tuple[Share, ...]
+
+    @property
+    def won(self) -> list[Share]:
+        return [share for share in self.counted if share.below_half]
+
+    @property
+    def lost(self) -> list[Share]:
+        return [share for share in self.counted if share.worse]
+
+    @property
+    def counted(self) -> list[Share]:
+        return [share for share in self.shares if share.measure.name not in NOT_COUNTED]
+
+    @property
+    def met(self) -> bool:
+        """Below half of the rival's loss in at least two of four, and nowhere worse."""
+        return len(self.won) >= LEAST_WON and not self.lost
+
+
+def verdicts(proof: Proof) -> list[Verdict]:
+    """Every row that has a rival, where both have results."""
+    pairs = [(row, proof.row(row.rival)) for row in trained(proof) if row.rival]
+    return [
+        Verdict(row, rival, tuple(_shares(proof, *alike(row, rival))))
+        for row, rival in pairs
+        if rival and rival.results
+    ]
+
+
+def alike(row: ProofRow, other: ProofRow) -> tuple[ProofRow, ProofRow]:
+    """Two rows with the training seeds that both have, or as they are where they share none."""
+    seeds = {one.seed for one in row.results} & {one.seed for one in other.results}
+    if not seeds:
+        return row, other
+    both = (tuple(one for one in each.results if one.seed in seeds) for each in (row, other))
+    first, second = (each.model_copy(update={"results": kept}) for each, kept in zip((row, other), both, strict=True))
+    return first, second
+
+
+def _shares(proof: Proof, row: ProofRow, rival: ProofRow) -> Iterator[Share]:
+    for measure in judged_measures(proof):
+        ours, theirs = loss(proof, row, measure), loss(proof, rival, measure)
+        if ours is None or theirs is None:
+            continue
+        share = (ours / theirs).estimate() if theirs.estimate().low > 0 else None
+        yield Share(measure, ours.estimate(), theirs.estimate(), (ours - theirs).estimate(), share)
+
+
+# ---------------------------------------------------------------------------------------------- what a component buys
+
+
+@dataclass(frozen=True)
+class Component:
+    """What a row has that its ablation lacks: quality that it buys (above 0: it helps), and what it costs."""
+
+    row: ProofRow  # the ablation
+    base: ProofRow
+    bought: dict[str, Estimate]
+    latency: Spread | None  # ratio more
+    seconds: float  # of training, more
+
+    def helped(self) -> list[str]:
+        return [name for name, one in self.bought.items() if one.low > 0]
+
+    def hurt(self) -> list[str]:
+        return [name for name, one in self.bought.items() if one.high < 0]
+
+
+def components(proof: Proof) -> list[Component]:
+    """Every ablation, where both it and what it ablates have results."""
+    pairs = [(row, proof.row(row.ablates)) for row in trained(proof) if row.ablates]
+    return [_component(proof, row, base) for row, base in pairs if base and base.results]
+
+
+def _component(proof: Proof, row: ProofRow, base: ProofRow) -> Component:
+    bought, (ours, theirs) = {}, alike(row, base)
+    for measure in judged_measures(proof):
+        without, with_it = loss(proof, ours, measure), loss(proof, theirs, measure)
+        if without is not None and with_it is not None:
+            bought[measure.name] = (without - with_it).estimate()
+    with_latency, without_latency = latency(base), latency(row)
+    more = with_latency - without_latency if with_latency and without_latency else None
+    same = bool(base.latency and row.latency and base.latency.plan_sha256 == row.latency.plan_sha256)
+    return Component(row, base, bought, None if same else more, seconds(base) - seconds(row))
+
+
+def latency(row: ProofRow) -> Spread | None:
+    """A row's latency as a ratio to the teacher's: the median over its pairs."""
+    if row.latency is None:
+        return None
+    pairs = np.array(row.latency.student_s) / np.array(row.latency.teacher_s)
+    return Spread(row.latency.ratio.median, np.asarray(bootstrap(pairs)))
+
+
+# ---------------------------------------------------------------------------------------------- in words
+
+
+def titles(names: Iterable[str]) -> str:
+    """Metrics' names for people."""
+    return ", ".join(MEASURES[name].title for name in names)
+
+
+def verdict_sentence(verdict: Verdict) -> str:
+    """What was won and what was not, whichever it is."""
+    parts = [_share_text(share) for share in verdict.counted]
+    won, lost = verdict.won, verdict.lost
+    said = f"{verdict.row.name}{_at(verdict.row)} against {verdict.rival.name}{_at(verdict.rival)}: "
+    said += "; ".join(parts) + ". "
+    said += f"Below half of its rival’s loss in {len(won)} of {len(verdict.counted)}"
+    said += f" ({titles(share.measure.name for share in won)})" if won else ""
+    said += f", worse in {titles(share.measure.name for share in lost)}" if lost else ", worse in none"
+    return said + f": the aim is {'met' if verdict.met else 'not met'}."
+
+
+def _at(row: ProofRow) -> str:
+    found = row.latency
+    return f" at {found.ratio.median:.3f}× [{found.ratio.low:.3f}, {found.ratio.high:.3f}]" if found else ""
+
+
+def _share_text(share: Share) -> str:
+    title = share.measure.title
+    if share.share is None:
+        return f"{title}: its rival’s loss is within its interval of none"
+    return f"{title}: {share.share.median:.2f} [{share.share.low:.2f}, {share.share.high:.2f}] of its rival’s loss"
+
+
+def component_sentence(found: Component) -> str:
+    """What a component bought beyond its intervals, what it cost, or that it cannot be told."""
+    helped, hurt = found.helped(), found.hurt()
+    said = f"{found.row.name} ({found.row.what}) against {found.base.name}: "
+    parts = [f"worse in {titles(helped)}"] if helped else []
+    parts += [f"better in {titles(hurt)}"] if hurt else []
+    said += " and ".join(parts) if parts else "not told apart in any metric"
+    if found.latency:
+        more = found.latency.estimate()
+        said += f"; what it lacks costs {more.median:+.3f} [{more.low:+.3f}, {more.high:+.3f}] of the latency"
+    return f"{said}; {found.seconds:+.0f} s of training."
+
+
+def groups(proof: Proof) -> dict[str, list[Component]]:
+    """Ablations by whether what they lack bought anything beyond its interval."""
+    found: dict[str, list[Component]] = {"helped": [], "mixed": [], "did not help": [], "hurt": []}
+    for one in components(proof):
+        helped, hurt = bool(one.helped()), bool(one.hurt())
+        found["mixed" if helped and hurt else "helped" if helped else "hurt" if hurt else "did not help"].append(one)
+    return {name: ones for name, ones in found.items() if ones}
+
+
+# ---------------------------------------------------------------------------------------------- as a table
+
+
+def table(proof: Proof) -> list[dict[str, str]]:
+    """Every row with what it costs and what it is worth, in words and figures."""
+    rows = [proof.rows[0], *trained(proof)]
+    measures = judged_measures(proof)
+    found = [_row(row, measures, proof.rows[0]) for row in rows]
+    floor = dict.fromkeys(found[0], "") | {"row": "noise floor"}
+    return [*found, floor | {measure.title: _figure(noise_floor(proof, measure.name)) for measure in measures}]
+
+
+def _row(row: ProofRow, measures: Sequence[Measure], teacher: ProofRow) -> dict[str, str]:
+    first, is_teacher = row.results[0], row is teacher
+    timed = row.latency
+    told = {
+        "row": row.name,
+        "UNet ×": "1" if is_teacher else "" if timed is None else _interval(timed.ratio),
+        "mean ×": "1" if is_teacher else "" if timed is None else _interval(timed.mean_ratio),
+        "GMAC": f"{row.macs / 1e9:.3f}",
+        "M parameters": f"{row.params / 1e6:.2f}",
+        "seeds": "" if is_teacher else str(len(row.results)),
+        "training s": "" if is_teacher else f"{seconds(row):.0f}",
+        "pictures": "" if is_teacher else str(first.pictures),
+        "training MiB": "" if is_teacher else f"{first.peak_memory_bytes / 2**20:.0f}",
+    }
+    for measure in measures:
+        one = spread(row, measure.name)
+        told[measure.title] = "" if one is None else _interval(one.estimate())
+    return told
+
+
+def _interval(found: Estimate) -> str:
+    return f"{_figure(found.median)} [{_figure(found.low)}, {_figure(found.high)}]"
+
+
+def _figure(value: float) -> str:
+    return f"{value:#.3g}" if value else "0"
+
+
+def markdown(proof: Proof, source: str) -> str:
+    """The table, the verdicts and what each component bought, as Markdown; `source` names the proof's file."""
+    rows = table(proof)
+    lines = [_line(rows[0]), _line(["---"] * len(rows[0])), *(_line(row.values()) for row in rows), ""]
+    lines += [f"From `{source}`; 95 % intervals over pictures and seeds ({seeds_told(proof)}).", ""]
+    lines += [f"- {_safe(verdict_sentence(verdict))}" for verdict in verdicts(proof)]
+    for name, ones in groups(proof).items():
+        lines += ["", f"What {name}:" if name != "mixed" else "What helped here and hurt there:", ""]
+        lines += [f"- {_safe(component_sentence(one))}" for one in ones]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def seeds_told(proof: Proof) -> str:
+    """How many seeds the rows have, and what that leaves out."""
+    counts = [len(row.results) for row in trained(proof)] or [0]
+    if max(counts) < 2:
+        return "1 seed, so what training seeds do is not in the intervals"
+    if min(counts) == max(counts):
+        return f"{max(counts)} seeds"
+    some = "; with 1, what training seeds do is not in the intervals" if min(counts) < 2 else ""
+    return f"{min(counts)} to {max(counts)} seeds{some}; rows are compared by the seeds that both have"
+
+
+def _line(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(map(_safe, cells))} |"
+
+
+def _safe(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")

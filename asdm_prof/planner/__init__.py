@@ -1,0 +1,1 @@
+"""The best plan under a budget: choices, integer programme, frontier, reasons, validation."""

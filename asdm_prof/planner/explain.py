@@ -1,0 +1,150 @@
+"""Why a plan is what it is: binding budgets, shadow prices, and the regret of every other choice.
+
+All of it is solved, not estimated: a binding budget is one without which the plan would do less damage, a regret is the
+damage of the best plan in which a unit is treated otherwise, less that of the plan. A shadow price is the slope of the
+relaxation to fractions of choices; beside it stands the next whole step, since a plan cannot take a fraction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from asdm.plan.edits import PruningPlan, Regret, ShadowPrice, Why
+from asdm_prof.planner import choices as problems
+from asdm_prof.planner import plan as planner
+from asdm_prof.planner.choices import Problem, Row, Rows, Solution, best, budget_rows, memory_bytes
+from asdm_prof.records import Damage, Profile, Validation
+
+TIE = 1e-12  # damages closer than that are one
+Tell = Callable[[str, int, float | None], None]
+
+
+def explain(
+    problem: Problem,
+    solution: Solution,
+    budgets: Mapping[str, float],
+    below: float = 0.0,
+    tell: Tell = lambda *_: None,
+) -> Why:
+    """The reasons behind a solution under budgets (shares of the teacher's)."""
+    rows = budget_rows(problem, budgets, below)
+    return Why(
+        binding=tuple(name for name in budgets if _binds(problem, solution, rows, name)),
+        shadow_prices={name: _shadow_price(problem, solution, rows, name) for name in budgets},
+        regrets=tuple(_regrets(problem, solution, _flat(rows), tell)),
+    )
+
+
+def explained(
+    profile: Profile,
+    plan: PruningPlan,
+    confidence: float = 0.95,
+    validation: Validation | None = None,
+    damage: Damage | None = None,
+    tell: Tell = lambda *_: None,
+) -> PruningPlan:
+    """A plan that `planner.make_plan` made of the same, with the reasons for it."""
+    budgets = ({"latency": plan.budget_ratio} if plan.budget_ratio is not None else {}) | (plan.budgets or {})
+    problem = Problem.of(profile, validation, damage)
+    chosen, proof = problem.chosen(plan.edits), plan.proof
+    assert chosen is not None, "a plan that was made a moment ago is made of the problem's choices"
+    assert proof is not None, "and it is proved"
+    solution = Solution(tuple(chosen), proof.damage, proof.bound, proof.gap)
+    below = planner.margin(profile, confidence, validation)
+    return plan.model_copy(update={"why": explain(problem, solution, budgets, below, tell)})
+
+
+def _flat(rows: Mapping[str, Sequence[Row]], without: str = "") -> list[Row]:
+    return [row for name, own in rows.items() if name != without for row in own]
+
+
+def _binds(problem: Problem, solution: Solution, rows: Mapping[str, Sequence[Row]], name: str) -> bool:
+    free = best(problem, _flat(rows, without=name), fastest=False)
+    return free is not None and free.damage < solution.damage - TIE
+
+
+def unit_of(problem: Problem, name: str) -> tuple[float, str]:
+    """The unit in which a budget's price is told: how many of it the whole teacher has, and its name."""
+    whole = problem.profile.whole
+    return {
+        "latency": (whole.latency_s.median * 1e3, "ms"),
+        "macs": (whole.macs / 1e9, "GMAC"),
+        "params": (whole.params / 1e6, "M parameters"),
+        "memory": (memory_bytes(problem.profile) / 2**20, "MiB"),
+    }[name]
+
+
+def _shadow_price(problem: Problem, solution: Solution, rows: Mapping[str, Sequence[Row]], name: str) -> ShadowPrice:
+    whole, unit = unit_of(problem, name)
+    if not rows[name]:  # the whole teacher's
+        return ShadowPrice(damage=0.0, per=unit, slack=0.0)
+    programme = Rows.of(problem, [*_flat(rows, without=name), *rows[name]])
+    duals = programme.duals(programme.damage, len(rows[name]))
+    slack = min(_slack(solution, row) for row in rows[name])
+    step, saves = _next_step(problem, solution, rows, name)
+    return ShadowPrice(
+        damage=max(0.0, sum(duals)) / programme.scale / whole,
+        per=unit,
+        slack=slack * whole,
+        next_step=None if step is None else step * whole,
+        next_saves=saves,
+    )
+
+
+def _slack(solution: Solution, row: Row) -> float:
+    coefficients, low, _ = row
+    return sum(coefficients.get(i, 0.0) for i in solution.chosen) - low
+
+
+def _next_step(
+    problem: Problem, solution: Solution, rows: Mapping[str, Sequence[Row]], name: str
+) -> tuple[float | None, float | None]:
+    """How much more of a budget, as a share of the teacher's, is the least that lowers the damage, and by how much."""
+    if solution.damage <= TIE:
+        return None, None
+    programme = Rows.of(problem, _flat(rows, without=name))
+    slack = programme.helper(whole=False)
+    for coefficients, low, high in rows[name]:
+        programme.add({**coefficients, slack: 1.0}, low, high)
+    limit = programme.scale * solution.damage
+    programme.add(dict(enumerate(programme.damage)), -np.inf, limit - max(1e-6 * limit, problems.SOLVER_TOLERANCE))
+    cost = np.zeros(programme.columns)
+    cost[slack] = 1.0
+    found = programme.minimise(cost)
+    if found is None:
+        return None, None
+    step = float(found.fun)
+    eased = [(coefficients, low - step - 1e-9, high) for coefficients, low, high in rows[name]]
+    after = problems.best(problem, [*_flat(rows, without=name), *eased], fastest=False)
+    return step, solution.damage - after.damage if after else None
+
+
+def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Tell) -> list[Regret]:
+    """For every unit, the best plan in which something else is done with it than in this one."""
+    found, chosen = problem.found, set(solution.chosen)
+    units = [u.fqn for u in problem.profile.topology.units if any(u.fqn in c.touches for c in found)]
+    regrets = []
+    for n, fqn in enumerate(units):
+        tell("weighing other choices", n, None)
+        own = next((i for i in chosen if fqn in found[i].touches), None)
+        if own is None:
+            forced: Row = ({i: 1.0 for i, c in enumerate(found) if fqn in c.touches}, 1, np.inf)
+        else:
+            forced = ({own: 1.0}, -np.inf, 0)
+        other = best(problem, [*rows, forced], fastest=False)
+        regrets.append(
+            Regret(
+                unit=fqn,
+                choice="keep" if own is None else str(found[own]),
+                other=_choice_for(problem, other, fqn) if other else None,
+                damage=other.damage - solution.damage if other else None,
+            )
+        )
+    return regrets
+
+
+def _choice_for(problem: Problem, solution: Solution, fqn: str) -> str:
+    own = next((i for i in solution.chosen if fqn in problem.found[i].touches), None)
+    return "keep" if own is None else str(problem.found[own])

@@ -1,0 +1,278 @@
+"""The whole exact (latency, damage) frontier in one go, the k best plans and k unlike ones (DESIGN §6).
+
+The frontier is a merge with dominance. Decisions are taken one after the other: layers of a mirrored pair of blocks,
+then each of their units. A partial plan goes where another one saves as much for no more damage, *and* both leave the
+same open: what later decisions still ask about earlier ones (is this layer gone, which neighbour is it paired with).
+Nothing is rounded and nothing is sampled, so what is left at the end is every plan that no other beats in both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from asdm_prof.planner import choices, plan
+from asdm_prof.planner.choices import Problem, Row, Solution
+from asdm_prof.records import Damage, Frontier, FrontierPoint, Profile, Validation
+
+STEPS = 60  # plans at most where other budgets make the frontier a walk from plan to plan
+FRONT = ("latency", "macs", "params")  # what can stand against damage
+
+
+# ---------------------------------------------------------------------------------------------- the frontier
+
+
+def make_frontier(
+    profile: Profile,
+    damage: Damage | None = None,
+    by: str = "latency",
+    asked: Mapping[str, str] | None = None,
+    k: int = 0,
+    diverse: int = 0,
+    apart: int = 3,
+    confidence: float = 0.95,
+    validation: Validation | None = None,
+) -> Frontier:
+    """The whole frontier of `by` against damage, and the `k` best and `diverse` unlike plans within budgets.
+
+    Budgets besides `by`'s own hold for the frontier too, which is then walked in steps and not complete. Raises
+    ValueError for what cannot be, planner.Infeasible for budgets that no plan meets.
+    """
+    asked = dict(asked or {})
+    if by not in FRONT:
+        raise ValueError(f"unknown measure {by!r} for --by; choose from {', '.join(FRONT)}.")
+    if (k or diverse) and not asked:
+        raise ValueError("the best plans of what budget? Give one or more of --budget, --macs, --params, --memory.")
+    made, budgets, below = plan.prepare(profile, asked or {by: "1.0"}, confidence, validation, damage)
+    others = {name: share for name, share in budgets.items() if name != by}
+    found = walked(made, others, by, STEPS, below) if others else exact(made, by)
+
+    def points(solutions: Sequence[Solution]) -> tuple[FrontierPoint, ...]:
+        return tuple(_point(made, solution, validation) for solution in solutions)
+
+    return Frontier(
+        family=profile.family,
+        teacher_config_sha256=profile.config_sha256,
+        by=by,
+        budgets=budgets if asked else {},
+        complete=not others,
+        damage_from=plan.MEASURED if damage else plan.STRUCTURAL_PRIOR,
+        profile_sha256=profile.sha256(),
+        damage_sha256=damage.sha256() if damage else None,
+        points=points(found),
+        best=points(k_plans(made, budgets, below, k)) if k else (),
+        diverse=points(k_plans(made, budgets, below, diverse, apart)) if diverse else (),
+        apart=apart,
+    )
+
+
+def _point(made: Problem, solution: Solution, validation: Validation | None) -> FrontierPoint:
+    edits = made.edits(solution.chosen)
+    predicted = plan.price(made.profile, edits, validation)
+    return FrontierPoint(
+        latency_s=predicted.latency_s,
+        ratio=predicted.ratio,
+        macs=1 - sum(made.found[i].macs for i in solution.chosen),
+        params=1 - sum(made.found[i].params for i in solution.chosen),
+        damage=solution.damage,
+        edits=edits,
+    )
+
+
+# ---------------------------------------------------------------------------------------------- decisions
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Exclusive options, each a choice by its column; taking none is always one."""
+
+    options: tuple[int, ...]
+
+
+def decisions(problem: Problem) -> list[Decision]:
+    """An order in which what depends on each other is decided close together: pair of blocks by pair of blocks."""
+    shape, found = problem.profile.topology, problem.found
+    whole_blocks = tuple(i for i, c in enumerate(found) if c.edit.op == "remove_block")
+    ordered = [Decision(whole_blocks)] if whole_blocks else []
+    downs = list(reversed(shape.down_blocks))
+    groups = [[b, shape.mirror(b)] for b in downs]
+    groups[0].insert(1, "mid_block")
+    for down, group in zip(downs, groups, strict=True):
+        if sets := problem.layer_sets.get(down):
+            ordered.append(Decision(tuple(sets)))
+        for unit in sorted((u for u in shape.units if u.block in group), key=lambda u: (u.block, u.kind, u.layer)):
+            own = tuple(i for i, c in enumerate(found) if c.touches == {unit.fqn} and hasattr(c.edit, "unit"))
+            if own:
+                ordered.append(Decision(own))
+    return ordered
+
+
+@dataclass
+class _Partial:
+    """Partial plans: what they save and cost, and which columns they have taken (n, columns)."""
+
+    saving: np.ndarray
+    damage: np.ndarray
+    taken: np.ndarray
+
+    def pick(self, rows: np.ndarray) -> _Partial:
+        return _Partial(self.saving[rows], self.damage[rows], self.taken[rows])
+
+
+def exact(problem: Problem, by: str = "latency") -> list[Solution]:
+    """Every plan that no other beats in both damage and what it saves of `by`, the teacher first.
+
+    `by` is latency, macs or params.
+    """
+    saves = np.array([{"latency": c.saving, "macs": c.macs, "params": c.params}[by] for c in problem.found])
+    rules = _Rules(problem)
+    partial = _Partial(np.zeros(1), np.zeros(1), np.zeros((1, len(problem.found)), dtype=bool))
+    ordered = decisions(problem)
+    for n, decision in enumerate(ordered):
+        later = {i for other in ordered[n + 1 :] for i in other.options}
+        partial = _undominated(rules.close(_taken(partial, decision, saves, rules), later), rules.open_columns(later))
+    order = np.argsort(partial.saving, kind="stable")
+    chosen = [tuple(np.flatnonzero(partial.taken[row]).tolist()) for row in order]
+    damages = [problem.damage(one) for one in chosen]
+    return [Solution(one, damage, damage, 0.0) for one, damage in zip(chosen, damages, strict=True)]
+
+
+def _taken(partial: _Partial, decision: Decision, saves: np.ndarray, rules: _Rules) -> _Partial:
+    """Every partial plan without the decision, and with each of its options where it is legal."""
+    parts = [partial]
+    for option in decision.options:
+        rows = np.flatnonzero(~partial.taken[:, rules.conflicts[option]].any(axis=1))
+        taken = partial.taken[rows].copy()
+        extra = np.full(len(rows), rules.damage[option])
+        for other, damage in rules.pairs.get(option, ()):
+            extra += damage * taken[:, other]
+        taken[:, option] = True
+        parts.append(_Partial(partial.saving[rows] + saves[option], partial.damage[rows] + extra, taken))
+    return _Partial(
+        np.concatenate([p.saving for p in parts]),
+        np.concatenate([p.damage for p in parts]),
+        np.concatenate([p.taken for p in parts]),
+    )
+
+
+class _Rules:
+    """What decisions ask about each other."""
+
+    def __init__(self, problem: Problem) -> None:
+        found = problem.found
+        self.damage = np.array([choice.damage for choice in found])
+        self.conflicts = [
+            np.array([j for j, other in enumerate(found) if j != i and choice.touches & other.touches], dtype=int)
+            for i, choice in enumerate(found)
+        ]
+        self.pairs: dict[int, list[tuple[int, float]]] = {}
+        for pair in problem.pairs:
+            self.pairs.setdefault(pair.first, []).append((pair.second, pair.damage))
+            self.pairs.setdefault(pair.second, []).append((pair.first, pair.damage))
+        self.hosts, self.experts = list(problem.hosts), list(problem.experts)
+
+    def open_columns(self, later: set[int]) -> np.ndarray:
+        """Columns already decided that a later decision asks about."""
+        asked = {int(j) for i in later for j in self.conflicts[i]}
+        asked |= {j for i in later for j, _ in self.pairs.get(i, ())}
+        for group in self._groups():
+            if later & group:
+                asked |= group
+        return np.array(sorted(asked - later), dtype=int)
+
+    def _groups(self) -> Iterator[set[int]]:
+        yield from ({host, *needs} for host, needs in self.hosts)
+        yield from ({*e.pruned, *e.takers} for e in self.experts)
+
+    def close(self, partial: _Partial, later: set[int]) -> _Partial:
+        """Settle what has just been decided in full: hosts without a pruned neighbour go, experts bring back."""
+        for host in [h for h in self.hosts if not later & {h[0], *h[1]}]:
+            self.hosts.remove(host)
+            needs = partial.taken[:, list(host[1])].any(axis=1)
+            partial = partial.pick(np.flatnonzero(~partial.taken[:, host[0]] | needs))
+        for experts in [e for e in self.experts if not later & {*e.pruned, *e.takers}]:
+            self.experts.remove(experts)
+            pruned, takers = (partial.taken[:, list(one)].any(axis=1) for one in (experts.pruned, experts.takers))
+            partial = _Partial(partial.saving, partial.damage - experts.damage * (pruned & takers), partial.taken)
+        return partial
+
+
+def _undominated(partial: _Partial, open_columns: np.ndarray) -> _Partial:
+    """Drop what another partial plan of the same open columns beats or equals in both."""
+    if len(open_columns):
+        packed = np.packbits(partial.taken[:, open_columns], axis=1)
+        _, state = np.unique(packed, axis=0, return_inverse=True)
+        state = state.reshape(-1)
+    else:
+        state = np.zeros(len(partial.saving), dtype=int)
+    saving, damage = (_rounded(values) for values in (partial.saving, partial.damage))
+    order = np.lexsort((damage, -saving, state))
+    _, rank = np.unique(damage, return_inverse=True)
+    # A running minimum of damage, begun anew in each state: states are stacked, each wholly below the one before.
+    stacked = rank.reshape(-1)[order] - state[order] * (len(rank) + 1)
+    before = np.concatenate([[np.iinfo(np.int64).max], np.minimum.accumulate(stacked)[:-1]])
+    return partial.pick(order[stacked < before])
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    """Sums of the same numbers in another order are the same."""
+    return np.round(values / max(float(np.abs(values).max()), 1e-300), 12)
+
+
+# ---------------------------------------------------------------------------------------------- under more budgets
+
+
+def walked(made: Problem, budgets: Mapping[str, float], by: str, steps: int, below: float = 0.0) -> list[Solution]:
+    """Exact plans along the frontier under other budgets, at `steps` equal steps of `by`, each proved by itself.
+
+    Raises planner.Infeasible where no plan meets the budgets.
+    """
+    rows = _flat(made, budgets, below)
+    lowest = choices.most_saved(made, by, rows)
+    if lowest is None:
+        raise plan.infeasible(made, budgets, below)
+    found: dict[tuple[int, ...], Solution] = {}
+    for share in np.linspace(1.0, lowest, steps):
+        solution = choices.best(made, [*rows, *_flat(made, {by: min(1.0, float(share) + 1e-9)})])
+        if solution is not None:
+            found.setdefault(solution.chosen, solution)
+    return list(found.values())
+
+
+def _flat(made: Problem, budgets: Mapping[str, float], below: float = 0.0) -> list[Row]:
+    return [row for rows in choices.budget_rows(made, budgets, below).values() for row in rows]
+
+
+# ---------------------------------------------------------------------------------------------- k plans
+
+
+def k_plans(made: Problem, budgets: Mapping[str, float], below: float, k: int, apart: int = 1) -> list[Solution]:
+    """The best plan within budgets, then again and again the best that differs from all before in `apart` choices.
+
+    With `apart` 1 these are the k best. Each is proved; fewer than k where there are no more. Choices that make the
+    same student (the middle block, or its units one by one) are there once, as the better of them.
+    Raises planner.Infeasible where there is none.
+    """
+    rows = _flat(made, budgets, below)
+    found: list[Solution] = []
+    students: set[object] = set()
+    while len(found) < k:
+        solution = choices.best(made, rows, fastest=False)
+        if solution is None:
+            break
+        student = made.student(solution.chosen)
+        rows.append(unlike(made, solution, 1 if student in students else apart))
+        if student not in students:
+            students.add(student)
+            found.append(solution)
+    if not found:
+        raise plan.infeasible(made, budgets, below)
+    return found
+
+
+def unlike(made: Problem, solution: Solution, apart: int) -> Row:
+    """A plan must leave or take at least `apart` choices that this one took or left."""
+    chosen = set(solution.chosen)
+    return {i: -1.0 if i in chosen else 1.0 for i in range(len(made.found))}, apart - len(chosen), np.inf

@@ -1,0 +1,348 @@
+"""The exact plan for a latency budget: which layers, units and blocks go, and which are replaced (DESIGN §6).
+
+Minimise Σ damage·x subject to Σ latency·x ≤ budget − z·σ and the legality rules, by integer programming with a
+proof. σ is one number: measured, where a validation is at hand (`asdm-prof validate`); otherwise an assumed error of
+additivity and the unit times' standard errors, as if every unit were edited. Nothing here needs torch: everything
+comes from files.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy.stats import norm
+from scipy.stats import t as student_t
+
+from asdm.plan.edits import AnyEdit, Kept, MeasuredAt, Prediction, Proof, PruningPlan, Topology, is_legal_flow, resolve
+from asdm.records.measurement import Estimate
+from asdm_prof.planner import choices as problems
+from asdm_prof.planner.choices import BUDGETS, Choice, Problem, choices
+from asdm_prof.records import Damage, Profile, Validation
+
+__all__ = ["Choice", "Infeasible", "choices", "draw", "fastest_ratio", "make_plan", "margin", "parse_budget", "price"]
+
+STRUCTURAL_PRIOR = "structural prior"
+MEASURED = "measured damage"
+NO_BUDGET = "no budget; give one or more of --budget (latency), --macs, --params, --memory."
+MODEL_ERROR = 0.01  # of the teacher (1 σ): the assumed error of a sum of unit times as a student's, until validated
+
+
+class Infeasible(Exception):
+    """No legal plan meets the budgets; `lowest` is the latency ratio of the fastest one.
+
+    `alone` has the least share that each budget can be met at by itself, `relaxed` the cheapest change of all that
+    makes them meet: budgets as they would have to be, whose increases add up to the least.
+    """
+
+    def __init__(
+        self, lowest: float, alone: Mapping[str, float] | None = None, relaxed: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(f"the lowest reachable ratio is {lowest:.3f}")
+        self.lowest = lowest
+        self.alone = dict(alone or {"latency": lowest})
+        self.relaxed = dict(relaxed or {"latency": lowest})
+
+
+# ---------------------------------------------------------------------------------------------- budget
+
+
+def parse_budget(text: str, teacher_latency_s: float) -> float:
+    """`0.8`, `80%`, `250ms`, `1.2s` or `x1.3` as a ratio of the teacher's latency; raises ValueError otherwise."""
+    word = text.strip().lower()
+    try:
+        if word.startswith("x"):
+            ratio = 1 / float(word[1:])
+        elif word.endswith("%"):
+            ratio = float(word[:-1]) / 100
+        elif word.endswith("ms"):
+            ratio = float(word[:-2]) / 1e3 / teacher_latency_s
+        elif word.endswith("s"):
+            ratio = float(word[:-1]) / teacher_latency_s
+        else:
+            ratio = float(word)
+    except (ValueError, ZeroDivisionError):
+        ratio = math.nan
+    if not 0 < ratio <= 1:
+        raise ValueError(
+            f"budget {text!r} is no budget below the teacher's {teacher_latency_s:.3g} s: "
+            "give a fraction (0.8), a percentage (80%), a time (250ms, 1.2s) or a speed-up (x1.3)."
+        )
+    return ratio
+
+
+def parse_budgets(asked: Mapping[str, str], profile: Profile) -> dict[str, float]:
+    """Budgets by name as shares of the teacher's: latency as `parse_budget` reads it, others as 0.8, 80%, 650M or 2GiB.
+
+    Raises ValueError for a budget that is none, and where none is given.
+    """
+    if not asked:
+        raise ValueError(NO_BUDGET)
+    whole = {
+        "macs": profile.whole.macs,
+        "params": profile.whole.params,
+        "memory": problems.memory_bytes(profile),
+    }
+    return {
+        name: parse_budget(text, profile.whole.latency_s.median)
+        if name == "latency"
+        else _parse_amount(name, text, whole[name])
+        for name, text in ((name, asked[name]) for name in BUDGETS if name in asked)
+    }
+
+
+_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def _parse_amount(name: str, text: str, whole: int) -> float:
+    word = text.strip().lower()
+    suffix = next((s for s in sorted(_SUFFIXES, key=len, reverse=True) if word.endswith(s)), "")
+    try:
+        if word.endswith("%"):
+            share = float(word[:-1]) / 100
+        elif suffix:
+            share = float(word.removesuffix(suffix)) * _SUFFIXES[suffix] / whole
+        else:
+            share = float(word)
+    except ValueError:
+        share = math.nan
+    if not 0 < share <= 1:
+        unit = "bytes" if name == "memory" else name
+        raise ValueError(
+            f"budget {text!r} for {name} is none below the teacher's {whole:.4g} {unit}: "
+            "give a fraction (0.8), a percentage (80%) or an amount (650M, 2GiB)."
+        )
+    return share
+
+
+# ---------------------------------------------------------------------------------------------- margin
+
+
+def _sigma(share: Estimate) -> float:
+    """Standard error behind a 95 % interval."""
+    return (share.high - share.low) / (2 * 1.96)
+
+
+def margin(profile: Profile, confidence: float, validation: Validation | None = None) -> float:
+    """How far below its budget a plan stays, as a ratio to the teacher: z·σ; of a measured σ, Student's t·σ."""
+    if validation:
+        return float(student_t.ppf(confidence, len(validation.plans))) * validation.sigma
+    variance = MODEL_ERROR**2 + sum(_sigma(part.share) ** 2 for part in profile.units)
+    for unit in {option.unit for option in profile.options}:
+        variance += max(_sigma(option.share) ** 2 for option in profile.options if option.unit == unit)
+    sigma = math.sqrt(variance)
+    return float(norm.ppf(confidence)) * sigma
+
+
+# ---------------------------------------------------------------------------------------------- prices
+
+
+def price(profile: Profile, edits: Sequence[AnyEdit], validation: Validation | None = None) -> Prediction:
+    """What a profile says of a student: the teacher's time less what is saved, and its 95 % interval.
+
+    A validation gives its measured σ, and its correction where that was approved. Raises ValueError for an illegal
+    edit and for a replacement that the profile did not time.
+    """
+    saved, variance = _saved(profile, edits)
+    factors = validation.factors if validation else {}
+    ratio = 1 - sum(share * (1 - factors.get(op, 0.0)) for op, share in saved.items())
+    spread = 1.96 * math.sqrt(variance + MODEL_ERROR**2) if edits else 0.0
+    if validation and edits:
+        spread = margin(profile, 0.975, validation)
+    return Prediction(
+        latency_s=ratio * profile.whole.latency_s.median, ratio=ratio, low=ratio - spread, high=ratio + spread
+    )
+
+
+def saved_by_kind(profile: Profile, edits: Sequence[AnyEdit]) -> dict[str, float]:
+    """What each kind of edit (`op`) in a plan saves by the profile, as a share of the teacher."""
+    return _saved(profile, edits)[0]
+
+
+def _saved(profile: Profile, edits: Sequence[AnyEdit]) -> tuple[dict[str, float], float]:
+    """Savings by kind of edit, and the variance of their sum from the unit times alone."""
+    kept = resolve(profile.topology, edits)
+    saved: dict[str, float] = dict.fromkeys(sorted({edit.op for edit in edits}), 0.0)
+    variance = 0.0
+    for fqn in kept.gone:
+        share = profile.part(fqn).share
+        saved[_op_of(profile.topology, kept, fqn)] += share.median
+        variance += _sigma(share) ** 2
+    for fqn, name in kept.replaced.items():
+        before, after = profile.part(fqn).share, _option_share(profile, fqn, name)
+        saved["replace_unit"] += before.median - after.median
+        variance += _sigma(before) ** 2 + _sigma(after) ** 2
+    return saved, variance
+
+
+def _op_of(shape: Topology, kept: Kept, fqn: str) -> str:
+    """The kind of edit that made a part go."""
+    if fqn in kept.removed_units:
+        return "remove_unit"
+    in_layers = (unit.fqn for layer in kept.removed_layers for unit in shape.layer_units(*layer))
+    return "remove_layer" if fqn in in_layers else "remove_block"
+
+
+def _option_share(profile: Profile, fqn: str, name: str) -> Estimate:
+    for option in profile.options:
+        if (option.unit, option.replacement) == (fqn, name):
+            return option.share
+    timed = sorted({option.replacement for option in profile.options if option.unit == fqn})
+    raise ValueError(f"the profile has no time for {name} in {fqn}; it timed {', '.join(timed) or 'nothing'} there.")
+
+
+# ---------------------------------------------------------------------------------------------- the plan
+
+
+def make_plan(
+    profile: Profile,
+    budget: str | Mapping[str, str],
+    confidence: float = 0.95,
+    validation: Validation | None = None,
+    damage: Damage | None = None,
+) -> PruningPlan:
+    """The legal plan of least damage within a latency budget, or within several by name, proved optimal.
+
+    `confidence` is how sure a latency budget is to hold: the plan keeps z·σ away from it. Damage is the structural
+    prior without a file of it. Raises ValueError for a budget that is none and for a validation or damage of something
+    else, Infeasible with what is reachable.
+    """
+    asked = {"latency": budget} if isinstance(budget, str) else dict(budget)
+    problem, budgets, below = prepare(profile, asked, confidence, validation, damage)
+    solution = solve(problem, budgets, below)
+    edits = problem.edits(solution.chosen)
+    resolve(profile.topology, edits)
+    return PruningPlan(
+        family=profile.family,
+        teacher_config_sha256=profile.config_sha256,
+        edits=edits,
+        budget=asked["latency"].strip() if "latency" in asked else None,
+        budget_ratio=budgets.get("latency"),
+        budgets={name: share for name, share in budgets.items() if name != "latency"} or None,
+        confidence=confidence,
+        damage_from=MEASURED if damage else STRUCTURAL_PRIOR,
+        predicted=price(profile, edits, validation),
+        proof=Proof(status="optimal", damage=solution.damage, bound=solution.bound, gap=solution.gap),
+        profile_sha256=profile.sha256(),
+        validation_sha256=validation.sha256() if validation else None,
+        damage_sha256=damage.sha256() if damage else None,
+        measured_at=measured_at(profile),
+    )
+
+
+def prepare(
+    profile: Profile,
+    asked: Mapping[str, str],
+    confidence: float = 0.95,
+    validation: Validation | None = None,
+    damage: Damage | None = None,
+) -> tuple[Problem, dict[str, float], float]:
+    """The problem behind a plan, its budgets as shares, and how far a plan stays below the latency's; checked."""
+    if not 0.5 <= confidence < 1:
+        raise ValueError(f"confidence {confidence} is none; choose from 0.5 up to, but not including, 1.")
+    budgets = parse_budgets(asked, profile)
+    if not is_legal_flow(profile.topology, (), ()):
+        raise ValueError(
+            f"{profile.family} is a student with layers made identities; plan on a profile of its teacher."
+        )
+    if validation:
+        _check_validation(profile, validation)
+    if damage:
+        check_damage(profile, damage)
+    return Problem.of(profile, validation, damage), budgets, margin(profile, confidence, validation)
+
+
+def solve(
+    problem: Problem, budgets: Mapping[str, float], below: float = 0.0, extra: Sequence[problems.Row] = ()
+) -> problems.Solution:
+    """Least damage first; among plans of that damage the fastest. `extra` rows hold besides.
+
+    Raises Infeasible where no legal plan meets the budgets.
+    """
+    if all(share >= 1 for share in budgets.values()) and not extra:
+        return problems.Solution((), 0.0, 0.0, 0.0)
+    by_name = problems.budget_rows(problem, budgets, below)
+    found = problems.best(problem, [*(row for rows in by_name.values() for row in rows), *extra])
+    if found is None:
+        raise infeasible(problem, budgets, below)
+    return found
+
+
+def infeasible(problem: Problem, budgets: Mapping[str, float], below: float) -> Infeasible:
+    """What is reachable where budgets cannot all be met: each alone, and the cheapest relaxation of all."""
+    alone = {name: reachable(problem, name) + (below if name == "latency" else 0.0) for name in budgets}
+    lowest = alone.get("latency", reachable(problem, "latency") + below)
+    return Infeasible(lowest, alone, problems.relaxed(problem, budgets, below))
+
+
+def reachable(problem: Problem, name: str) -> float:
+    """The least share of the teacher's latency, MACs, parameters or memory that a legal plan has."""
+    found = problems.most_saved(problem, name)
+    assert found is not None, "the teacher itself is legal"
+    return found
+
+
+def measured_at(profile: Profile) -> MeasuredAt:
+    """The settings of a profile, as a plan remembers them."""
+    return MeasuredAt(**{name: getattr(profile, name) for name in MeasuredAt.model_fields})
+
+
+def _check_validation(profile: Profile, validation: Validation) -> None:
+    """Errors measured on one model or setting say nothing of another's."""
+    if validation.teacher_config_sha256 != profile.config_sha256:
+        raise ValueError(
+            f"the validation is of {validation.family}, another model than the profile's {profile.family}."
+        )
+    for name in MeasuredAt.model_fields:
+        measured, wanted = getattr(validation, name), getattr(profile, name)
+        if measured != wanted:
+            raise ValueError(
+                f"the validation was measured with {name} {measured}, and the profile with {wanted}; "
+                "validate the profile that you plan on."
+            )
+
+
+def check_damage(profile: Profile, damage: Damage) -> None:
+    """Damage measured on one teacher says nothing of another's; raises ValueError where they differ."""
+    if damage.teacher_config_sha256 != profile.config_sha256:
+        raise ValueError(
+            f"the damage was measured on {damage.family} (config {damage.teacher_config_sha256[:12]}), another model "
+            f"than the profile's {profile.family} (config {profile.config_sha256[:12]}); measure it on that one."
+        )
+    if profile.weights_sha256 not in (None, damage.weights_sha256):
+        raise ValueError(
+            f"the damage was measured on other weights ({damage.weights}, {damage.weights_sha256[:12]}) than the "
+            f"profile was taken with ({profile.weights}, {str(profile.weights_sha256)[:12]}); measure it on those."
+        )
+    if damage.size != profile.size:
+        raise ValueError(
+            f"the damage was measured at {damage.size} pixels, and the profile taken at {profile.size}; "
+            "measure both at one size."
+        )
+
+
+def draw(profile: Profile, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
+    """A random legal plan that is predicted at or just below `ratio`: the cheapest at random prices per second saved.
+
+    Experts save nothing, so they are taken by the toss of a coin where a neighbour is pruned. `ratio` must be
+    reachable: at least `fastest_ratio(profile)`.
+    """
+    return draw_choices(Problem.of(profile), ratio, rng)
+
+
+def draw_choices(problem: Problem, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
+    """`draw` among the choices of a problem."""
+    saving = np.array(problem.saving)
+    prices = np.abs(saving) * rng.exponential(size=len(saving))
+    hosts = [host for host, _ in problem.hosts]
+    prices[hosts] *= rng.choice([-1.0, 1.0], size=len(hosts))
+    rows = problems.Rows.of(problem, [(dict(enumerate(saving)), 1 - ratio, np.inf)])
+    result = rows.minimise(prices)
+    assert result is not None, f"no legal plan reaches {ratio}"
+    return problem.edits([i for i in range(len(saving)) if result.x[i] > 0.5])
+
+
+def fastest_ratio(profile: Profile) -> float:
+    """The ratio of the fastest legal plan."""
+    return reachable(Problem.of(profile), "latency")

@@ -1,0 +1,278 @@
+"""Predicted against measured on random legal plans: how far a profile's predictions can be believed.
+
+Each plan's student is built from the teacher's own tensors and measured in turns with it. The errors say how wide a
+prediction's interval must be, and teach a correction, which counts only where cross-validation finds that it helps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+from scipy.stats import t as student_t
+from torch import nn
+
+from asdm.measure import backends, repeats
+from asdm.measure.backends import Session
+from asdm.measure.repeats import paired_ratio
+from asdm.models import loading
+from asdm.models import student as students
+from asdm.models.families import Family, load_family
+from asdm.plan.edits import AnyEdit, PruningPlan
+from asdm.unet import blocks, flops
+from asdm.utils.io import Record, sha256_of, utc_now
+from asdm_prof.planner import plan as planner
+from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
+
+FASTEST, SLOWEST = 0.40, 0.95  # of the teacher's latency: where plans are drawn
+FEWEST = 3  # plans that cross-validation needs
+CONFIDENCE = 0.95
+SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known: 1 % of the teacher, 10 % of a saving
+SPARE_MEMORY = 1 << 30
+
+Tell = Callable[[str, int, float | None], None]  # stage, calls so far, seconds left
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How many plans, and how long each is measured; all else is as the profile was taken."""
+
+    plans: int = 12
+    seed: int = 0
+    weights: str | None = None  # None: the profile's
+    time_budget_s: float = 90.0  # of one plan
+    min_rounds: int = 3  # of teacher, student, student, teacher: six pairs
+    target: float = 0.005  # half width of a ratio's 95 % interval
+
+
+class ValidationRun(Record):
+    """`asdm.validate-run/1`: what an unfinished run has measured so far."""
+
+    SCHEMA: ClassVar[str] = "asdm.validate-run/1"
+    schema_: Literal["asdm.validate-run/1"] = Field("asdm.validate-run/1", alias="schema")
+    run_sha256: str  # of everything that decides which plans are drawn and how they are measured
+    plans: tuple[ValidatedPlan, ...] = ()
+
+
+def validate(
+    family: str | Family,
+    profile: Profile,
+    settings: Settings = Settings(),
+    run_file: Path | None = None,
+    tell: Tell = lambda *_: None,
+    command: str = "",
+) -> Validation:
+    """Measure `settings.plans` random students of a profile's teacher; a run that is found in `run_file` is continued.
+
+    Raises ValueError for a profile of another model, too few plans, too little memory, or another run's file.
+    """
+    family = load_family(family) if isinstance(family, str) else family
+    _check(family, profile, settings)
+    run = _open_run(run_file, profile, settings)
+    drawn = draw_plans(profile, settings.plans, settings.seed)
+    with repeats.quiet_torch(profile.threads) as threads:
+        for done in _measure(family, profile, settings, drawn[len(run.plans) :], tell):
+            run = run.model_copy(update={"plans": (*run.plans, done)})
+            if run_file:
+                run.save(run_file, force=True)
+        facts = repeats.environment(profile.device, threads)
+    return Validation(
+        created_utc=utc_now(),
+        command=command,
+        family=family.name,
+        weights=settings.weights or profile.weights,
+        backend=profile.backend,
+        dtype=profile.dtype,
+        device=profile.device,
+        threads=threads,
+        seed=settings.seed,
+        batch=profile.batch,
+        size=profile.size,
+        teacher_config_sha256=profile.config_sha256,
+        profile_sha256=profile.sha256(),
+        plans=run.plans,
+        environment=facts,
+        **judge(run.plans),
+    )
+
+
+def _check(family: Family, profile: Profile, settings: Settings) -> None:
+    if settings.plans < FEWEST:
+        raise ValueError(f"plans {settings.plans} is too few to learn from; choose {FEWEST} or more.")
+    if settings.time_budget_s <= 0:
+        raise ValueError(f"time budget {settings.time_budget_s} is none; choose seconds above 0.")
+    if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
+        raise ValueError(f"the profile is of {profile.family}, another model than {family.name}; profile that one.")
+    loading.check_device(profile.device)
+
+
+def _open_run(run_file: Path | None, profile: Profile, settings: Settings) -> ValidationRun:
+    fresh = ValidationRun(run_sha256=sha256_of([profile.sha256(), vars(settings)]))
+    if run_file is None or not run_file.exists():
+        return fresh
+    found = ValidationRun.load(run_file)
+    if found.run_sha256 != fresh.run_sha256:
+        raise ValueError(
+            f"{run_file} is an unfinished run of another profile or with other options; "
+            "repeat those, or delete the file."
+        )
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- plans
+
+
+def draw_plans(profile: Profile, n: int, seed: int) -> list[tuple[AnyEdit, ...]]:
+    """`n` random legal plans, one in each of `n` equal steps from 95 % of the teacher to 40 %, or as low as it goes."""
+    lowest = max(FASTEST, planner.fastest_ratio(profile))
+    if lowest >= SLOWEST:
+        raise ValueError(
+            f"no legal plan is faster than {lowest:.2f} of {profile.family}; there is nothing to validate."
+        )
+    targets = SLOWEST - (SLOWEST - lowest) * (np.arange(n) + 0.5) / n
+    rng = np.random.default_rng(seed)
+    return [planner.draw(profile, float(target), rng) for target in targets]
+
+
+# ---------------------------------------------------------------------------------------------- measuring
+
+
+def _measure(
+    family: Family, profile: Profile, settings: Settings, drawn: Sequence[tuple[AnyEdit, ...]], tell: Tell
+) -> Iterator[ValidatedPlan]:
+    """Each student in turns with its teacher: A B B A, so that drift falls on both alike."""
+    if not drawn:
+        return
+    clock, wall = repeats.clock_for(profile.device), repeats.HostClock()
+    backend = backends.load(profile.backend, profile.dtype, profile.device)
+    shapes = loading.meta_unet(family, profile.dtype)
+    _require_memory(family, profile, shapes, backend)
+    tell("building the teacher", 0, None)
+    weights = settings.weights or profile.weights
+    where = (profile.device, profile.dtype, profile.seed)
+    teacher = loading.load_unet(family, weights, *where) if backend.NEEDS_WEIGHTS else shapes
+    inputs = loading.unet_inputs(family, profile.batch, profile.size, *where)
+
+    def session_of(unet: nn.Module) -> Session:
+        return backend.open_session(unet, inputs, list(blocks.iter_parts(unet)), clock)
+
+    tell("warming up the teacher", 0, None)
+    first = session_of(teacher)
+    repeats.warm_up(first.run, budget_s=settings.time_budget_s / 3)
+    began = wall.mark()
+    for n, edits in enumerate(drawn):
+        predicted = planner.price(profile, edits)
+        stage = f"plan {settings.plans - len(drawn) + n + 1} of {settings.plans}, predicted {predicted.ratio:.2f}"
+        each = wall.seconds(began, wall.mark()) / n if n else settings.time_budget_s
+        after = each * (len(drawn) - n - 1)
+        tell(f"{stage}: building", 0, after + each)
+        student, _ = students.build(teacher, PruningPlan(family=family.name, edits=edits))
+        second = session_of(student)
+        repeats.warm_up(second.run, at_least=2, budget_s=settings.time_budget_s / 10)
+        samples = repeats.interleave(
+            {"teacher": first.run, "student": second.run},
+            ("teacher", "student", "student", "teacher"),
+            wall,
+            settings.min_rounds,
+            budget_s=settings.time_budget_s,
+            enough=lambda s: _half_width(s) <= settings.target,
+            progress=partial(_tell_of, tell, stage, after),
+        )
+        del second, student  # before the next one is made: a runtime may hold weights of its own
+        measured = paired_ratio(samples["student"], samples["teacher"])
+        yield ValidatedPlan(
+            predicted_ratio=predicted.ratio,
+            low=predicted.low,
+            high=predicted.high,
+            measured_ratio=measured.median,
+            measured_low=measured.low,
+            measured_high=measured.high,
+            saves=planner.saved_by_kind(profile, edits),
+            teacher_s=tuple(samples["teacher"]),
+            student_s=tuple(samples["student"]),
+            edits=edits,
+        )
+
+
+def _tell_of(tell: Tell, stage: str, after: float, calls: int, eta_s: float) -> None:
+    tell(stage, calls, eta_s + after)
+
+
+def _half_width(samples: dict[str, list[float]]) -> float:
+    ratio = paired_ratio(samples["student"], samples["teacher"])
+    return (ratio.high - ratio.low) / 2
+
+
+def _require_memory(family: Family, profile: Profile, shapes: nn.Module, backend: Any) -> None:
+    if not backend.NEEDS_WEIGHTS:
+        return
+    counted = flops.count(shapes, (), loading.unet_inputs(family, profile.batch, profile.size, "meta", profile.dtype))
+    session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
+    sessions = 2 * session  # teacher and one student; in torch the student shares the teacher's
+    need = int(1.1 * counted.peak_memory_bytes) + sessions + SPARE_MEMORY
+    repeats.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}")
+
+
+# ---------------------------------------------------------------------------------------------- judging
+
+
+def judge(plans: Sequence[ValidatedPlan]) -> dict[str, Any]:
+    """The figures of `asdm.validate/1` from what was measured."""
+    errors = np.array([plan.error for plan in plans])
+    correction = learn(plans)
+    left_out = [_without(plans, i) for i in range(len(plans))]
+    return {
+        "mape": float(np.abs(errors).mean()),
+        "p95": float(np.quantile(np.abs(errors), 0.95)),
+        "bias": float(errors.mean()),
+        "coverage": float(np.mean([plan.low <= plan.measured_ratio <= plan.high for plan in plans])),
+        "rank_correlation": repeats.spearman(
+            [plan.predicted_ratio for plan in plans], [plan.measured_ratio for plan in plans]
+        ),
+        "correction": correction,
+        "sigma": _sigma(correction),
+        "calibrated_coverage": float(np.mean([abs(off) <= spread(0.975) for off, spread in left_out])),
+        "within_budget": float(np.mean([off <= spread(CONFIDENCE) for off, spread in left_out])),
+    }
+
+
+def learn(plans: Sequence[ValidatedPlan]) -> Correction:
+    """A factor for each kind of edit by ridge regression of the errors on the savings, tried by leave-one-out."""
+    kinds = sorted({kind for plan in plans for kind in plan.saves})
+    saves = np.array([[plan.saves.get(kind, 0.0) for kind in kinds] for plan in plans])  # (plans, kinds)
+    errors = np.array([plan.error for plan in plans])
+    others = ~np.eye(len(plans), dtype=bool)
+    left = [errors[i] - saves[i] @ _ridge(saves[rest], errors[rest]) for i, rest in enumerate(others)]
+    without, with_ = _rms(errors), _rms(np.array(left))
+    return Correction(
+        factors=dict(zip(kinds, map(float, _ridge(saves, errors)), strict=True)),
+        rms_without=without,
+        rms_with=with_,
+        helps=with_ < without,
+    )
+
+
+def _ridge(saves: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    return np.linalg.solve(saves.T @ saves + SHRINKAGE * np.eye(saves.shape[1]), saves.T @ errors)
+
+
+def _rms(errors: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(errors**2)))
+
+
+def _sigma(correction: Correction) -> float:
+    return correction.rms_with if correction.helps else correction.rms_without
+
+
+def _without(plans: Sequence[ValidatedPlan], i: int) -> tuple[float, Callable[[float], float]]:
+    """Plan `i` judged by the others alone: its error after their correction, and how wide they make an interval."""
+    plan, others = plans[i], [*plans[:i], *plans[i + 1 :]]
+    learnt = learn(others)
+    factors = learnt.factors if learnt.helps else {}
+    off = plan.error - sum(factors.get(kind, 0.0) * saved for kind, saved in plan.saves.items())
+    return off, lambda confidence: float(student_t.ppf(confidence, len(others))) * _sigma(learnt)

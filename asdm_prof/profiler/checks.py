@@ -1,0 +1,230 @@
+"""The trust box: what was checked, the figure, whether it passed, and what to do where it did not.
+
+A check of the machine fails only where what it found could turn the order of two units that are told apart.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+
+from asdm.measure.backends import Attribution
+from asdm.measure.repeats import estimate, paired_ratio, relative_half_width, spearman
+from asdm.records.measurement import Estimate, HostUse, Macs
+from asdm_prof.records import PartRecord, TrustLine, WholeRecord
+
+RESIDUAL, RESIDUAL_OF_NODES = 0.02, 0.05
+MAPPED, SLOWDOWN = 0.95, 1.25
+ROOF = 1.10
+OVERHEAD, OVERHEAD_AT_WORST = 0.01, 0.02
+NOISE = 0.03
+SAME_RANKS = 0.97
+TWINS = 0.10
+OTHERS = 0.10  # of all cores: what other programs and steal may take
+
+QUIET = "close other programs, or give it more runs with --time-budget."
+
+
+def box(
+    whole: WholeRecord,
+    parts: Sequence[PartRecord],
+    hooked_s: Sequence[float],
+    bare_s: Sequence[float],
+    second: tuple[int, Macs, Macs] | None,
+    uncounted_ops: dict[str, int],
+    hook_cost_s: Sequence[float] = (),
+    seen: Attribution | None = None,
+    host: HostUse | None = None,
+) -> tuple[TrustLine, ...]:
+    """All checks of one profile; the ones that need a second count are left out where there is none.
+
+    `hook_cost_s` are hooked less bare seconds of neighbouring calls on a small image. `seen` says how part times were
+    had where they are not hooks inside the forward; then these two checks stand in for the hooks' cost.
+    """
+    lines = [_operators(uncounted_ops)]
+    if second:
+        lines.append(_fvcore(*second))
+    lines += [
+        _residual(parts, RESIDUAL_OF_NODES if seen else RESIDUAL),
+        *([_mapped(seen), _slowdown(seen)] if seen else [_overhead(whole, hooked_s, bare_s, hook_cost_s)]),
+        _noise(whole, hooked_s),
+        _split_half(parts),
+        _twins(parts),
+    ]
+    if any(part.roofline for part in parts):
+        lines.append(_roof(parts))
+    if host:
+        lines.append(_host(host, parts))
+    return tuple(lines)
+
+
+def _operators(uncounted_ops: dict[str, int]) -> TrustLine:
+    names = ", ".join(sorted(uncounted_ops))
+    return TrustLine(
+        check="every operator is counted",
+        value=f"not counted: {names}" if names else "none without a formula",
+        passed=not names,
+        remedy="MACs are too low by these operators; add their formulas to asdm/flops.py.",
+    )
+
+
+def _fvcore(size: int, ours: Macs, theirs: Macs) -> TrustLine:
+    columns = {"conv": "conv_macs", "linear": "linear_macs", "attention": "attention_macs"}
+    differ = [name for name, column in columns.items() if getattr(ours, column) != getattr(theirs, column)]
+    off = abs(ours.macs - theirs.macs) / max(ours.macs, 1)
+    value = (
+        f"{', '.join(differ)} differ, {off:.2%} in all" if differ else f"equal at {size} px: {ours.macs / 1e9:.3f} GMAC"
+    )
+    return TrustLine(
+        check="MACs agree with fvcore",
+        value=value,
+        passed=not differ,
+        remedy="one of the two counts misses an operator: compare `asdm-prof flops` by column.",
+    )
+
+
+def _residual(parts: Sequence[PartRecord], limit: float) -> TrustLine:
+    other = next(part for part in parts if part.fqn == "other").share
+    return TrustLine(
+        check="units + glue = whole",
+        value=f"residual {other.median:.2%} [{other.low:.2%}, {other.high:.2%}]",
+        passed=abs(other.median) <= limit,
+        remedy="time is spent outside every unit: look for hooks or code of your own in the UNet's forward.",
+    )
+
+
+def _overhead(
+    whole: WholeRecord, hooked_s: Sequence[float], bare_s: Sequence[float], hook_cost_s: Sequence[float]
+) -> TrustLine:
+    """The hooks' seconds are the same at any image size, so a small image tells them apart from noise."""
+    n = min(len(hooked_s), len(bare_s))
+    ratio = paired_ratio(hooked_s[:n], bare_s[:n])
+    in_pairs = Estimate(median=ratio.median - 1, low=ratio.low - 1, high=ratio.high - 1)
+    found = estimate(hook_cost_s).scaled(1 / whole.latency_s.median) if hook_cost_s else in_pairs
+    value = f"overhead {found.median:+.2%} [{found.low:+.2%}, {found.high:+.2%}]"
+    if hook_cost_s:
+        value += f"; full-size pairs {in_pairs.median:+.1%} [{in_pairs.low:+.1%}, {in_pairs.high:+.1%}]"
+    return TrustLine(
+        check="hooks cost nothing",
+        value=value,
+        passed=found.median <= OVERHEAD and found.high <= OVERHEAD_AT_WORST,
+        remedy=QUIET,
+    )
+
+
+def _mapped(seen: Attribution) -> TrustLine:
+    found = estimate(seen.mapped)
+    return TrustLine(
+        check="the runtime's time lies in units",
+        value=f"{found.median:.1%} of its own node time [{found.low:.1%}, {found.high:.1%}] is in units and glue",
+        passed=found.low >= MAPPED,
+        remedy="nodes of the runtime's graph could not be told a unit; the shares of units are too low by them.",
+    )
+
+
+def _slowdown(seen: Attribution) -> TrustLine:
+    """The observed call is another call than the bare one: the nearer it is to it, the less was scaled."""
+    found = estimate(seen.slowdown)
+    change = abs(found.median - 1)
+    return TrustLine(
+        check="the observed call is like the bare one",
+        value=f"it takes {found.median:.3f}× its time [{found.low:.3f}, {found.high:.3f}]; part times are scaled",
+        passed=found.median <= SLOWDOWN and 1 / found.median <= SLOWDOWN,
+        remedy=f"shares of units are those of a call that differs by {change:.0%}; rank by them with care.",
+    )
+
+
+def _roof(parts: Sequence[PartRecord]) -> TrustLine:
+    """Nothing can be faster than the machine's peaks, so a unit that is says that a peak was measured too low."""
+    placed = [part for part in parts if part.roofline]
+    best = max(placed, key=lambda part: part.roofline.attained if part.roofline else 0.0)
+    attained = best.roofline.attained if best.roofline else 0.0
+    return TrustLine(
+        check="no unit beats the roofline",
+        value=f"{best.label} comes nearest: {attained:.0%} of what the peaks allow",
+        passed=attained <= ROOF,
+        remedy="the peaks were measured while something else ran; " + QUIET,
+    )
+
+
+def _noise(whole: WholeRecord, hooked_s: Sequence[float]) -> TrustLine:
+    low, high = np.quantile(hooked_s, [0.25, 0.75])
+    half = relative_half_width(hooked_s)
+    return TrustLine(
+        check="the machine was quiet",
+        value=f"median ± {half:.1%}, half of {len(hooked_s)} calls within {(high - low) / np.median(hooked_s):.1%}",
+        passed=half <= NOISE,
+        remedy=QUIET,
+    )
+
+
+def _split_half(parts: Sequence[PartRecord]) -> TrustLine:
+    agreement = split_half(parts)
+    return TrustLine(
+        check="both halves rank alike",
+        value=f"Spearman {agreement:.3f} over {sum(part.kind != 'glue' for part in parts)} units",
+        passed=agreement >= SAME_RANKS,
+        remedy=QUIET,
+    )
+
+
+def split_half(parts: Sequence[PartRecord]) -> float:
+    """Rank correlation of odd and even runs; redundancy ranks by latency per parameter, so that is what must repeat."""
+    timed = [part for part in parts if part.kind != "glue"]
+    return spearman(*([float(np.median(part.latency_s.samples[i::2])) / part.params for part in timed] for i in (0, 1)))
+
+
+def told_apart(parts: Sequence[PartRecord]) -> list[tuple[PartRecord, PartRecord]]:
+    """Pairs of units whose intervals of latency per parameter do not overlap, the more redundant one first."""
+    timed = [part for part in parts if part.kind != "glue"]
+    return [(a, b) for a in timed for b in timed if a.share.low / a.params > b.share.high / b.params]
+
+
+def could_turn(parts: Sequence[PartRecord], error: float) -> int:
+    """How many pairs that are told apart would change places if each of their shares were off by `error`."""
+    pairs = told_apart(parts)
+    return sum(a.share.median * (1 - error) / a.params < b.share.median * (1 + error) / b.params for a, b in pairs)
+
+
+def _halves_turn(parts: Sequence[PartRecord]) -> int:
+    """How many pairs that are told apart stand in the other order in the odd or in the even runs alone."""
+
+    def scores(part: PartRecord) -> np.ndarray:
+        return np.array([np.median(part.latency_s.samples[i::2]) for i in (0, 1)]) / part.params
+
+    return sum(bool((scores(a) < scores(b)).any()) for a, b in told_apart(parts))
+
+
+def _host(host: HostUse, parts: Sequence[PartRecord]) -> TrustLine:
+    """Other programs and steal, during the timed calls alone; they matter where the halves then disagree."""
+    cores = os.cpu_count() or 1
+    busy = host.others_cores + host.steal_cores > OTHERS * cores
+    turned = _halves_turn(parts) if busy else 0
+    value = f"others took {host.others_cores:.2f} of {cores} cores, steal {host.steal_cores:.2f}"
+    return TrustLine(
+        check="the machine was ours alone",
+        value=f"{value}; {turned} pairs of the rank turn between its halves" if turned else value,
+        passed=not turned,
+        remedy=QUIET,
+    )
+
+
+def _twins(parts: Sequence[PartRecord]) -> TrustLine:
+    """Units of one shape at one resolution do the same work; how far apart their shares are is an error bar."""
+    groups: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
+    for part in parts:
+        if part.kind != "glue":
+            groups[(part.kind, part.block, part.macs, part.params)].append(part.share.median)
+    spreads = [max(shares) / min(shares) - 1 for shares in groups.values() if len(shares) > 1]
+    worst = max(spreads, default=0.0)
+    turned = could_turn(parts, worst / 2) if worst > TWINS else 0
+    value = f"worst of {len(spreads)} groups: {worst:.1%} apart" if spreads else "no two units are alike"
+    return TrustLine(
+        check="identical units take the same time",
+        value=f"{value}, which could turn {turned} pairs of the rank" if turned else value,
+        passed=not turned,
+        remedy="differences between units below this spread mean nothing; " + QUIET,
+    )

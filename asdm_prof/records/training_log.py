@@ -1,0 +1,59 @@
+"""A student's training, as its log tells it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from asdm.utils.io import Frozen
+
+# What a line of `asdm distill`'s log holds besides loss terms.
+NOT_TERMS = ("step", "stage_step", "learning_rate", "gradient_norm", "step_s", "images_per_s")
+
+
+class TrainingLog(Frozen):
+    """A run of `asdm distill`: every loss term, step by step, and the step with which each stage begins."""
+
+    steps: tuple[int, ...]
+    terms: dict[str, tuple[float | None, ...]]
+    stages: dict[str, int] = Field(default_factory=dict)
+
+    @classmethod
+    def load(cls, path: Path) -> TrainingLog:
+        """Read a `log.jsonl`; a last line that is still being written is left out.
+
+        Raises ValueError where the file is missing, or no line of it is a step of a training.
+        """
+        if not path.is_file():
+            raise ValueError(f"{path} is no file; name the log.jsonl of an `asdm distill` run.")
+        lines = [line for line in map(_line, path.read_text(encoding="utf-8", errors="replace").splitlines()) if line]
+        rows = [_numbers(line) for line in lines]
+        names = list(dict.fromkeys(name for row in rows for name in row if name not in NOT_TERMS))
+        if not names:
+            raise ValueError(f"{path} has no line with a step and a loss; name the log.jsonl of an `asdm distill` run.")
+        stages: dict[str, int] = {}
+        for line in lines:
+            if line.get("stage"):
+                stages.setdefault(str(line["stage"]), int(line["step"]))
+        terms = {name: tuple(row.get(name) for row in rows) for name in names}
+        return cls(steps=tuple(int(row["step"]) for row in rows), terms=terms, stages=stages)
+
+
+def _line(text: str) -> dict[str, Any]:
+    """One line of a log, empty where it is no step."""
+    try:
+        found = json.loads(text, parse_constant=lambda _: None)
+    except json.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) and isinstance(found.get("step"), (int, float)) else {}
+
+
+def _numbers(line: dict[str, Any]) -> dict[str, float]:
+    return {
+        name: float(value)
+        for name, value in line.items()
+        if isinstance(value, (int, float)) and not isinstance(value, bool)
+    }

@@ -1,0 +1,1 @@
+"""Many candidates, trained a little; the better half longer."""

@@ -1,0 +1,142 @@
+"""Can damages be added up? Joint plans' predicted damage against the measured, and what cheap scores are worth.
+
+To first order a student's output error is the sum of its edits' errors, e = Σ eᵢ, so its mean square is
+Σ ‖eᵢ‖² + 2 Σ ⟨eᵢ, eⱼ⟩. The damages themselves add up where errors are orthogonal; the products, which single edits'
+outputs give for nothing, are the pairwise terms. They enter for neighbours: edits of one block or of mirrored blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy.stats import rankdata
+
+from asdm.measure.repeats import BOOTSTRAP_DRAWS
+from asdm.plan.edits import Topology
+from asdm_prof.planner.choices import key
+from asdm_prof.records import Additivity, Agreement, DamagePair, EditDamage, Fit, Interval, JointDamage
+
+ENOUGH = 0.9  # Spearman at which the sum does
+
+
+def interval_of(statistic: Sequence[float] | np.ndarray, value: float) -> Interval:
+    """A value with the 95 % interval of its bootstrap draws, of those that have one."""
+    draws = np.asarray(statistic)
+    low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
+    return Interval(value=value, low=float(low), high=float(high))
+
+
+def fit(predicted: Sequence[float], measured: Sequence[float]) -> Fit:
+    """Rank correlation and R² of predictions, with intervals over the pairs; raises ValueError for fewer than three."""
+    x, y = np.asarray(predicted, dtype=float), np.asarray(measured, dtype=float)
+    if len(x) < 3:
+        raise ValueError(f"{len(x)} plans are too few for a correlation; choose 3 or more.")
+    picks = np.random.default_rng(0).integers(0, len(x), size=(BOOTSTRAP_DRAWS, len(x)))
+    draws = (x[picks], y[picks])
+    own = (x[None], y[None])
+
+    def both(statistic: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> Interval:
+        return interval_of(statistic(*draws), float(statistic(*own)[0]))
+
+    return Fit(spearman=both(_spearman), r2=both(_r2), r2_line=both(lambda a, b: _correlation(a, b) ** 2))
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Row by row; NaN where a row does not vary."""
+    x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
+
+
+def _spearman(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _correlation(rankdata(x, axis=1), rankdata(y, axis=1))
+
+
+def _r2(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return 1 - ((y - x) ** 2).sum(axis=1) / ((y - y.mean(axis=1, keepdims=True)) ** 2).sum(axis=1)
+
+
+# ---------------------------------------------------------------------------------------------- pairs
+
+
+def neighbour_pairs(shape: Topology, edits: Sequence[EditDamage], overlap: np.ndarray) -> list[DamagePair]:
+    """Twice the products of two edits' output errors, for edits in one block or in mirrored ones that may go together.
+
+    `overlap` (edits, edits): mean product per element.
+    """
+    touched = [touches(shape, edit) for edit in edits]
+    groups = [{_group(shape, fqn) for fqn in units} for units in touched]
+    return [
+        DamagePair(first=i, second=j, damage=2 * float(overlap[i, j]))
+        for i in range(len(edits))
+        for j in range(i + 1, len(edits))
+        if not touched[i] & touched[j] and groups[i] & groups[j]
+    ]
+
+
+def touches(shape: Topology, one: EditDamage) -> set[str]:
+    """Units that a set of edits decides on."""
+    found: set[str] = set()
+    for edit in one.edits:
+        if edit.op == "remove_layer":
+            found |= {unit.fqn for unit in shape.layer_units(edit.block, edit.layer)}
+        elif edit.op == "remove_block":
+            blocks = {edit.block} | ({shape.mirror(edit.block)} if edit.block != "mid_block" else set())
+            found |= {unit.fqn for unit in shape.units if unit.block in blocks}
+        elif edit.op in ("remove_unit", "replace_unit"):
+            found.add(edit.unit)
+    return found
+
+
+def _group(shape: Topology, fqn: str) -> str:
+    """The down block that a unit belongs to by itself or by its mirror; the middle block belongs to the deepest."""
+    block = shape.unit(fqn).block
+    if block == "mid_block":
+        return shape.down_blocks[-1]
+    return block if block in shape.down_blocks else shape.mirror(block)
+
+
+# ---------------------------------------------------------------------------------------------- judging
+
+
+def predict(edits: Sequence[EditDamage], pairs: Sequence[DamagePair], parts: Sequence[int]) -> tuple[float, float]:
+    """Damage of some single edits together: their sum, and their sum with pairs."""
+    chosen, summed = set(parts), sum(edits[i].damage.value for i in parts)
+    return summed, summed + sum(p.damage for p in pairs if p.first in chosen and p.second in chosen)
+
+
+def judge(
+    edits: Sequence[EditDamage],
+    pairs: Sequence[DamagePair],
+    plans: Sequence[tuple[Sequence[int], Interval]],
+) -> Additivity:
+    """Both predictions against the measured damage of plans, each given as places in the list of single edits."""
+    joint = []
+    for parts, damage in plans:
+        summed, with_pairs = predict(edits, pairs, parts)
+        made = tuple(edit for i in parts for edit in edits[i].edits)
+        joint.append(JointDamage(edits=made, summed=summed, with_pairs=with_pairs, damage=damage))
+    measured = [plan.damage.value for plan in joint]
+    plain, paired = (fit([getattr(p, name) for p in joint], measured) for name in ("summed", "with_pairs"))
+    use_sum = plain.spearman.value >= ENOUGH or plain.spearman.value >= paired.spearman.value
+    used = plain if use_sum else paired
+    return Additivity(
+        spearman=used.spearman.value,
+        r2=used.r2.value,
+        used="sum" if use_sum else "pairs",
+        summed=plain,
+        with_pairs=paired,
+        plans=tuple(joint),
+    )
+
+
+def agreement(edits: Sequence[EditDamage], scores: dict[str, dict[frozenset[str], float]]) -> list[Agreement]:
+    """Rank correlation of each score (by the key of its edits) with measured damage, where it has three or more."""
+    found = []
+    for name, values in scores.items():
+        both = [(values[k], one.damage.value) for one in edits if (k := key(one.edits)) in values]
+        if len(both) >= 3:
+            found.append(Agreement(score=name, spearman=fit(*zip(*both, strict=True)).spearman, edits=len(both)))
+    return found

@@ -1,0 +1,232 @@
+"""Measure a teacher's damages and find out whether they add up: the steps of `asdm-prof sensitivity`, one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from asdm.evaluate import quality
+from asdm.measure import repeats
+from asdm.models import loading, networks, pipeline
+from asdm.models import student as students
+from asdm.models.families import Family, load_family
+from asdm.plan.edits import PruningPlan, RemoveUnit
+from asdm.utils import registry
+from asdm.utils.io import utc_now
+from asdm_prof.planner import plan
+from asdm_prof.planner.choices import Problem, choices, key
+from asdm_prof.profiler import profile as profiler
+from asdm_prof.records import Damage, EditDamage, Interval, Profile
+from asdm_prof.sensitivity import additivity
+from asdm_prof.sensitivity import measure as sensitivity
+from asdm_prof.sensitivity.measure import Edits, Measured, Settings, Tell
+
+LOWEST, HIGHEST = 0.40, 0.95  # of the teacher's time: where joint plans are drawn
+
+
+def sensitivity_of(
+    name: str,
+    settings: Settings = Settings(),
+    plans: int = 40,
+    clip: int = 0,
+    replacements: Sequence[str] | None = None,
+    run_file: Path | None = None,
+    tell: Tell = lambda *_: None,
+    command: str = "",
+) -> Damage:
+    """Damage of every legal edit of a family, and of `plans` random joint plans (0: none), as a record."""
+    family = load_family(name)
+    if clip and clip < 2:
+        raise ValueError(f"clip {clip} is too few pictures for an interval; choose 0, or 2 or more.")
+    if plans and plans < 3:
+        raise ValueError(f"plans {plans} is too few for a correlation; choose 0, or 3 or more.")
+    drawn_with = by_macs(family, settings.size)
+    singles: list[Edits] = []
+
+    def sets(teacher: nn.Module) -> list[Edits]:
+        singles.extend(sensitivity.legal_edits(teacher, replacements))
+        return singles + draw_joint(drawn_with, singles, plans, settings.seed)
+
+    found = sensitivity.measure_damage(family, sets, settings, run_file, tell)
+    shape, n = drawn_with.topology, len(singles)
+    edits = [edit_damage(edits, found.samples[i]) for i, edits in enumerate(singles)]
+    if clip:
+        edits = list(clip_scored(family, edits, settings, clip, tell))
+    pairs = additivity.neighbour_pairs(shape, edits, found.overlap[:n, :n])
+    problem, place = _problem(drawn_with, singles), {key(edits): i for i, edits in enumerate(singles)}
+    joint = []
+    for one, samples in zip(found.sets[n:], found.samples[n:], strict=True):
+        chosen = problem.chosen(one)
+        assert chosen is not None, "plans are drawn from the problem's own choices"
+        joint.append(([place[key(problem.found[i].edits)] for i in chosen], sensitivity.damage_of(samples)))
+    judged = additivity.judge(edits, pairs, joint) if joint else None
+    return Damage(
+        created_utc=utc_now(),
+        command=command,
+        family=family.name,
+        weights=found.weights,
+        weights_sha256=found.weights_sha256,
+        teacher_config_sha256=found.config_sha256,
+        data=settings.data,
+        split=settings.split,
+        prompts=settings.prompts,
+        timesteps=found.timesteps,
+        seed=settings.seed,
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=found.threads,
+        size=settings.size or family.size,
+        prediction_type=found.prediction_type,
+        teacher_power=found.teacher_power,
+        edits=tuple(edits),
+        pairs=tuple(pairs) if judged and judged.used == "pairs" else (),
+        additivity=judged,
+        agreement=tuple(additivity.agreement(edits, _scores(drawn_with, found))),
+        work=found.work,
+        environment=repeats.environment(settings.device, found.threads),
+    )
+
+
+def kept_profile(
+    path: Path,
+    family: str,
+    settings: profiler.Settings,
+    fresh: bool = False,
+    watch: profiler.Watch | None = None,
+    command: str = "",
+) -> Profile:
+    """The profile in `path` where it is of these weights, or else a new one, which is saved there."""
+    loaded = load_family(family)
+    if path.exists() and not fresh:
+        found, teacher = Profile.load(path), loading.load_unet(loaded, loading.default_weights(loaded))
+        if (found.config_sha256, found.weights_sha256) in _identities(teacher, settings):
+            return found
+    made = profiler.profile(family, settings, watch, command=command)
+    made.save(path, force=True)
+    return made
+
+
+def _identities(teacher: Any, settings: profiler.Settings) -> set[tuple[str, str | None]]:
+    """Config and weights of a profile of this teacher; one with made-up times has no weights."""
+    config = loading.unet_config_sha256(teacher.config)
+    return {(config, loading.weights_sha256(teacher))} | ({(config, None)} if settings.backend == "fake" else set())
+
+
+def kept_damage(
+    path: Path,
+    family: str,
+    settings: Settings,
+    plans: int,
+    weights_sha256: str | None,
+    fresh: bool = False,
+    tell: Tell = lambda *_: None,
+    command: str = "",
+) -> Damage:
+    """The damage in `path` where it was measured as asked on these weights (None: any), or else measured and saved.
+
+    An interrupted measurement goes on where it was.
+    """
+    if path.exists() and not fresh:
+        found = Damage.load(path)
+        asked = (settings.prompts, settings.timesteps, weights_sha256 or found.weights_sha256)
+        if (found.prompts, len(found.timesteps), found.weights_sha256) == asked:
+            return found
+    run_file = path.with_name(f"{path.name}.run")
+    made = sensitivity_of(family, settings, plans, run_file=run_file, tell=tell, command=command)
+    made.save(path, force=True)
+    run_file.unlink(missing_ok=True)
+    return made
+
+
+def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
+    """One set of edits with its errors (prompts, timesteps)."""
+    return EditDamage(
+        edit=edits[0],
+        also=edits[1:],
+        damage=sensitivity.damage_of(samples),
+        by_prompt=tuple(samples.mean(axis=1).tolist()),
+        by_timestep=tuple(samples.mean(axis=0).tolist()),
+    )
+
+
+# ---------------------------------------------------------------------------------------------- joint plans
+
+
+def by_macs(family: Family, size: int | None = None) -> Profile:
+    """A profile whose times are MACs: joint plans are drawn by it, so that they do not depend on a machine."""
+    return profiler.profile(family, profiler.Settings(backend="fake", size=size))
+
+
+def _problem(profile: Profile, singles: Sequence[Edits]) -> Problem:
+    """The choices of a profile that were measured."""
+    measured = {key(edits) for edits in singles}
+    return Problem(profile, tuple(c for c in choices(profile) if key(c.edits) in measured))
+
+
+def draw_joint(profile: Profile, singles: Sequence[Edits], n: int, seed: int) -> list[Edits]:
+    """`n` random legal plans made of measured edits, spread from 95 to 40 % of the teacher, or as low as it goes."""
+    if not n:
+        return []
+    problem = _problem(profile, singles)
+    lowest = max(LOWEST, plan.reachable(problem, "latency"))
+    if lowest >= HIGHEST:
+        raise ValueError(f"no legal plan is below {lowest:.2f} of {profile.family}; leave joint plans out (--plans 0).")
+    rng = np.random.default_rng(seed)
+    targets = HIGHEST - (HIGHEST - lowest) * (np.arange(n) + 0.5) / n
+    return [plan.draw_choices(problem, float(target), rng) for target in targets]
+
+
+# ---------------------------------------------------------------------------------------------- CLIP score
+
+DRAWING_STEPS = 20
+
+
+def clip_scored(
+    family: Family, edits: Sequence[EditDamage], settings: Settings, pictures: int, tell: Tell
+) -> Iterator[EditDamage]:
+    """Edits with the change in CLIP score of pictures drawn from the same captions and seeds (SnapFusion's criterion).
+
+    The judge is the shipped one, which has trained no UNet; the interval is a bootstrap over pictures.
+    """
+    judge = networks.Judge.load()
+    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, settings.size or family.size)
+    if pictures > len(data):
+        raise ValueError(f"clip {pictures} is more than the {len(data)} pictures of {settings.data}.")
+    picks = np.random.default_rng(settings.seed).permutation(len(data))[:pictures]
+    captions = [data[int(i)].caption for i in picks]
+    weights = settings.weights or loading.default_weights(family)
+    teacher = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
+    made = pipeline.pipeline(family, teacher, settings)
+    own = judge.text_embedding(captions).float().cpu()
+
+    def scores(unet: nn.Module) -> np.ndarray:
+        made.unet = unet
+        drawn = quality.draw(made, captions, settings.seed, DRAWING_STEPS, family.guidance_scale, size=settings.size)
+        return quality.clip_scores(quality.Seen.by(judge, drawn.images).vectors, own)
+
+    with repeats.quiet_torch(settings.threads):
+        before = scores(teacher)
+        for n, one in enumerate(edits):
+            tell(f"drawing with edit {n + 1} of {len(edits)}", 0, None)
+            student, _ = students.build(teacher, PruningPlan(family=family.name, edits=one.edits))
+            change = repeats.estimate((scores(student) - before).tolist(), np.mean)
+            found = Interval(value=change.median, low=change.low, high=change.high)
+            yield one.model_copy(update={"clip_score_change": found})
+
+
+# ---------------------------------------------------------------------------------------------- cheap scores
+
+
+def _scores(profile: Profile, found: Measured) -> dict[str, dict[frozenset[str], float]]:
+    """What users without weights or data have, by edits: the structural prior, and scores of single units."""
+    prior = {key(c.edits): c.damage for c in choices(profile)}
+    units_only = {k: v for k, v in prior.items() if len(k) == 1 and "remove_unit" in next(iter(k))}
+    by_unit = {
+        name: {key((RemoveUnit(unit=fqn),)): value for fqn, value in values.items()}
+        for name, values in found.unit_scores.items()
+    }
+    return {"structural prior, all edits": prior, "structural prior": units_only} | by_unit

@@ -1,0 +1,1 @@
+"""What makes the results under reports/: run from a clone, not part of the packages."""

@@ -1,0 +1,93 @@
+"""What others would prune, as plans: judged on the same damage and latency as ours.
+
+Greedy by time saved per damage; BK-SDM's three and the paper's hand-made assembly (presets); SnapFusion's "no attention
+at the highest resolution"; random legal plans.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from asdm.models.student import PRESETS, without_layers
+from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveUnit, Topology, resolve
+from asdm_prof.planner import plan
+from asdm_prof.planner.choices import Problem
+from asdm_prof.records import Profile
+
+HAND_MADE = ("a_sdm", "bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny")
+Edits = tuple[AnyEdit, ...]
+
+
+def fixed(shape: Topology) -> dict[str, Edits]:
+    """Plans that know no budget, by name; those that do not fit a UNet are left out."""
+    found: dict[str, Edits] = {}
+    for name in (*HAND_MADE, "no_attention_at_the_top"):
+        try:
+            edits = tuple(PRESETS[name](shape)) if name in PRESETS else no_attention_at_the_top(shape)
+            resolve(shape, edits)
+        except (ValueError, IndexError):
+            continue
+        if edits:
+            found[name] = edits
+    return found
+
+
+def no_attention_at_the_top(shape: Topology) -> Edits:
+    """SnapFusion's finding as a plan: no Transformer in the blocks of the highest resolution."""
+    top = (shape.down_blocks[0], shape.mirror(shape.down_blocks[0]))
+    return tuple(RemoveUnit(unit=u.fqn) for u in shape.units if u.kind == "transformer" and u.block in top)
+
+
+def bk_style(profile: Profile, ratio: float) -> Edits:
+    """BK-SDM's rule brought to a latency: of all plans by its rule, the one that the profile puts nearest to `ratio`.
+
+    The rule takes a layer from both blocks of a pair, and the middle block; BK-SDM's own three do so in every pair.
+    """
+    return min(_by_bk_rule(profile.topology), key=lambda edits: abs(plan.price(profile, edits).ratio - ratio))
+
+
+def _by_bk_rule(shape: Topology) -> Iterator[Edits]:
+    pairs = [down for down in shape.down_blocks if len(shape.layers(down)) > 1]
+    chosen = itertools.chain.from_iterable(itertools.combinations(pairs, n) for n in range(len(pairs), -1, -1))
+    for some in chosen:
+        edits = tuple(without_layers(shape, some))
+        if edits:
+            yield edits
+        if "mid_block" in shape.blocks:
+            yield (*edits, RemoveBlock(block="mid_block"))
+
+
+def greedy(problem: Problem, ratio: float) -> Edits | None:
+    """The choice that saves most time per damage, again and again until `ratio` is met; None where it gets stuck."""
+    chosen: list[int] = []
+    while sum(problem.found[i].saving for i in chosen) < 1 - ratio:
+        taken = {fqn for i in chosen for fqn in problem.found[i].touches}
+        free = [i for i, c in enumerate(problem.found) if c.saving > 0 and not c.touches & taken]
+        if not free:
+            return None
+        chosen.append(max(free, key=lambda i: (problem.found[i].saving / max(problem.found[i].damage, 1e-30), -i)))
+    return problem.edits(chosen)
+
+
+def random(problem: Problem, ratio: float, n: int, seed: int) -> list[Edits]:
+    """`n` random legal plans at or just below `ratio`."""
+    rng = np.random.default_rng([seed, round(1e6 * ratio)])
+    return [plan.draw_choices(problem, ratio, rng) for _ in range(n)]
+
+
+def at(problem: Problem, ratio: float, fixed_plans: Mapping[str, Edits], n: int, seed: int) -> dict[str, Edits]:
+    """Every baseline that is within a latency budget by the profile, by name."""
+    found = {name: edits for name, edits in fixed_plans.items() if _ratio(problem, edits) <= ratio}
+    if (steps := greedy(problem, ratio)) is not None:
+        found["greedy"] = steps
+    return found | {f"random {i + 1}": edits for i, edits in enumerate(random(problem, ratio, n, seed))}
+
+
+def _ratio(problem: Problem, edits: Edits) -> float:
+    try:
+        return plan.price(problem.profile, edits).ratio
+    except ValueError:  # a replacement that the profile did not time
+        return np.inf

@@ -1,0 +1,141 @@
+"""Our plan against the baselines at every latency budget, on measured joint damage.
+
+Ours is the best by prediction, of which the few best are built and measured on the calibration data, and the one that
+does least there is taken: predictions are sums, and a student is not quite one. Then everyone is measured on other
+prompts, from a split that no plan was chosen by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from asdm.measure import repeats
+from asdm.models.families import load_family
+from asdm.plan.edits import AnyEdit
+from asdm.utils.io import utc_now
+from asdm_prof.planner import plan
+from asdm_prof.planner.choices import Problem, key
+from asdm_prof.planner.frontier import k_plans
+from asdm_prof.records import BudgetRow, Budgets, Contestant, Damage, Interval, Profile
+from asdm_prof.sensitivity import measure as sensitivity
+from asdm_prof.sensitivity.measure import Settings, Tell
+from benchmarks import baselines
+
+EACH = tuple(round(0.95 - 0.05 * i, 2) for i in range(10))
+Edits = tuple[AnyEdit, ...]
+
+
+def compare(
+    profile: Profile,
+    damage: Damage,
+    settings: Settings,
+    judged_on: str = "held_out",
+    ratios: Sequence[float] = EACH,
+    candidates: int = 10,
+    random: int = 5,
+    folder: Path | None = None,
+    tell: Tell = lambda *_: None,
+    command: str = "",
+) -> Budgets:
+    """Everyone within each of `ratios` of the teacher's latency, by the profile; unreachable ones are left out.
+
+    `settings` are those that `damage` was measured with. Unfinished measurements are kept in `folder` and continued.
+    """
+    clock = repeats.HostClock()
+    began = clock.mark()
+    plan.check_damage(profile, damage)
+    problem = Problem.of(profile, damage=damage)
+    reached = [ratio for ratio in ratios if ratio >= plan.reachable(problem, "latency")]
+    ours = {ratio: _candidates(problem, ratio, candidates) for ratio in reached}
+    chosen = _chosen(ours, damage, settings, folder, tell)
+    others = {ratio: baselines.at(problem, ratio, baselines.fixed(profile.topology), random, settings.seed)
+              for ratio in reached}  # fmt: skip
+    everyone = _unique([*chosen.values(), *(edits for named in others.values() for edits in named.values())])
+    prompts = min(settings.prompts, _pictures(damage, judged_on))
+    judging = replace(settings, split=judged_on, prompts=prompts)
+    found = _measured(damage.family, everyone, judging, folder, "judging.run", tell)
+    rows = [_row(problem, ratio, chosen[ratio], others[ratio], found) for ratio in reached]
+    return Budgets(
+        created_utc=utc_now(),
+        command=command,
+        family=damage.family,
+        weights_sha256=damage.weights_sha256,
+        profile_sha256=profile.sha256(),
+        damage_sha256=damage.sha256(),
+        candidates=candidates,
+        split=judged_on,
+        prompts=prompts,
+        timesteps=damage.timesteps,
+        rows=tuple(rows),
+        seconds=clock.seconds(began, clock.mark()),
+        environment=repeats.environment(settings.device, damage.threads),
+    )
+
+
+def _pictures(damage: Damage, split: str) -> int:
+    from asdm.utils import registry
+
+    return len(registry.load("asdm.data.datasets", damage.data).open_data(split, damage.size))
+
+
+def _candidates(problem: Problem, ratio: float, k: int) -> list[Edits]:
+    return [problem.edits(one.chosen) for one in k_plans(problem, {"latency": ratio}, 0.0, k)]
+
+
+def _unique(plans: Sequence[Edits]) -> list[Edits]:
+    return list({key(edits): edits for edits in plans}.values())
+
+
+def _measured(
+    family: str, plans: Sequence[Edits], settings: Settings, folder: Path | None, name: str, tell: Tell
+) -> dict[frozenset[str], np.ndarray]:
+    """Mean errors by prompt of each plan, by its key."""
+    run_file = folder / name if folder else None
+    found = sensitivity.measure_damage(load_family(family), plans, settings, run_file, tell)
+    if run_file:
+        run_file.unlink(missing_ok=True)
+    return {key(edits): samples.mean(axis=1) for edits, samples in zip(plans, found.samples, strict=True)}
+
+
+def _chosen(
+    ours: dict[float, list[Edits]], damage: Damage, settings: Settings, folder: Path | None, tell: Tell
+) -> dict[float, Edits]:
+    """At each budget, of the candidates there and of what is within it from tighter ones, the one that does least."""
+    plans = _unique([edits for found in ours.values() for edits in found])
+    measured = _measured(damage.family, plans, settings, folder, "choosing.run", tell)
+    best: dict[float, Edits] = {}
+    for ratio in sorted(ours):
+        within = [edits for tighter in ours if tighter <= ratio for edits in ours[tighter]]
+        best[ratio] = min(within, key=lambda edits: measured[key(edits)].mean())
+    return best
+
+
+def _row(
+    problem: Problem, ratio: float, ours: Edits, others: dict[str, Edits], found: dict[frozenset[str], np.ndarray]
+) -> BudgetRow:
+    named = [("ours", ours), *others.items()]
+    contestants = [_contestant(problem, name, edits, found[key(edits)]) for name, edits in named]
+    contestants.sort(key=lambda one: (one.damage.value, not one.ours, one.name))
+    rivals = [one for one in contestants if not one.ours and key(one.edits) != key(ours)]
+    ahead = None
+    if rivals:
+        gaps = repeats.estimate((np.array(rivals[0].by_prompt) - found[key(ours)]).tolist(), np.mean)
+        ahead = Interval(value=gaps.median, low=gaps.low, high=gaps.high)
+    return BudgetRow(budget=ratio, contestants=tuple(contestants), ahead=ahead, won=ahead is None or ahead.value > 0)
+
+
+def _contestant(problem: Problem, name: str, edits: Edits, by_prompt: np.ndarray) -> Contestant:
+    parts = problem.chosen(edits)
+    return Contestant(
+        name=name,
+        ours=name == "ours",
+        ratio=plan.price(problem.profile, edits).ratio,
+        predicted=None if parts is None else problem.damage(parts),
+        damage=sensitivity.damage_of(by_prompt[:, None]),
+        by_prompt=tuple(by_prompt.tolist()),
+        edits=edits,
+    )

@@ -1,0 +1,67 @@
+"""`python -m benchmarks.damage -o reports/mini`: everything about damage on the mini, in one go (about six minutes).
+
+Profile (where the folder has none of these weights), sensitivity over 64 prompts × 8 timesteps with 40 joint plans,
+frontier with the best and unlike plans at 0.75, our plan at 0.75, our plans against the baselines at every budget from
+0.95 to 0.50, and the figures. Writes profile.json, damage.json, frontier.json, plan.json, budgets.json and figures/.
+An interrupted run goes on where it was. Also for other families with weights of their own.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm.cli.options import this_command
+from asdm.utils import console as terminal
+from asdm.utils import io
+from asdm_prof.cli.progress import watching
+from asdm_prof.planner import explain, frontier
+from asdm_prof.planner import plan as planner
+from asdm_prof.profiler.profile import Settings as ProfileSettings
+from asdm_prof.renderers import _collect, console, figures
+from asdm_prof.sensitivity import study
+from benchmarks import budgets
+
+SHOWN = "0.75"
+
+
+def main(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that everything is written into.")],
+    family: Annotated[str, typer.Option(help="A family with weights, or a diffusers folder.")] = "mini",
+    prompts: Annotated[int, typer.Option(help="Pictures with captions to measure on.")] = 64,
+    timesteps: Annotated[int, typer.Option(help="Noise levels of each.")] = 8,
+    plans: Annotated[int, typer.Option(help="Random joint plans.")] = 40,
+    candidates: Annotated[int, typer.Option(help="Best plans by prediction that are measured at each budget.")] = 10,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder has already.")] = False,
+) -> None:
+    """Measure, plan, compare and draw."""
+    command = this_command("python -m benchmarks.damage")
+    settings = study.Settings(threads=threads, prompts=prompts, timesteps=timesteps)
+    io.make_folder(output)
+    with watching("Profiling") as watch:
+        timing = ProfileSettings(threads=threads)
+        profile = study.kept_profile(output / "profile.json", family, timing, fresh, watch, command)
+    with terminal.progress("Measuring damage") as tell:
+        sha256, path = profile.weights_sha256, output / "damage.json"
+        found = study.kept_damage(path, family, settings, plans, sha256, fresh, tell, command)
+    console.print_damage(found, console.stdout_console())
+    front = frontier.make_frontier(profile, found, "latency", {"latency": SHOWN}, 10, 10)
+    front.save(output / "frontier.json", force=True)
+    plan = explain.explained(profile, planner.make_plan(profile, SHOWN, damage=found), damage=found)
+    plan.save(output / "plan.json", force=True)
+    with terminal.progress("Comparing") as tell:
+        compared = budgets.compare(
+            profile, found, settings, candidates=candidates, folder=output, tell=tell, command=command
+        )
+    compared.save(output / "budgets.json", force=True)
+    terminal.emit(console.budget_rows(compared), terminal.Format.table)
+    figures.render(_collect.report(profile, output / "profile.json"), output)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    terminal.run(app)

@@ -1,0 +1,1 @@
+"""How the mini that ships was trained, evaluated and put into the package."""

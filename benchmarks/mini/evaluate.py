@@ -1,0 +1,175 @@
+"""`python -m benchmarks.mini.evaluate -o reports/mini`: how good the shipped mini is, beside the best it could be.
+
+Real drawings and the VAE's reconstructions are the ceiling; generated pictures of captions that were trained on and of
+held-out ones follow, at several guidance scales. One picture a caption and style, all judged by the judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import typer
+from pydantic import Field
+
+from asdm.data.datasets import emoji
+from asdm.evaluate import quality
+from asdm.mini import PIPELINE
+from asdm.models.families import load_family
+from asdm.models.loading import Setup, load_unet
+from asdm.models.networks import Judge, Vgg
+from asdm.models.pipeline import pipeline
+from asdm.records.measurement import Metric
+from asdm.utils import console
+from asdm.utils import io as files
+from asdm.utils.io import Frozen, Record, utc_now
+
+GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
+STEPS = 30
+SHOWN = (
+    "red heart, twemoji style", "broken heart, openmoji style", "grinning face, twemoji style",
+    "smiling face with sunglasses, openmoji style", "clown face, twemoji style", "robot, openmoji style",
+    "ghost, twemoji style", "alien, openmoji style", "fox, twemoji style", "panda, openmoji style",
+    "lion, twemoji style", "frog, openmoji style", "penguin, twemoji style", "owl, openmoji style",
+    "octopus, twemoji style", "spouting whale, openmoji style", "lady beetle, twemoji style", "snail, openmoji style",
+    "tulip, twemoji style", "cactus, openmoji style", "four leaf clover, twemoji style", "mushroom, openmoji style",
+    "watermelon, twemoji style", "banana, openmoji style", "strawberry, twemoji style", "doughnut, openmoji style",
+    "rainbow, twemoji style", "snowman, openmoji style", "guitar, twemoji style", "crescent moon, openmoji style",
+    "green heart, twemoji style", "blue circle, openmoji style",
+)  # fmt: skip
+
+
+class Row(Frozen):
+    """Pictures of one kind, and what the judge makes of them."""
+
+    name: Literal["real", "reconstructed", "generated"]
+    split: str
+    guidance_scale: float | None = None
+    pictures: int
+    metrics: dict[str, Metric]
+
+
+class MiniQuality(Record):
+    """`asdm.mini-quality/1`."""
+
+    SCHEMA: ClassVar[str] = "asdm.mini-quality/1"
+    schema_: Literal["asdm.mini-quality/1"] = Field("asdm.mini-quality/1", alias="schema")
+    created_utc: str
+    steps: int
+    seed: int
+    psnr_db: dict[str, float]  # split → the VAE's
+    rows: tuple[Row, ...]
+
+
+def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: quality.Tell) -> MiniQuality:
+    """Judge real, reconstructed and generated pictures of both splits."""
+    family = load_family(str(folder))
+    made = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder), seed=seed))
+    judge, vgg = Judge.load(), Vgg.load()
+    rows, psnr = [], {}
+    pools = {split: tuple(emoji.open_data(split).captions) for split in ("train", "held_out")}
+    known = quality.Seen.by(judge, emoji.open_data("train").images()).vectors
+    for split, captions in pools.items():
+        real = emoji.open_data(split)
+        truth = quality.Seen.by(judge, real.images()).vectors
+        judging = quality.Judgement(judge, vgg, real, _pool(captions, pools))
+        rebuilt = _rebuilt(made.vae, real.images())
+        psnr[split] = round(_psnr(rebuilt, real.images()), 2)
+
+        def judged(drawn: quality.Drawn, judging: Any = judging, truth: torch.Tensor = truth) -> dict[str, Metric]:
+            found = quality.matched(quality.Seen.by(judge, drawn.images).vectors, truth, known)
+            return judging.alone(drawn) | {"picture_found": quality.mean(found)}
+
+        for name, images in (("real", real.images()), ("reconstructed", rebuilt)):
+            drawn = quality.Drawn(images, torch.zeros(len(real), 1, 1, 1))
+            rows.append(Row(name=name, split=split, pictures=len(real), metrics=judged(drawn)))
+        for scale in guidance:
+            done = partial(tell, f"{split}, guidance {scale:g}")
+            drawn = quality.draw(made, captions, seed, STEPS, scale, done, batch=32)
+            rows.append(
+                Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=judged(drawn))
+            )
+    return MiniQuality(created_utc=utc_now(), steps=STEPS, seed=seed, psnr_db=psnr, rows=tuple(rows))
+
+
+def _pool(captions: Sequence[str], pools: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """Held-out captions are looked for among the ones that were trained on, too: there are only 76 of them."""
+    return tuple(captions) if len(captions) >= quality.CANDIDATES else (*captions, *pools["train"])
+
+
+@torch.inference_mode()
+def _rebuilt(vae: Any, images: torch.Tensor) -> torch.Tensor:
+    parts = [
+        quality.decoded(vae, vae.encode(part).latent_dist.mean * vae.config.scaling_factor) for part in images.split(32)
+    ]
+    return torch.cat(parts)
+
+
+def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Mean over pictures, in dB; pixels span 2."""
+    mse = (a - b).square().mean((1, 2, 3))
+    return float((10 * torch.log10(4 / mse)).mean())
+
+
+def contact_sheet(folder: Path, path: Path, guidance_scale: float, seed: int = 0) -> None:
+    """32 pictures beside their captions, as they come: one seed, nothing chosen."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    family = load_family(str(folder))
+    made = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder)))
+    drawn = quality.draw(made, SHOWN, seed, STEPS, guidance_scale, batch=32)
+    figure, axes = plt.subplots(4, 8, figsize=(12, 7.2))
+    for axis, image, caption in zip(axes.flat, drawn.images, SHOWN, strict=True):
+        axis.imshow((image.permute(1, 2, 0) + 1) / 2)
+        axis.set_title(caption.replace(", ", "\n"), fontsize=7)
+        axis.axis("off")
+    figure.tight_layout()
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=90, metadata={"Software": None})
+    plt.close(figure)
+    files.write_whole(path, stream.getvalue(), force=True)
+
+
+def main(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for quality.json and the contact sheets.")],
+    weights: Annotated[Path, typer.Option(help="A trained pipeline; default: the one that ships.")] = PIPELINE,
+    guidance: Annotated[list[float] | None, typer.Option(help="Guidance scales to try.")] = None,
+    shown: Annotated[float, typer.Option(help="Guidance scale of the first contact sheet; the second has 8.")] = 3.0,
+    seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
+    sheets_only: Annotated[
+        bool, typer.Option("--sheets-only", help="Draw the contact sheets and nothing else.")
+    ] = False,
+) -> None:
+    """Judge the mini, and draw its contact sheets."""
+    for scale in (shown, 8.0):
+        contact_sheet(weights, output / f"contact-guidance-{scale:g}.png", scale, seed)
+    if sheets_only:
+        return
+    with console.progress("Judging") as tell:
+        found = evaluate(weights, guidance or GUIDANCE, seed, tell)
+    found.save(output / "quality.json", force=True)
+    console.emit(
+        [
+            {
+                "pictures": f"{row.name} {row.split}"
+                + ("" if row.guidance_scale is None else f" ×{row.guidance_scale:g}")
+            }
+            | {name: f"{m.value:.3g} [{m.low:.3g}, {m.high:.3g}]" for name, m in row.metrics.items()}
+            for row in found.rows
+        ],
+        console.Format.table,
+    )
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    console.run(app)

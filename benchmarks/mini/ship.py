@@ -1,0 +1,57 @@
+"""`python -m benchmarks.mini.ship FOLDER`: put what was trained where users find it, with its logs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm.mini import PIPELINE
+from asdm.utils import console
+from asdm.utils.io import whole_folder
+
+HERE = PIPELINE.parent
+PARTS = ("weights", "clip", "vgg", "judge")
+LIMIT_BYTES = 25_000_000
+
+
+def ship(folder: Path, to: Path = HERE) -> int:
+    """Copy every trained part and every log; returns the bytes of all. Raises ValueError where they are too many."""
+    found = [part for part in PARTS if (folder / part).is_dir()]
+    if not found:
+        raise ValueError(f"{folder} holds none of {', '.join(PARTS)}; train them with python -m benchmarks.mini STAGE.")
+    size = sum(file.stat().st_size for part in found for file in (folder / part).rglob("*.safetensors"))
+    if size > LIMIT_BYTES:
+        raise ValueError(f"the weights in {folder} take {size / 1e6:.1f} MB; at most {LIMIT_BYTES / 1e6:.0f} MB ship.")
+    for part in found:
+        with whole_folder(to / part, force=True) as temporary:
+            shutil.copytree(folder / part, temporary, dirs_exist_ok=True)
+            for config in temporary.rglob("config.json"):
+                _forget_origin(config)
+    for log in sorted(folder.glob("runs/*/log.jsonl")):
+        (to / "logs").mkdir(exist_ok=True)
+        shutil.copyfile(log, to / "logs" / f"{log.parent.name}.jsonl")
+    return size
+
+
+def _forget_origin(config: Path) -> None:
+    """diffusers notes the folder that a model was loaded from, which is nobody else's business."""
+    values = json.loads(config.read_text())
+    if values.pop("_name_or_path", None) is not None:
+        config.write_text(json.dumps(values, indent=2) + "\n")
+
+
+def main(
+    folder: Annotated[Path, typer.Argument(help="Where the stages were trained.")] = Path("mini-training"),
+) -> None:
+    """Copy trained weights and logs into the package."""
+    console.say(f"{ship(folder) / 1e6:.1f} MB of weights are in {HERE}.")
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    console.run(app)

@@ -1,0 +1,157 @@
+"""The UNet, with Stable Diffusion 1.5's block types and 38 units, and the text tower that is trained on with it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from asdm.data.datasets.emoji import Emoji
+from asdm.models.families._parts import STABLE_DIFFUSION_UNET
+from benchmarks.mini.stages import half, seen
+from benchmarks.mini.stages.clip import tokens_of
+from benchmarks.mini.training import Stage, Terms
+
+CONFIG: dict[str, Any] = STABLE_DIFFUSION_UNET | {
+    "sample_size": 16,
+    "block_out_channels": [32, 64, 128, 128],
+    "cross_attention_dim": 128,
+    "attention_head_dim": 2,  # diffusers means the number of heads
+    "norm_num_groups": 8,
+}
+SCHEDULER: dict[str, Any] = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+SHIFTS = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))  # pixels; every drawing is also seen a little aside
+CAPTION_DROPOUT = 0.1
+MIN_SNR = 5.0  # γ of Min-SNR
+DEFAULT_STEPS = 3000
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `python -m benchmarks.mini.trials` compares in short runs before a long one."""
+
+    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
+    text: Literal["trained", "frozen"] = "trained"
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    batch: int = 64
+    ema_decay: float = 0.997
+    bf16: bool = False
+    compiled: bool = False
+    start: Path | None = None  # a trained pipeline to go on from, instead of random weights and the CLIP's text tower
+
+
+def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
+    """Denoise the latents of the drawings that train, under their captions."""
+    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers.models.attention_processor import AttnProcessor
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    recipe = recipe or Recipe()
+    data = seen("train")
+    latents = encoded(data, folder)  # (n, variants, 4, 16, 16)
+    words = CLIPTokenizer.from_pretrained(folder / "clip")
+    prompts = [variant for caption in data.captions for variant in spellings(caption)]
+    tokens, nothing = tokens_of(words, prompts).view(len(data), 2, -1), tokens_of(words, [""])
+    alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
+    torch.manual_seed(0)
+    unet: Any
+    if recipe.start:
+        unet = UNet2DConditionModel.from_pretrained(recipe.start / "unet").float().train()
+    else:
+        unet = UNet2DConditionModel.from_config(CONFIG)
+    text: Any = CLIPTextModel.from_pretrained(recipe.start / "text_encoder" if recipe.start else folder / "clip")
+    text = text.float()
+    unet.set_attn_processor(AttnProcessor())  # faster than flash attention at 16 channels a head
+    text.requires_grad_(recipe.text == "trained")
+    if recipe.compiled and recipe.optimizer == "adamw":  # Muon wants each kernel as one matrix in memory
+        unet.to(memory_format=torch.channels_last)
+    predict = torch.compile(unet) if recipe.compiled else unet
+
+    def loss(indices: torch.Tensor, generator: torch.Generator) -> Terms:
+        b = len(indices)
+        which = torch.randint(latents.shape[1], (b,), generator=generator)
+        spelling = torch.randint(2, (b,), generator=generator)
+        dropped = torch.rand(b, 1, generator=generator) < CAPTION_DROPOUT
+        t = torch.randint(1000, (b,), generator=generator)
+        noise = torch.randn(b, *latents.shape[2:], generator=generator)
+        x = latents[indices, which]
+        a = alphas[t].view(b, 1, 1, 1)
+        noisy, v = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
+        states = text(torch.where(dropped, nothing, tokens[indices, spelling])).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+            answer = predict(noisy, t, states, return_dict=False)[0].float()
+        snr = (a / (1 - a)).flatten()
+        if recipe.prediction == "epsilon":
+            error, weight = (answer - noise).square().mean((1, 2, 3)), snr.clamp(max=MIN_SNR) / snr
+        else:
+            error, weight = (answer - v).square().mean((1, 2, 3)), snr.clamp(max=MIN_SNR) / (snr + 1)
+        return {"loss": (weight * error).mean(), "mse": error.mean()}
+
+    return Stage(
+        "unet",
+        nn.ModuleDict({"unet": unet, "text_encoder": text}),
+        len(data),
+        loss,
+        steps,
+        batch=recipe.batch,
+        learning_rate=recipe.learning_rate,
+        ema_decay=recipe.ema_decay,
+        muon=recipe.optimizer == "muon",
+    )
+
+
+def spellings(caption: str) -> tuple[str, str]:
+    """A caption without and with its article: "red heart, …", "a red heart, …"."""
+    return caption, f"{'an' if caption[0] in 'aeiouAEIOU' else 'a'} {caption}"
+
+
+@torch.no_grad()
+def encoded(data: Emoji, folder: Path) -> torch.Tensor:
+    """Latents (n, variants, 4, 16, 16) of every drawing: moved aside a little, and mirrored where that changes no name.
+
+    The sky is not mirrored: a first quarter moon would be a last quarter moon.
+    """
+    from diffusers import AutoencoderKL
+
+    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
+    images = data.images()
+    may_mirror = torch.tensor([kind != "sky & weather" for kind in data.subcategories])[:, None, None, None]
+    variants = []
+    for seen_so in (images, torch.where(may_mirror, images.flip(-1), images)):
+        padded = F.pad(seen_so, (2, 2, 2, 2), value=1.0)
+        for dx, dy in SHIFTS:
+            moved = padded[:, :, 2 + dy : 2 + dy + images.shape[2], 2 + dx : 2 + dx + images.shape[3]]
+            variants.append(torch.cat([vae.encode(part).latent_dist.mean for part in moved.split(64)]))
+    return torch.stack(variants, dim=1)
+
+
+def ship(module: Any, folder: Path, prediction: str = Recipe.prediction) -> None:
+    """UNet, text encoder and scheduler beside the VAE, as one diffusers pipeline."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from transformers import CLIPTokenizer
+
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float16),
+        text_encoder=half(module["text_encoder"]),
+        tokenizer=CLIPTokenizer.from_pretrained(folder / "clip"),
+        unet=half(module["unet"]),
+        scheduler=DDIMScheduler(**SCHEDULER | {"prediction_type": prediction}),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "weights", safe_serialization=True)

@@ -1,0 +1,137 @@
+"""`python -m benchmarks.mini.trials -o FILE`: short runs of the UNet side by side, before the long one.
+
+Every trial sees as many pictures from the same seed and differs from the first in one thing. What decides is how often
+the judge's nearest real drawing, among 200, is the one that was asked for; the losses of ε and v do not compare.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+import typer
+from pydantic import Field
+
+from asdm.data.datasets import emoji
+from asdm.evaluate import quality
+from asdm.models.families import load_family
+from asdm.models.loading import Setup, load_unet
+from asdm.models.networks import Judge
+from asdm.models.pipeline import pipeline
+from asdm.records.measurement import Metric
+from asdm.utils import console
+from asdm.utils.io import Frozen, Record, utc_now
+from benchmarks.mini.stages import unet
+from benchmarks.mini.training import train
+
+FIRST = unet.Recipe()
+TRIALS = {
+    "first": FIRST,
+    "epsilon": replace(FIRST, prediction="epsilon"),
+    "frozen text": replace(FIRST, text="frozen"),
+    "rate 2e-3": replace(FIRST, learning_rate=2e-3),
+    "rate 5e-4": replace(FIRST, learning_rate=5e-4),
+    "muon": replace(FIRST, optimizer="muon"),
+    "muon 2e-3": replace(FIRST, optimizer="muon", learning_rate=2e-3),
+    "batch 128": replace(FIRST, batch=128, learning_rate=1.4e-3),
+}
+GUIDANCE, STEPS, DRAWN = 3.0, 20, 200
+
+
+class Trial(Frozen):
+    """One short run, and what its pictures are worth."""
+
+    name: str
+    recipe: dict[str, Any]
+    pictures_seen: int
+    seconds: float
+    picture_found: Metric  # share of drawn pictures whose nearest real one among 200 is the right one
+    recall_at_1: Metric
+    frechet_distance: Metric
+
+
+class Trials(Record):
+    """`asdm.mini-trials/1`."""
+
+    SCHEMA: ClassVar[str] = "asdm.mini-trials/1"
+    schema_: Literal["asdm.mini-trials/1"] = Field("asdm.mini-trials/1", alias="schema")
+    created_utc: str
+    trials: tuple[Trial, ...]
+
+
+def run(name: str, pictures: int, folder: Path, tell: Callable[..., None]) -> Trial:
+    """Train one trial from the beginning (or on from its checkpoint) and judge it."""
+    recipe, home = TRIALS[name], folder / "trials" / name.replace(" ", "-")
+    prepared = unet.stage(pictures // recipe.batch, folder, recipe)
+    began = time.monotonic()
+    module = train(prepared, home, partial(_renamed, tell, name))
+    seconds = time.monotonic() - began
+    for part in ("vae", "clip"):
+        (home / part).unlink(missing_ok=True)
+        (home / part).symlink_to((folder / part).resolve())
+    unet.ship(module, home, recipe.prediction)
+    return Trial(
+        name=name,
+        recipe=asdict(recipe),
+        pictures_seen=prepared.steps * recipe.batch,
+        seconds=round(seconds, 1),
+        **judged(home / "weights", partial(tell, f"{name} draws")),
+    )
+
+
+def _renamed(tell: Callable[..., None], name: str, _: str, step: int, left: float | None) -> None:
+    tell(name, step, left)
+
+
+def judged(weights: Path, tell: Callable[..., None]) -> dict[str, Metric]:
+    """What the judge makes of 200 pictures of captions that were trained on."""
+    family, judge, real = load_family(str(weights)), Judge.load(), emoji.open_data("train")
+    picks = np.random.default_rng(0).permutation(len(real))[:DRAWN]
+    asked = [real[int(i)] for i in picks]
+    made = pipeline(family, load_unet(family, str(weights)), Setup(weights=str(weights)))
+    drawn = quality.draw(made, [e.caption for e in asked], 0, STEPS, GUIDANCE, tell, batch=50)
+    truth = quality.Seen.by(judge, torch.stack([e.image for e in asked])).vectors
+    found = quality.matched(quality.Seen.by(judge, drawn.images).vectors, truth, truth, DRAWN)
+    alone = quality.Judgement(judge, None, asked, real.captions).alone(drawn)
+    return {"picture_found": quality.mean(found)} | {name: alone[name] for name in ("recall_at_1", "frechet_distance")}
+
+
+def main(
+    output: Annotated[Path, typer.Option("-o", "--output", help="File to write; trials that it holds are kept.")],
+    names: Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(TRIALS)}; default: all.")] = None,
+    folder: Annotated[Path, typer.Option(help="Where vae and clip were trained.")] = Path("mini-training"),
+    pictures: Annotated[int, typer.Option(help="Pictures that each trial sees.")] = 25_600,
+) -> None:
+    """Compare short runs of the UNet's training."""
+    if unknown := sorted(set(names or ()) - TRIALS.keys()):
+        raise ValueError(f"unknown trial {unknown[0]!r}; choose from {', '.join(TRIALS)}.")
+    done = {trial.name: trial for trial in Trials.load(output).trials} if output.exists() else {}
+    with console.progress("Trying", "steps") as tell:
+        for name in names or TRIALS:
+            if name not in done:
+                done[name] = run(name, pictures, folder, tell)
+                Trials(created_utc=utc_now(), trials=tuple(done.values())).save(output, force=True)
+    console.emit(
+        [
+            {"trial": t.name, "seconds": f"{t.seconds:.0f}"}
+            | {
+                key.replace("_", " "): f"{m.value:.3g} [{m.low:.3g}, {m.high:.3g}]"
+                for key, m in t
+                if isinstance(m, Metric)
+            }
+            for t in done.values()
+        ],
+        console.Format.table,
+    )
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    console.run(app)

@@ -1,0 +1,289 @@
+"""Times each replacement against the unit that it replaces, in pairs, at the size of a family.
+
+    python -m benchmarks.networks -o reports/sd15/networks.json
+
+Self-attentions by themselves and in their Transformer unit, at every resolution that has attention; CLME-CondConv
+against its plain ResNet at the highest one, gated by the input at batch 1, 2 and 8, and folded for timesteps.
+
+All of it is measured by several fresh processes, and a ratio is the median of theirs: a convolution's code is compiled
+when it is first called, and where it then lies moves it by some per cent, rarely by much more, for as long as the
+process lives. More calls of one process do not see that (benchmarks/placement.py does).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from asdm.cli.options import this_command
+from asdm.measure import repeats
+from asdm.measure.repeats import estimate, latency, paired_ratio
+from asdm.models import loading
+from asdm.models.families import Family, load_family
+from asdm.plan.edits import ReplaceUnit
+from asdm.records.measurement import Estimate, Latency, Run
+from asdm.unet import blocks, surgery
+from asdm.unet.replacements.cond_conv import fold
+from asdm.utils import console
+from asdm.utils.io import Frozen, check_writable, utc_now
+
+ATTENTIONS = ("gri_attention", "kv_downsample")
+BATCHES = (1, 2, 8)
+TIMESTEPS = tuple(range(21, 1000, 33))  # thirty, as an image takes
+
+
+class Measured(Frozen):
+    """What one process measured of a pair; the i-th samples of both are neighbours in time."""
+
+    original_latency_s: Latency
+    latency_s: Latency
+    latency_ratio: Estimate
+
+
+class NetworkCase(Frozen):
+    """One replacement against what it replaces; a ratio is replacement / original, over the processes' medians."""
+
+    unit: str
+    replacement: str
+    level: Literal["unit", "attention"]
+    batch: int
+    channels: int
+    height: int
+    latency_ratio: Estimate
+    speed_up: Estimate
+    processes: tuple[Measured, ...]
+
+
+class Turn(Frozen):
+    """All pairs as one fresh process measured them."""
+
+    threads: int
+    cases: tuple[NetworkCase, ...]
+    environment: dict[str, str]
+
+
+class Networks(Run):
+    """`asdm.networks/2`: replacements against their units, in pairs, in several processes."""
+
+    SCHEMA: ClassVar[str] = "asdm.networks/2"
+    schema_: Literal["asdm.networks/2"] = Field("asdm.networks/2", alias="schema")
+    cases: tuple[NetworkCase, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two modules that take the same arguments."""
+
+    unit: str
+    replacement: str
+    level: Literal["unit", "attention"]
+    batch: int
+    channels: int
+    height: int
+    original: nn.Module
+    new: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def turn(family: Family, threads: int | None, budget_s: float, tell: Callable[..., None]) -> Turn:
+    """Every pair of a family, with random weights on the CPU, `budget_s` seconds each, in this process."""
+    with repeats.quiet_torch(threads) as used:
+        cases: list[NetworkCase] = []
+        for pair in pairs(family):
+            tell(f"{pair.unit}: {pair.replacement}, {pair.level}, batch {pair.batch}", len(cases), None)
+            cases.append(_time(pair, budget_s))
+        return Turn(threads=used, cases=tuple(cases), environment=repeats.environment("cpu", used))
+
+
+def gathered(family: str, turns: list[Turn], command: str) -> Networks:
+    """The record of all turns."""
+    return Networks(
+        created_utc=utc_now(),
+        command=command,
+        family=family,
+        dtype="fp32",
+        device="cpu",
+        threads=turns[-1].threads,
+        cases=tuple(_over_processes(same) for same in zip(*(one.cases for one in turns), strict=True)),
+        environment=turns[-1].environment,
+    )
+
+
+def _over_processes(same: tuple[NetworkCase, ...]) -> NetworkCase:
+    processes = tuple(one for case in same for one in case.processes)
+    ratios = [one.latency_ratio.median for one in processes] if len(processes) > 1 else _ratios(processes[0])
+    updated = {
+        "latency_ratio": estimate(ratios),
+        "speed_up": estimate([1 / ratio for ratio in ratios]),
+        "processes": processes,
+    }
+    return same[0].model_copy(update=updated)
+
+
+def _ratios(one: Measured) -> list[float]:
+    return [n / o for n, o in zip(one.latency_s.samples, one.original_latency_s.samples, strict=True)]
+
+
+def pairs(family: Family) -> Iterator[Pair]:
+    """The pairs one after the other; only the blocks that are timed take memory."""
+    unet: Any = loading.meta_unet(family)
+    loading.materialise(unet.time_embedding)
+    yield from _attention_pairs(unet, family)
+    yield from _convolution_pairs(unet, family)
+
+
+def _attention_pairs(unet: Any, family: Family) -> Iterator[Pair]:
+    """The first Transformer of every down block, as a unit and as its self-attention alone."""
+    for block, module in blocks.iter_blocks(unet):
+        fqn = f"{block}.attentions.0"
+        if not block.startswith("down_blocks.") or fqn not in {unit.fqn for unit in blocks.iter_units(unet)}:
+            continue
+        loading.materialise(module)
+        unit, height = unet.get_submodule(fqn), _height(family, block)
+        x = torch.randn(1, unit.in_channels, height, height)
+        text = loading.unet_inputs(family)["encoder_hidden_states"]
+        for name in ATTENTIONS:
+            new = surgery.replacement_for(unet, ReplaceUnit(unit=fqn, with_=name))
+            new(x, encoder_hidden_states=text)  # tells the attention its size
+            about = (1, unit.in_channels, height)
+            yield Pair(fqn, name, "unit", *about, unit, new, (x,), {"encoder_hidden_states": text})
+            tokens = torch.randn(1, height * height, unit.in_channels)
+            (parent, place), (host, _) = (next(blocks.self_attentions(one)) for one in (unit, new))
+            yield Pair(fqn, name, "attention", *about, getattr(parent, place), getattr(host, place), (tokens,), {})
+
+
+def _convolution_pairs(unet: Any, family: Family) -> Iterator[Pair]:
+    """The first ResNet of the shallowest down block and the last of its mirror: what CLME is for."""
+    shape = blocks.topology(unet)
+    down, up = shape.down_blocks[0], shape.up_blocks[-1]
+    for block, layer in ((down, 0), (up, shape.layers(up)[-1])):
+        loading.materialise(unet.get_submodule(block))
+        fqn, height = f"{block}.resnets.{layer}", _height(family, down)
+        plain = unet.get_submodule(fqn)
+
+        def clme(gate: str, fqn: str = fqn) -> nn.Module:
+            return surgery.replacement_for(unet, ReplaceUnit(unit=fqn, with_="cond_conv", options={"gate": gate}))
+
+        def pair(
+            name: str, batch: int, new: nn.Module, fqn: str = fqn, plain: Any = plain, height: int = height
+        ) -> Pair:
+            time = blocks.time_embeddings(unet, [TIMESTEPS[0]]).expand(batch, -1).contiguous()
+            x = torch.randn(batch, plain.in_channels, height, height)
+            return Pair(fqn, name, "unit", batch, plain.in_channels, height, plain, new, (x, time), {})
+
+        by_input, by_time = clme("input"), clme("timestep")
+        for batch in BATCHES:
+            yield pair("cond_conv by input", batch, by_input)
+        yield pair("cond_conv by timestep", 1, by_time)
+        for timesteps in (TIMESTEPS[:1], TIMESTEPS):
+            with surgery.swapped(unet, {fqn: by_time}):
+                folded: Any = fold(unet, timesteps).get_submodule(fqn)
+            if len(timesteps) > 1:
+                folded.conv1.timesteps.choose(timesteps[0])  # as the UNet does once a call
+            yield pair(f"cond_conv folded for {len(timesteps)}", 1, folded)
+
+
+def _height(family: Family, block: str) -> int:
+    return family.latent // 2 ** int(block.partition(".")[2])
+
+
+def _time(pair: Pair, budget_s: float) -> NetworkCase:
+    clock = repeats.HostClock()
+    calls = {
+        name: (lambda module=module: repeats.timed(lambda: module(*pair.args, **pair.kwargs), clock))
+        for name, module in (("original", pair.original), ("new", pair.new))
+    }
+    for call in calls.values():
+        repeats.warm_up(call, budget_s=budget_s / 10)
+    samples = repeats.interleave(
+        calls,
+        ("original", "new", "new", "original"),
+        clock,
+        min_rounds=10,
+        budget_s=budget_s,
+        enough=lambda s: (
+            repeats.relative_half_width([n / o for n, o in zip(s["new"], s["original"], strict=True)]) < 0.005
+        ),
+    )
+    found = Measured(
+        original_latency_s=latency(samples["original"]),
+        latency_s=latency(samples["new"]),
+        latency_ratio=paired_ratio(samples["new"], samples["original"]),
+    )
+    return NetworkCase(
+        unit=pair.unit,
+        replacement=pair.replacement,
+        level=pair.level,
+        batch=pair.batch,
+        channels=pair.channels,
+        height=pair.height,
+        latency_ratio=found.latency_ratio,
+        speed_up=paired_ratio(samples["original"], samples["new"]),
+        processes=(found,),
+    )
+
+
+def row(case: NetworkCase) -> dict[str, str]:
+    """A line of the printed table; the milliseconds are the first process's."""
+    ratio, each = case.latency_ratio, [one.latency_ratio.median for one in case.processes]
+    what = {"attention": "attention", "unit": f"batch {case.batch}"}[case.level]
+    return {
+        "unit": case.unit,
+        "replacement": f"{case.replacement}, {what}",
+        "original ms": f"{case.processes[0].original_latency_s.median * 1e3:.2f}",
+        "ratio": f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+        "processes": f"{min(each):.3f}–{max(each):.3f}",
+        "speed-up": f"{case.speed_up.median:.2f}",
+    }
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure, save, print."""
+    parser = argparse.ArgumentParser(description="Times each replacement against its unit, in pairs.")
+    parser.add_argument("--family", default="sd15", help="a family or a diffusers folder")
+    parser.add_argument("-o", "--output", type=Path, help="the JSON file to write")
+    parser.add_argument("--threads", type=int, help="CPU threads; default: what torch takes")
+    parser.add_argument("--processes", type=int, default=7, help="fresh processes that each measure all")
+    parser.add_argument("--time-budget", type=float, default=4.0, help="seconds for each pair in each process")
+    parser.add_argument("--keep-memory", action="store_true", help="tell glibc to keep what is freed")
+    parser.add_argument("--force", action="store_true", help="overwrite what is there")
+    parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args(arguments)
+    family = load_family(chosen.family)
+    if chosen.turn:
+        with console.progress("Comparing", "pairs") as tell:
+            print(turn(family, chosen.threads, chosen.time_budget, tell).model_dump_json())
+        return
+    if chosen.output is None:
+        parser.error("name the JSON file to write with -o.")
+    if chosen.processes < 1:
+        parser.error(f"processes {chosen.processes} is none; choose 1 or more.")
+    check_writable(chosen.output, chosen.force)
+    same = ["--family", chosen.family, "--time-budget", str(chosen.time_budget)]
+    same += ["--threads", str(chosen.threads)] if chosen.threads else []
+    turns: list[Turn] = []
+    started = time.monotonic()
+    for i in range(chosen.processes):
+        left = (time.monotonic() - started) / i * (chosen.processes - i) if i else None
+        console.say(
+            f"Process {i + 1} of {chosen.processes}" + ("" if left is None else f", {console.left_text(left)} left")
+        )
+        printed = repeats.in_a_fresh_process(__file__, ["--turn", *same], chosen.keep_memory)
+        turns.append(Turn.model_validate_json(printed))
+    found = gathered(family.name, turns, this_command("python -m benchmarks.networks"))
+    found.save(chosen.output, chosen.force)
+    console.emit([row(case) for case in found.cases], console.Format.table)
+    console.say(f"Wrote {chosen.output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What it saves to reuse activations: `asdm-prof sensitivity` against two plain loops over the edits, in pairs.
+
+    python -m benchmarks.sensitivity -o reports/mini/sensitivity.json
+
+- `beside`: teacher and student run for every edit, as scripts that prune layer by layer do.
+- `kept`: the teacher's outputs are computed once and kept, every student runs whole.
+- `reuse`: what `asdm-prof sensitivity` does; a student starts where it begins to differ from the one before it.
+
+All three measure one batch of prompts at every timestep, with students that are built beforehand and share the
+teacher's tensors; the numbers they give are compared bit by bit.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import torch
+import typer
+from pydantic import Field
+
+from asdm.cli.options import this_command
+from asdm.measure import repeats
+from asdm.measure.repeats import latency, paired_ratio
+from asdm.models import loading
+from asdm.models.families import load_family
+from asdm.records.measurement import Estimate, Latency, UNetRun
+from asdm.utils import console, io
+from asdm_prof.sensitivity import measure as sensitivity
+
+LOOPS = ("reuse", "kept", "beside")
+PATTERN = (*LOOPS, *reversed(LOOPS))
+
+
+class SensitivityCost(UNetRun):
+    """`asdm.sensitivity-cost/1`: three loops over the same edits; a ratio is how often as long as `reuse` one takes."""
+
+    SCHEMA: ClassVar[str] = "asdm.sensitivity-cost/1"
+    schema_: Literal["asdm.sensitivity-cost/1"] = Field("asdm.sensitivity-cost/1", alias="schema")
+    edits: int
+    prompts: int
+    timesteps: int
+    identical: bool  # all loops gave the same errors, bit by bit
+    forwards: dict[str, float]  # in teacher's forwards, by MACs
+    seconds: dict[str, Latency]
+    ratio: dict[str, Estimate]
+
+
+def run(name: str, ordered: list[sensitivity.Variant], inputs: dict[str, Any]) -> list[torch.Tensor]:
+    """The error of every student in one loop, in the students' order."""
+    found = []
+    teacher: Any = None
+    for variant, out in sensitivity.outputs(ordered, inputs, reuse=name == "reuse"):
+        if variant.index < 0:
+            teacher = out
+            continue
+        if name == "beside":
+            teacher = ordered[0].unet(**inputs)[0]
+        found.append(sensitivity.squared(out.float() - teacher.float()))
+    return found
+
+
+def main(
+    output: Annotated[Path, typer.Option("-o", "--output", help="The JSON file to write.")],
+    family: Annotated[str, typer.Option(help="A family with weights, or a diffusers folder.")] = "mini",
+    prompts: Annotated[int, typer.Option(help="Pictures with captions of the batch.")] = 8,
+    timesteps: Annotated[int, typer.Option(help="Noise levels of each.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds, there and back: each loop runs twice in one; 2 or more.")] = 2,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+) -> None:
+    """Time the loops in turns, compare what they give, save and print."""
+    io.check_writable(output, force)
+    settings = sensitivity.Settings(prompts=prompts, timesteps=timesteps, threads=threads)
+    known = load_family(family)
+    weights = settings.weights or loading.default_weights(known)
+    teacher = loading.load_unet(known, weights, settings.device, settings.dtype, settings.seed)
+    sets = sensitivity.legal_edits(teacher)
+    ordered = sensitivity.variants(teacher, sets)
+    inputs = sensitivity.calibration(known, teacher, settings).inputs(slice(0, prompts))
+    clock = repeats.clock_for(settings.device)
+    errors: dict[str, list[torch.Tensor]] = {}
+
+    def timed(name: str) -> float:
+        began = clock.mark()
+        errors[name] = run(name, ordered, inputs)
+        return clock.seconds(began, clock.mark())
+
+    with repeats.quiet_torch(threads) as used, console.progress("Timing") as tell:
+        seconds = repeats.interleave(
+            {name: partial(timed, name) for name in LOOPS},
+            PATTERN,
+            repeats.HostClock(),
+            rounds,
+            budget_s=math.inf,
+            progress=lambda n, eta_s: tell("loops", n, eta_s),
+        )
+    macs = sensitivity.step_macs(known, settings.size, ordered)
+    reuse = sensitivity.work_of(ordered, macs, reuse=True)
+    plain = reuse["plain_forwards"]
+    found = SensitivityCost(
+        created_utc=io.utc_now(),
+        command=this_command("python -m benchmarks.sensitivity"),
+        family=known.name,
+        weights=loading.weights_name(known, weights),
+        backend="eager",
+        dtype=settings.dtype,
+        device=settings.device,
+        threads=used,
+        seed=settings.seed,
+        batch=prompts * timesteps,
+        size=loading.latent_size(known, settings.size) * known.vae_factor,
+        edits=len(sets),
+        prompts=prompts,
+        timesteps=timesteps,
+        identical=all(
+            torch.equal(a, b) for name in LOOPS[1:] for a, b in zip(errors["reuse"], errors[name], strict=True)
+        ),
+        forwards={"reuse": reuse["done_forwards"], "kept": plain, "beside": plain - 1 + len(sets)},
+        seconds={name: latency(taken) for name, taken in seconds.items()},
+        ratio={name: paired_ratio(seconds[name], seconds["reuse"]) for name in LOOPS[1:]},
+        environment=repeats.environment(settings.device, used),
+    )
+    found.save(output, force)
+    console.emit([row(found, name) for name in LOOPS], console.Format.table)
+    console.say(f"The errors are {'the same to the bit' if found.identical else 'NOT the same'}. Wrote {output}")
+
+
+def row(found: SensitivityCost, name: str) -> dict[str, str]:
+    """A line of the printed table."""
+    ratio = found.ratio.get(name)
+    return {
+        "loop": name,
+        "teacher's forwards": f"{found.forwards[name]:.1f}",
+        "seconds": f"{found.seconds[name].median:.1f}",
+        "× of reuse": f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "",
+    }
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    console.run(app)

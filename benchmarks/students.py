@@ -1,0 +1,79 @@
+"""The README's table of students: every benchmark of a folder, as its JSON says.
+
+python -m benchmarks.students reports/sd15/bench*.json --readme
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm.records.measurement import BenchResult, BenchStudent, Estimate
+from asdm.utils import console, io
+
+README = Path(__file__).parents[1] / "README.md"
+HEAD = (
+    "| student | runtime | parameters | GMAC | predicted × | UNet × | guided step × (batch 2) | whole image × | from |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
+NAMES = {
+    "student": "the plan at 0.8",
+    "a_sdm": "`a_sdm`, the paper’s assembly",
+    "a_sdm_clme": "`a_sdm_clme`, with experts gated by their input",
+    "a_sdm_clme_timestep": "`a_sdm_clme_timestep`, gated by the timestep",
+}
+
+
+def table(benches: Sequence[tuple[str, BenchResult]]) -> str:
+    """Markdown: the teacher, then one row a student and file; × is student / teacher with its 95 % interval."""
+    teacher = benches[0][1].teacher
+    rows = [f"| teacher | | {_millions(teacher.params)} | {_giga(teacher.macs)} | | 1 | 1 | 1 | |"]
+    rows += [_row(student, bench, path) for path, bench in benches for student in bench.students]
+    return "\n".join([*HEAD, *rows])
+
+
+def _row(student: BenchStudent, bench: BenchResult, path: str) -> str:
+    predicted = "" if student.predicted_ratio is None else f"{student.predicted_ratio:.3f}"
+    pairs = f", {len(student.unet_latency_s.samples)} pairs"
+    measured = [
+        _ratio(student.unet_latency_ratio) + pairs,
+        _ratio(student.guided_latency_ratio),
+        _ratio(student.image_latency_ratio),
+    ]
+    name = NAMES.get(student.name, student.name)
+    cells = [name, f"{bench.backend} {bench.dtype}", _millions(student.params), _giga(student.macs), predicted]
+    return f"| {' | '.join([*cells, *measured, f'`{path}`'])} |"
+
+
+def _ratio(found: Estimate | None) -> str:
+    return "" if found is None else f"**{found.median:.3f}** [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _millions(params: int) -> str:
+    return f"{params / 1e6:.1f} M"
+
+
+def _giga(macs: int) -> str:
+    return f"{macs / 1e9:.1f}"
+
+
+def main(
+    bench: Annotated[list[Path], typer.Argument(help="bench.json files.")],
+    readme: Annotated[bool, typer.Option("--readme", help="Put the table into the README.")] = False,
+) -> None:
+    """The README's table of students."""
+    made = table([(str(path), BenchResult.load(path)) for path in bench])
+    if readme:
+        text = io.between_marks(README.read_text(encoding="utf-8"), "table", f"\n{made}\n")
+        io.write_whole(README, text, force=True)
+        console.say(f"Wrote {README}")
+    print(made)
+
+
+if __name__ == "__main__":
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(main)
+    console.run(app)

@@ -1,0 +1,302 @@
+"""The trainer on a tiny real Stable Diffusion: what learns, what stays, what is logged; that stops change nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file
+
+from asdm import distill
+from asdm.distill import Settings, recipes, trainer
+from asdm.distill.run_folder import claim
+from asdm.models import loading
+from asdm.models import student as students
+from asdm.models.families import load_family
+from asdm.records.measurement import DistillRun
+from asdm.unet.blocks import topology
+from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
+
+SHALLOW = ("down_blocks.0.", "up_blocks.1.")
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of both stages."""
+    output = tmp_path_factory.mktemp("whole") / "student"
+    go(tiny_pipeline, output)
+    return output
+
+
+# ---------------------------------------------------------------------------------------------- what it does
+
+
+def test_both_stages_run_and_their_students_load(tiny_pipeline: Path, whole: Path) -> None:
+    student = students.StudentUNet.from_pretrained(whole)
+    assert student.config["edits"]
+    first = UNet2DConditionModel.from_pretrained(whole / "stages" / "compressed")  # removal alone: plain diffusers
+    assert [len(block.resnets) for block in first.down_blocks] == [1, 1]
+    lines = log_of(whole)
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [line["stage"] for line in lines] == ["compressed"] * 2 + ["combined"] * 2
+    assert set(lines[0]) >= {"loss", "denoising", "output", "features", "learning_rate", "gradient_norm"}
+    assert set(lines[2]) >= {"loss", "denoising", "output", "mid_block", "perceptual"}
+    assert json.loads((whole / "distill.json").read_text())["schema"] == "asdm.distill/1"
+    assert not (whole / "checkpoints" / "combined").exists()
+
+
+def test_what_is_frozen_keeps_every_bit_and_what_learns_moves(tiny_pipeline: Path, whole: Path) -> None:
+    teacher = load_file(tiny_pipeline / "unet" / WEIGHTS)
+    student, first = load_file(whole / WEIGHTS), load_file(whole / "stages" / "compressed" / WEIGHTS)
+    audit = json.loads((whole / "build.json").read_text())["audit"]
+    assert {name for name in student if name.startswith(SHALLOW)} == set(audit["trainable"]["names"])
+    assert set(audit["frozen"]["names"]) == set(audit["shared_with_teacher"]["names"])
+    for name in audit["frozen"]["names"]:
+        assert torch.equal(student[name], teacher[name]), name
+    moved = [
+        name for name in audit["trainable"]["names"] if name in first and not torch.equal(student[name], first[name])
+    ]
+    assert len(moved) > 0.9 * len([name for name in audit["trainable"]["names"] if name in first])
+    assert all(not torch.equal(tensor, teacher[name]) for name, tensor in first.items() if name.endswith("conv1.weight")
+               and name in teacher and tensor.shape == teacher[name].shape and "mid_block" in name)  # fmt: skip
+
+
+def test_the_audit_says_what_the_optimizer_really_holds(tiny_pipeline: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    held = []
+    real = distill.make_optimizer
+
+    def spy(parameters: Any, chosen: Settings) -> Any:
+        optimizer = real(parameters, chosen)
+        held.append(sum(p.numel() for group in optimizer.param_groups for p in group["params"]))
+        return optimizer
+
+    monkeypatch.setattr(trainer, "make_optimizer", spy)
+    result = go(tiny_pipeline, tmp_path / "student", steps=2)
+    found = distill.preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipes.progressive_incubation)
+    assert held == [stage.audit.trainable.params for stage in result.stages]
+    assert held == [stage.audit.trainable.params for stage in found]
+    assert [s.audit.shared_with_teacher.params for s in found] == [
+        s.audit.shared_with_teacher.params for s in result.stages
+    ]
+    assert found[0].audit.shared_with_teacher.params == 0
+
+
+def test_losses_fall(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """The student has 4 pictures to learn, so that 30 steps are enough to see."""
+    result = go(tiny_pipeline, tmp_path / "student", "bk_sdm_small", recipes.bk_sdm, steps=30, learning_rate=3e-3,
+                warm_up=2, caption_dropout=0.0, checkpoint_s=1e9)  # fmt: skip
+    (stage,) = result.stages
+    assert stage.last["output"] < 0.7 * stage.first["output"]
+    assert stage.last["features"] < 0.7 * stage.first["features"]
+    lines = log_of(tmp_path / "student")
+    assert lines[0]["loss"] == pytest.approx(
+        sum(lines[0][name] for name in ("denoising", "output", "features")), rel=1e-5
+    )
+
+
+# ---------------------------------------------------------------------------------------------- stops
+
+
+@pytest.mark.parametrize("at", [(2, "compressed"), (2, "combined")])
+def test_a_run_that_stopped_goes_on_bit_by_bit(tiny_pipeline: Path, whole: Path, tmp_path: Path, at: Any) -> None:
+    output = tmp_path / "student"
+    with pytest.raises(Stop):
+        go(tiny_pipeline, output, watch=stop_after(*at))
+    go(tiny_pipeline, output)
+    assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert log_of(output) == log_of(whole)
+
+
+def test_a_finished_run_is_left_alone(tiny_pipeline: Path, whole: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "run.lock"}
+    assert go(tiny_pipeline, whole).student_sha256 == json.loads((whole / "distill.json").read_text())["student_sha256"]
+    after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file() and path.name != "run.lock"}
+    assert after == before
+
+
+def test_stages_run_one_by_one_as_well(tiny_pipeline: Path, whole: Path, tmp_path: Path) -> None:
+    output = tmp_path / "student"
+    with pytest.raises(ValueError, match="run --stage compressed first"):
+        go(tiny_pipeline, output, only="combined")
+    assert go(tiny_pipeline, output, only="compressed").student_sha256 is None
+    assert not (output / WEIGHTS).exists()
+    go(tiny_pipeline, output, only="combined")
+    assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"seed": 1}, "holds another run: its seed is 0, and not 1; name another output, or add --force"),
+        ({"steps": 6}, "its steps is 4, and not 6"),
+        ({"data_fingerprint": "ab"}, "its data_fingerprint is"),
+        ({"plan_sha256": "ab"}, "its plan_sha256 is"),
+        ({"teacher_sha256": "abc"}, "the teacher has changed since .* was begun"),
+        ({"learning_rate": 1e-5}, r"is trained with learning_rate 0\.001, and not 1e-05; .* --amend"),
+        ({"balance": True}, "is trained with balance false, and not true"),
+    ],
+)
+def test_another_runs_folder_is_refused(whole: Path, changes: dict[str, Any], said: str) -> None:
+    before, found = (whole / "run.json").read_bytes(), DistillRun.load(whole / "run.json")
+    parts = {
+        part: {key: changes.get(key, value) for key, value in getattr(found, part).items()}
+        for part in ("identity", "tuning")
+    }
+    assert parts != {"identity": found.identity, "tuning": found.tuning}
+    with pytest.raises(ValueError, match=said):
+        claim(whole, found.model_copy(update=parts))
+    assert (whole / "run.json").read_bytes() == before
+
+
+def test_a_folder_without_a_run_is_refused_and_kept(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    for force in (False, True):
+        with pytest.raises(ValueError, match="holds no run to go on with; name another output"):
+            go(tiny_pipeline, tmp_path / "mine", force=force)
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+def test_force_throws_a_run_away_and_begins_anew(tiny_pipeline: Path, tmp_path: Path) -> None:
+    output = tmp_path / "student"
+    with pytest.raises(Stop):
+        go(tiny_pipeline, output, watch=stop_after(2, "compressed"), seed=5)
+    go(tiny_pipeline, output, "a_sdm", recipes.bk_sdm, steps=1, force=True)
+    assert [line["step"] for line in log_of(output)] == [1]
+    assert not (output / "checkpoints" / "compressed").exists()
+
+
+def test_tuning_may_be_amended_and_the_folder_says_so(tiny_pipeline: Path, tmp_path: Path) -> None:
+    output = tmp_path / "student"
+    with pytest.raises(Stop):
+        go(tiny_pipeline, output, watch=stop_after(2, "compressed"))
+    go(tiny_pipeline, output, learning_rate=1e-5, amend=True)
+    run_record = json.loads((output / "run.json").read_text())
+    assert run_record["tuning"]["learning_rate"] == 1e-5
+    (note,) = run_record["amended"]
+    assert (note["from_step"], note["was"]) == (1, {"learning_rate": 1e-3})
+    rates = [line["learning_rate"] for line in log_of(output)]
+    assert rates[0] > 1e-4 > rates[1]
+
+
+def test_a_changed_teacher_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(tiny_pipeline, teacher)
+    with pytest.raises(Stop):
+        go(teacher, tmp_path / "student", watch=stop_after(1, "compressed"))
+    unet = UNet2DConditionModel.from_pretrained(teacher / "unet")
+    with torch.no_grad():
+        unet.conv_in.bias[0] += 1e-3
+    unet.save_pretrained(teacher / "unet")
+    with pytest.raises(ValueError, match=r"the teacher has changed since .* was begun"):
+        go(teacher, tmp_path / "student")
+
+
+# ---------------------------------------------------------------------------------------------- settings
+
+
+def test_recipes_fit_their_plan(tiny_pipeline: Path) -> None:
+    shapes = loading.meta_unet(load_family(str(tiny_pipeline)))
+    plan = students.read_plan("a_sdm_clme", shapes, "tiny")
+    first, second = recipes.progressive_incubation(topology(shapes), plan, 9)
+    assert (first.steps, second.steps) == (4, 5)
+    removed = {(edit.block, edit.layer) for edit in first.plan.edits}
+    assert {(edit.block, edit.layer) for edit in plan.edits if edit.op == "remove_layer"} <= removed
+    assert {block for block, _ in removed} == {f"{side}_blocks.{i}" for side in ("down", "up") for i in range(2)}
+    assert second.grafts_from == "compressed"
+    with pytest.raises(ValueError, match="1 step is too few for two stages"):
+        recipes.progressive_incubation(topology(shapes), plan, 1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"batch": 0}, "batch 0 is too few; choose 1 or more"),
+        ({"schedule": "step"}, "unknown schedule 'step'; choose from constant, linear, cosine"),
+        ({"ema": 1.0}, r"ema 1\.0 cannot be"),
+        ({"dtype": "fp16"}, "fp16 autocast needs an accelerator"),
+        ({"micro_batch": 3}, "cannot be shared out to 1 processes in parts of 3"),
+        ({"data": "imagenet"}, "unknown name 'imagenet' in datasets; choose from emoji"),
+        ({"optimizer": "adamw8bit"}, "needs the package 'bitsandbytes'"),
+        ({"seed": -1}, "seed -1 is too few; choose 0 or more"),
+        ({"only": "third"}, "unknown stage 'third'; choose from compressed, combined"),
+        ({"vgg": "nowhere"}, "unknown VGG 'nowhere'; choose mini, imagenet"),
+    ],
+)
+def test_bad_settings_are_one_sentence(tiny_pipeline: Path, tmp_path: Path, changes: Any, said: str) -> None:
+    only = {"only": "compressed"} if "vgg" not in changes else {}
+    with pytest.raises(ValueError, match=said):
+        go(tiny_pipeline, tmp_path / "student", steps=2, **only | changes)
+
+
+def test_a_dry_run_says_what_would_learn_and_writes_nothing(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    command = ["asdm", "distill", "a_sdm_clme", "--teacher", tiny_pipeline, "-o", "student", "--steps", "100"]
+    done = run(*command, "--dry-run")
+    assert done.code == 0, done.err
+    assert "compressed (end_to_end): 50 steps of 16 pictures" in done.out
+    assert "share the teacher's memory: 0 parameters" in done.out
+    assert "features × 1 at 4 places" in done.out
+    assert not (tmp_path / "student").exists()
+    found = json.loads(run(*command, "--dry-run", "--json").out)
+    first, second = found["stages"]
+    assert first["memory"]["optimizer"] == 2 * first["audit"]["trainable"]["bytes"]
+    assert second["memory"]["weights"] < first["memory"]["weights"]  # stage 2 has the trunk once
+    assert second["memory"]["activations"] > 0
+
+
+def test_the_command_as_typed(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    words = ["asdm", "distill", "a_sdm", "--teacher", tiny_pipeline, "--data", "emoji", "--split", "held_out"]
+    words += ["--steps", "3", "--seed", "7", "--batch", "2", "-o", "student"]
+    done = run(*words)
+    assert done.code == 0, done.err
+    assert "Wrote student, a student of" in done.out
+    assert [line["step"] for line in log_of(tmp_path / "student")] == [1, 2, 3]
+    again = run(*words, "--json")
+    assert again.code == 0
+    assert json.loads(again.out)["seed"] == 7
+    refused = run(*[word if word != "7" else "8" for word in words])
+    assert refused.code == 2
+    assert "holds another run: its seed is 7, and not 8" in refused.err
+    assert "Traceback" not in refused.err
+    bad = run(*words, "--weight", "colour=1")
+    assert bad.code == 2
+    assert "no stage knows the loss term 'colour'; choose from denoising, output, features" in bad.err
+
+
+def test_terms_can_be_weighed_left_out_and_balanced(tiny_pipeline: Path, tmp_path: Path) -> None:
+    weights = recipes.parse_weights(["features=0", "compressed.self_attention=2", "combined.perceptual=1"])
+    recipe = recipes.adjusted(recipes.progressive_incubation, None, weights)
+    shares: list[dict[str, float]] = []
+    go(tiny_pipeline, tmp_path / "student", recipe=recipe, balance=True,
+       watch=lambda status: shares.append(dict(status.terms)))  # fmt: skip
+    first = log_of(tmp_path / "student")[0]
+    assert "features" not in first
+    assert first["self_attention"] > 0
+    begin = next(share for share in shares if share)
+    assert begin["self_attention"] == pytest.approx(2 * begin["denoising"], rel=1e-4)
+    with pytest.raises(ValueError, match=r"'x' is not of the form TERM=NUMBER"):
+        recipes.parse_weights(["x"])
+
+
+def test_a_recipe_of_ones_own(tiny_pipeline: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from asdm.distill.recipes import bk_sdm\n"
+        "from dataclasses import replace\n"
+        "def gentle(topology, plan, steps):\n"
+        "    (stage,) = bk_sdm(topology, plan, steps)\n"
+        "    return (replace(stage, name='gentle', weights={'output': 1.0}),)\n"
+    )
+    go(tiny_pipeline, tmp_path / "student", "bk_sdm_small", recipes.load(f"{file}:gentle"), steps=1)
+    assert set(log_of(tmp_path / "student")[0]) & {"denoising", "output", "features"} == {"output"}
+    with pytest.raises(ValueError, match="has no function 'rough'"):
+        recipes.load(f"{file}:rough")
+    with pytest.raises(
+        ValueError, match="unknown recipe 'fast'; choose from progressive_incubation, without_incubation, bk_sdm"
+    ):
+        recipes.load("fast")

@@ -1,0 +1,258 @@
+"""Loss terms against hand-made arithmetic, and features that are read through the surgery's name map."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from asdm.distill import losses, perceptual, task
+from asdm.distill.losses import Seen
+from asdm.distill.task import Lesson, Subject
+from asdm.models import student as students
+from asdm.models.networks import Vgg
+from asdm.plan.edits import GraftBlock, PruningPlan
+from asdm.unet import hooks
+from asdm.unet.hooks import capture, captured_calls, comparable, places
+from tests.conftest import hooks_on, make_unet, unet_args
+
+
+def student_of(teacher, preset: str):
+    return students.build(teacher, students.read_plan(preset, teacher, "tiny"))
+
+
+def seen(**changes) -> Seen:
+    generator = torch.Generator().manual_seed(3)
+    given = {name: torch.randn(3, 4, 8, 8, generator=generator) for name in
+             ("prediction", "teacher_prediction", "target", "noisy")}  # fmt: skip
+    return Seen(**given | {"alpha": torch.tensor([0.9, 0.5, 0.1]), "prediction_type": "epsilon"} | changes)
+
+
+# ---------------------------------------------------------------------------------------------- features
+
+
+def test_capture_gives_each_modules_map_and_leaves_nothing_hooked(tiny_unet):
+    before = hooks_on(tiny_unet)
+    with torch.no_grad(), capture(tiny_unet, ["down_blocks.0", "mid_block"]) as found:
+        out = tiny_unet(**unet_args())[0]
+    assert hooks_on(tiny_unet) == before
+    assert found["down_blocks.0"].shape == (1, 32, 8, 8)  # behind the downsampler; of a tuple, the map
+    assert found["mid_block"].shape == (1, 64, 2, 2)
+    assert torch.equal(out, tiny_unet(**unet_args())[0])
+
+
+def test_capture_works_inside_a_wrapping_and_names_what_is_not_there(tiny_unet):
+    class Wrapped(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    with torch.no_grad(), capture(Wrapped(tiny_unet), ["mid_block"]) as found:
+        tiny_unet(**unet_args())
+    assert set(found) == {"mid_block"}
+    said = r"there is no module 'up_blocks\.9' in this UNet2DConditionModel"
+    with pytest.raises(ValueError, match=said), capture(tiny_unet, ["mid_block", "up_blocks.9"]):
+        pass
+    assert hooks_on(tiny_unet) == {}
+
+
+@pytest.mark.parametrize("preset", students.PRESETS)
+def test_any_plan_has_its_places_without_a_typed_name(tiny_unet, preset):
+    student, applied = student_of(tiny_unet, preset)
+    found = comparable(student, tiny_unet, places(student, applied.name_map), unet_args())
+    blocks = dict(found["features"])
+    assert set(blocks.values()) <= {f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4)}
+    assert len(found["mid_block"]) == (0 if preset in ("bk_sdm_small", "bk_sdm_tiny") else 1)
+    if preset == "bk_sdm_tiny":  # the deepest pair is gone: what is up_blocks.0 here was up_blocks.1
+        assert blocks["up_blocks.0"] == "up_blocks.1"
+        assert "down_blocks.2" not in blocks  # it lost its downsampler, so its map has another size
+    else:
+        assert len(blocks) == 8
+    for ours, theirs in found["self_attention"]:
+        student.get_submodule(ours)
+        tiny_unet.get_submodule(theirs)
+    if preset == "bk_sdm_base":  # layer 1 of up_blocks.3 went, and what followed moved up
+        ours, theirs = (f"up_blocks.3.attentions.{i}.transformer_blocks.0.attn1" for i in (1, 2))
+        assert (ours, theirs) in found["self_attention"]
+
+
+# ---------------------------------------------------------------------------------------------- terms
+
+
+def test_every_term_is_a_mean_per_picture():
+    one = seen()
+    expected = (one.prediction - one.target).square().mean((1, 2, 3))
+    torch.testing.assert_close(losses.denoising(one), expected)
+    torch.testing.assert_close(losses.output(one), (one.prediction - one.teacher_prediction).square().mean((1, 2, 3)))
+
+
+def test_min_snr_weighs_by_min_of_snr_and_gamma():
+    snr = torch.tensor([9.0, 1.0, 1 / 9])
+    torch.testing.assert_close(losses.snr_weight(seen(min_snr=5.0)), torch.tensor([5 / 9, 1.0, 1.0]))
+    velocity = losses.snr_weight(seen(min_snr=5.0, prediction_type="v_prediction"))
+    torch.testing.assert_close(velocity, torch.tensor([5 / 10, 1 / 2, (1 / 9) / (10 / 9)]))
+    assert snr[0] > 5
+
+
+@pytest.mark.parametrize("kind", losses.PREDICTIONS)
+def test_target_and_clean_are_each_others_inverse(kind):
+    clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
+    alpha = torch.tensor([0.9, 0.5, 0.1])
+    noisy, target = losses.target_of(clean, noise, alpha, kind)
+    again = losses.clean_of(seen(noisy=noisy, alpha=alpha, prediction_type=kind), target)
+    torch.testing.assert_close(again, clean, rtol=1e-4, atol=1e-5)
+
+
+def test_features_sum_raw_and_average_relative():
+    ours, theirs = torch.ones(2, 4, 2, 2), torch.full((2, 4, 2, 2), 3.0)
+    given = {"features": {"a": ours, "b": 2 * ours}, "teacher_features": {"A": theirs, "B": theirs},
+             "places": {"features": (("a", "A"), ("b", "B"))}}  # fmt: skip
+    torch.testing.assert_close(losses.features(seen(**given)), torch.full((2,), 4.0 + 1.0))
+    torch.testing.assert_close(losses.features(seen(**given, normalise=True)), torch.full((2,), (4 / 9 + 1 / 9) / 2))
+
+
+def test_reductions_are_in_fp32():
+    """65,504 is fp16's largest number: the square of 1,000 would not fit."""
+    far = torch.full((1, 4, 8, 8), 1000.0, dtype=torch.float16)
+    assert losses.apart(far, torch.zeros_like(far), False).item() == 1e6
+
+
+def test_the_adapter_finds_the_matrix_that_made_the_pictures():
+    generator = torch.Generator().manual_seed(0)
+    latents = torch.randn(4, 4, 8, 8, generator=generator)
+    matrix = torch.randn(3, 5, generator=generator)
+    images = perceptual.to_rgb(latents, matrix).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    torch.testing.assert_close(perceptual.fit_adapter(latents, images), matrix, rtol=1e-3, atol=1e-3)
+
+
+def test_the_perceptual_term_is_nothing_for_twins_and_teaches_the_student_alone():
+    term = perceptual.Perceptual(Vgg.load(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    one = seen(normalise=True)
+    twin = seen(normalise=True, prediction=one.teacher_prediction)
+    assert term(twin).abs().max() < 1e-6
+    leaf = one.prediction.clone().requires_grad_()
+    theirs = one.teacher_prediction.clone().requires_grad_()
+    term(seen(normalise=True, prediction=leaf, teacher_prediction=theirs)).sum().backward()
+    assert leaf.grad.abs().sum() > 0
+    assert theirs.grad is None
+    assert all(p.grad is None for p in term.vgg.parameters())
+
+
+# ---------------------------------------------------------------------------------------------- lessons
+
+
+def arguments(batch: int = 2):
+    generator = torch.Generator().manual_seed(5)
+    noisy, target = (torch.randn(batch, 4, 16, 16, generator=generator) for _ in range(2))
+    return (
+        noisy,
+        torch.tensor([7, 500])[:batch],
+        torch.randn(batch, 7, 32, generator=generator),
+        target,
+        torch.full((batch,), 0.5),
+    )
+
+
+def test_the_whole_teacher_as_its_own_student_has_nothing_to_learn(tiny_unet):
+    """Every term but denoising is exactly 0, in both modes: places, skips and consumers all meet their own."""
+    student, applied = students.build(tiny_unet, PruningPlan(family="tiny", edits=()))
+    student.requires_grad_(False)
+    for name, parameter in student.named_parameters():
+        parameter.requires_grad_(name.startswith(("down_blocks.0", "up_blocks.3")))
+    found = places(student, applied.name_map)
+    whole = Subject(("denoising", "output", "features", "self_attention", "mid_block"), found, "epsilon")
+    terms = Lesson(student, tiny_unet, applied, whole)(*arguments())
+    assert all(term.shape == (2,) for term in terms.values())
+    assert {name for name, term in terms.items() if (term != 0).any()} == {"denoising"}
+    block = Subject(("denoising", "output", "blocks"), found, "epsilon", "blockwise")
+    again = Lesson(student, tiny_unet, applied, block)(*arguments())
+    assert again["blocks"].tolist() == again["output"].tolist() == [0, 0]
+    assert torch.equal(again["denoising"], terms["denoising"])
+
+
+def combined(teacher):
+    first, _ = student_of(copy.deepcopy(teacher), "bk_sdm_base")
+    plan = students.read_plan("a_sdm_clme", teacher, "tiny")
+    grafts = tuple(GraftBlock(block=block) for block in ("down_blocks.0", "up_blocks.3"))
+    return students.assemble(teacher, first, plan.model_copy(update={"edits": (*plan.edits, *grafts)}))
+
+
+def test_blockwise_teaches_every_parameter_without_crossing_the_trunk(tiny_unet):
+    student, applied = combined(tiny_unet)
+    ran = []
+    handle = student.mid_block.register_forward_hook(lambda *_: ran.append(1))
+    subject = Subject(("denoising", "output", "blocks"), {}, "epsilon", "blockwise")
+    terms = Lesson(student, tiny_unet, applied, subject)(*arguments())
+    sum(term.mean() for term in terms.values()).backward()
+    handle.remove()
+    assert ran == []
+    without = [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None]
+    assert without == []
+    assert all(p.grad is None for p in student.parameters() if not p.requires_grad)
+    assert all(p.grad is None for p in tiny_unet.parameters())
+
+
+def test_blockwise_skips_go_to_the_consumers_they_were_made_for(tiny_unet):
+    """A layer went from either side: what is left of `down_blocks.0` stands for its last layer, and feeds resnets.0."""
+    student, applied = combined(tiny_unet)
+    subject = Subject(("blocks",), {}, "epsilon", "blockwise")
+    blocks = Lesson(student, tiny_unet, applied, subject)._blocks
+    assert blocks.skips["down_blocks.0.layer.0"] == "down_blocks.0.layer.1"
+    assert blocks.skips["conv_in"] == "conv_in"
+    assert blocks.consumers["up_blocks.3"] == [0, 2]
+
+
+def test_gradients_with_checkpointing_are_the_same(tiny_unet):
+    def gradients(checkpointing: bool):
+        student, applied = combined(tiny_unet)
+        if checkpointing:
+            student.enable_gradient_checkpointing()
+        found = places(student, applied.name_map)
+        subject = Subject(("output", "self_attention", "mid_block"), found, "epsilon")
+        terms = Lesson(student.train(), tiny_unet, applied, subject)(*arguments())
+        sum(term.mean() for term in terms.values()).backward()
+        return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
+
+    plain, saved = gradients(False), gradients(True)
+    assert plain.keys() == saved.keys()
+    for name, gradient in plain.items():
+        torch.testing.assert_close(saved[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_what_the_backward_needs_is_counted_on_the_meta_device():
+    """Conv → square: the convolution keeps its input, the square its own; weights are not counted."""
+    net = nn.Conv2d(2, 3, 1, bias=False, device="meta")
+    x = torch.empty(1, 2, 8, 8, device="meta")
+    assert task.saved_bytes(lambda: net(x).square(), net) == 4 * 64 * (2 + 3)
+    net.requires_grad_(False)
+    assert task.saved_bytes(lambda: net(x).square(), net) == 0
+
+
+def test_a_frozen_trunk_keeps_less_for_the_backward_and_blockwise_least():
+    teacher = make_unet()
+
+    def kept(student, applied, mode="end_to_end", terms=("output",)):
+        subject = Subject(terms, places(student, applied.name_map), "epsilon", mode)
+        one = Lesson(student, teacher, applied, subject)
+        return task.saved_bytes(lambda: one(*arguments()), student)
+
+    everything, applied = student_of(teacher, "a_sdm_clme")
+    frozen, same = combined(teacher)
+    assert (
+        kept(frozen, same, "blockwise", ("blocks",))
+        < kept(frozen, same)
+        < kept(everything.requires_grad_(True), applied)
+    )
+
+
+def test_first_tensor_looks_into_tuples():
+    x = torch.zeros(1)
+    assert hooks.first_tensor(((x, 1), 2)) is x
+
+
+def test_calls_keep_their_arguments(tiny_unet):
+    with torch.no_grad(), captured_calls(tiny_unet, ["up_blocks.3"]) as calls:
+        tiny_unet(**unet_args())
+    assert len(calls["up_blocks.3"].kwargs["res_hidden_states_tuple"]) == 3

@@ -1,0 +1,41 @@
+"""Short trainings on a tiny real Stable Diffusion, stopped or not, and what they leave."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from asdm import distill
+from asdm.distill import Settings, Status, recipes
+from asdm.distill.logger import read_log
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def settings(**changes: Any) -> Settings:
+    given: dict[str, Any] = {"data": "emoji", "split": "held_out", "steps": 4, "batch": 4, "learning_rate": 1e-3}
+    return Settings(**given | {"checkpoint_s": 0.0, "ema": 0.9, "validate_captions": 2} | changes)
+
+
+def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:
+    more = {key: changes.pop(key) for key in ("only", "force", "amend", "watch", "until") if key in changes}
+    chosen = recipe or recipes.progressive_incubation
+    return distill.distil(plan, str(teacher), output, settings(**changes), chosen, **more)
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    """The log without its times."""
+    return [{k: v for k, v in line.items() if k not in ("step_s", "images_per_s")}
+            for line in read_log(folder / "log.jsonl")]  # fmt: skip
+
+
+class Stop(Exception):
+    """Thrown by a watcher, in place of a power cut."""
+
+
+def stop_after(step: int, stage: str) -> Any:
+    def watch(status: Status) -> None:
+        if status.stage == stage and status.step == step:
+            raise Stop
+
+    return watch

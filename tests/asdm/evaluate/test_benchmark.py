@@ -1,0 +1,213 @@
+"""Teacher against students on a small whole Stable Diffusion: what is compared, what is composed, what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from asdm.evaluate import benchmark
+from asdm.evaluate.benchmark import Settings, bench
+from asdm.measure import repeats
+from asdm.models import build, loading
+from asdm.models import student as students
+from asdm.models.components import components_of
+from asdm.models.families import load_family
+from asdm.models.loading import meta_unet
+from asdm.models.pipeline import pipeline
+from asdm.plan.edits import GraftBlock, PruningPlan
+from asdm.records.measurement import BenchResult
+from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
+
+QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Stable Diffusion as diffusers saves one: UNet, text encoder, tokenizer, VAE, scheduler."""
+    path = tmp_path_factory.mktemp("whole") / "tiny-sd"
+    pipeline(TINY_WHOLE, make_unet(), loading.Setup()).save_pretrained(path, safe_serialization=True)
+    return path
+
+
+@pytest.fixture(scope="module")
+def result(folder: Path) -> BenchResult:
+    return bench(str(folder), ["a_sdm", "bk_sdm_tiny"], QUICK)
+
+
+def test_every_student_is_paired_with_its_teacher(result: BenchResult) -> None:
+    assert [student.name for student in result.students] == ["a_sdm", "bk_sdm_tiny"]
+    for student in result.students:
+        pairs = zip(student.unet_latency_s.samples, student.paired_teacher_latency_s.samples, strict=True)
+        ratios = sorted(ours / theirs for ours, theirs in pairs)
+        middle = (ratios[(len(ratios) - 1) // 2] + ratios[len(ratios) // 2]) / 2
+        assert student.unet_latency_ratio.median == pytest.approx(middle)
+        assert student.unet_latency_ratio.low <= middle <= student.unet_latency_ratio.high
+
+
+def test_counts_are_the_networks_own(result: BenchResult) -> None:
+    teacher = make_unet()
+    assert result.teacher.params == sum(p.numel() for p in teacher.parameters())
+    for student in result.students:
+        unet, applied = students.build(teacher, students.read_plan(student.name, teacher, "tiny"))
+        assert student.params == sum(p.numel() for p in unet.parameters())
+        assert student.macs < result.teacher.macs
+        assert student.removed == applied.removed
+
+
+def test_the_image_is_the_sum_of_its_parts(result: BenchResult) -> None:
+    """Two prompts encoded, two guided steps, one latent decoded."""
+    parts = result.teacher.image_parts
+    assert parts is not None
+    expected = 2 * parts.text_encoder_s.median + 2 * parts.unet_step_s.median + parts.vae_decoder_s.median
+    assert result.teacher.image_latency_s is not None
+    assert result.teacher.image_latency_s.median == pytest.approx(expected)
+    assert result.pipeline is not None
+    assert result.pipeline.composed
+
+
+def test_a_composed_ratio_is_diluted_by_what_is_not_the_unet() -> None:
+    """10 steps of 1.0 s against 0.5 s, beside 10 s of decoding: (5 + 10) / (10 + 10) = 0.75."""
+    step = [[1.0] * 4, [0.5] * 4]
+    image = benchmark._compose(step, 1, {"vae_decoder": (1, [10.0, 10.0])}, replace(QUICK, steps=10))
+    assert image.ratio.median == image.ratio.low == image.ratio.high == 0.75
+    assert image.latency_s.median == 15.0
+
+
+def test_without_guidance_there_is_one_batch_only(folder: Path) -> None:
+    found = bench(str(folder), ["a_sdm"], replace(QUICK, guidance_scale=1.0))
+    assert found.students[0].guided_latency_ratio is None
+    assert found.students[0].image_latency_ratio is not None
+
+
+def test_the_real_pipeline_runs_from_prompt_to_pixels(folder: Path) -> None:
+    found = bench(str(folder), ["a_sdm"], replace(QUICK, run_image=True))
+    assert found.pipeline is not None
+    assert not found.pipeline.composed
+    ratio = found.students[0].image_latency_ratio
+    assert ratio is not None
+    assert 0.3 < ratio.median < 2
+
+
+def test_random_parts_make_a_pipeline_too(folder: Path) -> None:
+    made = pipeline(TINY_WHOLE, make_unet(), loading.Setup())
+    assert [part.name for part in components_of(TINY_WHOLE)] == ["text_encoder", "vae_decoder"]
+    image = made("a cat", num_inference_steps=2, output_type="np").images[0]
+    assert image.shape == (128, 128, 3)
+
+
+def test_a_family_without_parts_has_no_image() -> None:
+    with pytest.raises(ValueError, match="0 text encoders and no VAE"):
+        pipeline(TINY_FAMILY, make_unet(), loading.Setup())
+
+
+def test_a_bench_survives_its_file(result: BenchResult, tmp_path: Path) -> None:
+    path = result.save(tmp_path / "bench.json")
+    assert BenchResult.load(path) == result
+    data = json.loads(path.read_text())
+    assert {"name", "params", "macs", "unet_latency_ratio", "predicted_ratio", "image_latency_ratio", "quality"} <= set(
+        data["students"][0]
+    )
+
+
+def test_students_race_in_another_backend(folder: Path) -> None:
+    """Made-up times are MACs at a fixed rate and 1 ms, so the ratio is known, and no image is made up of them."""
+    found = bench(str(folder), ["bk_sdm_tiny"], replace(QUICK, backend="fake"))
+    student = found.students[0]
+    expected = (1e-3 + student.macs * 1e-11) / (1e-3 + found.teacher.macs * 1e-11)
+    assert student.unet_latency_ratio.median == pytest.approx(expected, rel=0.02)
+    assert found.backend == "fake"
+    assert student.image_latency_ratio is None
+    with pytest.raises(ValueError, match="leave --image out with the backend fake"):
+        bench(str(folder), ["bk_sdm_tiny"], replace(QUICK, backend="fake", run_image=True))
+
+
+# ---------------------------------------------------------------------------------------------- grafts
+
+SHALLOW = ("down_blocks.0", "up_blocks.3")
+
+
+@pytest.fixture(scope="module")
+def stage1(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stage-1 student's folder, a layer less in every block, trained a little: every weight moved."""
+    path = tmp_path_factory.mktemp("first") / "stage1"
+    build.build_student("bk_sdm_base", str(tiny_folder), path)
+    student = UNet2DConditionModel.from_pretrained(path)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.mul_(1.1)
+    student.save_pretrained(path, safe_serialization=True)
+    return path
+
+
+def combined(folder: Path, source: Path | None) -> Path:
+    """A plan that grafts the shallow pair from `source`."""
+    grafts = [GraftBlock(block=block, source=source and str(source)) for block in SHALLOW]
+    edits = students.read_plan("a_sdm", make_unet(), "tiny").edits
+    return PruningPlan(name="combined", family="tiny", edits=(*edits, *grafts)).save(folder / "plan.json")
+
+
+def test_a_plan_with_grafts_is_assembled_in_memory(tiny_folder: Path, stage1: Path, tmp_path: Path) -> None:
+    path = combined(tmp_path, stage1)
+    draft = benchmark._draft(str(path), meta_unet(load_family(str(tiny_folder))), TINY_FAMILY, QUICK)
+    teacher = make_unet()
+    student = benchmark._with_weights(draft, teacher, QUICK)
+    expected, applied = students.assemble(teacher, UNet2DConditionModel.from_pretrained(stage1), PruningPlan.load(path))
+    assert student.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
+    found = bench(str(tiny_folder), [str(path)], QUICK)
+    assert found.students[0].name == "combined"
+    assert found.students[0].removed == applied.removed
+    assert found.students[0].params == sum(p.numel() for p in expected.parameters())
+
+
+def test_a_plan_whose_grafts_come_from_nowhere_says_what_to_do(tiny_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"combined grafts blocks and names no stage-1 student; give .* a source, or"):
+        bench(str(tiny_folder), [str(combined(tmp_path, None))], QUICK)
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(ValueError, match=r"the stage-1 student .*gone is no folder"):
+        bench(str(tiny_folder), [str(combined(tmp_path, tmp_path / "gone"))], QUICK)
+
+
+# ---------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"steps": 0}, "steps 0"), ({"guidance_scale": -1.0}, "guidance scale -1"), ({"batch": 0}, "batch 0")],
+)
+def test_settings_that_cannot_be(folder: Path, change: dict, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        bench(str(folder), ["a_sdm"], replace(QUICK, **change))
+
+
+def test_a_folder_that_is_no_student(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"neither unet/config\.json nor config\.json"):
+        bench(str(folder), [str(tmp_path / "empty")], QUICK)
+    with pytest.raises(ValueError, match="at least one student"):
+        bench(str(folder), [], QUICK)
+
+
+def test_folders_of_one_name_are_told_apart_by_their_path(tmp_path: Path) -> None:
+    shapes = torch.nn.Identity()
+    sources = [tmp_path / "a" / "seed-1", tmp_path / "b" / "seed-1", tmp_path / "b" / "x" / "seed-2"]
+    for source in sources:
+        source.mkdir(parents=True)
+    drafts = [benchmark.Contestant(source.name, str(source), shapes, shapes) for source in sources]
+    preset = benchmark.Contestant("a_sdm", "a_sdm", shapes, shapes)
+    names = [one.name for one in benchmark.distinct([*drafts, preset])]
+    assert names == ["a/seed-1", "b/seed-1", "seed-2", "a_sdm"]
+    assert benchmark.distinct([preset, preset]) == [preset, preset], "what is the same cannot be told apart"
+
+
+def test_more_sessions_than_memory_holds_are_refused_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four sessions of SD 1.5 in ONNX Runtime took more than 24 GB."""
+    monkeypatch.setattr(repeats, "free_memory_bytes", lambda device: int(22.8 * 2**30))
+    three = ["a_sdm", "a_sdm_clme", "a_sdm_clme_timestep"]
+    with pytest.raises(ValueError, match=r"comparing sd15 in fp32 with 3 students at a time needs about 28\.\d GiB"):
+        bench("sd15", three, replace(QUICK, backend="onnxruntime"))

@@ -1,0 +1,171 @@
+"""Quality metrics against closed forms, and a judgement of a student that is its teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from asdm.data.datasets import Example
+from asdm.evaluate import quality
+from asdm.models.loading import Setup
+from asdm.models.networks import Vgg
+from asdm.models.pipeline import pipeline
+from tests.conftest import TINY_WHOLE, make_unet
+
+
+def points(n: int, d: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(n, d, generator=torch.Generator().manual_seed(seed))
+
+
+class WordJudge:
+    """Knows pictures by their mean colour, and captions by the colour that they name."""
+
+    COLOURS = torch.eye(3)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3))
+
+    def image_embedding(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.normalize(self.features(images), dim=-1)
+
+    def text_embedding(self, captions: Sequence[str]) -> torch.Tensor:
+        names = ("red", "green", "blue")
+        known = [self.COLOURS[names.index(c)] if c in names else torch.full((3,), -1 / 3**0.5) for c in captions]
+        return torch.stack(known)
+
+
+def test_the_frechet_distance_of_a_moved_set_is_the_move_squared():
+    real = points(500, 6)
+    assert quality.frechet_distance(real, real) == pytest.approx(0, abs=1e-6)
+    move = torch.tensor([1.0, 0, 0, 2.0, 0, 0])
+    assert quality.frechet_distance(real + move, real) == pytest.approx(1 + 4, rel=1e-4)
+
+
+def test_the_kernel_distance_sees_a_move_and_is_unbiased_without_one():
+    real, same, moved = points(300, 6), points(300, 6, seed=1), points(300, 6, seed=2) + 1
+    assert abs(quality.kernel_distance(same, real)) < 0.02
+    assert quality.kernel_distance(moved, real) > 0.5
+
+
+def test_a_distance_lies_in_its_interval_and_more_pictures_narrow_it():
+    def width(n: int) -> float:
+        found = quality.of_sets(quality.frechet_distance, points(n, 4, seed=1) + 0.5, points(n, 4)).metric()
+        assert found.low <= found.value <= found.high
+        return found.high - found.low
+
+    assert width(2000) < width(100) / 2
+
+
+def test_the_clip_score_is_the_cosine_in_per_cent_and_never_negative():
+    own = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0]])
+    seen = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-1.0, 0.0]])
+    assert quality.clip_scores(seen, own) == pytest.approx([100, 60, 0])
+
+
+def test_recall_counts_pictures_whose_own_caption_is_nearest():
+    pool = ["red", "green", "blue", *(f"other {i}" for i in range(200))]
+    vectors = torch.tensor([[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]])
+    found = quality.recalled(WordJudge(), vectors, ["red", "green", "other 7"], pool)
+    assert found.tolist() == [1, 1, 0]
+
+
+def test_recall_needs_enough_captions():
+    with pytest.raises(ValueError, match="needs 200 captions to choose from, and there are 2"):
+        quality.recalled(WordJudge(), torch.eye(3)[:1], ["red"], ["red", "green"])
+
+
+def test_a_picture_is_matched_where_its_own_real_one_is_nearest():
+    real = torch.eye(4)
+    drawn = torch.tensor([[0.9, 0.1, 0, 0], [0, 0.4, 0.6, 0], [0, 0, 1.0, 0]])
+    assert quality.matched(drawn, real[:3], real, candidates=4).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="looked for among 5, and there are 4"):
+        quality.matched(drawn, real[:3], real, candidates=5)
+
+
+def test_perceptual_distance_is_nothing_for_the_same_picture_and_grows_with_change():
+    torch.manual_seed(0)
+    vgg, image = Vgg(["a", "b"]).eval(), points(2, 3 * 32 * 32).view(2, 3, 32, 32).clamp(-1, 1)
+    with torch.inference_mode():
+        same = quality.perceptual_distances(vgg, image, image)
+        near = quality.perceptual_distances(vgg, image, image * 0.9)
+        far = quality.perceptual_distances(vgg, image, -image)
+    assert same == pytest.approx([0, 0], abs=1e-6)
+    assert (near > 0).all()
+    assert (far > near).all()
+
+
+@pytest.fixture(scope="module")
+def painter():
+    return pipeline(TINY_WHOLE, make_unet(), Setup(size=64))
+
+
+def test_a_picture_depends_on_its_seed_and_not_on_its_batch(painter):
+    captions = ["red", "green", "blue"]
+    together = quality.draw(painter, captions, first_seed=5, steps=2, guidance_scale=2.0, batch=3)
+    apart = quality.draw(painter, captions, first_seed=5, steps=2, guidance_scale=2.0, batch=1)
+    assert together.images.shape == (3, 3, *together.images.shape[2:])
+    assert torch.allclose(together.latents, apart.latents, atol=1e-4)
+    assert together.images.abs().max() <= 1
+    other = quality.draw(painter, captions[:1], first_seed=6, steps=2, guidance_scale=2.0)
+    assert not torch.allclose(other.latents, together.latents[:1], atol=1e-2)
+
+
+class CountingJudge(WordJudge):
+    """Counts how many pictures it is shown."""
+
+    def __init__(self) -> None:
+        self.pictures = 0
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        self.pictures += len(images)
+        return super().features(images)
+
+
+@pytest.fixture(scope="module")
+def drawn(painter) -> tuple[quality.Drawn, quality.Drawn]:
+    """The teacher's pictures of two series of seeds."""
+    captions = ["red", "green", "blue"] * 4
+    first, again = (quality.draw(painter, captions, seed, 2, 1.0) for seed in (0, 100))
+    return first, again
+
+
+def judgement(judge: WordJudge, pictures: quality.Drawn) -> quality.Judgement:
+    torch.manual_seed(0)
+    captions = ["red", "green", "blue"] * 4
+    real = [Example(image, caption) for image, caption in zip(torch.rand_like(pictures.images), captions, strict=True)]
+    pool = ["red", "green", "blue", *(f"other {i}" for i in range(200))]
+    return quality.Judgement(judge, Vgg(["a", "b"]).eval(), real, pool)
+
+
+def test_a_student_that_is_its_teacher_is_judged_like_him(drawn):
+    teacher, again = drawn
+    himself, found = judgement(WordJudge(), teacher).of([teacher, teacher], again)
+    assert found == himself
+    assert set(found) == {
+        "frechet_distance", "kernel_distance", "clip_score", "recall_at_1",
+        "perceptual_to_teacher", "latent_mse_to_teacher",
+    }  # fmt: skip
+    for name in ("perceptual_to_teacher", "latent_mse_to_teacher"):
+        assert found[name].value == pytest.approx(0, abs=1e-6)
+        assert found[name].noise_floor > 0
+    for metric in found.values():
+        assert metric.value == pytest.approx(metric.teacher, abs=1e-6)
+        assert np.isfinite([metric.low, metric.high, metric.noise_floor]).all()
+
+
+def test_a_student_is_judged_beside_its_teacher_whoever_else_is(drawn):
+    """Another student changes nothing, and the teacher and the real pictures are looked at once for all of them."""
+    teacher, again = drawn
+    other = quality.Drawn(-teacher.images, teacher.latents + 1)
+    one, two = CountingJudge(), CountingJudge()
+    alone = judgement(one, teacher).of([teacher, other], again)
+    both = judgement(two, teacher).of([teacher, other, quality.Drawn(teacher.images / 2, teacher.latents)], again)
+    assert both[:2] == alone
+    assert alone[1]["latent_mse_to_teacher"].value == pytest.approx(1)
+    assert alone[1]["clip_score"].teacher == alone[0]["clip_score"].value
+    n = len(teacher.images)
+    assert one.pictures == 2 * (n + n + n + n)  # real, teacher, again, student: features and vectors each
+    assert two.pictures == one.pictures + 2 * n

@@ -1,0 +1,330 @@
+"""What every file in `backends/` promises, and how a runtime's own times find their way back to units."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from asdm.measure import backends
+from asdm.measure.backends import Attribution, _cache, _onnx, fake, onnxruntime, openvino
+from asdm.measure.repeats import HostClock
+from asdm.plan.edits import ReplaceUnit
+from asdm.unet.blocks import iter_parts, iter_units
+from asdm.unet.surgery import replacement_for
+from asdm.utils import registry
+from tests.conftest import SMALL, SMALLEST, hooks_on, make_unet, unet_args
+
+BACKENDS = registry.names("asdm.measure.backends")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A cache of the tests' own, so that the first session of each graph really exports it."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ASDM_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    return make_unet(**SMALL)
+
+
+@pytest.fixture(scope="module", params=BACKENDS)
+def opened(request: pytest.FixtureRequest, small: nn.Module) -> Any:
+    """(backend, session, UNet) of every file, each opened once."""
+    backend = backends.load(request.param, "fp32", "cpu")
+    with torch.inference_mode():
+        unet = make_unet(**SMALLEST) if request.param == "compiled" else small  # compiling takes a second a kernel
+        if not backend.NEEDS_WEIGHTS:
+            unet = copy.deepcopy(unet).to("meta")
+        yield backend, backend.open_session(unet, unet_args(), list(iter_parts(unet)), HostClock()), unet
+
+
+# ---------------------------------------------------------------------------------------------- the contract
+
+
+def test_a_backend_says_what_it_needs_and_what_it_has(opened: Any) -> None:
+    backend, session, _ = opened
+    assert isinstance(backend.NEEDS_WEIGHTS, bool)
+    assert isinstance(backend.HOOKED, bool)
+    assert backend.WEIGHT_COPIES >= 0
+    assert backend.ACTIVATION_COPIES >= 0
+    assert "fp32" in backend.DTYPES
+    assert isinstance(backend.DEVICES, tuple)
+    assert (session.attribution is None) == (backend.HOOKED or not backend.NEEDS_WEIGHTS)
+
+
+def test_it_gives_eagers_output(opened: Any) -> None:
+    backend, session, unet = opened
+    out = session.output()
+    assert (out is not None) == backend.NEEDS_WEIGHTS
+    if out is not None:
+        with torch.no_grad():
+            assert relative(out, unet(**unet_args())[0]) < 1e-3
+
+
+@pytest.mark.serial  # shares of time, which another process on the same cores would take from
+def test_its_parts_are_eagers_and_make_up_the_whole(opened: Any) -> None:
+    _, session, unet = opened
+    session.run_parts()  # the first call may compile
+    runs = [session.run_parts() for _ in range(6)]
+    for whole, parts in runs:
+        assert set(parts) == {part.fqn for part in iter_parts(unet)}
+        assert whole > 0
+        assert all(seconds >= 0 for seconds in parts.values())
+    covered = sorted(sum(parts.values()) / whole for whole, parts in runs)[3]
+    assert 0.4 < covered < 1.25
+    for unit in iter_units(unet):
+        assert sum(parts[unit.fqn] for _, parts in runs) > 0, unit.fqn
+
+
+def test_a_bare_call_takes_time(opened: Any) -> None:
+    assert opened[1].run() > 0
+
+
+@pytest.mark.serial  # shares of time, which another process on the same cores would take from
+def test_it_says_how_well_its_times_were_mapped(opened: Any) -> None:
+    _, session, _ = opened
+    if session.attribution is not None:
+        session.run_parts()
+        assert len(session.attribution.mapped) == len(session.attribution.slowdown)
+        assert all(0.5 < share <= 1 for share in session.attribution.mapped)
+        assert all(slowdown > 0 for slowdown in session.attribution.slowdown)
+
+
+def test_it_leaves_the_unet_as_it_was(opened: Any) -> None:
+    _, session, unet = opened
+    before = hooks_on(unet)
+    session.run_parts()
+    assert hooks_on(unet) == before
+    assert [name for name, module in unet.named_modules() if "forward" in vars(module)] == []
+
+
+def relative(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((out.float() - expected.float()).abs().max() / expected.abs().max())
+
+
+# ---------------------------------------------------------------------------------------------- choices
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "device", "words"),
+    [
+        ("onnxruntime", "bf16", "cpu", "onnxruntime has no dtype bf16 here; choose from fp32"),
+        ("openvino", "fp16", "cpu", "openvino has no dtype fp16 here; choose from fp32"),
+        ("onnxruntime", "fp32", "cuda:0", "onnxruntime has no device cuda:0 here; choose from cpu"),
+        ("vulkan", "fp32", "cpu", "unknown name 'vulkan' in backends; choose from compiled, eager, fake"),
+    ],
+)
+def test_what_a_backend_lacks_gets_one_sentence(name: str, dtype: str, device: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        backends.load(name, dtype, device)
+
+
+def test_a_missing_extra_gets_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.delitem(sys.modules, "asdm.measure.backends.openvino", raising=False)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ValueError, match=r"'openvino' of backends needs the package 'openvino', .* not installed"):
+        backends.load("openvino", "fp32", "cpu")
+
+
+def test_openvino_runs_in_bf16_on_the_fp32_graph() -> None:
+    if not openvino.HAS_BF16:
+        pytest.skip("OpenVINO has no bf16 on this CPU")
+    unet = make_unet(**SMALL).bfloat16()
+    inputs = {k: v.bfloat16() if isinstance(v, torch.Tensor) else v for k, v in unet_args().items()}
+    backend = backends.load("openvino", "bf16", "cpu")
+    with torch.inference_mode():
+        out = backend.open_session(unet, inputs, list(iter_parts(unet)), HostClock()).output()
+        expected = make_unet(**SMALL)(**unet_args())[0]
+    assert relative(out, expected) < 0.1
+
+
+# ---------------------------------------------------------------------------------------------- students
+
+
+@pytest.mark.parametrize("name", registry.names("asdm.unet.replacements"))
+def test_a_replacement_gives_the_same_output_in_onnx_runtime(name: str) -> None:
+    """Units that a student may have, in the place of every unit that they apply to."""
+    unet = make_unet(**SMALL)
+    replaced = 0
+    for part in list(iter_units(unet)):
+        try:
+            unet.set_submodule(part.fqn, replacement_for(unet, ReplaceUnit(unit=part.fqn, with_=name)))
+            replaced += 1
+        except ValueError:
+            continue
+    assert replaced
+    inputs = unet_args(batch=2, height=16, width=24)  # h and w must not be mixed up, nor the batch's images
+    with torch.inference_mode():
+        expected = unet(**inputs)[0]
+        out = onnxruntime.open_session(unet, inputs, list(iter_parts(unet)), HostClock()).output()
+    assert relative(out, expected) < 1e-3
+
+
+# ---------------------------------------------------------------------------------------------- names back to parts
+
+
+def test_every_node_of_the_exported_graph_has_a_path(small: nn.Module) -> None:
+    import onnx
+
+    graph = onnx.load(str(_onnx.cached(small, unet_args())), load_external_data=False).graph
+    assert len(graph.node) > 100
+    assert [node.name for node in graph.node if _onnx.SEPARATOR not in node.name] == []
+
+
+def test_weights_made_in_inference_mode_keep_their_paths(tmp_path: Path) -> None:
+    """Replacements are made there while a UNet is timed; the exporter cannot trace a module that asks for gradients."""
+    import onnx
+
+    with torch.inference_mode():
+        module = nn.Sequential(OrderedDict(first=nn.Conv2d(3, 4, 3), second=nn.Conv2d(4, 2, 1)))
+    path = _onnx.export(module, {"input": torch.randn(1, 3, 8, 8)}, tmp_path)
+    names = [node.name for node in onnx.load(str(path), load_external_data=False).graph.node]
+    assert {name.partition("|")[0] for name in names} == {"first", "second"}
+    assert all(parameter.requires_grad for parameter in module.parameters())
+
+
+def test_a_path_through_dictionaries_is_the_modules_own() -> None:
+    """As the exporter writes them where it has to trace the bytecode."""
+    through = "module.__dict__['_modules']['up_blocks'].3.attentions.2.__dict__['_modules']['norm']"
+    assert _onnx._module_path(["", "module", through, "group_norm"]) == "up_blocks.3.attentions.2.norm"
+
+
+def test_neighbours_lend_their_part_as_the_optimised_graph_would(
+    small: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node without a path belongs to a part that its inputs or outputs in ONNX Runtime's own graph belong to."""
+    import onnx
+
+    plain = onnxruntime.options
+
+    def saving() -> Any:
+        options = plain()
+        options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+        return options
+
+    session = onnxruntime.open_session(small, unet_args(), list(iter_parts(small)), HostClock())
+    monkeypatch.setattr(onnxruntime, "options", saving)
+    _, nodes = session._profile()[0]
+    graph = onnx.load(str(tmp_path / "optimised.onnx"), load_external_data=False).graph
+    named = {node.name: node for node in graph.node}
+    makers = {tensor: node for node in graph.node for tensor in node.output}
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for tensor in node.input:
+            readers.setdefault(tensor, []).append(node)
+
+    def parts_near(node: Any, upwards: bool) -> set[str]:
+        if upwards:
+            near = [makers[tensor] for tensor in node.input if tensor in makers]
+        else:
+            near = [reader for tensor in node.output for reader in readers.get(tensor, ())]
+        known = {other.name: session.scopes.part_of(other.name) for other in near}
+        found = {part for part in known.values() if part is not None}
+        return found.union(*(parts_near(other, upwards) for other in near if known[other.name] is None))
+
+    lent = [
+        (named[node.name], part)
+        for node, part in zip(nodes, session.scopes.by_part(nodes, onnxruntime.AFTER_ITS_NODE), strict=True)
+        if session.scopes.part_of(node.name) is None
+    ]
+    assert lent
+    assert [node.name for node, part in lent if part not in parts_near(node, True) | parts_near(node, False)] == []
+
+
+def test_times_are_shares_of_the_observed_call_scaled_to_the_bare_one(small: nn.Module) -> None:
+    """3 of 4 ms of nodes lie in conv_in; the observed call took 5 ms and the bare one 10."""
+    scopes, told = _onnx.Scopes(small, list(iter_parts(small))), Attribution()
+    nodes = [
+        _onnx.Node("conv_in|0_Conv", 0.001),
+        _onnx.Node("ReorderOutput_1", 0.001),
+        _onnx.Node("Cast_2", 0.001),
+        _onnx.Node("conv_in|3_Add", 0.000),
+        _onnx.Node("add_embedding|4_Gemm", 0.001),
+    ]
+    times = scopes.times(nodes, ("ReorderOutput",), 0.005, 0.010, told)
+    assert times["conv_in"] == pytest.approx(0.003 * 10 / 5)
+    assert sum(times.values()) == times["conv_in"]
+    assert told == Attribution(mapped=[pytest.approx(0.75)], slowdown=[pytest.approx(0.5)])
+
+
+# ---------------------------------------------------------------------------------------------- the cache
+
+
+def test_a_graph_is_exported_once_and_anew_when_a_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    exported: list[Path] = []
+
+    def export(module: nn.Module, inputs: dict[str, Any], folder: Path) -> None:
+        exported.append(folder)
+
+    monkeypatch.setattr(_onnx, "export", export)
+    unet, inputs = make_unet(seed=5), unet_args()
+    first = _onnx.cached(unet, inputs)
+    assert _onnx.cached(unet, inputs) == first
+    assert len(exported) == 1
+    with torch.no_grad():
+        unet.conv_in.weight[0, 0, 0, 0] += 1
+    assert _onnx.cached(unet, inputs) != first
+    assert _onnx.cached(unet, unet_args(batch=2)) != first
+    assert len(exported) == 3
+
+
+def test_a_call_does_not_change_the_key_and_a_replaced_unit_does(tiny_unet: nn.Module) -> None:
+    edit = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
+    before = _onnx.key_of(tiny_unet, unet_args())
+    tiny_unet.set_submodule(edit.unit, replacement_for(tiny_unet, edit))
+    replaced = _onnx.key_of(tiny_unet, unet_args())
+    with torch.no_grad():
+        tiny_unet(**unet_args())
+    assert before != replaced == _onnx.key_of(tiny_unet, unet_args())
+
+
+def test_the_cache_is_bounded_and_the_longest_unused_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASDM_CACHE", str(tmp_path))
+    monkeypatch.setenv("ASDM_CACHE_GB", "0.000003")  # 3 kB
+
+    def kept(key: str) -> Path:
+        return _cache.kept(key, 1000, lambda folder: (folder / "graph").write_bytes(b"x" * 1000) and None)
+
+    for key in "abc":
+        kept(key)
+    kept("a")  # used again, so b is the longest unused
+    (tmp_path / "emoji").mkdir()  # what others keep beside it is not ours to remove
+    kept("d")
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["a", "c", "d"]
+    assert (tmp_path / "emoji").exists()
+    with pytest.raises(ValueError, match=r"takes 0\.0 GB and the cache may hold 3e-06: set ASDM_CACHE_GB"):
+        _cache.kept("e", 4000, lambda _: None)
+    monkeypatch.setenv("ASDM_CACHE_GB", "much")
+    with pytest.raises(ValueError, match="ASDM_CACHE_GB is 'much'"):
+        kept("f")
+
+
+def test_an_export_that_fails_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASDM_CACHE", str(tmp_path))
+
+    def half(folder: Path) -> None:
+        (folder / "model.onnx").write_text("half")
+        raise RuntimeError("out of ideas")
+
+    with pytest.raises(RuntimeError, match="out of ideas"):
+        _cache.kept("key", 1000, half)
+    assert list((tmp_path / "onnx").iterdir()) == []
+
+
+def test_fake_times_are_arithmetic(small: nn.Module) -> None:
+    unet = copy.deepcopy(small).to("meta")
+    session = fake.open_session(unet, unet_args(), list(iter_parts(unet)), HostClock())
+    whole, parts = session.run_parts()
+    assert whole == pytest.approx(sum(parts.values()) + fake.SECONDS_PER_PART, rel=0.05)

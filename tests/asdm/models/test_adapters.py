@@ -1,0 +1,167 @@
+"""LoRA and ControlNet made for a teacher, on its students."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from asdm.models import student as students
+from asdm.models.adapters import fit_control, fit_lora
+from asdm.models.loading import Setup
+from asdm.models.pipeline import pipeline
+from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit, resolve
+from asdm.unet import blocks
+from tests.conftest import TINY_WHOLE, make_unet, unet_args
+
+PAIR = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))
+GRI = ReplaceUnit(unit="up_blocks.3.attentions.2", with_="gri_attention")
+
+
+def build(unet, *edits):
+    return students.build(unet, PruningPlan(family="tiny", edits=edits))
+
+
+# ---------------------------------------------------------------------------------------------- LoRA
+
+
+def lora_of(unet, rank: int = 2) -> dict[str, torch.Tensor]:
+    """LoRA weights on every to_q and to_v of a UNet, as training scripts save them."""
+    generator, weights = torch.Generator().manual_seed(3), {}
+    for name, module in unet.named_modules():
+        if name.endswith(("attn1.to_q", "attn2.to_v")):
+            for side, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
+                weights[f"unet.{name}.lora_{side}.weight"] = torch.randn(shape, generator=generator)
+    return weights
+
+
+def test_lora_weights_follow_their_modules_and_the_rest_is_named(tiny_unet):
+    lora = lora_of(tiny_unet)
+    _, applied = build(tiny_unet, *PAIR, GRI, RemoveBlock(block="mid_block"))
+    fitted, left_out = fit_lora(lora | {"text_encoder.x.lora_A.weight": torch.zeros(1)}, applied)
+    q = "transformer_blocks.0.attn1.to_q"
+    moved, came = (f"unet.up_blocks.3.attentions.{i}.{q}.lora_A.weight" for i in (1, 2))
+    assert fitted[moved] is lora[came]
+    assert left_out == tuple(
+        f"{unit}.transformer_blocks.0.{attention}"
+        for unit in ("down_blocks.0.attentions.0", "up_blocks.3.attentions.1", "mid_block.attentions.0")
+        for attention in ("attn1.to_q", "attn2.to_v")
+    )
+    assert len(fitted) == len(lora) - 2 * len(left_out) + 1
+    assert "text_encoder.x.lora_A.weight" in fitted
+
+
+def test_lora_in_another_naming_is_refused(tiny_unet):
+    _, applied = build(tiny_unet, *PAIR)
+    with pytest.raises(ValueError, match=r"lora_unet_mid_block_x is not in diffusers' naming; pass it through"):
+        fit_lora({"lora_unet_mid_block_x": 0}, applied)
+
+
+def test_a_pipeline_with_a_student_loads_the_teachers_lora(tiny_unet):
+    """The loaded weights are those of the teacher's module, and the output moves."""
+    pytest.importorskip("peft")
+    student, applied = build(tiny_unet, *PAIR, GRI)
+    made = pipeline(TINY_WHOLE, student, Setup())
+    with torch.no_grad():
+        before = student(**unet_args())[0]
+    lora = lora_of(tiny_unet)
+    made.load_lora_weights(fit_lora(lora, applied).weights, adapter_name="style")
+    loaded = dict(made.unet.named_parameters())
+    name = "up_blocks.3.attentions.{}.transformer_blocks.0.attn1.to_q.lora_A.{}weight"
+    assert torch.equal(loaded[name.format(1, "style.")], lora["unet." + name.format(2, "")])
+    with torch.no_grad():
+        assert not torch.allclose(student(**unet_args())[0], before)
+    made.unload_lora_weights()
+    with torch.no_grad():
+        assert torch.equal(student(**unet_args())[0], before)
+
+
+# ---------------------------------------------------------------------------------------------- ControlNet
+
+
+def residuals_of(unet, size: int = 16):
+    """What a ControlNet gives `unet`: one residual per skip, as large as the skip, and one for the middle."""
+    shapes, handles = [], []
+
+    def note(_module, _args, out):
+        shapes.append((out[0] if isinstance(out, tuple) else out).shape)
+
+    for name in blocks.skips(unet):
+        module = unet.get_submodule(name.replace(".layer.", ".resnets."))
+        handles.append(module.register_forward_hook(note))
+    with torch.no_grad():
+        unet(**unet_args(height=size, width=size))
+    for handle in handles:
+        handle.remove()
+    generator = torch.Generator().manual_seed(5)
+    down = [torch.randn(shape, generator=generator) for shape in shapes]
+    return {
+        "down_block_additional_residuals": down,
+        "mid_block_additional_residual": torch.randn(down[-1].shape, generator=generator),
+    }
+
+
+def controlled(unet, control):
+    with torch.no_grad():
+        return unet(**unet_args(), **control)[0]
+
+
+@pytest.mark.parametrize("mid", [(), (RemoveBlock(block="mid_block"),)], ids=["with mid", "without mid"])
+def test_a_teachers_residuals_find_the_skips_that_are_left(tiny_unet, mid):
+    student, _ = build(tiny_unet, *PAIR, GRI, *mid)
+    control = residuals_of(tiny_unet)
+    down = control["down_block_additional_residuals"]
+    assert len(down) == len(blocks.skips(tiny_unet)) == 12
+    fitting = control | {"down_block_additional_residuals": [down[0], *down[2:]]}  # without down_blocks.0.layer.0
+    assert torch.equal(controlled(student, control), controlled(student, fitting))
+    assert not torch.equal(controlled(student, control), controlled(student, {}))
+
+
+def test_residuals_of_another_number_are_refused_and_the_lost_skips_named(tiny_unet):
+    student, _ = build(tiny_unet, *PAIR, GRI)
+    control = residuals_of(tiny_unet)
+    control["down_block_additional_residuals"] = control["down_block_additional_residuals"][:9]
+    with pytest.raises(ValueError, match=r"gives 9 residuals; this student has 11 skips and its teacher 12 "
+                       r"\(gone: down_blocks\.0\.layer\.0\), so give 11 or 12"):  # fmt: skip
+        controlled(student, control)
+
+
+def test_positional_residuals_are_fitted_too(tiny_unet):
+    student, _ = build(tiny_unet, *PAIR, GRI)
+    control, args = residuals_of(tiny_unet), unet_args()
+    with torch.no_grad():
+        found = student(args["sample"], args["timestep"], args["encoder_hidden_states"], None, None, None, None, None,
+                        *control.values(), return_dict=False)[0]  # fmt: skip
+    assert torch.equal(found, controlled(student, control))
+
+
+def test_residuals_lose_what_the_deepest_pair_loses(tiny_unet):
+    edits = (RemoveBlock(block="mid_block"), RemoveBlock(block="down_blocks.3"), GRI)
+    student, _ = build(tiny_unet, *edits)
+    control = residuals_of(tiny_unet)
+    down = control["down_block_additional_residuals"]
+    fitting = {
+        "down_block_additional_residuals": down[:9],  # not down_blocks.2's sampler, nor the two of down_blocks.3
+        "mid_block_additional_residual": torch.zeros(()),
+    }
+    assert torch.equal(controlled(student, control), controlled(student, fitting))
+
+
+def test_an_identity_keeps_its_skip(tiny_unet):
+    student, _ = build(tiny_unet, RemoveUnit(unit="down_blocks.0.resnets.0"))
+    assert controlled(student, residuals_of(tiny_unet)).shape == (1, 4, 16, 16)
+
+
+def test_a_plain_student_is_fitted_by_hand(tiny_unet):
+    edits = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))
+    student, _ = build(tiny_unet, *edits)
+    control = residuals_of(tiny_unet)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        controlled(student, control)
+    handle = fit_control(student, blocks.skips(tiny_unet), resolve(blocks.topology(tiny_unet), edits))
+    assert controlled(student, control).shape == (1, 4, 16, 16)
+    handle.remove()
+
+
+def test_a_unet_without_control_is_left_alone(tiny_unet):
+    whole, _ = build(tiny_unet, GRI)
+    assert controlled(whole, {}).shape == controlled(make_unet(), {}).shape

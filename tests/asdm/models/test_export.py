@@ -1,0 +1,153 @@
+"""What is exported runs without this package and gives PyTorch's output at every batch that it says it takes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from asdm.measure.backends import _onnx, onnxruntime
+from asdm.models import export as exporter
+from asdm.models import student as students
+from asdm.models.families import load_family
+from asdm.models.loading import load_unet, unet_inputs
+from asdm.plan.edits import PruningPlan, ReplaceUnit
+from asdm.records.measurement import ExportResult
+from tests.asdm.unet.test_replacements import open_gates
+from tests.conftest import SMALL, SMALLEST, make_unet
+
+GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small UNet with global-regional attention in its shallowest block, as diffusers saves it."""
+    unet, _ = students.build(make_unet(**SMALLEST), PruningPlan(family="small", edits=(GRI,)))
+    folder = tmp_path_factory.mktemp("student") / "student"
+    unet.save_pretrained(folder, safe_serialization=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
+    folder = tmp_path_factory.mktemp("exported") / "onnx"
+    return folder, exporter.export(str(student), "onnx", folder)
+
+
+def test_a_student_in_onnx_takes_any_batch(student: Path, exported: tuple[Path, ExportResult]) -> None:
+    folder, result = exported
+    assert (result.batch, result.why_fixed) == (None, None)
+    assert result.difference is not None
+    assert 0 < result.difference < 1e-3
+    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.onnx", "model.onnx.data"]
+    assert difference(student, folder, batch=5) < 1e-3
+
+
+def test_mixed_kernels_take_any_batch(tmp_path: Path) -> None:
+    """One file does for every batch, whether each image has a kernel of its own or the batch has one."""
+    edits = tuple(
+        ReplaceUnit(unit=f"up_blocks.0.resnets.{layer}", with_="cond_conv", options={"gate": gate})
+        for layer, gate in enumerate(("input", "timestep"))
+    )
+    unet, _ = students.build(make_unet(**SMALLEST), PruningPlan(family="small", edits=edits))
+    open_gates(unet).save_pretrained(tmp_path / "student", safe_serialization=True)
+    result = exporter.export(str(tmp_path / "student"), "onnx", tmp_path / "onnx")
+    assert (result.batch, result.why_fixed) == (None, None)
+    for batch in (1, 2, 3, 5):
+        assert difference(tmp_path / "student", tmp_path / "onnx", batch) < 1e-3
+
+
+def difference(student: Path, exported: Path, batch: int) -> float:
+    """Of a graph's output from PyTorch's at one batch, as a share of the largest."""
+    family = load_family(str(student))
+    inputs = unet_inputs(family, batch, seed=3)  # neither what was traced nor what was compared
+    call = _onnx.Call(load_unet(family, str(student)), inputs)
+    feed = {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
+    with torch.no_grad():
+        expected = call(*call.tensors).numpy()
+    out = onnxruntime.evaluate(exported / "model.onnx", feed)
+    assert out.shape == expected.shape
+    return float(np.abs(out - expected).max() / np.abs(expected).max())
+
+
+def test_the_words_say_what_it_takes(exported: tuple[Path, ExportResult]) -> None:
+    folder, result = exported
+    text = exporter.describe(result, folder)
+    assert "any batch at 128×128" in text
+    fixed = result.model_copy(update={"batch": 1, "why_fixed": "Constraints violated (batch)!"})
+    assert "batch 1 only" in exporter.describe(fixed, folder)
+    assert "Constraints violated" in exporter.describe(fixed, folder)
+
+
+def test_a_graph_that_freezes_its_batch_is_exported_at_one(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A free batch that gives a wrong output at the other batch is not handed over."""
+    real, asked = _onnx.export, []
+
+    def export(module: Any, inputs: Any, folder: Path, batch_name: str | None = None) -> Path:
+        asked.append(batch_name)
+        return real(module, inputs, folder) if len(asked) == 2 else folder
+
+    def difference(unet: Any, inputs: dict[str, Any], *_: Any) -> float:
+        return 0.5 if inputs["sample"].shape[0] == exporter.OTHER_BATCH else 1e-6
+
+    monkeypatch.setattr(_onnx, "export", export)
+    monkeypatch.setattr(exporter, "_difference", difference)
+    result = exporter.export(str(student), "onnx", tmp_path / "onnx")
+    assert asked == ["batch", None]
+    assert result.batch == 1
+    assert "batch 3" in str(result.why_fixed)
+
+
+def test_a_graph_with_another_output_is_refused(student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_onnx, "export", lambda *_, **__: None)
+    monkeypatch.setattr(exporter, "_difference", lambda *_: float("nan"))
+    with pytest.raises(ValueError, match="its output at batch 1 is nan of the largest"):
+        exporter.export(str(student), "onnx", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_openvino_gets_its_own_form(student: Path, tmp_path: Path) -> None:
+    result = exporter.export(str(student), "openvino", tmp_path / "ov")
+    assert sorted(file.name for file in (tmp_path / "ov").iterdir()) == [
+        "config.json",
+        "openvino_model.bin",
+        "openvino_model.xml",
+    ]
+    assert result.difference is not None
+    assert result.difference < 1e-3
+
+
+def test_a_diffusers_folder_of_another_dtype(tmp_path: Path) -> None:
+    source = tmp_path / "unet"
+    make_unet(**SMALL).save_pretrained(source, safe_serialization=True)
+    result = exporter.export(str(source), "diffusers", tmp_path / "bf16", dtype="bf16")
+    assert result.plain_diffusers
+    again = UNet2DConditionModel.from_pretrained(tmp_path / "bf16", torch_dtype=torch.bfloat16)
+    assert torch.equal(again.conv_in.weight, make_unet(**SMALL).bfloat16().conv_in.weight)
+
+
+def test_a_student_in_diffusers_form_says_what_loads_it(student: Path, tmp_path: Path) -> None:
+    result = exporter.export(str(student), "diffusers", tmp_path / "copy")
+    assert result.plain_diffusers is False
+    assert "asdm.StudentUNet" in exporter.describe(result, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("to", "change", "words"),
+    [
+        ("coreml", {}, "unknown target 'coreml'; choose from onnx, openvino, diffusers"),
+        ("onnx", {"dtype": "bf16"}, "onnx is exported in fp32, not bf16"),
+        ("onnx", {"size": 100}, "size 100 does not fit"),
+    ],
+)
+def test_what_cannot_be_exported_gets_one_sentence(
+    student: Path, tmp_path: Path, to: str, change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        exporter.export(str(student), to, tmp_path / "out", **change)

@@ -1,0 +1,513 @@
+"""What every file in `replacements/` promises, and what global-regional interactive attention computes."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
+from torch import nn
+
+from asdm.models import student as students
+from asdm.plan.edits import PruningPlan, ReplaceUnit
+from asdm.unet import flops
+from asdm.unet.blocks import iter_units, siblings
+from asdm.unet.replacements.gri_attention import GRIAttention
+from asdm.unet.replacements.gri_attention import replace as gri
+from asdm.unet.replacements.kv_downsample import DownsampledAttention
+from asdm.utils import registry
+from tests.conftest import hooks_on, make_unet, run, unet_args
+
+REPLACEMENTS = registry.names("asdm.unet.replacements")
+UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.resnets.0", "up_blocks.3.resnets.2"]
+
+
+# ---------------------------------------------------------------------------------------------- the contract
+
+
+def call(unit: nn.Module, channels: int, height: int = 8, width: int = 8, device: str = "cpu", grad: bool = False):
+    """Call a unit as diffusers' blocks do; returns its input and its output."""
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, channels, height, width, generator=generator).to(device).requires_grad_(grad)
+    other = torch.randn(2, 7, 32, generator=generator).to(device)
+    time = torch.randn(2, 4 * 32, generator=generator).to(device)
+    with torch.set_grad_enabled(grad):
+        if "Transformer" in type(unit).__name__:
+            return x, unit(x, encoder_hidden_states=other, return_dict=False)[0]
+        return x, unit(x, time)
+
+
+def replaced(name: str, unet: nn.Module, fqn: str, **options) -> nn.Module | None:
+    return registry.load("asdm.unet.replacements", name).replace(
+        unet.get_submodule(fqn), siblings(unet, fqn), **options
+    )
+
+
+OPTIONS = {"cond_conv": [{}, {"gate": "timestep"}]}  # each file's other ways to be used; {} where there is one
+ADDED = {"weight", "bias", "experts"}  # a gate's linear layer and the kernels of other layers
+PROBE = make_unet()
+CASES = [
+    pytest.param(name, fqn, options, id="-".join([name, fqn, *options.values()]))
+    for name in REPLACEMENTS
+    for fqn in UNITS
+    for options in OPTIONS.get(name, [{}])
+    if replaced(name, PROBE, fqn, **options) is not None
+]
+
+
+@pytest.fixture(params=[case.values for case in CASES], ids=[case.id for case in CASES])
+def case(request, tiny_unet):
+    """(original, what it became, channels in) of every replacement on every sort of unit that it applies to."""
+    name, fqn, options = request.param
+    unit = tiny_unet.get_submodule(fqn)
+    return unit, replaced(name, tiny_unet, fqn, **options), unit.in_channels
+
+
+def open_gates(module: nn.Module) -> nn.Module:
+    """Move what a replacement adds away from its start, where it may be without effect."""
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            if ".routing." in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator).mul(0.3))
+    return module
+
+
+def test_every_replacement_applies_to_something():
+    assert {case.values[0] for case in CASES} == set(REPLACEMENTS)
+
+
+def test_its_output_has_the_units_shape(case):
+    original, new, channels = case
+    assert call(new, channels)[1].shape == call(original, channels)[1].shape
+
+
+def test_its_weights_are_the_units_own_tensors_and_what_it_adds_is_its_own(case):
+    original, new, _ = case
+    own, theirs = dict(original.named_parameters()), {id(p) for p in PROBE.parameters()}
+    for name, parameter in new.named_parameters():
+        assert parameter is own[name] if name in own else id(parameter) not in theirs, name
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_it_leaves_the_unit_as_it_was(tiny_unet, name, fqn, options):
+    unit = tiny_unet.get_submodule(fqn)
+    modules, hooks, (_, before) = [*map(id, unit.modules())], hooks_on(unit), call(unit, unit.in_channels)
+    new = replaced(name, tiny_unet, fqn, **options)
+    call(new, unit.in_channels, height=4)
+    assert new is not unit
+    assert ([*map(id, unit.modules())], hooks_on(unit)) == (modules, hooks)
+    assert torch.equal(call(unit, unit.in_channels)[1], before)
+
+
+def test_gradients_reach_its_input_and_each_of_its_weights(case):
+    _, new, channels = case
+    open_gates(new)
+    x, out = call(new, channels, grad=True)
+    out.square().sum().backward()
+    assert x.grad.abs().sum() > 0
+    assert [name for name, p in new.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_its_state_dict_goes_out_and_in_again(case):
+    original, new, channels = case
+    fresh = copy.deepcopy(open_gates(new))
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.zero_()
+    fresh.load_state_dict({name: tensor.clone() for name, tensor in new.state_dict().items()}, strict=True)
+    assert torch.equal(call(fresh, channels)[1], call(new, channels)[1])
+    assert {name.rsplit(".", 1)[-1] for name in set(new.state_dict()) - set(original.state_dict())} <= ADDED
+
+
+def test_every_operator_of_it_is_counted(case):
+    original, new, channels = case
+    counted = [
+        flops.count(copy.deepcopy(module).to("meta"), *_meta_call(module, channels)) for module in (original, new)
+    ]
+    assert counted[1].uncounted_ops == {}
+    assert counted[1].total.conv_macs <= counted[0].total.conv_macs
+    assert counted[1].total.attention_macs <= counted[0].total.attention_macs
+
+
+def _meta_call(unit: nn.Module, channels: int):
+    x = torch.empty(1, channels, 8, 8, device="meta")
+    if "Transformer" in type(unit).__name__:
+        return (x,), {"encoder_hidden_states": torch.empty(1, 7, 32, device="meta"), "return_dict": False}
+    return (x, torch.empty(1, 4 * 32, device="meta")), {}
+
+
+def test_a_deep_copy_works_by_itself(case):
+    _, new, channels = case
+    open_gates(new)
+    twin, (_, expected) = copy.deepcopy(new), call(new, channels)
+    call(new, channels, height=4, width=12)  # what one copy sees must not reach the other
+    assert torch.equal(call(twin, channels)[1], expected)
+    assert not {id(p) for p in twin.parameters()} & {id(p) for p in new.parameters()}
+
+
+def smooth(channels: int) -> torch.Tensor:
+    """A map of constant 2×2 cells: attention's cheaper forms see all of it."""
+    cells = torch.randn(2, channels, 4, 4, generator=torch.Generator().manual_seed(5))
+    return cells.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+
+
+def at_step_0(unit: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(2)
+    text, time = torch.randn(2, 7, 32, generator=generator), torch.randn(2, 4 * 32, generator=generator)
+    with torch.no_grad():
+        if "Transformer" in type(unit).__name__:
+            return unit(x, encoder_hidden_states=text, return_dict=False)[0]
+        return unit(x, time)
+
+
+# How a student begins, before any training: what a file's docstring promises, as a test.
+EXACT_ON_ANY_MAP, EXACT_ON_SMOOTH_MAPS, IDENTITY = "the unit", "the unit on smooth maps", "nothing"
+STEP_0 = {
+    "cond_conv": EXACT_ON_ANY_MAP,
+    "gri_attention": EXACT_ON_SMOOTH_MAPS,
+    "kv_downsample": EXACT_ON_SMOOTH_MAPS,
+    "pass_through": IDENTITY,
+}
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_it_starts_as_its_file_says(tiny_unet, name, fqn, options):
+    unit = tiny_unet.get_submodule(fqn)
+    new = replaced(name, tiny_unet, fqn, **options)
+    rough = torch.randn(2, unit.in_channels, 8, 8, generator=torch.Generator().manual_seed(6))
+    even = smooth(unit.in_channels)
+    if STEP_0[name] == IDENTITY:
+        assert torch.equal(at_step_0(new, rough), rough)
+    else:
+        torch.testing.assert_close(at_step_0(new, even), at_step_0(unit, even))
+        close = torch.allclose(at_step_0(new, rough), at_step_0(unit, rough), rtol=1e-5, atol=1e-5)
+        assert close == (STEP_0[name] == EXACT_ON_ANY_MAP)
+
+
+def student_of(unet: nn.Module, name: str, fqn: str, options: dict) -> nn.Module:
+    """A student with one replacement, away from its start."""
+    edit = ReplaceUnit(unit=fqn, with_=name, options=options)
+    return open_gates(students.build(unet, PruningPlan(family="tiny", edits=(edit,)))[0])
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_a_student_with_it_comes_back_from_its_plan_and_its_folder(tiny_unet, tmp_path, name, fqn, options):
+    student = student_of(tiny_unet, name, fqn, options)
+    student.save_pretrained(tmp_path)
+    again = students.StudentUNet.from_pretrained(tmp_path)
+    assert again.config.edits == [{"op": "replace_unit", "unit": fqn, "with": name, "options": options}]
+    assert torch.equal(run(again, batch=2), run(student, batch=2))
+    assert torch.equal(run(again, batch=2), run(again, batch=2)), "the same call gives the same bits"
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, name, fqn, options):
+    student = student_of(tiny_unet, name, fqn, options).train()
+
+    def gradients() -> dict[str, torch.Tensor]:
+        student.zero_grad()
+        student(**unet_args(batch=2))[0].square().mean().backward()
+        return {n: p.grad.clone() for n, p in student.named_parameters() if n.startswith(fqn)}
+
+    plain = gradients()
+    student.enable_gradient_checkpointing()
+    again = gradients()
+    assert plain.keys() == again.keys()
+    for key, gradient in plain.items():
+        torch.testing.assert_close(again[key], gradient, msg=key)
+
+
+@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+def test_it_moves_between_dtypes(tiny_unet, name, fqn, options):
+    student = student_of(tiny_unet, name, fqn, options)
+    exact = run(student, batch=2)
+    coarse = copy.deepcopy(student).to(torch.bfloat16)
+    args = {k: v.bfloat16() if getattr(v, "is_floating_point", bool)() else v for k, v in unet_args(batch=2).items()}
+    with torch.no_grad():
+        out = coarse(**args)[0]
+    assert {p.dtype for p in coarse.parameters()} == {out.dtype} == {torch.bfloat16}
+    assert (out.float() - exact).abs().max() < 0.1 * exact.abs().max()
+    torch.testing.assert_close(run(coarse.float(), batch=2), exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))
+
+
+@pytest.mark.parametrize("name", REPLACEMENTS)
+def test_it_compiles(tiny_unet, name):
+    fqn, options = next(case.values[1:] for case in CASES if case.values[0] == name)
+    unit = open_gates(replaced(name, tiny_unet, fqn, **options))
+    torch._dynamo.reset()
+    compiled = torch.compile(unit, fullgraph=False, backend="aot_eager")
+    for height in (8, 4):  # another size is another graph, and must not keep the first one's
+        x = torch.randn(2, unit_channels(tiny_unet, fqn), height, 8, generator=torch.Generator().manual_seed(6))
+        text, time = torch.randn(2, 7, 32), torch.randn(2, 4 * 32)
+        args = ((x,), {"encoder_hidden_states": text, "return_dict": False}) if "attentions" in fqn else ((x, time), {})
+        with torch.no_grad():
+            expected, found = unit(*args[0], **args[1]), compiled(*args[0], **args[1])
+        torch.testing.assert_close(found, expected)
+
+
+def unit_channels(unet: nn.Module, fqn: str) -> int:
+    return unet.get_submodule(fqn).in_channels
+
+
+def test_pass_through_is_an_identity_and_refuses_to_change_channels(tiny_unet):
+    for fqn in UNITS[:2]:
+        unit = tiny_unet.get_submodule(fqn)
+        x, out = call(replaced("pass_through", tiny_unet, fqn), unit.in_channels)
+        assert torch.equal(out, x)
+    assert replaced("pass_through", tiny_unet, "down_blocks.1.resnets.0") is None
+
+
+def test_pass_through_answers_a_transformers_call_in_both_ways(tiny_unet):
+    unit = replaced("pass_through", tiny_unet, UNITS[0])
+    x = torch.randn(1, 32, 4, 4)
+    assert unit(x, encoder_hidden_states=None, return_dict=False)[0] is x
+    assert unit(x).sample is x
+
+
+# ---------------------------------------------------------------------------------------------- attentions on maps
+
+CHEAPER = {"gri_attention": GRIAttention, "kv_downsample": DownsampledAttention}
+SD2 = {"use_linear_projection": True, "attention_head_dim": [2, 4, 8, 8]}
+SDXL = {
+    "use_linear_projection": True,
+    "attention_head_dim": [2, 4, 4],
+    "transformer_layers_per_block": [1, 2, 3],
+    "block_out_channels": [32, 64, 64],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+}
+
+
+def cheaper_everywhere(unet: nn.Module, name: str) -> nn.Module:
+    """The UNet with a cheaper self-attention in every Transformer."""
+    edits = [ReplaceUnit(unit=u.fqn, with_=name) for u in iter_units(unet) if u.kind == "transformer"]
+    return students.build(unet, PruningPlan(family="tiny", edits=tuple(edits)))[0]
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+@pytest.mark.parametrize("config", [SD2, SDXL], ids=["SD2", "SDXL"])
+def test_every_self_attention_of_other_families_becomes_cheaper_and_no_cross_attention(name, config):
+    teacher = make_unet(**config)
+    student = cheaper_everywhere(teacher, name)
+    selves = [m for n, m in student.named_modules() if n.endswith(".attn1")]
+    crosses = [m for n, m in student.named_modules() if n.endswith(".attn2")]
+    assert {type(m) for m in selves} == {CHEAPER[name]}
+    assert {type(m) for m in crosses} == {Attention}
+    assert len(selves) == sum(n.endswith(".attn1") for n, _ in teacher.named_modules())
+    assert {m.heads for m in selves} == {m.heads for n, m in teacher.named_modules() if n.endswith(".attn1")}
+    for size in ((16, 16), (16, 24), (24, 40)):
+        assert run(student, batch=2, height=size[0], width=size[1]).isfinite().all()
+    counted = [
+        flops.count(make_meta(unet), (), unet_args(device="meta")).total.attention_macs for unet in (teacher, student)
+    ]
+    assert counted[1] < counted[0]
+
+
+def make_meta(unet: nn.Module) -> nn.Module:
+    return copy.deepcopy(unet).to("meta")
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+def test_processors_slicing_and_fusing_reach_the_other_attentions_and_change_nothing(tiny_unet, name):
+    student = cheaper_everywhere(tiny_unet, name)
+    before = run(student)
+    assert all(".attn2." in key for key in student.attn_processors)
+    for processor in (AttnProcessor(), dict.fromkeys(student.attn_processors, AttnProcessor2_0())):
+        student.set_attn_processor(processor)
+        torch.testing.assert_close(run(student), before, rtol=1e-4, atol=1e-5)
+    student.set_default_attn_processor()
+    for slices in ("auto", "max", None):
+        student.set_attention_slice(slices)
+        torch.testing.assert_close(run(student), before, rtol=1e-4, atol=1e-5)
+    student.set_default_attn_processor()
+    student.fuse_qkv_projections()
+    torch.testing.assert_close(run(student), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CHEAPER)
+def test_a_mask_is_refused_and_names_what_to_do(tiny_unet, name):
+    student = cheaper_everywhere(tiny_unet, name)
+    with pytest.raises(ValueError, match="without a mask; remove the mask, or keep this unit"):
+        student(**unet_args(), attention_mask=torch.ones(1, 256))
+    hidden_words = torch.ones(1, 7)
+    hidden_words[:, 4:] = 0
+    assert run(student).shape == student(**unet_args(), encoder_attention_mask=hidden_words)[0].shape
+
+
+def test_a_unit_that_only_looks_at_the_text_has_no_self_attention():
+    unet = make_unet(only_cross_attention=[True, False, False, False])
+    assert replaced("gri_attention", unet, "down_blocks.0.attentions.0") is None
+    assert replaced("gri_attention", unet, "down_blocks.1.attentions.0") is not None
+
+
+@torch.no_grad()
+def test_averaged_keys_and_values_are_the_averages_of_the_teachers(attention):
+    """Averaging before a projection without bias is averaging after it."""
+    module, (height, width), x = DownsampledAttention(attention), (4, 6), tokens(4, 6, batch=2)
+    module.size = (height, width)
+
+    def averaged(project: nn.Module) -> torch.Tensor:
+        maps = project(x).view(2, height, width, 32).permute(0, 3, 1, 2)
+        return F.avg_pool2d(maps, 2).flatten(2).transpose(1, 2)
+
+    query, key, value = (t.view(2, -1, 2, 16).transpose(1, 2) for t in
+                         (attention.to_q(x), averaged(attention.to_k), averaged(attention.to_v)))  # fmt: skip
+    scores = torch.softmax(query @ key.transpose(-1, -2) / 4, dim=-1)
+    expected = attention.to_out[0]((scores @ value).transpose(1, 2).flatten(2))
+    torch.testing.assert_close(module(x), expected)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24)])
+def test_averaged_keys_cost_exactly_a_quarter_too(tiny_unet, height, width):
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to("meta")
+    module, n, c = DownsampledAttention(attention), height * width, 32
+    module.size = (height, width)
+    full, quarter = (flops.count(m, (torch.empty(1, n, c, device="meta"),), {}).total for m in (attention, module))
+    assert quarter.attention_macs == 2 * n * (n // 4) * c == full.attention_macs // 4
+    assert full.linear_macs - quarter.linear_macs == 2 * (n - n // 4) * c * c
+
+
+# ---------------------------------------------------------------------------------------------- GRI
+
+
+@pytest.fixture
+def attention():
+    """diffusers' self-attention over 32 channels in two heads, as a Transformer unit has it."""
+    torch.manual_seed(0)
+    return Attention(query_dim=32, heads=2, dim_head=16).double().eval()
+
+
+def tokens(height: int, width: int, batch: int = 1, channels: int = 32) -> torch.Tensor:
+    return torch.randn(batch, height * width, channels, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+
+
+@torch.no_grad()
+def gri_of(attention: nn.Module, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    module = GRIAttention(attention)
+    module.size = (height, width)
+    return module(x)
+
+
+@torch.no_grad()
+def by_loops(attention: nn.Module, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """§2.4 pixel by pixel: a cell's average asks, the pixels of one phase answer, the answer goes to that phase."""
+    heads, depth = attention.heads, x.shape[-1] // attention.heads
+    out = torch.full_like(x, torch.nan)
+    pixels = [(i, j) for i in range(height) for j in range(width)]
+    for image in range(x.shape[0]):
+        key, value = attention.to_k(x[image]), attention.to_v(x[image])
+        for i, j in pixels:
+            cell = [a * width + b for a, b in pixels if (a // 2, b // 2) == (i // 2, j // 2)]
+            phase = [a * width + b for a, b in pixels if (a % 2, b % 2) == (i % 2, j % 2)]
+            query = attention.to_q(x[image, cell].mean(dim=0))
+            for head in range(heads):
+                part = slice(head * depth, (head + 1) * depth)
+                scores = [float(query[part] @ key[token, part]) / depth**0.5 for token in phase]
+                shares = torch.softmax(torch.tensor(scores, dtype=x.dtype), dim=0)
+                out[image, i * width + j, part] = sum(s * value[t, part] for s, t in zip(shares, phase, strict=True))
+    return attention.to_out[0](out)
+
+
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(4, 4), (2, 2), (4, 6), (6, 2), (5, 4), (4, 5), (5, 3), (1, 6), (1, 5), (6, 1), (3, 1), (1, 1)],
+    ids="{}".format,
+)
+def test_gri_is_what_the_paper_says_pixel_by_pixel(attention, height, width):
+    x = tokens(height, width)
+    torch.testing.assert_close(gri_of(attention, x, height, width), by_loops(attention, x, height, width))
+
+
+def test_both_ways_to_compute_it_agree_on_even_sizes(attention):
+    module, x = GRIAttention(attention), tokens(4, 6, batch=3)
+    key, value = (project(x).view(3, 4, 6, 32) for project in (module.to_k, module.to_v))
+    query = module.to_q(x.view(3, 2, 2, 3, 2, 32).mean(dim=(2, 4)).view(3, -1, 32))
+    torch.testing.assert_close(module._all_phases_at_once(query, key, value), module._phase_by_phase(query, key, value))
+
+
+def test_where_2x2_cells_are_constant_gri_is_the_full_attention(attention):
+    """Then the pooled queries are the queries, and each phase has the whole map's keys, once instead of four times."""
+    cells = tokens(3, 4).view(1, 3, 4, 32)
+    x = cells.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).view(1, 6 * 8, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(gri_of(attention, x, 6, 8), attention(x))
+    rough = tokens(6, 8)
+    assert not torch.allclose(gri_of(attention, rough, 6, 8), attention(rough), rtol=1e-3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 3)])
+def test_images_of_a_batch_do_not_see_each_other(attention, height, width):
+    x = tokens(height, width, batch=3)
+    one_by_one = torch.cat([gri_of(attention, image[None], height, width) for image in x])
+    torch.testing.assert_close(gri_of(attention, x, height, width), one_by_one)
+
+
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24)])
+def test_the_attention_core_costs_exactly_a_quarter(tiny_unet, height, width):
+    attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to("meta")
+    module, n, c = GRIAttention(attention), height * width, 32
+    module.size = (height, width)
+    x = torch.empty(1, n, c, device="meta")
+    full, quarter = (flops.count(m, (x,), {}).total for m in (attention, module))
+    assert full.attention_macs == 2 * n * n * c
+    assert quarter.attention_macs == 4 * 2 * (n // 4) * (n // 4) * c == full.attention_macs // 4
+    # q is projected after pooling; k, v and out see every token as before
+    assert full.linear_macs - quarter.linear_macs == (n - n // 4) * c * c
+
+
+def test_gri_has_no_weights_of_its_own(tiny_unet):
+    unit = tiny_unet.get_submodule(UNITS[0])
+    new = gri(unit)
+    assert set(new.state_dict()) == set(unit.state_dict())
+    found = [name for name, module in new.named_modules() if isinstance(module, GRIAttention)]
+    assert found == ["transformer_blocks.0.attn1"]  # the cross-attention stays
+
+
+def test_a_unit_tells_its_map_to_gri_at_every_call(tiny_unet):
+    unit = gri(tiny_unet.get_submodule(UNITS[0]))
+    attention = unit.transformer_blocks[0].attn1
+    for height, width in ((8, 4), (4, 8), (5, 7)):
+        assert call(unit, 32, height, width)[1].shape == (2, 32, height, width)
+        assert attention.size == (height, width)
+
+
+def test_height_and_width_are_not_mistaken_for_each_other(attention):
+    x = tokens(4, 8)
+    assert not torch.allclose(gri_of(attention, x, 4, 8), gri_of(attention, x, 8, 4))
+
+
+def test_gri_in_bf16_is_gri_but_coarser(tiny_unet):
+    unit = gri(tiny_unet.get_submodule(UNITS[0]))
+    x, text = torch.randn(2, 32, 6, 5), torch.randn(2, 7, 32)
+    with torch.no_grad():
+        exact = unit(x, encoder_hidden_states=text, return_dict=False)[0]
+        coarse = unit.bfloat16()(x.bfloat16(), encoder_hidden_states=text.bfloat16(), return_dict=False)[0]
+    assert coarse.dtype == torch.bfloat16
+    assert (coarse.float() - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_a_unet_with_gri_everywhere_takes_odd_sizes(tiny_unet):
+    before = run(tiny_unet)
+    for unit in list(iter_units(tiny_unet)):
+        if unit.kind == "transformer":
+            tiny_unet.set_submodule(unit.fqn, gri(unit.modules[0]))
+    after = run(tiny_unet)  # at 16×16 the maps are 16, 8, 4 and, in the middle, 2 pixels wide
+    assert after.shape == before.shape
+    assert not torch.equal(after, before)
+    assert run(tiny_unet, height=24, width=40).isfinite().all()  # 3×5 in the middle
+
+
+def test_gri_refuses_what_it_cannot_do(attention):
+    module, x = GRIAttention(attention), tokens(4, 4)
+    with pytest.raises(ValueError, match="told 0×0 tokens and got 16"):
+        module(x)
+    module.size = (4, 4)
+    with pytest.raises(ValueError, match="without a mask"):
+        module(x, attention_mask=torch.zeros(1, 16))
+    with pytest.raises(ValueError, match="self-attention"):
+        module(x, encoder_hidden_states=x)
+    with pytest.raises(ValueError, match="told 4×4 tokens and got 12"):
+        module(tokens(3, 4))

@@ -1,0 +1,295 @@
+"""The profiler on a small real UNet: times add up, planted slowness is found, nothing is left behind."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from asdm.measure.backends import Attribution, eager, fake
+from asdm.measure.repeats import FakeClock
+from asdm.models import loading
+from asdm.models.families import load_family
+from asdm.unet import blocks
+from asdm_prof.analysis.rank import rank
+from asdm_prof.profiler import profile as profiler
+from asdm_prof.profiler.profile import Settings, Status, profile
+from asdm_prof.records import Profile
+from tests.conftest import SMALL, make_unet
+
+QUICK = Settings(time_budget_s=2, min_rounds=2)
+
+
+def hooks(module: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in module.modules())
+
+
+def test_units_and_glue_add_up_to_the_whole_in_every_run(faked: Profile) -> None:
+    for run, whole in enumerate(faked.whole.hooked_latency_s.samples):
+        assert sum(part.latency_s.samples[run] for part in faked.parts) == pytest.approx(whole)
+
+
+def test_the_parts_hold_all_parameters_and_macs(faked: Profile) -> None:
+    assert sum(part.params for part in faked.parts) == faked.whole.params == 859520964
+    assert sum(part.macs for part in faked.parts) == faked.whole.macs == 401636720640
+
+
+def test_a_fake_runtime_takes_a_millisecond_and_its_macs(faked: Profile) -> None:
+    unit = faked.part("up_blocks.3.attentions.0")
+    expected = fake.SECONDS_PER_PART + 19365724160 * fake.SECONDS_PER_MAC
+    assert unit.latency_s.median == pytest.approx(expected, rel=3 * fake.NOISE)
+
+
+def test_replacements_are_timed_at_the_highest_resolution_only(faked: Profile) -> None:
+    shallow = [f"down_blocks.0.attentions.{i}" for i in range(2)] + [f"up_blocks.3.attentions.{i}" for i in range(3)]
+    gri = [option for option in faked.options if option.replacement == "gri_attention"]
+    assert [option.unit for option in gri] == shallow
+    for option in gri:
+        assert option.attention_macs < faked.part(option.unit).attention_macs
+        assert option.share.median < faked.part(option.unit).share.median
+    experts = [option for option in faked.options if option not in gri]
+    assert [option.unit for option in experts] == [unit.replace("attentions", "resnets") for unit in shallow]
+    for option in experts:
+        assert option.conv_macs == faked.part(option.unit).conv_macs
+        assert 0 < option.linear_macs - faked.part(option.unit).linear_macs < option.conv_macs / 1000
+        assert option.params > faked.part(option.unit).params
+
+
+def test_a_profile_survives_its_file(faked: Profile, tmp_path: Path) -> None:
+    path = faked.save(tmp_path / "profile.json")
+    assert Profile.load(path) == faked
+    assert Profile.load(path).sha256() == faked.sha256()
+
+
+def test_eager_parts_run_in_flow_order_and_sum_to_less_than_the_whole(tiny_folder: Path) -> None:
+    found = profile(str(tiny_folder), QUICK)
+    assert found.weights == str(tiny_folder), "a folder with weights is profiled with them"
+    assert [part.fqn for part in found.parts] == [*found.flow, "other"]
+    other = found.part("other")
+    assert min(other.latency_s.samples) > 0
+    assert len(found.whole.latency_s.samples) == len(found.whole.hooked_latency_s.samples) >= 4
+    fvcore = next(line for line in found.trust if "fvcore" in line.check)
+    assert fvcore.passed, fvcore.value
+
+
+@pytest.mark.serial
+def test_a_planted_slow_unit_is_named(tiny_unet: nn.Module) -> None:
+    """A sleep of 20 ms in one ResNet, whose whole UNet takes about that long."""
+    slow = tiny_unet.get_submodule("up_blocks.1.resnets.2")
+    forward = slow.forward
+
+    def sleepy(*args: Any, **kwargs: Any) -> torch.Tensor:
+        time.sleep(0.02)
+        return forward(*args, **kwargs)
+
+    slow.forward = sleepy
+    parts = list(blocks.iter_parts(tiny_unet))
+    inputs = {
+        "sample": torch.randn(1, 4, 16, 16),
+        "timestep": torch.tensor([1]),
+        "encoder_hidden_states": torch.randn(1, 7, 32),
+    }
+    with torch.inference_mode():
+        session = eager.open_session(tiny_unet, inputs, parts, profiler.measure.HostClock())
+        session.run()
+        whole, times = session.run_parts()
+    assert max(times, key=lambda fqn: times[fqn]) == "up_blocks.1.resnets.2"
+    assert 0.02 <= times["up_blocks.1.resnets.2"] <= whole
+
+
+def test_marks_are_read_from_the_clock_that_is_given(tiny_unet: nn.Module) -> None:
+    """Each ResNet moves a fake clock by a second; every other part takes none."""
+    clock = FakeClock()
+    parts = list(blocks.iter_parts(tiny_unet))
+    handles = [
+        part.modules[0].register_forward_hook(lambda *_: clock.advance(1.0)) for part in parts if part.kind == "resnet"
+    ]
+    inputs = {
+        "sample": torch.randn(1, 4, 16, 16),
+        "timestep": torch.tensor([1]),
+        "encoder_hidden_states": torch.randn(1, 7, 32),
+    }
+    with torch.no_grad():
+        whole, times = eager.open_session(tiny_unet, inputs, parts, clock).run_parts()
+    for handle in handles:
+        handle.remove()
+    assert whole == 22.0
+    assert {part.fqn: times[part.fqn] for part in parts} == {
+        part.fqn: 1.0 if part.kind == "resnet" else 0.0 for part in parts
+    }
+
+
+def test_nothing_is_left_hooked(tiny_unet: nn.Module) -> None:
+    before = hooks(tiny_unet)
+    inputs = {"sample": torch.randn(1, 3, 16, 16), "timestep": torch.tensor([1]), "encoder_hidden_states": None}
+    session = eager.open_session(tiny_unet, inputs, list(blocks.iter_parts(tiny_unet)), FakeClock())
+    with pytest.raises(RuntimeError):  # three channels where four are wanted
+        session.run_parts()
+    assert hooks(tiny_unet) == before
+
+
+def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
+    family = load_family(str(tiny_folder))
+    unet = loading.load_unet(family, str(tiny_folder))
+    modules_before = [id(module) for module in unet.modules()]
+    taken = profiler._take(
+        unet,
+        loading.unet_inputs(family),
+        list(blocks.iter_parts(unet)),
+        profiler.replaceable(blocks.topology(unet), unet),
+        eager,
+        profiler.measure.HostClock(),
+        QUICK,
+        profiler.measure.HostClock().mark(),
+        lambda _: None,
+    )
+    assert [id(module) for module in unet.modules()] == modules_before
+    assert set(taken.options_s) == {"gri_attention", "cond_conv"}
+
+
+def test_one_session_is_there_at_a_time(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A runtime's session holds weights of its own: the UNet's and each option's together may not fit."""
+    alive: list[weakref.ref[eager.EagerSession]] = []
+    at_once: list[int] = []
+    opened = eager.open_session
+
+    def open_session(*args: Any) -> eager.EagerSession:
+        session = opened(*args)
+        alive.append(weakref.ref(session))
+        at_once.append(sum(ref() is not None for ref in alive))
+        return session
+
+    monkeypatch.setattr(eager, "open_session", open_session)
+    profile(str(tiny_folder), QUICK)
+    assert len(at_once) >= 4  # the hooks' cost, the UNet, and two options
+    assert set(at_once) == {1}
+
+
+def test_options_have_as_many_calls_as_there_were_rounds(tiny_folder: Path) -> None:
+    found = profile(str(tiny_folder), QUICK)
+    rounds = len(found.whole.latency_s.samples) // 2
+    assert {len(option.latency_s.samples) for option in found.options} == {max(rounds - 1, 2)}
+
+
+def test_progress_tells_every_stage(tiny_folder: Path) -> None:
+    seen: list[Status] = []
+    profile(str(tiny_folder), QUICK, watch=seen.append)
+    stages = list(dict.fromkeys(status.stage for status in seen))
+    assert stages == [
+        "counting",
+        "building",
+        "counting again with fvcore",
+        "timing the hooks",
+        "warming up",
+        "measuring",
+        "opening with gri_attention",
+        "measuring with gri_attention",
+        "opening with cond_conv",
+        "measuring with cond_conv",
+        "measuring peaks",
+    ]
+    assert max(status.calls for status in seen) >= 8  # two rounds of four
+
+
+def test_too_little_memory_is_said_before_it_is_taken(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(profiler.measure, "free_memory_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(loading, "load_unet", lambda *_: pytest.fail("the model was built"))
+    with pytest.raises(ValueError, match=r"needs about 0\.\d GiB on cpu and 0\.0 GiB are free"):
+        profile(str(tiny_folder), QUICK)
+
+
+def test_noise_fails_the_trust_box_and_names_the_remedy(faked: Profile) -> None:
+    from asdm_prof.profiler import checks as trust
+
+    noisy = [1.0, 1.0, 2.0, 1.0, 2.5, 1.0, 2.0, 3.0, 1.0, 2.0]
+    lines = trust.box(faked.whole, list(faked.parts), noisy, noisy[::-1], None, {})
+    failed = {line.check: line.remedy for line in lines if not line.passed}
+    assert "the machine was quiet" in failed
+    assert "--time-budget" in failed["the machine was quiet"]
+
+
+def test_hooks_that_cost_time_fail_the_trust_box(faked: Profile) -> None:
+    """0.2 s of hooks in a call of 4 s is 5 %; noise of 30 % at full size does not hide it."""
+    from asdm_prof.profiler import checks as trust
+
+    noisy = [3.0, 5.0, 4.0, 4.5]
+    lines = trust.box(faked.whole, list(faked.parts), noisy, noisy[::-1], None, {}, hook_cost_s=[0.2, 0.21, 0.2])
+    line = next(line for line in lines if line.check == "hooks cost nothing")
+    assert not line.passed
+    assert f"{0.2 / faked.whole.latency_s.median:+.2%}" in line.value
+
+
+def test_an_operator_without_a_formula_fails_the_trust_box(faked: Profile) -> None:
+    from asdm_prof.profiler import checks as trust
+
+    lines = trust.box(faked.whole, list(faked.parts), [1.0] * 4, [1.0] * 4, None, {"aten.fft": 1})
+    assert not lines[0].passed
+    assert "aten.fft" in lines[0].value
+
+
+def test_a_slow_unit_of_few_parameters_leads_the_rank(faked: Profile) -> None:
+    leaders = {row.fqn for row in rank(faked)[:5]}
+    assert leaders == {option.unit for option in faked.options if option.replacement == "gri_attention"}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch": 0}, "batch 0"),
+        ({"threads": -1}, "threads -1"),
+        ({"dtype": "fp64"}, "unknown dtype 'fp64'; choose from fp32, bf16, fp16"),
+        ({"device": "tpu"}, "no device 'tpu' here; choose from cpu"),
+        ({"size": 500}, "size 500 does not fit sd15: choose a multiple of 64"),
+        ({"backend": "vulkan"}, "unknown name 'vulkan' in backends; choose from compiled, eager"),
+    ],
+)
+def test_bad_settings_get_one_sentence(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        profile("sd15", Settings(**change))
+
+
+# ---------------------------------------------------------------------------------------------- runtimes
+
+
+def test_a_profile_says_how_part_times_were_had_where_they_are_not_hooks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's node times: same units, a mapped share, and two checks in the place of the hooks' cost."""
+    monkeypatch.setenv("ASDM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(profiler, "REPLACEMENTS", ("cond_conv",))  # each is one more graph to export
+    folder = tmp_path / "small"
+    make_unet(**SMALL).save_pretrained(folder, safe_serialization=True)
+    found = profile(str(folder), replace(QUICK, backend="onnxruntime"))
+    assert [unit.fqn for unit in found.units] == [unit.fqn for unit in found.topology.units]
+    for run, whole in enumerate(found.whole.hooked_latency_s.samples):
+        assert sum(part.latency_s.samples[run] for part in found.parts) == pytest.approx(whole)
+    assert found.mapped_share is not None
+    assert 0.9 < found.mapped_share.median <= 1
+    assert found.observed_slowdown is not None
+    checks = {line.check for line in found.trust}
+    assert {"the runtime's time lies in units", "the observed call is like the bare one"} <= checks
+    assert "hooks cost nothing" not in checks
+    assert found.options
+    assert all(0 < option.share.median < 1 for option in found.options)
+
+
+def test_a_profile_by_hooks_maps_nothing(tiny_folder: Path) -> None:
+    found = profile(str(tiny_folder), QUICK)
+    assert (found.mapped_share, found.observed_slowdown) == (None, None)
+    assert "hooks cost nothing" in {line.check for line in found.trust}
+
+
+def test_badly_mapped_times_fail_the_trust_box(faked: Profile) -> None:
+    from asdm_prof.profiler import checks as trust
+
+    seen = Attribution(mapped=[0.90, 0.91], slowdown=[1.5, 1.6])
+    lines = trust.box(faked.whole, list(faked.parts), [1.0] * 4, [1.0] * 4, None, {}, seen=seen)
+    failed = {line.check: line.value for line in lines if not line.passed}
+    assert "90.5%" in failed["the runtime's time lies in units"]
+    assert "1.550×" in failed["the observed call is like the bare one"]

@@ -1,0 +1,266 @@
+"""The search on a tiny real Stable Diffusion: one worker in a folder, three on a real PostgreSQL of which one dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asdm import distill
+from asdm.distill import recipes
+from asdm.distill.logger import read_log
+from asdm_prof.profiler import profile as profiler
+from asdm_prof.records import Search
+from asdm_prof.renderers import figures, html
+from asdm_prof.search import study as studies
+from asdm_prof.search import worker as search
+from asdm_prof.search.halving import Job
+from tests import children
+from tests.asdm.distill.training import WEIGHTS
+from tests.asdm_prof import synthetic
+from tests.commands import files_in, refused
+
+FIRST = 4  # steps of the first rung
+
+
+@pytest.fixture(scope="module")
+def profile(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = profiler.profile(str(tiny_pipeline), profiler.Settings(backend="fake"))
+    return found.save(tmp_path_factory.mktemp("profile") / "profile.json")
+
+
+@pytest.fixture(scope="module")
+def words(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
+    """The command that searches into a folder."""
+
+    def line(output: Path, candidates: int, steps: int, *more: Any) -> list[Any]:
+        text = (
+            f"--budget 0.8 --candidates {candidates} --rungs 2 --steps {steps} --data folder:{photos} --batch 2 "
+            f"--prompts 4 --draw-steps 1 --checkpoint-every 0 --threads 1 --profile {profile} -o {output}"
+        )
+        return ["search", tiny_pipeline, *text.split(), *more]
+
+    return line
+
+
+# ---------------------------------------------------------------------------------------------- one worker, a file
+
+
+@pytest.fixture(scope="module")
+def searched(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole search by one worker: two candidates to step 4, the better one to step 8."""
+    folder = tmp_path_factory.mktemp("searched")
+    process = children.start(words(folder / "out", 2, 3 * FIRST), folder / "told", program="asdm-prof")
+    assert children.ended(process) == 0, (folder / "told").read_text()
+    return folder
+
+
+def test_a_search_ends_with_measured_students_and_a_front(searched: Path) -> None:
+    found = Search.load(searched / "out" / "search.json")
+    assert [(rung.candidates, rung.steps) for rung in found.rungs] == [(2, FIRST), (1, 2 * FIRST)]
+    assert found.training_steps == 3 * FIRST
+    assert found.trials == {"done": 3, "diverged": 0, "left": 0, "died": 0}
+    assert [(one.rung, one.steps) for one in found.students] == [(1, 2 * FIRST), (0, FIRST)]
+    assert found.front()
+    for one in found.students:
+        assert set(one.quality) >= {"frechet_distance", "clip_score", "perceptual_to_teacher"}
+        assert len(one.student_s) == len(one.teacher_s) > 0
+        assert one.predicted.ratio < 0.8
+        assert {"config.json", "plan.json", WEIGHTS} <= set(files_in(searched / "out" / one.folder))
+    told = (searched / "told").read_text()
+    assert "2 to step 4, 1 to step 8: 12 steps in all" in told
+    dropped = searched / "out" / "candidates" / f"{found.students[1].candidate:02d}" / "training"
+    assert not (dropped / "checkpoints").exists()
+
+
+def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
+    searched: Path,
+    tiny_pipeline: Path,
+    photos: Path,
+    tmp_path: Path,
+) -> None:
+    best = Search.load(searched / "out" / "search.json").students[0]
+    folder = searched / "out" / best.folder
+    settings = distill.Settings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
+    distill.distil(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
+    assert (tmp_path / "s" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
+    assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))
+
+
+def test_the_same_command_again_says_the_same_and_another_search_is_refused(
+    run: Any, searched: Path, words: Any
+) -> None:
+    before = Search.load(searched / "out" / "search.json")
+    again = run("asdm-prof", *words(searched / "out", 2, 3 * FIRST), "--json")
+    assert again.code == 0, again.err
+    assert json.loads(again.out)["students"] == before.model_dump(mode="json", by_alias=True)["students"]
+    refused(
+        run("asdm-prof", *words(searched / "out", 2, 3 * FIRST), "--seed", 1), "its seed is 0, and not 1", "--study"
+    )
+
+
+def test_the_page_and_a_figure_show_the_search(tmp_path: Path) -> None:
+    report = synthetic.full_report()
+    html.render(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert "candidate 0 is best, at 0.78× [0.77, 0.79]" in page.replace("\u00a0", " ")
+    assert page.count("<title>candidate ") == len(report.search.students) == 4
+    figures.render(report, tmp_path, (figures.search,))
+    assert files_in(tmp_path / "figures") == ["search.pdf", "search.png", "search.svg"]
+    html.render(replace(report, search=None), tmp_path / "without")
+    assert "A search for students" not in (tmp_path / "without" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--candidates", 3, "--rungs", 3], "3 candidates cannot be halved 2 times"),
+        (["--steps", 2], "steps 2 are too few for all; choose 3 or more"),
+        (["--metric", "beauty"], "unknown metric 'beauty'; choose from frechet_distance"),
+        (["--prompts", 3], "prompts 3 is too few; choose 4 or more"),
+        (["--budget", "much"], "budget 'much' is no budget"),
+        (["--candidates", 5000, "--steps", 10**6], "candidates 5000 are too many to plan; choose 200 or fewer"),
+        (["--storage", "mysql://me:secret@here/db"], "the storage 'mysql://me:…@here/db' is none"),
+        (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "me:…@127.0.0.1:1/db does not answer"),
+    ],
+)
+def test_bad_input_gets_one_sentence(run: Any, words: Any, tmp_path: Path, more: list[Any], said: str) -> None:
+    refused(run("asdm-prof", *words(tmp_path / "out", 2, 12), *more), said)
+
+
+def test_a_budget_that_no_plan_meets_exits_with_3(run: Any, words: Any, tmp_path: Path) -> None:
+    assert run("asdm-prof", *words(tmp_path / "out", 2, 12), "--budget", "0.01").code == 3
+
+
+def test_a_missing_extra_is_named(run: Any, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    refused(run("asdm-prof", *words(tmp_path / "out", 2, 12)), "install asdm[search]")
+
+
+# ---------------------------------------------------------------------------------------------- three workers
+
+
+def programs() -> Path | None:
+    """Where PostgreSQL's own programs are; `.ci/run` names the place, and then a missing one is an error."""
+    named = os.environ.get("POSTGRES")
+    places = [Path(named)] if named else sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    if not named and (there := shutil.which("initdb")):
+        places.append(Path(there).resolve().parent)
+    return next((place for place in places if named or (place / "initdb").exists()), None)
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """A cluster of its own on a free port, made and run by a user who is not root."""
+    where = programs()
+    if where is None:
+        pytest.skip("no initdb (`apt-get install postgresql`); POSTGRES names the folder of one elsewhere")
+    folder = Path(tempfile.mkdtemp(prefix="asdm-pg-"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    user: list[str] = []
+    if os.getuid() == 0:
+        owner = pwd.getpwnam("nobody")
+        os.chown(folder, owner.pw_uid, owner.pw_gid)
+        user = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
+
+    def call(program: str, *given: str) -> None:
+        subprocess.run(
+            [*user, str(where / program), "-D", f"{folder}/data", *given],
+            check=True, cwd=folder, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
+    call("initdb", "-U", "asdm", "-A", "trust", "--no-sync")
+    options = f"-p {port} -k {folder} -c listen_addresses=127.0.0.1 -c fsync=off"
+    call("pg_ctl", "-w", "-l", f"{folder}/log", "-o", options, "start")
+    try:
+        yield f"postgresql://asdm@127.0.0.1:{port}/postgres"
+    finally:
+        call("pg_ctl", "-m", "immediate", "stop")
+        shutil.rmtree(folder)
+
+
+def trials_of(url: str, study: str) -> list[Any]:
+    """Every trial, as Optuna tells it to anybody."""
+    import optuna
+
+    return optuna.load_study(study_name=study, storage=studies.normalised(url)).get_trials()
+
+
+def job_of(trial: Any) -> Job:
+    return Job(trial.params["rung"], trial.params["candidate"])
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Any]:
+    """Begin workers; none outlives the test."""
+    begun: list[Any] = []
+
+    def worker(words: list[Any]) -> tuple[Any, Path]:
+        told = tmp_path / f"told-{len(begun)}"
+        begun.append(children.start(words, told, program="asdm-prof"))
+        return begun[-1], told
+
+    yield worker
+    for process in begun:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.serial
+def test_three_workers_one_killed_and_every_trial_ends_exactly_once(
+    database: str, words: Any, start: Any, tmp_path: Path
+) -> None:
+    """Four candidates in two rungs are six jobs; the killed worker's is taken up from its checkpoint by another."""
+    output = tmp_path / "out"
+    command = words(output, 4, 6 * 8, "--storage", database, "--study", "three")
+    workers = [start(command) for _ in range(3)]
+
+    def in_training() -> int | None:
+        """The candidate that is the first to have a checkpoint behind it."""
+        logs = output.glob("candidates/*/training/log.jsonl")
+        return next((int(log.parts[-3]) for log in logs if len(read_log(log)) > 2), None)
+
+    while (candidate := in_training()) is None:
+        assert any(process.is_alive() for process, _ in workers), [told.read_text() for _, told in workers]
+        time.sleep(0.1)
+    (mine,) = (trial for trial in trials_of(database, "three") if trial.params.get("candidate") == candidate)
+    assert mine.state.name == "RUNNING"
+    (victim,) = (process for process, _ in workers if process.pid == mine.user_attrs["process"])
+    victim.kill()  # SIGKILL: nobody can catch it
+    victim.join()
+    others = [(process, told) for process, told in workers if process is not victim]
+    for process, told in others:
+        assert children.ended(process) == 0, told.read_text()
+
+    trials = trials_of(database, "three")
+    states = [trial.state.name for trial in trials]
+    assert sorted(states) == ["COMPLETE"] * 6 + ["FAIL"]
+    complete = sorted(job_of(trial) for trial in trials if trial.state.name == "COMPLETE")
+    assert len(set(complete)) == 6
+    assert [job for job in complete if job.rung == 0] == [Job(0, candidate) for candidate in range(4)]
+    (dead,) = (trial for trial in trials if trial.state.name == "FAIL")
+    assert (dead.number, dead.user_attrs["process"]) == (mine.number, victim.pid)
+    (heir,) = (one for one in trials if one.state.name == "COMPLETE" and job_of(one) == job_of(dead))
+    assert heir.number > dead.number
+    assert heir.user_attrs["process"] in [process.pid for process, _ in others]
+    for folder in (output / "candidates").iterdir():
+        steps = [line["step"] for line in read_log(folder / "training" / "log.jsonl")]
+        assert steps == list(range(1, len(steps) + 1))
+        assert len(steps) in (8, 16)
+    found = Search.load(output / search.RESULT)
+    assert found.trials == {"done": 6, "diverged": 0, "left": 0, "died": 1}
+    assert len(found.students) == 4

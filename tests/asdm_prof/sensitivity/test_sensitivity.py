@@ -1,0 +1,262 @@
+"""Measured damage: the plain loop's numbers to the bit, nothing computed twice, and files that know their teacher."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from asdm.measure import repeats
+from asdm.models import loading
+from asdm.models import student as students
+from asdm.models.families import load_family
+from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit, resolve
+from asdm.unet.blocks import iter_parts, topology
+from asdm.unet.replacements import shared_copy
+from asdm_prof.planner import plan as planner
+from asdm_prof.records import Damage
+from asdm_prof.sensitivity import additivity, study
+from asdm_prof.sensitivity import measure as sensitivity
+from asdm_prof.sensitivity.measure import Settings
+from tests.asdm_prof import synthetic
+from tests.conftest import hooks_on, unet_args
+
+FEW = Settings(prompts=2, timesteps=2, threads=1)
+EDITS = [
+    (RemoveUnit(unit="down_blocks.0.attentions.0"),),
+    (RemoveUnit(unit="mid_block.attentions.0"),),
+    (ReplaceUnit(unit="up_blocks.3.attentions.1", with_="gri_attention"),),
+    (RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1)),
+    (RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=2)),
+    (RemoveBlock(block="mid_block"),),
+    (RemoveBlock(block="down_blocks.3"), RemoveBlock(block="mid_block")),
+]
+
+
+@pytest.fixture(scope="module")
+def measured() -> sensitivity.Measured:
+    return sensitivity.measure_damage("mini", EDITS, FEW)
+
+
+@pytest.fixture(scope="module")
+def mini() -> torch.nn.Module:
+    family = load_family("mini")
+    return loading.load_unet(family, loading.default_weights(family))
+
+
+def test_the_numbers_are_the_plain_loops_to_the_bit(measured: sensitivity.Measured, mini: torch.nn.Module) -> None:
+    """Each student as it is built for users, run from the start."""
+    with repeats.quiet_torch(1):
+        data = sensitivity.calibration(load_family("mini"), mini, FEW)
+        inputs = data.inputs(slice(0, 2))
+        teacher = mini(**inputs)[0]
+        for edits, samples in zip(EDITS, measured.samples, strict=True):
+            student, _ = students.build(mini, PruningPlan(family="mini", edits=edits))
+            plain = sensitivity.squared(student(**inputs)[0] - teacher).view(2, 2)
+            assert samples.tolist() == plain.tolist(), edits
+            assert plain.min() > 0
+
+
+def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: torch.nn.Module) -> None:
+    """Students that share a beginning by their parts' names but not by the skips that those take are among them."""
+    sets = sensitivity.legal_edits(mini)
+    joint = [(*sets[i], *sets[i + 20]) for i in range(0, len(sets) - 20, 3)]
+    sets += [edits for edits in joint if sensitivity.is_legal(mini, edits)]
+    ordered = sensitivity.variants(mini, sets)
+    assert len(ordered) > 75
+    with repeats.quiet_torch(1):
+        inputs = sensitivity.calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
+        reused = {variant.index: out for variant, out in sensitivity.outputs(ordered, inputs)}
+        for variant, plain in sensitivity.outputs(ordered, inputs, reuse=False):
+            assert torch.equal(reused[variant.index], plain), sets[variant.index]
+
+
+def test_the_overlap_is_of_output_errors(measured: sensitivity.Measured) -> None:
+    assert np.diag(measured.overlap) == pytest.approx(measured.samples.mean(axis=(1, 2)), rel=1e-4)
+    assert measured.overlap == pytest.approx(measured.overlap.T)
+
+
+def test_nothing_is_computed_twice(tiny_unet: torch.nn.Module) -> None:
+    """Calls of every part are counted: each distinct beginning of a forward is computed once, and no more."""
+    ordered = sensitivity.variants(tiny_unet, EDITS)
+    distinct = {variant.names[: i + 1] for variant in ordered for i in range(len(variant.steps))}
+    calls = []
+    for variant in ordered:
+        for module in (module for part in iter_parts(variant.unet) for module in part.modules):
+            first = next(module.children(), module)
+            if first is module:
+                continue
+            first.register_forward_hook(lambda *_: calls.append(1))
+    inside = {names for names in distinct if _has_children(ordered, names)}
+    with torch.no_grad():
+        list(sensitivity.outputs(ordered, unet_args()))
+    assert len(calls) == len(inside)
+    assert sum(len(v.steps) for v in ordered) > 1.4 * len(distinct), "students share beginnings"
+
+
+def _has_children(ordered: list[sensitivity.Variant], names: tuple[str, ...]) -> bool:
+    variant = next(v for v in ordered if v.names[: len(names)] == names)
+    return next(variant.steps[len(names) - 1][1].children(), None) is not None
+
+
+def test_nothing_stays_patched(tiny_unet: torch.nn.Module, nothing_left_hooked: None) -> None:
+    ordered = sensitivity.variants(tiny_unet, EDITS)
+    before = [hooks_on(variant.unet) for variant in ordered]
+    with torch.no_grad():
+        first = [out for _, out in sensitivity.outputs(ordered, unet_args())]
+        again = [variant.unet(**unet_args())[0] for variant in ordered]
+    assert [hooks_on(variant.unet) for variant in ordered] == before
+    assert not [m for v in ordered for m in v.unet.modules() if "forward" in m.__dict__]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_work_is_counted_in_forwards(tiny_unet: torch.nn.Module) -> None:
+    """By hand: an edit at the last step costs the last step, and what two share is counted once."""
+    ordered = sensitivity.variants(tiny_unet, EDITS[:2])
+    macs = {name: 1 for variant in ordered for name in variant.names}
+    found = sensitivity.work_of(ordered, macs, reuse=True)
+    n = len(ordered[0].steps)
+    removed = [ordered[0].names.index(next(x for x in ordered[0].names if x.startswith(e[0].unit))) for e in EDITS[:2]]
+    assert found["plain_forwards"] == pytest.approx((n + 2 * (n - 1)) / n)
+    assert found["done_forwards"] == pytest.approx((n + sum(n - 1 - at for at in removed)) / n)
+    assert found["least_forwards"] == pytest.approx(found["done_forwards"])
+    assert sensitivity.work_of(ordered, macs, reuse=False)["done_forwards"] == found["plain_forwards"]
+
+
+def test_every_legal_edit_is_one(tiny_unet: torch.nn.Module) -> None:
+    shape = topology(tiny_unet)
+    found = sensitivity.legal_edits(tiny_unet)
+    for edits in found:
+        resolve(shape, edits)
+    transformers = [u.fqn for u in shape.units if u.kind == "transformer"]
+    assert {e[0].unit for e in found if e[0].op == "replace_unit"} == set(transformers)
+    assert {e[0].with_ for e in found if e[0].op == "replace_unit"} == {"gri_attention", "kv_downsample"}
+    assert (RemoveBlock(block="down_blocks.3"), RemoveBlock(block="mid_block")) in found
+    assert len({str(e) for e in found}) == len(found)
+    with pytest.raises(ValueError, match=r"unknown name 'gri' in replacements; choose from"):
+        sensitivity.legal_edits(tiny_unet, ["gri"])
+
+
+def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensitivity, "SAMPLES_AT_ONCE", 1)  # a batch for each prompt
+    whole = sensitivity.measure_damage("mini", EDITS[:2], FEW)
+    run_file, seen = tmp_path / "damage.json.run", []
+
+    def stop(stage: str, *_: object) -> None:
+        seen.append(stage)
+        if stage.startswith("batch 2"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sensitivity.measure_damage("mini", EDITS[:2], FEW, run_file, stop)
+    assert len(sensitivity.DamageRun.load(run_file).batches) == 1
+    stages: list[str] = []
+    again = sensitivity.measure_damage("mini", EDITS[:2], FEW, run_file, lambda stage, *_: stages.append(stage))
+    assert not [stage for stage in stages if stage.startswith("batch 1")]
+    assert again.samples.tolist() == whole.samples.tolist()
+    with pytest.raises(ValueError, match="unfinished run of another teacher or with other options"):
+        sensitivity.measure_damage("mini", EDITS[:1], FEW, run_file)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (Settings(prompts=1), "prompts 1 is too few; choose 2 or more"),
+        (Settings(timesteps=0), "timesteps 0 is too few"),
+        (Settings(prompts=10**6), "prompts 1000000 are more than the"),
+        (Settings(data="emojis"), "unknown name 'emojis' in datasets; choose from"),
+        (Settings(split="test"), "unknown split 'test'"),
+    ],
+)
+def test_bad_settings_are_one_sentence(settings: Settings, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        sensitivity.measure_damage("mini", EDITS[:1], settings)
+
+
+# ---------------------------------------------------------------------------------------------- the record
+
+
+@pytest.fixture(scope="module")
+def record() -> Damage:
+    return study.sensitivity_of("mini", FEW, plans=3, replacements=["gri_attention"])
+
+
+def test_the_record_says_what_was_measured(record: Damage) -> None:
+    assert record.to_json().startswith('{\n "schema": "asdm.damage/1"')
+    assert Damage.parse(__import__("json").loads(record.to_json()), "here") == record
+    first = record.edits[0]
+    assert first.damage.low <= first.damage.value <= first.damage.high
+    assert first.damage.value == pytest.approx(np.mean(first.by_prompt))
+    assert first.damage.value == pytest.approx(np.mean(first.by_timestep))
+    assert record.additivity is not None
+    assert len(record.additivity.plans) == 3
+    for plan in record.additivity.plans:
+        parts = [one for one in record.edits if all(edit in plan.edits for edit in one.edits)]
+        assert plan.summed >= max(one.damage.value for one in parts)
+    assert record.work.least_forwards == pytest.approx(record.work.done_forwards)
+    assert record.work.plain_forwards > record.work.done_forwards
+    assert 0 < record.work.reached <= 1
+    assert {one.score for one in record.agreement} >= {"structural prior", "parameters", "magnitude", "cosine change"}
+
+
+def test_joint_plans_are_legal_and_made_of_measured_edits(record: Damage, mini: torch.nn.Module) -> None:
+    assert record.additivity is not None
+    measured = {str(edit) for one in record.edits for edit in one.edits}
+    for plan in record.additivity.plans:
+        resolve(topology(mini), plan.edits)
+        assert {str(edit) for edit in plan.edits} <= measured
+
+
+def test_two_plans_are_too_few_for_a_correlation() -> None:
+    with pytest.raises(ValueError, match="plans 2 is too few for a correlation; choose 0, or 3 or more"):
+        study.sensitivity_of("mini", FEW, plans=2)
+
+
+def test_damage_of_another_teacher_is_refused(record: Damage) -> None:
+    """Another model; the same model with other weights; the same at another size."""
+    with pytest.raises(ValueError, match=r"measured on mini .* another model than the profile's sd15"):
+        planner.make_plan(synthetic.profile(), "0.8", damage=record)
+    mini = synthetic.profile("mini")
+    assert planner.make_plan(mini, "0.8", damage=record).damage_sha256 == record.sha256()
+    other = mini.model_copy(update={"weights_sha256": "0" * 64, "weights": "elsewhere"})
+    with pytest.raises(ValueError, match=r"measured on other weights .* than the profile was taken with \(elsewhere"):
+        planner.make_plan(other, "0.8", damage=record)
+    with pytest.raises(ValueError, match="measured at 64 pixels, and the profile taken at 128"):
+        planner.make_plan(mini.model_copy(update={"size": 128}), "0.8", damage=record)
+
+
+def test_weights_tell_teachers_apart(mini: torch.nn.Module) -> None:
+    same, other = shared_copy(mini), shared_copy(mini)
+    assert loading.weights_sha256(same) == loading.weights_sha256(mini)
+    other.conv_in.bias = torch.nn.Parameter(other.conv_in.bias + 1)
+    assert loading.weights_sha256(other) != loading.weights_sha256(mini)
+
+
+# ---------------------------------------------------------------------------------------------- additivity
+
+
+def test_a_perfect_and_a_scaled_prediction() -> None:
+    values = [1.0, 2.0, 4.0, 8.0, 16.0]
+    perfect = additivity.fit(values, values)
+    assert (perfect.spearman.value, perfect.r2.value) == pytest.approx((1.0, 1.0))
+    doubled = additivity.fit([2 * v for v in values], values)
+    assert doubled.spearman.value == pytest.approx(1.0)
+    assert doubled.r2_line.value == pytest.approx(1.0)
+    mean = sum(values) / 5
+    assert doubled.r2.value == pytest.approx(1 - sum(v**2 for v in values) / sum((v - mean) ** 2 for v in values))
+    assert additivity.fit(values[::-1], values).spearman.value == pytest.approx(-1.0)
+    assert math.isfinite(perfect.spearman.low)
+
+
+def test_pairs_are_of_neighbours_that_may_go_together(record: Damage, mini: torch.nn.Module) -> None:
+    shape, n = topology(mini), len(record.edits)
+    overlap = np.arange(n * n, dtype=float).reshape(n, n)
+    pairs = additivity.neighbour_pairs(shape, record.edits, overlap)
+    names = {(str(record.edits[p.first].edit), str(record.edits[p.second].edit)): p for p in pairs}
+    near = ("remove down_blocks.0.attentions.0", "remove up_blocks.3.attentions.2")
+    assert names[near].damage == 2 * overlap[names[near].first, names[near].second]
+    assert ("remove down_blocks.0.attentions.0", "remove down_blocks.1.attentions.0") not in names
+    assert ("remove down_blocks.0.attentions.0", "replace down_blocks.0.attentions.0 with gri_attention") not in names

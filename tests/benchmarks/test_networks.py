@@ -1,0 +1,61 @@
+"""The benchmark of the replacements, at tiny size: what is compared, and that the file holds it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from asdm.models.families import load_family
+from asdm.utils.io import sha256_of
+from tests.benchmarks.conftest import REPORTS
+
+SCRIPT = "networks.py"
+
+
+def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(script, tiny_folder):
+    found = []
+    with torch.inference_mode():
+        for pair in script.pairs(load_family(str(tiny_folder))):
+            out, new = (m(*pair.args, **pair.kwargs) for m in (pair.original, pair.new))
+            out, new = (getattr(one, "sample", one) for one in (out, new))
+            assert out.shape == new.shape
+            if "cond_conv" in pair.replacement:
+                torch.testing.assert_close(new, out)
+            found.append((pair.unit, pair.replacement, pair.level, pair.batch, pair.height))
+    attention = [
+        (f"down_blocks.{i}.attentions.0", name, level, 1, 16 >> i)
+        for i in range(3)
+        for name in ("gri_attention", "kv_downsample")
+        for level in ("unit", "attention")
+    ]
+    kinds = [("cond_conv by input", b) for b in (1, 2, 8)]
+    kinds += [("cond_conv by timestep", 1), ("cond_conv folded for 1", 1), ("cond_conv folded for 30", 1)]
+    clme = [(f"{unit}", kind, "unit", batch, 16) for unit in ("down_blocks.0.resnets.0", "up_blocks.3.resnets.2")
+            for kind, batch in kinds]  # fmt: skip
+    assert found == attention + clme
+
+
+def test_the_committed_file_keeps_its_hash_and_its_order(script):
+    path = REPORTS / "sd15" / "networks.json"
+    data, record = json.loads(path.read_text()), script.Networks.load(path)
+    assert record.sha256() == sha256_of(data)
+    assert list(json.loads(record.to_json())) == list(data)
+
+
+def test_the_script_writes_a_record_that_reads_back(script, tiny_folder, tmp_path, capsys):
+    path = tmp_path / "networks.json"
+    words = ["--family", str(tiny_folder), "--time-budget", "0.01", "--threads", "1", "--processes", "2"]
+    script.main([*words, "--keep-memory", "-o", str(path)])
+    found = script.Networks.load(path)
+    assert len(found.cases) == 12 + 12
+    for case in found.cases:
+        assert len(case.processes) == 2
+        assert all(len(one.latency_s.samples) == len(one.original_latency_s.samples) >= 4 for one in case.processes)
+        low, high = sorted(one.latency_ratio.median for one in case.processes)
+        assert low <= case.latency_ratio.low <= case.latency_ratio.median == (low + high) / 2 <= high
+    assert "MALLOC_TRIM_THRESHOLD_" in found.environment["malloc"]
+    assert "cond_conv by input" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="exists"):
+        script.main(["--family", str(tiny_folder), "-o", str(path)])

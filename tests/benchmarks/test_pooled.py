@@ -1,0 +1,50 @@
+"""The figure over several benchmarks is that of all their pairs, and the README quotes the committed files'."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from asdm.measure.repeats import paired_ratio
+from asdm.records.measurement import BenchResult
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = "pooled.py"
+FILES = sorted((ROOT / "reports" / "sd15").glob("bench*.json"))
+
+
+def test_the_figure_is_that_of_all_pairs(script: ModuleType) -> None:
+    benches = [BenchResult.load(path) for path in FILES]
+    students = [student for bench in benches for student in bench.students if student.name == "a_sdm"]
+    assert len(students) >= 3
+    ratio, pairs = script.pooled("a_sdm", benches)
+    assert pairs == sum(len(student.unet_latency_s.samples) for student in students)
+    assert min(s.unet_latency_ratio.median for s in students) < ratio.median
+    assert ratio.median < max(s.unet_latency_ratio.median for s in students)
+    assert ratio.high - ratio.low < max(s.unet_latency_ratio.high - s.unet_latency_ratio.low for s in students)
+    alone, n = script.pooled("a_sdm", benches[:1])
+    first = next(student for student in benches[0].students if student.name == "a_sdm")
+    assert alone == paired_ratio(first.unet_latency_s.samples, first.paired_teacher_latency_s.samples)
+    assert n == len(first.unet_latency_s.samples)
+
+
+def test_the_readme_quotes_it(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    """After new measurements: `python -m benchmarks.pooled a_sdm reports/sd15/bench*.json --readme`."""
+    script.main("a_sdm", FILES)
+    said = script.sentence(*script.pooled("a_sdm", [BenchResult.load(path) for path in FILES]))
+    assert f"a_sdm: over all {said}." in capsys.readouterr().out
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "<!-- pooled -->" in readme
+    assert script.into_readme(readme, said) == readme
+    assert script.into_readme(readme, "none") != readme
+
+
+def test_what_cannot_be_pooled_is_said(script: ModuleType) -> None:
+    benches = [BenchResult.load(path) for path in FILES]
+    with pytest.raises(ValueError, match=r"no student 'b_sdm' in these files; choose from a_sdm"):
+        script.pooled("b_sdm", benches)
+    other = benches[1].model_copy(update={"threads": 64})
+    with pytest.raises(ValueError, match=r"run with threads 2 and 64; pool what was run alike"):
+        script.pooled("a_sdm", [benches[0], other])
