@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from asdm.plan.edits import PruningPlan
-from asdm.records.measurement import BenchResult, BuildResult, DistillResult, ExportResult
+from asdm.records.bench import BenchResult
+from asdm.records.build import BuildResult, ExportResult
+from asdm.records.distill import DistillResult
 from asdm.utils.io import Record, find_input, read_json
 from asdm_prof.records import Comparison, Damage, Frontier, Profile, Validation
 
@@ -205,11 +207,11 @@ def generate(
 ) -> Any:
     """One picture (PIL) of a prompt, by a family's UNet or a student's."""
     from asdm.cli.options import device_or_default
-    from asdm.models import loading, pipeline
+    from asdm.models import execution, pipeline
     from asdm.models.families import load_family
 
     chosen = load_family(family)
-    setup = loading.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    setup = execution.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
     return pipeline.generate(chosen, prompt, setup, str(student) if student else None, steps, guidance)
 

@@ -17,9 +17,10 @@ import torch
 from pydantic import Field
 
 from asdm.cli.options import this_command
-from asdm.measure import repeats
-from asdm.measure.repeats import KEEP_MEMORY, latency, paired_ratio
-from asdm.models import loading
+from asdm.measure import clocks, machine
+from asdm.measure.machine import KEEP_MEMORY
+from asdm.measure.statistics import latency, paired_ratio
+from asdm.models import example_inputs, execution, loading
 from asdm.models.families import load_family
 from asdm.records.measurement import Estimate, HostUse, Latency, Run
 from asdm.utils import console
@@ -50,17 +51,17 @@ class Allocator(Run):
 def turn(family_name: str, batch: int, calls: int) -> Turn:
     """Load a family's UNet with random weights into this process and time it."""
     family = load_family(family_name)
-    with repeats.quiet_torch(None):
-        unet = loading.load_unet(family, loading.RANDOM, "cpu", "fp32", 0)
-        inputs = loading.unet_inputs(family, batch)
-        clock = repeats.HostClock()
+    with machine.quiet_torch(None):
+        unet = loading.load_unet(family, execution.RANDOM, "cpu", "fp32", 0)
+        inputs = example_inputs.unet_inputs(family, batch)
+        clock = clocks.HostClock()
 
         def call() -> float:
-            return repeats.timed(lambda: unet(**inputs), clock)
+            return clocks.timed(lambda: unet(**inputs), clock)
 
         for _ in range(2):
             call()
-        watch = repeats.HostWatch()
+        watch = machine.HostWatch()
         samples = [call() for _ in range(calls)]
         host = watch.read()
     return Turn(
@@ -87,7 +88,7 @@ def compared(family: str, batch: int, turns: list[Turn], command: str) -> Alloca
         batch=batch,
         turns=tuple(turns),
         latency_ratio=paired_ratio(samples(True), samples(False)),
-        environment=repeats.environment("cpu", torch.get_num_threads()),
+        environment=machine.environment("cpu", torch.get_num_threads()),
     )
 
 
@@ -123,7 +124,7 @@ def main(arguments: list[str] | None = None) -> None:
     with console.progress("Comparing") as tell:
         for name in TURNS:
             tell(f"memory {name}", len(turns), None)
-            printed = repeats.in_a_fresh_process(__file__, ["--turn", *same], name == "kept")
+            printed = machine.in_a_fresh_process(__file__, ["--turn", *same], name == "kept")
             turns.append(Turn.model_validate_json(printed))
     found = compared(chosen.family, chosen.batch, turns, this_command("python -m benchmarks.allocator"))
     found.save(chosen.output, chosen.force)

@@ -11,8 +11,10 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from asdm.models.student import PRESETS, without_layers
-from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveUnit, Topology, resolve
+from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveUnit
+from asdm.plan.legality import resolve
+from asdm.plan.presets import PRESETS, without_layers
+from asdm.plan.topology import Topology
 from asdm_prof.planner import plan
 from asdm_prof.planner.choices import Problem
 from asdm_prof.records import Profile

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asdm.measure import repeats
+from asdm.measure import clocks, machine, statistics
 from asdm.models.families import load_family
 from asdm.plan.edits import AnyEdit
 from asdm.utils.io import utc_now
@@ -45,7 +45,7 @@ def compare(
 
     `settings` are those that `damage` was measured with. Unfinished measurements are kept in `folder` and continued.
     """
-    clock = repeats.HostClock()
+    clock = clocks.HostClock()
     began = clock.mark()
     plan.check_damage(profile, damage)
     problem = Problem.of(profile, damage=damage)
@@ -72,7 +72,7 @@ def compare(
         timesteps=damage.timesteps,
         rows=tuple(rows),
         seconds=clock.seconds(began, clock.mark()),
-        environment=repeats.environment(settings.device, damage.threads),
+        environment=machine.environment(settings.device, damage.threads),
     )
 
 
@@ -123,7 +123,7 @@ def _row(
     rivals = [one for one in contestants if not one.ours and key(one.edits) != key(ours)]
     ahead = None
     if rivals:
-        gaps = repeats.estimate((np.array(rivals[0].by_prompt) - found[key(ours)]).tolist(), np.mean)
+        gaps = statistics.estimate((np.array(rivals[0].by_prompt) - found[key(ours)]).tolist(), np.mean)
         ahead = Interval(value=gaps.median, low=gaps.low, high=gaps.high)
     return BudgetRow(budget=ratio, contestants=tuple(contestants), ahead=ahead, won=ahead is None or ahead.value > 0)
 

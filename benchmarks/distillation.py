@@ -27,9 +27,9 @@ from asdm.cli.options import this_command
 from asdm.distill import perceptual, recipes, task
 from asdm.distill.losses import PLACED
 from asdm.distill.task import Lesson, Subject
-from asdm.measure import repeats
-from asdm.measure.repeats import latency, paired_ratio
-from asdm.models import loading
+from asdm.measure import clocks, machine
+from asdm.measure.statistics import latency, paired_ratio
+from asdm.models import example_inputs, execution, graft, loading
 from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.models.networks import Vgg
@@ -89,20 +89,20 @@ class DistillationCost(Record):
 
 def run_loop(name: str, chosen: Any) -> Turn:
     """Steps of one loop in this process: forward, backward, clipping, AdamW, running average."""
-    clock = repeats.clock_for(chosen.device)
+    clock = clocks.clock_for(chosen.device)
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     start = _peak(chosen.device)
     pupil, optimizer, average = make_loop(name, chosen)
     parameters = [p for p in pupil.parameters() if p.requires_grad]
-    inputs = loading.unet_inputs(load_family(chosen.family), chosen.batch, chosen.size, chosen.device)
+    inputs = example_inputs.unet_inputs(load_family(chosen.family), chosen.batch, chosen.size, chosen.device)
     noisy, target = inputs["sample"], torch.randn_like(inputs["sample"])
     alpha = torch.full((chosen.batch,), 0.5, device=chosen.device)
     kind = chosen.device.partition(":")[0]
     half = chosen.dtype != "fp32"
 
     def step() -> None:
-        with torch.autocast(kind, loading.dtype_of(chosen.dtype), enabled=half):
+        with torch.autocast(kind, execution.dtype_of(chosen.dtype), enabled=half):
             terms = pupil(noisy, inputs["timestep"], inputs["encoder_hidden_states"], target, alpha)
         sum(term.mean() for term in terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -111,7 +111,7 @@ def run_loop(name: str, chosen: Any) -> Turn:
         average.step(parameters)
 
     step()  # the first one makes the moments
-    times = tuple(repeats.timed(step, clock) for _ in range(chosen.steps))
+    times = tuple(clocks.timed(step, clock) for _ in range(chosen.steps))
     peak = _peak(chosen.device)
     return Turn(step_s=times, peak_bytes=peak, peak_above_start_bytes=peak - start,
                 trainable=sum(p.numel() for p in parameters))  # fmt: skip
@@ -120,7 +120,7 @@ def run_loop(name: str, chosen: Any) -> Turn:
 def make_loop(name: str, chosen: Any) -> tuple[Lesson, Any, Any]:
     """A lesson with its optimizer and average, from the trainer's own parts."""
     family = load_family(chosen.family)
-    teacher = loading.load_unet(family, loading.RANDOM, chosen.device).requires_grad_(False)
+    teacher = loading.load_unet(family, execution.RANDOM, chosen.device).requires_grad_(False)
     plan = students.read_plan(chosen.plan, teacher, family.name)
     stages = recipes.adjusted(recipes.progressive_incubation, "blockwise" if name == "blockwise" else None)
     first, second = stages(topology(teacher), plan, 2)
@@ -129,7 +129,7 @@ def make_loop(name: str, chosen: Any) -> tuple[Lesson, Any, Any]:
         distill.own_memory(student)
     else:
         before, _ = students.build(teacher, first.plan)
-        student, applied = students.assemble(teacher, before, second.plan, first.plan.edits)
+        student, applied = graft.assemble(teacher, before, second.plan, first.plan.edits)
     stage = first if name == "plain" else second
     found = hooks.places(student, applied.name_map)
     terms = tuple(term for term in stage.weights if term not in PLACED or found[term])
@@ -186,7 +186,7 @@ def measured(chosen: Any, tell: Any, command: str) -> DistillationCost:
         device=chosen.device,
         threads=threads,
         loops=tuple(loops),
-        environment=repeats.environment(chosen.device, threads),
+        environment=machine.environment(chosen.device, threads),
     )
 
 

@@ -24,9 +24,9 @@ from pydantic import Field
 from torch import nn
 
 from asdm.cli.options import this_command
-from asdm.measure import repeats
-from asdm.measure.repeats import estimate, latency, paired_ratio
-from asdm.models import loading
+from asdm.measure import clocks, machine, repeats, statistics
+from asdm.measure.statistics import estimate, latency, paired_ratio
+from asdm.models import example_inputs, loading, random_weights
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Estimate, Latency, Run
@@ -96,12 +96,12 @@ class Pair:
 
 def turn(family: Family, threads: int | None, budget_s: float, tell: Callable[..., None]) -> Turn:
     """Every pair of a family, with random weights on the CPU, `budget_s` seconds each, in this process."""
-    with repeats.quiet_torch(threads) as used:
+    with machine.quiet_torch(threads) as used:
         cases: list[NetworkCase] = []
         for pair in pairs(family):
             tell(f"{pair.unit}: {pair.replacement}, {pair.level}, batch {pair.batch}", len(cases), None)
             cases.append(_time(pair, budget_s))
-        return Turn(threads=used, cases=tuple(cases), environment=repeats.environment("cpu", used))
+        return Turn(threads=used, cases=tuple(cases), environment=machine.environment("cpu", used))
 
 
 def gathered(family: str, turns: list[Turn], command: str) -> Networks:
@@ -136,7 +136,7 @@ def _ratios(one: Measured) -> list[float]:
 def pairs(family: Family) -> Iterator[Pair]:
     """The pairs one after the other; only the blocks that are timed take memory."""
     unet: Any = loading.meta_unet(family)
-    loading.materialise(unet.time_embedding)
+    random_weights.materialise(unet.time_embedding)
     yield from _attention_pairs(unet, family)
     yield from _convolution_pairs(unet, family)
 
@@ -147,10 +147,10 @@ def _attention_pairs(unet: Any, family: Family) -> Iterator[Pair]:
         fqn = f"{block}.attentions.0"
         if not block.startswith("down_blocks.") or fqn not in {unit.fqn for unit in blocks.iter_units(unet)}:
             continue
-        loading.materialise(module)
+        random_weights.materialise(module)
         unit, height = unet.get_submodule(fqn), _height(family, block)
         x = torch.randn(1, unit.in_channels, height, height)
-        text = loading.unet_inputs(family)["encoder_hidden_states"]
+        text = example_inputs.unet_inputs(family)["encoder_hidden_states"]
         for name in ATTENTIONS:
             new = surgery.replacement_for(unet, ReplaceUnit(unit=fqn, with_=name))
             new(x, encoder_hidden_states=text)  # tells the attention its size
@@ -166,7 +166,7 @@ def _convolution_pairs(unet: Any, family: Family) -> Iterator[Pair]:
     shape = blocks.topology(unet)
     down, up = shape.down_blocks[0], shape.up_blocks[-1]
     for block, layer in ((down, 0), (up, shape.layers(up)[-1])):
-        loading.materialise(unet.get_submodule(block))
+        random_weights.materialise(unet.get_submodule(block))
         fqn, height = f"{block}.resnets.{layer}", _height(family, down)
         plain = unet.get_submodule(fqn)
 
@@ -197,9 +197,9 @@ def _height(family: Family, block: str) -> int:
 
 
 def _time(pair: Pair, budget_s: float) -> NetworkCase:
-    clock = repeats.HostClock()
+    clock = clocks.HostClock()
     calls = {
-        name: (lambda module=module: repeats.timed(lambda: module(*pair.args, **pair.kwargs), clock))
+        name: (lambda module=module: clocks.timed(lambda: module(*pair.args, **pair.kwargs), clock))
         for name, module in (("original", pair.original), ("new", pair.new))
     }
     for call in calls.values():
@@ -211,7 +211,7 @@ def _time(pair: Pair, budget_s: float) -> NetworkCase:
         min_rounds=10,
         budget_s=budget_s,
         enough=lambda s: (
-            repeats.relative_half_width([n / o for n, o in zip(s["new"], s["original"], strict=True)]) < 0.005
+            statistics.relative_half_width([n / o for n, o in zip(s["new"], s["original"], strict=True)]) < 0.005
         ),
     )
     found = Measured(
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> None:
         console.say(
             f"Process {i + 1} of {chosen.processes}" + ("" if left is None else f", {console.left_text(left)} left")
         )
-        printed = repeats.in_a_fresh_process(__file__, ["--turn", *same], chosen.keep_memory)
+        printed = machine.in_a_fresh_process(__file__, ["--turn", *same], chosen.keep_memory)
         turns.append(Turn.model_validate_json(printed))
     found = gathered(family.name, turns, this_command("python -m benchmarks.networks"))
     found.save(chosen.output, chosen.force)

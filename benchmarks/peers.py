@@ -21,8 +21,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
-from asdm.measure import repeats  # noqa: E402
-from asdm.models import loading  # noqa: E402
+from asdm.measure import machine  # noqa: E402
+from asdm.models import example_inputs, loading  # noqa: E402
 from asdm.models.families import load_family  # noqa: E402
 from asdm.unet import blocks, flops  # noqa: E402
 from asdm.utils import io  # noqa: E402
@@ -176,7 +176,7 @@ def run_one(name: str) -> dict[str, Any]:
 
     count, package = TOOLS[name]
     family = load_family(FAMILY)
-    unet, inputs = loading.load_unet(family), loading.unet_inputs(family)
+    unet, inputs = loading.load_unet(family), example_inputs.unet_inputs(family)
     del inputs["return_dict"]  # some tools move every argument to a device
     with torch.no_grad():
         started = time.perf_counter()
@@ -221,7 +221,7 @@ def run_all() -> dict[str, Any]:
         "family": FAMILY,
         "true_macs": golden["total"]["macs"],
         "tools": rows,
-        "environment": repeats.environment("cpu", 0) | {"threads": "torch's default"},
+        "environment": machine.environment("cpu", 0) | {"threads": "torch's default"},
     }
 
 

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from pydantic import Field
 
 from asdm.cli.options import this_command
-from asdm.measure import repeats
+from asdm.measure import clocks, machine, repeats
 from asdm.records.measurement import Run
 from asdm.utils import console
 from asdm.utils.io import Frozen, check_writable, utc_now
@@ -75,15 +75,15 @@ class Placement(Run):
 
 def turn(threads: int | None, shapes: int) -> Turn:
     """Time every shape in this process, in three ways by turns: as it is, with other tensors, with another code."""
-    with repeats.quiet_torch(threads) as used:
-        clock = repeats.HostClock()
+    with machine.quiet_torch(threads) as used:
+        clock = clocks.HostClock()
         weight, bias = torch.randn(CHANNELS, CHANNELS, 3, 3), torch.randn(CHANNELS)
         found: dict[str, list[float]] = {way: [] for way in WAYS}
         for height in range(LOWEST, LOWEST + shapes):
             x = torch.randn(1, CHANNELS, height, WIDTH)
             arguments = ((x, weight, bias), (x.clone(), weight.clone(), bias), (x, weight, None))
             calls = {
-                way: (lambda given=given: repeats.timed(lambda: F.conv2d(*given, padding=1), clock))
+                way: (lambda given=given: clocks.timed(lambda: F.conv2d(*given, padding=1), clock))
                 for way, given in zip(WAYS, arguments, strict=True)
             }
             for call in calls.values():
@@ -91,7 +91,7 @@ def turn(threads: int | None, shapes: int) -> Turn:
             samples = repeats.interleave(calls, WAYS, clock, max_rounds=ROUNDS)
             for way, seconds in samples.items():
                 found[way].append(float(np.median(seconds)))
-        facts = repeats.environment("cpu", used)
+        facts = machine.environment("cpu", used)
     return Turn(threads=used, environment=facts, **{way: tuple(seconds) for way, seconds in found.items()})
 
 
@@ -168,7 +168,7 @@ def main(arguments: list[str] | None = None) -> None:
         for i in range(chosen.processes):
             left = (time.monotonic() - started) / i * (chosen.processes - i) if i else None
             tell("fresh processes", i, left)
-            printed = repeats.in_a_fresh_process(__file__, ["--turn", *same], keep_memory=True)
+            printed = machine.in_a_fresh_process(__file__, ["--turn", *same], keep_memory=True)
             turns.append(Turn.model_validate_json(printed))
     found = gathered(turns, this_command("python -m benchmarks.placement"))
     found.save(chosen.output, chosen.force)

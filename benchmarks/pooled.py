@@ -13,8 +13,9 @@ from typing import Annotated
 
 import typer
 
-from asdm.measure.repeats import paired_ratio
-from asdm.records.measurement import BenchResult, BenchStudent, Estimate
+from asdm.measure.statistics import paired_ratio
+from asdm.records.bench import BenchResult, BenchStudent
+from asdm.records.measurement import Estimate
 from asdm.utils import console, io
 
 README = Path(__file__).parents[1] / "README.md"

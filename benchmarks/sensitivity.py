@@ -22,9 +22,9 @@ import typer
 from pydantic import Field
 
 from asdm.cli.options import this_command
-from asdm.measure import repeats
-from asdm.measure.repeats import latency, paired_ratio
-from asdm.models import loading
+from asdm.measure import clocks, machine, repeats
+from asdm.measure.statistics import latency, paired_ratio
+from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
 from asdm.records.measurement import Estimate, Latency, UNetRun
 from asdm.utils import console, io
@@ -80,7 +80,7 @@ def main(
     sets = sensitivity.legal_edits(teacher)
     ordered = sensitivity.variants(teacher, sets)
     inputs = sensitivity.calibration(known, teacher, settings).inputs(slice(0, prompts))
-    clock = repeats.clock_for(settings.device)
+    clock = clocks.clock_for(settings.device)
     errors: dict[str, list[torch.Tensor]] = {}
 
     def timed(name: str) -> float:
@@ -88,11 +88,11 @@ def main(
         errors[name] = run(name, ordered, inputs)
         return clock.seconds(began, clock.mark())
 
-    with repeats.quiet_torch(threads) as used, console.progress("Timing") as tell:
+    with machine.quiet_torch(threads) as used, console.progress("Timing") as tell:
         seconds = repeats.interleave(
             {name: partial(timed, name) for name in LOOPS},
             PATTERN,
-            repeats.HostClock(),
+            clocks.HostClock(),
             rounds,
             budget_s=math.inf,
             progress=lambda n, eta_s: tell("loops", n, eta_s),
@@ -111,7 +111,7 @@ def main(
         threads=used,
         seed=settings.seed,
         batch=prompts * timesteps,
-        size=loading.latent_size(known, settings.size) * known.vae_factor,
+        size=example_inputs.latent_size(known, settings.size) * known.vae_factor,
         edits=len(sets),
         prompts=prompts,
         timesteps=timesteps,
@@ -121,7 +121,7 @@ def main(
         forwards={"reuse": reuse["done_forwards"], "kept": plain, "beside": plain - 1 + len(sets)},
         seconds={name: latency(taken) for name, taken in seconds.items()},
         ratio={name: paired_ratio(seconds[name], seconds["reuse"]) for name in LOOPS[1:]},
-        environment=repeats.environment(settings.device, used),
+        environment=machine.environment(settings.device, used),
     )
     found.save(output, force)
     console.emit([row(found, name) for name in LOOPS], console.Format.table)

@@ -11,7 +11,8 @@ from typing import Annotated
 
 import typer
 
-from asdm.records.measurement import BenchResult, BenchStudent, Estimate
+from asdm.records.bench import BenchResult, BenchStudent
+from asdm.records.measurement import Estimate
 from asdm.utils import console, io
 
 README = Path(__file__).parents[1] / "README.md"

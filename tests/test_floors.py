@@ -46,8 +46,11 @@ SEAMS = (
     "asdm_prof.renderers",
 )
 NO_TORCH = [
-    "asdm.records",
-    "asdm.plan.edits",
+    "asdm.records.build",
+    "asdm.records.bench",
+    "asdm.records.distill",
+    "asdm.plan.legality",
+    "asdm.plan.presets",
     "asdm.cli.guide",
     "asdm_prof",
     "asdm_prof.api",

@@ -237,12 +237,12 @@ def cache(
 ) -> None:
     """Encode a data set once, for many runs; the same command again goes on with an unfinished cache."""
     from asdm.data import cache as caching
-    from asdm.models import loading
+    from asdm.models import execution
 
     if per_shard < 1:
         raise ValueError(f"per-shard {per_shard} is none; choose 1 or more.")
-    setup = loading.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
-    loading.check_setup(setup)
+    setup = execution.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    execution.check_setup(setup)
     with console.progress("Caching", "pictures") as tell:
         found = caching.cache_latents(data, teacher, output, setup, split, per_shard, tell)
     if as_json:
@@ -363,11 +363,11 @@ def generate(
     if output.suffix != ".png":
         raise ValueError(f"{output} is no PNG file; name one that ends in .png.")
     files.check_writable(output, force)
-    from asdm.models import loading, pipeline
+    from asdm.models import execution, pipeline
     from asdm.models.families import load_family
 
     chosen = load_family(family)
-    setup = loading.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    setup = execution.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
     with console.progress("Generating", "steps") as tell:
         picture = pipeline.generate(chosen, prompt, setup, student, steps, guidance, tell)

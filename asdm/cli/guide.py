@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from asdm.plan.edits import PruningPlan
-from asdm.records.measurement import BenchResult, BuildResult
+from asdm.records.bench import BenchResult
+from asdm.records.build import BuildResult
 from asdm.utils import io
 
 WELCOME = "Find out where a Stable Diffusion UNet spends its time, what of it can go, and make the smaller one."

@@ -62,9 +62,9 @@ def root_options(
 
 def device_or_default(device: str | None) -> str:
     """The device that was asked for, or the accelerator where there is one."""
-    from asdm.models import loading
+    from asdm.models import execution
 
-    return device or loading.default_device()
+    return device or execution.default_device()
 
 
 def this_command(program: str) -> str:
@@ -81,8 +81,8 @@ def target(output: Path | None, default: Path, name: str) -> Path:
 
 def warn_if_slow(device: str, dtype: str, backend: str = "eager") -> None:
     """Say it before a run that would take hours."""
-    from asdm.models import loading
+    from asdm.models import execution
     from asdm.utils import console
 
-    if backend in ("eager", "compiled") and (warning := loading.slow_dtype(device, dtype)):
+    if backend in ("eager", "compiled") and (warning := execution.slow_dtype(device, dtype)):
         console.say(f"Warning: {warning}")

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asdm.distill import Settings, Status, Watch, is_main_process
-from asdm.records.measurement import DistillResult, MemoryEstimate, StagePlan, StageResult
+from asdm.records.distill import DistillResult, MemoryEstimate, StagePlan, StageResult
 from asdm.utils import console as terminal
 
 BAR = 30

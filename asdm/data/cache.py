@@ -13,7 +13,7 @@ from asdm.data.datasets import BrokenExample, Encoded
 from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
 from asdm.data.encoder import Encoder
 from asdm.data.loader import Slot
-from asdm.models import loading
+from asdm.models import example_inputs, execution
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.utils.io import make_folder, write_whole
@@ -28,7 +28,7 @@ def cache_latents(
     data: str,
     teacher: str,
     output: Path,
-    setup: loading.Setup,
+    setup: execution.Setup,
     split: str = "train",
     per_shard: int = PER_SHARD,
     tell: Tell = lambda *_: None,
@@ -38,12 +38,12 @@ def cache_latents(
     Raises ValueError for a stream (its examples have no numbers), or a folder that holds anything else.
     """
     family = load_family(teacher)
-    side = loading.latent_size(family, setup.size) * family.vae_factor
+    side = example_inputs.latent_size(family, setup.size) * family.vae_factor
     opened = datasets.open_source(data, split, side)
     if isinstance(opened, datasets.Stream):
         raise ValueError(f"{data} is read as a stream, which cannot be cached; unpack its shards and use folder:DIR.")
     tell("loading the encoders", 0, None)
-    encoder = Encoder(pipeline(family, None, loading.Setup(setup.weights, setup.device, seed=setup.seed)))
+    encoder = Encoder(pipeline(family, None, execution.Setup(setup.weights, setup.device, seed=setup.seed)))
     wanted = LatentCache(
         data=data,
         data_fingerprint=datasets.fingerprint(opened),
@@ -90,7 +90,7 @@ def _add_shard(
     shards = cache.shards
     if rows:
         name = f"latents-{len(shards):05d}.safetensors"
-        file = write_whole(folder / name, save(as_tensors(rows, loading.dtype_of(cache.dtype))), force=True)
+        file = write_whole(folder / name, save(as_tensors(rows, execution.dtype_of(cache.dtype))), force=True)
         captions = tuple(row.caption for row in rows)
         shards = (*shards, Shard(file=name, bytes=file.stat().st_size, captions=captions))
     skipped = cache.skipped + (end - cache.next_index) - len(rows)

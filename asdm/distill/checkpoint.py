@@ -16,9 +16,10 @@ from asdm.data.encoder import weights_sha256
 from asdm.distill.context import Classroom
 from asdm.distill.run_folder import PAUSED, folder_of
 from asdm.distill.stages import Stage, small_student
-from asdm.models import build, loading
+from asdm.models import build, graft, loading
 from asdm.models import student as students
-from asdm.records.measurement import FreezeAudit, StageResult
+from asdm.records.build import FreezeAudit
+from asdm.records.distill import StageResult
 from asdm.unet import diff as treediff
 from asdm.unet import hooks
 from asdm.utils import snapshots
@@ -154,7 +155,7 @@ def paused_student(room: Classroom, stage: Stage, pupil: nn.Module) -> Any:
     student, last = gathered(room, stage, pupil), room.course.stages[-1]
     if stage is last:
         return student
-    return students.assemble(room.teacher, copy.deepcopy(student), last.plan, stage.plan.edits)[0]
+    return graft.assemble(room.teacher, copy.deepcopy(student), last.plan, stage.plan.edits)[0]
 
 
 def keep_paused(room: Classroom, stage: Stage, student: Any, step: int) -> None:
@@ -162,7 +163,7 @@ def keep_paused(room: Classroom, stage: Stage, student: Any, step: int) -> None:
     if room.accelerator.is_main_process:
         last, path = room.course.stages[-1], room.folder / PAUSED
         about = {"step": step, "student_sha256": weights_sha256(student)}
-        audit = students.audit(student, room.teacher)
+        audit = graft.audit(student, room.teacher)
         _save(room, stage, last, student, audit, path, {"paused.json": json.dumps(about, indent=1) + "\n"})
     room.accelerator.wait_for_everyone()
 

@@ -15,7 +15,7 @@ from asdm.data.encoder import Encoder, weights_sha256
 from asdm.distill import losses
 from asdm.distill.settings import Settings, micro_batch
 from asdm.distill.stages import Course
-from asdm.models import loading
+from asdm.models import example_inputs, execution, loading
 from asdm.models.pipeline import pipeline
 
 
@@ -60,8 +60,8 @@ def enter(course: Course, settings: Settings, folder: Path, accelerator: Any, wa
     micro_batch(settings, accelerator.num_processes)
     device = str(accelerator.device)
     weights = settings.weights or loading.default_weights(family)
-    setup = loading.Setup(weights, device, "fp32", seed=settings.seed, size=settings.size)
-    side = loading.latent_size(family, settings.size) * family.vae_factor
+    setup = execution.Setup(weights, device, "fp32", seed=settings.seed, size=settings.size)
+    side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     data = datasets.open_source(settings.data, settings.split, side)
     teacher = loading.load_unet(family, weights, device, "fp32", settings.seed)
     teacher.requires_grad_(False)

@@ -12,10 +12,9 @@ from asdm.distill import losses, task
 from asdm.distill.settings import Settings, micro_batch
 from asdm.distill.stages import Course, Recipe, Stage, chosen_stages, plan_course, small_student, terms_of
 from asdm.distill.task import PERCEPTUAL, Lesson, Subject
-from asdm.models import loading
-from asdm.models import student as students
+from asdm.models import example_inputs, graft
 from asdm.models.families import Family
-from asdm.records.measurement import MemoryEstimate, StagePlan
+from asdm.records.distill import MemoryEstimate, StagePlan
 from asdm.unet import hooks
 from asdm.unet.surgery import Applied
 
@@ -32,7 +31,7 @@ def preview(
 def described(course: Course, stage: Stage, settings: Settings, world: int = 1) -> StagePlan:
     """A stage before it runs, from shapes alone."""
     student, applied = small_student(course, stage)
-    inputs = loading.unet_inputs(course.family, batch=1, size=settings.size, device="meta")
+    inputs = example_inputs.unet_inputs(course.family, batch=1, size=settings.size, device="meta")
     found = hooks.comparable(student, course.shapes, hooks.places(student, applied.name_map), inputs)
     weights, left_out = terms_of(stage, student, found)
     return StagePlan(
@@ -42,7 +41,7 @@ def described(course: Course, stage: Stage, settings: Settings, world: int = 1) 
         weights=weights,
         places={name: len(found[name]) for name in weights if name in losses.PLACED},
         left_out=left_out,
-        audit=students.audit(student, course.shapes),
+        audit=graft.audit(student, course.shapes),
         memory=memory_estimate(course, stage, student, applied, tuple(weights), found, settings, world),
     )
 
@@ -64,7 +63,7 @@ def memory_estimate(
     subject = Subject(
         tuple(t for t in terms if t != PERCEPTUAL), places, "epsilon", stage.mode, stage.normalise, None, None
     )
-    inputs = loading.unet_inputs(course.family, batch=micro, size=settings.size, device="meta")
+    inputs = example_inputs.unet_inputs(course.family, batch=micro, size=settings.size, device="meta")
     noisy = inputs["sample"]
     args = (noisy, inputs["timestep"], inputs["encoder_hidden_states"], torch.empty_like(noisy))
     meta_lesson = Lesson(student, course.shapes, applied, subject)

@@ -16,7 +16,7 @@ from asdm.distill import task
 from asdm.distill.checkpoint import averaged
 from asdm.distill.context import Classroom, Status
 from asdm.distill.stages import Stage
-from asdm.models import loading
+from asdm.models import example_inputs
 from asdm.unet import hooks
 from asdm.utils.io import write_whole
 
@@ -124,7 +124,7 @@ def validate(
     from asdm.evaluate import quality
 
     captions = datasets.captions_of(room.data, room.settings.validate_captions)
-    side = loading.latent_size(room.course.family, room.settings.size) * room.course.family.vae_factor
+    side = example_inputs.latent_size(room.course.family, room.settings.size) * room.course.family.vae_factor
     student = hooks.bare(pupil).student
     rows = []
     student.eval()

@@ -14,8 +14,10 @@ from typing import Any
 
 from asdm.distill import TEACHER, Recipe, Stage
 from asdm.distill.task import BLOCKS, LEGAL, MODES
-from asdm.models.student import with_grafts
-from asdm.plan.edits import AnyEdit, PruningPlan, RemoveLayer, ReplaceUnit, Topology, resolve
+from asdm.models.graft import with_grafts
+from asdm.plan.edits import AnyEdit, PruningPlan, RemoveLayer, ReplaceUnit
+from asdm.plan.legality import resolve
+from asdm.plan.topology import Topology
 
 SAS = {"denoising": 1.0, "output": 1.0, "mid_block": 1.0, "perceptual": 0.1}
 

@@ -29,8 +29,8 @@ from asdm.distill.settings import Settings
 from asdm.distill.setup import make_student
 from asdm.distill.stages import Recipe, check_pause, chosen_stages, ends_at, plan_course
 from asdm.distill.trainer import run_stage
-from asdm.measure import repeats
-from asdm.records.measurement import DistillResult, DistillRun, StageResult
+from asdm.measure import machine
+from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils.io import utc_now
 
 IDENTITY = ("split", "steps", "seed", "size", "batch", "dtype", "optimizer", "vgg")
@@ -115,7 +115,7 @@ def _record(room: Classroom, command: str) -> DistillRun:
         command=command,
         identity=identity,
         tuning=tuning,
-        environment=repeats.environment(str(room.accelerator.device), torch.get_num_threads()),
+        environment=machine.environment(str(room.accelerator.device), torch.get_num_threads()),
     )
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm.distill.stages import Course, Stage
-from asdm.records.measurement import DistillResult, DistillRun, StageResult
+from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import snapshots
 from asdm.utils.io import check_writable, make_folder, utc_now, write_whole
 from asdm.utils.snapshots import clear_leftovers

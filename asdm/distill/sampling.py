@@ -11,7 +11,7 @@ import torch
 from asdm.data.loader import seeded
 from asdm.distill import losses
 from asdm.distill.context import Classroom
-from asdm.models import loading
+from asdm.models import example_inputs
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Draw:
     def of(cls, room: Classroom, stage: int, step: int, position: int) -> Draw:
         settings = room.settings
         generator = seeded(settings.seed, stage, step, position)
-        side = loading.latent_size(room.course.family, settings.size)
+        side = example_inputs.latent_size(room.course.family, settings.size)
         shape = (room.course.family.unet.get("in_channels", 4), side, side)
         return cls(
             timestep=int(torch.randint(len(room.alphas), (1,), generator=generator)),

@@ -15,7 +15,7 @@ from asdm.distill.run_folder import folder_of
 from asdm.distill.settings import Settings
 from asdm.distill.stages import TEACHER, Stage, own_memory, terms_of
 from asdm.distill.task import PERCEPTUAL, Subject
-from asdm.models import loading
+from asdm.models import example_inputs, graft, loading
 from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.unet import hooks
@@ -29,7 +29,7 @@ def make_student(room: Classroom, stage: Stage) -> tuple[Any, Applied]:
         student, applied = students.build(room.teacher, stage.plan)
         return own_memory(student), applied
     if stage.grafts_from == TEACHER:
-        return students.assemble(room.teacher, None, stage.plan)
+        return graft.assemble(room.teacher, None, stage.plan)
     source = folder_of(room.folder, stage.grafts_from)
     if not source.is_dir():
         raise ValueError(
@@ -38,13 +38,13 @@ def make_student(room: Classroom, stage: Stage) -> tuple[Any, Applied]:
         )
     before = loading.load_unet(load_family(str(source)), str(source), str(room.accelerator.device))
     edits = next(other.plan.edits for other in room.course.stages if other.name == stage.grafts_from)
-    return students.assemble(room.teacher, before, stage.plan, edits)
+    return graft.assemble(room.teacher, before, stage.plan, edits)
 
 
 def make_subject(room: Classroom, stage: Stage, student: Any, applied: Applied) -> tuple[Subject, dict[str, float]]:
     """What a stage's student is to learn, and the weight of each term."""
     family = room.course.family
-    small = loading.unet_inputs(family, size=2 * family.size_step, device=str(room.accelerator.device))
+    small = example_inputs.unet_inputs(family, size=2 * family.size_step, device=str(room.accelerator.device))
     places = hooks.comparable(student, room.teacher, hooks.places(student, applied.name_map), small)
     weights, _ = terms_of(stage, student, places)
     subject = Subject(

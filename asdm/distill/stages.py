@@ -12,10 +12,11 @@ from torch import nn
 from asdm.distill import losses, task
 from asdm.distill.settings import Settings, check
 from asdm.distill.task import BLOCKS, Mode
-from asdm.models import build, loading
+from asdm.models import build, graft, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
-from asdm.plan.edits import PruningPlan, Topology
+from asdm.plan.edits import PruningPlan
+from asdm.plan.topology import Topology
 from asdm.unet import blocks, flops, hooks
 from asdm.unet.surgery import Applied
 
@@ -116,9 +117,9 @@ def small_student(course: Course, stage: Stage) -> tuple[Any, Applied]:
         student, applied = students.build(course.shapes, stage.plan)
         return own_memory(student), applied
     if stage.grafts_from == TEACHER:
-        return students.assemble(course.shapes, None, stage.plan)
+        return graft.assemble(course.shapes, None, stage.plan)
     before = next(other for other in course.stages if other.name == stage.grafts_from)
-    return students.assemble(course.shapes, small_student(course, before)[0], stage.plan, before.plan.edits)
+    return graft.assemble(course.shapes, small_student(course, before)[0], stage.plan, before.plan.edits)
 
 
 def own_memory(student: Any) -> Any:

@@ -23,8 +23,8 @@ from asdm.distill.settings import Settings, micro_batch
 from asdm.distill.setup import make_average, make_optimizer, make_student, make_subject
 from asdm.distill.stages import Stage
 from asdm.distill.task import Lesson
-from asdm.models import student as students
-from asdm.records.measurement import StageResult
+from asdm.models import graft
+from asdm.records.distill import StageResult
 from asdm.utils import snapshots
 
 MEMORY = 0.98  # of the running mean of each term
@@ -44,7 +44,7 @@ def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageR
 
     # The student and what it is to learn (§2.2). What is frozen lies in the teacher's own memory.
     student, applied = make_student(room, stage)
-    audit = students.audit(student, room.teacher)
+    audit = graft.audit(student, room.teacher)
     assert not set(audit.trainable.names) & set(audit.shared_with_teacher.names), "the teacher must not learn"
     subject, weights = make_subject(room, stage, student, applied)
     if settings.gradient_checkpointing:

@@ -21,25 +21,19 @@ from torch import nn
 
 from asdm.data.datasets import Example
 from asdm.evaluate import quality
-from asdm.measure import backends, repeats
-from asdm.measure.repeats import Clock, estimate, latency, paired_ratio
-from asdm.models import build, loading, networks
+from asdm.measure import backends, clocks, machine, repeats, statistics
+from asdm.measure.clocks import Clock
+from asdm.measure.statistics import estimate, latency, paired_ratio
+from asdm.models import build, example_inputs, execution, graft, loading, networks
 from asdm.models import student as students
 from asdm.models.components import components_of, time_calls
 from asdm.models.families import Family, load_family
 from asdm.models.pipeline import pipeline
+from asdm.plan import presets
 from asdm.plan.edits import GraftBlock, PruningPlan
-from asdm.records.measurement import (
-    BenchResult,
-    BenchStudent,
-    BenchTeacher,
-    BuildResult,
-    Drawing,
-    Estimate,
-    ImageParts,
-    Metric,
-    Pipeline,
-)
+from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Drawing, ImageParts, Metric, Pipeline
+from asdm.records.build import BuildResult
+from asdm.records.measurement import Estimate
 from asdm.unet import flops, surgery
 from asdm.utils import registry
 from asdm.utils.io import utc_now
@@ -50,7 +44,7 @@ MOST_KEPT = 16
 
 
 @dataclass(frozen=True)
-class Settings(loading.Setup):
+class Settings(execution.Setup):
     """How to compare: the defaults are what `asdm bench` does."""
 
     backend: str = "eager"
@@ -106,10 +100,10 @@ def bench(
     Raises ValueError for an unknown family or student, a student of another teacher, or too little memory.
     """
     family = load_family(teacher)
-    loading.check_setup(settings)
+    execution.check_setup(settings)
     _check(sources, settings)
     backend = backends.load(settings.backend, settings.dtype, settings.device)
-    clock = repeats.clock_for(settings.device)
+    clock = clocks.clock_for(settings.device)
     weights = settings.weights or loading.default_weights(family)
 
     # Everything that can be wrong is found on the meta device, before gigabytes are loaded.
@@ -126,7 +120,7 @@ def bench(
     first = Contestant(family.name, weights, shapes, unet)
     everyone = [first, *racers]
 
-    with repeats.quiet_torch(settings.threads) as threads:
+    with machine.quiet_torch(settings.threads) as threads:
         race = partial(_race, backend, everyone, family, settings, clock, tell)
         single = race(settings.batch, settings.min_rounds, "UNet")
         batch = settings.batch * (2 if settings.guided else 1)
@@ -138,7 +132,7 @@ def bench(
         judged, drawings = (
             _judged(judging, everyone, family, settings, tell) if judging else ([{} for _ in everyone], ())
         )
-        facts = repeats.environment(settings.device, threads)
+        facts = machine.environment(settings.device, threads)
 
     composed = [_compose(step, i, parts, settings) for i in range(len(everyone))] if parts else None
     return BenchResult(
@@ -171,7 +165,7 @@ def bench(
 
 def _check(sources: Sequence[str], settings: Settings) -> None:
     if not sources:
-        raise ValueError(f"name at least one student: a folder, a plan or a preset ({', '.join(students.PRESETS)}).")
+        raise ValueError(f"name at least one student: a folder, a plan or a preset ({', '.join(presets.PRESETS)}).")
     if settings.steps < 1:
         raise ValueError(f"steps {settings.steps} is none; choose 1 or more.")
     if settings.run_image and settings.backend != "eager":
@@ -198,14 +192,14 @@ def _require_memory(
     if not backend.NEEDS_WEIGHTS:
         return
     batch = settings.batch * (2 if settings.guided else 1)
-    inputs = loading.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
+    inputs = example_inputs.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
     counted = flops.count(shapes, (), inputs)
-    from_disk = sum(draft.is_folder or bool(draft.plan and students.stage1_of(draft.plan)) for draft in drafts)
+    from_disk = sum(draft.is_folder or bool(draft.plan and graft.stage1_of(draft.plan)) for draft in drafts)
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     torchs = counted.peak_memory_bytes + from_disk * counted.parameter_bytes
     need = int(1.1 * torchs + (1 + len(drafts)) * session) + SPARE_MEMORY
     many = f" with {len(drafts)} students at a time" if session and len(drafts) > 1 else ""
-    repeats.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}{many}")
+    machine.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}{many}")
 
 
 def _draft(source: str, teacher: nn.Module, family: Family, settings: Settings) -> Contestant:
@@ -259,14 +253,14 @@ def _made(
     """A plan's student; `load` gives the stage-1 student that its grafts come from."""
     if not any(isinstance(edit, GraftBlock) for edit in plan.edits):
         return students.build(teacher, plan)
-    source = students.stage1_of(plan)
+    source = graft.stage1_of(plan)
     if source is None:
         raise ValueError(
             f"the plan {plan.name} grafts blocks and names no stage-1 student; give its graft_block edits a source, "
             "or build it (asdm build --stage1) and name its folder."
         )
-    stage1 = students.stage1_family(source)
-    return students.assemble(teacher, load(stage1), plan, students.edits_in(stage1))
+    stage1 = graft.stage1_family(source)
+    return graft.assemble(teacher, load(stage1), plan, graft.edits_in(stage1))
 
 
 # ---------------------------------------------------------------------------------------------- the race
@@ -284,7 +278,7 @@ def _race(
     what: str,
 ) -> list[list[float]]:
     """Seconds of every contestant, in turns there and back, so that drift falls on all alike."""
-    inputs = loading.unet_inputs(family, batch, settings.size, settings.device, settings.dtype, settings.seed)
+    inputs = example_inputs.unet_inputs(family, batch, settings.size, settings.device, settings.dtype, settings.seed)
     calls: dict[str, Callable[[], float]] = {}
     for i, racer in enumerate(everyone):
         tell(f"opening, {what} at batch {batch}", i, None)
@@ -296,7 +290,7 @@ def _race(
     samples = repeats.interleave(
         calls,
         (*order, *reversed(order)),
-        repeats.HostClock(),
+        clocks.HostClock(),
         rounds,
         budget_s=settings.time_budget_s,
         enough=lambda s: all(_half_width(s[i], s["0"]) <= settings.target for i in order[1:]),
@@ -333,7 +327,7 @@ def _compose(step: list[list[float]], i: int, parts: dict[str, tuple[int, list[f
         return float(np.median(times))
 
     def draws(times: list[float]) -> np.ndarray:  # one seed: the same rounds are drawn for teacher and student
-        return repeats.bootstrap(np.asarray(times))
+        return statistics.bootstrap(np.asarray(times))
 
     ours, theirs = whole(draws, i), whole(draws, 0)
     return Image(_interval(whole(median, i), ours), _interval(whole(median, i) / whole(median, 0), ours / theirs))
@@ -360,7 +354,7 @@ def _images(
 
     def run(unet: nn.Module) -> float:
         made.register_modules(unet=unet)
-        return repeats.timed(
+        return clocks.timed(
             lambda: made(
                 PROMPT,
                 num_inference_steps=settings.steps,
@@ -377,7 +371,7 @@ def _images(
     samples = repeats.interleave(
         calls,
         (*order, *reversed(order)),
-        repeats.HostClock(),
+        clocks.HostClock(),
         min_rounds=settings.image_rounds,
         max_rounds=settings.image_rounds,
         progress=lambda n, eta: tell("whole image", n, eta),

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from asdm.data.datasets import Example
-from asdm.measure.repeats import estimate
-from asdm.records.measurement import Metric
+from asdm.measure.statistics import estimate
+from asdm.records.bench import Metric
 
 CANDIDATES = 200  # captions among which a picture's own must be found
 DRAWS = 200

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from diffusers import UNet2DConditionModel
 
-from asdm.plan.edits import Kept
+from asdm.plan.legality import ResolvedPlan
 
 # ---------------------------------------------------------------------------------------------- LoRA
 
@@ -63,7 +63,7 @@ _ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1
 DOWN, MID = "down_block_additional_residuals", "mid_block_additional_residual"
 
 
-def fit_control(student: torch.nn.Module, teacher_skips: Sequence[str], kept: Kept) -> Any:
+def fit_control(student: torch.nn.Module, teacher_skips: Sequence[str], kept: ResolvedPlan) -> Any:
     """Let a student take the residuals of a ControlNet that was made for its teacher; returns the hook's handle.
 
     diffusers adds residuals to skips pair by pair and stops, without a word, where one side ends. With this, the
@@ -76,7 +76,7 @@ def fit_control(student: torch.nn.Module, teacher_skips: Sequence[str], kept: Ke
     return student.register_forward_pre_hook(partial(_fit_residuals, stays, has_deepest), with_kwargs=True)
 
 
-def _is_gone(skip: str, kept: Kept) -> bool:
+def _is_gone(skip: str, kept: ResolvedPlan) -> bool:
     block, _, layer = skip.partition(".layer.")
     if layer:
         return block in kept.removed_blocks or (block, int(layer)) in kept.removed_layers

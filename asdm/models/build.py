@@ -7,12 +7,14 @@ from pathlib import Path
 
 from torch import nn
 
-from asdm.measure import repeats
-from asdm.models import loading
+from asdm.measure import machine
+from asdm.models import example_inputs, execution, graft, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
+from asdm.plan import presets
 from asdm.plan.edits import PruningPlan
-from asdm.records.measurement import BuildResult, FreezeAudit, mac_unit
+from asdm.records.build import BuildResult, FreezeAudit
+from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, diff, flops
 from asdm.unet.surgery import Applied
 
@@ -37,31 +39,31 @@ def build_student(
     With `stage1`, the folder of a stage-1 student, the combined UNet of §2.2 is assembled from teacher and student.
     Raises ValueError for a plan that does not fit its teacher, too little memory, or a folder that exists.
     """
-    loading.check_setup(loading.Setup(weights, device, dtype))
+    execution.check_setup(execution.Setup(weights, device, dtype))
     family = load_family(teacher or _family_of(source))
     weights = weights or loading.default_weights(family)
     shapes = loading.meta_unet(family, dtype)
     plan = students.read_plan(source, shapes, family.name)
-    stage1 = stage1 or students.stage1_of(plan)
-    first = students.stage1_family(stage1) if stage1 else None
+    stage1 = stage1 or graft.stage1_of(plan)
+    first = graft.stage1_family(stage1) if stage1 else None
     if first:
-        plan = students.with_grafts(plan, blocks.topology(shapes))
-        small, applied = students.assemble(shapes, loading.meta_unet(first, dtype), plan, students.edits_in(first))
+        plan = graft.with_grafts(plan, blocks.topology(shapes))
+        small, applied = graft.assemble(shapes, loading.meta_unet(first, dtype), plan, graft.edits_in(first))
     else:
         small, applied = students.build(shapes, plan)
     before, after = costs = (count(family, shapes, dtype), count(family, small, dtype))
     need = before.parameter_bytes + (after.parameter_bytes if first else 0)
-    repeats.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
+    machine.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
 
     tell("loading the teacher", 0, None)
     unet = loading.load_unet(family, weights, device, dtype, seed)
     tell("operating", 0, None)
     if first:
-        student, _ = students.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), plan)
+        student, _ = graft.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), plan)
     else:
         student, _ = students.build(unet, plan)
     result = record(
-        plan, family, weights, shapes, small, applied, costs, stage1, students.audit(student, unet) if first else None
+        plan, family, weights, shapes, small, applied, costs, stage1, graft.audit(student, unet) if first else None
     ).model_copy(update={"warning": plan.not_measured_at(device=device, dtype=dtype)})
     tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
     students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
@@ -70,7 +72,7 @@ def build_student(
 
 def count(family: Family, unet: nn.Module, dtype: str = "fp32", batch: int = 1, size: int | None = None) -> flops.Count:
     """MACs and parameters of a family's UNet, or of its student, on the meta device."""
-    inputs = loading.unet_inputs(family, batch, size, "meta", dtype)
+    inputs = example_inputs.unet_inputs(family, batch, size, "meta", dtype)
     return flops.count(unet, (), inputs, list(blocks.iter_parts(unet)))
 
 
@@ -108,9 +110,7 @@ def record(
 
 
 def _family_of(source: str) -> str:
-    return (
-        DEFAULT_FAMILY if source in students.PRESETS or not Path(source).exists() else PruningPlan.load(source).family
-    )
+    return DEFAULT_FAMILY if source in presets.PRESETS or not Path(source).exists() else PruningPlan.load(source).family
 
 
 def describe(result: BuildResult, output: Path) -> str:

@@ -10,9 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.measure.repeats import Clock, timed
+from asdm.measure.clocks import Clock, timed
+from asdm.models.example_inputs import latent_size
+from asdm.models.execution import dtype_of
 from asdm.models.families import Family
-from asdm.models.loading import dtype_of, latent_size, materialise
+from asdm.models.random_weights import materialise
 from asdm.unet import flops
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.measure import backends, repeats
+from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
-from asdm.models import loading
+from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
-from asdm.records.measurement import ExportResult
+from asdm.records.build import ExportResult
 from asdm.unet import flops
 from asdm.utils.io import check_writable, whole_folder
 
@@ -52,8 +52,8 @@ def export(
     family = load_family(source)
     backend = backends.load(RUNTIMES[to], dtype, "cpu") if to in RUNTIMES else None
     shapes = loading.meta_unet(family, dtype)
-    counted = flops.count(shapes, (), loading.unet_inputs(family, OTHER_BATCH, size, "meta", dtype))
-    repeats.require_memory(int(2.2 * counted.peak_memory_bytes), "cpu", f"exporting {family.name}")
+    counted = flops.count(shapes, (), example_inputs.unet_inputs(family, OTHER_BATCH, size, "meta", dtype))
+    machine.require_memory(int(2.2 * counted.peak_memory_bytes), "cpu", f"exporting {family.name}")
     check_writable(output, force)
 
     tell("loading", 0, None)
@@ -73,10 +73,11 @@ def _graph(unet: nn.Module, family: Family, backend: Any, folder: Path, size: in
 
     def differences(batches: tuple[int, ...], **options: Any) -> dict[int, float]:
         tell(f"tracing at batch {batches[0]}", 0, None)
-        _onnx.export(unet, loading.unet_inputs(family, batches[0], size), folder, **options)
+        _onnx.export(unet, example_inputs.unet_inputs(family, batches[0], size), folder, **options)
         tell("comparing with PyTorch", 0, None)
         found = {
-            batch: _difference(unet, loading.unet_inputs(family, batch, size), backend, folder) for batch in batches
+            batch: _difference(unet, example_inputs.unet_inputs(family, batch, size), backend, folder)
+            for batch in batches
         }
         for batch, difference in found.items():
             if not difference <= TOLERANCE:

@@ -10,17 +10,11 @@ import torch
 from torch import nn
 
 from asdm.models.components import components_of
+from asdm.models.example_inputs import latent_size
+from asdm.models.execution import RANDOM, Setup, check_setup, dtype_of
 from asdm.models.families import Family, load_family
-from asdm.models.loading import (
-    RANDOM,
-    Setup,
-    check_setup,
-    default_weights,
-    dtype_of,
-    latent_size,
-    load_unet,
-    materialise,
-)
+from asdm.models.loading import default_weights, load_unet
+from asdm.models.random_weights import materialise
 
 Tell = Callable[[str, int, float | None], None]
 

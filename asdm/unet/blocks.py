@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from asdm.plan.edits import Topology, UnitShape
+from asdm.plan.topology import Topology, UnitShape
 
 UNet = Any  # a diffusers UNet2DConditionModel or what surgery made of it: its attributes are not typed
 OTHER = "other"  # what runs outside every part: concatenated skips, additional embeddings, …

@@ -7,7 +7,8 @@ from itertools import groupby
 
 from torch import nn
 
-from asdm.records.measurement import DiffRow, mac_unit
+from asdm.records.build import DiffRow
+from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, flops
 from asdm.unet.surgery import Applied
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from asdm.plan.edits import AnyEdit, ReplaceUnit, resolve
+from asdm.plan.edits import AnyEdit, ReplaceUnit
+from asdm.plan.legality import resolve
 from asdm.unet import blocks
 from asdm.unet.replacements import pass_through
 from asdm.utils import registry

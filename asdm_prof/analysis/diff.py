@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from asdm.measure.repeats import bootstrap
+from asdm.measure.statistics import bootstrap
 from asdm.records.measurement import Estimate
 from asdm.utils.io import Frozen
 from asdm_prof.records import PartRecord, Profile

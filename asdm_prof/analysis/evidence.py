@@ -14,8 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asdm.measure.repeats import bootstrap
-from asdm.records.measurement import MEASURES, Estimate, Measure
+from asdm.measure.statistics import bootstrap
+from asdm.records.bench import MEASURES, Measure
+from asdm.records.measurement import Estimate
 from asdm_prof.records import Judged, Proof, ProofRow
 
 # The perceptual distance is left out: its VGG has trained the paper's rows, so it may judge nobody.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from asdm.measure.repeats import estimate, spearman
+from asdm.measure.statistics import estimate, spearman
 from asdm.records.measurement import Estimate
 from asdm_prof.analysis.tree import shallow_blocks
 from asdm_prof.records import PartRecord, Profile

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from asdm.measure.repeats import spearman
+from asdm.measure.statistics import spearman
 from asdm.plan.edits import MeasuredAt, Prediction, PruningPlan
 from asdm.records.measurement import Estimate
 from asdm.utils.io import utc_now

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from asdm.measure.repeats import estimate
+from asdm.measure.statistics import estimate
 from asdm.records.measurement import Estimate
 from asdm_prof.records import PartRecord, Profile
 

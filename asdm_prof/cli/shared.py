@@ -52,7 +52,7 @@ def profile_at(path: Path | None) -> tuple[Any, Path]:
 
 def profile_of(family: str, path: Path | None, weights: str | None, asked: dict[str, Any]) -> Any:
     """The profile named, or the family's newest with these settings, or where there is none a new one."""
-    from asdm.models import loading
+    from asdm.models import execution, loading
     from asdm.models.families import load_family
     from asdm_prof.renderers import _collect
 
@@ -72,7 +72,7 @@ def profile_of(family: str, path: Path | None, weights: str | None, asked: dict[
     from asdm_prof.profiler.profile import profile as measure
 
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = Settings(weights=weights, **({"device": loading.default_device()} | given))
+    settings = Settings(weights=weights, **({"device": execution.default_device()} | given))
     with watching("Profiling") as watch:
         made = measure(family, settings, watch, command=this_command("asdm-prof"))
     saved = made.save(io.run_folder(io.short_name(family), made.backend, made.dtype) / "profile.json")

@@ -30,18 +30,9 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, milp
 from scipy.sparse import csr_array
 
-from asdm.plan.edits import (
-    AnyEdit,
-    RemoveBlock,
-    RemoveLayer,
-    RemoveUnit,
-    ReplaceUnit,
-    UnitShape,
-    is_legal_flow,
-    legal_layer_sets,
-    resolve,
-    why_no_identity,
-)
+from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan.legality import is_legal_flow, legal_layer_sets, resolve, why_no_identity
+from asdm.plan.topology import UnitShape
 from asdm_prof.records import Damage, PartRecord, Profile, Validation
 
 CONVOLUTION_WEIGHT = 2.0

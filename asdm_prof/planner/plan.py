@@ -15,7 +15,9 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student_t
 
-from asdm.plan.edits import AnyEdit, Kept, MeasuredAt, Prediction, Proof, PruningPlan, Topology, is_legal_flow, resolve
+from asdm.plan.edits import AnyEdit, MeasuredAt, Prediction, Proof, PruningPlan
+from asdm.plan.legality import ResolvedPlan, is_legal_flow, resolve
+from asdm.plan.topology import Topology
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import choices as problems
 from asdm_prof.planner.choices import BUDGETS, Choice, Problem, choices
@@ -176,7 +178,7 @@ def _saved(profile: Profile, edits: Sequence[AnyEdit]) -> tuple[dict[str, float]
     return saved, variance
 
 
-def _op_of(shape: Topology, kept: Kept, fqn: str) -> str:
+def _op_of(shape: Topology, kept: ResolvedPlan, fqn: str) -> str:
     """The kind of edit that made a part go."""
     if fqn in kept.removed_units:
         return "remove_unit"

@@ -17,10 +17,10 @@ from pydantic import Field
 from scipy.stats import t as student_t
 from torch import nn
 
-from asdm.measure import backends, repeats
+from asdm.measure import backends, clocks, machine, repeats, statistics
 from asdm.measure.backends import Session
-from asdm.measure.repeats import paired_ratio
-from asdm.models import loading
+from asdm.measure.statistics import paired_ratio
+from asdm.models import example_inputs, execution, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import AnyEdit, PruningPlan
@@ -75,12 +75,12 @@ def validate(
     _check(family, profile, settings)
     run = _open_run(run_file, profile, settings)
     drawn = draw_plans(profile, settings.plans, settings.seed)
-    with repeats.quiet_torch(profile.threads) as threads:
+    with machine.quiet_torch(profile.threads) as threads:
         for done in _measure(family, profile, settings, drawn[len(run.plans) :], tell):
             run = run.model_copy(update={"plans": (*run.plans, done)})
             if run_file:
                 run.save(run_file, force=True)
-        facts = repeats.environment(profile.device, threads)
+        facts = machine.environment(profile.device, threads)
     return Validation(
         created_utc=utc_now(),
         command=command,
@@ -108,7 +108,7 @@ def _check(family: Family, profile: Profile, settings: Settings) -> None:
         raise ValueError(f"time budget {settings.time_budget_s} is none; choose seconds above 0.")
     if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
         raise ValueError(f"the profile is of {profile.family}, another model than {family.name}; profile that one.")
-    loading.check_device(profile.device)
+    execution.check_device(profile.device)
 
 
 def _open_run(run_file: Path | None, profile: Profile, settings: Settings) -> ValidationRun:
@@ -148,7 +148,7 @@ def _measure(
     """Each student in turns with its teacher: A B B A, so that drift falls on both alike."""
     if not drawn:
         return
-    clock, wall = repeats.clock_for(profile.device), repeats.HostClock()
+    clock, wall = clocks.clock_for(profile.device), clocks.HostClock()
     backend = backends.load(profile.backend, profile.dtype, profile.device)
     shapes = loading.meta_unet(family, profile.dtype)
     _require_memory(family, profile, shapes, backend)
@@ -156,7 +156,7 @@ def _measure(
     weights = settings.weights or profile.weights
     where = (profile.device, profile.dtype, profile.seed)
     teacher = loading.load_unet(family, weights, *where) if backend.NEEDS_WEIGHTS else shapes
-    inputs = loading.unet_inputs(family, profile.batch, profile.size, *where)
+    inputs = example_inputs.unet_inputs(family, profile.batch, profile.size, *where)
 
     def session_of(unet: nn.Module) -> Session:
         return backend.open_session(unet, inputs, list(blocks.iter_parts(unet)), clock)
@@ -211,11 +211,13 @@ def _half_width(samples: dict[str, list[float]]) -> float:
 def _require_memory(family: Family, profile: Profile, shapes: nn.Module, backend: Any) -> None:
     if not backend.NEEDS_WEIGHTS:
         return
-    counted = flops.count(shapes, (), loading.unet_inputs(family, profile.batch, profile.size, "meta", profile.dtype))
+    counted = flops.count(
+        shapes, (), example_inputs.unet_inputs(family, profile.batch, profile.size, "meta", profile.dtype)
+    )
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     sessions = 2 * session  # teacher and one student; in torch the student shares the teacher's
     need = int(1.1 * counted.peak_memory_bytes) + sessions + SPARE_MEMORY
-    repeats.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}")
+    machine.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}")
 
 
 # ---------------------------------------------------------------------------------------------- judging
@@ -231,7 +233,7 @@ def judge(plans: Sequence[ValidatedPlan]) -> dict[str, Any]:
         "p95": float(np.quantile(np.abs(errors), 0.95)),
         "bias": float(errors.mean()),
         "coverage": float(np.mean([plan.low <= plan.measured_ratio <= plan.high for plan in plans])),
-        "rank_correlation": repeats.spearman(
+        "rank_correlation": statistics.spearman(
             [plan.predicted_ratio for plan in plans], [plan.measured_ratio for plan in plans]
         ),
         "correction": correction,

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from asdm.measure.backends import Attribution
-from asdm.measure.repeats import estimate, paired_ratio, relative_half_width, spearman
+from asdm.measure.statistics import estimate, paired_ratio, relative_half_width, spearman
 from asdm.records.measurement import Estimate, HostUse, Macs
 from asdm_prof.records import PartRecord, TrustLine, WholeRecord
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from asdm.models import loading
+from asdm.models import example_inputs, execution, loading
 from asdm.models.components import components_of, count_call
 from asdm.models.families import Family, load_family
 from asdm.records.measurement import Macs, mac_unit
@@ -18,11 +18,11 @@ def flops_of(name: str, batch: int = 1, size: int | None = None, like: str | Non
     """The `asdm.flops/1` JSON of a family; raises ValueError for an unknown family, size or rule."""
     if like not in (None, *RULES):
         raise ValueError(f"unknown rule {like!r} for --like; choose from {', '.join(RULES)}.")
-    loading.check_setup(loading.Setup(batch=batch))
+    execution.check_setup(execution.Setup(batch=batch))
     family = load_family(name)
     unet = loading.meta_unet(family)
     parts = list(blocks.iter_parts(unet))
-    counted = flops.count(unet, (), loading.unet_inputs(family, batch, size, "meta"), parts)
+    counted = flops.count(unet, (), example_inputs.unet_inputs(family, batch, size, "meta"), parts)
     rows: list[dict[str, Any]] = [
         {"fqn": part.fqn, "label": part.label, "kind": part.kind, "params": part.params}
         | _macs(counted.by_part[part.fqn], counted.layer_norm_by_part.get(part.fqn, 0), like)

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from asdm import __version__
-from asdm.measure import repeats
-from asdm.models import loading
+from asdm.measure import machine
+from asdm.models import execution
 from asdm.utils import registry
 
 # What the optional parts need: import name → what it is for.
@@ -31,8 +31,8 @@ PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors",
 
 def facts() -> dict[str, Any]:
     """The `asdm.env/1` JSON."""
-    device = loading.default_device()
-    surroundings = repeats.environment(device, torch.get_num_threads())
+    device = execution.default_device()
+    surroundings = machine.environment(device, torch.get_num_threads())
     return {
         "schema": "asdm.env/1",
         "asdm": __version__,

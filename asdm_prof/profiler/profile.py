@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from asdm.measure import backends, repeats
+from asdm.measure import backends, clocks, machine, repeats, statistics
 from asdm.measure.backends import Attribution, Session
-from asdm.measure.repeats import Clock, estimate, latency
-from asdm.models import loading
+from asdm.measure.clocks import Clock
+from asdm.measure.statistics import estimate, latency
+from asdm.models import example_inputs, execution, loading
 from asdm.models.components import components_of, count_call, time_calls
 from asdm.models.families import Family, load_family
-from asdm.plan.edits import ReplaceUnit, Topology
+from asdm.plan.edits import ReplaceUnit
+from asdm.plan.topology import Topology
 from asdm.records.measurement import HostUse, Macs
 from asdm.unet import blocks, flops, surgery
 from asdm.utils import registry
@@ -36,7 +38,7 @@ SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
 
 
 @dataclass(frozen=True)
-class Settings(loading.Setup):
+class Settings(execution.Setup):
     """How to measure: the defaults are what `asdm-prof profile sd15` does."""
 
     backend: str = "eager"
@@ -70,12 +72,12 @@ def profile(
 
     Raises ValueError for an unknown name, a size that does not fit, or too little memory (before taking it).
     """
-    started = repeats.HostClock().mark()
+    started = clocks.HostClock().mark()
     family = load_family(family) if isinstance(family, str) else family
     tell = watch or (lambda _: None)
-    loading.check_setup(settings)
+    execution.check_setup(settings)
     device = settings.device
-    clock = clock or repeats.clock_for(device)
+    clock = clock or clocks.clock_for(device)
     backend = backends.load(settings.backend, settings.dtype, device)
     weights = settings.weights or loading.default_weights(family)
 
@@ -83,7 +85,7 @@ def profile(
     tell(Status("counting"))
     shapes = loading.meta_unet(family, settings.dtype)
     parts = list(blocks.iter_parts(shapes))
-    meta_inputs = loading.unet_inputs(family, settings.batch, settings.size, "meta", settings.dtype)
+    meta_inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta", settings.dtype)
     counted = flops.count(shapes, (), meta_inputs, parts)
     shape = blocks.topology(shapes)
 
@@ -92,16 +94,16 @@ def profile(
     if backend.NEEDS_WEIGHTS:
         session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
         need = int(1.1 * counted.peak_memory_bytes + SESSIONS * session) + SPARE_MEMORY
-        repeats.require_memory(need, device, f"profiling {family.name} in {settings.dtype}")
+        machine.require_memory(need, device, f"profiling {family.name} in {settings.dtype}")
         tell(Status("building"))
         unet = loading.load_unet(family, weights, device, settings.dtype, settings.seed)
-    inputs = loading.unet_inputs(family, settings.batch, settings.size, device, settings.dtype, settings.seed)
+    inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, device, settings.dtype, settings.seed)
     parts = list(blocks.iter_parts(unet))
     options = replaceable(shape, unet)
 
     second = _second_count(family, unet, device, settings, tell) if backend.NEEDS_WEIGHTS else None
 
-    with repeats.quiet_torch(settings.threads) as threads:
+    with machine.quiet_torch(settings.threads) as threads:
         hook_cost_s = _hook_cost(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
         taken = _take(unet, inputs, parts, options, backend, clock, settings, started, tell)
         components = _components(family, settings, device, clock, tell)
@@ -109,7 +111,7 @@ def profile(
         if backend.NEEDS_WEIGHTS:
             tell(Status("measuring peaks"))
             peaks = roofline.calibrate(backend, settings.dtype, device, clock)
-        facts = repeats.environment(device, threads)
+        facts = machine.environment(device, threads)
 
     hooked = np.asarray(taken.hooked_s)
     records = [_part_record(part, counted, taken.parts_s[part.fqn], hooked, peaks) for part in parts]
@@ -140,7 +142,7 @@ def profile(
         seed=settings.seed,
         batch=settings.batch,
         size=settings.size or family.size,
-        latent=loading.latent_size(family, settings.size),
+        latent=example_inputs.latent_size(family, settings.size),
         topology=shape,
         whole=whole,
         units=tuple(part for part in records if part.kind != "glue"),
@@ -154,7 +156,7 @@ def profile(
             whole, records, taken.hooked_s, taken.bare_s, second, counted.uncounted_ops, hook_cost_s, seen, taken.host
         ),
         host=taken.host,
-        weights_sha256=loading.weights_sha256(unet) if backend.NEEDS_WEIGHTS and weights != loading.RANDOM else None,
+        weights_sha256=loading.weights_sha256(unet) if backend.NEEDS_WEIGHTS and weights != execution.RANDOM else None,
         environment=facts,
     )
 
@@ -243,16 +245,16 @@ def _take_whole(
 
     tell(Status("warming up"))
     repeats.warm_up(session.run, budget_s=settings.time_budget_s / 10)
-    wall = repeats.HostClock()
+    wall = clocks.HostClock()
     left_s = settings.time_budget_s - wall.seconds(started, wall.mark())
-    host = repeats.HostWatch()
+    host = machine.HostWatch()
     samples = repeats.interleave(
         {"hooked": hooked, "bare": session.run},
         pattern,
         wall,
         settings.min_rounds,
         budget_s=left_s * len(pattern) / (len(pattern) + options),
-        enough=lambda s: repeats.relative_half_width(s["hooked"]) <= settings.target,
+        enough=lambda s: statistics.relative_half_width(s["hooked"]) <= settings.target,
         progress=lambda n, eta: tell(Status("measuring", n, eta, taken.parts_s)),
     )
     taken.bare_s, taken.hooked_s, taken.host = samples["bare"], samples["hooked"], host.read()
@@ -268,7 +270,7 @@ def _take_option(session: Session, name: str, calls: int, tell: Watch) -> dict[s
     repeats.interleave(
         {name: lambda: _append(rows, session)},
         (name,),
-        repeats.HostClock(),
+        clocks.HostClock(),
         min_rounds=max(calls - 1, 2),
         max_rounds=max(calls - 1, 2),
         budget_s=math.inf,
@@ -296,12 +298,12 @@ def _hook_cost(
 ) -> list[float]:
     """Hooked less bare seconds of neighbouring calls on the smallest image, where noise is smallest too."""
     tell(Status("timing the hooks"))
-    inputs = loading.unet_inputs(family, 1, family.size_step, settings.device, settings.dtype, settings.seed)
+    inputs = example_inputs.unet_inputs(family, 1, family.size_step, settings.device, settings.dtype, settings.seed)
     session: Session = backend.open_session(unet, inputs, parts, clock)
     session.run()
     calls = {"hooked": lambda: session.run_parts()[0], "bare": session.run}
     samples = repeats.interleave(
-        calls, ("hooked", "bare", "bare", "hooked"), repeats.HostClock(), min_rounds=10, budget_s=15.0
+        calls, ("hooked", "bare", "bare", "hooked"), clocks.HostClock(), min_rounds=10, budget_s=15.0
     )
     return [hooked - bare for hooked, bare in zip(samples["hooked"], samples["bare"], strict=True)]
 
@@ -312,8 +314,8 @@ def _second_count(
     """(pixels, our count, fvcore's count) of a small image with the real tensors."""
     tell(Status("counting again with fvcore"))
     size = 2 * family.size_step
-    inputs = loading.unet_inputs(family, 1, size, device, settings.dtype)
-    ours = flops.count(loading.meta_unet(family), (), loading.unet_inputs(family, 1, size, "meta"))
+    inputs = example_inputs.unet_inputs(family, 1, size, device, settings.dtype)
+    ours = flops.count(loading.meta_unet(family), (), example_inputs.unet_inputs(family, 1, size, "meta"))
     return size, ours.total, flops.count_by_fvcore(_Positional(unet, inputs), _tensors(inputs))
 
 
@@ -416,7 +418,7 @@ def _option_records(
         edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(swapped)]
         shapes = loading.meta_unet(family)
         surgery.apply_plan(shapes, edits)
-        inputs = loading.unet_inputs(family, settings.batch, settings.size, "meta")
+        inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta")
         parts = {part.fqn: part for part in blocks.iter_parts(shapes)}
         counted = flops.count(shapes, (), inputs, list(parts.values()))
         for edit in edits:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from asdm.measure.repeats import spearman
+from asdm.measure.statistics import spearman
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.checks import told_apart

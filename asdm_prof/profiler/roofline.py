@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.measure.repeats import Clock, timed
-from asdm.models.loading import dtype_of
+from asdm.measure.clocks import Clock, timed
+from asdm.models.execution import dtype_of
 from asdm_prof.records import Bound, Peaks, Roofline
 
 SECONDS_EACH = 2.0  # of the four calibrations

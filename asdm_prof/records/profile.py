@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from asdm.plan.edits import Topology
+from asdm.plan.topology import Topology
 from asdm.records.measurement import Estimate, HostUse, Latency, Macs, UNetRun, mac_unit
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, later

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from asdm.plan.edits import AnyEdit, Prediction
-from asdm.records.measurement import Estimate, Metric, UNetRun
+from asdm.records.bench import Metric
+from asdm.records.measurement import Estimate, UNetRun
 from asdm.utils.io import Frozen
 
 

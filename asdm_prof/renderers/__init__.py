@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from asdm.plan.edits import PruningPlan
-from asdm.records.measurement import BenchResult
+from asdm.records.bench import BenchResult
 from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, Search, TrainingLog, Validation
 
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from asdm.models.families import load_family
 from asdm.plan.edits import PruningPlan
-from asdm.records.measurement import BenchResult
+from asdm.records.bench import BenchResult
 from asdm.utils import io
 from asdm_prof.analysis import structure
 from asdm_prof.planner.plan import check_damage

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 
-from asdm.measure.repeats import KEEP_MEMORY
+from asdm.measure.machine import KEEP_MEMORY
 from asdm.plan.edits import Prediction
-from asdm.records.measurement import MEASURES, Estimate
+from asdm.records.bench import MEASURES
+from asdm.records.measurement import Estimate
 from asdm_prof.records import Interval, Profile
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))

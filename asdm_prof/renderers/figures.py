@@ -19,8 +19,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogLocator
 
-from asdm.measure.repeats import estimate
-from asdm.records.measurement import MEASURES, BenchStudent, Estimate, Measure
+from asdm.measure.statistics import estimate
+from asdm.records.bench import MEASURES, BenchStudent, Measure
+from asdm.records.measurement import Estimate
 from asdm.utils.io import write_whole
 from asdm_prof.analysis import evidence
 from asdm_prof.analysis import structure as resemblance

@@ -16,8 +16,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from asdm.plan.edits import Kept, resolve
-from asdm.records.measurement import BenchResult, BenchStudent
+from asdm.plan.legality import ResolvedPlan, resolve
+from asdm.records.bench import BenchResult, BenchStudent
 from asdm.utils.io import write_whole
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
@@ -170,7 +170,7 @@ def _bench(bench: BenchResult, place: int, with_pictures: int) -> dict[str, Any]
     }
 
 
-def _kept(view: View) -> tuple[Kept | None, str]:
+def _kept(view: View) -> tuple[ResolvedPlan | None, str]:
     """What the plan leaves, or why it does not fit this UNet."""
     if view.plan is None:
         return None, ""
@@ -180,7 +180,7 @@ def _kept(view: View) -> tuple[Kept | None, str]:
         return None, plain(str(error), 400)
 
 
-def _plan_picture(view: View, kept: Kept) -> Markup:
+def _plan_picture(view: View, kept: ResolvedPlan) -> Markup:
     why = _reasons(view)
     marks = {fqn: Mark(reason=why.get(fqn, "")) for fqn in kept.gone}
     for fqn, name in kept.replaced.items():

@@ -27,12 +27,13 @@ from asdm.data import datasets
 from asdm.data.encoder import weights_sha256
 from asdm.distill import recipes
 from asdm.evaluate import benchmark, quality
-from asdm.measure import repeats
-from asdm.models import loading
+from asdm.measure import machine
+from asdm.models import example_inputs, execution, loading
 from asdm.models.families import Family, load_family
 from asdm.models.pipeline import pipeline
 from asdm.plan.edits import PruningPlan
-from asdm.records.measurement import MEASURES, Estimate, Metric
+from asdm.records.bench import MEASURES, Metric
+from asdm.records.measurement import Estimate
 from asdm.utils import io
 from asdm.utils.locks import Host
 from asdm_prof.analysis.diff import MACHINE
@@ -241,7 +242,7 @@ class Worker:
         """What workers of one study have in common: settings, teacher, pictures, and the kind of machine."""
         settings = self.settings
         teacher = loading.load_unet(self.family, self._weights, settings.device, "fp32", settings.seed)
-        facts = repeats.environment(settings.device, settings.threads or torch.get_num_threads())
+        facts = machine.environment(settings.device, settings.threads or torch.get_num_threads())
         asked = {key: value for key, value in asdict(settings).items() if key != "weights"}
         return {
             **asked,
@@ -257,7 +258,7 @@ class Worker:
         return self.settings.weights or loading.default_weights(self.family)
 
     def _side(self, size: int | None = None) -> int:
-        return loading.latent_size(self.family, size) * self.family.vae_factor
+        return example_inputs.latent_size(self.family, size) * self.family.vae_factor
 
     def run(self, memory: Memory) -> None:
         """Take up jobs until every rung has ended."""
@@ -361,7 +362,7 @@ class Worker:
     def judged(self, memory: Memory, claim: Claim, told: Tell) -> dict[str, Metric]:
         """What the judge says of the student's pictures, beside the teacher's of the same seeds."""
         student, size = self.student(memory, claim.job), memory.settings["size"]
-        setup = loading.Setup(self._weights, self.settings.device, "fp32", seed=self.settings.seed, size=size)
+        setup = execution.Setup(self._weights, self.settings.device, "fp32", seed=self.settings.seed, size=size)
         with self.host.working() as breathe, torch.inference_mode():
 
             def drawing(what: str, count: int, eta_s: float | None) -> None:
@@ -377,7 +378,7 @@ class Worker:
             return judge(mine)
 
     def _beside_the_teacher(
-        self, made: Any, setup: loading.Setup, drawing: Tell
+        self, made: Any, setup: execution.Setup, drawing: Tell
     ) -> Callable[[quality.Drawn], dict[str, Metric]]:
         """What judges students, once the teacher has drawn twice: from their seeds, and from others for the noise."""
         if self._judge is None:
@@ -434,7 +435,7 @@ class Worker:
         known, settings = memory.settings, self.settings
         students = _front(list(self._students(memory)), settings.metric, memory.maximise)
         halving, attempts = memory.halving, memory.attempts()
-        facts = repeats.environment(settings.device, int(known["threads"]))
+        facts = machine.environment(settings.device, int(known["threads"]))
         return Search(
             created_utc=io.utc_now(),
             command=command,

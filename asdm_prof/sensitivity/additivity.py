@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from scipy.stats import rankdata
 
-from asdm.measure.repeats import BOOTSTRAP_DRAWS
-from asdm.plan.edits import Topology
+from asdm.measure.statistics import BOOTSTRAP_DRAWS
+from asdm.plan.topology import Topology
 from asdm_prof.planner.choices import key
 from asdm_prof.records import Additivity, Agreement, DamagePair, EditDamage, Fit, Interval, JointDamage
 

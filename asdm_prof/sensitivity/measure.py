@@ -26,19 +26,11 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from asdm.measure import repeats
-from asdm.models import loading, pipeline
+from asdm.measure import clocks, machine, statistics
+from asdm.models import example_inputs, execution, loading, pipeline
 from asdm.models.families import Family, load_family
-from asdm.plan.edits import (
-    AnyEdit,
-    RemoveBlock,
-    RemoveLayer,
-    RemoveUnit,
-    ReplaceUnit,
-    legal_layer_sets,
-    resolve,
-    why_no_identity,
-)
+from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan.legality import legal_layer_sets, resolve, why_no_identity
 from asdm.unet import blocks as units
 from asdm.unet import flops, surgery
 from asdm.unet.replacements import shared_copy
@@ -55,7 +47,7 @@ SAMPLES_AT_ONCE = 64  # latents in one call
 
 
 @dataclass(frozen=True)
-class Settings(loading.Setup):
+class Settings(execution.Setup):
     """What is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
 
     data: str = "emoji"
@@ -86,7 +78,7 @@ class Measured:
 
 def damage_of(samples: np.ndarray) -> Interval:
     """Mean over (prompts, timesteps) with its 95 % bootstrap interval over prompts."""
-    found = repeats.estimate(samples.mean(axis=1).tolist(), np.mean)
+    found = statistics.estimate(samples.mean(axis=1).tolist(), np.mean)
     return Interval(value=found.median, low=found.low, high=found.high)
 
 
@@ -244,7 +236,7 @@ def _recorded(variant: Variant, shared: int, keep: int, tape: list[Any]) -> Iter
 def step_macs(family: Family, size: int | None, ordered: Sequence[Variant]) -> dict[str, int]:
     """MACs of every step of every variant for one latent, by name; a part's modules count at its first."""
     found: dict[str, int] = {}
-    inputs = loading.unet_inputs(family, size=size, device="meta")
+    inputs = example_inputs.unet_inputs(family, size=size, device="meta")
     names = {name.split(" ")[1] for variant in ordered for name in variant.names} - {""}
     for name in ("", *sorted(names)):
         unet = loading.meta_unet(family)
@@ -303,7 +295,7 @@ def calibration(family: Family, unet: nn.Module, settings: Settings) -> Calibrat
     """
     if family.unet.get("addition_embed_type"):
         raise ValueError(f"{family.name} is told more than a caption at each call; sensitivity knows one text encoder.")
-    side = loading.latent_size(family, settings.size) * family.vae_factor
+    side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, side)
     if len(data) < settings.prompts:
         raise ValueError(f"prompts {settings.prompts} are more than the {len(data)} of {settings.data}.")
@@ -397,7 +389,7 @@ def measure_damage(
     `sets` may be a function of the teacher. Raises ValueError for settings that cannot be, an edit that does not fit,
     too little memory, or another run's file.
     """
-    clock = repeats.HostClock()
+    clock = clocks.HostClock()
     began = clock.mark()
     family = load_family(family) if isinstance(family, str) else family
     _check(settings)
@@ -405,7 +397,7 @@ def measure_damage(
     tell("building the students", 0, None)
     teacher: Any = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
     sets = sets(teacher) if callable(sets) else sets
-    with repeats.quiet_torch(settings.threads) as threads:
+    with machine.quiet_torch(settings.threads) as threads:
         ordered = variants(teacher, sets)
         tell("preparing the data", 0, None)
         data = calibration(family, teacher, settings)
@@ -453,7 +445,7 @@ def measure_damage(
 
 
 def _check(settings: Settings) -> None:
-    loading.check_setup(settings)
+    execution.check_setup(settings)
     for name, least in (("prompts", 2), ("timesteps", 1)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name} {getattr(settings, name)} is too few; choose {least} or more.")
@@ -476,7 +468,7 @@ def _open_run(run_file: Path | None, sha256: str, sets: Sequence[Edits], setting
 
 
 def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> Batch:
-    clock = repeats.HostClock()
+    clock = clocks.HostClock()
     began = mark = clock.mark()
     inputs = data.inputs(prompts)
     n, t = prompts.stop - prompts.start, len(data.timesteps)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from asdm.evaluate import quality
-from asdm.measure import repeats
+from asdm.measure import machine, statistics
 from asdm.models import loading, networks, pipeline
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
@@ -87,7 +87,7 @@ def sensitivity_of(
         additivity=judged,
         agreement=tuple(additivity.agreement(edits, _scores(drawn_with, found))),
         work=found.work,
-        environment=repeats.environment(settings.device, found.threads),
+        environment=machine.environment(settings.device, found.threads),
     )
 
 
@@ -208,12 +208,12 @@ def clip_scored(
         drawn = quality.draw(made, captions, settings.seed, DRAWING_STEPS, family.guidance_scale, size=settings.size)
         return quality.clip_scores(quality.Seen.by(judge, drawn.images).vectors, own)
 
-    with repeats.quiet_torch(settings.threads):
+    with machine.quiet_torch(settings.threads):
         before = scores(teacher)
         for n, one in enumerate(edits):
             tell(f"drawing with edit {n + 1} of {len(edits)}", 0, None)
             student, _ = students.build(teacher, PruningPlan(family=family.name, edits=one.edits))
-            change = repeats.estimate((scores(student) - before).tolist(), np.mean)
+            change = statistics.estimate((scores(student) - before).tolist(), np.mean)
             found = Interval(value=change.median, low=change.low, high=change.high)
             yield one.model_copy(update={"clip_score_change": found})
 

@@ -26,11 +26,11 @@ from asdm import distill
 from asdm.data import datasets
 from asdm.distill import recipes
 from asdm.evaluate import benchmark, quality
-from asdm.measure import repeats
-from asdm.models import build, loading, networks
-from asdm.models import student as students
+from asdm.measure import machine, statistics
+from asdm.models import build, execution, loading, networks
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
+from asdm.plan import presets
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.utils import registry
 from asdm.utils.io import sha256_of, utc_now, write_whole
@@ -232,7 +232,7 @@ def _begun(
         identity=settings.identity(),
         noise={},
         rows=(first, *(_row(row, plans[row.name], settings, profile, folder) for row in rows[1:])),
-        environment=repeats.environment("cpu", settings.threads or torch.get_num_threads()),
+        environment=machine.environment("cpu", settings.threads or torch.get_num_threads()),
     )
 
 
@@ -305,12 +305,12 @@ def _plan(row: Row, planned: PruningPlan, profile: Profile, damage: Damage) -> P
         return planned
     kind, _, preset = row.plan.rpartition("=")
     if kind == PLANNED:
-        at = planner.price(profile, students.PRESETS[preset](profile.topology)).ratio
+        at = planner.price(profile, presets.PRESETS[preset](profile.topology)).ratio
         return planner.make_plan(profile, f"{at:.6f}", confidence=0.5, damage=damage)
     if row.plan == BK_STYLE:
         edits = baselines.bk_style(profile, planner.price(profile, planned.edits).ratio)
     else:
-        edits = tuple(students.PRESETS[row.plan](profile.topology))
+        edits = tuple(presets.PRESETS[row.plan](profile.topology))
     return PruningPlan(family=profile.family, teacher_config_sha256=profile.config_sha256, edits=edits)
 
 
@@ -386,13 +386,13 @@ class Bench:
 
     @cached_property
     def _made(self) -> Any:
-        return pipeline(self.family, self.teacher, loading.Setup())
+        return pipeline(self.family, self.teacher, execution.Setup())
 
     def draw(self, unet: Any, first_seed: int, tell: Tell) -> quality.Drawn:
         """One picture of every caption; everyone's i-th is from the same noise."""
         self._made.register_modules(unet=unet)
         captions = [example.caption for example in self.judging.real]
-        with repeats.quiet_torch(self.settings.threads):
+        with machine.quiet_torch(self.settings.threads):
             return quality.draw(
                 self._made,
                 captions,
@@ -486,7 +486,7 @@ def time_rows(
         sha256: ProofLatency(
             plan_sha256=sha256,
             ratio=one.unet_latency_ratio,
-            mean_ratio=repeats.estimate(_ratios(one), np.mean),
+            mean_ratio=statistics.estimate(_ratios(one), np.mean),
             student_s=one.unet_latency_s.samples,
             teacher_s=one.paired_teacher_latency_s.samples,
         )

@@ -13,21 +13,12 @@ import numpy as np
 import torch
 
 from asdm.evaluate import quality
-from asdm.measure.repeats import estimate, latency
-from asdm.models import loading
+from asdm.measure.statistics import estimate, latency
+from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import AnyEdit, Prediction, PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
-from asdm.records.measurement import (
-    BenchResult,
-    BenchStudent,
-    BenchTeacher,
-    Drawing,
-    Estimate,
-    ImageParts,
-    Macs,
-    Metric,
-    Pipeline,
-)
+from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Drawing, ImageParts, Metric, Pipeline
+from asdm.records.measurement import Estimate, Macs
 from asdm.unet import blocks, flops
 from asdm_prof.analysis import transfer
 from asdm_prof.analysis.rank import rank
@@ -93,7 +84,7 @@ def profile_of(family: Family, seed: int = 0) -> Profile:
     rng = np.random.default_rng(seed)
     unet = loading.meta_unet(family)
     parts = list(blocks.iter_parts(unet))
-    counted = flops.count(unet, (), loading.unet_inputs(family, device="meta"), parts)
+    counted = flops.count(unet, (), example_inputs.unet_inputs(family, device="meta"), parts)
     samples = {part.fqn: times(counted.by_part[part.fqn].macs, rng) for part in parts}
     samples["other"] = times(0, rng)
     whole = np.sum(list(samples.values()), axis=0)
@@ -261,7 +252,7 @@ def family_costs() -> tuple[FamilyCost, ...]:
     for name in ("sd15", "sd21_base"):
         family = load_family(name)
         unet = loading.meta_unet(family)
-        counted = flops.count(unet, (), loading.unet_inputs(family, device="meta"))
+        counted = flops.count(unet, (), example_inputs.unet_inputs(family, device="meta"))
         rows.append(FamilyCost(name, family.title, "unet", counted.params, counted.total.macs, calls=60))
         rows.append(FamilyCost(name, family.title, "text_encoder", 123060480, 6649251840, calls=2))
         rows.append(FamilyCost(name, family.title, "vae_decoder", 49490179, 1257259401216, calls=1))

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from asdm.measure.repeats import KEEP_MEMORY
+from asdm.measure.machine import KEEP_MEMORY
 
 SCRIPT = "allocator.py"
 

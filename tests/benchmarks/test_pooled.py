@@ -7,8 +7,8 @@ from types import ModuleType
 
 import pytest
 
-from asdm.measure.repeats import paired_ratio
-from asdm.records.measurement import BenchResult
+from asdm.measure.statistics import paired_ratio
+from asdm.records.bench import BenchResult
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = "pooled.py"

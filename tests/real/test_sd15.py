@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from asdm.models import loading
+from asdm.models import example_inputs, loading
 from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.plan.edits import PruningPlan
@@ -30,7 +30,7 @@ def plan(name: str, teacher: nn.Module) -> PruningPlan:
 
 @torch.inference_mode()
 def output(unet: nn.Module) -> torch.Tensor:
-    return unet(**loading.unet_inputs(FAMILY, size=256))[0]
+    return unet(**example_inputs.unet_inputs(FAMILY, size=256))[0]
 
 
 def test_random_weights_give_plain_numbers(teacher: nn.Module) -> None:

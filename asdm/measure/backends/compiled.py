@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from asdm.measure.backends import Attribution
-from asdm.measure.repeats import Clock, timed
+from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part, hooked
 
 NEEDS_WEIGHTS = True

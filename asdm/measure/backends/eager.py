@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.measure.repeats import Clock, timed
+from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part, hooked
 
 NEEDS_WEIGHTS = True

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from asdm.measure.repeats import Clock
+from asdm.measure.clocks import Clock
 from asdm.unet import flops
 from asdm.unet.blocks import OTHER, Part
 

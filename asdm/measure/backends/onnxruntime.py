@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from asdm.measure.backends import Attribution, _onnx
-from asdm.measure.repeats import Clock, timed
+from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part
 
 NEEDS_WEIGHTS = True

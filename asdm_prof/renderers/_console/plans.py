@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asdm.plan.edits import AnyEdit, GraftBlock, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Topology, Why
+from asdm.plan.edits import AnyEdit, GraftBlock, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Why
+from asdm.plan.topology import Topology
 from asdm_prof.records import Budgets, Frontier, FrontierPoint, PartRecord, Profile
 from asdm_prof.renderers._console.layout import blank_table, print_section
 from asdm_prof.renderers._format import (

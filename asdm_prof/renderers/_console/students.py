@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from asdm.records.measurement import BenchResult, BenchStudent, BenchTeacher, Estimate, Metric, mac_unit
+from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Metric
+from asdm.records.measurement import Estimate, mac_unit
 from asdm_prof.records import Search
 from asdm_prof.renderers import _searches
 from asdm_prof.renderers._console.layout import QUIET, Column, blank_table, print_section

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from asdm.plan.edits import AnyEdit
-from asdm.records.measurement import BenchResult, BenchStudent, BenchTeacher, Estimate, mac_unit
+from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher
+from asdm.records.measurement import Estimate, mac_unit
 from asdm_prof.analysis.rank import Ranked
 from asdm_prof.analysis.structure import Row
 from asdm_prof.analysis.tree import Node

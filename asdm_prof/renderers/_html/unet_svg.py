@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 from markupsafe import Markup
 
-from asdm.plan.edits import Topology
+from asdm.plan.topology import Topology
 from asdm_prof.analysis.tree import Node
 from asdm_prof.records import Profile
 from asdm_prof.renderers._format import percent, plain

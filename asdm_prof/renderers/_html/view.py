@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from asdm.plan.edits import AnyEdit, GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
-from asdm.records.measurement import BenchStudent
+from asdm.records.bench import BenchStudent
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.analysis.tree import Node, tree_of
 from asdm_prof.records import EditDamage, Interval, OptionRecord, PartRecord, Profile

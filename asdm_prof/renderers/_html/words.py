@@ -11,8 +11,9 @@ from typing import Any
 
 from markupsafe import Markup, escape
 
-from asdm.plan.edits import AnyEdit, Kept, PruningPlan, ReplaceUnit
-from asdm.records.measurement import BenchStudent
+from asdm.plan.edits import AnyEdit, PruningPlan, ReplaceUnit
+from asdm.plan.legality import ResolvedPlan
+from asdm.records.bench import BenchStudent
 from asdm_prof.analysis.rank import Ranked
 from asdm_prof.analysis.tree import Node, shallow_blocks, shallow_params, shallow_share
 from asdm_prof.renderers import FamilyCost
@@ -244,7 +245,7 @@ def plan_facts(view: View) -> str:
     return plain(", ".join(fact for fact in facts if fact) + ".", 400)
 
 
-def picture_caption(view: View, kept: Kept) -> str:
+def picture_caption(view: View, kept: ResolvedPlan) -> str:
     """How many units stay, go and are replaced, and what time they take."""
     units = {unit.fqn for unit in view.profile.units}
     gone = [fqn for fqn in kept.gone if fqn in units]

@@ -18,7 +18,7 @@ from asdm.distill.run_folder import claim
 from asdm.models import loading
 from asdm.models import student as students
 from asdm.models.families import load_family
-from asdm.records.measurement import DistillRun
+from asdm.records.distill import DistillRun
 from asdm.unet.blocks import topology
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
 

@@ -11,8 +11,10 @@ from torch import nn
 from asdm.distill import losses, perceptual, task
 from asdm.distill.losses import Seen
 from asdm.distill.task import Lesson, Subject
+from asdm.models import graft
 from asdm.models import student as students
 from asdm.models.networks import Vgg
+from asdm.plan import presets
 from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.unet import hooks
 from asdm.unet.hooks import capture, captured_calls, comparable, places
@@ -58,7 +60,7 @@ def test_capture_works_inside_a_wrapping_and_names_what_is_not_there(tiny_unet):
     assert hooks_on(tiny_unet) == {}
 
 
-@pytest.mark.parametrize("preset", students.PRESETS)
+@pytest.mark.parametrize("preset", presets.PRESETS)
 def test_any_plan_has_its_places_without_a_typed_name(tiny_unet, preset):
     student, applied = student_of(tiny_unet, preset)
     found = comparable(student, tiny_unet, places(student, applied.name_map), unet_args())
@@ -176,7 +178,7 @@ def combined(teacher):
     first, _ = student_of(copy.deepcopy(teacher), "bk_sdm_base")
     plan = students.read_plan("a_sdm_clme", teacher, "tiny")
     grafts = tuple(GraftBlock(block=block) for block in ("down_blocks.0", "up_blocks.3"))
-    return students.assemble(teacher, first, plan.model_copy(update={"edits": (*plan.edits, *grafts)}))
+    return graft.assemble(teacher, first, plan.model_copy(update={"edits": (*plan.edits, *grafts)}))
 
 
 def test_blockwise_teaches_every_parameter_without_crossing_the_trunk(tiny_unet):

@@ -15,7 +15,7 @@ from asdm.distill import recipes
 from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
-from asdm.records.measurement import DistillResult
+from asdm.records.distill import DistillResult
 from tests.asdm.distill.training import WEIGHTS, go, log_of
 
 

@@ -12,15 +12,15 @@ from diffusers import UNet2DConditionModel
 
 from asdm.evaluate import benchmark
 from asdm.evaluate.benchmark import Settings, bench
-from asdm.measure import repeats
-from asdm.models import build, loading
+from asdm.measure import machine
+from asdm.models import build, execution, graft
 from asdm.models import student as students
 from asdm.models.components import components_of
 from asdm.models.families import load_family
 from asdm.models.loading import meta_unet
 from asdm.models.pipeline import pipeline
 from asdm.plan.edits import GraftBlock, PruningPlan
-from asdm.records.measurement import BenchResult
+from asdm.records.bench import BenchResult
 from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
 
 QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
@@ -30,7 +30,7 @@ QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Stable Diffusion as diffusers saves one: UNet, text encoder, tokenizer, VAE, scheduler."""
     path = tmp_path_factory.mktemp("whole") / "tiny-sd"
-    pipeline(TINY_WHOLE, make_unet(), loading.Setup()).save_pretrained(path, safe_serialization=True)
+    pipeline(TINY_WHOLE, make_unet(), execution.Setup()).save_pretrained(path, safe_serialization=True)
     return path
 
 
@@ -94,7 +94,7 @@ def test_the_real_pipeline_runs_from_prompt_to_pixels(folder: Path) -> None:
 
 
 def test_random_parts_make_a_pipeline_too(folder: Path) -> None:
-    made = pipeline(TINY_WHOLE, make_unet(), loading.Setup())
+    made = pipeline(TINY_WHOLE, make_unet(), execution.Setup())
     assert [part.name for part in components_of(TINY_WHOLE)] == ["text_encoder", "vae_decoder"]
     image = made("a cat", num_inference_steps=2, output_type="np").images[0]
     assert image.shape == (128, 128, 3)
@@ -102,7 +102,7 @@ def test_random_parts_make_a_pipeline_too(folder: Path) -> None:
 
 def test_a_family_without_parts_has_no_image() -> None:
     with pytest.raises(ValueError, match="0 text encoders and no VAE"):
-        pipeline(TINY_FAMILY, make_unet(), loading.Setup())
+        pipeline(TINY_FAMILY, make_unet(), execution.Setup())
 
 
 def test_a_bench_survives_its_file(result: BenchResult, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_a_plan_with_grafts_is_assembled_in_memory(tiny_folder: Path, stage1: Pa
     draft = benchmark._draft(str(path), meta_unet(load_family(str(tiny_folder))), TINY_FAMILY, QUICK)
     teacher = make_unet()
     student = benchmark._with_weights(draft, teacher, QUICK)
-    expected, applied = students.assemble(teacher, UNet2DConditionModel.from_pretrained(stage1), PruningPlan.load(path))
+    expected, applied = graft.assemble(teacher, UNet2DConditionModel.from_pretrained(stage1), PruningPlan.load(path))
     assert student.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
     found = bench(str(tiny_folder), [str(path)], QUICK)
@@ -207,7 +207,7 @@ def test_folders_of_one_name_are_told_apart_by_their_path(tmp_path: Path) -> Non
 
 def test_more_sessions_than_memory_holds_are_refused_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
     """Four sessions of SD 1.5 in ONNX Runtime took more than 24 GB."""
-    monkeypatch.setattr(repeats, "free_memory_bytes", lambda device: int(22.8 * 2**30))
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda device: int(22.8 * 2**30))
     three = ["a_sdm", "a_sdm_clme", "a_sdm_clme_timestep"]
     with pytest.raises(ValueError, match=r"comparing sd15 in fp32 with 3 students at a time needs about 28\.\d GiB"):
         bench("sd15", three, replace(QUICK, backend="onnxruntime"))

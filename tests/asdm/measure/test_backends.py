@@ -13,7 +13,7 @@ from torch import nn
 
 from asdm.measure import backends
 from asdm.measure.backends import Attribution, _cache, _onnx, fake, onnxruntime, openvino
-from asdm.measure.repeats import HostClock
+from asdm.measure.clocks import HostClock
 from asdm.plan.edits import ReplaceUnit
 from asdm.unet.blocks import iter_parts, iter_units
 from asdm.unet.surgery import replacement_for

@@ -7,9 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from asdm.measure import repeats
+from asdm.measure import clocks, statistics
+from asdm.measure import machine as host
 from asdm.measure.backends import eager, fake
-from asdm.measure.repeats import FakeClock, estimate, interleave, paired_ratio, warm_up
+from asdm.measure.clocks import FakeClock
+from asdm.measure.repeats import interleave, warm_up
+from asdm.measure.statistics import estimate, paired_ratio
 from asdm.models.components import Component, time_calls
 from asdm.unet import blocks, flops
 from tests.conftest import make_unet, unet_args
@@ -27,7 +30,7 @@ class Machine:
             self.order.append(name)
             self.clock.advance(seconds())
 
-        return lambda: repeats.timed(work, self.clock)
+        return lambda: clocks.timed(work, self.clock)
 
 
 # ---------------------------------------------------------------------------------------------- warm-up
@@ -127,7 +130,7 @@ def test_an_estimate_is_the_median_and_the_same_every_time():
 def test_what_never_varies_has_no_width():
     found = estimate([0.25] * 7)
     assert (found.low, found.median, found.high) == (0.25, 0.25, 0.25)
-    assert repeats.relative_half_width([0.25] * 7) == 0.0
+    assert statistics.relative_half_width([0.25] * 7) == 0.0
 
 
 def test_no_samples_is_an_error():
@@ -145,12 +148,12 @@ def test_the_interval_holds_the_true_median_as_often_as_it_says():
 
 def test_more_samples_make_a_narrower_interval():
     rng = np.random.default_rng(1)
-    few, many = (repeats.relative_half_width(rng.normal(10.0, 1.0, size=n)) for n in (10, 1000))
+    few, many = (statistics.relative_half_width(rng.normal(10.0, 1.0, size=n)) for n in (10, 1000))
     assert many < few / 3
 
 
 def test_a_latency_keeps_every_sample_in_order():
-    found = repeats.latency([3.0, 1.0, 2.0])
+    found = statistics.latency([3.0, 1.0, 2.0])
     assert (found.samples, found.median) == ((3.0, 1.0, 2.0), 2.0)
 
 
@@ -167,8 +170,8 @@ def test_a_statistic_other_than_the_median():
 
 
 def test_spearman_looks_at_ranks_alone():
-    assert repeats.spearman([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1.0)
-    assert repeats.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
+    assert statistics.spearman([1, 2, 3, 4], [1, 10, 100, 1000]) == pytest.approx(1.0)
+    assert statistics.spearman([1, 2, 3, 4], [4, 3, 2, 1]) == pytest.approx(-1.0)
 
 
 # ---------------------------------------------------------------------------------------------- machine
@@ -176,49 +179,49 @@ def test_spearman_looks_at_ranks_alone():
 
 def test_quiet_torch_gives_back_the_threads_and_records_them():
     before = torch.get_num_threads()
-    with repeats.quiet_torch(before + 1) as threads:
+    with host.quiet_torch(before + 1) as threads:
         assert (threads, torch.get_num_threads(), torch.is_inference_mode_enabled()) == (before + 1, before + 1, True)
-    with pytest.raises(KeyError), repeats.quiet_torch(before + 1):
+    with pytest.raises(KeyError), host.quiet_torch(before + 1):
         raise KeyError
     assert (torch.get_num_threads(), torch.is_inference_mode_enabled()) == (before, False)
-    with repeats.quiet_torch(None) as threads:
+    with host.quiet_torch(None) as threads:
         assert threads == before
 
 
 def test_memory_is_asked_for_before_it_is_taken(monkeypatch):
-    monkeypatch.setattr(repeats, "free_memory_bytes", lambda device: 3 * 2**30)
-    repeats.require_memory(3 * 2**30, "cpu", "profiling")
+    monkeypatch.setattr(host, "free_memory_bytes", lambda device: 3 * 2**30)
+    host.require_memory(3 * 2**30, "cpu", "profiling")
     with pytest.raises(ValueError, match=r"^profiling needs about 8\.5 GiB on cpu and 3\.0 GiB are free; .*--batch"):
-        repeats.require_memory(17 * 2**29, "cpu", "profiling")
+        host.require_memory(17 * 2**29, "cpu", "profiling")
 
 
 def test_there_is_some_memory_here_and_not_an_exbibyte():
-    assert 0 < repeats.free_memory_bytes("cpu") < 2**60
+    assert 0 < host.free_memory_bytes("cpu") < 2**60
     with pytest.raises(ValueError, match="GiB are free"):
-        repeats.require_memory(2**60, "cpu", "this test")
+        host.require_memory(2**60, "cpu", "this test")
 
 
 def test_a_cpu_is_timed_by_the_host_clock():
-    assert type(repeats.clock_for("cpu")) is repeats.HostClock
-    clock = repeats.HostClock()
-    assert repeats.timed(lambda: None, clock) >= 0.0
+    assert type(clocks.clock_for("cpu")) is clocks.HostClock
+    clock = clocks.HostClock()
+    assert clocks.timed(lambda: None, clock) >= 0.0
 
 
 def test_the_environment_says_what_decides_a_latency():
-    facts = repeats.environment("cpu", threads=2)
+    facts = host.environment("cpu", threads=2)
     assert {"cpu", "cores", "threads", "torch", "diffusers", "python", "device"} <= set(facts)
     assert torch.__version__.startswith(facts["torch"])
     assert all(isinstance(value, str) and value for value in facts.values())
 
 
 def test_the_environment_says_what_the_allocator_was_told(monkeypatch):
-    for name in (*repeats.KEEP_MEMORY, "LD_PRELOAD"):
+    for name in (*host.KEEP_MEMORY, "LD_PRELOAD"):
         monkeypatch.delenv(name, raising=False)
-    assert "malloc" not in repeats.environment("cpu", threads=1)
+    assert "malloc" not in host.environment("cpu", threads=1)
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "4294967296")
     monkeypatch.setenv("LD_PRELOAD", "/usr/lib/libjemalloc.so.2:/opt/other.so")
     told = "MALLOC_TRIM_THRESHOLD_=4294967296 LD_PRELOAD=libjemalloc.so.2 other.so"
-    assert repeats.environment("cpu", threads=1)["malloc"] == told
+    assert host.environment("cpu", threads=1)["malloc"] == told
 
 
 # ---------------------------------------------------------------------------------------------- components

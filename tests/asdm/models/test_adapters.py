@@ -7,9 +7,10 @@ import torch
 
 from asdm.models import student as students
 from asdm.models.adapters import fit_control, fit_lora
-from asdm.models.loading import Setup
+from asdm.models.execution import Setup
 from asdm.models.pipeline import pipeline
-from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit, resolve
+from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan.legality import resolve
 from asdm.unet import blocks
 from tests.conftest import TINY_WHOLE, make_unet, unet_args
 

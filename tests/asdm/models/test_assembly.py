@@ -10,10 +10,11 @@ import torch
 from typer.testing import CliRunner
 
 from asdm.cli import app
-from asdm.models import build
+from asdm.models import build, graft
 from asdm.models import student as students
-from asdm.plan.edits import GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit, resolve
-from asdm.records.measurement import BuildResult
+from asdm.plan.edits import GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
+from asdm.plan.legality import resolve
+from asdm.records.build import BuildResult
 from asdm.unet.blocks import counterpart, topology
 from tests.conftest import make_unet, run
 
@@ -50,7 +51,7 @@ def clme_and_gri(unet) -> tuple:
 
 
 def test_grafted_blocks_have_the_stage_1_students_weights_and_the_rest_the_teachers(tiny_unet, stage1):
-    student, applied = students.assemble(tiny_unet, stage1, plan_of(*preset("a_sdm", tiny_unet), *GRAFTS))
+    student, applied = graft.assemble(tiny_unet, stage1, plan_of(*preset("a_sdm", tiny_unet), *GRAFTS))
     theirs, first = tiny_unet.state_dict(), stage1.state_dict()
     for name, tensor in student.state_dict().items():
         if name.startswith(tuple(f"{block}." for block in SHALLOW)):
@@ -63,7 +64,7 @@ def test_grafted_blocks_have_the_stage_1_students_weights_and_the_rest_the_teach
 def test_only_grafted_blocks_learn_and_training_them_leaves_both_parents_as_they_were(tiny_unet, stage1):
     before = {k: t.clone() for k, t in (*tiny_unet.state_dict().items(), *stage1.state_dict().items())}
     flags = {name: p.requires_grad for name, p in tiny_unet.named_parameters()}
-    student, _ = students.assemble(tiny_unet, stage1, plan_of(*clme_and_gri(tiny_unet)))
+    student, _ = graft.assemble(tiny_unet, stage1, plan_of(*clme_and_gri(tiny_unet)))
     learning = {name for name, p in student.named_parameters() if p.requires_grad}
     assert {".".join(name.split(".")[:2]) for name in learning} == set(SHALLOW)
     with torch.no_grad():
@@ -77,8 +78,8 @@ def test_only_grafted_blocks_learn_and_training_them_leaves_both_parents_as_they
 
 def test_the_combined_unet_with_clme_starts_as_the_one_without(tiny_unet, stage1):
     """Own kernels are the stage-1 student's; the experts beside them are the original block's (§2.3)."""
-    plain, _ = students.assemble(tiny_unet, stage1, plan_of(*preset("a_sdm", tiny_unet), *GRAFTS))
-    student, _ = students.assemble(tiny_unet, stage1, plan_of(*clme_and_gri(tiny_unet)))
+    plain, _ = graft.assemble(tiny_unet, stage1, plan_of(*preset("a_sdm", tiny_unet), *GRAFTS))
+    student, _ = graft.assemble(tiny_unet, stage1, plan_of(*clme_and_gri(tiny_unet)))
     assert torch.equal(run(student), run(plain))
     conv, original = student.up_blocks[3].resnets[1].conv2, tiny_unet.up_blocks[3].resnets
     assert torch.equal(conv.weight, stage1.up_blocks[3].resnets[1].conv2.weight)
@@ -86,8 +87,8 @@ def test_the_combined_unet_with_clme_starts_as_the_one_without(tiny_unet, stage1
 
 
 def test_the_audit_adds_up(tiny_unet, stage1):
-    student, _ = students.assemble(tiny_unet, stage1, plan_of(*clme_and_gri(tiny_unet)))
-    found = students.audit(student, tiny_unet)
+    student, _ = graft.assemble(tiny_unet, stage1, plan_of(*clme_and_gri(tiny_unet)))
+    found = graft.audit(student, tiny_unet)
     params = sum(p.numel() for p in student.parameters())
     assert found.trainable.params + found.frozen.params == params
     assert found.trainable.bytes == 4 * found.trainable.params
@@ -98,21 +99,21 @@ def test_the_audit_adds_up(tiny_unet, stage1):
 
 def test_a_plan_may_freeze_more(tiny_unet, stage1):
     plan = plan_of(*preset("a_sdm", tiny_unet), *GRAFTS, frozen=("up_blocks.3.resnets.2", "down_blocks.0.downsamplers"))
-    student, _ = students.assemble(tiny_unet, stage1, plan)
+    student, _ = graft.assemble(tiny_unet, stage1, plan)
     learning = {name for name, p in student.named_parameters() if p.requires_grad}
     assert not any(n.startswith(("up_blocks.3.resnets.1.", "down_blocks.0.downsamplers.")) for n in learning)
     assert any(n.startswith("up_blocks.3.resnets.0.") for n in learning)
     with pytest.raises(ValueError, match=r"the plan freezes up_blocks\.9, which holds no weight"):
-        students.assemble(tiny_unet, stage1, plan.model_copy(update={"frozen": ("up_blocks.9",)}))
+        graft.assemble(tiny_unet, stage1, plan.model_copy(update={"frozen": ("up_blocks.9",)}))
 
 
 def test_blocks_are_counted_from_the_image_so_a_student_without_the_deepest_pair_fits(tiny_unet):
     smallest, _ = students.build(tiny_unet, plan_of(*preset("bk_sdm_tiny", tiny_unet)))
     assert counterpart(tiny_unet, "up_blocks.3", smallest) == "up_blocks.2"
-    student, _ = students.assemble(tiny_unet, smallest, plan_of(*preset("a_sdm", tiny_unet), *GRAFTS))
+    student, _ = graft.assemble(tiny_unet, smallest, plan_of(*preset("a_sdm", tiny_unet), *GRAFTS))
     assert run(student).shape == (1, 4, 16, 16)
     with pytest.raises(ValueError, match="no counterpart of mid_block"):
-        students.assemble(tiny_unet, smallest, plan_of(GraftBlock(block="mid_block")))
+        graft.assemble(tiny_unet, smallest, plan_of(GraftBlock(block="mid_block")))
 
 
 # ---------------------------------------------------------------------------------------------- what does not fit
@@ -133,12 +134,12 @@ def test_a_graft_that_cannot_be_is_refused_by_the_plan(tiny_unet, edits, words):
 
 def test_a_stage_1_student_that_does_not_fit_is_named_with_the_place(tiny_unet, stage1):
     with pytest.raises(ValueError, match=r"cannot graft down_blocks\.0: .* differ there in attentions\.1\."):
-        students.assemble(tiny_unet, stage1, plan_of(*GRAFTS))
+        graft.assemble(tiny_unet, stage1, plan_of(*GRAFTS))
     with pytest.raises(ValueError, match="grafts no block"):
-        students.assemble(tiny_unet, stage1, plan_of(*preset("a_sdm", tiny_unet)))
+        graft.assemble(tiny_unet, stage1, plan_of(*preset("a_sdm", tiny_unet)))
     other = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))
     with pytest.raises(ValueError, match=r"removes its layers \[0\], the stage-1 student lacks \[1\]"):
-        students.assemble(tiny_unet, stage1, plan_of(*other, *GRAFTS), preset("bk_sdm_base", tiny_unet))
+        graft.assemble(tiny_unet, stage1, plan_of(*other, *GRAFTS), preset("bk_sdm_base", tiny_unet))
 
 
 def test_a_plan_with_grafts_is_not_built_without_the_student(tiny_unet):
@@ -163,7 +164,7 @@ def test_asdm_build_assembles_from_a_stage_1_folder_and_says_what_learns(tiny_fo
     assert f"{len(result.audit.trainable.names)} tensors learn, grafted from" in said
 
     teacher, first = (students.UNet2DConditionModel.from_pretrained(f) for f in (tiny_folder, tmp_path / "stage1"))
-    student, _ = students.assemble(teacher, first, PruningPlan.load(path))
+    student, _ = graft.assemble(teacher, first, PruningPlan.load(path))
     again = students.StudentUNet.from_pretrained(tmp_path / "out").eval()
     assert again.state_dict().keys() == student.state_dict().keys()
     assert all(torch.equal(again.state_dict()[key], tensor) for key, tensor in student.state_dict().items())

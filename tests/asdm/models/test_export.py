@@ -13,10 +13,11 @@ from diffusers import UNet2DConditionModel
 from asdm.measure.backends import _onnx, onnxruntime
 from asdm.models import export as exporter
 from asdm.models import student as students
+from asdm.models.example_inputs import unet_inputs
 from asdm.models.families import load_family
-from asdm.models.loading import load_unet, unet_inputs
+from asdm.models.loading import load_unet
 from asdm.plan.edits import PruningPlan, ReplaceUnit
-from asdm.records.measurement import ExportResult
+from asdm.records.build import ExportResult
 from tests.asdm.unet.test_replacements import open_gates
 from tests.conftest import SMALL, SMALLEST, make_unet
 

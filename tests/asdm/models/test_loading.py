@@ -12,8 +12,9 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from asdm.cli import options
-from asdm.models import loading
-from asdm.models.loading import load_unet, materialise, meta_unet, unet_config_sha256
+from asdm.models import execution, random_weights
+from asdm.models.loading import load_unet, meta_unet, unet_config_sha256
+from asdm.models.random_weights import materialise
 from tests.conftest import TINY, TINY_FAMILY, make_unet, run, unet_args
 
 # ---------------------------------------------------------------------------------------------- random weights
@@ -26,9 +27,9 @@ def random_unet(seed: int = 0, dtype: str = "fp32"):
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_random_weights_are_plain_numbers(dtype):
     unet = random_unet(dtype=dtype)
-    smallest = torch.finfo(loading.dtype_of(dtype)).tiny
+    smallest = torch.finfo(execution.dtype_of(dtype)).tiny
     for name, parameter in unet.named_parameters():
-        assert parameter.dtype == loading.dtype_of(dtype), name
+        assert parameter.dtype == execution.dtype_of(dtype), name
         assert parameter.isfinite().all(), name
         assert not ((parameter != 0) & (parameter.abs() < smallest)).any(), f"{name} has denormals"
 
@@ -92,7 +93,7 @@ def test_buffers_that_number_positions_are_filled():
 def test_a_weight_longer_than_the_tile_is_filled_to_its_end():
     with torch.device("meta"):
         layer = torch.nn.Linear(2003, 1009)
-    assert layer.weight.numel() > 2 * loading._TILE
+    assert layer.weight.numel() > 2 * random_weights._TILE
     weight = materialise(layer).weight.detach()
     assert (weight != 0).float().mean() > 0.999
     assert not torch.equal(weight[0], weight[-1])
@@ -197,11 +198,11 @@ def test_the_hash_of_a_config_follows_a_real_change(change):
 )
 def test_a_setup_that_cannot_be_is_refused(setup, words):
     with pytest.raises(ValueError, match=words):
-        loading.check_setup(loading.Setup(**setup))
+        execution.check_setup(execution.Setup(**setup))
 
 
 def test_a_setup_that_can_be_is_not():
-    loading.check_setup(loading.Setup(dtype="bf16", device="cpu", batch=2, threads=1))
+    execution.check_setup(execution.Setup(dtype="bf16", device="cpu", batch=2, threads=1))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

@@ -14,11 +14,12 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 import asdm
 from asdm.models import build
 from asdm.models import student as students
+from asdm.models.execution import Setup
 from asdm.models.families import load_family
-from asdm.models.loading import Setup
 from asdm.models.pipeline import pipeline
+from asdm.plan import presets
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
-from asdm.records.measurement import BuildResult
+from asdm.records.build import BuildResult
 from asdm.unet import blocks
 from asdm.unet.replacements.cond_conv import fold
 from asdm.unet.surgery import apply_plan
@@ -84,7 +85,7 @@ def test_bk_sdm_takes_a_layer_from_every_block_then_the_middle_then_the_deepest_
 
 
 def test_every_preset_builds_a_student_that_runs(tiny_unet):
-    for name in students.PRESETS:
+    for name in presets.PRESETS:
         student, _ = students.build(tiny_unet, preset(name, tiny_unet))
         out = run(student, batch=2)
         assert out.shape == (2, 4, 16, 16)

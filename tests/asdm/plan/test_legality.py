@@ -19,10 +19,9 @@ from asdm.plan.edits import (
     RemoveLayer,
     RemoveUnit,
     ReplaceUnit,
-    is_legal_flow,
     parse_edits,
-    resolve,
 )
+from asdm.plan.legality import is_legal_flow, resolve
 from asdm.unet import blocks as units
 from asdm.unet.surgery import apply_plan
 from tests.conftest import make_unet, run

@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
+from asdm.models.example_inputs import unet_inputs
 from asdm.models.families import load_family
-from asdm.models.loading import meta_unet, unet_inputs
+from asdm.models.loading import meta_unet
 from asdm.unet import blocks, flops
 from asdm.unet.replacements.pass_through import TransformerPassThrough
 from tests.conftest import hooks_on, make_unet, run, unet_args

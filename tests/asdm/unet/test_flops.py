@@ -11,9 +11,10 @@ import torch
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from torch import nn
 
-from asdm.models import loading, student
+from asdm.models import example_inputs, loading, student
 from asdm.models.components import components_of, count_call
 from asdm.models.families import load_family
+from asdm.plan import presets
 from asdm.unet import blocks, flops
 from tests.conftest import unet_args
 
@@ -34,7 +35,7 @@ def count_meta(unet: nn.Module, parts: bool = False, **sizes: int) -> flops.Coun
 def count_sd15() -> tuple[dict[str, blocks.Part], flops.Count]:
     unet = loading.meta_unet(load_family("sd15"))
     parts = list(blocks.iter_parts(unet))
-    counted = flops.count(unet, (), loading.unet_inputs(load_family("sd15"), device="meta"), parts)
+    counted = flops.count(unet, (), example_inputs.unet_inputs(load_family("sd15"), device="meta"), parts)
     return {part.fqn: part for part in parts}, counted
 
 
@@ -70,9 +71,9 @@ def test_sd15_total_equals_the_golden_table():
 def test_unet_total_equals_the_published_one(name):
     family = load_family(name if name.startswith("sd2") else "sd15")
     unet = loading.meta_unet(family)
-    if name in student.PRESETS:
+    if name in presets.PRESETS:
         unet, _ = student.build(unet, student.read_plan(name, unet, family.name))
-    counted = flops.count(unet, (), loading.unet_inputs(family, device="meta"))
+    counted = flops.count(unet, (), example_inputs.unet_inputs(family, device="meta"))
     assert {
         "latent": family.latent,
         "params": counted.params,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from asdm.measure.repeats import estimate, latency
+from asdm.measure.statistics import estimate, latency
 from asdm.models import loading
 from asdm_prof.analysis import diff
 from asdm_prof.analysis.rank import rank

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asdm.measure.repeats import estimate, latency
+from asdm.measure.statistics import estimate, latency
 from asdm.plan.edits import PruningPlan
 from asdm_prof.analysis import transfer
 from asdm_prof.planner import plan as planner

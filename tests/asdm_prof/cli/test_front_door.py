@@ -14,7 +14,7 @@ import pytest
 import asdm_prof
 from asdm.cli import guide
 from asdm.plan.edits import PruningPlan
-from asdm.records.measurement import BuildResult
+from asdm.records.build import BuildResult
 from asdm_prof.records import Profile
 from asdm_prof.sensitivity.measure import Settings
 from asdm_prof.sensitivity.study import sensitivity_of

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asdm.plan.edits import RemoveUnit, resolve
+from asdm.plan.edits import RemoveUnit
+from asdm.plan.legality import resolve
 from asdm_prof.planner import choices, explain, frontier
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.choices import Pair, Problem

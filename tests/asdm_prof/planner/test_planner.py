@@ -12,8 +12,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from asdm.measure.repeats import latency
-from asdm.plan.edits import RemoveBlock, RemoveLayer, Topology, UnitShape, resolve
+from asdm.measure.statistics import latency
+from asdm.plan.edits import RemoveBlock, RemoveLayer
+from asdm.plan.legality import resolve
+from asdm.plan.topology import Topology, UnitShape
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.plan import Choice

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
-from asdm.plan.edits import AnyEdit, resolve
+from asdm.plan.edits import AnyEdit
+from asdm.plan.legality import resolve
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner import validate
 from asdm_prof.profiler.profile import Settings as ProfileSettings

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from asdm.measure import repeats
-from asdm.measure.repeats import estimate, latency
+from asdm.measure import machine
+from asdm.measure.statistics import estimate, latency
 from asdm.records.measurement import HostUse
 from asdm_prof.profiler import checks, repeat
 from asdm_prof.records import PartRecord, Profile
@@ -97,15 +97,15 @@ def test_the_hosts_use_is_what_is_left_of_its_work(monkeypatch: pytest.MonkeyPat
     """In 10 s the cores worked for 15 s, 5 of them for us (one of these in the kernel), and 2 s were stolen."""
     readings = iter([(100.0, 1000.0, 50.0, 3.0, 7.0), (110.0, 1015.0, 55.0, 4.0, 9.0)])
     faults = iter([1000, 51000])
-    monkeypatch.setattr(repeats, "_cpu_seconds", lambda: next(readings))
-    monkeypatch.setattr(repeats, "_page_faults", lambda: next(faults))
-    used = repeats.HostWatch().read()
+    monkeypatch.setattr(machine, "_cpu_seconds", lambda: next(readings))
+    monkeypatch.setattr(machine, "_page_faults", lambda: next(faults))
+    used = machine.HostWatch().read()
     assert used == HostUse(others_cores=1.0, steal_cores=0.2, kernel_share=0.2, page_faults_per_s=5000.0)
 
 
 def test_fetching_memory_anew_shows_as_page_faults() -> None:
     """64 MiB that were not there before are 16,384 pages, or 32 large ones; the kernel gives them."""
-    watch = repeats.HostWatch()
+    watch = machine.HostWatch()
     fresh = mmap.mmap(-1, 64 << 20)
     fresh.write(b"x" * (64 << 20))
     fresh.close()
@@ -116,11 +116,11 @@ def test_fetching_memory_anew_shows_as_page_faults() -> None:
 
 def test_our_own_work_is_not_taken_for_others() -> None:
     """0.3 s of work here: this process's clock moves by most of it, and the machine's by no less."""
-    before = repeats._cpu_seconds()
+    before = machine._cpu_seconds()
     end = time.process_time() + 0.3
     while time.process_time() < end:
         sum(range(1000))
-    wall, busy, own, kernel, steal = (now - then for now, then in zip(repeats._cpu_seconds(), before, strict=True))
+    wall, busy, own, kernel, steal = (now - then for now, then in zip(machine._cpu_seconds(), before, strict=True))
     assert wall > 0
     assert own >= 0.25
     assert busy >= own - 0.05  # the kernel counts in hundredths

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from asdm.measure.backends import Attribution, eager, fake
-from asdm.measure.repeats import FakeClock
-from asdm.models import loading
+from asdm.measure.clocks import FakeClock
+from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
 from asdm.unet import blocks
 from asdm_prof.analysis.rank import rank
@@ -140,7 +140,7 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
     modules_before = [id(module) for module in unet.modules()]
     taken = profiler._take(
         unet,
-        loading.unet_inputs(family),
+        example_inputs.unet_inputs(family),
         list(blocks.iter_parts(unet)),
         profiler.replaceable(blocks.topology(unet), unet),
         eager,

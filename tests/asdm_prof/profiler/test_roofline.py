@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import nn
 
 from asdm.measure.backends import eager
-from asdm.measure.repeats import HostClock
+from asdm.measure.clocks import HostClock
 from asdm.records.measurement import Estimate, HostUse
 from asdm.unet import flops
 from asdm.unet.blocks import Part, iter_parts

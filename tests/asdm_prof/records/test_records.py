@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from asdm.records.measurement import BenchResult, UNetRun
+from asdm.records.bench import BenchResult
+from asdm.records.measurement import UNetRun
 from asdm.utils.io import sha256_of
 from asdm_prof.records import Profile, Validation
 from tests.asdm_prof import synthetic

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from asdm.plan.edits import Prediction, Regret, RemoveLayer, ReplaceUnit, ShadowPrice, Why
-from asdm.records.measurement import Metric
+from asdm.records.bench import Metric
 from asdm_prof.renderers import Report, html
 from tests.asdm_prof import synthetic
 

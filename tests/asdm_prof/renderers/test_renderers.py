@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 
 from asdm.plan.edits import Prediction, RemoveBlock, RemoveLayer
-from asdm.records.measurement import Estimate, Metric
+from asdm.records.bench import Metric
+from asdm.records.measurement import Estimate
 from asdm_prof.analysis.rank import rank
 from asdm_prof.renderers import Report, console, csv, figures
 from asdm_prof.renderers import _format as shown

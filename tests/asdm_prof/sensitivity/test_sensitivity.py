@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from asdm.measure import repeats
+from asdm.measure import machine
 from asdm.models import loading
 from asdm.models import student as students
 from asdm.models.families import load_family
-from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit, resolve
+from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan.legality import resolve
 from asdm.unet.blocks import iter_parts, topology
 from asdm.unet.replacements import shared_copy
 from asdm_prof.planner import plan as planner
@@ -49,7 +50,7 @@ def mini() -> torch.nn.Module:
 
 def test_the_numbers_are_the_plain_loops_to_the_bit(measured: sensitivity.Measured, mini: torch.nn.Module) -> None:
     """Each student as it is built for users, run from the start."""
-    with repeats.quiet_torch(1):
+    with machine.quiet_torch(1):
         data = sensitivity.calibration(load_family("mini"), mini, FEW)
         inputs = data.inputs(slice(0, 2))
         teacher = mini(**inputs)[0]
@@ -67,7 +68,7 @@ def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: t
     sets += [edits for edits in joint if sensitivity.is_legal(mini, edits)]
     ordered = sensitivity.variants(mini, sets)
     assert len(ordered) > 75
-    with repeats.quiet_torch(1):
+    with machine.quiet_torch(1):
         inputs = sensitivity.calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
         reused = {variant.index: out for variant, out in sensitivity.outputs(ordered, inputs)}
         for variant, plain in sensitivity.outputs(ordered, inputs, reuse=False):

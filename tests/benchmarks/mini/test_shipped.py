@@ -13,8 +13,9 @@ from transformers import CLIPModel
 from asdm.data.datasets import emoji
 from asdm.evaluate import quality
 from asdm.mini import PIPELINE
+from asdm.models.execution import Setup
 from asdm.models.families import load_family
-from asdm.models.loading import Setup, load_unet, meta_unet
+from asdm.models.loading import load_unet, meta_unet
 from asdm.models.networks import ClipJudge, Judge, Vgg
 from asdm.models.pipeline import pipeline
 from asdm.unet import blocks

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from asdm.plan.edits import AnyEdit, ShadowPrice, resolve
+from asdm.plan.edits import AnyEdit, ShadowPrice
+from asdm.plan.legality import resolve
 from asdm.records.measurement import Estimate
 from asdm_prof.records import Budgets, Contestant, Frontier, FrontierPoint, ValidatedPlan
 from asdm_prof.renderers._format import amount, number, percent, plain, plural, ratio

@@ -9,7 +9,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from asdm.records.measurement import MEASURES, BenchResult, Drawing, Estimate, Metric
+from asdm.records.bench import MEASURES, BenchResult, Drawing, Metric
+from asdm.records.measurement import Estimate
 from asdm_prof.analysis import evidence
 from asdm_prof.records import Proof, Search, SearchedStudent, TrainingLog
 from asdm_prof.renderers import _searches

@@ -1,0 +1,149 @@
+"""The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, all else the teacher's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from asdm.models.families import Family, load_family
+from asdm.models.student import StudentUNet, operate
+from asdm.plan.edits import AnyEdit, GraftBlock, PruningPlan, parse_edits
+from asdm.plan.legality import resolve
+from asdm.plan.topology import Topology
+from asdm.records.build import FreezeAudit, Tensors
+from asdm.unet.blocks import counterpart, topology
+from asdm.unet.surgery import Applied
+
+# ---------------------------------------------------------------------------------------------- assembly
+
+
+def with_grafts(plan: PruningPlan, shape: Topology) -> PruningPlan:
+    """A plan that says which blocks are grafted: as it stands, or else every block that its edits compress."""
+    kept = resolve(shape, plan.edits)
+    if kept.grafted:
+        return plan
+    compressed = {block for block, _ in kept.removed_layers}
+    compressed |= {shape.unit(fqn).block for fqn in (*kept.removed_units, *kept.replaced)}
+    grafts = [GraftBlock(block=block) for block in shape.blocks if block in compressed]
+    return plan.model_copy(update={"edits": (*plan.edits, *grafts)})
+
+
+def assemble(
+    teacher: nn.Module, stage1: nn.Module | None, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None = None
+) -> tuple[UNet2DConditionModel, Applied]:
+    """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, all else the teacher's own.
+
+    Without a stage-1 student the grafted blocks start as the plan leaves the teacher's, in memory of their own.
+
+    What is not grafted shares the teacher's memory and is frozen, and so is what `plan.frozen` names; grafted blocks
+    have memory of their own and learn. Layers that are left in a grafted block match the stage-1 student's in order;
+    what a replacement adds (experts, gates) is made from the teacher. `stage1_edits` are what made the stage-1
+    student, where known. Raises ValueError naming the block that does not fit.
+    """
+    kept = resolve(topology(teacher), plan.edits)
+    if not kept.grafted:
+        raise ValueError(f"the plan {plan.name} grafts no block; add graft_block edits.")
+    if stage1 is not None:
+        _check_same_layers(teacher, plan, stage1_edits if stage1_edits is not None else _edits_of(stage1))
+    student, applied = operate(teacher, plan)
+    here = {theirs: mine for mine, theirs in applied.name_map.items()}
+    blocks, theirs = [here[block] for block in kept.grafted], teacher.state_dict().keys()
+    for block, mine in zip(kept.grafted, blocks, strict=True):
+        if stage1 is None:
+            _graft(student.get_submodule(mine), student.get_submodule(mine), block, set())
+            continue
+        source = counterpart(teacher, block, stage1)
+        added = {
+            name
+            for name in student.get_submodule(mine).state_dict()
+            if applied.teacher_name(f"{mine}.{name}") not in theirs
+        }
+        _graft(student.get_submodule(mine), stage1.get_submodule(source), block, added)
+    for module in plan.frozen:
+        if not any(_is_in(name, module) for name in teacher.state_dict()):
+            raise ValueError(f"the plan freezes {module}, which holds no weight of the teacher.")
+    for name, parameter in student.named_parameters():
+        frozen = any(_is_in(applied.teacher_name(name), module) for module in plan.frozen)
+        parameter.requires_grad_(not frozen and any(_is_in(name, block) for block in blocks))
+    return student, applied
+
+
+def stage1_of(plan: PruningPlan) -> str | None:
+    """The stage-1 student that a plan's grafts name; raises ValueError where they name several."""
+    named = sorted({edit.source for edit in plan.edits if isinstance(edit, GraftBlock) and edit.source})
+    if len(named) > 1:
+        raise ValueError(f"the plan's grafts name several stage-1 students, {' and '.join(named)}; name one.")
+    return named[0] if named else None
+
+
+def stage1_family(folder: str) -> Family:
+    """The folder of a stage-1 student as a family; raises ValueError where it is none."""
+    if not Path(folder).is_dir():
+        raise ValueError(f"the stage-1 student {folder} is no folder; build and distil one, and name its folder.")
+    return load_family(folder)
+
+
+def edits_in(stage1: Family) -> tuple[AnyEdit, ...] | None:
+    """What made a stage-1 student, where its folder holds the plan."""
+    path = stage1.folder / "plan.json" if stage1.folder else None
+    return PruningPlan.load(path).edits if path and path.exists() else None
+
+
+def _edits_of(unet: Any) -> tuple[AnyEdit, ...] | None:
+    return parse_edits(unet.config["edits"]) if isinstance(unet, StudentUNet) else None
+
+
+def _check_same_layers(teacher: nn.Module, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None) -> None:
+    if stage1_edits is None:
+        return
+    ours, theirs = (resolve(topology(teacher), edits) for edits in (plan.edits, stage1_edits))
+    for block in ours.grafted:
+        mine, yours = ([layer for b, layer in sorted(kept.removed_layers) if b == block] for kept in (ours, theirs))
+        if mine != yours:
+            raise ValueError(
+                f"cannot graft {block}: the plan removes its layers {mine or 'none'}, "
+                f"the stage-1 student lacks {yours or 'none'}; use the same layers in both."
+            )
+
+
+def _graft(block: nn.Module, source: nn.Module, name: str, added: set[str]) -> None:
+    """Give `block` its own copy of `source`'s weights; what a replacement added and `source` has not, it keeps."""
+    own, given = block.state_dict(), source.state_dict()
+    wrong = sorted(given.keys() - own.keys()) + sorted(own.keys() - given.keys() - added)
+    wrong += [key for key in own.keys() & given.keys() if own[key].shape != given[key].shape]
+    if wrong:
+        raise ValueError(f"cannot graft {name}: the stage-1 student and the plan differ there in {wrong[0]}.")
+    block.load_state_dict(
+        {key: given.get(key, tensor).to(tensor.device, tensor.dtype, copy=True) for key, tensor in own.items()},
+        assign=True,
+    )
+
+
+def _is_in(name: str, module: str) -> bool:
+    return f"{name}.".startswith(f"{module}.")
+
+
+def audit(student: nn.Module, teacher: nn.Module) -> FreezeAudit:
+    """Which of a student's parameters learn, which are frozen, and which are the teacher's own memory.
+
+    Works on the meta device too.
+    """
+    theirs = {p.untyped_storage()._cdata for p in teacher.parameters()}
+    named = dict(student.named_parameters())
+    return FreezeAudit(
+        trainable=_tensors({name: p for name, p in named.items() if p.requires_grad}),
+        frozen=_tensors({name: p for name, p in named.items() if not p.requires_grad}),
+        shared_with_teacher=_tensors({n: p for n, p in named.items() if p.untyped_storage()._cdata in theirs}),
+    )
+
+
+def _tensors(named: dict[str, torch.Tensor]) -> Tensors:
+    return Tensors(
+        names=tuple(named),
+        params=sum(p.numel() for p in named.values()),
+        bytes=sum(p.numel() * p.element_size() for p in named.values()),
+    )

@@ -1,0 +1,222 @@
+"""Which edits are legal on a topology, and what a plan leaves of it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+
+from asdm.plan.edits import AnyEdit, GraftBlock, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan.topology import Topology, UnitShape, listed
+from asdm.utils.io import Frozen
+
+# ---------------------------------------------------------------------------------------------- legality
+
+
+class ResolvedPlan(Frozen):
+    """What a plan leaves of a topology."""
+
+    removed_blocks: frozenset[str]
+    removed_layers: frozenset[tuple[str, int]]
+    removed_units: frozenset[str]  # made an identity, one by one
+    replaced: dict[str, str]  # unit → replacement
+    grafted: tuple[str, ...]  # blocks whose weights come from a stage-1 student
+    gone: tuple[str, ...]  # fqns of every unit and sampler that is no longer computed
+
+
+def resolve(topology: Topology, edits: Iterable[AnyEdit]) -> ResolvedPlan:
+    """Check `edits` against a teacher and say what remains.
+
+    Raises ValueError naming the edit, the reason and the legal choices: an address that matches nothing, a unit
+    edited twice, a skip without its consumer, channels that no longer fit, a block that may not go.
+    """
+    edits = tuple(edits)
+    removed_blocks = _removed_blocks(topology, edits)
+    removed_layers = _removed_layers(topology, edits, removed_blocks)
+    gone = [
+        unit.fqn
+        for unit in topology.units
+        if unit.block in removed_blocks or (unit.block, unit.layer) in removed_layers
+    ]
+    gone += _removed_samplers(topology, removed_blocks)
+    removed_units, replaced = _unit_edits(topology, edits, set(gone))
+    grafted = _grafted_blocks(topology, edits, removed_blocks)
+    if removed_blocks or removed_layers:
+        _check_flow(topology, removed_blocks, removed_layers)
+    order = {unit.fqn: i for i, unit in enumerate(topology.units)}
+    gone = sorted({*gone, *removed_units}, key=lambda fqn: (order.get(fqn, len(order)), fqn))
+    return ResolvedPlan(
+        removed_blocks=frozenset(removed_blocks),
+        removed_layers=frozenset(removed_layers),
+        removed_units=frozenset(removed_units),
+        replaced=replaced,
+        grafted=grafted,
+        gone=tuple(gone),
+    )
+
+
+def _removed_blocks(topology: Topology, edits: Sequence[AnyEdit]) -> set[str]:
+    removed: set[str] = set()
+    legal = [block for block in ("mid_block",) if block in topology.blocks]
+    if len(topology.down_blocks) > 1:
+        legal.append(topology.down_blocks[-1])
+    for edit in edits:
+        if not isinstance(edit, RemoveBlock):
+            continue
+        if edit.block not in legal:
+            raise ValueError(f"cannot {edit}: only {' and '.join(legal) or 'no block'} may be removed whole.")
+        removed.add(edit.block)
+        if edit.block != "mid_block":
+            removed.add(topology.mirror(edit.block))
+    if removed - {"mid_block"} and "mid_block" in topology.blocks and "mid_block" not in removed:
+        raise ValueError(
+            f"cannot remove {topology.down_blocks[-1]} alone: mid_block would run at another resolution than it was "
+            "trained for; remove mid_block as well."
+        )
+    return removed
+
+
+def _removed_samplers(topology: Topology, removed_blocks: set[str]) -> list[str]:
+    """The deepest pair takes two samplers along: the downsampler into it, and the upsampler out of it."""
+    pair = [block for block in removed_blocks if block != "mid_block"]
+    if not pair:
+        return []
+    before = topology.down_blocks[-2]
+    return [topology.samplers[block] for block in (before, topology.up_blocks[0]) if block in topology.samplers]
+
+
+def _removed_layers(topology: Topology, edits: Sequence[AnyEdit], blocks: set[str]) -> set[tuple[str, int]]:
+    removed: set[tuple[str, int]] = set()
+    sides = (*topology.down_blocks, *topology.up_blocks)
+    for edit in edits:
+        if not isinstance(edit, RemoveLayer):
+            continue
+        if edit.block not in sides:
+            raise ValueError(f"cannot {edit}: {edit.block!r} is neither a down nor an up block; {listed(sides)}")
+        layers = topology.layers(edit.block)
+        if edit.layer not in layers:
+            raise ValueError(f"cannot {edit}: {edit.block} has layers {', '.join(map(str, layers))}.")
+        if edit.block in blocks:
+            raise ValueError(f"cannot {edit}: {edit.block} is already removed whole.")
+        removed.add((edit.block, edit.layer))
+    return removed
+
+
+def _unit_edits(topology: Topology, edits: Sequence[AnyEdit], gone: set[str]) -> tuple[set[str], dict[str, str]]:
+    removed: set[str] = set()
+    replaced: dict[str, str] = {}
+    for edit in edits:
+        if not isinstance(edit, RemoveUnit | ReplaceUnit):
+            continue
+        unit = topology.unit(edit.unit)
+        if unit.fqn in gone:
+            raise ValueError(f"cannot {edit}: its layer or block is already removed.")
+        if unit.fqn in removed or unit.fqn in replaced:
+            raise ValueError(f"cannot {edit}: this unit has an edit already.")
+        if isinstance(edit, ReplaceUnit):
+            replaced[unit.fqn] = edit.with_
+        elif reason := why_no_identity(topology, unit):
+            raise ValueError(f"cannot {edit}: {reason}.")
+        else:
+            removed.add(unit.fqn)
+    return removed, replaced
+
+
+def _grafted_blocks(topology: Topology, edits: Sequence[AnyEdit], removed: set[str]) -> tuple[str, ...]:
+    grafted: list[str] = []
+    for edit in edits:
+        if not isinstance(edit, GraftBlock):
+            continue
+        if edit.block not in topology.blocks:
+            raise ValueError(f"cannot {edit}: there is no such block; {listed(topology.blocks)}")
+        if edit.block in removed:
+            raise ValueError(f"cannot {edit}: it is already removed whole.")
+        if edit.block in grafted:
+            raise ValueError(f"cannot {edit}: it is grafted already.")
+        grafted.append(edit.block)
+    return tuple(grafted)
+
+
+def why_no_identity(topology: Topology, unit: UnitShape) -> str | None:
+    """Why a unit cannot become an identity, or None where it can."""
+    if unit.kind == "transformer":
+        return None
+    if unit.channels_in != unit.channels_out:
+        return f"it takes {unit.channels_in} channels to {unit.channels_out}, which an identity cannot"
+    return None
+
+
+def _check_flow(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -> None:
+    """Walk the channels through what is left, skips included; raise at the first place where they do not fit."""
+    problem = _flow_problem(topology, blocks, layers)
+    if problem is None:
+        return
+    for block, layer in sorted(layers):
+        partners = _partners(topology, blocks, layers, block)
+        if partners:
+            raise ValueError(
+                f"removing layer {layer} of {block} needs its mirrored layer gone as well ({problem}): "
+                f"remove layer {' or '.join(map(str, partners))} of {topology.mirror(block)} too."
+            )
+    listed = ", ".join(f"layer {layer} of {block}" for block, layer in sorted(layers))
+    raise ValueError(f"removing {listed or ', '.join(sorted(blocks))} does not fit together: {problem}.")
+
+
+def _partners(topology: Topology, blocks: set[str], layers: set[tuple[str, int]], block: str) -> list[int]:
+    other = topology.mirror(block)
+    free = [layer for layer in topology.layers(other) if (other, layer) not in layers]
+    return [layer for layer in free if _flow_problem(topology, blocks, {*layers, (other, layer)}) is None]
+
+
+def is_legal_flow(topology: Topology, blocks: Iterable[str], layers: Iterable[tuple[str, int]]) -> bool:
+    """Whether channels and skips still fit after whole blocks and layers are gone."""
+    return _flow_problem(topology, set(blocks), set(layers)) is None
+
+
+def legal_layer_sets(topology: Topology, down: str) -> list[tuple[tuple[str, int], ...]]:
+    """Every legal set of (block, layer) that may leave a down block and its mirrored up block, none being the first."""
+    here, there = ([(block, layer) for layer in topology.layers(block)] for block in (down, topology.mirror(down)))
+    pairs = itertools.chain.from_iterable(
+        itertools.product(itertools.combinations(here, k), itertools.combinations(there, k))
+        for k in range(min(len(here), len(there)) + 1)
+    )
+    return [(*a, *b) for a, b in pairs if is_legal_flow(topology, (), (*a, *b))]
+
+
+def _flow_problem(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -> str | None:
+    level, hidden = 0, topology.channels_stem
+    skips = [(hidden, level)]  # a stack: what the down path made and the up path takes back, last in first out
+    no_samplers = set(_removed_samplers(topology, blocks))
+    for block in topology.blocks:
+        if block in blocks:
+            continue
+        going_up, kept_layers = block.startswith("up_blocks."), 0
+        for layer in topology.layers(block):
+            if (block, layer) in layers:
+                continue
+            kept_layers += 1
+            for unit in topology.layer_units(block, layer):
+                if unit.kind != "resnet":
+                    continue
+                want = hidden
+                if going_up:
+                    if not skips:
+                        return f"{unit.fqn} finds no skip"
+                    channels, skip_level = skips.pop()
+                    if skip_level != level:
+                        return f"{unit.fqn} would get a skip of another resolution"
+                    want = hidden + channels
+                if unit.channels_in != want:
+                    return f"{unit.fqn} takes {unit.channels_in} channels and would get {want}"
+                hidden = unit.channels_out
+            if block.startswith("down_blocks."):
+                skips.append((hidden, level))
+        if not kept_layers:
+            return f"{block} would have no layer left"
+        sampler = topology.samplers.get(block)
+        if sampler and sampler not in no_samplers:
+            level += -1 if going_up else 1
+            if not going_up:
+                skips.append((hidden, level))
+    if skips:
+        return f"{len(skips)} skips are left without a consumer"
+    return None if hidden == topology.channels_stem else f"the output has {hidden} channels"

@@ -1,0 +1,64 @@
+"""The little that must be known of a UNet to judge a plan: units, their channels, and where the samplers sit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from asdm.utils.io import Frozen
+
+# ---------------------------------------------------------------------------------------------- topology
+
+
+class UnitShape(Frozen):
+    """One unit of a UNet: `fqn` is diffusers' own path; channels are those of the feature map."""
+
+    fqn: str
+    label: str
+    kind: Literal["resnet", "transformer"]
+    block: str
+    layer: int
+    channels_in: int
+    channels_out: int
+
+
+class Topology(Frozen):
+    """The block → layer → unit hierarchy of one UNet (§2.1) in data-flow order."""
+
+    channels_stem: int
+    blocks: tuple[str, ...]
+    samplers: dict[str, str]  # block → fqn of its down- or upsampler
+    units: tuple[UnitShape, ...]
+
+    @property
+    def down_blocks(self) -> tuple[str, ...]:
+        return tuple(block for block in self.blocks if block.startswith("down_blocks."))
+
+    @property
+    def up_blocks(self) -> tuple[str, ...]:
+        return tuple(block for block in self.blocks if block.startswith("up_blocks."))
+
+    def unit(self, fqn: str) -> UnitShape:
+        for unit in self.units:
+            if unit.fqn == fqn:
+                return unit
+        raise ValueError(f"unknown unit {fqn!r}; {listed([u.fqn for u in self.units], fqn)}")
+
+    def layers(self, block: str) -> list[int]:
+        return sorted({unit.layer for unit in self.units if unit.block == block})
+
+    def layer_units(self, block: str, layer: int) -> list[UnitShape]:
+        return [unit for unit in self.units if unit.block == block and unit.layer == layer]
+
+    def mirror(self, block: str) -> str:
+        """The up block that consumes a down block's skips, and back."""
+        down, up = self.down_blocks, self.up_blocks
+        here, there = (down, up) if block in down else (up, down)
+        return there[len(here) - 1 - here.index(block)]
+
+
+def listed(choices: Sequence[str], wanted: str = "") -> str:
+    prefix = wanted.rpartition(".")[0].rpartition(".")[0]
+    near = [choice for choice in choices if prefix and choice.startswith(prefix)] or list(choices)
+    shown = ", ".join(near[:8]) + (f", … ({len(near)} in all)" if len(near) > 8 else "")
+    return f"choose from {shown}."

@@ -1,0 +1,151 @@
+"""`asdm bench`: teacher and students measured in pairs, with the quality metrics that there are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from asdm.records.measurement import Estimate, Latency, UNetRun, mac_unit
+from asdm.utils import notebook
+from asdm.utils.io import Frozen, later
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quality metric: its name in files, the one that papers give it, whether more is better, and its least value."""
+
+    name: str
+    title: str
+    more_is_better: bool = False
+    lowest: float = 0.0
+
+    @property
+    def direction(self) -> str:
+        return "more is better" if self.more_is_better else "less is better"
+
+
+MEASURES = {
+    measure.name: measure
+    for measure in (
+        Measure("frechet_distance", "Fréchet distance"),
+        Measure("kernel_distance", "kernel distance", lowest=-math.inf),  # unbiased, so around 0 between equals
+        Measure("clip_score", "CLIP score", more_is_better=True, lowest=-math.inf),
+        Measure("recall_at_1", "R@1", more_is_better=True),
+        Measure("perceptual_to_teacher", "perceptual to teacher"),
+        Measure("latent_mse_to_teacher", "latent MSE to teacher"),
+    )
+}
+
+
+class Metric(Frozen):
+    """One quality metric of a student, beside its teacher's value and the teacher's own noise."""
+
+    value: float
+    low: float
+    high: float
+    teacher: float | None = None
+    noise_floor: float | None = None
+
+
+class ImageParts(Frozen):
+    """Seconds of one whole image: encoding the prompt, one guided UNet step, decoding the latent."""
+
+    text_encoder_s: Latency
+    unet_step_s: Latency
+    vae_decoder_s: Latency
+
+
+class BenchTeacher(Frozen):
+    name: str
+    params: int
+    macs: int
+    peak_memory_bytes: int
+    unet_latency_s: Latency
+    image_latency_s: Estimate | None = None
+    image_parts: ImageParts | None = None
+
+
+class BenchStudent(Frozen):
+    """One student, measured in pairs with its teacher; a ratio is student / teacher."""
+
+    name: str
+    source: str
+    params: int
+    macs: int
+    peak_memory_bytes: int
+    removed: tuple[str, ...]
+    replaced: dict[str, str]
+    plan_sha256: str | None = None
+    unet_latency_s: Latency
+    paired_teacher_latency_s: Latency
+    unet_latency_ratio: Estimate
+    guided_latency_ratio: Estimate | None = None  # at the batch that classifier-free guidance runs
+    predicted_ratio: float | None = None
+    predicted_low: float | None = None
+    predicted_high: float | None = None
+    image_latency_s: Estimate | None = None
+    image_latency_ratio: Estimate | None = None
+    warning: str | None = later(None)
+    quality: dict[str, Metric] = Field(default_factory=dict)
+
+
+class Pipeline(Frozen):
+    """How an image is made: `steps` UNet calls at batch 2 where `guidance_scale` is above 1."""
+
+    steps: int
+    guidance_scale: float
+    composed: bool  # True: from the measured parts; False: the pipeline itself was run from prompt to pixels
+
+
+class Drawing(Frozen):
+    """One caption as teacher and students (in their order) drew it from one seed, beside the real picture.
+
+    Each is a small PNG in base64.
+    """
+
+    caption: str
+    seed: int
+    real: str
+    teacher: str
+    students: tuple[str, ...]
+
+
+class BenchResult(UNetRun):
+    """`asdm.bench/1`: teacher and students, measured in one process, in pairs."""
+
+    SCHEMA: ClassVar[str] = "asdm.bench/1"
+    schema_: Literal["asdm.bench/1"] = Field("asdm.bench/1", alias="schema")
+    backend: str = "eager"
+    teacher_config_sha256: str
+    pipeline: Pipeline | None = None
+    teacher: BenchTeacher
+    students: tuple[BenchStudent, ...]
+    drawings: tuple[Drawing, ...] = later(())  # those that were asked to be kept
+
+    def _repr_html_(self) -> str:
+        """Teacher and students as ratios, for notebooks."""
+        teacher = self.teacher
+        macs, unit = mac_unit(teacher.macs)
+        params = f"{teacher.params / 1e6:.1f}"
+        rows = [[f"{teacher.name} (teacher)", params, f"{teacher.macs / macs:.1f}", "1×", "", ""]]
+        rows += [_bench_row(student, macs) for student in self.students]
+        head = ["model", "M parameters", unit, "UNet latency", "predicted", "image latency"]
+        where = f"{self.backend}, {self.dtype} on {self.device}, {self.threads} threads, batch {self.batch}"
+        return notebook.table(f"{self.family} and its students, student / teacher", head, rows, f"{where}.")
+
+
+def _bench_row(student: BenchStudent, macs: float) -> list[str]:
+    def ratio(found: Estimate | None) -> str:
+        return "" if found is None else f"{found.median:.2f}× [{found.low:.2f}, {found.high:.2f}]"
+
+    return [
+        student.name,
+        f"{student.params / 1e6:.1f}",
+        f"{student.macs / macs:.1f}",
+        ratio(student.unet_latency_ratio),
+        "" if student.predicted_ratio is None else f"{student.predicted_ratio:.2f}×",
+        ratio(student.image_latency_ratio),
+    ]

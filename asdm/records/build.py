@@ -1,0 +1,81 @@
+"""`asdm build` and `asdm export`: what a student is made of, and how near an export is to PyTorch."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from asdm.utils.io import Frozen, Record, later
+
+
+class Tensors(Frozen):
+    """Some of a model's parameters: names, how many numbers, and their bytes."""
+
+    names: tuple[str, ...]
+    params: int
+    bytes: int
+
+
+class FreezeAudit(Frozen):
+    """Which of a student's parameters learn, which are frozen, and which are the teacher's own memory."""
+
+    trainable: Tensors
+    frozen: Tensors
+    shared_with_teacher: Tensors
+
+
+class DiffRow(Frozen):
+    """A unit or piece of glue of the teacher, and what became of it in the student."""
+
+    fqn: str
+    label: str
+    kind: str
+    block: str  # empty for glue outside the blocks
+    layer: int | None
+    fate: Literal["stays", "goes", "replaced"]
+    replacement: str | None
+    student_fqn: str | None
+    params: int
+    macs: int
+    student_params: int
+    student_macs: int
+
+
+class BuildResult(Record):
+    """`asdm.build/1`: what a student is made of."""
+
+    SCHEMA: ClassVar[str] = "asdm.build/1"
+    schema_: Literal["asdm.build/1"] = Field("asdm.build/1", alias="schema")
+    name: str
+    family: str
+    weights: str
+    params: int
+    macs: int
+    teacher_params: int
+    teacher_macs: int
+    removed: tuple[str, ...]
+    replaced: dict[str, str]
+    name_map: dict[str, str]  # student's fqn → teacher's fqn
+    plain_diffusers: bool
+    plan_sha256: str
+    warning: str | None = later(None)
+    stage1: str | None = None  # where the grafted blocks' weights come from
+    audit: FreezeAudit | None = None
+    diff: tuple[DiffRow, ...] = ()
+
+
+class ExportResult(Record):
+    """`asdm.export/1`: a UNet in another form, and how near its output is to PyTorch's."""
+
+    SCHEMA: ClassVar[str] = "asdm.export/1"
+    schema_: Literal["asdm.export/1"] = Field("asdm.export/1", alias="schema")
+    family: str
+    to: str
+    dtype: str
+    params: int
+    size: int | None = None  # pixels per side; None where nothing was traced
+    batch: int | None = None  # None where it is free
+    why_fixed: str | None = None
+    difference: float | None = None  # largest, as a share of the largest output
+    plain_diffusers: bool | None = None

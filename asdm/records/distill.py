@@ -1,0 +1,82 @@
+"""`asdm distill`: a run, its stages before and after training, and the memory that they need."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field, JsonValue
+
+from asdm.records.build import FreezeAudit
+from asdm.utils.io import Frozen, Record, later
+
+
+class DistillRun(Record):
+    """`asdm.run/1`: what a folder is being trained for; another run does not go on in it."""
+
+    SCHEMA: ClassVar[str] = "asdm.run/1"
+    schema_: Literal["asdm.run/1"] = Field("asdm.run/1", alias="schema")
+    created_utc: str
+    command: str
+    identity: dict[str, JsonValue]  # may never change
+    tuning: dict[str, JsonValue]  # may change where the user says so
+    amended: tuple[dict[str, JsonValue], ...] = ()  # what did, and from which step on
+    environment: dict[str, str]
+
+
+class MemoryEstimate(Frozen):
+    """Bytes that training takes on one device; activations are those that the backward needs, counted."""
+
+    weights: int
+    encoders: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, name) for name in type(self).model_fields)
+
+
+class StagePlan(Frozen):
+    """A stage before it runs: what learns, from what, for how long, in how much memory."""
+
+    name: str
+    mode: str
+    steps: int
+    weights: dict[str, float]
+    places: dict[str, int]  # term → maps that are compared
+    left_out: tuple[str, ...]  # terms that this student has no place for
+    audit: FreezeAudit
+    memory: MemoryEstimate
+
+
+class StageResult(Frozen):
+    """A stage after it ran; losses are unweighted means of the first and last tenth of its steps."""
+
+    name: str
+    mode: str
+    steps: int
+    seconds: float
+    first: dict[str, float]
+    last: dict[str, float]
+    audit: FreezeAudit
+    teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
+    broken_examples: int = 0
+    overhead: float  # share of the time that was neither forward, backward nor step (optimizer, running average)
+
+
+class DistillResult(Record):
+    """`asdm.distill/1`: what a distillation did."""
+
+    SCHEMA: ClassVar[str] = "asdm.distill/1"
+    schema_: Literal["asdm.distill/1"] = Field("asdm.distill/1", alias="schema")
+    created_utc: str
+    name: str
+    family: str
+    data: str
+    seed: int
+    plan_sha256: str
+    student_sha256: str | None  # hash of the last stage's student's weights; None after a stage before it
+    stages: tuple[StageResult, ...]
+    paused_at: int | None = later(None)  # step of all stages together
