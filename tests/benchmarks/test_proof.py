@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from asdm.plan.presets import PRESETS
 from asdm.utils.io import sha256_of
 from asdm_prof.analysis import evidence
 from asdm_prof.planner import plan as planner
@@ -207,7 +208,7 @@ def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
 
 def test_bk_sdms_rule_comes_nearest_to_a_latency() -> None:
     profile = synthetic.profile()
-    base = run.students.PRESETS["bk_sdm_base"](profile.topology)
+    base = PRESETS["bk_sdm_base"](profile.topology)
     at = planner.price(profile, base).ratio
     assert set(map(str, baselines.bk_style(profile, at))) == set(map(str, base))
     assert planner.price(profile, baselines.bk_style(profile, 0.8)).ratio == pytest.approx(0.8, abs=0.06)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
+from asdm.measure import machine
 from asdm.measure.backends import Attribution, eager, fake
-from asdm.measure.clocks import FakeClock
+from asdm.measure.clocks import FakeClock, HostClock
 from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
 from asdm.unet import blocks
@@ -96,7 +97,7 @@ def test_a_planted_slow_unit_is_named(tiny_unet: nn.Module) -> None:
         "encoder_hidden_states": torch.randn(1, 7, 32),
     }
     with torch.inference_mode():
-        session = eager.open_session(tiny_unet, inputs, parts, profiler.measure.HostClock())
+        session = eager.open_session(tiny_unet, inputs, parts, HostClock())
         session.run()
         whole, times = session.run_parts()
     assert max(times, key=lambda fqn: times[fqn]) == "up_blocks.1.resnets.2"
@@ -144,9 +145,9 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
         list(blocks.iter_parts(unet)),
         profiler.replaceable(blocks.topology(unet), unet),
         eager,
-        profiler.measure.HostClock(),
+        HostClock(),
         QUICK,
-        profiler.measure.HostClock().mark(),
+        HostClock().mark(),
         lambda _: None,
     )
     assert [id(module) for module in unet.modules()] == modules_before
@@ -198,7 +199,7 @@ def test_progress_tells_every_stage(tiny_folder: Path) -> None:
 
 
 def test_too_little_memory_is_said_before_it_is_taken(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler.measure, "free_memory_bytes", lambda _: 1 << 20)
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda _: 1 << 20)
     monkeypatch.setattr(loading, "load_unet", lambda *_: pytest.fail("the model was built"))
     with pytest.raises(ValueError, match=r"needs about 0\.\d GiB on cpu and 0\.0 GiB are free"):
         profile(str(tiny_folder), QUICK)
