@@ -174,7 +174,7 @@ def test_siblings_of_a_seam_do_not_know_the_commands():
 
 def test_the_reader_of_imports_sees_them():
     """A guard for this file: known imports of each form are found."""
-    assert "asdm.plan.edits" in imports()["asdm.unet.blocks"]  # from asdm.plan.edits import …
+    assert "asdm.plan.topology" in imports()["asdm.unet.blocks"]  # from asdm.plan.topology import …
     assert "asdm.utils.registry" in imports()["asdm.unet.surgery"]  # from asdm.utils import registry
     assert "asdm.unet.replacements.pass_through" in imports()["asdm.unet.surgery"]
     assert "asdm.models.build" in imports()["asdm.cli"]  # inside a function
