@@ -53,10 +53,10 @@ def profile(
 ) -> Profile:
     """Time every unit of a UNet in place; `watch` is told the stage, the calls so far and the seconds left."""
     from asdm.cli.options import device_or_default
-    from asdm_prof.profiler.profile import Settings
+    from asdm_prof.profiler.profile import ProfileSettings
     from asdm_prof.profiler.profile import profile as measure
 
-    settings = Settings(
+    settings = ProfileSettings(
         weights=weights,
         backend=backend,
         device=device_or_default(device),
@@ -143,7 +143,7 @@ def distill(
 ) -> DistillResult:
     """Train a plan's student in the folder `output`, or go on with it; `watch` is told the state of every step.
 
-    `settings` are the fields of `asdm.distill.Settings`: batch, learning_rate, dtype, seed, …
+    `settings` are the fields of `asdm.distill.DistillSettings`: batch, learning_rate, dtype, seed, …
     """
     from asdm import distill as trainer
     from asdm.cli.options import device_or_default
@@ -155,7 +155,7 @@ def distill(
             _source(plan, Path(folder), 0),
             teacher,
             Path(output),
-            trainer.Settings(**given),
+            trainer.DistillSettings(**given),
             recipes.load(recipe),
             stage,
             force,
@@ -169,7 +169,7 @@ def bench(
 ) -> BenchResult:
     """Measure students against their teacher, in pairs.
 
-    `settings` are the fields of `asdm.evaluate.benchmark.Settings`: dtype, backend, steps, time_budget_s, quality, …
+    `settings` are the fields of `asdm.evaluate.benchmark.BenchSettings`: dtype, backend, steps, time_budget_s, …
     """
     from asdm.cli.options import device_or_default
     from asdm.evaluate import benchmark
@@ -181,7 +181,7 @@ def bench(
     with tempfile.TemporaryDirectory() as folder:
         sources = [_source(student, Path(folder), i) for i, student in enumerate(several)]
         return benchmark.bench(
-            teacher, sources, benchmark.Settings(**given), command=f"asdm_prof.bench({teacher!r}, …)"
+            teacher, sources, benchmark.BenchSettings(**given), command=f"asdm_prof.bench({teacher!r}, …)"
         )
 
 

@@ -22,7 +22,7 @@ from asdm_prof.planner.choices import Problem, key
 from asdm_prof.planner.frontier import k_plans
 from asdm_prof.records import BudgetRow, Budgets, Contestant, Damage, Interval, Profile
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import Settings, Tell
+from asdm_prof.sensitivity.measure import SensitivitySettings, Tell
 from benchmarks import baselines
 
 EACH = tuple(round(0.95 - 0.05 * i, 2) for i in range(10))
@@ -32,7 +32,7 @@ Edits = tuple[AnyEdit, ...]
 def compare(
     profile: Profile,
     damage: Damage,
-    settings: Settings,
+    settings: SensitivitySettings,
     judged_on: str = "held_out",
     ratios: Sequence[float] = EACH,
     candidates: int = 10,
@@ -91,7 +91,7 @@ def _unique(plans: Sequence[Edits]) -> list[Edits]:
 
 
 def _measured(
-    family: str, plans: Sequence[Edits], settings: Settings, folder: Path | None, name: str, tell: Tell
+    family: str, plans: Sequence[Edits], settings: SensitivitySettings, folder: Path | None, name: str, tell: Tell
 ) -> dict[frozenset[str], np.ndarray]:
     """Mean errors by prompt of each plan, by its key."""
     run_file = folder / name if folder else None
@@ -102,7 +102,7 @@ def _measured(
 
 
 def _chosen(
-    ours: dict[float, list[Edits]], damage: Damage, settings: Settings, folder: Path | None, tell: Tell
+    ours: dict[float, list[Edits]], damage: Damage, settings: SensitivitySettings, folder: Path | None, tell: Tell
 ) -> dict[float, Edits]:
     """At each budget, of the candidates there and of what is within it from tighter ones, the one that does least."""
     plans = _unique([edits for found in ours.values() for edits in found])

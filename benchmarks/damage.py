@@ -19,7 +19,7 @@ from asdm.utils import io
 from asdm_prof.cli.progress import watching
 from asdm_prof.planner import explain, frontier
 from asdm_prof.planner import plan as planner
-from asdm_prof.profiler.profile import Settings as ProfileSettings
+from asdm_prof.profiler.profile import ProfileSettings as ProfileSettings
 from asdm_prof.renderers import _collect, console, figures
 from asdm_prof.sensitivity import study
 from benchmarks import budgets
@@ -39,7 +39,7 @@ def main(
 ) -> None:
     """Measure, plan, compare and draw."""
     command = this_command("python -m benchmarks.damage")
-    settings = study.Settings(threads=threads, prompts=prompts, timesteps=timesteps)
+    settings = study.SensitivitySettings(threads=threads, prompts=prompts, timesteps=timesteps)
     io.make_folder(output)
     with watching("Profiling") as watch:
         timing = ProfileSettings(threads=threads)

@@ -142,7 +142,7 @@ def make_loop(name: str, chosen: Any) -> tuple[Lesson, Any, Any]:
         mode=stage.mode,
         perceptual=perceptual.Perceptual(vgg, adapter.to(chosen.device)) if task.PERCEPTUAL in terms else None,
     )
-    settings = distill.Settings(data="none", steps=2, device=chosen.device)
+    settings = distill.DistillSettings(data="none", steps=2, device=chosen.device)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = distill.make_optimizer(parameters, settings)
     return (

@@ -73,7 +73,7 @@ def main(
 ) -> None:
     """Time the loops in turns, compare what they give, save and print."""
     io.check_writable(output, force)
-    settings = sensitivity.Settings(prompts=prompts, timesteps=timesteps, threads=threads)
+    settings = sensitivity.SensitivitySettings(prompts=prompts, timesteps=timesteps, threads=threads)
     known = load_family(family)
     weights = settings.weights or loading.default_weights(known)
     teacher = loading.load_unet(known, weights, settings.device, settings.dtype, settings.seed)

@@ -167,7 +167,7 @@ def distill(
     source = str(files.find_input(Path(plan)))
     if source != plan:
         console.say(f"Using {source}, the newest {plan}.")
-    settings = trainer.Settings(
+    settings = trainer.DistillSettings(
         data=data,
         steps=steps,
         split=split,
@@ -297,7 +297,7 @@ def bench(
     from asdm.evaluate import benchmark
     from asdm.models.families import load_family
 
-    settings = benchmark.Settings(
+    settings = benchmark.BenchSettings(
         weights=weights,
         backend=backend,
         device=device_or_default(device),

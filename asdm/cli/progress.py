@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asdm.distill import Settings, Status, Watch, is_main_process
+from asdm.distill import DistillSettings, Status, Watch, is_main_process
 from asdm.records.distill import DistillResult, MemoryEstimate, StagePlan, StageResult
 from asdm.utils import console as terminal
 
@@ -75,12 +75,12 @@ def headline(status: Status) -> str:
 # ---------------------------------------------------------------------------------------------- before and after
 
 
-def preview_text(stages: Sequence[StagePlan], settings: Settings) -> str:
+def preview_text(stages: Sequence[StagePlan], settings: DistillSettings) -> str:
     """What `--dry-run` prints: freeze audit, losses, memory and steps of every stage."""
     return "\n\n".join(_stage_text(stage, settings) for stage in stages)
 
 
-def _stage_text(stage: StagePlan, settings: Settings) -> str:
+def _stage_text(stage: StagePlan, settings: DistillSettings) -> str:
     lines = [f"{stage.name} ({stage.mode}): {stage.steps:,} steps of {settings.batch} pictures"]
     for group, what in (
         (stage.audit.trainable, "learn"),

@@ -31,7 +31,7 @@ from asdm.distill.divergence import Diverged
 from asdm.distill.dry_run import described, preview
 from asdm.distill.run import distil
 from asdm.distill.run_folder import PAUSED
-from asdm.distill.settings import Settings, check
+from asdm.distill.settings import DistillSettings, check
 from asdm.distill.setup import make_average, make_optimizer
 from asdm.distill.stages import TEACHER, Course, Recipe, Stage, own_memory, plan_course, small_student
 
@@ -39,9 +39,9 @@ __all__ = [
     "PAUSED",
     "TEACHER",
     "Course",
+    "DistillSettings",
     "Diverged",
     "Recipe",
-    "Settings",
     "Stage",
     "Status",
     "Watch",

@@ -13,7 +13,7 @@ import torch
 from asdm.data import datasets
 from asdm.data.encoder import Encoder, weights_sha256
 from asdm.distill import losses
-from asdm.distill.settings import Settings, micro_batch
+from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import Course
 from asdm.models import example_inputs, execution, loading
 from asdm.models.pipeline import pipeline
@@ -41,7 +41,7 @@ class Classroom:
 
     accelerator: Any
     course: Course
-    settings: Settings
+    settings: DistillSettings
     folder: Path
     teacher: Any
     made: Any  # the teacher's pipeline
@@ -53,7 +53,7 @@ class Classroom:
     watch: Watch
 
 
-def enter(course: Course, settings: Settings, folder: Path, accelerator: Any, watch: Watch) -> Classroom:
+def enter(course: Course, settings: DistillSettings, folder: Path, accelerator: Any, watch: Watch) -> Classroom:
     """Load the teacher with its encoders, and open the data."""
     family, status = course.family, Status("loading the teacher", 0, settings.steps)
     watch(status)
@@ -93,7 +93,7 @@ def enter(course: Course, settings: Settings, folder: Path, accelerator: Any, wa
     )
 
 
-def make_accelerator(settings: Settings) -> Any:
+def make_accelerator(settings: DistillSettings) -> Any:
     """accelerate's, in the world that `accelerate launch` made, or alone."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState

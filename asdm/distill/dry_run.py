@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from asdm.distill import losses, task
-from asdm.distill.settings import Settings, micro_batch
+from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import Course, Recipe, Stage, chosen_stages, plan_course, small_student, terms_of
 from asdm.distill.task import PERCEPTUAL, Lesson, Subject
 from asdm.models import example_inputs, graft
@@ -20,7 +20,7 @@ from asdm.unet.surgery import Applied
 
 
 def preview(
-    source: str, teacher: str, settings: Settings, recipe: Recipe, only: str | None = None
+    source: str, teacher: str, settings: DistillSettings, recipe: Recipe, only: str | None = None
 ) -> tuple[StagePlan, ...]:
     """What a run would do, stage by stage, from shapes alone: nothing is loaded, trained or written."""
     course = plan_course(source, teacher, settings, recipe)
@@ -28,7 +28,7 @@ def preview(
     return tuple(described(course, stage, settings, world) for stage in chosen_stages(course.stages, only))
 
 
-def described(course: Course, stage: Stage, settings: Settings, world: int = 1) -> StagePlan:
+def described(course: Course, stage: Stage, settings: DistillSettings, world: int = 1) -> StagePlan:
     """A stage before it runs, from shapes alone."""
     student, applied = small_student(course, stage)
     inputs = example_inputs.unet_inputs(course.family, batch=1, size=settings.size, device="meta")
@@ -53,7 +53,7 @@ def memory_estimate(
     applied: Applied,
     terms: tuple[str, ...],
     places: Mapping[str, Any],
-    settings: Settings,
+    settings: DistillSettings,
     world: int,
 ) -> MemoryEstimate:
     """Bytes on one device, counted on the meta device; the VGG and kernels' own space are left out."""

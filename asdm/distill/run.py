@@ -25,7 +25,7 @@ from asdm.distill.run_folder import (
     results_of,
     step_reached,
 )
-from asdm.distill.settings import Settings
+from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_student
 from asdm.distill.stages import Recipe, check_pause, chosen_stages, ends_at, plan_course
 from asdm.distill.trainer import run_stage
@@ -44,7 +44,7 @@ def distil(
     source: str,
     teacher: str,
     output: Path,
-    settings: Settings,
+    settings: DistillSettings,
     recipe: Recipe,
     only: str | None = None,
     force: bool = False,

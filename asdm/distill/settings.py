@@ -11,7 +11,7 @@ OPTIMIZERS = ("adamw", "adamw8bit")
 
 
 @dataclass(frozen=True)
-class Settings:
+class DistillSettings:
     """How a recipe is run. `batch` is a step's, over all processes.
 
     What is neither in a run's identity nor its tuning (`micro_batch`, `workers`, …) changes no more than rounding.
@@ -49,7 +49,7 @@ class Settings:
     tensorboard: bool = False
 
 
-def check(settings: Settings) -> None:
+def check(settings: DistillSettings) -> None:
     """Raises ValueError naming the first setting that cannot be, and its choices."""
     execution.check_setup(execution.Setup(device=settings.device, dtype=settings.dtype, threads=settings.threads))
     at_least = {"steps": 1, "batch": 1, "micro_batch": 1, "workers": 1, "keep": 1, "seed": 0, "warm_up": 0}
@@ -70,7 +70,7 @@ def check(settings: Settings) -> None:
         raise ValueError("fp16 autocast needs an accelerator; choose --dtype bf16 or fp32 on a CPU.")
 
 
-def micro_batch(settings: Settings, world: int) -> int:
+def micro_batch(settings: DistillSettings, world: int) -> int:
     """Pictures per forward of one process; raises ValueError where the batch cannot be shared out evenly."""
     own, rest = divmod(settings.batch, world)
     micro = min(settings.micro_batch or own, own)

@@ -12,7 +12,7 @@ from asdm.data import datasets, loader
 from asdm.distill import perceptual
 from asdm.distill.context import Classroom
 from asdm.distill.run_folder import folder_of
-from asdm.distill.settings import Settings
+from asdm.distill.settings import DistillSettings
 from asdm.distill.stages import TEACHER, Stage, own_memory, terms_of
 from asdm.distill.task import PERCEPTUAL, Subject
 from asdm.models import example_inputs, graft, loading
@@ -86,7 +86,7 @@ def adapter_examples(room: Classroom, count: int = 64) -> tuple[torch.Tensor, to
         return latents, torch.cat([decoded(room.made.vae, part) for part in latents.split(4)])
 
 
-def make_optimizer(parameters: Sequence[nn.Parameter], settings: Settings) -> torch.optim.Optimizer:
+def make_optimizer(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
     """AdamW, or bitsandbytes' with moments of 8 bits."""
     arguments: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
@@ -98,7 +98,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: Settings) -> to
     return AdamW8bit(parameters, **arguments)
 
 
-def make_average(parameters: Sequence[nn.Parameter], settings: Settings) -> Any:
+def make_average(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> Any:
     """diffusers' running average of the weights, or None."""
     from diffusers.training_utils import EMAModel
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from asdm.distill import losses, task
-from asdm.distill.settings import Settings, check
+from asdm.distill.settings import DistillSettings, check
 from asdm.distill.task import BLOCKS, Mode
 from asdm.models import build, graft, loading
 from asdm.models import student as students
@@ -64,7 +64,7 @@ class Course:
         return build.count(self.family, self.shapes)
 
 
-def plan_course(source: str, teacher: str, settings: Settings, recipe: Recipe) -> Course:
+def plan_course(source: str, teacher: str, settings: DistillSettings, recipe: Recipe) -> Course:
     """Read plan and teacher, and make the stages; raises ValueError for what cannot be, before anything is loaded."""
     check(settings)
     family = load_family(teacher)

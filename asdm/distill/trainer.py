@@ -19,7 +19,7 @@ from asdm.distill.context import Classroom, Status
 from asdm.distill.divergence import Diverged, agreed, interruptible, nonsense, refuse_nonsense
 from asdm.distill.logger import LOG, Log, ends, read_log, validate
 from asdm.distill.sampling import Draw, inputs_of
-from asdm.distill.settings import Settings, micro_batch
+from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.setup import make_average, make_optimizer, make_student, make_subject
 from asdm.distill.stages import Stage
 from asdm.distill.task import Lesson
@@ -212,7 +212,7 @@ class Spent:
         return 1 - self.busy_s / self.seconds if self.seconds else 0.0
 
 
-def rate(settings: Settings, steps: int, step: int) -> float:
+def rate(settings: DistillSettings, steps: int, step: int) -> float:
     """Learning rate of a step: a linear rise, then constant, or falling to nothing along a line or half a cosine."""
     warm_up = min(500, steps // 20) if settings.warm_up is None else settings.warm_up
     if step < warm_up:

@@ -44,7 +44,7 @@ MOST_KEPT = 16
 
 
 @dataclass(frozen=True)
-class Settings(execution.Setup):
+class BenchSettings(execution.Setup):
     """How to compare: the defaults are what `asdm bench` does."""
 
     backend: str = "eager"
@@ -91,7 +91,7 @@ class Contestant:
 def bench(
     teacher: str,
     sources: Sequence[str],
-    settings: Settings = Settings(),
+    settings: BenchSettings = BenchSettings(),
     tell: Tell = lambda *_: None,
     command: str = "",
 ) -> BenchResult:
@@ -163,7 +163,7 @@ def bench(
     )
 
 
-def _check(sources: Sequence[str], settings: Settings) -> None:
+def _check(sources: Sequence[str], settings: BenchSettings) -> None:
     if not sources:
         raise ValueError(f"name at least one student: a folder, a plan or a preset ({', '.join(presets.PRESETS)}).")
     if settings.steps < 1:
@@ -186,7 +186,7 @@ def _check(sources: Sequence[str], settings: Settings) -> None:
 
 
 def _require_memory(
-    shapes: nn.Module, family: Family, drafts: Sequence[Contestant], settings: Settings, backend: Any
+    shapes: nn.Module, family: Family, drafts: Sequence[Contestant], settings: BenchSettings, backend: Any
 ) -> None:
     """Teacher, one activation peak at the guided batch, what comes from disk beside it, and what sessions copy."""
     if not backend.NEEDS_WEIGHTS:
@@ -202,7 +202,7 @@ def _require_memory(
     machine.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}{many}")
 
 
-def _draft(source: str, teacher: nn.Module, family: Family, settings: Settings) -> Contestant:
+def _draft(source: str, teacher: nn.Module, family: Family, settings: BenchSettings) -> Contestant:
     """A student as shapes alone: what can be wrong with it is found here."""
     if Path(source).is_dir():
         return _draft_of_folder(Path(source), source, teacher, family, settings)
@@ -225,7 +225,9 @@ def distinct(drafts: Sequence[Contestant]) -> list[Contestant]:
     return named
 
 
-def _draft_of_folder(folder: Path, source: str, teacher: nn.Module, family: Family, settings: Settings) -> Contestant:
+def _draft_of_folder(
+    folder: Path, source: str, teacher: nn.Module, family: Family, settings: BenchSettings
+) -> Contestant:
     """The plan in a student's folder is checked against the teacher; a folder of somebody else's has none."""
     shapes = loading.meta_unet(load_family(source), settings.dtype)
     path = folder / "plan.json"
@@ -235,7 +237,7 @@ def _draft_of_folder(folder: Path, source: str, teacher: nn.Module, family: Fami
     return Contestant(folder.resolve().name, source, shapes, shapes, plan, removed, replaced)
 
 
-def _with_weights(draft: Contestant, teacher: nn.Module, settings: Settings) -> nn.Module:
+def _with_weights(draft: Contestant, teacher: nn.Module, settings: BenchSettings) -> nn.Module:
     """The UNet of a draft; what a plan leaves of the teacher shares his memory."""
 
     def load(folder: Family) -> nn.Module:
@@ -270,7 +272,7 @@ def _race(
     backend: Any,
     everyone: Sequence[Contestant],
     family: Family,
-    settings: Settings,
+    settings: BenchSettings,
     clock: Clock,
     tell: Tell,
     batch: int,
@@ -307,7 +309,9 @@ def _half_width(student: Sequence[float], teacher: Sequence[float]) -> float:
 # ---------------------------------------------------------------------------------------------- the whole image
 
 
-def _components(family: Family, settings: Settings, clock: Clock, tell: Tell) -> dict[str, tuple[int, list[float]]]:
+def _components(
+    family: Family, settings: BenchSettings, clock: Clock, tell: Tell
+) -> dict[str, tuple[int, list[float]]]:
     """Seconds of the text encoders and the VAE decoder, and how often an image calls them."""
     times = {}
     for component in components_of(family, settings.size, settings.guided):
@@ -317,7 +321,9 @@ def _components(family: Family, settings: Settings, clock: Clock, tell: Tell) ->
     return times
 
 
-def _compose(step: list[list[float]], i: int, parts: dict[str, tuple[int, list[float]]], settings: Settings) -> Image:
+def _compose(
+    step: list[list[float]], i: int, parts: dict[str, tuple[int, list[float]]], settings: BenchSettings
+) -> Image:
     """Text encoding + steps · UNet + decoding, with everything resampled together for the interval."""
 
     def whole(draw: Callable[[list[float]], Any], j: int) -> Any:
@@ -347,7 +353,7 @@ def _interval(value: float, draws: np.ndarray) -> Estimate:
 
 
 def _images(
-    everyone: Sequence[Contestant], family: Family, settings: Settings, clock: Clock, tell: Tell
+    everyone: Sequence[Contestant], family: Family, settings: BenchSettings, clock: Clock, tell: Tell
 ) -> list[Image]:
     """The real pipeline from prompt to pixels, teacher and students in turns."""
     made = pipeline(family, everyone[0].unet, settings)
@@ -382,12 +388,12 @@ def _images(
 # ---------------------------------------------------------------------------------------------- quality
 
 
-def _judging(settings: Settings) -> quality.Judgement:
+def _judging(settings: BenchSettings) -> quality.Judgement:
     data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split)
     return judgement(data, f"{settings.data} has {len(data)} in its split {settings.split}", settings)
 
 
-def judgement(data: Sequence[Example], has: str, settings: Settings) -> quality.Judgement:
+def judgement(data: Sequence[Example], has: str, settings: BenchSettings) -> quality.Judgement:
     """The judge, and the real pictures and captions that he compares with: some of the data, the same ones each time.
 
     Raises ValueError, saying what the data `has`, where that is too few.
@@ -401,7 +407,7 @@ def judgement(data: Sequence[Example], has: str, settings: Settings) -> quality.
 
 
 def _judged(
-    judging: quality.Judgement, everyone: Sequence[Contestant], family: Family, settings: Settings, tell: Tell
+    judging: quality.Judgement, everyone: Sequence[Contestant], family: Family, settings: BenchSettings, tell: Tell
 ) -> tuple[list[dict[str, Metric]], tuple[Drawing, ...]]:
     """What the judge says of every contestant, and the pictures to keep.
 
@@ -440,7 +446,7 @@ def _drawing(judging: quality.Judgement, drawn: Sequence[quality.Drawn], i: int,
 def _teacher_record(
     racer: Contestant,
     family: Family,
-    settings: Settings,
+    settings: BenchSettings,
     seconds: list[float],
     step: list[float],
     parts: dict[str, tuple[int, list[float]]],
@@ -469,7 +475,7 @@ def _student_record(
     racer: Contestant,
     i: int,
     family: Family,
-    settings: Settings,
+    settings: BenchSettings,
     single: list[list[float]],
     guided: list[list[float]] | None,
     images: list[Image] | None,

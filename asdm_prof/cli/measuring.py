@@ -82,10 +82,10 @@ def profile(
     io.check_writable(path, force)
     from asdm_prof.cli.progress import watching
     from asdm_prof.profiler import repeat as fresh
-    from asdm_prof.profiler.profile import Settings
+    from asdm_prof.profiler.profile import ProfileSettings
     from asdm_prof.profiler.profile import profile as measure
 
-    settings = Settings(
+    settings = ProfileSettings(
         weights=weights,
         backend=backend,
         device=device_or_default(device),
@@ -142,7 +142,7 @@ def validate(
     default = io.run_folder(io.short_name(family), backend or "eager", dtype or "fp32")
     path = target(output, default, "validate.json")
     io.check_writable(path, force)
-    settings = validation.Settings(plans, seed, weights, time_budget)
+    settings = validation.ValidateSettings(plans, seed, weights, time_budget)
     found = profile_of(family, profile, weights, asked)
     run_file = path.with_name(f"{path.name}.run")
     try:
@@ -193,7 +193,7 @@ def sensitivity(
     from asdm_prof.renderers import console
     from asdm_prof.sensitivity import study as measuring
 
-    settings = measuring.Settings(
+    settings = measuring.SensitivitySettings(
         weights=weights,
         device=device_or_default(device),
         dtype=dtype,

@@ -159,7 +159,7 @@ def search(
     from asdm_prof.renderers import console
     from asdm_prof.search import worker as searching
 
-    settings = searching.Settings(
+    settings = searching.SearchSettings(
         budget=budget,
         candidates=candidates,
         apart=apart,

@@ -68,11 +68,11 @@ def profile_of(family: str, path: Path | None, weights: str | None, asked: dict[
         return newest[0]
     terminal.say(f"There is no such profile of {family} under reports/ yet: profiling it first.")
     from asdm_prof.cli.progress import watching
-    from asdm_prof.profiler.profile import Settings
+    from asdm_prof.profiler.profile import ProfileSettings
     from asdm_prof.profiler.profile import profile as measure
 
     given = {name: value for name, value in asked.items() if value is not None}
-    settings = Settings(weights=weights, **({"device": execution.default_device()} | given))
+    settings = ProfileSettings(weights=weights, **({"device": execution.default_device()} | given))
     with watching("Profiling") as watch:
         made = measure(family, settings, watch, command=this_command("asdm-prof"))
     saved = made.save(io.run_folder(io.short_name(family), made.backend, made.dtype) / "profile.json")

@@ -39,7 +39,7 @@ Tell = Callable[[str, int, float | None], None]  # stage, calls so far, seconds 
 
 
 @dataclass(frozen=True)
-class Settings:
+class ValidateSettings:
     """How many plans, and how long each is measured; all else is as the profile was taken."""
 
     plans: int = 12
@@ -62,7 +62,7 @@ class ValidationRun(Record):
 def validate(
     family: str | Family,
     profile: Profile,
-    settings: Settings = Settings(),
+    settings: ValidateSettings = ValidateSettings(),
     run_file: Path | None = None,
     tell: Tell = lambda *_: None,
     command: str = "",
@@ -101,7 +101,7 @@ def validate(
     )
 
 
-def _check(family: Family, profile: Profile, settings: Settings) -> None:
+def _check(family: Family, profile: Profile, settings: ValidateSettings) -> None:
     if settings.plans < FEWEST:
         raise ValueError(f"plans {settings.plans} is too few to learn from; choose {FEWEST} or more.")
     if settings.time_budget_s <= 0:
@@ -111,7 +111,7 @@ def _check(family: Family, profile: Profile, settings: Settings) -> None:
     execution.check_device(profile.device)
 
 
-def _open_run(run_file: Path | None, profile: Profile, settings: Settings) -> ValidationRun:
+def _open_run(run_file: Path | None, profile: Profile, settings: ValidateSettings) -> ValidationRun:
     fresh = ValidationRun(run_sha256=sha256_of([profile.sha256(), vars(settings)]))
     if run_file is None or not run_file.exists():
         return fresh
@@ -143,7 +143,7 @@ def draw_plans(profile: Profile, n: int, seed: int) -> list[tuple[AnyEdit, ...]]
 
 
 def _measure(
-    family: Family, profile: Profile, settings: Settings, drawn: Sequence[tuple[AnyEdit, ...]], tell: Tell
+    family: Family, profile: Profile, settings: ValidateSettings, drawn: Sequence[tuple[AnyEdit, ...]], tell: Tell
 ) -> Iterator[ValidatedPlan]:
     """Each student in turns with its teacher: A B B A, so that drift falls on both alike."""
     if not drawn:

@@ -38,7 +38,7 @@ SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
 
 
 @dataclass(frozen=True)
-class Settings(execution.Setup):
+class ProfileSettings(execution.Setup):
     """How to measure: the defaults are what `asdm-prof profile sd15` does."""
 
     backend: str = "eager"
@@ -63,7 +63,7 @@ Watch = Callable[[Status], None]
 
 def profile(
     family: str | Family,
-    settings: Settings = Settings(),
+    settings: ProfileSettings = ProfileSettings(),
     watch: Watch | None = None,
     clock: Clock | None = None,
     command: str = "",
@@ -208,7 +208,7 @@ def _take(
     options: dict[str, list[ReplaceUnit]],
     backend: Any,
     clock: Clock,
-    settings: Settings,
+    settings: ProfileSettings,
     started: float,
     tell: Watch,
 ) -> Taken:
@@ -231,7 +231,7 @@ def _take_whole(
     options: int,
     backend: Any,
     clock: Clock,
-    settings: Settings,
+    settings: ProfileSettings,
     started: float,
     tell: Watch,
 ) -> Taken:
@@ -293,7 +293,7 @@ def _hook_cost(
     parts: Sequence[blocks.Part],
     backend: Any,
     clock: Clock,
-    settings: Settings,
+    settings: ProfileSettings,
     tell: Watch,
 ) -> list[float]:
     """Hooked less bare seconds of neighbouring calls on the smallest image, where noise is smallest too."""
@@ -309,7 +309,7 @@ def _hook_cost(
 
 
 def _second_count(
-    family: Family, unet: nn.Module, device: str, settings: Settings, tell: Watch
+    family: Family, unet: nn.Module, device: str, settings: ProfileSettings, tell: Watch
 ) -> tuple[int, Macs, Macs]:
     """(pixels, our count, fvcore's count) of a small image with the real tensors."""
     tell(Status("counting again with fvcore"))
@@ -336,7 +336,7 @@ class _Positional(nn.Module):
 
 
 def _components(
-    family: Family, settings: Settings, device: str, clock: Clock, tell: Watch
+    family: Family, settings: ProfileSettings, device: str, clock: Clock, tell: Watch
 ) -> tuple[ComponentRecord, ...]:
     records = []
     for component in components_of(family, settings.size):
@@ -406,7 +406,7 @@ def _other_record(
 
 
 def _option_records(
-    unet: nn.Module, taken: Taken, measured: dict[str, PartRecord], settings: Settings, family: Family
+    unet: nn.Module, taken: Taken, measured: dict[str, PartRecord], settings: ProfileSettings, family: Family
 ) -> list[OptionRecord]:
     """Each replaced unit's share of the *teacher*: scaled, run by run, by the parts that were left alone."""
     records = []

@@ -20,14 +20,14 @@ from asdm.measure.statistics import spearman
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.checks import told_apart
-from asdm_prof.profiler.profile import Settings
+from asdm_prof.profiler.profile import ProfileSettings
 from asdm_prof.records import ProcessRecord, Profile, TrustLine
 
 MAIN = "from asdm_prof.cli import main; main()"
 BUDGET = 0.8  # of the plan that must hold in every process
 
 
-def profile_again(family: str, settings: Settings, n: int, say: Callable[[str], None]) -> list[Profile]:
+def profile_again(family: str, settings: ProfileSettings, n: int, say: Callable[[str], None]) -> list[Profile]:
     """`n` profiles, each by a fresh process; raises ValueError for a number below 0, and where one fails."""
     if n < 0:
         raise ValueError(f"processes {n + 1} is none; choose 1 or more.")
@@ -44,7 +44,7 @@ def profile_again(family: str, settings: Settings, n: int, say: Callable[[str], 
     return found
 
 
-def _words(settings: Settings) -> list[str]:
+def _words(settings: ProfileSettings) -> list[str]:
     """Settings as the options of `asdm-prof profile`."""
     names = ("weights", "backend", "device", "dtype", "threads", "seed", "batch", "size")
     given = {name: getattr(settings, name) for name in names} | {"time-budget": settings.time_budget_s}

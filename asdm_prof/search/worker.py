@@ -52,7 +52,7 @@ Tell = Callable[[str, int, float | None], None]  # stage, steps so far, seconds 
 
 
 @dataclass(frozen=True)
-class Settings:
+class SearchSettings:
     """What a search is: every worker of a study has the same."""
 
     budget: str
@@ -89,7 +89,7 @@ class Own:
 
 def search(
     teacher: str,
-    settings: Settings,
+    settings: SearchSettings,
     output: Path,
     profile: Callable[[], Profile],
     named: Profile | None = None,
@@ -127,7 +127,7 @@ def search(
     return result
 
 
-def check(family: Family, settings: Settings) -> None:
+def check(family: Family, settings: SearchSettings) -> None:
     """Raises ValueError naming the first setting that cannot be, and its choices."""
     Halving(settings.candidates, settings.rungs, settings.steps)
     if settings.candidates > MOST:
@@ -145,18 +145,20 @@ def check(family: Family, settings: Settings) -> None:
         raise ValueError(f"{family.name} is a UNet alone and draws no pictures to judge; name a whole pipeline.")
 
 
-def _training(settings: Settings, steps: int, size: int | None, checkpoint_s: float = 600.0) -> distill.Settings:
+def _training(
+    settings: SearchSettings, steps: int, size: int | None, checkpoint_s: float = 600.0
+) -> distill.DistillSettings:
     """How a candidate trains, as `asdm distill` takes it."""
     same = ("data", "split", "seed", "weights", "device", "dtype", "batch", "learning_rate", "threads")
     given = {name: getattr(settings, name) for name in same}
-    return distill.Settings(steps=steps, size=size, checkpoint_s=checkpoint_s, **given)
+    return distill.DistillSettings(steps=steps, size=size, checkpoint_s=checkpoint_s, **given)
 
 
 # ---------------------------------------------------------------------------------------------- candidates
 
 
 def candidates_of(
-    family: Family, settings: Settings, profile: Profile, damage: Damage | None
+    family: Family, settings: SearchSettings, profile: Profile, damage: Damage | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What a new study says of its profile, and the plans of its candidates: unlike each other, all within the budget.
 
@@ -179,7 +181,9 @@ def candidates_of(
     return about, plans
 
 
-def unlike_plans(profile: Profile, settings: Settings, damage: Damage | None) -> tuple[Sequence[FrontierPoint], int]:
+def unlike_plans(
+    profile: Profile, settings: SearchSettings, damage: Damage | None
+) -> tuple[Sequence[FrontierPoint], int]:
     """As many plans of little damage as there are candidates, as unlike as so many can be, up to `apart` choices."""
     found: Sequence[FrontierPoint] = ()
     for apart in range(settings.apart, 0, -1):
@@ -197,7 +201,7 @@ def unlike_plans(profile: Profile, settings: Settings, damage: Damage | None) ->
 def _plan(
     family: Family,
     profile: Profile,
-    settings: Settings,
+    settings: SearchSettings,
     budget: float,
     damage: Damage | None,
     number: int,
@@ -228,7 +232,7 @@ class Worker:
 
     family: Family
     teacher: str
-    settings: Settings
+    settings: SearchSettings
     output: Path
     own: Own
     tell: Tell = lambda *_: None
@@ -312,7 +316,7 @@ class Worker:
         known, path = memory.settings, self._folder(claim.job) / "plan.json"
         plan = PruningPlan.parse(memory.plans[claim.job.candidate], f"candidate {claim.job.candidate}")
         plan.save(path, force=True)
-        setup = benchmark.Settings(
+        setup = benchmark.BenchSettings(
             weights=self._weights,
             **{name: known[f"timed_{name}"] for name in ("backend", "dtype", "device", "threads", "batch")},
             seed=self.settings.seed,
@@ -405,7 +409,7 @@ class Worker:
             data = datasets.open_source(settings.data, settings.split, self._side(size))
             if isinstance(data, datasets.Stream) or not isinstance(data[0], datasets.Example):
                 raise ValueError(f"{settings.data} has no pictures to look up and judge by; give emoji or folder:DIR.")
-            asked = benchmark.Settings(pictures=settings.prompts, judge=settings.judge)
+            asked = benchmark.BenchSettings(pictures=settings.prompts, judge=settings.judge)
             self._judging = benchmark.judgement(data, f"{settings.data} has {len(data)}", asked)
         return self._judging
 

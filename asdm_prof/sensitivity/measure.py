@@ -47,7 +47,7 @@ SAMPLES_AT_ONCE = 64  # latents in one call
 
 
 @dataclass(frozen=True)
-class Settings(execution.Setup):
+class SensitivitySettings(execution.Setup):
     """What is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
 
     data: str = "emoji"
@@ -288,7 +288,7 @@ class Calibration:
         }
 
 
-def calibration(family: Family, unet: nn.Module, settings: Settings) -> Calibration:
+def calibration(family: Family, unet: nn.Module, settings: SensitivitySettings) -> Calibration:
     """Pictures as latents noised at timesteps in the middle of equal stretches of the schedule, and their captions.
 
     The choice of pictures and the noise depend on the seed alone. Raises ValueError for a data set that is too small.
@@ -380,7 +380,7 @@ class DamageRun(Record):
 def measure_damage(
     family: str | Family,
     sets: Sequence[Edits] | Callable[[nn.Module], Sequence[Edits]],
-    settings: Settings = Settings(),
+    settings: SensitivitySettings = SensitivitySettings(),
     run_file: Path | None = None,
     tell: Tell = lambda *_: None,
 ) -> Measured:
@@ -444,14 +444,14 @@ def measure_damage(
     )
 
 
-def _check(settings: Settings) -> None:
+def _check(settings: SensitivitySettings) -> None:
     execution.check_setup(settings)
     for name, least in (("prompts", 2), ("timesteps", 1)):
         if getattr(settings, name) < least:
             raise ValueError(f"{name} {getattr(settings, name)} is too few; choose {least} or more.")
 
 
-def _open_run(run_file: Path | None, sha256: str, sets: Sequence[Edits], settings: Settings) -> DamageRun:
+def _open_run(run_file: Path | None, sha256: str, sets: Sequence[Edits], settings: SensitivitySettings) -> DamageRun:
     """The run that is found, where it is of the same; `weights` and `threads` decide nothing."""
     asked = {k: v for k, v in vars(settings).items() if k not in ("weights", "threads", "batch", "reuse")}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in one] for one in sets]

@@ -23,14 +23,14 @@ from asdm_prof.profiler import profile as profiler
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
 from asdm_prof.sensitivity import additivity
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import Edits, Measured, Settings, Tell
+from asdm_prof.sensitivity.measure import Edits, Measured, SensitivitySettings, Tell
 
 LOWEST, HIGHEST = 0.40, 0.95  # of the teacher's time: where joint plans are drawn
 
 
 def sensitivity_of(
     name: str,
-    settings: Settings = Settings(),
+    settings: SensitivitySettings = SensitivitySettings(),
     plans: int = 40,
     clip: int = 0,
     replacements: Sequence[str] | None = None,
@@ -94,7 +94,7 @@ def sensitivity_of(
 def kept_profile(
     path: Path,
     family: str,
-    settings: profiler.Settings,
+    settings: profiler.ProfileSettings,
     fresh: bool = False,
     watch: profiler.Watch | None = None,
     command: str = "",
@@ -110,7 +110,7 @@ def kept_profile(
     return made
 
 
-def _identities(teacher: Any, settings: profiler.Settings) -> set[tuple[str, str | None]]:
+def _identities(teacher: Any, settings: profiler.ProfileSettings) -> set[tuple[str, str | None]]:
     """Config and weights of a profile of this teacher; one with made-up times has no weights."""
     config = loading.unet_config_sha256(teacher.config)
     return {(config, loading.weights_sha256(teacher))} | ({(config, None)} if settings.backend == "fake" else set())
@@ -119,7 +119,7 @@ def _identities(teacher: Any, settings: profiler.Settings) -> set[tuple[str, str
 def kept_damage(
     path: Path,
     family: str,
-    settings: Settings,
+    settings: SensitivitySettings,
     plans: int,
     weights_sha256: str | None,
     fresh: bool = False,
@@ -158,7 +158,7 @@ def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
 
 def by_macs(family: Family, size: int | None = None) -> Profile:
     """A profile whose times are MACs: joint plans are drawn by it, so that they do not depend on a machine."""
-    return profiler.profile(family, profiler.Settings(backend="fake", size=size))
+    return profiler.profile(family, profiler.ProfileSettings(backend="fake", size=size))
 
 
 def _problem(profile: Profile, singles: Sequence[Edits]) -> Problem:
@@ -186,7 +186,7 @@ DRAWING_STEPS = 20
 
 
 def clip_scored(
-    family: Family, edits: Sequence[EditDamage], settings: Settings, pictures: int, tell: Tell
+    family: Family, edits: Sequence[EditDamage], settings: SensitivitySettings, pictures: int, tell: Tell
 ) -> Iterator[EditDamage]:
     """Edits with the change in CLIP score of pictures drawn from the same captions and seeds (SnapFusion's criterion).
 

@@ -29,14 +29,14 @@ from asdm.cli.options import this_command
 from asdm.utils import console, io
 from asdm_prof.analysis import evidence
 from asdm_prof.cli.progress import watching
-from asdm_prof.profiler.profile import Settings as ProfileSettings
+from asdm_prof.profiler.profile import ProfileSettings as ProfileSettings
 from asdm_prof.records import Proof
 from asdm_prof.renderers import Report, figures
 from asdm_prof.sensitivity import study
 from benchmarks.proof import run
 
 README = Path(__file__).parents[2] / "README.md"
-DEFAULT = run.Settings()
+DEFAULT = run.ProofSettings()
 
 
 def main(
@@ -67,7 +67,7 @@ def main(
     """Train what is missing, or time what is there; then write, draw and print."""
     command, path = this_command("python -m benchmarks.proof"), output / "proof.json"
     work = folder or output / "proof-work"
-    settings = run.Settings(
+    settings = run.ProofSettings(
         family=family,
         budget=budget,
         steps=steps,
@@ -90,7 +90,7 @@ def main(
         found.save(path, force=True)
     else:
         with console.progress("Measuring damage") as tell:
-            asked = study.Settings(threads=threads, prompts=prompts, timesteps=timesteps)
+            asked = study.SensitivitySettings(threads=threads, prompts=prompts, timesteps=timesteps)
             measured = study.kept_damage(
                 output / "damage.json", family, asked, plans, profile.weights_sha256, tell=tell, command=command
             )

@@ -104,7 +104,7 @@ def chosen_rows(names: Sequence[str] = ()) -> tuple[Row, ...]:
 
 
 @dataclass(frozen=True)
-class Settings:
+class ProofSettings:
     """What all rows have alike. `captions` None: all that the judging split has."""
 
     family: str = "mini"
@@ -131,8 +131,8 @@ class Settings:
         """What decides the outcome."""
         return {name: value for name, value in vars(self).items() if name not in ("family", "threads")}
 
-    def training(self, seed: int) -> distill.Settings:
-        return distill.Settings(
+    def training(self, seed: int) -> distill.DistillSettings:
+        return distill.DistillSettings(
             data=self.data,
             split=self.split,
             steps=self.steps,
@@ -150,7 +150,7 @@ class Settings:
 def prove(
     rows: Sequence[Row],
     seeds: Sequence[int],
-    settings: Settings,
+    settings: ProofSettings,
     profile: Profile,
     damage: Damage,
     path: Path,
@@ -207,7 +207,7 @@ def _with(proof: Proof, row: Row, made: ProofResult) -> Proof:
 
 
 def _begun(
-    settings: Settings,
+    settings: ProofSettings,
     profile: Profile,
     damage: Damage,
     with_teacher: Bench,
@@ -236,7 +236,7 @@ def _begun(
     )
 
 
-def _row(row: Row, plan: PruningPlan, settings: Settings, profile: Profile, folder: Path) -> ProofRow:
+def _row(row: Row, plan: PruningPlan, settings: ProofSettings, profile: Profile, folder: Path) -> ProofRow:
     course = _course(row, settings, folder)
     student, _ = distill.small_student(course, course.stages[-1])
     count = build.count(course.family, student)
@@ -321,11 +321,13 @@ def _plan_file(row: Row, folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- a student
 
 
-def _course(row: Row, settings: Settings, folder: Path) -> distill.Course:
+def _course(row: Row, settings: ProofSettings, folder: Path) -> distill.Course:
     return distill.plan_course(str(_plan_file(row, folder)), settings.family, settings.training(0), row.stages())
 
 
-def _student(row: Row, seed: int, settings: Settings, with_teacher: Bench, folder: Path, tell: Tell) -> ProofResult:
+def _student(
+    row: Row, seed: int, settings: ProofSettings, with_teacher: Bench, folder: Path, tell: Tell
+) -> ProofResult:
     """Train one student, going on where an earlier run of it stopped, and judge what it draws."""
     training, home = settings.training(seed), folder / "students" / row.name / f"seed-{seed}"
     course = _course(row, settings, folder)
@@ -359,7 +361,7 @@ def _student(row: Row, seed: int, settings: Settings, with_teacher: Bench, folde
 class Bench:
     """The teacher, the judge and the captions: whoever draws, draws beside him and for her."""
 
-    settings: Settings
+    settings: ProofSettings
     folder: Path
     family: Any
     shapes: Any  # the teacher's UNet on the meta device
@@ -367,7 +369,7 @@ class Bench:
     judging: quality.Judgement
 
     @classmethod
-    def of(cls, settings: Settings, folder: Path) -> Bench:
+    def of(cls, settings: ProofSettings, folder: Path) -> Bench:
         family = load_family(settings.family)
         data, others = (_opened_data(settings, split, family) for split in (settings.judged_on, settings.split))
         count = settings.captions or len(data)
@@ -436,7 +438,7 @@ class Bench:
         return drawn
 
 
-def _opened_data(settings: Settings, split: str, family: Any) -> Any:
+def _opened_data(settings: ProofSettings, split: str, family: Any) -> Any:
     return registry.load("asdm.data.datasets", settings.data).open_data(split, family.size)
 
 
@@ -453,7 +455,7 @@ def _judged(found: Mapping[str, quality.Samples]) -> dict[str, Judged]:
 
 def time_rows(
     proof: Proof,
-    settings: Settings,
+    settings: ProofSettings,
     folder: Path,
     backend: str = "eager",
     pairs: int = 40,
@@ -471,7 +473,7 @@ def time_rows(
     found = benchmark.bench(
         settings.family,
         [str(folder / "plans" / f"{name}.json") for name in firsts.values()],
-        benchmark.Settings(
+        benchmark.BenchSettings(
             backend=backend,
             threads=settings.threads,
             guidance_scale=1.0,

@@ -19,4 +19,4 @@ def peaks_at_a_glance() -> None:
 @pytest.fixture(scope="session")
 def faked() -> Profile:
     """SD1.5 with made-up times, with GRI and experts timed in its shallow pair."""
-    return profile.profile("sd15", profile.Settings(backend="fake"))
+    return profile.profile("sd15", profile.ProfileSettings(backend="fake"))

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
 from asdm import distill
-from asdm.distill import Settings, recipes, trainer
+from asdm.distill import DistillSettings, recipes, trainer
 from asdm.distill.run_folder import claim
 from asdm.models import loading
 from asdm.models import student as students
@@ -70,7 +70,7 @@ def test_the_audit_says_what_the_optimizer_really_holds(tiny_pipeline: Path, tmp
     held = []
     real = distill.make_optimizer
 
-    def spy(parameters: Any, chosen: Settings) -> Any:
+    def spy(parameters: Any, chosen: DistillSettings) -> Any:
         optimizer = real(parameters, chosen)
         held.append(sum(p.numel() for group in optimizer.param_groups for p in group["params"]))
         return optimizer

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from asdm import distill
-from asdm.distill import Settings, Status, recipes
+from asdm.distill import DistillSettings, Status, recipes
 from asdm.distill.logger import read_log
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-def settings(**changes: Any) -> Settings:
+def settings(**changes: Any) -> DistillSettings:
     given: dict[str, Any] = {"data": "emoji", "split": "held_out", "steps": 4, "batch": 4, "learning_rate": 1e-3}
-    return Settings(**given | {"checkpoint_s": 0.0, "ema": 0.9, "validate_captions": 2} | changes)
+    return DistillSettings(**given | {"checkpoint_s": 0.0, "ema": 0.9, "validate_captions": 2} | changes)
 
 
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:

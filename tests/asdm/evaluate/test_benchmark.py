@@ -11,7 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from asdm.evaluate import benchmark
-from asdm.evaluate.benchmark import Settings, bench
+from asdm.evaluate.benchmark import BenchSettings, bench
 from asdm.measure import machine
 from asdm.models import build, execution, graft
 from asdm.models import student as students
@@ -23,7 +23,7 @@ from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.records.bench import BenchResult
 from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
 
-QUICK = Settings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
+QUICK = BenchSettings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
 
 
 @pytest.fixture(scope="module")

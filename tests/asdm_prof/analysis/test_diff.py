@@ -17,7 +17,7 @@ from asdm.models import loading
 from asdm_prof.analysis import diff
 from asdm_prof.analysis.rank import rank
 from asdm_prof.profiler import profile as profiler
-from asdm_prof.profiler.profile import Settings
+from asdm_prof.profiler.profile import ProfileSettings
 from asdm_prof.records import PartRecord, Profile
 from tests.asdm_prof import synthetic
 from tests.commands import Result, refused
@@ -199,7 +199,7 @@ def test_diff_refuses_unlike_environments(run: Any, two: tuple[Path, Path], tmp_
 
 def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     monkeypatch.setattr(loading, "load_unet", lambda *_: unet)
-    return profiler.profile(str(folder), Settings(time_budget_s=20, min_rounds=5, threads=1))
+    return profiler.profile(str(folder), ProfileSettings(time_budget_s=20, min_rounds=5, threads=1))
 
 
 @pytest.mark.serial

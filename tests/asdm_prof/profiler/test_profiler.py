@@ -20,11 +20,11 @@ from asdm.models.families import load_family
 from asdm.unet import blocks
 from asdm_prof.analysis.rank import rank
 from asdm_prof.profiler import profile as profiler
-from asdm_prof.profiler.profile import Settings, Status, profile
+from asdm_prof.profiler.profile import ProfileSettings, Status, profile
 from asdm_prof.records import Profile
 from tests.conftest import SMALL, make_unet
 
-QUICK = Settings(time_budget_s=2, min_rounds=2)
+QUICK = ProfileSettings(time_budget_s=2, min_rounds=2)
 
 
 def hooks(module: nn.Module) -> int:
@@ -252,7 +252,7 @@ def test_a_slow_unit_of_few_parameters_leads_the_rank(faked: Profile) -> None:
 )
 def test_bad_settings_get_one_sentence(change: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        profile("sd15", Settings(**change))
+        profile("sd15", ProfileSettings(**change))
 
 
 # ---------------------------------------------------------------------------------------------- runtimes

@@ -37,7 +37,7 @@ FIRST = 4  # steps of the first rung
 
 @pytest.fixture(scope="module")
 def profile(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = profiler.profile(str(tiny_pipeline), profiler.Settings(backend="fake"))
+    found = profiler.profile(str(tiny_pipeline), profiler.ProfileSettings(backend="fake"))
     return found.save(tmp_path_factory.mktemp("profile") / "profile.json")
 
 
@@ -93,7 +93,7 @@ def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
 ) -> None:
     best = Search.load(searched / "out" / "search.json").students[0]
     folder = searched / "out" / best.folder
-    settings = distill.Settings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
+    settings = distill.DistillSettings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
     distill.distil(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
     assert (tmp_path / "s" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))

@@ -21,11 +21,11 @@ from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage
 from asdm_prof.sensitivity import additivity, study
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import Settings
+from asdm_prof.sensitivity.measure import SensitivitySettings
 from tests.asdm_prof import synthetic
 from tests.conftest import hooks_on, unet_args
 
-FEW = Settings(prompts=2, timesteps=2, threads=1)
+FEW = SensitivitySettings(prompts=2, timesteps=2, threads=1)
 EDITS = [
     (RemoveUnit(unit="down_blocks.0.attentions.0"),),
     (RemoveUnit(unit="mid_block.attentions.0"),),
@@ -165,14 +165,14 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (Settings(prompts=1), "prompts 1 is too few; choose 2 or more"),
-        (Settings(timesteps=0), "timesteps 0 is too few"),
-        (Settings(prompts=10**6), "prompts 1000000 are more than the"),
-        (Settings(data="emojis"), "unknown name 'emojis' in datasets; choose from"),
-        (Settings(split="test"), "unknown split 'test'"),
+        (SensitivitySettings(prompts=1), "prompts 1 is too few; choose 2 or more"),
+        (SensitivitySettings(timesteps=0), "timesteps 0 is too few"),
+        (SensitivitySettings(prompts=10**6), "prompts 1000000 are more than the"),
+        (SensitivitySettings(data="emojis"), "unknown name 'emojis' in datasets; choose from"),
+        (SensitivitySettings(split="test"), "unknown split 'test'"),
     ],
 )
-def test_bad_settings_are_one_sentence(settings: Settings, sentence: str) -> None:
+def test_bad_settings_are_one_sentence(settings: SensitivitySettings, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         sensitivity.measure_damage("mini", EDITS[:1], settings)
 
