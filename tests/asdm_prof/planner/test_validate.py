@@ -17,7 +17,7 @@ from asdm_prof.profiler.profile import ProfileSettings as ProfileSettings
 from asdm_prof.profiler.profile import profile as measure_profile
 from asdm_prof.records import Profile, Validation
 from asdm_prof.renderers import html
-from asdm_prof.renderers._console import comparisons
+from asdm_prof.renderers.console import comparisons
 from tests.asdm_prof import synthetic
 
 FAKE = validate.ValidateSettings(plans=5, seed=1, time_budget_s=5)

@@ -11,7 +11,6 @@ from asdm.records.measurement import mac_unit
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.analysis.tree import Node, shallow_blocks, shallow_params, shallow_share, tree_of
 from asdm_prof.records import PartRecord, Peaks, Profile
-from asdm_prof.renderers._console.layout import COLOURS, QUIET, Bar, Column, blank_table
 from asdm_prof.renderers._format import (
     BOUNDS,
     interval,
@@ -23,6 +22,7 @@ from asdm_prof.renderers._format import (
     seconds,
     seconds_interval,
 )
+from asdm_prof.renderers.console.layout import COLOURS, QUIET, Bar, Column, blank_table
 
 
 def answer(profile: Profile) -> str:

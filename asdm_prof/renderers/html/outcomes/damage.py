@@ -6,10 +6,10 @@ from typing import Any
 
 from asdm_prof.records import Additivity, Damage, Interval
 from asdm_prof.renderers._format import amount_text, number, plain, plural
-from asdm_prof.renderers._html import charts
-from asdm_prof.renderers._html.svg import LEFT, STEP
-from asdm_prof.renderers._html.tables import Cell, Column, Table, damage_cell
-from asdm_prof.renderers._html.view import View, damage_word, edits_share
+from asdm_prof.renderers.html import charts
+from asdm_prof.renderers.html.svg import LEFT, STEP
+from asdm_prof.renderers.html.tables import Cell, Column, Table, damage_cell
+from asdm_prof.renderers.html.view import View, damage_word, edits_share
 
 
 def damage(view: View) -> dict[str, Any] | None:

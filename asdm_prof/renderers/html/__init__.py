@@ -22,8 +22,8 @@ from asdm.utils.io import write_whole
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, plural
-from asdm_prof.renderers._html import outcomes, words
-from asdm_prof.renderers._html.svg import (
+from asdm_prof.renderers.html import outcomes, words
+from asdm_prof.renderers.html.svg import (
     Predicted,
     block_bars,
     block_sums,
@@ -31,7 +31,7 @@ from asdm_prof.renderers._html.svg import (
     prediction_scatter,
     redundancy_dots,
 )
-from asdm_prof.renderers._html.tables import (
+from asdm_prof.renderers.html.tables import (
     Cell,
     Column,
     Table,
@@ -41,11 +41,11 @@ from asdm_prof.renderers._html.tables import (
     tree_table,
     unit_table,
 )
-from asdm_prof.renderers._html.unet_svg import Mark, icicle, u_picture
-from asdm_prof.renderers._html.view import View, option_of, touched
+from asdm_prof.renderers.html.unet_svg import Mark, icicle, u_picture
+from asdm_prof.renderers.html.view import View, option_of, touched
 
 OUTPUT = "report.html"
-HERE = Path(__file__).parent / "_html"
+HERE = Path(__file__).parent
 
 
 def render(report: Report, folder: Path) -> list[Path]:

@@ -13,7 +13,7 @@ from asdm.plan.topology import Topology
 from asdm_prof.analysis.tree import Node
 from asdm_prof.records import Profile
 from asdm_prof.renderers._format import percent, plain
-from asdm_prof.renderers._html.svg import CHARACTER, line, rect, svg, tag, text
+from asdm_prof.renderers.html.svg import CHARACTER, line, rect, svg, tag, text
 
 # ---------------------------------------------------------------------------------------------- icicle
 

@@ -28,8 +28,8 @@ from asdm_prof.renderers._format import (
     seconds,
     seconds_interval,
 )
-from asdm_prof.renderers._html.svg import BAND, KINDS, by_family
-from asdm_prof.renderers._html.view import (
+from asdm_prof.renderers.html.svg import BAND, KINDS, by_family
+from asdm_prof.renderers.html.view import (
     View,
     damage_of,
     edits_share,

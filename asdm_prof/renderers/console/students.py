@@ -10,8 +10,8 @@ from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Metric
 from asdm.records.measurement import Estimate, mac_unit
 from asdm_prof.records import Search
 from asdm_prof.renderers import _searches
-from asdm_prof.renderers._console.layout import QUIET, Column, blank_table, print_section
 from asdm_prof.renderers._format import interval, number, plain, ratio, ratio_interval, scaled
+from asdm_prof.renderers.console.layout import QUIET, Column, blank_table, print_section
 
 
 def bench_table(bench: BenchResult, width: int) -> Table:

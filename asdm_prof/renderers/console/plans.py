@@ -11,7 +11,6 @@ from rich.text import Text
 from asdm.plan.edits import AnyEdit, GraftBlock, PruningPlan, RemoveLayer, RemoveUnit, ReplaceUnit, Why
 from asdm.plan.topology import Topology
 from asdm_prof.records import Budgets, Frontier, FrontierPoint, PartRecord, Profile
-from asdm_prof.renderers._console.layout import blank_table, print_section
 from asdm_prof.renderers._format import (
     between,
     exponent,
@@ -23,6 +22,7 @@ from asdm_prof.renderers._format import (
     ratio_interval,
     seconds,
 )
+from asdm_prof.renderers.console.layout import blank_table, print_section
 
 
 def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:

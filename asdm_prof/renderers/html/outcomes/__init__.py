@@ -3,9 +3,9 @@
 Each function returns what the template shows of it, or None (an empty list) where it was not measured.
 """
 
-from asdm_prof.renderers._html.outcomes.damage import damage
-from asdm_prof.renderers._html.outcomes.plans import budgets, frontier, validation, why
-from asdm_prof.renderers._html.outcomes.students import (
+from asdm_prof.renderers.html.outcomes.damage import damage
+from asdm_prof.renderers.html.outcomes.plans import budgets, frontier, validation, why
+from asdm_prof.renderers.html.outcomes.students import (
     PICTURE_BYTES,
     pictures,
     proof,
@@ -14,7 +14,7 @@ from asdm_prof.renderers._html.outcomes.students import (
     search,
     training,
 )
-from asdm_prof.renderers._html.outcomes.surroundings import beside, comparison, roofline
+from asdm_prof.renderers.html.outcomes.surroundings import beside, comparison, roofline
 
 __all__ = [
     "PICTURE_BYTES", "beside", "budgets", "comparison", "damage", "frontier", "pictures", "proof", "quality",

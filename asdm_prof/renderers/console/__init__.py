@@ -12,11 +12,12 @@ from rich.text import Text
 
 from asdm_prof.analysis.rank import rank
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._console.comparisons import change_text, diff_table, print_comparison, print_validation
-from asdm_prof.renderers._console.damage import print_damage
-from asdm_prof.renderers._console.layout import QUIET, print_section, stdout_console
-from asdm_prof.renderers._console.plans import budget_rows, infeasible_lines, plan_lines, print_frontier
-from asdm_prof.renderers._console.profiles import (
+from asdm_prof.renderers._format import kernel_sentence
+from asdm_prof.renderers.console.comparisons import change_text, diff_table, print_comparison, print_validation
+from asdm_prof.renderers.console.damage import print_damage
+from asdm_prof.renderers.console.layout import QUIET, print_section, stdout_console
+from asdm_prof.renderers.console.plans import budget_rows, infeasible_lines, plan_lines, print_frontier
+from asdm_prof.renderers.console.profiles import (
     answer,
     made_by,
     peaks_line,
@@ -26,8 +27,7 @@ from asdm_prof.renderers._console.profiles import (
     trust_table,
     trust_title,
 )
-from asdm_prof.renderers._console.students import bench_table, print_search, quality_table
-from asdm_prof.renderers._format import kernel_sentence
+from asdm_prof.renderers.console.students import bench_table, print_search, quality_table
 
 __all__ = [
     "answer", "budget_rows", "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_comparison",

@@ -25,7 +25,7 @@ from asdm_prof.renderers._format import (
     ratio_interval,
     second_unit,
 )
-from asdm_prof.renderers._html.svg import KINDS, component_name
+from asdm_prof.renderers.html.svg import KINDS, component_name
 
 
 @dataclass(frozen=True)

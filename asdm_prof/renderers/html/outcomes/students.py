@@ -15,9 +15,9 @@ from asdm_prof.analysis import evidence
 from asdm_prof.records import Proof, Search, SearchedStudent, TrainingLog
 from asdm_prof.renderers import _searches
 from asdm_prof.renderers._format import metric_name, number, plain, plural
-from asdm_prof.renderers._html import charts
-from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table
-from asdm_prof.renderers._html.view import View
+from asdm_prof.renderers.html import charts
+from asdm_prof.renderers.html.tables import NONE, Cell, Column, Table
+from asdm_prof.renderers.html.view import View
 
 PICTURE_BYTES = 115_000  # of base64, over all benchmarks: with these a report stays below half a megabyte
 

@@ -21,7 +21,7 @@ from asdm_prof.renderers._format import (
     seconds,
     seconds_interval,
 )
-from asdm_prof.renderers._html.svg import KINDS
+from asdm_prof.renderers.html.svg import KINDS
 
 
 class View:

@@ -10,11 +10,11 @@ from asdm.plan.legality import resolve
 from asdm.records.measurement import Estimate
 from asdm_prof.records import Budgets, Contestant, Frontier, FrontierPoint, ValidatedPlan
 from asdm_prof.renderers._format import amount, number, percent, plain, plural, ratio
-from asdm_prof.renderers._html import charts
-from asdm_prof.renderers._html.svg import Predicted, prediction_scatter
-from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, damage_cell
-from asdm_prof.renderers._html.unet_svg import small_u
-from asdm_prof.renderers._html.view import View
+from asdm_prof.renderers.html import charts
+from asdm_prof.renderers.html.svg import Predicted, prediction_scatter
+from asdm_prof.renderers.html.tables import NONE, Cell, Column, Table, damage_cell
+from asdm_prof.renderers.html.unet_svg import small_u
+from asdm_prof.renderers.html.view import View
 
 PLANS_SHOWN = 6
 

@@ -7,8 +7,8 @@ from rich.table import Table
 from rich.text import Text
 
 from asdm_prof.records import Damage, Interval
-from asdm_prof.renderers._console.layout import QUIET, blank_table, print_section
 from asdm_prof.renderers._format import between, exponent, number, percent, plain, plural, seconds
+from asdm_prof.renderers.console.layout import QUIET, blank_table, print_section
 
 
 def print_damage(damage: Damage, console: Console) -> None:

@@ -13,7 +13,7 @@ from asdm.records.bench import Measure, Metric
 from asdm.records.measurement import Estimate
 from asdm_prof.records import Interval, PartRecord, Peaks, Profile, TrainingLog
 from asdm_prof.renderers._format import amount, amount_text, count, metric_name, number, plain, ratio
-from asdm_prof.renderers._html.svg import LINE, line, rect, shape, svg, tag, text
+from asdm_prof.renderers.html.svg import LINE, line, rect, shape, svg, tag, text
 
 LEFT, TOP, FOOT = 70, 16, 50  # pixels around a plot
 

@@ -9,9 +9,9 @@ from asdm.utils import io
 from asdm_prof.analysis import structure
 from asdm_prof.records import ComparedPlan, Comparison, PartRecord, Profile
 from asdm_prof.renderers._format import BOUNDS, kernel_sentence, percent, plain, plural, ratio
-from asdm_prof.renderers._html import charts
-from asdm_prof.renderers._html.tables import NONE, Cell, Column, Table, resemblance_table
-from asdm_prof.renderers._html.view import View
+from asdm_prof.renderers.html import charts
+from asdm_prof.renderers.html.tables import NONE, Cell, Column, Table, resemblance_table
+from asdm_prof.renderers.html.view import View
 
 # ---------------------------------------------------------------------------------------------- roofline
 

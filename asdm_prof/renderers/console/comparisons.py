@@ -11,8 +11,8 @@ from rich.text import Text
 from asdm.plan.edits import Prediction
 from asdm_prof.analysis.diff import Change, Difference, PartChange
 from asdm_prof.records import ComparedPlan, Comparison, ValidatedPlan, Validation
-from asdm_prof.renderers._console.layout import COLOURS, QUIET, Column, blank_table, print_section
 from asdm_prof.renderers._format import number, percent, plain, plural, ratio, seconds
+from asdm_prof.renderers.console.layout import COLOURS, QUIET, Column, blank_table, print_section
 
 
 def diff_table(found: Difference, width: int) -> Table:

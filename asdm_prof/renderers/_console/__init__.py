@@ -1,1 +1,0 @@
-"""The parts of what `console` prints; private to it."""

@@ -1,1 +1,0 @@
-"""The parts of the HTML report: its sentences, tables, charts, template, style and script."""
