@@ -16,7 +16,7 @@ from asdm.plan.legality import resolve
 from asdm.plan.presets import PRESETS, without_layers
 from asdm.plan.topology import Topology
 from asdm_prof.planner import plan
-from asdm_prof.planner.choices import Problem
+from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Profile
 
 HAND_MADE = ("a_sdm", "bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny")

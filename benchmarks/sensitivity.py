@@ -28,7 +28,10 @@ from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
 from asdm.records.measurement import Estimate, Latency, UNetRun
 from asdm.utils import console, io
-from asdm_prof.sensitivity import measure as sensitivity
+from asdm_prof.sensitivity import variants
+from asdm_prof.sensitivity.calibration import calibration
+from asdm_prof.sensitivity.measure import squared
+from asdm_prof.sensitivity.settings import SensitivitySettings
 
 LOOPS = ("reuse", "kept", "beside")
 PATTERN = (*LOOPS, *reversed(LOOPS))
@@ -48,17 +51,17 @@ class SensitivityCost(UNetRun):
     ratio: dict[str, Estimate]
 
 
-def run(name: str, ordered: list[sensitivity.Variant], inputs: dict[str, Any]) -> list[torch.Tensor]:
+def run(name: str, ordered: list[variants.Variant], inputs: dict[str, Any]) -> list[torch.Tensor]:
     """The error of every student in one loop, in the students' order."""
     found = []
     teacher: Any = None
-    for variant, out in sensitivity.outputs(ordered, inputs, reuse=name == "reuse"):
+    for variant, out in variants.outputs(ordered, inputs, reuse=name == "reuse"):
         if variant.index < 0:
             teacher = out
             continue
         if name == "beside":
             teacher = ordered[0].unet(**inputs)[0]
-        found.append(sensitivity.squared(out.float() - teacher.float()))
+        found.append(squared(out.float() - teacher.float()))
     return found
 
 
@@ -73,13 +76,13 @@ def main(
 ) -> None:
     """Time the loops in turns, compare what they give, save and print."""
     io.check_writable(output, force)
-    settings = sensitivity.SensitivitySettings(prompts=prompts, timesteps=timesteps, threads=threads)
+    settings = SensitivitySettings(prompts=prompts, timesteps=timesteps, threads=threads)
     known = load_family(family)
     weights = settings.weights or loading.default_weights(known)
     teacher = loading.load_unet(known, weights, settings.device, settings.dtype, settings.seed)
-    sets = sensitivity.legal_edits(teacher)
-    ordered = sensitivity.variants(teacher, sets)
-    inputs = sensitivity.calibration(known, teacher, settings).inputs(slice(0, prompts))
+    sets = variants.legal_edits(teacher)
+    ordered = variants.variants(teacher, sets)
+    inputs = calibration(known, teacher, settings).inputs(slice(0, prompts))
     clock = clocks.clock_for(settings.device)
     errors: dict[str, list[torch.Tensor]] = {}
 
@@ -97,8 +100,8 @@ def main(
             budget_s=math.inf,
             progress=lambda n, eta_s: tell("loops", n, eta_s),
         )
-    macs = sensitivity.step_macs(known, settings.size, ordered)
-    reuse = sensitivity.work_of(ordered, macs, reuse=True)
+    macs = variants.step_macs(known, settings.size, ordered)
+    reuse = variants.work_of(ordered, macs, reuse=True)
     plain = reuse["plain_forwards"]
     found = SensitivityCost(
         created_utc=io.utc_now(),

@@ -10,8 +10,6 @@ import torch
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 
-# ---------------------------------------------------------------------------------------------- inputs
-
 
 def latent_size(family: Family, size: int | None) -> int:
     """Latent pixels per side for an image of `size` pixels; raises ValueError where the UNet cannot take it."""

@@ -18,8 +18,6 @@ from asdm.records.build import FreezeAudit, Tensors
 from asdm.unet.blocks import counterpart, topology
 from asdm.unet.surgery import Applied
 
-# ---------------------------------------------------------------------------------------------- assembly
-
 
 def with_grafts(plan: PruningPlan, shape: Topology) -> PruningPlan:
     """A plan that says which blocks are grafted: as it stands, or else every block that its edits compress."""

@@ -16,8 +16,6 @@ from asdm.models.families import Family
 from asdm.models.random_weights import materialise
 from asdm.utils.io import read_json, sha256_of
 
-# ---------------------------------------------------------------------------------------------- UNet
-
 
 def meta_unet(family: Family, dtype: str = "fp32") -> nn.Module:
     """The family's UNet without memory behind it: shapes only."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-# ---------------------------------------------------------------------------------------------- random weights
-
 _TILE = 1_000_003  # a prime, so that rows of no weight repeat in step with the tile
 
 

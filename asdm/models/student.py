@@ -92,9 +92,6 @@ def read_plan(source: str, teacher: nn.Module, family: str) -> PruningPlan:
     return plan
 
 
-# ---------------------------------------------------------------------------------------------- build
-
-
 def build(teacher: nn.Module, plan: PruningPlan) -> tuple[UNet2DConditionModel, Applied]:
     """The student of `teacher` under `plan`; it shares the teacher's tensors, and the teacher stays as it was.
 
@@ -168,9 +165,6 @@ _PER_DOWN_BLOCK = (
     "only_cross_attention", "transformer_layers_per_block",
 )  # fmt: skip
 _PER_UP_BLOCK = ("up_block_types", "reverse_transformer_layers_per_block")
-
-
-# ---------------------------------------------------------------------------------------------- files
 
 
 def save(

@@ -13,8 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, Record, first_problem, later, sha256_of
 
-# ---------------------------------------------------------------------------------------------- edits
-
 
 class Edit(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -78,9 +76,6 @@ class GraftBlock(Edit):
 
 
 AnyEdit = Annotated[RemoveLayer | RemoveUnit | ReplaceUnit | RemoveBlock | GraftBlock, Field(discriminator="op")]
-
-
-# ---------------------------------------------------------------------------------------------- plan
 
 
 class Prediction(Frozen):

@@ -9,8 +9,6 @@ from asdm.plan.edits import AnyEdit, GraftBlock, RemoveBlock, RemoveLayer, Remov
 from asdm.plan.topology import Topology, UnitShape, listed
 from asdm.utils.io import Frozen
 
-# ---------------------------------------------------------------------------------------------- legality
-
 
 class ResolvedPlan(Frozen):
     """What a plan leaves of a topology."""

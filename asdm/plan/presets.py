@@ -8,8 +8,6 @@ from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveLayer, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.plan.topology import Topology
 
-# ---------------------------------------------------------------------------------------------- presets
-
 
 def without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit]:
     """One layer less in each down block (its last) and in each mirrored up block (its second)."""

@@ -7,8 +7,6 @@ from typing import Literal
 
 from asdm.utils.io import Frozen
 
-# ---------------------------------------------------------------------------------------------- topology
-
 
 class UnitShape(Frozen):
     """One unit of a UNet: `fqn` is diffusers' own path; channels are those of the feature map."""

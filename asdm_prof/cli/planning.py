@@ -45,10 +45,11 @@ def plan(
     """The legal plan of least damage within budgets of latency, MACs, parameters or memory, proved optimal."""
     from asdm_prof.planner import explain as reasons
     from asdm_prof.planner import plan as planner
+    from asdm_prof.planner.budgets import NO_BUDGET
 
     asked = budgets_of(budget, macs, params, memory)
     if not asked:
-        raise ValueError(planner.NO_BUDGET)
+        raise ValueError(NO_BUDGET)
     found, _ = profile_at(profile)
     path = target(output, io.run_folder(io.short_name(found.family), found.backend, found.dtype), "plan.json")
     io.check_writable(path, force)

@@ -12,9 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from asdm.plan.edits import PruningPlan, Regret, ShadowPrice, Why
-from asdm_prof.planner import choices as problems
 from asdm_prof.planner import plan as planner
-from asdm_prof.planner.choices import Problem, Row, Rows, Solution, best, budget_rows, memory_bytes
+from asdm_prof.planner.budgets import Row, budget_rows, memory_bytes
+from asdm_prof.planner.milp import SOLVER_TOLERANCE, Rows, Solution, best
+from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Damage, Profile, Validation
 
 TIE = 1e-12  # damages closer than that are one
@@ -109,7 +110,7 @@ def _next_step(
     for coefficients, low, high in rows[name]:
         programme.add({**coefficients, slack: 1.0}, low, high)
     limit = programme.scale * solution.damage
-    programme.add(dict(enumerate(programme.damage)), -np.inf, limit - max(1e-6 * limit, problems.SOLVER_TOLERANCE))
+    programme.add(dict(enumerate(programme.damage)), -np.inf, limit - max(1e-6 * limit, SOLVER_TOLERANCE))
     cost = np.zeros(programme.columns)
     cost[slack] = 1.0
     found = programme.minimise(cost)
@@ -117,7 +118,7 @@ def _next_step(
         return None, None
     step = float(found.fun)
     eased = [(coefficients, low - step - 1e-9, high) for coefficients, low, high in rows[name]]
-    after = problems.best(problem, [*_flat(rows, without=name), *eased], fastest=False)
+    after = best(problem, [*_flat(rows, without=name), *eased], fastest=False)
     return step, solution.damage - after.damage if after else None
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asdm_prof.planner import choices, plan
-from asdm_prof.planner.choices import Problem, Row, Solution
+from asdm_prof.planner import milp, plan
+from asdm_prof.planner.budgets import Row, budget_rows
+from asdm_prof.planner.milp import Solution
+from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Damage, Frontier, FrontierPoint, Profile, Validation
 
 STEPS = 60  # plans at most where other budgets make the frontier a walk from plan to plan
@@ -230,19 +232,19 @@ def walked(made: Problem, budgets: Mapping[str, float], by: str, steps: int, bel
     Raises planner.Infeasible where no plan meets the budgets.
     """
     rows = _flat(made, budgets, below)
-    lowest = choices.most_saved(made, by, rows)
+    lowest = milp.most_saved(made, by, rows)
     if lowest is None:
         raise plan.infeasible(made, budgets, below)
     found: dict[tuple[int, ...], Solution] = {}
     for share in np.linspace(1.0, lowest, steps):
-        solution = choices.best(made, [*rows, *_flat(made, {by: min(1.0, float(share) + 1e-9)})])
+        solution = milp.best(made, [*rows, *_flat(made, {by: min(1.0, float(share) + 1e-9)})])
         if solution is not None:
             found.setdefault(solution.chosen, solution)
     return list(found.values())
 
 
 def _flat(made: Problem, budgets: Mapping[str, float], below: float = 0.0) -> list[Row]:
-    return [row for rows in choices.budget_rows(made, budgets, below).values() for row in rows]
+    return [row for rows in budget_rows(made, budgets, below).values() for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------- k plans
@@ -259,7 +261,7 @@ def k_plans(made: Problem, budgets: Mapping[str, float], below: float, k: int, a
     found: list[Solution] = []
     students: set[object] = set()
     while len(found) < k:
-        solution = choices.best(made, rows, fastest=False)
+        solution = milp.best(made, rows, fastest=False)
         if solution is None:
             break
         student = made.student(solution.chosen)

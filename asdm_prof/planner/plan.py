@@ -19,15 +19,13 @@ from asdm.plan.edits import AnyEdit, MeasuredAt, Prediction, Proof, PruningPlan
 from asdm.plan.legality import ResolvedPlan, is_legal_flow, resolve
 from asdm.plan.topology import Topology
 from asdm.records.measurement import Estimate
-from asdm_prof.planner import choices as problems
-from asdm_prof.planner.choices import BUDGETS, Choice, Problem, choices
+from asdm_prof.planner import milp
+from asdm_prof.planner.budgets import Row, budget_rows, parse_budgets
+from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Damage, Profile, Validation
-
-__all__ = ["Choice", "Infeasible", "choices", "draw", "fastest_ratio", "make_plan", "margin", "parse_budget", "price"]
 
 STRUCTURAL_PRIOR = "structural prior"
 MEASURED = "measured damage"
-NO_BUDGET = "no budget; give one or more of --budget (latency), --macs, --params, --memory."
 MODEL_ERROR = 0.01  # of the teacher (1 σ): the assumed error of a sum of unit times as a student's, until validated
 
 
@@ -47,80 +45,6 @@ class Infeasible(Exception):
         self.relaxed = dict(relaxed or {"latency": lowest})
 
 
-# ---------------------------------------------------------------------------------------------- budget
-
-
-def parse_budget(text: str, teacher_latency_s: float) -> float:
-    """`0.8`, `80%`, `250ms`, `1.2s` or `x1.3` as a ratio of the teacher's latency; raises ValueError otherwise."""
-    word = text.strip().lower()
-    try:
-        if word.startswith("x"):
-            ratio = 1 / float(word[1:])
-        elif word.endswith("%"):
-            ratio = float(word[:-1]) / 100
-        elif word.endswith("ms"):
-            ratio = float(word[:-2]) / 1e3 / teacher_latency_s
-        elif word.endswith("s"):
-            ratio = float(word[:-1]) / teacher_latency_s
-        else:
-            ratio = float(word)
-    except (ValueError, ZeroDivisionError):
-        ratio = math.nan
-    if not 0 < ratio <= 1:
-        raise ValueError(
-            f"budget {text!r} is no budget below the teacher's {teacher_latency_s:.3g} s: "
-            "give a fraction (0.8), a percentage (80%), a time (250ms, 1.2s) or a speed-up (x1.3)."
-        )
-    return ratio
-
-
-def parse_budgets(asked: Mapping[str, str], profile: Profile) -> dict[str, float]:
-    """Budgets by name as shares of the teacher's: latency as `parse_budget` reads it, others as 0.8, 80%, 650M or 2GiB.
-
-    Raises ValueError for a budget that is none, and where none is given.
-    """
-    if not asked:
-        raise ValueError(NO_BUDGET)
-    whole = {
-        "macs": profile.whole.macs,
-        "params": profile.whole.params,
-        "memory": problems.memory_bytes(profile),
-    }
-    return {
-        name: parse_budget(text, profile.whole.latency_s.median)
-        if name == "latency"
-        else _parse_amount(name, text, whole[name])
-        for name, text in ((name, asked[name]) for name in BUDGETS if name in asked)
-    }
-
-
-_SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
-
-
-def _parse_amount(name: str, text: str, whole: int) -> float:
-    word = text.strip().lower()
-    suffix = next((s for s in sorted(_SUFFIXES, key=len, reverse=True) if word.endswith(s)), "")
-    try:
-        if word.endswith("%"):
-            share = float(word[:-1]) / 100
-        elif suffix:
-            share = float(word.removesuffix(suffix)) * _SUFFIXES[suffix] / whole
-        else:
-            share = float(word)
-    except ValueError:
-        share = math.nan
-    if not 0 < share <= 1:
-        unit = "bytes" if name == "memory" else name
-        raise ValueError(
-            f"budget {text!r} for {name} is none below the teacher's {whole:.4g} {unit}: "
-            "give a fraction (0.8), a percentage (80%) or an amount (650M, 2GiB)."
-        )
-    return share
-
-
-# ---------------------------------------------------------------------------------------------- margin
-
-
 def _sigma(share: Estimate) -> float:
     """Standard error behind a 95 % interval."""
     return (share.high - share.low) / (2 * 1.96)
@@ -135,9 +59,6 @@ def margin(profile: Profile, confidence: float, validation: Validation | None = 
         variance += max(_sigma(option.share) ** 2 for option in profile.options if option.unit == unit)
     sigma = math.sqrt(variance)
     return float(norm.ppf(confidence)) * sigma
-
-
-# ---------------------------------------------------------------------------------------------- prices
 
 
 def price(profile: Profile, edits: Sequence[AnyEdit], validation: Validation | None = None) -> Prediction:
@@ -192,9 +113,6 @@ def _option_share(profile: Profile, fqn: str, name: str) -> Estimate:
             return option.share
     timed = sorted({option.replacement for option in profile.options if option.unit == fqn})
     raise ValueError(f"the profile has no time for {name} in {fqn}; it timed {', '.join(timed) or 'nothing'} there.")
-
-
-# ---------------------------------------------------------------------------------------------- the plan
 
 
 def make_plan(
@@ -256,16 +174,16 @@ def prepare(
 
 
 def solve(
-    problem: Problem, budgets: Mapping[str, float], below: float = 0.0, extra: Sequence[problems.Row] = ()
-) -> problems.Solution:
+    problem: Problem, budgets: Mapping[str, float], below: float = 0.0, extra: Sequence[Row] = ()
+) -> milp.Solution:
     """Least damage first; among plans of that damage the fastest. `extra` rows hold besides.
 
     Raises Infeasible where no legal plan meets the budgets.
     """
     if all(share >= 1 for share in budgets.values()) and not extra:
-        return problems.Solution((), 0.0, 0.0, 0.0)
-    by_name = problems.budget_rows(problem, budgets, below)
-    found = problems.best(problem, [*(row for rows in by_name.values() for row in rows), *extra])
+        return milp.Solution((), 0.0, 0.0, 0.0)
+    by_name = budget_rows(problem, budgets, below)
+    found = milp.best(problem, [*(row for rows in by_name.values() for row in rows), *extra])
     if found is None:
         raise infeasible(problem, budgets, below)
     return found
@@ -275,12 +193,12 @@ def infeasible(problem: Problem, budgets: Mapping[str, float], below: float) -> 
     """What is reachable where budgets cannot all be met: each alone, and the cheapest relaxation of all."""
     alone = {name: reachable(problem, name) + (below if name == "latency" else 0.0) for name in budgets}
     lowest = alone.get("latency", reachable(problem, "latency") + below)
-    return Infeasible(lowest, alone, problems.relaxed(problem, budgets, below))
+    return Infeasible(lowest, alone, milp.relaxed(problem, budgets, below))
 
 
 def reachable(problem: Problem, name: str) -> float:
     """The least share of the teacher's latency, MACs, parameters or memory that a legal plan has."""
-    found = problems.most_saved(problem, name)
+    found = milp.most_saved(problem, name)
     assert found is not None, "the teacher itself is legal"
     return found
 
@@ -339,7 +257,7 @@ def draw_choices(problem: Problem, ratio: float, rng: np.random.Generator) -> tu
     prices = np.abs(saving) * rng.exponential(size=len(saving))
     hosts = [host for host, _ in problem.hosts]
     prices[hosts] *= rng.choice([-1.0, 1.0], size=len(hosts))
-    rows = problems.Rows.of(problem, [(dict(enumerate(saving)), 1 - ratio, np.inf)])
+    rows = milp.Rows.of(problem, [(dict(enumerate(saving)), 1 - ratio, np.inf)])
     result = rows.minimise(prices)
     assert result is not None, f"no legal plan reaches {ratio}"
     return problem.edits([i for i in range(len(saving)) if result.x[i] > 0.5])

@@ -39,6 +39,7 @@ from asdm.utils.locks import Host
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.planner import frontier
 from asdm_prof.planner import plan as planner
+from asdm_prof.planner.budgets import parse_budget
 from asdm_prof.records import Damage, FrontierPoint, Profile, Rung, Search, SearchedStudent
 from asdm_prof.search import study as studies
 from asdm_prof.search.halving import Halving, Job
@@ -167,7 +168,7 @@ def candidates_of(
     if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
         raise ValueError(f"the profile is of {profile.family}, another model than {family.name}; profile that one.")
     found, apart = unlike_plans(profile, settings, damage)
-    budget = planner.parse_budget(settings.budget, profile.whole.latency_s.median)
+    budget = parse_budget(settings.budget, profile.whole.latency_s.median)
     plans = [_plan(family, profile, settings, budget, damage, n, point) for n, point in enumerate(found)]
     about = {
         "profile_sha256": profile.sha256(),

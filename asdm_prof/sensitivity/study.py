@@ -18,12 +18,15 @@ from asdm.plan.edits import PruningPlan, RemoveUnit
 from asdm.utils import registry
 from asdm.utils.io import utc_now
 from asdm_prof.planner import plan
-from asdm_prof.planner.choices import Problem, choices, key
+from asdm_prof.planner.choices import choices, key
+from asdm_prof.planner.problem import Problem
 from asdm_prof.profiler import profile as profiler
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
-from asdm_prof.sensitivity import additivity
+from asdm_prof.sensitivity import additivity, variants
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import Edits, Measured, SensitivitySettings, Tell
+from asdm_prof.sensitivity.measure import Measured, Tell
+from asdm_prof.sensitivity.settings import SensitivitySettings
+from asdm_prof.sensitivity.variants import Edits
 
 LOWEST, HIGHEST = 0.40, 0.95  # of the teacher's time: where joint plans are drawn
 
@@ -48,7 +51,7 @@ def sensitivity_of(
     singles: list[Edits] = []
 
     def sets(teacher: nn.Module) -> list[Edits]:
-        singles.extend(sensitivity.legal_edits(teacher, replacements))
+        singles.extend(variants.legal_edits(teacher, replacements))
         return singles + draw_joint(drawn_with, singles, plans, settings.seed)
 
     found = sensitivity.measure_damage(family, sets, settings, run_file, tell)

@@ -16,7 +16,7 @@ from asdm.cli import guide
 from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult
 from asdm_prof.records import Profile
-from asdm_prof.sensitivity.measure import SensitivitySettings
+from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.study import sensitivity_of
 from tests.asdm_prof import synthetic
 

@@ -11,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asdm.plan.edits import RemoveUnit
+from asdm.plan.edits import RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
-from asdm_prof.planner import choices, explain, frontier
+from asdm_prof.planner import explain, frontier, milp
 from asdm_prof.planner import plan as planner
-from asdm_prof.planner.choices import Pair, Problem
+from asdm_prof.planner.budgets import memory_bytes, parse_budgets
+from asdm_prof.planner.choices import Choice
+from asdm_prof.planner.problem import Pair, Problem
 from asdm_prof.records import Profile
 from asdm_prof.renderers import console
 from asdm_prof.renderers._format import exponent
@@ -76,7 +78,7 @@ def undominated(plans: list[tuple[float, float]]) -> list[tuple[float, float]]:
     return found[::-1]
 
 
-def points_of(made: Problem, solutions: list[choices.Solution]) -> list[tuple[float, float]]:
+def points_of(made: Problem, solutions: list[milp.Solution]) -> list[tuple[float, float]]:
     return [(sum(made.found[i].saving for i in one.chosen), one.damage) for one in solutions]
 
 
@@ -129,9 +131,9 @@ def four_options() -> Problem:
     for unit in base.units:
         for k in range(3):
             share = unit.share.median * float(rng.uniform(0.1, 1.0))
-            edit = RemoveUnit(unit=unit.fqn) if k == 0 else choices.ReplaceUnit(unit=unit.fqn, with_=f"option {k}")
+            edit = RemoveUnit(unit=unit.fqn) if k == 0 else ReplaceUnit(unit=unit.fqn, with_=f"option {k}")
             touches = frozenset([unit.fqn])
-            found.append(choices.Choice((edit,), touches, share, float(share * rng.lognormal()), share, share))
+            found.append(Choice((edit,), touches, share, float(share * rng.lognormal()), share, share))
     return replace(made, found=tuple(found), hosts=(), experts=())
 
 
@@ -214,13 +216,13 @@ def test_several_budgets_equal_brute_force(seed: int, latency: float, params: fl
 
 def test_a_memory_budget_counts_weights_and_the_largest_activations() -> None:
     profile = synthetic.profile()
-    made, whole = Problem.of(profile), choices.memory_bytes(profile)
+    made, whole = Problem.of(profile), memory_bytes(profile)
     assert whole == 4 * 859520964 + max(part.peak_memory_bytes for part in profile.parts)
     share = 0.9
     solved = planner.solve(made, {"memory": share})
     gone = frozenset(fqn for edit in [resolve(profile.topology, made.edits(solved.chosen))] for fqn in edit.gone)
     params = sum(made.found[i].params for i in solved.chosen)
-    assert choices.memory_bytes(profile, params, gone) <= share * whole * (1 + 1e-9)
+    assert memory_bytes(profile, params, gone) <= share * whole * (1 + 1e-9)
     assert params > 0.05
 
 
@@ -230,14 +232,14 @@ def test_a_memory_budget_counts_weights_and_the_largest_activations() -> None:
 )
 def test_budgets_of_other_kinds_are_read(name: str, text: str, share: float | None) -> None:
     profile = synthetic.profile()
-    found = planner.parse_budgets({name: text}, profile)[name]
-    assert found == pytest.approx(share if share is not None else 2**30 / choices.memory_bytes(profile))
+    found = parse_budgets({name: text}, profile)[name]
+    assert found == pytest.approx(share if share is not None else 2**30 / memory_bytes(profile))
 
 
 @pytest.mark.parametrize("text", ["900M", "0", "-1", "many", "2", "120%"])
 def test_what_is_no_budget_of_parameters_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"budget '.*' for params is none below the teacher's 8.595e\+08 params"):
-        planner.parse_budgets({"params": text}, synthetic.profile())
+        parse_budgets({"params": text}, synthetic.profile())
 
 
 def test_no_budget_at_all_is_refused() -> None:

@@ -19,9 +19,9 @@ from asdm.unet.blocks import iter_parts, topology
 from asdm.unet.replacements import shared_copy
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage
-from asdm_prof.sensitivity import additivity, study
+from asdm_prof.sensitivity import additivity, calibration, study, variants
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import SensitivitySettings
+from asdm_prof.sensitivity.settings import SensitivitySettings
 from tests.asdm_prof import synthetic
 from tests.conftest import hooks_on, unet_args
 
@@ -51,7 +51,7 @@ def mini() -> torch.nn.Module:
 def test_the_numbers_are_the_plain_loops_to_the_bit(measured: sensitivity.Measured, mini: torch.nn.Module) -> None:
     """Each student as it is built for users, run from the start."""
     with machine.quiet_torch(1):
-        data = sensitivity.calibration(load_family("mini"), mini, FEW)
+        data = calibration.calibration(load_family("mini"), mini, FEW)
         inputs = data.inputs(slice(0, 2))
         teacher = mini(**inputs)[0]
         for edits, samples in zip(EDITS, measured.samples, strict=True):
@@ -63,15 +63,15 @@ def test_the_numbers_are_the_plain_loops_to_the_bit(measured: sensitivity.Measur
 
 def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: torch.nn.Module) -> None:
     """Students that share a beginning by their parts' names but not by the skips that those take are among them."""
-    sets = sensitivity.legal_edits(mini)
+    sets = variants.legal_edits(mini)
     joint = [(*sets[i], *sets[i + 20]) for i in range(0, len(sets) - 20, 3)]
-    sets += [edits for edits in joint if sensitivity.is_legal(mini, edits)]
-    ordered = sensitivity.variants(mini, sets)
+    sets += [edits for edits in joint if variants.is_legal(mini, edits)]
+    ordered = variants.variants(mini, sets)
     assert len(ordered) > 75
     with machine.quiet_torch(1):
-        inputs = sensitivity.calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
-        reused = {variant.index: out for variant, out in sensitivity.outputs(ordered, inputs)}
-        for variant, plain in sensitivity.outputs(ordered, inputs, reuse=False):
+        inputs = calibration.calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
+        reused = {variant.index: out for variant, out in variants.outputs(ordered, inputs)}
+        for variant, plain in variants.outputs(ordered, inputs, reuse=False):
             assert torch.equal(reused[variant.index], plain), sets[variant.index]
 
 
@@ -82,7 +82,7 @@ def test_the_overlap_is_of_output_errors(measured: sensitivity.Measured) -> None
 
 def test_nothing_is_computed_twice(tiny_unet: torch.nn.Module) -> None:
     """Calls of every part are counted: each distinct beginning of a forward is computed once, and no more."""
-    ordered = sensitivity.variants(tiny_unet, EDITS)
+    ordered = variants.variants(tiny_unet, EDITS)
     distinct = {variant.names[: i + 1] for variant in ordered for i in range(len(variant.steps))}
     calls = []
     for variant in ordered:
@@ -93,21 +93,21 @@ def test_nothing_is_computed_twice(tiny_unet: torch.nn.Module) -> None:
             first.register_forward_hook(lambda *_: calls.append(1))
     inside = {names for names in distinct if _has_children(ordered, names)}
     with torch.no_grad():
-        list(sensitivity.outputs(ordered, unet_args()))
+        list(variants.outputs(ordered, unet_args()))
     assert len(calls) == len(inside)
     assert sum(len(v.steps) for v in ordered) > 1.4 * len(distinct), "students share beginnings"
 
 
-def _has_children(ordered: list[sensitivity.Variant], names: tuple[str, ...]) -> bool:
+def _has_children(ordered: list[variants.Variant], names: tuple[str, ...]) -> bool:
     variant = next(v for v in ordered if v.names[: len(names)] == names)
     return next(variant.steps[len(names) - 1][1].children(), None) is not None
 
 
 def test_nothing_stays_patched(tiny_unet: torch.nn.Module, nothing_left_hooked: None) -> None:
-    ordered = sensitivity.variants(tiny_unet, EDITS)
+    ordered = variants.variants(tiny_unet, EDITS)
     before = [hooks_on(variant.unet) for variant in ordered]
     with torch.no_grad():
-        first = [out for _, out in sensitivity.outputs(ordered, unet_args())]
+        first = [out for _, out in variants.outputs(ordered, unet_args())]
         again = [variant.unet(**unet_args())[0] for variant in ordered]
     assert [hooks_on(variant.unet) for variant in ordered] == before
     assert not [m for v in ordered for m in v.unet.modules() if "forward" in m.__dict__]
@@ -116,20 +116,20 @@ def test_nothing_stays_patched(tiny_unet: torch.nn.Module, nothing_left_hooked: 
 
 def test_work_is_counted_in_forwards(tiny_unet: torch.nn.Module) -> None:
     """By hand: an edit at the last step costs the last step, and what two share is counted once."""
-    ordered = sensitivity.variants(tiny_unet, EDITS[:2])
+    ordered = variants.variants(tiny_unet, EDITS[:2])
     macs = {name: 1 for variant in ordered for name in variant.names}
-    found = sensitivity.work_of(ordered, macs, reuse=True)
+    found = variants.work_of(ordered, macs, reuse=True)
     n = len(ordered[0].steps)
     removed = [ordered[0].names.index(next(x for x in ordered[0].names if x.startswith(e[0].unit))) for e in EDITS[:2]]
     assert found["plain_forwards"] == pytest.approx((n + 2 * (n - 1)) / n)
     assert found["done_forwards"] == pytest.approx((n + sum(n - 1 - at for at in removed)) / n)
     assert found["least_forwards"] == pytest.approx(found["done_forwards"])
-    assert sensitivity.work_of(ordered, macs, reuse=False)["done_forwards"] == found["plain_forwards"]
+    assert variants.work_of(ordered, macs, reuse=False)["done_forwards"] == found["plain_forwards"]
 
 
 def test_every_legal_edit_is_one(tiny_unet: torch.nn.Module) -> None:
     shape = topology(tiny_unet)
-    found = sensitivity.legal_edits(tiny_unet)
+    found = variants.legal_edits(tiny_unet)
     for edits in found:
         resolve(shape, edits)
     transformers = [u.fqn for u in shape.units if u.kind == "transformer"]
@@ -138,7 +138,7 @@ def test_every_legal_edit_is_one(tiny_unet: torch.nn.Module) -> None:
     assert (RemoveBlock(block="down_blocks.3"), RemoveBlock(block="mid_block")) in found
     assert len({str(e) for e in found}) == len(found)
     with pytest.raises(ValueError, match=r"unknown name 'gri' in replacements; choose from"):
-        sensitivity.legal_edits(tiny_unet, ["gri"])
+        variants.legal_edits(tiny_unet, ["gri"])
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,199 @@
+"""The integer programme over a problem's choices, solved with a proof (DESIGN §6)."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, milp
+from scipy.sparse import csr_array
+
+from asdm_prof.planner.budgets import Row, budget_rows
+from asdm_prof.planner.problem import Pair, Problem
+
+SOLVER_TOLERANCE = 1e-4  # HiGHS takes what is 1e-6 off for equal, so damages are scaled to be far above that
+LARGEST_COST = 1e6
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Choices made, their damage, and the solver's certificate."""
+
+    chosen: tuple[int, ...]
+    damage: float
+    bound: float
+    gap: float
+
+
+def best(problem: Problem, rows: Sequence[Row], fastest: bool = True) -> Solution | None:
+    """Least damage under the rows; with `fastest`, among plans of that damage the fastest. None: no legal plan."""
+    programme = Rows.of(problem, rows)
+    damage = programme.damage
+    found = programme.minimise(damage)
+    if found is None:
+        return None
+    chosen = _made(problem, found)
+    if fastest:
+        programme.add(dict(enumerate(damage)), -np.inf, found.fun + max(abs(found.fun) * 1e-9, SOLVER_TOLERANCE))
+        last = programme.minimise([-s for s in problem.saving])
+        least = problem.damage(chosen)  # experts may bring back more than is lost: it can be below 0
+        if last is not None and problem.damage(_made(problem, last)) <= least + 1e-9 * abs(least):
+            chosen = _made(problem, last)
+    bound = float(found.mip_dual_bound) / programme.scale
+    return Solution(chosen, problem.damage(chosen), bound, max(0.0, float(found.mip_gap)))
+
+
+def _made(problem: Problem, found: OptimizeResult) -> tuple[int, ...]:
+    return tuple(i for i in range(len(problem.found)) if found.x[i] > 0.5)
+
+
+def most_saved(problem: Problem, name: str, rows: Sequence[Row] = ()) -> float | None:
+    """The least share of the teacher's latency, MACs, parameters or memory that a legal plan reaches under the rows."""
+    programme = Rows.of(problem, rows)
+    slack = programme.helper(whole=False)
+    for coefficients, low, _ in budget_rows(problem, {name: 0.0})[name]:
+        programme.add({**coefficients, slack: 1.0}, low, np.inf)
+    cost = np.zeros(programme.columns)
+    cost[slack] = 1.0
+    found = programme.minimise(cost)
+    return None if found is None else float(found.fun)
+
+
+def relaxed(problem: Problem, budgets: Mapping[str, float], below: float) -> dict[str, float]:
+    """The budgets that could all be met by one plan, where their increases over those asked for add up to the least."""
+    programme = Rows.of(problem)
+    slacks = {name: programme.helper(whole=False) for name in budgets}
+    for name, rows in budget_rows(problem, budgets, below).items():
+        for coefficients, low, high in rows:
+            programme.add({**coefficients, slacks[name]: 1.0}, low, high)
+    cost = np.zeros(programme.columns)
+    cost[list(slacks.values())] = 1.0
+    found = programme.minimise(cost)
+    assert found is not None, "with budgets of the whole teacher there is a plan"
+    return {name: budgets[name] + float(found.x[column]) for name, column in slacks.items()}
+
+
+class Rows:
+    """Constraints of one integer programme; columns after the first `n` are helpers."""
+
+    def __init__(self, n: int) -> None:
+        self.columns = n
+        self.scale = 1.0
+        self.rows: list[Row] = []
+        self.real: list[int] = []  # columns that need not be 0 or 1
+        self.costs: dict[int, float] = {}
+
+    @classmethod
+    def of(cls, problem: Problem, rows: Sequence[Row] = ()) -> Rows:
+        """The legal choices of a problem, under `rows` over them."""
+        found = problem.found
+        made = cls(len(found))
+        made.costs = {i: choice.damage for i, choice in enumerate(found)}
+        for fqn in sorted({fqn for choice in found for fqn in choice.touches}):
+            made.add({i: 1.0 for i, choice in enumerate(found) if fqn in choice.touches}, 0, 1)
+        for sets in problem.layer_sets.values():
+            made.add(dict.fromkeys(sets, 1.0), 0, 1)
+        made._add_experts(problem)
+        made._add_pairs(problem.pairs)
+        made.scale = LARGEST_COST / max((abs(cost) for cost in made.costs.values() if cost), default=1.0)
+        for row in rows:
+            made.add(*row)
+        return made
+
+    def _add_experts(self, problem: Problem) -> None:
+        for host, needs in problem.hosts:
+            self.add({host: 1.0} | dict.fromkeys(needs, -1.0), -np.inf, 0)
+        for experts in problem.experts:
+            column = self.helper(-experts.damage)
+            for needed in (experts.pruned, experts.takers):
+                self.add({column: 1.0} | dict.fromkeys(needed, -1.0), -np.inf, 0)
+
+    def _add_pairs(self, pairs: Sequence[Pair]) -> None:
+        """A product of two choices, linearised: a column that is 1 where both are, pressed by its cost."""
+        for pair in pairs:
+            column = self.helper(pair.damage, whole=False)
+            if pair.damage > 0:
+                self.add({column: 1.0, pair.first: -1.0, pair.second: -1.0}, -1, np.inf)
+            else:
+                self.add({column: 1.0, pair.first: -1.0}, -np.inf, 0)
+                self.add({column: 1.0, pair.second: -1.0}, -np.inf, 0)
+
+    @property
+    def damage(self) -> np.ndarray:
+        """Costs of all columns, times `scale`."""
+        costs = np.zeros(self.columns)
+        costs[list(self.costs)] = list(self.costs.values())
+        return costs * self.scale
+
+    def helper(self, cost: float = 0.0, whole: bool = True) -> int:
+        self.columns += 1
+        if cost:
+            self.costs[self.columns - 1] = cost
+        if not whole:
+            self.real.append(self.columns - 1)
+        return self.columns - 1
+
+    def add(self, coefficients: Mapping[int, float], low: float, high: float) -> None:
+        self.rows.append((coefficients, low, high))
+
+    def _matrix(self) -> csr_array:
+        entries = [(i, j, v) for i, (row, _, _) in enumerate(self.rows) for j, v in row.items()]
+        i, j, v = zip(*entries, strict=True)
+        return csr_array((v, (i, j)), shape=(len(self.rows), self.columns))
+
+    def _objective(self, cost: Sequence[float] | np.ndarray) -> np.ndarray:
+        objective = np.zeros(self.columns)
+        objective[: len(cost)] = cost
+        return objective
+
+    def minimise(self, cost: Sequence[float] | np.ndarray) -> OptimizeResult | None:
+        """The optimum with its proof, or None where nothing is legal."""
+        whole = np.ones(self.columns, dtype=int)
+        whole[self.real] = 0
+        limits = LinearConstraint(self._matrix(), [row[1] for row in self.rows], [row[2] for row in self.rows])
+        with _silent_stdout():
+            result = milp(
+                self._objective(cost),
+                integrality=whole,
+                bounds=Bounds(0, 1),
+                constraints=limits,
+                options={"mip_rel_gap": 0.0, "disp": False},
+            )
+        if result.status == 2:
+            return None
+        assert result.success, f"the solver stopped: {result.message}"
+        return result
+
+    def duals(self, cost: np.ndarray, rows: int) -> list[float]:
+        """What a unit more of each of the last `rows` lower bounds costs, by the relaxation to fractions of choices."""
+        matrix = self._matrix().toarray()
+        low, high = (np.array([row[side] for row in self.rows]) for side in (1, 2))
+        above, under = np.isfinite(low), np.isfinite(high)
+        upper = np.vstack([-matrix[above], matrix[under]])
+        limits = np.concatenate([-low[above], high[under]])
+        with _silent_stdout():
+            result: Any = linprog(self._objective(cost), A_ub=upper, b_ub=limits, bounds=(0, 1), method="highs")
+        if result.status != 0:
+            return [0.0] * rows
+        of_low = np.zeros(len(self.rows))
+        of_low[above] = -result.ineqlin.marginals[: int(above.sum())]
+        return [float(v) for v in of_low[len(self.rows) - rows :]]
+
+
+@contextmanager
+def _silent_stdout() -> Iterator[None]:
+    """HiGHS prints past its own switch, and stdout may be somebody's JSON."""
+    sys.stdout.flush()
+    saved = os.dup(1)
+    try:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), 1)
+            yield
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)

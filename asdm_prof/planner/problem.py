@@ -1,0 +1,129 @@
+"""The planner's problem: a profile's choices, and what holds between them."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from asdm.plan.edits import AnyEdit, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan.topology import UnitShape
+from asdm_prof.planner.choices import CONVOLUTION_WEIGHT, EXPERTS, RECOVERED_BY_EXPERTS, Choice, choices, key
+from asdm_prof.records import Damage, Profile, Validation
+
+
+@dataclass(frozen=True)
+class Pair:
+    """What two choices cost beyond the sum of both, where they are made together."""
+
+    first: int
+    second: int
+    damage: float
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Pruned kernels that a neighbour takes as its experts: what comes back where one of each list is chosen."""
+
+    pruned: tuple[int, ...]
+    takers: tuple[int, ...]
+    damage: float
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Choices of one profile, and what holds between them."""
+
+    profile: Profile
+    found: tuple[Choice, ...]
+    pairs: tuple[Pair, ...] = ()
+    hosts: tuple[tuple[int, tuple[int, ...]], ...] = ()  # a choice, and those of which it needs one
+    experts: tuple[Experts, ...] = ()
+
+    @classmethod
+    def of(cls, profile: Profile, validation: Validation | None = None, damage: Damage | None = None) -> Problem:
+        found = tuple(choices(profile, validation, damage))
+        if damage is not None:
+            columns = {key(choice.edits): i for i, choice in enumerate(found)}
+            at = [columns.get(key(one.edits)) for one in damage.edits]
+            pairs = [(at[pair.first], at[pair.second], pair.damage) for pair in damage.pairs]
+            return cls(profile, found, tuple(Pair(a, b, d) for a, b, d in pairs if a is not None and b is not None))
+        return cls(profile, found, (), *_experts(profile, found))
+
+    @property
+    def saving(self) -> list[float]:
+        return [choice.saving for choice in self.found]
+
+    @cached_property
+    def layer_sets(self) -> dict[str, list[int]]:
+        """Down block → the choices that take layers of it and its mirror: a plan makes one of them at most."""
+        sets: dict[str, list[int]] = {}
+        for i, choice in enumerate(self.found):
+            if isinstance(choice.edit, RemoveLayer):
+                sets.setdefault(choice.edit.block, []).append(i)
+        return sets
+
+    def damage(self, chosen: Sequence[int]) -> float:
+        """Damage of choices made together: their sum, with pairs and what experts bring back."""
+        made = set(chosen)
+        total = sum(self.found[i].damage for i in sorted(made))
+        total += sum(pair.damage for pair in self.pairs if {pair.first, pair.second} <= made)
+        return total - sum(e.damage for e in self.experts if made & {*e.pruned} and made & {*e.takers})
+
+    def edits(self, chosen: Sequence[int]) -> tuple[AnyEdit, ...]:
+        return tuple(edit for i in sorted(chosen) for edit in self.found[i].edits)
+
+    def student(self, chosen: Sequence[int]) -> object:
+        """What choices make of the teacher, however they are put: the units that go, and how others are replaced."""
+        made = [self.found[i] for i in chosen]
+        replaced = [c for c in made if isinstance(c.edit, ReplaceUnit)]
+        gone = frozenset(fqn for c in made if c not in replaced for fqn in c.touches)
+        return gone, key([edit for c in replaced for edit in c.edits])
+
+    def chosen(self, edits: Sequence[AnyEdit]) -> list[int] | None:
+        """The choices that make up a plan's edits, or None where they are none of these."""
+        left, made = {*key(edits)}, []
+        for i in sorted(range(len(self.found)), key=lambda i: -len(self.found[i].edits)):
+            if (one := key(self.found[i].edits)) <= left:
+                left -= one
+                made.append(i)
+        return None if left else sorted(made)
+
+
+def _experts(
+    profile: Profile, found: Sequence[Choice]
+) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], tuple[Experts, ...]]:
+    """Which choices are hosts of experts and need a pruned neighbour, and what each pruned kernel brings back there."""
+    hosts = {c.edit.unit: i for i, c in enumerate(found) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS}
+    resnets = {unit.fqn: unit for unit in profile.topology.units if unit.kind == "resnet"}
+    pruned = {fqn: _removers(found, fqn) for fqn in resnets}
+
+    def beside(fqn: str) -> list[str]:
+        return [other for other in resnets if other != fqn and resnets[other].block == resnets[fqn].block]
+
+    needs = []
+    for host, column in hosts.items():
+        neighbours = itertools.chain.from_iterable(pruned[fqn] for fqn in beside(host))
+        needs.append((column, tuple(sorted(set(neighbours)))))
+    worth = []
+    for fqn, unit in resnets.items():
+        for place, kernel in enumerate(_kernels(unit)):
+            takers = [
+                hosts[other] for other in beside(fqn) if other in hosts and _kernels(resnets[other])[place] == kernel
+            ]
+            if takers and pruned[fqn]:
+                lost = CONVOLUTION_WEIGHT * 9 * math.prod(kernel) / profile.whole.params
+                worth.append(Experts(tuple(pruned[fqn]), tuple(takers), RECOVERED_BY_EXPERTS * lost))
+    return tuple(needs), tuple(worth)
+
+
+def _removers(found: Sequence[Choice], fqn: str) -> list[int]:
+    """The columns of the choices that prune a unit and leave its block."""
+    return [i for i, c in enumerate(found) if fqn in c.touches and isinstance(c.edit, RemoveLayer | RemoveUnit)]
+
+
+def _kernels(unit: UnitShape) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Channels in and out of a ResNet's two 3×3 convolutions."""
+    return (unit.channels_in, unit.channels_out), (unit.channels_out, unit.channels_out)
