@@ -7,9 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from asdm.measure.clocks import Clock
 
 Progress = Callable[[int, float], None]  # (calls so far, estimated seconds left)
-
-
-# ---------------------------------------------------------------------------------------------- repeats
+MIN_ROUNDS = 2  # run whatever the budget
 
 
 def warm_up(
@@ -37,26 +35,35 @@ def interleave(
     min_rounds: int = 5,
     max_rounds: int = 100,
     budget_s: float = 120.0,
-    enough: Callable[[dict[str, list[float]]], bool] = lambda _: True,
+    enough: Callable[[dict[str, list[float]]], bool] | None = None,
     progress: Progress | None = None,
 ) -> dict[str, list[float]]:
-    """Run `calls` in the order of `pattern`, again and again: the i-th samples of two names are neighbours.
+    """Run `calls` in the order of `pattern`, round after round: the i-th samples of two names are neighbours.
 
-    With the pattern A B B A, a drift of the machine falls on both alike. Ends when there are `min_rounds` rounds
-    and `enough(samples)` holds, or before the round that would pass `budget_s`; two rounds are always run.
+    With the pattern A B B A, a drift of the machine affects both alike. Stops after `min_rounds` rounds as soon as
+    `enough(samples)` holds (at once without `enough`), or before the round that would exceed `budget_s`; at least two
+    rounds are run. `progress` counts down to the end of the budget or of the last round, whichever comes first; where
+    `enough` holds before that, the run stops early.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
+    most_calls = len(pattern) * (max_rounds if enough else min(min_rounds, max_rounds))
     started, rounds, ran = clock.mark(), 0, 0
     while rounds < max_rounds:
         for name in pattern:
             samples[name].append(calls[name]())
             ran += 1
             if progress:
-                each = clock.seconds(started, clock.mark()) / ran
-                progress(ran, each * max(min_rounds * len(pattern) - ran, len(pattern) - ran % len(pattern)))
+                spent = clock.seconds(started, clock.mark())
+                progress(ran, _seconds_left(spent, ran, MIN_ROUNDS * len(pattern), most_calls, budget_s))
         rounds += 1
         spent = clock.seconds(started, clock.mark())
-        done = rounds >= min_rounds and enough(samples)
-        if done or (rounds >= 2 and spent + spent / rounds > budget_s):
+        done = rounds >= min_rounds and (enough is None or enough(samples))
+        if done or (rounds >= MIN_ROUNDS and spent + spent / rounds > budget_s):
             break
     return samples
+
+
+def _seconds_left(spent: float, ran: int, least_calls: int, most_calls: int, budget_s: float) -> float:
+    """Seconds until the budget ends or `most_calls` calls are done, but never before `least_calls` are."""
+    each = spent / ran
+    return max(each * (least_calls - ran), min(each * (most_calls - ran), budget_s - spent))

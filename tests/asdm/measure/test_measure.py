@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -115,6 +117,39 @@ def test_interleave_tells_how_much_is_left():
     # mean seconds of a call so far × calls still to come of two rounds of two
     assert told[:3] == [(1, 2.0 / 1 * 3), (2, 3.0 / 2 * 2), (3, pytest.approx(5.0 / 3 * 1))]
     assert [ran for ran, _ in told] == [1, 2, 3, 4]
+
+
+def test_the_time_left_counts_down_to_the_end_of_the_budget():
+    """Calls of uneven length, an interval that is never reached: no jump up, and no restart after the least rounds."""
+    rng = np.random.default_rng(0)
+    machine = Machine(a=lambda: rng.uniform(1.0, 9.0), b=lambda: rng.uniform(0.5, 4.0))
+    ends = []
+
+    def progress(ran, left):
+        ends.append((machine.clock.now, left))
+
+    interleave(
+        machine.calls, "abba", machine.clock, min_rounds=3, budget_s=200.0, enough=lambda _: False, progress=progress
+    )
+    left = [rest for _, rest in ends]
+    assert len(left) > 5 * 4, "several rounds beyond the least"
+    assert all(later < earlier for earlier, later in pairwise(left))
+    assert [now + rest for now, rest in ends] == pytest.approx([200.0] * len(ends))
+    assert 0 <= left[-1] < 200.0 / (len(left) / 4), "what is left is less than a round"
+
+
+def test_the_time_left_ends_with_the_last_round_where_that_comes_before_the_budget():
+    machine, left = Machine(a=2.0), []
+    interleave(
+        machine.calls, "a", machine.clock, max_rounds=6, enough=lambda _: False, progress=lambda _, s: left.append(s)
+    )
+    assert left == [10.0, 8.0, 6.0, 4.0, 2.0, 0.0]
+
+
+def test_the_time_left_counts_the_two_rounds_that_are_run_without_a_budget():
+    machine, left = Machine(a=2.0, b=1.0), []
+    interleave(machine.calls, "ab", machine.clock, budget_s=0.0, progress=lambda _, seconds: left.append(seconds))
+    assert left == pytest.approx([6.0, 3.0, 5.0 / 3, 0.0])
 
 
 # ---------------------------------------------------------------------------------------------- intervals
