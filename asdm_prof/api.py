@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asdm.evaluate.settings import BenchSettings
+from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult, ExportResult
@@ -53,8 +55,8 @@ def profile(
 ) -> Profile:
     """Time every unit of a UNet in place; `watch` is told the stage, the calls so far and the seconds left."""
     from asdm.cli.options import device_or_default
-    from asdm_prof.profiler.profile import ProfileSettings
     from asdm_prof.profiler.profile import profile as measure
+    from asdm_prof.profiler.settings import ProfileSettings
 
     settings = ProfileSettings(
         weights=weights,
@@ -169,7 +171,7 @@ def bench(
 ) -> BenchResult:
     """Measure students against their teacher, in pairs.
 
-    `settings` are the fields of `asdm.evaluate.benchmark.BenchSettings`: dtype, backend, steps, time_budget_s, …
+    `settings` are the fields of `asdm.evaluate.settings.BenchSettings`: dtype, backend, steps, time_budget_s, …
     """
     from asdm.cli.options import device_or_default
     from asdm.evaluate import benchmark
@@ -180,9 +182,7 @@ def bench(
     given["device"] = device_or_default(settings.get("device"))
     with tempfile.TemporaryDirectory() as folder:
         sources = [_source(student, Path(folder), i) for i, student in enumerate(several)]
-        return benchmark.bench(
-            teacher, sources, benchmark.BenchSettings(**given), command=f"asdm_prof.bench({teacher!r}, …)"
-        )
+        return benchmark.bench(teacher, sources, BenchSettings(**given), command=f"asdm_prof.bench({teacher!r}, …)")
 
 
 def _source(plan: PruningPlan | str | Path, folder: Path, n: int) -> str:
@@ -207,11 +207,11 @@ def generate(
 ) -> Any:
     """One picture (PIL) of a prompt, by a family's UNet or a student's."""
     from asdm.cli.options import device_or_default
-    from asdm.models import execution, pipeline
+    from asdm.models import pipeline
     from asdm.models.families import load_family
 
     chosen = load_family(family)
-    setup = execution.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    setup = Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
     return pipeline.generate(chosen, prompt, setup, str(student) if student else None, steps, guidance)
 

@@ -19,7 +19,7 @@ from asdm.utils import io
 from asdm_prof.cli.progress import watching
 from asdm_prof.planner import explain, frontier
 from asdm_prof.planner import plan as planner
-from asdm_prof.profiler.profile import ProfileSettings as ProfileSettings
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.renderers import _collect, console, figures
 from asdm_prof.sensitivity import study
 from benchmarks import budgets

@@ -26,6 +26,7 @@ from asdm import distill
 from asdm.cli.options import this_command
 from asdm.distill import perceptual, recipes, task
 from asdm.distill.losses import PLACED
+from asdm.distill.settings import DistillSettings
 from asdm.distill.task import Lesson, Subject
 from asdm.measure import clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
@@ -142,7 +143,7 @@ def make_loop(name: str, chosen: Any) -> tuple[Lesson, Any, Any]:
         mode=stage.mode,
         perceptual=perceptual.Perceptual(vgg, adapter.to(chosen.device)) if task.PERCEPTUAL in terms else None,
     )
-    settings = distill.DistillSettings(data="none", steps=2, device=chosen.device)
+    settings = DistillSettings(data="none", steps=2, device=chosen.device)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = distill.make_optimizer(parameters, settings)
     return (

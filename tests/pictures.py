@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from asdm.data import cache
-from asdm.models.execution import Setup
+from asdm.models.settings import Setup
 
 
 def picture(number: int, size: tuple[int, int] = (20, 16)) -> bytes:

@@ -26,10 +26,10 @@ from diffusers import UNet2DConditionModel
 import asdm.cli
 import asdm_prof.cli
 from asdm.models import student as students
-from asdm.models.execution import Setup
 from asdm.models.families import load_family
 from asdm.models.loading import meta_unet
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.unet import blocks as units

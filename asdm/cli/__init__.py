@@ -25,6 +25,8 @@ from asdm.cli.options import (
     this_command,
     warn_if_slow,
 )
+from asdm.evaluate.settings import BenchSettings
+from asdm.models.settings import Setup
 from asdm.utils import console
 from asdm.utils import io as files
 
@@ -241,7 +243,7 @@ def cache(
 
     if per_shard < 1:
         raise ValueError(f"per-shard {per_shard} is none; choose 1 or more.")
-    setup = execution.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    setup = Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     execution.check_setup(setup)
     with console.progress("Caching", "pictures") as tell:
         found = caching.cache_latents(data, teacher, output, setup, split, per_shard, tell)
@@ -297,7 +299,7 @@ def bench(
     from asdm.evaluate import benchmark
     from asdm.models.families import load_family
 
-    settings = benchmark.BenchSettings(
+    settings = BenchSettings(
         weights=weights,
         backend=backend,
         device=device_or_default(device),
@@ -363,11 +365,11 @@ def generate(
     if output.suffix != ".png":
         raise ValueError(f"{output} is no PNG file; name one that ends in .png.")
     files.check_writable(output, force)
-    from asdm.models import execution, pipeline
+    from asdm.models import pipeline
     from asdm.models.families import load_family
 
     chosen = load_family(family)
-    setup = execution.Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
+    setup = Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
     guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
     with console.progress("Generating", "steps") as tell:
         picture = pipeline.generate(chosen, prompt, setup, student, steps, guidance, tell)

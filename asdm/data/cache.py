@@ -16,6 +16,7 @@ from asdm.data.loader import Slot
 from asdm.models import example_inputs, execution
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.utils.io import make_folder, write_whole
 from asdm.utils.snapshots import clear_leftovers
 
@@ -28,7 +29,7 @@ def cache_latents(
     data: str,
     teacher: str,
     output: Path,
-    setup: execution.Setup,
+    setup: Setup,
     split: str = "train",
     per_shard: int = PER_SHARD,
     tell: Tell = lambda *_: None,
@@ -43,7 +44,7 @@ def cache_latents(
     if isinstance(opened, datasets.Stream):
         raise ValueError(f"{data} is read as a stream, which cannot be cached; unpack its shards and use folder:DIR.")
     tell("loading the encoders", 0, None)
-    encoder = Encoder(pipeline(family, None, execution.Setup(setup.weights, setup.device, seed=setup.seed)))
+    encoder = Encoder(pipeline(family, None, Setup(setup.weights, setup.device, seed=setup.seed)))
     wanted = LatentCache(
         data=data,
         data_fingerprint=datasets.fingerprint(opened),

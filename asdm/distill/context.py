@@ -15,8 +15,9 @@ from asdm.data.encoder import Encoder, weights_sha256
 from asdm.distill import losses
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import Course
-from asdm.models import example_inputs, execution, loading
+from asdm.models import example_inputs, loading
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 
 
 @dataclass
@@ -60,7 +61,7 @@ def enter(course: Course, settings: DistillSettings, folder: Path, accelerator: 
     micro_batch(settings, accelerator.num_processes)
     device = str(accelerator.device)
     weights = settings.weights or loading.default_weights(family)
-    setup = execution.Setup(weights, device, "fp32", seed=settings.seed, size=settings.size)
+    setup = Setup(weights, device, "fp32", seed=settings.seed, size=settings.size)
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     data = datasets.open_source(settings.data, settings.split, side)
     teacher = loading.load_unet(family, weights, device, "fp32", settings.seed)

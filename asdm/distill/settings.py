@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from asdm.models import execution
+from asdm.models.settings import Setup
 
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adamw8bit")
@@ -51,7 +52,7 @@ class DistillSettings:
 
 def check(settings: DistillSettings) -> None:
     """Raises ValueError naming the first setting that cannot be, and its choices."""
-    execution.check_setup(execution.Setup(device=settings.device, dtype=settings.dtype, threads=settings.threads))
+    execution.check_setup(Setup(device=settings.device, dtype=settings.dtype, threads=settings.threads))
     at_least = {"steps": 1, "batch": 1, "micro_batch": 1, "workers": 1, "keep": 1, "seed": 0, "warm_up": 0}
     for name, least in (at_least | {"validate_every": 0}).items():
         value = getattr(settings, name)

@@ -21,6 +21,7 @@ from torch import nn
 
 from asdm.data.datasets import Example
 from asdm.evaluate import quality
+from asdm.evaluate.settings import BenchSettings
 from asdm.measure import backends, clocks, machine, repeats, statistics
 from asdm.measure.clocks import Clock
 from asdm.measure.statistics import estimate, latency, paired_ratio
@@ -41,31 +42,6 @@ from asdm.utils.io import utc_now
 PROMPT = "a photograph of an astronaut riding a horse"
 SPARE_MEMORY = 1 << 29
 MOST_KEPT = 16
-
-
-@dataclass(frozen=True)
-class BenchSettings(execution.Setup):
-    """How to compare: the defaults are what `asdm bench` does."""
-
-    backend: str = "eager"
-    steps: int = 30
-    guidance_scale: float = 8.0
-    min_rounds: int = 5  # of teacher, students, students, teacher: ten pairs
-    guided_rounds: int = 3
-    time_budget_s: float = 240.0
-    target: float = 0.01  # half width of a ratio's 95 % interval
-    run_image: bool = False
-    image_rounds: int = 1
-    quality: bool = False
-    data: str = "emoji"
-    split: str = "train"
-    pictures: int = 200
-    keep: int = 0  # pictures of each that are kept in the result
-    judge: str | None = None  # a CLIP's folder or hub id; None: the judge that ships, trained on emoji
-
-    @property
-    def guided(self) -> bool:
-        return self.guidance_scale > 1
 
 
 Tell = Callable[[str, int, float | None], None]  # stage, calls so far, seconds left

@@ -11,6 +11,7 @@ from asdm.measure import machine
 from asdm.models import example_inputs, execution, graft, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
+from asdm.models.settings import Setup
 from asdm.plan import presets
 from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult, FreezeAudit
@@ -39,7 +40,7 @@ def build_student(
     With `stage1`, the folder of a stage-1 student, the combined UNet of §2.2 is assembled from teacher and student.
     Raises ValueError for a plan that does not fit its teacher, too little memory, or a folder that exists.
     """
-    execution.check_setup(execution.Setup(weights, device, dtype))
+    execution.check_setup(Setup(weights, device, dtype))
     family = load_family(teacher or _family_of(source))
     weights = weights or loading.default_weights(family)
     shapes = loading.meta_unet(family, dtype)

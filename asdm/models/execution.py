@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
+
+from asdm.models.settings import Setup
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 RANDOM = "random"
@@ -16,19 +16,6 @@ def dtype_of(name: str) -> torch.dtype:
     if name not in DTYPES:
         raise ValueError(f"unknown dtype {name!r}; choose from {', '.join(DTYPES)}.")
     return DTYPES[name]
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What a measurement runs on; all of it is recorded in what it produces."""
-
-    weights: str | None = None  # None: the family's own where it has some, random ones otherwise
-    device: str = "cpu"
-    dtype: str = "fp32"
-    threads: int | None = None
-    seed: int = 0
-    batch: int = 1
-    size: int | None = None  # pixels
 
 
 def check_setup(setup: Setup) -> None:

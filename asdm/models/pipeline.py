@@ -11,10 +11,11 @@ from torch import nn
 
 from asdm.models.components import components_of
 from asdm.models.example_inputs import latent_size
-from asdm.models.execution import RANDOM, Setup, check_setup, dtype_of
+from asdm.models.execution import RANDOM, check_setup, dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.loading import default_weights, load_unet
 from asdm.models.random_weights import materialise
+from asdm.models.settings import Setup
 
 Tell = Callable[[str, int, float | None], None]
 

@@ -28,6 +28,7 @@ from asdm.utils import console as terminal
 from asdm.utils import io
 from asdm.utils.console import Format
 from asdm_prof.cli.shared import FamilyArgument, FormatOption, Output, profile_of
+from asdm_prof.planner.settings import ValidateSettings
 
 
 def flops(
@@ -82,8 +83,8 @@ def profile(
     io.check_writable(path, force)
     from asdm_prof.cli.progress import watching
     from asdm_prof.profiler import repeat as fresh
-    from asdm_prof.profiler.profile import ProfileSettings
     from asdm_prof.profiler.profile import profile as measure
+    from asdm_prof.profiler.settings import ProfileSettings
 
     settings = ProfileSettings(
         weights=weights,
@@ -142,7 +143,7 @@ def validate(
     default = io.run_folder(io.short_name(family), backend or "eager", dtype or "fp32")
     path = target(output, default, "validate.json")
     io.check_writable(path, force)
-    settings = validation.ValidateSettings(plans, seed, weights, time_budget)
+    settings = ValidateSettings(plans, seed, weights, time_budget)
     found = profile_of(family, profile, weights, asked)
     run_file = path.with_name(f"{path.name}.run")
     try:

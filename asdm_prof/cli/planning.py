@@ -22,6 +22,7 @@ from asdm_prof.cli.shared import (
     profile_at,
     profile_of,
 )
+from asdm_prof.search.settings import SearchSettings, WorkerSettings
 
 
 def plan(
@@ -160,7 +161,7 @@ def search(
     from asdm_prof.renderers import console
     from asdm_prof.search import worker as searching
 
-    settings = searching.SearchSettings(
+    settings = SearchSettings(
         budget=budget,
         candidates=candidates,
         apart=apart,
@@ -199,7 +200,7 @@ def search(
                 found,
                 named,
                 measured,
-                searching.Own(storage, study, checkpoint_every),
+                WorkerSettings(storage, study, checkpoint_every),
                 lambda: terminal.progress("Searching"),
                 this_command("asdm-prof"),
             )

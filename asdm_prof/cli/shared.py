@@ -68,8 +68,8 @@ def profile_of(family: str, path: Path | None, weights: str | None, asked: dict[
         return newest[0]
     terminal.say(f"There is no such profile of {family} under reports/ yet: profiling it first.")
     from asdm_prof.cli.progress import watching
-    from asdm_prof.profiler.profile import ProfileSettings
     from asdm_prof.profiler.profile import profile as measure
+    from asdm_prof.profiler.settings import ProfileSettings
 
     given = {name: value for name, value in asked.items() if value is not None}
     settings = ProfileSettings(weights=weights, **({"device": execution.default_device()} | given))

@@ -7,7 +7,6 @@ prediction's interval must be, and teach a correction, which counts only where c
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -27,6 +26,7 @@ from asdm.plan.edits import AnyEdit, PruningPlan
 from asdm.unet import blocks, flops
 from asdm.utils.io import Record, sha256_of, utc_now
 from asdm_prof.planner import plan as planner
+from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
 
 FASTEST, SLOWEST = 0.40, 0.95  # of the teacher's latency: where plans are drawn
@@ -36,18 +36,6 @@ SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known
 SPARE_MEMORY = 1 << 30
 
 Tell = Callable[[str, int, float | None], None]  # stage, calls so far, seconds left
-
-
-@dataclass(frozen=True)
-class ValidateSettings:
-    """How many plans, and how long each is measured; all else is as the profile was taken."""
-
-    plans: int = 12
-    seed: int = 0
-    weights: str | None = None  # None: the profile's
-    time_budget_s: float = 90.0  # of one plan
-    min_rounds: int = 3  # of teacher, student, student, teacher: six pairs
-    target: float = 0.005  # half width of a ratio's 95 % interval
 
 
 class ValidationRun(Record):

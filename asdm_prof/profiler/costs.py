@@ -7,6 +7,7 @@ from typing import Any
 from asdm.models import example_inputs, execution, loading
 from asdm.models.components import components_of, count_call
 from asdm.models.families import Family, load_family
+from asdm.models.settings import Setup
 from asdm.records.measurement import Macs, mac_unit
 from asdm.unet import blocks, flops
 
@@ -18,7 +19,7 @@ def flops_of(name: str, batch: int = 1, size: int | None = None, like: str | Non
     """The `asdm.flops/1` JSON of a family; raises ValueError for an unknown family, size or rule."""
     if like not in (None, *RULES):
         raise ValueError(f"unknown rule {like!r} for --like; choose from {', '.join(RULES)}.")
-    execution.check_setup(execution.Setup(batch=batch))
+    execution.check_setup(Setup(batch=batch))
     family = load_family(name)
     unet = loading.meta_unet(family)
     parts = list(blocks.iter_parts(unet))

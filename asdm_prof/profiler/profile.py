@@ -30,22 +30,12 @@ from asdm.unet import blocks, flops, surgery
 from asdm.utils import registry
 from asdm.utils.io import utc_now
 from asdm_prof.profiler import checks, roofline
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, Profile, WholeRecord
 
 REPLACEMENTS = ("gri_attention", "cond_conv")
 SESSIONS = 2  # at a time: a runtime may take the times of parts in a session of its own
 SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
-
-
-@dataclass(frozen=True)
-class ProfileSettings(execution.Setup):
-    """How to measure: the defaults are what `asdm-prof profile sd15` does."""
-
-    backend: str = "eager"
-    time_budget_s: float = 225.0
-    min_rounds: int = 5  # of A B B A: ten hooked and ten bare calls
-    target: float = 0.02  # relative half width of the median's 95 % interval
-    time_components: bool = False
 
 
 @dataclass

@@ -20,7 +20,7 @@ from asdm.measure.statistics import spearman
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.checks import told_apart
-from asdm_prof.profiler.profile import ProfileSettings
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import ProcessRecord, Profile, TrustLine
 
 MAIN = "from asdm_prof.cli import main; main()"

@@ -26,11 +26,14 @@ from asdm import distill
 from asdm.data import datasets
 from asdm.data.encoder import weights_sha256
 from asdm.distill import recipes
+from asdm.distill.settings import DistillSettings
 from asdm.evaluate import benchmark, quality
+from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine
-from asdm.models import example_inputs, execution, loading
+from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate
@@ -43,6 +46,7 @@ from asdm_prof.planner.budgets import parse_budget
 from asdm_prof.records import Damage, FrontierPoint, Profile, Rung, Search, SearchedStudent
 from asdm_prof.search import study as studies
 from asdm_prof.search.halving import Halving, Job
+from asdm_prof.search.settings import SearchSettings, WorkerSettings
 from asdm_prof.search.study import Claim, Memory
 
 RESULT = "search.json"
@@ -52,42 +56,6 @@ MOST = 200  # candidates: each is an integer programme that excludes all before 
 Tell = Callable[[str, int, float | None], None]  # stage, steps so far, seconds left
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """What a search is: every worker of a study has the same."""
-
-    budget: str
-    candidates: int = 8
-    apart: int = 3
-    rungs: int = 3
-    steps: int = 20_000  # of training, of all candidates together
-    recipe: str = "bk_sdm"
-    data: str = "emoji"
-    split: str = "train"
-    batch: int = 16
-    learning_rate: float = 1e-4
-    dtype: str = "fp32"  # what training computes in
-    seed: int = 0
-    weights: str | None = None
-    device: str = "cpu"
-    threads: int | None = None
-    prompts: int = 64  # pictures that teacher and student draw
-    draw_steps: int = 20
-    guidance_scale: float | None = None  # None: the family's
-    judge: str | None = None
-    metric: str = "perceptual_to_teacher"
-    time_budget_s: float = 60.0  # of timing a candidate
-
-
-@dataclass(frozen=True)
-class Own:
-    """What a worker may have for itself."""
-
-    storage: str | None = None
-    study: str | None = None
-    checkpoint_s: float = 600.0
-
-
 def search(
     teacher: str,
     settings: SearchSettings,
@@ -95,7 +63,7 @@ def search(
     profile: Callable[[], Profile],
     named: Profile | None = None,
     damage: Damage | None = None,
-    own: Own = Own(),
+    own: WorkerSettings = WorkerSettings(),
     watching: Callable[[], AbstractContextManager[Tell]] = lambda: nullcontext(lambda *_: None),
     command: str = "asdm-prof search",
 ) -> Search:
@@ -146,13 +114,11 @@ def check(family: Family, settings: SearchSettings) -> None:
         raise ValueError(f"{family.name} is a UNet alone and draws no pictures to judge; name a whole pipeline.")
 
 
-def _training(
-    settings: SearchSettings, steps: int, size: int | None, checkpoint_s: float = 600.0
-) -> distill.DistillSettings:
+def _training(settings: SearchSettings, steps: int, size: int | None, checkpoint_s: float = 600.0) -> DistillSettings:
     """How a candidate trains, as `asdm distill` takes it."""
     same = ("data", "split", "seed", "weights", "device", "dtype", "batch", "learning_rate", "threads")
     given = {name: getattr(settings, name) for name in same}
-    return distill.DistillSettings(steps=steps, size=size, checkpoint_s=checkpoint_s, **given)
+    return DistillSettings(steps=steps, size=size, checkpoint_s=checkpoint_s, **given)
 
 
 # ---------------------------------------------------------------------------------------------- candidates
@@ -235,7 +201,7 @@ class Worker:
     teacher: str
     settings: SearchSettings
     output: Path
-    own: Own
+    own: WorkerSettings
     tell: Tell = lambda *_: None
 
     def __post_init__(self) -> None:
@@ -317,7 +283,7 @@ class Worker:
         known, path = memory.settings, self._folder(claim.job) / "plan.json"
         plan = PruningPlan.parse(memory.plans[claim.job.candidate], f"candidate {claim.job.candidate}")
         plan.save(path, force=True)
-        setup = benchmark.BenchSettings(
+        setup = BenchSettings(
             weights=self._weights,
             **{name: known[f"timed_{name}"] for name in ("backend", "dtype", "device", "threads", "batch")},
             seed=self.settings.seed,
@@ -367,7 +333,7 @@ class Worker:
     def judged(self, memory: Memory, claim: Claim, told: Tell) -> dict[str, Metric]:
         """What the judge says of the student's pictures, beside the teacher's of the same seeds."""
         student, size = self.student(memory, claim.job), memory.settings["size"]
-        setup = execution.Setup(self._weights, self.settings.device, "fp32", seed=self.settings.seed, size=size)
+        setup = Setup(self._weights, self.settings.device, "fp32", seed=self.settings.seed, size=size)
         with self.host.working() as breathe, torch.inference_mode():
 
             def drawing(what: str, count: int, eta_s: float | None) -> None:
@@ -383,7 +349,7 @@ class Worker:
             return judge(mine)
 
     def _beside_the_teacher(
-        self, made: Any, setup: execution.Setup, drawing: Tell
+        self, made: Any, setup: Setup, drawing: Tell
     ) -> Callable[[quality.Drawn], dict[str, Metric]]:
         """What judges students, once the teacher has drawn twice: from their seeds, and from others for the noise."""
         if self._judge is None:
@@ -410,7 +376,7 @@ class Worker:
             data = datasets.open_source(settings.data, settings.split, self._side(size))
             if isinstance(data, datasets.Stream) or not isinstance(data[0], datasets.Example):
                 raise ValueError(f"{settings.data} has no pictures to look up and judge by; give emoji or folder:DIR.")
-            asked = benchmark.BenchSettings(pictures=settings.prompts, judge=settings.judge)
+            asked = BenchSettings(pictures=settings.prompts, judge=settings.judge)
             self._judging = benchmark.judgement(data, f"{settings.data} has {len(data)}", asked)
         return self._judging
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from asdm.models import execution
+from asdm.models.settings import Setup
 
 
 @dataclass(frozen=True)
-class SensitivitySettings(execution.Setup):
+class SensitivitySettings(Setup):
     """What is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
 
     data: str = "emoji"

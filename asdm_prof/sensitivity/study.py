@@ -21,6 +21,7 @@ from asdm_prof.planner import plan
 from asdm_prof.planner.choices import choices, key
 from asdm_prof.planner.problem import Problem
 from asdm_prof.profiler import profile as profiler
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
 from asdm_prof.sensitivity import additivity, variants
 from asdm_prof.sensitivity import measure as sensitivity
@@ -97,7 +98,7 @@ def sensitivity_of(
 def kept_profile(
     path: Path,
     family: str,
-    settings: profiler.ProfileSettings,
+    settings: ProfileSettings,
     fresh: bool = False,
     watch: profiler.Watch | None = None,
     command: str = "",
@@ -113,7 +114,7 @@ def kept_profile(
     return made
 
 
-def _identities(teacher: Any, settings: profiler.ProfileSettings) -> set[tuple[str, str | None]]:
+def _identities(teacher: Any, settings: ProfileSettings) -> set[tuple[str, str | None]]:
     """Config and weights of a profile of this teacher; one with made-up times has no weights."""
     config = loading.unet_config_sha256(teacher.config)
     return {(config, loading.weights_sha256(teacher))} | ({(config, None)} if settings.backend == "fake" else set())
@@ -161,7 +162,7 @@ def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
 
 def by_macs(family: Family, size: int | None = None) -> Profile:
     """A profile whose times are MACs: joint plans are drawn by it, so that they do not depend on a machine."""
-    return profiler.profile(family, profiler.ProfileSettings(backend="fake", size=size))
+    return profiler.profile(family, ProfileSettings(backend="fake", size=size))
 
 
 def _problem(profile: Profile, singles: Sequence[Edits]) -> Problem:

@@ -20,11 +20,11 @@ from pydantic import Field
 
 from asdm.data.datasets import emoji
 from asdm.evaluate import quality
-from asdm.models.execution import Setup
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
 from asdm.models.networks import Judge
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.records.bench import Metric
 from asdm.utils import console
 from asdm.utils.io import Frozen, Record, utc_now

@@ -29,7 +29,7 @@ from asdm.cli.options import this_command
 from asdm.utils import console, io
 from asdm_prof.analysis import evidence
 from asdm_prof.cli.progress import watching
-from asdm_prof.profiler.profile import ProfileSettings as ProfileSettings
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Proof
 from asdm_prof.renderers import Report, figures
 from asdm_prof.sensitivity import study

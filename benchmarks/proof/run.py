@@ -25,11 +25,14 @@ from safetensors.torch import load_file, save
 from asdm import distill
 from asdm.data import datasets
 from asdm.distill import recipes
+from asdm.distill.settings import DistillSettings
 from asdm.evaluate import benchmark, quality
+from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine, statistics
-from asdm.models import build, execution, loading, networks
+from asdm.models import build, loading, networks
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.plan import presets
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.utils import registry
@@ -131,8 +134,8 @@ class ProofSettings:
         """What decides the outcome."""
         return {name: value for name, value in vars(self).items() if name not in ("family", "threads")}
 
-    def training(self, seed: int) -> distill.DistillSettings:
-        return distill.DistillSettings(
+    def training(self, seed: int) -> DistillSettings:
+        return DistillSettings(
             data=self.data,
             split=self.split,
             steps=self.steps,
@@ -388,7 +391,7 @@ class Bench:
 
     @cached_property
     def _made(self) -> Any:
-        return pipeline(self.family, self.teacher, execution.Setup())
+        return pipeline(self.family, self.teacher, Setup())
 
     def draw(self, unet: Any, first_seed: int, tell: Tell) -> quality.Drawn:
         """One picture of every caption; everyone's i-th is from the same noise."""
@@ -473,7 +476,7 @@ def time_rows(
     found = benchmark.bench(
         settings.family,
         [str(folder / "plans" / f"{name}.json") for name in firsts.values()],
-        benchmark.BenchSettings(
+        BenchSettings(
             backend=backend,
             threads=settings.threads,
             guidance_scale=1.0,

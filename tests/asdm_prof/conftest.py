@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from asdm_prof.profiler import profile, roofline
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Profile
 
 
@@ -19,4 +20,4 @@ def peaks_at_a_glance() -> None:
 @pytest.fixture(scope="session")
 def faked() -> Profile:
     """SD1.5 with made-up times, with GRI and experts timed in its shallow pair."""
-    return profile.profile("sd15", profile.ProfileSettings(backend="fake"))
+    return profile.profile("sd15", ProfileSettings(backend="fake"))

@@ -19,7 +19,7 @@ from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
 from asdm.data.datasets._pictures import opened
 from asdm.data.datasets.latents import LatentCache
-from asdm.models.execution import Setup
+from asdm.models.settings import Setup
 from tests.pictures import picture, shard
 
 # ---------------------------------------------------------------------------------------------- folder

@@ -11,14 +11,16 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from asdm.evaluate import benchmark
-from asdm.evaluate.benchmark import BenchSettings, bench
+from asdm.evaluate.benchmark import bench
+from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine
-from asdm.models import build, execution, graft
+from asdm.models import build, graft
 from asdm.models import student as students
 from asdm.models.components import components_of
 from asdm.models.families import load_family
 from asdm.models.loading import meta_unet
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.records.bench import BenchResult
 from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
@@ -30,7 +32,7 @@ QUICK = BenchSettings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Stable Diffusion as diffusers saves one: UNet, text encoder, tokenizer, VAE, scheduler."""
     path = tmp_path_factory.mktemp("whole") / "tiny-sd"
-    pipeline(TINY_WHOLE, make_unet(), execution.Setup()).save_pretrained(path, safe_serialization=True)
+    pipeline(TINY_WHOLE, make_unet(), Setup()).save_pretrained(path, safe_serialization=True)
     return path
 
 
@@ -94,7 +96,7 @@ def test_the_real_pipeline_runs_from_prompt_to_pixels(folder: Path) -> None:
 
 
 def test_random_parts_make_a_pipeline_too(folder: Path) -> None:
-    made = pipeline(TINY_WHOLE, make_unet(), execution.Setup())
+    made = pipeline(TINY_WHOLE, make_unet(), Setup())
     assert [part.name for part in components_of(TINY_WHOLE)] == ["text_encoder", "vae_decoder"]
     image = made("a cat", num_inference_steps=2, output_type="np").images[0]
     assert image.shape == (128, 128, 3)
@@ -102,7 +104,7 @@ def test_random_parts_make_a_pipeline_too(folder: Path) -> None:
 
 def test_a_family_without_parts_has_no_image() -> None:
     with pytest.raises(ValueError, match="0 text encoders and no VAE"):
-        pipeline(TINY_FAMILY, make_unet(), execution.Setup())
+        pipeline(TINY_FAMILY, make_unet(), Setup())
 
 
 def test_a_bench_survives_its_file(result: BenchResult, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import torch
 
 from asdm.data.datasets import Example
 from asdm.evaluate import quality
-from asdm.models.execution import Setup
 from asdm.models.networks import Vgg
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from tests.conftest import TINY_WHOLE, make_unet
 
 

@@ -7,8 +7,8 @@ import torch
 
 from asdm.models import student as students
 from asdm.models.adapters import fit_control, fit_lora
-from asdm.models.execution import Setup
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.unet import blocks

@@ -15,6 +15,7 @@ from asdm.cli import options
 from asdm.models import execution, random_weights
 from asdm.models.loading import load_unet, meta_unet, unet_config_sha256
 from asdm.models.random_weights import materialise
+from asdm.models.settings import Setup
 from tests.conftest import TINY, TINY_FAMILY, make_unet, run, unet_args
 
 # ---------------------------------------------------------------------------------------------- random weights
@@ -198,11 +199,11 @@ def test_the_hash_of_a_config_follows_a_real_change(change):
 )
 def test_a_setup_that_cannot_be_is_refused(setup, words):
     with pytest.raises(ValueError, match=words):
-        execution.check_setup(execution.Setup(**setup))
+        execution.check_setup(Setup(**setup))
 
 
 def test_a_setup_that_can_be_is_not():
-    execution.check_setup(execution.Setup(dtype="bf16", device="cpu", batch=2, threads=1))
+    execution.check_setup(Setup(dtype="bf16", device="cpu", batch=2, threads=1))
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])

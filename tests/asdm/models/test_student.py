@@ -14,9 +14,9 @@ from diffusers import DiffusionPipeline, UNet2DConditionModel
 import asdm
 from asdm.models import build
 from asdm.models import student as students
-from asdm.models.execution import Setup
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.plan import presets
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.records.build import BuildResult

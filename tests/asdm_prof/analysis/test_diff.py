@@ -17,7 +17,7 @@ from asdm.models import loading
 from asdm_prof.analysis import diff
 from asdm_prof.analysis.rank import rank
 from asdm_prof.profiler import profile as profiler
-from asdm_prof.profiler.profile import ProfileSettings
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import PartRecord, Profile
 from tests.asdm_prof import synthetic
 from tests.commands import Result, refused

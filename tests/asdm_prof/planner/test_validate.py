@@ -14,14 +14,15 @@ from asdm.plan.legality import resolve
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner import validate
 from asdm_prof.planner.choices import choices
-from asdm_prof.profiler.profile import ProfileSettings
+from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.profiler.profile import profile as measure_profile
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Profile, Validation
 from asdm_prof.renderers import html
 from asdm_prof.renderers.console import comparisons
 from tests.asdm_prof import synthetic
 
-FAKE = validate.ValidateSettings(plans=5, seed=1, time_budget_s=5)
+FAKE = ValidateSettings(plans=5, seed=1, time_budget_s=5)
 
 
 @pytest.fixture(scope="module")
@@ -92,9 +93,7 @@ def test_a_validation_survives_its_file(validated: Validation, tmp_path: Path) -
 
 def test_students_of_a_real_unet_are_measured_in_pairs(tiny_folder: Path) -> None:
     profile = measure_profile(str(tiny_folder), ProfileSettings(time_budget_s=3, min_rounds=2, threads=1))
-    found = validate.validate(
-        str(tiny_folder), profile, validate.ValidateSettings(plans=3, min_rounds=2, time_budget_s=1)
-    )
+    found = validate.validate(str(tiny_folder), profile, ValidateSettings(plans=3, min_rounds=2, time_budget_s=1))
     assert [len(plan.teacher_s) == len(plan.student_s) >= 4 for plan in found.plans] == [True] * 3
     assert found.plans[0].measured_ratio > found.plans[-1].measured_ratio
     assert found.mape < 0.25
@@ -135,7 +134,7 @@ def test_another_runs_file_is_refused(faked: Profile, tmp_path: Path) -> None:
 )
 def test_bad_input_gets_one_sentence(faked: Profile, family: str, change: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        validate.validate(family, faked, validate.ValidateSettings(**change))
+        validate.validate(family, faked, ValidateSettings(**change))
 
 
 # ---------------------------------------------------------------------------------------------- learning

@@ -20,7 +20,8 @@ from asdm.models.families import load_family
 from asdm.unet import blocks
 from asdm_prof.analysis.rank import rank
 from asdm_prof.profiler import profile as profiler
-from asdm_prof.profiler.profile import ProfileSettings, Status, profile
+from asdm_prof.profiler.profile import Status, profile
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Profile
 from tests.conftest import SMALL, make_unet
 

@@ -21,7 +21,9 @@ import pytest
 from asdm import distill
 from asdm.distill import recipes
 from asdm.distill.logger import read_log
+from asdm.distill.settings import DistillSettings
 from asdm_prof.profiler import profile as profiler
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Search
 from asdm_prof.renderers import figures, html
 from asdm_prof.search import study as studies
@@ -37,7 +39,7 @@ FIRST = 4  # steps of the first rung
 
 @pytest.fixture(scope="module")
 def profile(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = profiler.profile(str(tiny_pipeline), profiler.ProfileSettings(backend="fake"))
+    found = profiler.profile(str(tiny_pipeline), ProfileSettings(backend="fake"))
     return found.save(tmp_path_factory.mktemp("profile") / "profile.json")
 
 
@@ -93,7 +95,7 @@ def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
 ) -> None:
     best = Search.load(searched / "out" / "search.json").students[0]
     folder = searched / "out" / best.folder
-    settings = distill.DistillSettings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
+    settings = DistillSettings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
     distill.distil(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
     assert (tmp_path / "s" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))

@@ -13,11 +13,11 @@ from transformers import CLIPModel
 from asdm.data.datasets import emoji
 from asdm.evaluate import quality
 from asdm.mini import PIPELINE
-from asdm.models.execution import Setup
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet, meta_unet
 from asdm.models.networks import ClipJudge, Judge, Vgg
 from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.unet import blocks
 from benchmarks.mini.ship import HERE, LIMIT_BYTES, ship
 from benchmarks.mini.stages import unet as unet_stage
