@@ -25,8 +25,8 @@ profile: $(INSTALLED)
 ## itself (it times something or waits for another process).
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not serial and not real"
-	$(BIN)/python -m pytest -q -m "serial and not real"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not serial and not real and not slow"
+	$(BIN)/python -m pytest -q -m "serial and not real and not slow"
 
 ## Checks at the size of SD1.5 (minutes, 12 GB).
 test-real: $(INSTALLED)

@@ -89,12 +89,12 @@ CHANGED = {
 NOT_RUN = {
     "make": "a target of the Makefile",
     "pip": "installs this very package",
-    "asdm bench --teacher mini": "draws 200 pictures twice (tests/mini/test_commands.py draws 12)",
+    "asdm bench --teacher mini": "draws 200 pictures twice (tests/asdm/cli/test_commands.py draws 12)",
     "eval": "a shell's own",
-    "asdm distill": "trains (tests/core/test_distill.py runs it on something tiny)",
-    "asdm-prof search": "trains (tests/prof/test_search.py runs it on something tiny)",
+    "asdm distill": "trains (tests/asdm/distill/test_distill.py runs it on something tiny)",
+    "asdm-prof search": "trains (tests/asdm_prof/search/test_search.py runs it on something tiny)",
     "accelerate": "needs GPUs; what it launches is checked",
-    "asdm cache": "needs a folder of pictures (tests/core/test_data_sources.py has one)",
+    "asdm cache": "needs a folder of pictures (tests/asdm/data/test_data_sources.py has one)",
     "python reports/": "times for minutes",
 }
 SLOW = {"asdm export"}

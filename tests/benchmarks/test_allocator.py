@@ -7,11 +7,10 @@ import json
 import pytest
 
 from asdm.measure.machine import KEEP_MEMORY
+from benchmarks import allocator as script
 
-SCRIPT = "allocator.py"
 
-
-def test_processes_take_turns_and_are_told(script, tiny_folder, tmp_path, capsys, monkeypatch):
+def test_processes_take_turns_and_are_told(tiny_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "TURNS", ("as it is", "kept"))
     path = tmp_path / "allocator.json"
     script.main(["--family", str(tiny_folder), "-o", str(path), "--calls", "3"])
@@ -24,7 +23,7 @@ def test_processes_take_turns_and_are_told(script, tiny_folder, tmp_path, capsys
     assert json.loads(path.read_text())["schema"] == "asdm.allocator/1"
 
 
-def test_a_file_to_write_is_asked_for(script, capsys):
+def test_a_file_to_write_is_asked_for(capsys):
     with pytest.raises(SystemExit) as caught:
         script.main([])
     assert caught.value.code == 2

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = "distillation.py"
+from benchmarks import distillation as script
 
 
 def chosen(family: Path, **more: Any) -> argparse.Namespace:
@@ -16,7 +16,7 @@ def chosen(family: Path, **more: Any) -> argparse.Namespace:
     return argparse.Namespace(**given | {"threads": 1, "steps": 1, "rounds": 2} | more)
 
 
-def test_the_plain_loop_trains_everything_and_the_others_the_shallow_blocks(script: Any, tiny_pipeline: Path) -> None:
+def test_the_plain_loop_trains_everything_and_the_others_the_shallow_blocks(tiny_pipeline: Path) -> None:
     turns = {name: script.run_loop(name, chosen(tiny_pipeline)) for name in script.LOOPS}
     assert turns["end_to_end"].trainable == turns["blockwise"].trainable < turns["plain"].trainable
     for turn in turns.values():
@@ -25,7 +25,7 @@ def test_the_plain_loop_trains_everything_and_the_others_the_shallow_blocks(scri
         assert turn.peak_bytes >= turn.peak_above_start_bytes >= 0
 
 
-def test_pairs_become_ratios(script: Any) -> None:
+def test_pairs_become_ratios() -> None:
     def turn(seconds: float, peak: int) -> Any:
         return script.Turn(step_s=(seconds,) * 3, peak_bytes=peak, peak_above_start_bytes=peak - 100, trainable=7)
 
@@ -36,7 +36,7 @@ def test_pairs_become_ratios(script: Any) -> None:
     assert script.row(found)["steps/s ×"] == "3.00 [3.00, 3.00]"
 
 
-def test_a_turn_that_fails_is_named(script: Any, tmp_path: Path) -> None:
+def test_a_turn_that_fails_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"the plain loop failed: .*no config of a diffusers UNet"):
         script._in_a_process("plain", chosen(tmp_path))

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
 from asdm.models.families import load_family
 from asdm.utils.io import sha256_of
-from tests.benchmarks.conftest import REPORTS
+from benchmarks import networks as script
 
-SCRIPT = "networks.py"
+REPORTS = Path(__file__).parents[2] / "reports"
 
 
-def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(script, tiny_folder):
+def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(tiny_folder):
     found = []
     with torch.inference_mode():
         for pair in script.pairs(load_family(str(tiny_folder))):
@@ -37,14 +38,14 @@ def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(script, tin
     assert found == attention + clme
 
 
-def test_the_committed_file_keeps_its_hash_and_its_order(script):
+def test_the_committed_file_keeps_its_hash_and_its_order():
     path = REPORTS / "sd15" / "networks.json"
     data, record = json.loads(path.read_text()), script.Networks.load(path)
     assert record.sha256() == sha256_of(data)
     assert list(json.loads(record.to_json())) == list(data)
 
 
-def test_the_script_writes_a_record_that_reads_back(script, tiny_folder, tmp_path, capsys):
+def test_the_script_writes_a_record_that_reads_back(tiny_folder, tmp_path, capsys):
     path = tmp_path / "networks.json"
     words = ["--family", str(tiny_folder), "--time-budget", "0.01", "--threads", "1", "--processes", "2"]
     script.main([*words, "--keep-memory", "-o", str(path)])

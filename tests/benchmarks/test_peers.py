@@ -5,16 +5,15 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
+from benchmarks import peers as script
 from tests.conftest import unet_args
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = "peers.py"
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "sd15_unet.json").read_text())
 
 
@@ -22,14 +21,14 @@ def true_units() -> dict[str, int]:
     return {fqn: row["macs"] for fqn, row in GOLDEN["units"].items()}
 
 
-def test_the_truth_has_no_error(script: ModuleType) -> None:
+def test_the_truth_has_no_error() -> None:
     found = script.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)
     assert found["total_error"] == found["worst_unit_error"] == 0
     assert found["of_true_costliest"] == 5
     assert len(found["units"]) == 38
 
 
-def test_leaving_out_attention_is_seen(script: ModuleType) -> None:
+def test_leaving_out_attention_is_seen() -> None:
     """Without QK and AV the total is 15.7 % low, the 64×64 Transformers 56.5 %, and the five costliest are others."""
     without = {fqn: row["macs"] - row["attention_macs"] for fqn, row in GOLDEN["units"].items()}
     found = script.judge(sum(without.values()), without, GOLDEN)
@@ -38,7 +37,7 @@ def test_leaving_out_attention_is_seen(script: ModuleType) -> None:
     assert found["of_true_costliest"] == 0
 
 
-def test_torch_and_fvcore_miss_attention_and_this_tool_does_not(script: ModuleType, tiny_unet: nn.Module) -> None:
+def test_torch_and_fvcore_miss_attention_and_this_tool_does_not(tiny_unet: nn.Module) -> None:
     inputs = {name: value for name, value in unet_args().items() if name != "return_dict"}
     unit = "up_blocks.3.attentions.0"
     with torch.no_grad():
@@ -49,7 +48,7 @@ def test_torch_and_fvcore_miss_attention_and_this_tool_does_not(script: ModuleTy
             assert their_units[unit] < 0.7 * by_name[unit]
 
 
-def test_printed_counts_are_read_with_their_ranges(script: ModuleType) -> None:
+def test_printed_counts_are_read_with_their_ranges() -> None:
     text = """UNet(
   3.0 M, 100% Params, 9.0 MMac, 100% MACs,
   (blocks): ModuleList(
@@ -66,13 +65,13 @@ def test_printed_counts_are_read_with_their_ranges(script: ModuleType) -> None:
     }  # fmt: skip
 
 
-def test_the_table_lists_what_does_not_run_with_its_error(script: ModuleType) -> None:
+def test_the_table_lists_what_does_not_run_with_its_error() -> None:
     good = {"name": "x", "version": "1", "seconds": 1.0, **script.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)}
     text = script.table({"tools": [good, {"name": "y", "error": "ImportError: no y"}]})
     assert "| x 1 | 401.6 G | exact | exact | 5 | 1.0 |" in text
     assert "| y | does not run: ImportError: no y |" in text
 
 
-def test_the_readme_shows_the_saved_run(script: ModuleType) -> None:
+def test_the_readme_shows_the_saved_run() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     assert script.table(json.loads(script.RESULT.read_text())) in readme

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-SCRIPT = "placement.py"
+from benchmarks import placement as script
 
 
-def made_up(script, slow: dict[tuple[int, int, str], float], processes: int = 5, shapes: int = 6):
+def made_up(slow: dict[tuple[int, int, str], float], processes: int = 5, shapes: int = 6):
     """Turns of a machine that drifts between processes, in which the named (process, shape, way) take longer."""
     turns = []
     for i in range(processes):
@@ -20,16 +20,16 @@ def made_up(script, slow: dict[tuple[int, int, str], float], processes: int = 5,
     return turns
 
 
-def test_a_shape_is_compared_with_itself_in_other_processes(script):
-    np.testing.assert_allclose(script.ratios(made_up(script, {}), "first"), 1)
-    found = script.ratios(made_up(script, {(1, 4, "first"): 1.5}), "first")
+def test_a_shape_is_compared_with_itself_in_other_processes():
+    np.testing.assert_allclose(script.ratios(made_up({}), "first"), 1)
+    found = script.ratios(made_up({(1, 4, "first"): 1.5}), "first")
     assert found[1, 4] == pytest.approx(1.5)
     assert np.delete(found.ravel(), 1 * 6 + 4) == pytest.approx(1)
 
 
-def test_what_is_slow_in_one_process_is_listed_with_what_it_hangs_on(script):
+def test_what_is_slow_in_one_process_is_listed_with_what_it_hangs_on():
     code = {(1, 4, "first"): 1.5, (1, 4, "other_tensors"): 1.48, (3, 0, "first"): 1.05}
-    record = script.gathered(made_up(script, code), "python -m benchmarks.placement")
+    record = script.gathered(made_up(code), "python -m benchmarks.placement")
     (one,) = record.slow
     assert (one.process, one.height) == (1, script.LOWEST + 4)
     assert (one.first, one.other_tensors, one.other_code) == pytest.approx((1.5, 1.48, 1.0))
@@ -40,7 +40,7 @@ def test_what_is_slow_in_one_process_is_listed_with_what_it_hangs_on(script):
     assert record.middle_95[0] <= 1 <= record.middle_95[1] <= 1.5
 
 
-def test_it_asks_fresh_processes_and_writes_what_they_said(script, tmp_path, capsys):
+def test_it_asks_fresh_processes_and_writes_what_they_said(tmp_path, capsys):
     path = tmp_path / "placement.json"
     script.main(["-o", str(path), "--processes", "3", "--shapes", "3", "--threads", "1"])
     record = script.Placement.load(path)
@@ -56,7 +56,7 @@ def test_it_asks_fresh_processes_and_writes_what_they_said(script, tmp_path, cap
     [([], "name the JSON file"), (["-o", "x", "--processes", "2"], "2 is too few"),
      (["-o", "x", "--shapes", "1"], "1 is too few")],
 )  # fmt: skip
-def test_bad_options_are_told(script, words, said, capsys):
+def test_bad_options_are_told(words, said, capsys):
     with pytest.raises(SystemExit) as caught:
         script.main(words)
     assert caught.value.code == 2

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from asdm.measure.statistics import paired_ratio
 from asdm.records.bench import BenchResult
+from benchmarks import pooled as script
 
 ROOT = Path(__file__).parents[2]
-SCRIPT = "pooled.py"
 FILES = sorted((ROOT / "reports" / "sd15").glob("bench*.json"))
 
 
-def test_the_figure_is_that_of_all_pairs(script: ModuleType) -> None:
+def test_the_figure_is_that_of_all_pairs() -> None:
     benches = [BenchResult.load(path) for path in FILES]
     students = [student for bench in benches for student in bench.students if student.name == "a_sdm"]
     assert len(students) >= 3
@@ -30,7 +29,7 @@ def test_the_figure_is_that_of_all_pairs(script: ModuleType) -> None:
     assert n == len(first.unet_latency_s.samples)
 
 
-def test_the_readme_quotes_it(script: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_readme_quotes_it(capsys: pytest.CaptureFixture[str]) -> None:
     """After new measurements: `python -m benchmarks.pooled a_sdm reports/sd15/bench*.json --readme`."""
     script.main("a_sdm", FILES)
     said = script.sentence(*script.pooled("a_sdm", [BenchResult.load(path) for path in FILES]))
@@ -41,7 +40,7 @@ def test_the_readme_quotes_it(script: ModuleType, capsys: pytest.CaptureFixture[
     assert script.into_readme(readme, "none") != readme
 
 
-def test_what_cannot_be_pooled_is_said(script: ModuleType) -> None:
+def test_what_cannot_be_pooled_is_said() -> None:
     benches = [BenchResult.load(path) for path in FILES]
     with pytest.raises(ValueError, match=r"no student 'b_sdm' in these files; choose from a_sdm"):
         script.pooled("b_sdm", benches)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,10 +16,10 @@ from asdm_prof.planner import plan as planner
 from asdm_prof.records import Proof
 from asdm_prof.search.study import FileLocks
 from benchmarks import baselines
+from benchmarks.proof import __main__ as script
 from benchmarks.proof import run
 from tests.asdm_prof import synthetic
 
-SCRIPT = "proof.py"
 ROWS = "bk_sdm,a_sdm,ours,no_stage1"
 
 
@@ -31,7 +30,7 @@ def options(teacher: Path, output: Path, **changes: Any) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def finished(script: ModuleType, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def finished(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder in which the experiment has run, in two sittings, and its students have been timed."""
     output = tmp_path_factory.mktemp("proof")
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +64,7 @@ def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
 
 
 def test_the_same_command_again_does_nothing(
-    finished: Path, script: ModuleType, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def trains(*_: Any, **__: Any) -> None:
         raise AssertionError("a student was trained again")
@@ -77,7 +76,7 @@ def test_the_same_command_again_does_nothing(
 
 
 def test_a_student_that_another_process_trains_is_left_to_it(
-    finished: Path, script: ModuleType, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
     monkeypatch.setattr(run, "_student", lambda row, *_: trained.append(row.name))
@@ -92,7 +91,7 @@ def test_a_student_that_another_process_trains_is_left_to_it(
     assert trained == ["no_clme"]
 
 
-def test_another_experiment_is_refused(finished: Path, script: ModuleType, tiny_pipeline: Path) -> None:
+def test_another_experiment_is_refused(finished: Path, tiny_pipeline: Path) -> None:
     with pytest.raises(ValueError, match=r"holds another experiment: its batch is 2, and not 3"):
         script.main(**options(tiny_pipeline, finished, batch=3))
     with pytest.raises(ValueError, match=r"unknown row 'best'; choose from teacher, bk_sdm"):
@@ -111,7 +110,7 @@ def test_what_is_written_follows_from_the_record(finished: Path) -> None:
     json.loads((finished / "proof.json").read_text())
 
 
-def test_there_must_be_a_proof_to_time(script: ModuleType, tmp_path: Path) -> None:
+def test_there_must_be_a_proof_to_time(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="does not exist"):
         script.main(**options(tmp_path, tmp_path / "none", latency=True))
     assert not (tmp_path / "none").exists()
