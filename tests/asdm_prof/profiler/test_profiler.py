@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,15 +69,78 @@ def test_a_profile_survives_its_file(faked: Profile, tmp_path: Path) -> None:
     assert Profile.load(path).sha256() == faked.sha256()
 
 
-def test_eager_parts_run_in_flow_order_and_sum_to_less_than_the_whole(tiny_folder: Path) -> None:
-    found = profile(str(tiny_folder), QUICK)
-    assert found.weights == str(tiny_folder), "a folder with weights is profiled with them"
-    assert [part.fqn for part in found.parts] == [*found.flow, "other"]
-    other = found.part("other")
-    assert min(other.latency_s.samples) > 0
-    assert len(found.whole.latency_s.samples) == len(found.whole.hooked_latency_s.samples) >= 4
-    fvcore = next(line for line in found.trust if "fvcore" in line.check)
+@dataclass(frozen=True)
+class Watched:
+    """One real profile of the tiny UNet, with what was reported and how many sessions were alive meanwhile."""
+
+    profile: Profile
+    weights: str
+    statuses: list[Status]
+    sessions_alive: list[int]
+
+
+@pytest.fixture(scope="module")
+def watched(tiny_folder: Path) -> Watched:
+    references: list[weakref.ref[eager.EagerSession]] = []
+    alive: list[int] = []
+    statuses: list[Status] = []
+    opened = eager.open_session
+
+    def open_session(*args: Any) -> eager.EagerSession:
+        session = opened(*args)
+        references.append(weakref.ref(session))
+        alive.append(sum(reference() is not None for reference in references))
+        return session
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(eager, "open_session", open_session)
+        result = profile(str(tiny_folder), QUICK, watch=statuses.append)
+    return Watched(result, str(tiny_folder), statuses, alive)
+
+
+def test_eager_parts_run_in_flow_order_and_sum_to_less_than_the_whole(watched: Watched) -> None:
+    result = watched.profile
+    assert result.weights == watched.weights, "a folder with weights is profiled with them"
+    assert [part.fqn for part in result.parts] == [*result.flow, "other"]
+    assert min(result.part("other").latency_s.samples) > 0
+    assert len(result.whole.latency_s.samples) == len(result.whole.hooked_latency_s.samples) >= 4
+    fvcore = next(line for line in result.trust if "fvcore" in line.check)
     assert fvcore.passed, fvcore.value
+
+
+def test_one_session_is_there_at_a_time(watched: Watched) -> None:
+    """A runtime's session holds weights of its own: the UNet's and each option's together may not fit."""
+    assert len(watched.sessions_alive) >= 4  # the hooks' cost, the UNet, and two options
+    assert set(watched.sessions_alive) == {1}
+
+
+def test_options_have_as_many_calls_as_there_were_rounds(watched: Watched) -> None:
+    rounds = len(watched.profile.whole.latency_s.samples) // 2
+    assert {len(option.latency_s.samples) for option in watched.profile.options} == {max(rounds - 1, 2)}
+
+
+def test_progress_tells_every_stage(watched: Watched) -> None:
+    stages = list(dict.fromkeys(status.stage for status in watched.statuses))
+    assert stages == [
+        "counting",
+        "building",
+        "counting again with fvcore",
+        "timing the hooks",
+        "warming up",
+        "measuring",
+        "opening with gri_attention",
+        "measuring with gri_attention",
+        "opening with cond_conv",
+        "measuring with cond_conv",
+        "measuring peaks",
+    ]
+    assert max(status.calls for status in watched.statuses) >= 8  # two rounds of four
+
+
+def test_a_profile_by_hooks_maps_nothing(watched: Watched) -> None:
+    result = watched.profile
+    assert (result.mapped_share, result.observed_slowdown) == (None, None)
+    assert "hooks cost nothing" in {line.check for line in result.trust}
 
 
 @pytest.mark.serial
@@ -153,50 +216,6 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
     )
     assert [id(module) for module in unet.modules()] == modules_before
     assert set(taken.options_s) == {"gri_attention", "cond_conv"}
-
-
-def test_one_session_is_there_at_a_time(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A runtime's session holds weights of its own: the UNet's and each option's together may not fit."""
-    alive: list[weakref.ref[eager.EagerSession]] = []
-    at_once: list[int] = []
-    opened = eager.open_session
-
-    def open_session(*args: Any) -> eager.EagerSession:
-        session = opened(*args)
-        alive.append(weakref.ref(session))
-        at_once.append(sum(ref() is not None for ref in alive))
-        return session
-
-    monkeypatch.setattr(eager, "open_session", open_session)
-    profile(str(tiny_folder), QUICK)
-    assert len(at_once) >= 4  # the hooks' cost, the UNet, and two options
-    assert set(at_once) == {1}
-
-
-def test_options_have_as_many_calls_as_there_were_rounds(tiny_folder: Path) -> None:
-    found = profile(str(tiny_folder), QUICK)
-    rounds = len(found.whole.latency_s.samples) // 2
-    assert {len(option.latency_s.samples) for option in found.options} == {max(rounds - 1, 2)}
-
-
-def test_progress_tells_every_stage(tiny_folder: Path) -> None:
-    seen: list[Status] = []
-    profile(str(tiny_folder), QUICK, watch=seen.append)
-    stages = list(dict.fromkeys(status.stage for status in seen))
-    assert stages == [
-        "counting",
-        "building",
-        "counting again with fvcore",
-        "timing the hooks",
-        "warming up",
-        "measuring",
-        "opening with gri_attention",
-        "measuring with gri_attention",
-        "opening with cond_conv",
-        "measuring with cond_conv",
-        "measuring peaks",
-    ]
-    assert max(status.calls for status in seen) >= 8  # two rounds of four
 
 
 def test_too_little_memory_is_said_before_it_is_taken(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,12 +298,6 @@ def test_a_profile_says_how_part_times_were_had_where_they_are_not_hooks(
     assert "hooks cost nothing" not in checks
     assert found.options
     assert all(0 < option.share.median < 1 for option in found.options)
-
-
-def test_a_profile_by_hooks_maps_nothing(tiny_folder: Path) -> None:
-    found = profile(str(tiny_folder), QUICK)
-    assert (found.mapped_share, found.observed_slowdown) == (None, None)
-    assert "hooks cost nothing" in {line.check for line in found.trust}
 
 
 def test_badly_mapped_times_fail_the_trust_box(faked: Profile) -> None:
