@@ -49,7 +49,7 @@ def profile(
     seed: int = 0,
     batch: int = 1,
     size: int | None = None,
-    time_budget_s: float = 225.0,
+    time_budget_s: float = 180.0,
     time_components: bool = False,
     watch: Callable[[Any], None] | None = None,
 ) -> Profile:

@@ -288,7 +288,7 @@ def bench(
     judge: Annotated[
         str | None, typer.Option(help="A CLIP's folder or hub id as the judge; default: the one that ships, for emoji.")
     ] = None,
-    time_budget: Annotated[float, typer.Option(help="Seconds for each of the two comparisons.")] = 240.0,
+    time_budget: Annotated[float, typer.Option(help="Seconds for each of the two comparisons.")] = 75.0,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="File or folder; default: a folder of its own under reports/.")
     ] = None,
@@ -337,6 +337,8 @@ def bench(
     for one in result.students:
         if one.warning:
             console.say(f"Warning: {one.warning}")
+    if warning := benchmark.noise_warning(result, settings):
+        console.say(f"Warning: {warning}")
     console.say(f"Wrote {path}")
 
 

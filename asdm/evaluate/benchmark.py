@@ -102,7 +102,7 @@ def bench(
         batch = settings.batch * (2 if settings.guided else 1)
         step = single
         if settings.guided:
-            step = race(batch, settings.guided_rounds, "guided step")
+            step = race(batch, settings.guided_rounds, "guided step", warm_ups=1)  # only the batch is new
         parts = _components(family, settings, clock, tell) if backend.NEEDS_WEIGHTS else {}
         images = _images(everyone, family, settings, clock, tell) if settings.run_image else None
         judged, drawings = (
@@ -254,6 +254,7 @@ def _race(
     batch: int,
     rounds: int,
     what: str,
+    warm_ups: int = 2,
 ) -> list[list[float]]:
     """Seconds of every contestant, in turns there and back, so that drift falls on all alike."""
     inputs = example_inputs.unet_inputs(family, batch, settings.size, settings.device, settings.dtype, settings.seed)
@@ -263,7 +264,7 @@ def _race(
         calls[str(i)] = backend.open_session(racer.unet, inputs, (), clock).run
     for i, call in enumerate(calls.values()):
         tell(f"warming up, {what} at batch {batch}", i, None)
-        repeats.warm_up(call, at_least=2, budget_s=settings.time_budget_s / 20)
+        repeats.warm_up(call, at_least=warm_ups, budget_s=settings.time_budget_s / 20)
     order = list(calls)
     samples = repeats.interleave(
         calls,
@@ -271,15 +272,32 @@ def _race(
         clocks.HostClock(),
         rounds,
         budget_s=settings.time_budget_s,
-        enough=lambda s: all(_half_width(s[i], s["0"]) <= settings.target for i in order[1:]),
+        enough=lambda s: all(_half_width(paired_ratio(s[i], s["0"])) <= settings.target for i in order[1:]),
         progress=lambda n, eta: tell(f"{what} at batch {batch}", n, eta),
     )
     return [samples[name] for name in order]
 
 
-def _half_width(student: Sequence[float], teacher: Sequence[float]) -> float:
-    ratio = paired_ratio(student, teacher)
+def _half_width(ratio: Estimate) -> float:
     return (ratio.high - ratio.low) / 2
+
+
+def noise_warning(result: BenchResult, settings: BenchSettings) -> str | None:
+    """One sentence where the time budget ended with an interval wider than the target; None where none is."""
+    ratios = [
+        (f"{what} of {student.name}", ratio)
+        for student in result.students
+        for what, ratio in (("UNet", student.unet_latency_ratio), ("guided step", student.guided_latency_ratio))
+        if ratio is not None
+    ]
+    what, widest = max(ratios, key=lambda named: _half_width(named[1]))
+    if _half_width(widest) <= settings.target:
+        return None
+    return (
+        f"this machine is too noisy for the time budget of {settings.time_budget_s:g} s: the latency ratio of the "
+        f"{what} is known to ±{_half_width(widest):.3f}, and the target is ±{settings.target:g}; close other programs "
+        "or raise --time-budget."
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the whole image

@@ -75,7 +75,7 @@ def count_call(component: Component) -> flops.Count:
 
 
 def time_calls(
-    component: Component, device: str, dtype: str, seed: int, clock: Clock, budget_s: float = 45.0
+    component: Component, device: str, dtype: str, seed: int, clock: Clock, budget_s: float = 30.0
 ) -> list[float]:
     """Seconds of a few calls with random weights: two at least, ten at most."""
     module = materialise(copy.deepcopy(component.module).to(dtype_of(dtype)), seed, device)

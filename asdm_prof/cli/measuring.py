@@ -66,7 +66,7 @@ def profile(
     size: Size = None,
     time_budget: Annotated[
         float, typer.Option(help="Seconds for all of it, in each process; fewer calls where it runs out.")
-    ] = 225.0,
+    ] = 180.0,
     processes: Annotated[
         int, typer.Option(help="Fresh processes that each profile it; their agreement goes into the trust box.")
     ] = 1,

@@ -23,6 +23,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.records.bench import BenchResult
+from asdm.records.measurement import Estimate
 from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
 
 QUICK = BenchSettings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
@@ -126,6 +127,27 @@ def test_students_race_in_another_backend(folder: Path) -> None:
     assert student.image_latency_ratio is None
     with pytest.raises(ValueError, match="leave --image out with the backend fake"):
         bench(str(folder), ["bk_sdm_tiny"], replace(QUICK, backend="fake", run_image=True))
+
+
+def test_a_machine_that_is_too_noisy_is_named_in_one_sentence(result: BenchResult) -> None:
+    """The widest interval is the one that is told, beside the target and what to do."""
+    ratios = {"a_sdm": (0.01, 0.03), "bk_sdm_tiny": (0.005, None)}  # half widths of the UNet's and the guided step's
+    students = [
+        student.model_copy(
+            update={
+                "unet_latency_ratio": Estimate(median=0.7, low=0.7 - single, high=0.7 + single),
+                "guided_latency_ratio": guided and Estimate(median=0.7, low=0.7 - guided, high=0.7 + guided),
+            }
+        )
+        for student in result.students
+        for single, guided in [ratios[student.name]]
+    ]
+    noisy = result.model_copy(update={"students": tuple(students)})
+    assert benchmark.noise_warning(noisy, replace(QUICK, target=0.04)) is None
+    assert benchmark.noise_warning(noisy, replace(QUICK, target=0.02, time_budget_s=75.0)) == (
+        "this machine is too noisy for the time budget of 75 s: the latency ratio of the guided step of a_sdm is known "
+        "to ±0.030, and the target is ±0.02; close other programs or raise --time-budget."
+    )
 
 
 # ---------------------------------------------------------------------------------------------- grafts
