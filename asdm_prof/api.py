@@ -153,7 +153,7 @@ def distill(
 
     given = settings | {"device": device_or_default(settings.get("device")), "steps": steps, "data": data}
     with tempfile.TemporaryDirectory() as folder:
-        return trainer.distil(
+        return trainer.distill(
             _source(plan, Path(folder), 0),
             teacher,
             Path(output),
@@ -161,7 +161,7 @@ def distill(
             recipes.load(recipe),
             stage,
             force,
-            watch=watch,
+            on_progress=watch,
             command=f"asdm_prof.distill(…, {str(output)!r})",
         )
 

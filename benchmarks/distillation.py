@@ -27,7 +27,7 @@ from asdm.cli.options import this_command
 from asdm.distill import perceptual, recipes, task
 from asdm.distill.losses import PLACED
 from asdm.distill.settings import DistillSettings
-from asdm.distill.task import Lesson, Subject
+from asdm.distill.task import DistillationTask, Objective
 from asdm.measure import clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import example_inputs, execution, graft, loading
@@ -94,8 +94,8 @@ def run_loop(name: str, chosen: Any) -> Turn:
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     start = _peak(chosen.device)
-    pupil, optimizer, average = make_loop(name, chosen)
-    parameters = [p for p in pupil.parameters() if p.requires_grad]
+    model, optimizer, average = make_loop(name, chosen)
+    parameters = [p for p in model.parameters() if p.requires_grad]
     inputs = example_inputs.unet_inputs(load_family(chosen.family), chosen.batch, chosen.size, chosen.device)
     noisy, target = inputs["sample"], torch.randn_like(inputs["sample"])
     alpha = torch.full((chosen.batch,), 0.5, device=chosen.device)
@@ -104,7 +104,7 @@ def run_loop(name: str, chosen: Any) -> Turn:
 
     def step() -> None:
         with torch.autocast(kind, execution.dtype_of(chosen.dtype), enabled=half):
-            terms = pupil(noisy, inputs["timestep"], inputs["encoder_hidden_states"], target, alpha)
+            terms = model(noisy, inputs["timestep"], inputs["encoder_hidden_states"], target, alpha)
         sum(term.mean() for term in terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
@@ -118,16 +118,16 @@ def run_loop(name: str, chosen: Any) -> Turn:
                 trainable=sum(p.numel() for p in parameters))  # fmt: skip
 
 
-def make_loop(name: str, chosen: Any) -> tuple[Lesson, Any, Any]:
+def make_loop(name: str, chosen: Any) -> tuple[DistillationTask, Any, Any]:
     """A lesson with its optimizer and average, from the trainer's own parts."""
     family = load_family(chosen.family)
     teacher = loading.load_unet(family, execution.RANDOM, chosen.device).requires_grad_(False)
     plan = students.read_plan(chosen.plan, teacher, family.name)
-    stages = recipes.adjusted(recipes.progressive_incubation, "blockwise" if name == "blockwise" else None)
+    stages = recipes.adjust(recipes.progressive_incubation, "blockwise" if name == "blockwise" else None)
     first, second = stages(topology(teacher), plan, 2)
     if name == "plain":
         student, applied = students.build(teacher, plan)
-        distill.own_memory(student)
+        distill.make_trainable(student)
     else:
         before, _ = students.build(teacher, first.plan)
         student, applied = graft.assemble(teacher, before, second.plan, first.plan.edits)
@@ -136,20 +136,20 @@ def make_loop(name: str, chosen: Any) -> tuple[Lesson, Any, Any]:
     terms = tuple(term for term in stage.weights if term not in PLACED or found[term])
     vgg = Vgg.load().to(chosen.device)
     adapter = torch.randn(3, family.unet.get("in_channels", 4) + 1, generator=torch.Generator().manual_seed(0))
-    subject = Subject(
+    objective = Objective(
         terms=terms,
         places=found,
         prediction_type=family.prediction_type,
         mode=stage.mode,
-        perceptual=perceptual.Perceptual(vgg, adapter.to(chosen.device)) if task.PERCEPTUAL in terms else None,
+        perceptual=perceptual.PerceptualLoss(vgg, adapter.to(chosen.device)) if task.PERCEPTUAL in terms else None,
     )
     settings = DistillSettings(data="none", steps=2, device=chosen.device)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = distill.make_optimizer(parameters, settings)
     return (
-        Lesson(student.train(), teacher, applied, subject),
+        DistillationTask(student.train(), teacher, applied, objective),
         optimizer,
-        distill.make_average(parameters, settings),
+        distill.make_ema(parameters, settings),
     )
 
 

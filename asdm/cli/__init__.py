@@ -201,14 +201,14 @@ def distill(
         tensorboard=tensorboard,
     )
     warn_if_slow(settings.device, settings.dtype)
-    chosen = recipes.adjusted(recipes.load(recipe), mode, recipes.parse_weights(weight or []), normalise)
+    chosen = recipes.adjust(recipes.load(recipe), mode, recipes.parse_weights(weight or []), normalise)
     if dry_run:
         found = trainer.preview(source, teacher, settings, chosen, stage)
         print(progress.preview_json(found) if as_json else progress.preview_text(found, settings))
         return
     try:
         with progress.watching("Distilling") as watch:
-            result = trainer.distil(
+            result = trainer.distill(
                 source, teacher, output, settings, chosen, stage, force, amend, watch, this_command("asdm"), until
             )
     except KeyboardInterrupt:

@@ -14,7 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asdm.distill import DistillSettings, Status, Watch, is_main_process
+from asdm.distill import DistillSettings, ProgressCallback, TrainProgress, is_main_process
 from asdm.records.distill import DistillResult, MemoryEstimate, StagePlan, StageResult
 from asdm.utils import console as terminal
 
@@ -22,7 +22,7 @@ BAR = 30
 
 
 @contextmanager
-def watching(title: str, console: Console | None = None) -> Iterator[Watch]:
+def watching(title: str, console: Console | None = None) -> Iterator[ProgressCallback]:
     """A live table on a terminal, and a line now and then elsewhere; the first process alone shows anything."""
     console = console or terminal.log()
     if not is_main_process():
@@ -34,11 +34,11 @@ def watching(title: str, console: Console | None = None) -> Iterator[Watch]:
             yield lambda status: live.update(view(title, status))
 
 
-def lines(title: str, every_s: float = 10.0) -> Watch:
+def lines(title: str, every_s: float = 10.0) -> ProgressCallback:
     """A line at the beginning of a stage, at its end, and now and then."""
     last_stage, last_at = "", 0.0
 
-    def watch(status: Status) -> None:
+    def watch(status: TrainProgress) -> None:
         nonlocal last_stage, last_at
         now = time.monotonic()
         if status.stage != last_stage or now - last_at >= every_s or status.step == status.steps:
@@ -48,7 +48,7 @@ def lines(title: str, every_s: float = 10.0) -> Watch:
     return watch
 
 
-def view(title: str, status: Status) -> Group:
+def view(title: str, status: TrainProgress) -> Group:
     """Stage and step, a bar, and a row per loss term with its share of the loss."""
     head = Text(f"{title}: {headline(status)}")
     bar = ProgressBar(total=max(status.steps, 1), completed=status.step, width=BAR * 2)
@@ -60,7 +60,7 @@ def view(title: str, status: Status) -> Group:
     return Group(head, bar, table)
 
 
-def headline(status: Status) -> str:
+def headline(status: TrainProgress) -> str:
     """`combined, step 120 of 500, 41.2 images/s, 3 min 10 s left, checkpoint at 100`."""
     parts = [status.stage]
     if status.step:

@@ -1,58 +1,59 @@
-"""Distillation: stages that are data, and the one loop that runs them all (§2.2, §2.5).
+"""Distillation: a recipe's stages, and the one loop that trains them all (§2.2, §2.5).
 
-Everything random follows from (seed, stage, step, place in the batch): which pictures a step gets, their noise, their
-timesteps, whose caption is dropped. So a checkpoint is weights, moments, averages and a number, and a run that was
-killed and taken up again ends with the same bits as one that was not.
+All randomness follows from (seed, stage, step, position in the batch): which pictures a step gets, their noise, their
+timesteps, which captions are dropped. A checkpoint is therefore weights, optimizer moments, the EMA and a step number,
+and a run that was interrupted and resumed ends with the same bits as one that was not.
 
-Before anything runs:
+Before a run:
 
-- `settings`: what a user may set, and the check that names what cannot be.
-- `course`: stages, and a recipe of them made concrete for one teacher.
-- `estimate`: a stage from its shapes alone: what learns, and in how much memory.
+- `settings`: what a user may set, and its validation.
+- `recipes`, `stages`: recipes, their stages, and a recipe resolved for one teacher.
+- `dry_run`: a stage from its shapes alone: what would learn, and in how much memory.
 
 A run:
 
 - `run`: all stages, one after the other.
-- `folder`: whose the run's folder is, and how far it got.
-- `classroom`: what all stages share: the teacher, its encoders, the data.
+- `run_folder`: the run's folder: which run it belongs to, its lock, and how far it got.
+- `context`: what all stages share: the teacher, its encoders, the data.
 
 One stage:
 
-- `making`: its student, what that is to learn, its optimizer and its average.
-- `training`: its steps.
-- `draws`: what is random in them.
-- `trouble`: what goes wrong in them.
-- `keeping`: its checkpoints and its student.
-- `log`: what is shown of it.
+- `setup`: its student, objective, optimizer and EMA.
+- `trainer`: the training loop.
+- `task`: one forward of student and teacher, and the loss terms.
+- `sampling`: what is random in a step.
+- `divergence`: losses that are not finite or spike, and signals that ask for a stop.
+- `checkpoint`: its checkpoints and its student.
+- `logger`: the log, TensorBoard and validation pictures.
 """
 
-from asdm.distill.context import Status, Watch, is_main_process
+from asdm.distill.context import ProgressCallback, TrainProgress, is_main_process
 from asdm.distill.divergence import Diverged
-from asdm.distill.dry_run import described, preview
-from asdm.distill.run import distil
+from asdm.distill.dry_run import preview, preview_stage
+from asdm.distill.run import distill
 from asdm.distill.run_folder import PAUSED
 from asdm.distill.settings import DistillSettings, check
-from asdm.distill.setup import make_average, make_optimizer
-from asdm.distill.stages import TEACHER, Course, Recipe, Stage, own_memory, plan_course, small_student
+from asdm.distill.setup import make_ema, make_optimizer
+from asdm.distill.stages import TEACHER, Recipe, ResolvedRecipe, Stage, make_trainable, meta_student, resolve_recipe
 
 __all__ = [
     "PAUSED",
     "TEACHER",
-    "Course",
     "DistillSettings",
     "Diverged",
+    "ProgressCallback",
     "Recipe",
+    "ResolvedRecipe",
     "Stage",
-    "Status",
-    "Watch",
+    "TrainProgress",
     "check",
-    "described",
-    "distil",
+    "distill",
     "is_main_process",
-    "make_average",
+    "make_ema",
     "make_optimizer",
-    "own_memory",
-    "plan_course",
+    "make_trainable",
+    "meta_student",
     "preview",
-    "small_student",
+    "preview_stage",
+    "resolve_recipe",
 ]

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from asdm.data.encoder import weights_sha256
-from asdm.distill.context import Classroom
-from asdm.distill.run_folder import PAUSED, folder_of
-from asdm.distill.stages import Stage, small_student
+from asdm.distill.context import TrainContext
+from asdm.distill.run_folder import PAUSED, stage_folder
+from asdm.distill.stages import Stage, meta_student
 from asdm.models import build, graft, loading
 from asdm.models import student as students
 from asdm.records.build import FreezeAudit
@@ -25,14 +25,14 @@ from asdm.unet import hooks
 from asdm.utils import snapshots
 
 
-def snapshot(
-    pupil: nn.Module, optimizer: Any, average: Any, parameters: Sequence[nn.Parameter], accelerator: Any
+def capture_state(
+    model: nn.Module, optimizer: Any, average: Any, parameters: Sequence[nn.Parameter], accelerator: Any
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Everything that learns, by its own name, however it is wrapped or sharded, and what is no tensor."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-    weights = learning(pupil)
-    gathered: Any = get_optimizer_state_dict(pupil, optimizer.optimizer, options=_whole())
+    weights = trainable_state(model)
+    gathered: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=_whole())
     moments = gathered.get("state", {})  # of several processes only the first is given what was gathered
     tensors = {
         "weights": weights,
@@ -42,15 +42,15 @@ def snapshot(
     }
     plain: dict[str, Any] = {"scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
     if average:
-        with averaged(average, parameters):
-            tensors["average"] = {name: tensor.clone() for name, tensor in learning(pupil).items()}
+        with ema_weights(average, parameters):
+            tensors["average"] = {name: tensor.clone() for name, tensor in trainable_state(model).items()}
         plain["average_steps"] = average.optimization_step
     return tensors, plain
 
 
-def restore(
+def restore_state(
     found: snapshots.Checkpoint,
-    pupil: nn.Module,
+    model: nn.Module,
     optimizer: Any,
     average: Any,
     parameters: Sequence[nn.Parameter],
@@ -60,7 +60,7 @@ def restore(
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
     weights: dict[str, Any] = dict(found.tensors("weights"))
-    own = learning(pupil).keys()
+    own = trainable_state(model).keys()
     if accelerator.is_main_process and weights.keys() != own:
         raise ValueError(f"{found.folder} holds other weights than this stage learns; name another output.")
     state: dict[str, Any] = {}
@@ -69,23 +69,23 @@ def restore(
         state.setdefault(name, {})[what] = value
     groups = [{**group, "params": list(weights)} for group in optimizer.state_dict()["param_groups"]]
     set_optimizer_state_dict(
-        pupil, optimizer.optimizer, {"state": state, "param_groups": groups}, options=_whole(strict=False)
+        model, optimizer.optimizer, {"state": state, "param_groups": groups}, options=_whole(strict=False)
     )
     if average:
-        set_model_state_dict(pupil, dict(found.tensors("average")), options=_whole(strict=False))
+        set_model_state_dict(model, dict(found.tensors("average")), options=_whole(strict=False))
         for shadow, parameter in zip(average.shadow_params, parameters, strict=True):
             shadow.copy_(parameter.detach())
         average.optimization_step = found.state["average_steps"]
-    set_model_state_dict(pupil, weights, options=_whole(strict=False))
+    set_model_state_dict(model, weights, options=_whole(strict=False))
     if accelerator.scaler and found.state["scaler"]:
         accelerator.scaler.load_state_dict(found.state["scaler"])
 
 
-def learning(pupil: nn.Module) -> dict[str, Any]:
+def trainable_state(model: nn.Module) -> dict[str, Any]:
     """The weights that learn, whole, by their names in the lesson."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    return get_model_state_dict(pupil, options=_whole())
+    return get_model_state_dict(model, options=_whole())
 
 
 def _whole(strict: bool = True) -> Any:
@@ -95,7 +95,7 @@ def _whole(strict: bool = True) -> Any:
 
 
 @contextmanager
-def averaged(average: Any, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+def ema_weights(average: Any, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
     """The running averages in the weights' place for the length of a `with`."""
     if not average:
         yield
@@ -110,7 +110,7 @@ def averaged(average: Any, parameters: Sequence[nn.Parameter]) -> Iterator[None]
                 parameter.copy_(tensor)
 
 
-def merged(accelerator: Any, place: dict[str, Any]) -> dict[str, Any]:
+def gather_data_position(accelerator: Any, place: dict[str, Any]) -> dict[str, Any]:
     """Where the data are, of all processes."""
     if accelerator.num_processes == 1:
         return place
@@ -122,54 +122,54 @@ def merged(accelerator: Any, place: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------- students
 
 
-def keep_student(room: Classroom, stage: Stage, pupil: nn.Module, result: StageResult) -> None:
+def save_student(context: TrainContext, stage: Stage, model: nn.Module, result: StageResult) -> None:
     """Save a stage's student as a diffusers folder, whole or not at all."""
-    student = gathered(room, stage, pupil)
-    if room.accelerator.is_main_process:
+    student = gather_student(context, stage, model)
+    if context.accelerator.is_main_process:
         texts = {
             "stage.json": result.model_dump_json(indent=1) + "\n",
             "student_sha256": weights_sha256(student) + "\n",
         }
-        _save(room, stage, stage, student, result.audit, folder_of(room.folder, stage.name), texts)
-    room.accelerator.wait_for_everyone()
+        _save(context, stage, stage, student, result.audit, stage_folder(context.folder, stage.name), texts)
+    context.accelerator.wait_for_everyone()
 
 
-def gathered(room: Classroom, stage: Stage, pupil: nn.Module) -> Any:
+def gather_student(context: TrainContext, stage: Stage, model: nn.Module) -> Any:
     """The student in a lesson; where it is sharded, one of its own with what all processes hold."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-    student = hooks.bare(pupil).student
-    if room.accelerator.distributed_type == "FSDP":
+    student = hooks.bare(model).student
+    if context.accelerator.distributed_type == "FSDP":
         whole: dict[str, Any] = get_model_state_dict(
-            pupil, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
-        student, _ = small_student(room.course, stage)
+        student, _ = meta_student(context.recipe, stage)
         tensors = {name.removeprefix("student."): tensor.contiguous() for name, tensor in whole.items()}
-        if room.accelerator.is_main_process:
+        if context.accelerator.is_main_process:
             student.load_state_dict(tensors, strict=True, assign=True)
     return student
 
 
-def paused_student(room: Classroom, stage: Stage, pupil: nn.Module) -> Any:
+def student_at_pause(context: TrainContext, stage: Stage, model: nn.Module) -> Any:
     """What a student of the plan is at a pause: the last stage's own, or stage 1's blocks grafted as they are."""
-    student, last = gathered(room, stage, pupil), room.course.stages[-1]
+    student, last = gather_student(context, stage, model), context.recipe.stages[-1]
     if stage is last:
         return student
-    return graft.assemble(room.teacher, copy.deepcopy(student), last.plan, stage.plan.edits)[0]
+    return graft.assemble(context.teacher, copy.deepcopy(student), last.plan, stage.plan.edits)[0]
 
 
-def keep_paused(room: Classroom, stage: Stage, student: Any, step: int) -> None:
+def save_paused_student(context: TrainContext, stage: Stage, student: Any, step: int) -> None:
     """Save what a student of the plan is at a pause, with the step in `paused.json`."""
-    if room.accelerator.is_main_process:
-        last, path = room.course.stages[-1], room.folder / PAUSED
+    if context.accelerator.is_main_process:
+        last, path = context.recipe.stages[-1], context.folder / PAUSED
         about = {"step": step, "student_sha256": weights_sha256(student)}
-        audit = graft.audit(student, room.teacher)
-        _save(room, stage, last, student, audit, path, {"paused.json": json.dumps(about, indent=1) + "\n"})
-    room.accelerator.wait_for_everyone()
+        audit = graft.audit(student, context.teacher)
+        _save(context, stage, last, student, audit, path, {"paused.json": json.dumps(about, indent=1) + "\n"})
+    context.accelerator.wait_for_everyone()
 
 
 def _save(
-    room: Classroom,
+    context: TrainContext,
     trained: Stage,
     stage: Stage,
     student: Any,
@@ -178,19 +178,19 @@ def _save(
     texts: Mapping[str, str],
 ) -> None:
     """A student of `stage`'s plan as a diffusers folder; a full disk names the checkpoint of the stage in training."""
-    course = room.course
-    small, applied = small_student(course, stage)
+    recipe = context.recipe
+    small, applied = meta_student(recipe, stage)
     about = build.record(
         stage.plan,
-        course.family,
-        room.settings.weights or loading.default_weights(course.family),
-        course.shapes,
+        recipe.family,
+        context.settings.weights or loading.default_weights(recipe.family),
+        recipe.shapes,
         small,
         applied,
-        (course.cost, build.count(course.family, small)),
+        (recipe.cost, build.count(recipe.family, small)),
         None,
         audit,
     )
     diff = {"diff.txt": treediff.render(about.diff) + "\n"}
-    with snapshots.one_sentence(str(path), room.folder / "checkpoints" / trained.name):
+    with snapshots.one_sentence(str(path), context.folder / "checkpoints" / trained.name):
         students.save(student, stage.plan, about, path, True, {**diff, **texts})

@@ -14,14 +14,14 @@ from asdm.data import datasets
 from asdm.data.encoder import Encoder, weights_sha256
 from asdm.distill import losses
 from asdm.distill.settings import DistillSettings, micro_batch
-from asdm.distill.stages import Course
+from asdm.distill.stages import ResolvedRecipe
 from asdm.models import example_inputs, loading
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 
 
 @dataclass
-class Status:
+class TrainProgress:
     """What a run is doing, for whoever watches."""
 
     stage: str
@@ -33,15 +33,15 @@ class Status:
     saved_step: int | None = None
 
 
-Watch = Callable[[Status], None]
+ProgressCallback = Callable[[TrainProgress], None]
 
 
 @dataclass
-class Classroom:
+class TrainContext:
     """What all stages share: the accelerator, the teacher with its encoders, the data, and the folder."""
 
     accelerator: Any
-    course: Course
+    recipe: ResolvedRecipe
     settings: DistillSettings
     folder: Path
     teacher: Any
@@ -51,13 +51,15 @@ class Classroom:
     alphas: torch.Tensor  # ᾱ_t of every timestep
     prediction_type: str
     teacher_sha256: str
-    watch: Watch
+    on_progress: ProgressCallback
 
 
-def enter(course: Course, settings: DistillSettings, folder: Path, accelerator: Any, watch: Watch) -> Classroom:
+def load_context(
+    recipe: ResolvedRecipe, settings: DistillSettings, folder: Path, accelerator: Any, on_progress: ProgressCallback
+) -> TrainContext:
     """Load the teacher with its encoders, and open the data."""
-    family, status = course.family, Status("loading the teacher", 0, settings.steps)
-    watch(status)
+    family, status = recipe.family, TrainProgress("loading the teacher", 0, settings.steps)
+    on_progress(status)
     micro_batch(settings, accelerator.num_processes)
     device = str(accelerator.device)
     weights = settings.weights or loading.default_weights(family)
@@ -78,9 +80,9 @@ def enter(course: Course, settings: DistillSettings, folder: Path, accelerator: 
             f"{settings.data} was encoded by other encoders than {family.name}'s; run asdm cache with --teacher "
             f"{family.name}."
         )
-    return Classroom(
+    return TrainContext(
         accelerator=accelerator,
-        course=course,
+        recipe=recipe,
         settings=settings,
         folder=folder,
         teacher=teacher,
@@ -90,7 +92,7 @@ def enter(course: Course, settings: DistillSettings, folder: Path, accelerator: 
         alphas=made.scheduler.alphas_cumprod.to(accelerator.device).float(),
         prediction_type=prediction_type,
         teacher_sha256=weights_sha256(teacher),
-        watch=watch,
+        on_progress=on_progress,
     )
 
 

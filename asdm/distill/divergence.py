@@ -11,14 +11,14 @@ import torch
 
 from asdm.distill import losses
 
-CALM_STEPS = 50  # before a stage's losses are known well enough to call one of them a spike
+SPIKE_GRACE_STEPS = 50  # before a stage's losses are known well enough to call one of them a spike
 
 
 class Diverged(ValueError):
     """A loss or a gradient that is no number, or a loss that leapt: training stopped before it reached the weights."""
 
 
-def refuse_nonsense(
+def check_losses(
     values: Mapping[str, float],
     typical: Mapping[str, float],
     spike: float,
@@ -30,13 +30,13 @@ def refuse_nonsense(
     """Raises Diverged naming the first term that is no number, or `spike` times what it is used to be."""
     for name, value in values.items():
         if not abs(value) < float("inf"):
-            raise Diverged(nonsense(name, f"is {value}", step + offset, stage, saved))
-        if spike and step >= CALM_STEPS and value > spike * max(typical[name], losses.TINY):
+            raise Diverged(divergence_message(name, f"is {value}", step + offset, stage, saved))
+        if spike and step >= SPIKE_GRACE_STEPS and value > spike * max(typical[name], losses.TINY):
             what = f"leapt to {value:.4g} (it was about {typical[name]:.4g}; --spike {spike:g})"
-            raise Diverged(nonsense(name, what, step + offset, stage, saved))
+            raise Diverged(divergence_message(name, what, step + offset, stage, saved))
 
 
-def nonsense(what: str, how: str, step: int, stage: str, saved: int) -> str:
+def divergence_message(what: str, how: str, step: int, stage: str, saved: int) -> str:
     """The sentence that says what stopped a run, where, and how to go on."""
     kept = f"the checkpoint of its step {saved} is kept" if saved else "there is no checkpoint before it"
     return (
@@ -45,7 +45,7 @@ def nonsense(what: str, how: str, step: int, stage: str, saved: int) -> str:
     )
 
 
-def agreed(
+def average_over_processes(
     accelerator: Any, terms: Mapping[str, torch.Tensor], flags: Sequence[bool]
 ) -> tuple[dict[str, float], list[bool]]:
     """Every term's mean over all processes, and whether any of them raised each flag."""
@@ -56,7 +56,7 @@ def agreed(
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def stop_on_signal() -> Iterator[Callable[[], bool]]:
     """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
     asked = False
 

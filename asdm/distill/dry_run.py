@@ -10,8 +10,8 @@ import torch
 
 from asdm.distill import losses, task
 from asdm.distill.settings import DistillSettings, micro_batch
-from asdm.distill.stages import Course, Recipe, Stage, chosen_stages, plan_course, small_student, terms_of
-from asdm.distill.task import PERCEPTUAL, Lesson, Subject
+from asdm.distill.stages import Recipe, ResolvedRecipe, Stage, active_terms, meta_student, resolve_recipe, select_stages
+from asdm.distill.task import PERCEPTUAL, DistillationTask, Objective
 from asdm.models import example_inputs, graft
 from asdm.models.families import Family
 from asdm.records.distill import MemoryEstimate, StagePlan
@@ -23,17 +23,17 @@ def preview(
     source: str, teacher: str, settings: DistillSettings, recipe: Recipe, only: str | None = None
 ) -> tuple[StagePlan, ...]:
     """What a run would do, stage by stage, from shapes alone: nothing is loaded, trained or written."""
-    course = plan_course(source, teacher, settings, recipe)
+    resolved = resolve_recipe(source, teacher, settings, recipe)
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    return tuple(described(course, stage, settings, world) for stage in chosen_stages(course.stages, only))
+    return tuple(preview_stage(resolved, stage, settings, world) for stage in select_stages(resolved.stages, only))
 
 
-def described(course: Course, stage: Stage, settings: DistillSettings, world: int = 1) -> StagePlan:
+def preview_stage(recipe: ResolvedRecipe, stage: Stage, settings: DistillSettings, world: int = 1) -> StagePlan:
     """A stage before it runs, from shapes alone."""
-    student, applied = small_student(course, stage)
-    inputs = example_inputs.unet_inputs(course.family, batch=1, size=settings.size, device="meta")
-    found = hooks.comparable(student, course.shapes, hooks.places(student, applied.name_map), inputs)
-    weights, left_out = terms_of(stage, student, found)
+    student, applied = meta_student(recipe, stage)
+    inputs = example_inputs.unet_inputs(recipe.family, batch=1, size=settings.size, device="meta")
+    found = hooks.comparable(student, recipe.shapes, hooks.places(student, applied.name_map), inputs)
+    weights, left_out = active_terms(stage, student, found)
     return StagePlan(
         name=stage.name,
         mode=stage.mode,
@@ -41,13 +41,13 @@ def described(course: Course, stage: Stage, settings: DistillSettings, world: in
         weights=weights,
         places={name: len(found[name]) for name in weights if name in losses.PLACED},
         left_out=left_out,
-        audit=graft.audit(student, course.shapes),
-        memory=memory_estimate(course, stage, student, applied, tuple(weights), found, settings, world),
+        audit=graft.audit(student, recipe.shapes),
+        memory=estimate_memory(recipe, stage, student, applied, tuple(weights), found, settings, world),
     )
 
 
-def memory_estimate(
-    course: Course,
+def estimate_memory(
+    recipe: ResolvedRecipe,
     stage: Stage,
     student: Any,
     applied: Applied,
@@ -57,23 +57,23 @@ def memory_estimate(
     world: int,
 ) -> MemoryEstimate:
     """Bytes on one device, counted on the meta device; the VGG and kernels' own space are left out."""
-    storages = {p.untyped_storage()._cdata: p.nbytes for m in (student, course.shapes) for p in m.parameters()}
+    storages = {p.untyped_storage()._cdata: p.nbytes for m in (student, recipe.shapes) for p in m.parameters()}
     learning = sum(p.nbytes for p in student.parameters() if p.requires_grad)
     micro = micro_batch(settings, world)
-    subject = Subject(
+    objective = Objective(
         tuple(t for t in terms if t != PERCEPTUAL), places, "epsilon", stage.mode, stage.normalise, None, None
     )
-    inputs = example_inputs.unet_inputs(course.family, batch=micro, size=settings.size, device="meta")
+    inputs = example_inputs.unet_inputs(recipe.family, batch=micro, size=settings.size, device="meta")
     noisy = inputs["sample"]
     args = (noisy, inputs["timestep"], inputs["encoder_hidden_states"], torch.empty_like(noisy))
-    meta_lesson = Lesson(student, course.shapes, applied, subject)
+    meta_task = DistillationTask(student, recipe.shapes, applied, objective)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    activations = task.saved_bytes(lambda: meta_lesson(*args, noisy.new_empty(micro)), student)
+    activations = task.saved_bytes(lambda: meta_task(*args, noisy.new_empty(micro)), student)
     moments = 0.25 if settings.optimizer == "adamw8bit" else 1.0
     return MemoryEstimate(
         weights=sum(storages.values()),
-        encoders=encoder_bytes(course.family),
+        encoders=encoder_bytes(recipe.family),
         gradients=learning,
         optimizer=int(2 * learning * moments),
         average=learning if settings.ema else 0,

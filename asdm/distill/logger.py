@@ -13,8 +13,8 @@ from torch import nn
 
 from asdm.data import datasets
 from asdm.distill import task
-from asdm.distill.checkpoint import averaged
-from asdm.distill.context import Classroom, Status
+from asdm.distill.checkpoint import ema_weights
+from asdm.distill.context import TrainContext, TrainProgress
 from asdm.distill.stages import Stage
 from asdm.models import example_inputs
 from asdm.unet import hooks
@@ -23,16 +23,16 @@ from asdm.utils.io import write_whole
 LOG = "log.jsonl"
 
 
-class Log:
+class TrainLogger:
     """The run's JSONL file, and TensorBoard where it is wanted."""
 
-    def __init__(self, room: Classroom, stage: Stage, offset: int, step: int) -> None:
+    def __init__(self, context: TrainContext, stage: Stage, offset: int, step: int) -> None:
         self.stage, self.offset = stage, offset
-        self.file = JsonLines(room.folder / LOG, offset + step)
-        self.board = _board(room.folder / "tensorboard", offset + step) if room.settings.tensorboard else None
+        self.file = JsonlWriter(context.folder / LOG, offset + step)
+        self.board = _board(context.folder / "tensorboard", offset + step) if context.settings.tensorboard else None
 
     def step(
-        self, step: int, status: Status, values: Mapping[str, float], rate: float, norm: float, seconds: float
+        self, step: int, status: TrainProgress, values: Mapping[str, float], rate: float, norm: float, seconds: float
     ) -> None:
         line = {
             "step": self.offset + step,
@@ -67,7 +67,7 @@ def _board(folder: Path, step: int) -> Any:
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 
-class JsonLines:
+class JsonlWriter:
     """One JSON line a step, each written at once; lines of steps that will be taken again are dropped."""
 
     def __init__(self, path: Path, after_step: int) -> None:
@@ -99,7 +99,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in _lines(path)]
 
 
-def ends(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:
+def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:
     """Means of every loss over the first and the last tenth of a stage's steps."""
     mine = [line for line in lines if line["stage"] == stage]
     count = max(len(mine) // 10, 1)
@@ -113,7 +113,7 @@ def ends(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, 
 
 @torch.no_grad()
 def validate(
-    room: Classroom, stage: Stage, pupil: nn.Module, average: Any, parameters: Sequence[nn.Parameter], step: int
+    context: TrainContext, stage: Stage, model: nn.Module, average: Any, parameters: Sequence[nn.Parameter], step: int
 ) -> None:
     """Draw a few captions with teacher and student from the same seeds: teacher above, student below."""
     import io
@@ -123,21 +123,21 @@ def validate(
 
     from asdm.evaluate import quality
 
-    captions = datasets.captions_of(room.data, room.settings.validate_captions)
-    side = example_inputs.latent_size(room.course.family, room.settings.size) * room.course.family.vae_factor
-    student = hooks.bare(pupil).student
+    captions = datasets.captions_of(context.data, context.settings.validate_captions)
+    side = example_inputs.latent_size(context.recipe.family, context.settings.size) * context.recipe.family.vae_factor
+    student = hooks.bare(model).student
     rows = []
     student.eval()
     try:
-        with averaged(average, parameters):
-            for unet in (room.teacher, student):
-                room.made.unet = unet
-                guidance = room.course.family.guidance_scale
-                rows.append(quality.draw(room.made, captions, 0, 20, guidance, size=side).images)
+        with ema_weights(average, parameters):
+            for unet in (context.teacher, student):
+                context.made.unet = unet
+                guidance = context.recipe.family.guidance_scale
+                rows.append(quality.draw(context.made, captions, 0, 20, guidance, size=side).images)
     finally:
-        room.made.unet = room.teacher
+        context.made.unet = context.teacher
         student.train()
     grid = make_grid(torch.cat(rows), nrow=len(captions), normalize=True, value_range=(-1, 1))
     stream = io.BytesIO()
     to_pil_image(grid).save(stream, format="PNG")
-    write_whole(room.folder / "validation" / f"step-{step:08d}-{stage.name}.png", stream.getvalue(), force=True)
+    write_whole(context.folder / "validation" / f"step-{step:08d}-{stage.name}.png", stream.getvalue(), force=True)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asdm.distill.losses import Seen, apart, clean_of
+from asdm.distill.losses import LossInputs, predicted_clean, squared_distance
 from asdm.models.networks import Vgg
 
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
@@ -24,7 +24,7 @@ SMALLEST = 32  # pixels per side
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class Perceptual:
+class PerceptualLoss:
     """`perceptual(seen)` gives one value per picture (b,): squared distance of VGG features of x̂₀, mean over layers.
 
     `adapter` is (3, c + 1): RGB from c latent channels and a constant.
@@ -33,15 +33,15 @@ class Perceptual:
     def __init__(self, vgg: Any, adapter: torch.Tensor) -> None:
         self.vgg, self.adapter = vgg, adapter
 
-    def __call__(self, seen: Seen) -> torch.Tensor:
-        ours = self._features(clean_of(seen, seen.prediction))
+    def __call__(self, seen: LossInputs) -> torch.Tensor:
+        ours = self._features(predicted_clean(seen, seen.prediction))
         with torch.no_grad():
-            theirs = self._features(clean_of(seen, seen.teacher_prediction))
-        found = [apart(a, b, seen.normalise) for a, b in zip(ours, theirs, strict=True)]
+            theirs = self._features(predicted_clean(seen, seen.teacher_prediction))
+        found = [squared_distance(a, b, seen.normalise) for a, b in zip(ours, theirs, strict=True)]
         return torch.stack(found).mean(0) * seen.alpha
 
     def _features(self, latents: torch.Tensor) -> list[torch.Tensor]:
-        return self.vgg.features(enlarged(to_rgb(latents, self.adapter)), LAYERS)
+        return self.vgg.features(enlarge(to_rgb(latents, self.adapter)), LAYERS)
 
 
 def to_rgb(latents: torch.Tensor, adapter: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ def to_rgb(latents: torch.Tensor, adapter: torch.Tensor) -> torch.Tensor:
     return F.conv2d(latents.float(), weight[:, :, None, None], bias)
 
 
-def enlarged(images: torch.Tensor) -> torch.Tensor:
+def enlarge(images: torch.Tensor) -> torch.Tensor:
     """`images` with at least 32 pixels on the shorter side: relu4_3 sees an eighth of it."""
     factor = SMALLEST / min(images.shape[-2:])
     return images if factor <= 1 else F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False)

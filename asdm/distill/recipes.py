@@ -37,7 +37,12 @@ def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) ->
         raise ValueError(f"{steps} step is too few for two stages; choose --steps 2 or more.")
     combined = with_grafts(plan, topology)
     return (
-        Stage("compressed", compressed(topology, plan), steps // 2, {"denoising": 1.0, "output": 1.0, "features": 1.0}),
+        Stage(
+            "compressed",
+            compressed_plan(topology, plan),
+            steps // 2,
+            {"denoising": 1.0, "output": 1.0, "features": 1.0},
+        ),
         Stage("combined", combined, steps - steps // 2, SAS, grafts_from="compressed"),
     )
 
@@ -77,7 +82,7 @@ def load(name: str) -> Recipe:
     return getattr(module, function)
 
 
-def compressed(topology: Topology, plan: PruningPlan) -> PruningPlan:
+def compressed_plan(topology: Topology, plan: PruningPlan) -> PruningPlan:
     """The stage-1 plan that fits a plan: its blocks lack what the plan removes, every other pair lacks a layer.
 
     So that what stage 1 has learnt can be grafted, it removes in the plan's blocks exactly what the plan removes.
@@ -108,7 +113,7 @@ def _takes_weights_away(edit: AnyEdit) -> bool:
 # ---------------------------------------------------------------------------------------------- options
 
 
-def adjusted(
+def adjust(
     recipe: Recipe,
     mode: str | None = None,
     weights: Mapping[str, float] | None = None,

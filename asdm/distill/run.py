@@ -10,25 +10,25 @@ from pathlib import Path
 import torch
 
 from asdm.data import datasets
-from asdm.distill.checkpoint import keep_paused
-from asdm.distill.context import Classroom, Watch, enter, make_accelerator
+from asdm.distill.checkpoint import save_paused_student
+from asdm.distill.context import ProgressCallback, TrainContext, load_context, make_accelerator
 from asdm.distill.run_folder import (
     PAUSED,
     RESULT,
-    claim,
-    finished,
-    folder_of,
-    locked,
-    publish,
-    refuse_earlier,
-    refuse_foreign,
-    results_of,
+    check_folder,
+    check_not_passed,
+    claim_folder,
+    finished_result,
+    finished_stages,
+    publish_student,
+    run_lock,
+    stage_folder,
     step_reached,
 )
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_student
-from asdm.distill.stages import Recipe, check_pause, chosen_stages, ends_at, plan_course
-from asdm.distill.trainer import run_stage
+from asdm.distill.stages import Recipe, check_pause, end_step, resolve_recipe, select_stages
+from asdm.distill.trainer import train_stage
 from asdm.measure import machine
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils.io import utc_now
@@ -40,7 +40,7 @@ TUNING = (
 )  # fmt: skip
 
 
-def distil(
+def distill(
     source: str,
     teacher: str,
     output: Path,
@@ -49,7 +49,7 @@ def distil(
     only: str | None = None,
     force: bool = False,
     amend: bool = False,
-    watch: Watch = lambda _: None,
+    on_progress: ProgressCallback = lambda _: None,
     command: str = "asdm distill",
     until: int | None = None,
 ) -> DistillResult:
@@ -61,83 +61,83 @@ def distil(
     Raises ValueError for what does not fit, another run's folder, a changed teacher, or a full disk, Diverged for a
     loss that is no number or leaps; KeyboardInterrupt after a checkpoint where it was asked to stop.
     """
-    course = plan_course(source, teacher, settings, recipe)
-    chosen = chosen_stages(course.stages, only)
+    resolved = resolve_recipe(source, teacher, settings, recipe)
+    chosen = select_stages(resolved.stages, only)
     if until is not None:
-        check_pause(course.stages, until, only)
-    refuse_foreign(output)
+        check_pause(resolved.stages, until, only)
+    check_folder(output)
     accelerator = make_accelerator(settings)
     torch.manual_seed(settings.seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    lock = locked(output) if accelerator.is_main_process else nullcontext()
+    lock = run_lock(output) if accelerator.is_main_process else nullcontext()
     with lock:
-        room = enter(course, settings, output, accelerator, watch)
+        context = load_context(resolved, settings, output, accelerator, on_progress)
         if accelerator.is_main_process:
-            claim(output, _record(room, command), force, amend, step_reached(output, course))
+            claim_folder(output, _record(context, command), force, amend, step_reached(output, resolved))
         accelerator.wait_for_everyone()
-        if not amend and (done := finished(output, course.stages)):
+        if not amend and (done := finished_result(output, resolved.stages)):
             return done
-        results = dict(results_of(output, course.stages))
-        refuse_earlier(output, course, until)
+        results = dict(finished_stages(output, resolved.stages))
+        check_not_passed(output, resolved, until)
         for stage in chosen:
             if stage.name not in results:
-                found = run_stage(room, stage, until)
+                found = train_stage(context, stage, until)
                 if found is None:
                     break
                 results[stage.name] = found
-            if until == ends_at(course.stages, stage) and stage is not course.stages[-1]:
-                keep_paused(room, stage, make_student(room, course.stages[-1])[0], until)
+            if until == end_step(resolved.stages, stage) and stage is not resolved.stages[-1]:
+                save_paused_student(context, stage, make_student(context, resolved.stages[-1])[0], until)
                 break
-        result = _conclude(room, [results[stage.name] for stage in course.stages if stage.name in results], until)
+        result = _conclude(context, [results[stage.name] for stage in resolved.stages if stage.name in results], until)
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
 
 
-def _record(room: Classroom, command: str) -> DistillRun:
+def _record(context: TrainContext, command: str) -> DistillRun:
     """What this run is, to be compared with what its folder says."""
-    settings = asdict(room.settings)
+    settings = asdict(context.settings)
     identity = {
-        "plan_sha256": room.course.plan.sha256(),
-        "teacher": room.course.family.title,
-        "data": room.settings.data,
-        "data_fingerprint": datasets.fingerprint(room.data),
+        "plan_sha256": context.recipe.plan.sha256(),
+        "teacher": context.recipe.family.title,
+        "data": context.settings.data,
+        "data_fingerprint": datasets.fingerprint(context.data),
         **{key: settings[key] for key in IDENTITY},
-        "stages": [{k: v for k, v in s.described().items() if k != "weights"} for s in room.course.stages],
-        "teacher_sha256": room.teacher_sha256,
+        "stages": [{k: v for k, v in s.described().items() if k != "weights"} for s in context.recipe.stages],
+        "teacher_sha256": context.teacher_sha256,
     }
     tuning = {key: settings[key] for key in TUNING} | {
-        f"weights of {stage.name}": dict(stage.weights) for stage in room.course.stages
+        f"weights of {stage.name}": dict(stage.weights) for stage in context.recipe.stages
     }
     return DistillRun(
         created_utc=utc_now(),
         command=command,
         identity=identity,
         tuning=tuning,
-        environment=machine.environment(str(room.accelerator.device), torch.get_num_threads()),
+        environment=machine.environment(str(context.accelerator.device), torch.get_num_threads()),
     )
 
 
-def _conclude(room: Classroom, results: list[StageResult], until: int | None = None) -> DistillResult:
+def _conclude(context: TrainContext, results: list[StageResult], until: int | None = None) -> DistillResult:
     """The last stage's student takes its place in the run's own folder; what is known of all stages is written."""
-    course, last = room.course, room.course.stages[-1].name
-    whole = len(results) == len(course.stages)
-    if room.accelerator.is_main_process and whole:
-        publish(folder_of(room.folder, last), room.folder)
-        shutil.rmtree(room.folder / PAUSED, ignore_errors=True)
-    student = folder_of(room.folder, last) / "student_sha256"
+    resolved, last = context.recipe, context.recipe.stages[-1].name
+    whole = len(results) == len(resolved.stages)
+    if context.accelerator.is_main_process and whole:
+        publish_student(stage_folder(context.folder, last), context.folder)
+        shutil.rmtree(context.folder / PAUSED, ignore_errors=True)
+    student = stage_folder(context.folder, last) / "student_sha256"
     result = DistillResult(
         created_utc=utc_now(),
-        name=course.plan.name,
-        family=course.family.name,
-        data=room.settings.data,
-        seed=room.settings.seed,
-        plan_sha256=course.plan.sha256(),
+        name=resolved.plan.name,
+        family=resolved.family.name,
+        data=context.settings.data,
+        seed=context.settings.seed,
+        plan_sha256=resolved.plan.sha256(),
         student_sha256=student.read_text().strip() if whole else None,
         stages=tuple(results),
         paused_at=None if whole else until,
     )
-    if room.accelerator.is_main_process:
-        result.save(room.folder / RESULT, force=True)
+    if context.accelerator.is_main_process:
+        result.save(context.folder / RESULT, force=True)
     return result

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from asdm.distill.stages import Course, Stage
+from asdm.distill.stages import ResolvedRecipe, Stage
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import snapshots
 from asdm.utils.io import check_writable, make_folder, utc_now, write_whole
@@ -21,13 +21,15 @@ RESULT = "distill.json"
 PAUSED = "paused"
 
 
-def claim(folder: Path, wanted: DistillRun, force: bool = False, amend: bool = False, step: int = 0) -> DistillRun:
+def claim_folder(
+    folder: Path, wanted: DistillRun, force: bool = False, amend: bool = False, step: int = 0
+) -> DistillRun:
     """Take a folder for a run, or go on in one that is this run's own.
 
     Raises ValueError for what is not a run's folder, for another run's, naming the first thing that differs, and for
     other tuning without `amend`.
     """
-    refuse_foreign(folder)
+    check_folder(folder)
     if not (folder / RUN).exists():
         return _write(folder, wanted)
     found = DistillRun.load(folder / RUN)
@@ -51,7 +53,7 @@ def claim(folder: Path, wanted: DistillRun, force: bool = False, amend: bool = F
     return _write(folder, now)
 
 
-def refuse_foreign(folder: Path) -> None:
+def check_folder(folder: Path) -> None:
     """Raises ValueError for a file, or a folder with other things than a run in it."""
     if not folder.exists() or (folder / RUN).exists():
         return
@@ -89,7 +91,7 @@ def _clear(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Nobody else trains in `folder` meanwhile; a killed process leaves no lock. Raises ValueError where one does."""
     check_writable(folder / LOCK, force=True)
     make_folder(folder)
@@ -121,46 +123,46 @@ def locked(folder: Path) -> Iterator[None]:
 # ---------------------------------------------------------------------------------------------- how far it got
 
 
-def folder_of(folder: Path, stage: str) -> Path:
+def stage_folder(folder: Path, stage: str) -> Path:
     """Where a stage's student is kept in the run's folder."""
     return folder / "stages" / stage
 
 
-def results_of(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, StageResult]]:
+def finished_stages(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, StageResult]]:
     """The stages that are done: their students are whole folders."""
     for stage in stages:
-        path = folder_of(folder, stage.name) / "stage.json"
+        path = stage_folder(folder, stage.name) / "stage.json"
         if path.exists():
             yield stage.name, StageResult.model_validate_json(path.read_text())
 
 
-def step_reached(folder: Path, course: Course) -> int:
+def step_reached(folder: Path, recipe: ResolvedRecipe) -> int:
     """The last step of the whole run that a checkpoint or a finished stage holds."""
     reached = start = 0
-    for stage in course.stages:
+    for stage in recipe.stages:
         found = snapshots.newest(folder / "checkpoints" / stage.name)
         if found:
             reached = start + found.step
-        if folder_of(folder, stage.name).exists():
+        if stage_folder(folder, stage.name).exists():
             reached = start + stage.steps
         start += stage.steps
     return reached
 
 
-def refuse_earlier(folder: Path, course: Course, until: int | None) -> None:
+def check_not_passed(folder: Path, recipe: ResolvedRecipe, until: int | None) -> None:
     """Raises ValueError where the run has gone beyond the step at which it is to pause."""
-    if until is not None and (reached := step_reached(folder, course)) > until:
+    if until is not None and (reached := step_reached(folder, recipe)) > until:
         raise ValueError(f"{folder} has been trained to step {reached}, which is beyond {until}; there is no way back.")
 
 
-def finished(folder: Path, stages: Sequence[Stage]) -> DistillResult | None:
+def finished_result(folder: Path, stages: Sequence[Stage]) -> DistillResult | None:
     """What was done by a run whose stages are all done, or None."""
     path = folder / RESULT
     done = DistillResult.load(path) if path.exists() else None
     return done if done and len(done.stages) == len(stages) else None
 
 
-def publish(stage: Path, folder: Path) -> None:
+def publish_student(stage: Path, folder: Path) -> None:
     """Put a stage's student where users look for it; its config comes last, so that half of it loads nowhere."""
     names = sorted({path.name for path in stage.iterdir()} - {"stage.json", "student_sha256"})
     for name in sorted(names, key=lambda name: name == "config.json"):

@@ -10,12 +10,12 @@ import torch
 
 from asdm.data.loader import seeded
 from asdm.distill import losses
-from asdm.distill.context import Classroom
+from asdm.distill.context import TrainContext
 from asdm.models import example_inputs
 
 
 @dataclass(frozen=True)
-class Draw:
+class RandomInputs:
     """What chance decides for one picture of one step: it follows from seed, stage, step and place alone."""
 
     timestep: int
@@ -24,30 +24,34 @@ class Draw:
     drop_caption: bool
 
     @classmethod
-    def of(cls, room: Classroom, stage: int, step: int, position: int) -> Draw:
-        settings = room.settings
+    def of(cls, context: TrainContext, stage: int, step: int, position: int) -> RandomInputs:
+        settings = context.settings
         generator = seeded(settings.seed, stage, step, position)
-        side = example_inputs.latent_size(room.course.family, settings.size)
-        shape = (room.course.family.unet.get("in_channels", 4), side, side)
+        side = example_inputs.latent_size(context.recipe.family, settings.size)
+        shape = (context.recipe.family.unet.get("in_channels", 4), side, side)
         return cls(
-            timestep=int(torch.randint(len(room.alphas), (1,), generator=generator)),
+            timestep=int(torch.randint(len(context.alphas), (1,), generator=generator)),
             drop_caption=bool(torch.rand(1, generator=generator) < settings.caption_dropout),
             noise=torch.randn(shape, generator=generator),
             posterior=torch.randn(shape, generator=generator),
         )
 
 
-def inputs_of(
-    part: Sequence[int], encoded: Sequence[Any], draws: Sequence[Draw], nothing: torch.Tensor, room: Classroom
+def task_inputs(
+    part: Sequence[int],
+    encoded: Sequence[Any],
+    draws: Sequence[RandomInputs],
+    nothing: torch.Tensor,
+    context: TrainContext,
 ) -> tuple[torch.Tensor, ...]:
     """A lesson's arguments for some pictures of a batch: noisy latents, timesteps, states, target, ᾱ."""
-    device = room.accelerator.device
+    device = context.accelerator.device
     noise, posterior = (
         torch.stack([getattr(draws[i], name) for i in part]).to(device) for name in ("noise", "posterior")
     )
     mean, std = (torch.stack([getattr(encoded[i], name) for i in part]).to(device) for name in ("mean", "std"))
     states = torch.stack([nothing if draws[i].drop_caption else encoded[i].states for i in part])
     timesteps = torch.tensor([draws[i].timestep for i in part], device=device)
-    alpha = room.alphas[timesteps]
-    noisy, target = losses.target_of(mean + std * posterior, noise, alpha, room.prediction_type)
+    alpha = context.alphas[timesteps]
+    noisy, target = losses.noisy_and_target(mean + std * posterior, noise, alpha, context.prediction_type)
     return noisy, timesteps, states, target, alpha

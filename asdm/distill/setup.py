@@ -10,11 +10,11 @@ from torch import nn
 
 from asdm.data import datasets, loader
 from asdm.distill import perceptual
-from asdm.distill.context import Classroom
-from asdm.distill.run_folder import folder_of
+from asdm.distill.context import TrainContext
+from asdm.distill.run_folder import stage_folder
 from asdm.distill.settings import DistillSettings
-from asdm.distill.stages import TEACHER, Stage, own_memory, terms_of
-from asdm.distill.task import PERCEPTUAL, Subject
+from asdm.distill.stages import TEACHER, Stage, active_terms, make_trainable
+from asdm.distill.task import PERCEPTUAL, Objective
 from asdm.models import example_inputs, graft, loading
 from asdm.models import student as students
 from asdm.models.families import load_family
@@ -23,59 +23,61 @@ from asdm.unet.surgery import Applied
 from asdm.utils.io import write_whole
 
 
-def make_student(room: Classroom, stage: Stage) -> tuple[Any, Applied]:
+def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
     """A stage's student with weights: the teacher as the plan leaves it, or the combined UNet."""
     if stage.grafts_from is None:
-        student, applied = students.build(room.teacher, stage.plan)
-        return own_memory(student), applied
+        student, applied = students.build(context.teacher, stage.plan)
+        return make_trainable(student), applied
     if stage.grafts_from == TEACHER:
-        return graft.assemble(room.teacher, None, stage.plan)
-    source = folder_of(room.folder, stage.grafts_from)
+        return graft.assemble(context.teacher, None, stage.plan)
+    source = stage_folder(context.folder, stage.grafts_from)
     if not source.is_dir():
         raise ValueError(
             f"the stage {stage.name} grafts blocks of the stage {stage.grafts_from}, whose student is not in {source}; "
             f"run --stage {stage.grafts_from} first."
         )
-    before = loading.load_unet(load_family(str(source)), str(source), str(room.accelerator.device))
-    edits = next(other.plan.edits for other in room.course.stages if other.name == stage.grafts_from)
-    return graft.assemble(room.teacher, before, stage.plan, edits)
+    before = loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
+    edits = next(other.plan.edits for other in context.recipe.stages if other.name == stage.grafts_from)
+    return graft.assemble(context.teacher, before, stage.plan, edits)
 
 
-def make_subject(room: Classroom, stage: Stage, student: Any, applied: Applied) -> tuple[Subject, dict[str, float]]:
+def make_objective(
+    context: TrainContext, stage: Stage, student: Any, applied: Applied
+) -> tuple[Objective, dict[str, float]]:
     """What a stage's student is to learn, and the weight of each term."""
-    family = room.course.family
-    small = example_inputs.unet_inputs(family, size=2 * family.size_step, device=str(room.accelerator.device))
-    places = hooks.comparable(student, room.teacher, hooks.places(student, applied.name_map), small)
-    weights, _ = terms_of(stage, student, places)
-    subject = Subject(
+    family = context.recipe.family
+    small = example_inputs.unet_inputs(family, size=2 * family.size_step, device=str(context.accelerator.device))
+    places = hooks.comparable(student, context.teacher, hooks.places(student, applied.name_map), small)
+    weights, _ = active_terms(stage, student, places)
+    objective = Objective(
         terms=tuple(weights),
         places=places,
-        prediction_type=room.prediction_type,
+        prediction_type=context.prediction_type,
         mode=stage.mode,
         normalise=stage.normalise,
-        min_snr=room.settings.min_snr or None,
-        perceptual=make_perceptual(room) if PERCEPTUAL in weights else None,
+        min_snr=context.settings.min_snr or None,
+        perceptual=make_perceptual(context) if PERCEPTUAL in weights else None,
     )
-    return subject, weights
+    return objective, weights
 
 
-def make_perceptual(room: Classroom) -> perceptual.Perceptual:
+def make_perceptual(context: TrainContext) -> perceptual.PerceptualLoss:
     """The VGG with an adapter for this VAE's latents, fitted on the run's first pictures and kept in its folder."""
     from safetensors.torch import load_file, save
 
-    path, device = room.folder / "adapter.safetensors", room.accelerator.device
-    if not path.exists() and room.accelerator.is_main_process:
-        latents, images = adapter_examples(room)
+    path, device = context.folder / "adapter.safetensors", context.accelerator.device
+    if not path.exists() and context.accelerator.is_main_process:
+        latents, images = adapter_examples(context)
         write_whole(path, save({"adapter": perceptual.fit_adapter(latents.cpu(), images.cpu())}), force=True)
-    room.accelerator.wait_for_everyone()
+    context.accelerator.wait_for_everyone()
     adapter = load_file(path)["adapter"].to(device)
-    return perceptual.Perceptual(perceptual.load_vgg(room.settings.vgg).to(device), adapter)
+    return perceptual.PerceptualLoss(perceptual.load_vgg(context.settings.vgg).to(device), adapter)
 
 
-def adapter_examples(room: Classroom, count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
+def adapter_examples(context: TrainContext, count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
     """Latents and pictures of the run's first examples; where only latents are there, the VAE draws the pictures."""
-    slots = next(loader.batches(room.data, count, 0, loader.Share(), 0, {}, 1)).slots
-    found = room.encoder.encode(slots)
+    slots = next(loader.batches(context.data, count, 0, loader.Share(), 0, {}, 1)).slots
+    found = context.encoder.encode(slots)
     latents = torch.stack([example.mean for example in found])
     images = [slot.example.image for slot in slots if isinstance(slot.example, datasets.Example)]
     if images:
@@ -83,7 +85,7 @@ def adapter_examples(room: Classroom, count: int = 64) -> tuple[torch.Tensor, to
     from asdm.evaluate.quality import decoded
 
     with torch.no_grad():
-        return latents, torch.cat([decoded(room.made.vae, part) for part in latents.split(4)])
+        return latents, torch.cat([decoded(context.made.vae, part) for part in latents.split(4)])
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
@@ -98,7 +100,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: DistillSettings
     return AdamW8bit(parameters, **arguments)
 
 
-def make_average(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> Any:
+def make_ema(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> Any:
     """diffusers' running average of the weights, or None."""
     from diffusers.training_utils import EMAModel
 

@@ -50,7 +50,7 @@ Recipe = Callable[[Topology, PruningPlan, int], tuple[Stage, ...]]
 
 
 @dataclass(frozen=True)
-class Course:
+class ResolvedRecipe:
     """A recipe made concrete for one teacher, still without weights."""
 
     family: Family
@@ -64,7 +64,7 @@ class Course:
         return build.count(self.family, self.shapes)
 
 
-def plan_course(source: str, teacher: str, settings: DistillSettings, recipe: Recipe) -> Course:
+def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe: Recipe) -> ResolvedRecipe:
     """Read plan and teacher, and make the stages; raises ValueError for what cannot be, before anything is loaded."""
     check(settings)
     family = load_family(teacher)
@@ -80,10 +80,10 @@ def plan_course(source: str, teacher: str, settings: DistillSettings, recipe: Re
                 f"the stage {stage.name} ({stage.mode}) knows no loss term {unknown[0]!r}; choose from "
                 f"{', '.join(legal)}."
             )
-    return Course(family, shapes, plan, stages)
+    return ResolvedRecipe(family, shapes, plan, stages)
 
 
-def chosen_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...]:
+def select_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...]:
     """All stages, or the one that is named; raises ValueError with the choices."""
     found = tuple(stage for stage in stages if only in (None, stage.name))
     if not found:
@@ -91,7 +91,7 @@ def chosen_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...
     return found
 
 
-def ends_at(stages: Sequence[Stage], stage: Stage) -> int:
+def end_step(stages: Sequence[Stage], stage: Stage) -> int:
     """The step, of all stages together, with which a stage ends."""
     return sum(other.steps for other in stages[: stages.index(stage) + 1])
 
@@ -100,10 +100,10 @@ def check_pause(stages: Sequence[Stage], until: int, only: str | None) -> None:
     """Raises ValueError for a step that is none, or at which the recipe has no student of the plan to show."""
     if only is not None:
         raise ValueError(f"--until counts the steps of all stages; leave out --stage {only}, or --until.")
-    total = ends_at(stages, stages[-1])
+    total = end_step(stages, stages[-1])
     if not 0 < until <= total:
         raise ValueError(f"step {until} is none of this run; choose 1 to {total}.")
-    stage = next(stage for stage in stages if until <= ends_at(stages, stage))
+    stage = next(stage for stage in stages if until <= end_step(stages, stage))
     if stage is not stages[-1] and stages[-1].grafts_from != stage.name:
         raise ValueError(
             f"at step {until} the stage {stage.name} is trained, from which no student of the plan can be made; pause "
@@ -111,18 +111,18 @@ def check_pause(stages: Sequence[Stage], until: int, only: str | None) -> None:
         )
 
 
-def small_student(course: Course, stage: Stage) -> tuple[Any, Applied]:
+def meta_student(recipe: ResolvedRecipe, stage: Stage) -> tuple[Any, Applied]:
     """A stage's student on the meta device, frozen as it will be."""
     if stage.grafts_from is None:
-        student, applied = students.build(course.shapes, stage.plan)
-        return own_memory(student), applied
+        student, applied = students.build(recipe.shapes, stage.plan)
+        return make_trainable(student), applied
     if stage.grafts_from == TEACHER:
-        return graft.assemble(course.shapes, None, stage.plan)
-    before = next(other for other in course.stages if other.name == stage.grafts_from)
-    return graft.assemble(course.shapes, small_student(course, before)[0], stage.plan, before.plan.edits)
+        return graft.assemble(recipe.shapes, None, stage.plan)
+    before = next(other for other in recipe.stages if other.name == stage.grafts_from)
+    return graft.assemble(recipe.shapes, meta_student(recipe, before)[0], stage.plan, before.plan.edits)
 
 
-def own_memory(student: Any) -> Any:
+def make_trainable(student: Any) -> Any:
     """The student with memory of its own, all of it learning; it was built from the teacher's own tensors."""
     for parameter in student.parameters():
         parameter.data = parameter.data.clone()
@@ -130,7 +130,9 @@ def own_memory(student: Any) -> Any:
     return student
 
 
-def terms_of(stage: Stage, student: Any, found: Mapping[str, hooks.Places]) -> tuple[dict[str, float], tuple[str, ...]]:
+def active_terms(
+    stage: Stage, student: Any, found: Mapping[str, hooks.Places]
+) -> tuple[dict[str, float], tuple[str, ...]]:
     """A stage's terms with their weights, and those that this student has no place for."""
     last = [block for _, block in blocks.iter_blocks(student)][-1]
     no_output = stage.mode == "blockwise" and not any(p.requires_grad for p in last.parameters())

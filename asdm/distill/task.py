@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from asdm.distill.losses import PLACED, TERMS, Seen, Term, block_outputs
+from asdm.distill.losses import PLACED, TERMS, LossInputs, Term, block_outputs
 from asdm.unet import blocks
 from asdm.unet.hooks import Call, Places, capture, captured_calls, first_tensor
 from asdm.unet.surgery import Applied
@@ -25,7 +25,7 @@ LEGAL: dict[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Subject:
+class Objective:
     """What is asked in a lesson: which terms, at which places, and how they are counted."""
 
     terms: tuple[str, ...]
@@ -37,26 +37,26 @@ class Subject:
     perceptual: Term | None = None
 
 
-class Lesson(nn.Module):
+class DistillationTask(nn.Module):
     """`lesson(noisy, timesteps, states, target, alpha)` gives each term by name, one value per picture (b,).
 
     The student is its only child: what wraps it (DDP, FSDP, autocast) sees one module with one forward, and the
     teacher is nobody's to shard or to synchronise.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, applied: Applied, subject: Subject) -> None:
+    def __init__(self, student: nn.Module, teacher: nn.Module, applied: Applied, objective: Objective) -> None:
         super().__init__()
         self.student = student
-        self._others = (teacher, applied, subject)  # a tuple hides a module from nn.Module
-        if subject.mode == "blockwise":
-            self._blocks = _Blockwise(student, teacher, applied, subject)
+        self._others = (teacher, applied, objective)  # a tuple hides a module from nn.Module
+        if objective.mode == "blockwise":
+            self._blocks = _Blockwise(student, teacher, applied, objective)
 
     @property
     def teacher(self) -> nn.Module:
         return self._others[0]
 
     @property
-    def subject(self) -> Subject:
+    def objective(self) -> Objective:
         return self._others[2]
 
     def forward(
@@ -68,35 +68,35 @@ class Lesson(nn.Module):
         alpha: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         inputs = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states, "return_dict": False}
-        if self.subject.mode == "blockwise":
+        if self.objective.mode == "blockwise":
             return self._blocks.terms(inputs, target, alpha)
-        places = {kind: self.subject.places[kind] for kind in self.subject.terms if kind in PLACED}
+        places = {kind: self.objective.places[kind] for kind in self.objective.terms if kind in PLACED}
         ours, theirs = ([pair[i] for pairs in places.values() for pair in pairs] for i in (0, 1))
         with torch.no_grad(), capture(self.teacher, theirs) as teacher_features:
             teacher_prediction = self.teacher(**inputs)[0]
         with capture(self.student, ours) as features:
             prediction = self.student(**inputs)[0]
-        seen = Seen(
+        seen = LossInputs(
             prediction=prediction,
             teacher_prediction=teacher_prediction,
             target=target,
             noisy=noisy,
             alpha=alpha,
-            prediction_type=self.subject.prediction_type,
-            min_snr=self.subject.min_snr,
-            normalise=self.subject.normalise,
+            prediction_type=self.objective.prediction_type,
+            min_snr=self.objective.min_snr,
+            normalise=self.objective.normalise,
             features=features,
             teacher_features=teacher_features,
             places=places,
         )
-        return {name: term_of(name, self.subject)(seen) for name in self.subject.terms}
+        return {name: term_of(name, self.objective)(seen) for name in self.objective.terms}
 
 
-def term_of(name: str, subject: Subject) -> Term:
+def term_of(name: str, objective: Objective) -> Term:
     """The callable behind a term's name."""
     if name == PERCEPTUAL:
-        assert subject.perceptual is not None, "whoever asks for the perceptual term gives its network"
-        return subject.perceptual
+        assert objective.perceptual is not None, "whoever asks for the perceptual term gives its network"
+        return objective.perceptual
     return TERMS[name]
 
 
@@ -111,8 +111,8 @@ class _Blockwise:
     the head, so where that block learns, prediction and target are compared as well.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, applied: Applied, subject: Subject) -> None:
-        self.student, self.teacher, self.subject = student, teacher, subject
+    def __init__(self, student: nn.Module, teacher: nn.Module, applied: Applied, objective: Objective) -> None:
+        self.student, self.teacher, self.objective = student, teacher, objective
         self.blocks = {
             name: applied.name_map[name]
             for name, block in blocks.iter_blocks(student)
@@ -134,20 +134,20 @@ class _Blockwise:
                 pairs += self._skips(name, theirs, given[1], call.output[1])
             if name == self.last:
                 prediction = blocks.head(self.student, first_tensor(given))
-        found = {BLOCKS: block_outputs(pairs, self.subject.normalise)} if BLOCKS in self.subject.terms else {}
+        found = {BLOCKS: block_outputs(pairs, self.objective.normalise)} if BLOCKS in self.objective.terms else {}
         if prediction is None:
             return found
-        seen = Seen(
+        seen = LossInputs(
             prediction=prediction,
             teacher_prediction=teacher_prediction,
             target=target,
             noisy=inputs["sample"],
             alpha=alpha,
-            prediction_type=self.subject.prediction_type,
-            min_snr=self.subject.min_snr,
-            normalise=self.subject.normalise,
+            prediction_type=self.objective.prediction_type,
+            min_snr=self.objective.min_snr,
+            normalise=self.objective.normalise,
         )
-        return found | {name: term_of(name, self.subject)(seen) for name in self.subject.terms if name != BLOCKS}
+        return found | {name: term_of(name, self.objective)(seen) for name in self.objective.terms if name != BLOCKS}
 
     def _run(self, name: str, call: Call) -> Any:
         """The student's block on the teacher's inputs; an up block gets the skips of the ResNets that are left."""

@@ -14,119 +14,129 @@ import torch
 from asdm.data import loader
 from asdm.data.encoder import weights_sha256
 from asdm.distill import losses
-from asdm.distill.checkpoint import averaged, keep_paused, keep_student, merged, paused_student, restore, snapshot
-from asdm.distill.context import Classroom, Status
-from asdm.distill.divergence import Diverged, agreed, interruptible, nonsense, refuse_nonsense
-from asdm.distill.logger import LOG, Log, ends, read_log, validate
-from asdm.distill.sampling import Draw, inputs_of
+from asdm.distill.checkpoint import (
+    capture_state,
+    ema_weights,
+    gather_data_position,
+    restore_state,
+    save_paused_student,
+    save_student,
+    student_at_pause,
+)
+from asdm.distill.context import TrainContext, TrainProgress
+from asdm.distill.divergence import Diverged, average_over_processes, check_losses, divergence_message, stop_on_signal
+from asdm.distill.logger import LOG, TrainLogger, first_and_last_losses, read_log, validate
+from asdm.distill.sampling import RandomInputs, task_inputs
 from asdm.distill.settings import DistillSettings, micro_batch
-from asdm.distill.setup import make_average, make_optimizer, make_student, make_subject
+from asdm.distill.setup import make_ema, make_objective, make_optimizer, make_student
 from asdm.distill.stages import Stage
-from asdm.distill.task import Lesson
+from asdm.distill.task import DistillationTask
 from asdm.models import graft
 from asdm.records.distill import StageResult
 from asdm.utils import snapshots
 
-MEMORY = 0.98  # of the running mean of each term
+RUNNING_MEAN_DECAY = 0.98  # of the running mean of each term
 
 
-def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageResult | None:
+def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -> StageResult | None:
     """Train one stage to its end, from its last checkpoint where there is one, and save its student.
 
     Where the run pauses within the stage, after step `until` of all stages, what the student is by then is saved
     instead, and None is returned.
     """
-    accelerator, settings, course = room.accelerator, room.settings, room.course
+    accelerator, settings, recipe = context.accelerator, context.settings, context.recipe
     main, world = accelerator.is_main_process, accelerator.num_processes
-    number = course.stages.index(stage)
-    offset = sum(other.steps for other in course.stages[:number])
+    number = recipe.stages.index(stage)
+    offset = sum(other.steps for other in recipe.stages[:number])
     end = stage.steps if until is None else min(stage.steps, until - offset)
 
     # The student and what it is to learn (§2.2). What is frozen lies in the teacher's own memory.
-    student, applied = make_student(room, stage)
-    audit = graft.audit(student, room.teacher)
+    student, applied = make_student(context, stage)
+    audit = graft.audit(student, context.teacher)
     assert not set(audit.trainable.names) & set(audit.shared_with_teacher.names), "the teacher must not learn"
-    subject, weights = make_subject(room, stage, student, applied)
+    objective, weights = make_objective(context, stage, student, applied)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters, settings)
-    pupil, optimizer = accelerator.prepare(Lesson(student.train(), room.teacher, applied, subject), optimizer)
-    parameters = [p for p in pupil.parameters() if p.requires_grad]
+    model, optimizer = accelerator.prepare(
+        DistillationTask(student.train(), context.teacher, applied, objective), optimizer
+    )
+    parameters = [p for p in model.parameters() if p.requires_grad]
     held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert world > 1 or held == audit.trainable.params, "the optimizer holds what the audit says, and nothing else"
-    average = make_average(parameters, settings)
+    average = make_ema(parameters, settings)
 
     # Go on where the last checkpoint was: weights, moments, averages; the data are at the step's number.
-    folder = room.folder / "checkpoints" / stage.name
+    folder = context.folder / "checkpoints" / stage.name
     if main:
         snapshots.prepare(folder)
     accelerator.wait_for_everyone()
-    step, place, typical, spent = 0, {}, {}, Spent()
+    step, place, typical, spent = 0, {}, {}, StageTotals()
     if found := snapshots.newest(folder):
-        restore(found, pupil, optimizer, average, parameters, accelerator)
+        restore_state(found, model, optimizer, average, parameters, accelerator)
         step, place = found.step, found.state["place"]
-        typical, spent = dict(found.state["typical"]), Spent(**found.state["spent"])
+        typical, spent = dict(found.state["typical"]), StageTotals(**found.state["spent"])
     saved = step
-    log = Log(room, stage, offset, step) if main else None
+    log = TrainLogger(context, stage, offset, step) if main else None
     share = loader.Share(accelerator.process_index, world)
     micro = micro_batch(settings, world)
-    source = loader.batches(room.data, settings.batch, settings.seed + number, share, step, place, settings.workers)
-    nothing = room.encoder.nothing()
-    status = Status(stage.name, step, stage.steps, saved_step=step or None)
+    source = loader.batches(context.data, settings.batch, settings.seed + number, share, step, place, settings.workers)
+    nothing = context.encoder.nothing()
+    status = TrainProgress(stage.name, step, stage.steps, saved_step=step or None)
     began, first = time.monotonic(), step
 
     def save() -> None:
         nonlocal saved
-        where = merged(accelerator, place)
-        tensors, plain = snapshot(pupil, optimizer, average, parameters, accelerator)
+        where = gather_data_position(accelerator, place)
+        tensors, plain = capture_state(model, optimizer, average, parameters, accelerator)
         if main:
             state = {"place": where, "typical": typical, "spent": asdict(spent), **plain}
             snapshots.write(folder, step, tensors, state, settings.keep)
         saved = step
 
     try:
-        with loader.ahead(source) as take, interruptible() as asked:
+        with loader.ahead(source) as take, stop_on_signal() as asked:
             last_saved = time.monotonic()
             while step < end:
                 started = time.perf_counter()
 
                 # Pictures and captions, encoded; their noise and timesteps, drawn for each by its place.
                 batch = take()
-                draws = [Draw.of(room, number, step, slot.position) for slot in batch.slots]
+                draws = [RandomInputs.of(context, number, step, slot.position) for slot in batch.slots]
                 before = time.perf_counter()
-                encoded = room.encoder.encode(batch.slots)
+                encoded = context.encoder.encode(batch.slots)
                 busy = time.perf_counter() - before
                 for group in optimizer.param_groups:
-                    group["lr"] = rate(settings, stage.steps, step)
+                    group["lr"] = learning_rate_at(settings, stage.steps, step)
                 parts = [range(i, min(i + micro, len(encoded))) for i in range(0, len(encoded), micro)]
                 if settings.balance and not typical:  # what each term is like, before the first gradient
                     with torch.no_grad():
-                        probe = pupil(*inputs_of(parts[0], encoded, draws, nothing, room))
-                    typical = agreed(accelerator, {n: t.mean() for n, t in probe.items()}, [])[0]
-                factors = balanced(weights, typical) if settings.balance else weights
+                        probe = model(*task_inputs(parts[0], encoded, draws, nothing, context))
+                    typical = average_over_processes(accelerator, {n: t.mean() for n, t in probe.items()}, [])[0]
+                factors = balance_weights(weights, typical) if settings.balance else weights
 
                 # Forward of teacher and student, and backward, part by part; gradients meet at the last part.
                 sums: dict[str, torch.Tensor] = {}
                 for part in parts:
-                    arguments = inputs_of(part, encoded, draws, nothing, room)
+                    arguments = task_inputs(part, encoded, draws, nothing, context)
                     alone = part is not parts[-1]
                     before = time.perf_counter()
-                    with accelerator.no_sync(pupil) if alone else nullcontext():
-                        terms = {n: t.mean() * (len(part) / len(encoded)) for n, t in pupil(*arguments).items()}
+                    with accelerator.no_sync(model) if alone else nullcontext():
+                        terms = {n: t.mean() * (len(part) / len(encoded)) for n, t in model(*arguments).items()}
                         accelerator.backward(sum(factors[n] * term for n, term in terms.items()))
                     busy += time.perf_counter() - before
                     sums = {n: sums.get(n, 0.0) + term.detach() for n, term in terms.items()}
 
                 # What all processes saw. Nonsense ends the run before it reaches the weights.
                 due = main and time.monotonic() - last_saved >= settings.checkpoint_s
-                values, (stop, checkpoint) = agreed(accelerator, sums, [asked(), due])
-                refuse_nonsense(values, typical, settings.spike, step, offset, stage.name, saved)
+                values, (stop, checkpoint) = average_over_processes(accelerator, sums, [asked(), due])
+                check_losses(values, typical, settings.spike, step, offset, stage.name, saved)
                 before = time.perf_counter()
-                norm = float(accelerator.clip_grad_norm_(pupil.parameters(), settings.clip or float("inf")))
+                norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip or float("inf")))
                 busy += time.perf_counter() - before
                 if not norm < float("inf") and settings.dtype != "fp16":  # fp16's scaler leaves such a step out
-                    raise Diverged(nonsense("the gradient", f"is {norm}", step + offset, stage.name, saved))
+                    raise Diverged(divergence_message("the gradient", f"is {norm}", step + offset, stage.name, saved))
 
                 # Keep the weights as they were in this forward: they have just shown that they are sound.
                 if (checkpoint or stop) and step > saved:
@@ -142,7 +152,9 @@ def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageR
                 if average:
                     average.step(parameters)
                 busy += time.perf_counter() - before
-                typical = {n: MEMORY * typical.get(n, v) + (1 - MEMORY) * v for n, v in values.items()}
+                typical = {
+                    n: RUNNING_MEAN_DECAY * typical.get(n, v) + (1 - RUNNING_MEAN_DECAY) * v for n, v in values.items()
+                }
                 step, place = step + 1, batch.place
 
                 # Tell.
@@ -153,11 +165,13 @@ def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageR
                 status.terms = {n: factors[n] * v for n, v in values.items()}
                 status.eta_s, status.saved_step = pace * (end - step), saved or None
                 if log:
-                    log.step(step, status, values, rate(settings, stage.steps, step - 1), norm, now - started)
-                room.watch(status)
+                    log.step(
+                        step, status, values, learning_rate_at(settings, stage.steps, step - 1), norm, now - started
+                    )
+                context.on_progress(status)
                 if settings.validate_every and step % settings.validate_every == 0:
                     if log:
-                        validate(room, stage, pupil, average, parameters, step + offset)
+                        validate(context, stage, model, average, parameters, step + offset)
                     accelerator.wait_for_everyone()
         if saved < step:
             save()
@@ -167,16 +181,16 @@ def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageR
 
     # A pause: the average as it is by now, in a folder of its own; the weights lie in the checkpoint.
     if end < stage.steps:
-        with averaged(average, parameters):
-            keep_paused(room, stage, paused_student(room, stage, pupil), end + offset)
+        with ema_weights(average, parameters):
+            save_paused_student(context, stage, student_at_pause(context, stage, model), end + offset)
         accelerator.free_memory()
         return None
 
     # The student keeps its average; the teacher, and what is shared with it, has kept every bit.
     if average:
         average.copy_to(parameters)
-    sha256 = weights_sha256(room.teacher)
-    if sha256 != room.teacher_sha256:
+    sha256 = weights_sha256(context.teacher)
+    if sha256 != context.teacher_sha256:
         raise RuntimeError(f"the teacher changed during the stage {stage.name}: a frozen tensor was written to")
     result = StageResult(
         name=stage.name,
@@ -187,9 +201,9 @@ def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageR
         broken_examples=spent.broken,
         audit=audit,
         teacher_sha256=sha256,
-        **ends(read_log(room.folder / LOG), stage.name),
+        **first_and_last_losses(read_log(context.folder / LOG), stage.name),
     )
-    keep_student(room, stage, pupil, result)
+    save_student(context, stage, model, result)
     if main:
         shutil.rmtree(folder)
     accelerator.free_memory()
@@ -197,7 +211,7 @@ def run_stage(room: Classroom, stage: Stage, until: int | None = None) -> StageR
 
 
 @dataclass
-class Spent:
+class StageTotals:
     """Seconds of a stage over all its sittings, and how many of them were forward, backward and step."""
 
     seconds: float = 0.0
@@ -212,7 +226,7 @@ class Spent:
         return 1 - self.busy_s / self.seconds if self.seconds else 0.0
 
 
-def rate(settings: DistillSettings, steps: int, step: int) -> float:
+def learning_rate_at(settings: DistillSettings, steps: int, step: int) -> float:
     """Learning rate of a step: a linear rise, then constant, or falling to nothing along a line or half a cosine."""
     warm_up = min(500, steps // 20) if settings.warm_up is None else settings.warm_up
     if step < warm_up:
@@ -226,7 +240,7 @@ def rate(settings: DistillSettings, steps: int, step: int) -> float:
     return settings.learning_rate * falling[settings.schedule]
 
 
-def balanced(weights: Mapping[str, float], typical: Mapping[str, float]) -> dict[str, float]:
+def balance_weights(weights: Mapping[str, float], typical: Mapping[str, float]) -> dict[str, float]:
     """Weights by which each term counts as its weight says, whatever its size: all are brought to the first one's."""
     anchor = typical[next(iter(weights))]
     return {name: weight * anchor / max(typical[name], losses.TINY) for name, weight in weights.items()}

@@ -312,20 +312,20 @@ class Worker:
         workers = sum(one.fate == "open" for one in attempts)
         with self.host.working() as breathe:
 
-            def watch(status: distill.Status) -> None:
+            def watch(status: distill.TrainProgress) -> None:
                 breathe()
                 left = None
                 if status.eta_s is not None:
                     left = status.eta_s + after / workers * self.settings.batch / status.images_per_s
                 told(f"training, {status.stage}", status.step, left)
 
-            distill.distil(
+            distill.distill(
                 str(folder / "plan.json"),
                 self.teacher,
                 folder / "training",
                 _training(self.settings, halving.longest, memory.settings["size"], self.own.checkpoint_s),
                 recipes.load(self.settings.recipe),
-                watch=watch,
+                on_progress=watch,
                 command="asdm-prof search",
                 until=halving.until(claim.job.rung),
             )

@@ -68,7 +68,7 @@ class Row:
     ablates: str | None = None  # the row that it is but for one thing
 
     def stages(self) -> distill.Recipe:
-        return recipes.adjusted(recipes.load(self.recipe), self.mode, self.weights, self.normalise)
+        return recipes.adjust(recipes.load(self.recipe), self.mode, self.weights, self.normalise)
 
 
 PAPER = Row("a_sdm", "the paper’s assembly and recipe", "a_sdm_clme", "progressive_incubation")
@@ -240,9 +240,9 @@ def _begun(
 
 
 def _row(row: Row, plan: PruningPlan, settings: ProofSettings, profile: Profile, folder: Path) -> ProofRow:
-    course = _course(row, settings, folder)
-    student, _ = distill.small_student(course, course.stages[-1])
-    count = build.count(course.family, student)
+    recipe = _resolved_recipe(row, settings, folder)
+    student, _ = distill.meta_student(recipe, recipe.stages[-1])
+    count = build.count(recipe.family, student)
     try:
         predicted = planner.price(profile, plan.edits).ratio
     except ValueError:  # a replacement that the profile did not time
@@ -324,8 +324,8 @@ def _plan_file(row: Row, folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- a student
 
 
-def _course(row: Row, settings: ProofSettings, folder: Path) -> distill.Course:
-    return distill.plan_course(str(_plan_file(row, folder)), settings.family, settings.training(0), row.stages())
+def _resolved_recipe(row: Row, settings: ProofSettings, folder: Path) -> distill.ResolvedRecipe:
+    return distill.resolve_recipe(str(_plan_file(row, folder)), settings.family, settings.training(0), row.stages())
 
 
 def _student(
@@ -333,19 +333,19 @@ def _student(
 ) -> ProofResult:
     """Train one student, going on where an earlier run of it stopped, and judge what it draws."""
     training, home = settings.training(seed), folder / "students" / row.name / f"seed-{seed}"
-    course = _course(row, settings, folder)
-    ahead = [distill.described(course, stage, training) for stage in course.stages]
+    recipe = _resolved_recipe(row, settings, folder)
+    ahead = [distill.preview_stage(recipe, stage, training) for stage in recipe.stages]
 
-    def watch(status: distill.Status) -> None:
+    def watch(status: distill.TrainProgress) -> None:
         tell(f"training, {status.stage}", status.step, status.eta_s)
 
-    done = distill.distil(
+    done = distill.distill(
         str(_plan_file(row, folder)),
         settings.family,
         home,
         training,
         row.stages(),
-        watch=watch,
+        on_progress=watch,
         command="benchmarks.proof.run",
     )
     student = loading.load_unet(load_family(str(home)), str(home))

@@ -70,7 +70,7 @@ def test_the_same_command_again_does_nothing(
         raise AssertionError("a student was trained again")
 
     before = Proof.load(finished / "proof.json")
-    monkeypatch.setattr(run.distill, "distil", trains)
+    monkeypatch.setattr(run.distill, "distill", trains)
     script.main(**options(tiny_pipeline, finished))
     assert Proof.load(finished / "proof.json") == before
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from asdm import distill
 from asdm.distill import DistillSettings, recipes, trainer
-from asdm.distill.run_folder import claim
+from asdm.distill.run_folder import claim_folder
 from asdm.models import loading
 from asdm.models import student as students
 from asdm.models.families import load_family
@@ -106,7 +106,7 @@ def test_losses_fall(tiny_pipeline: Path, tmp_path: Path) -> None:
 def test_a_run_that_stopped_goes_on_bit_by_bit(tiny_pipeline: Path, whole: Path, tmp_path: Path, at: Any) -> None:
     output = tmp_path / "student"
     with pytest.raises(Stop):
-        go(tiny_pipeline, output, watch=stop_after(*at))
+        go(tiny_pipeline, output, on_progress=stop_after(*at))
     go(tiny_pipeline, output)
     assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert log_of(output) == log_of(whole)
@@ -149,7 +149,7 @@ def test_another_runs_folder_is_refused(whole: Path, changes: dict[str, Any], sa
     }
     assert parts != {"identity": found.identity, "tuning": found.tuning}
     with pytest.raises(ValueError, match=said):
-        claim(whole, found.model_copy(update=parts))
+        claim_folder(whole, found.model_copy(update=parts))
     assert (whole / "run.json").read_bytes() == before
 
 
@@ -165,7 +165,7 @@ def test_a_folder_without_a_run_is_refused_and_kept(tiny_pipeline: Path, tmp_pat
 def test_force_throws_a_run_away_and_begins_anew(tiny_pipeline: Path, tmp_path: Path) -> None:
     output = tmp_path / "student"
     with pytest.raises(Stop):
-        go(tiny_pipeline, output, watch=stop_after(2, "compressed"), seed=5)
+        go(tiny_pipeline, output, on_progress=stop_after(2, "compressed"), seed=5)
     go(tiny_pipeline, output, "a_sdm", recipes.bk_sdm, steps=1, force=True)
     assert [line["step"] for line in log_of(output)] == [1]
     assert not (output / "checkpoints" / "compressed").exists()
@@ -174,7 +174,7 @@ def test_force_throws_a_run_away_and_begins_anew(tiny_pipeline: Path, tmp_path: 
 def test_tuning_may_be_amended_and_the_folder_says_so(tiny_pipeline: Path, tmp_path: Path) -> None:
     output = tmp_path / "student"
     with pytest.raises(Stop):
-        go(tiny_pipeline, output, watch=stop_after(2, "compressed"))
+        go(tiny_pipeline, output, on_progress=stop_after(2, "compressed"))
     go(tiny_pipeline, output, learning_rate=1e-5, amend=True)
     run_record = json.loads((output / "run.json").read_text())
     assert run_record["tuning"]["learning_rate"] == 1e-5
@@ -188,7 +188,7 @@ def test_a_changed_teacher_is_refused(tiny_pipeline: Path, tmp_path: Path) -> No
     teacher = tmp_path / "teacher"
     shutil.copytree(tiny_pipeline, teacher)
     with pytest.raises(Stop):
-        go(teacher, tmp_path / "student", watch=stop_after(1, "compressed"))
+        go(teacher, tmp_path / "student", on_progress=stop_after(1, "compressed"))
     unet = UNet2DConditionModel.from_pretrained(teacher / "unet")
     with torch.no_grad():
         unet.conv_in.bias[0] += 1e-3
@@ -270,10 +270,10 @@ def test_the_command_as_typed(run: Any, tiny_pipeline: Path, tmp_path: Path) -> 
 
 def test_terms_can_be_weighed_left_out_and_balanced(tiny_pipeline: Path, tmp_path: Path) -> None:
     weights = recipes.parse_weights(["features=0", "compressed.self_attention=2", "combined.perceptual=1"])
-    recipe = recipes.adjusted(recipes.progressive_incubation, None, weights)
+    recipe = recipes.adjust(recipes.progressive_incubation, None, weights)
     shares: list[dict[str, float]] = []
     go(tiny_pipeline, tmp_path / "student", recipe=recipe, balance=True,
-       watch=lambda status: shares.append(dict(status.terms)))  # fmt: skip
+       on_progress=lambda status: shares.append(dict(status.terms)))  # fmt: skip
     first = log_of(tmp_path / "student")[0]
     assert "features" not in first
     assert first["self_attention"] > 0

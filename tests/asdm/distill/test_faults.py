@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from asdm.distill import divergence
-from asdm.distill.divergence import refuse_nonsense
+from asdm.distill.divergence import check_losses
 from asdm.utils import snapshots
 from tests import children
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
@@ -122,7 +122,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_an_amended_one_goes_on(tiny_
     """A learning rate that blows up in the middle is taken back, and nothing of it is left."""
     output = tmp_path / "student"
     with pytest.raises(Stop):
-        go(tiny_pipeline, output, steps=8, watch=stop_after(3, "compressed"))
+        go(tiny_pipeline, output, steps=8, on_progress=stop_after(3, "compressed"))
     said = r"(denoising|the gradient) is (nan|inf) at step 4 \(stage compressed\), .* its step 2 is kept\..*--amend"
     with pytest.raises(ValueError, match=said):
         go(tiny_pipeline, output, steps=8, learning_rate=1e30, amend=True)
@@ -137,14 +137,14 @@ def test_a_loss_that_is_no_number_stops_the_run_and_an_amended_one_goes_on(tiny_
 
 
 def test_a_leap_stops_the_run_and_names_the_term(tiny_pipeline: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(divergence, "CALM_STEPS", 1)
+    monkeypatch.setattr(divergence, "SPIKE_GRACE_STEPS", 1)
     said = r"\w+ leapt to .* \(it was about .*; --spike 5\) at step \d+ \(stage compressed\)"
     with pytest.raises(ValueError, match=said):
         go(tiny_pipeline, tmp_path / "student", steps=8, learning_rate=0.5, warm_up=0, spike=5.0)
-    refuse_nonsense({"output": 5.0}, {"output": 1.0}, 5.0, 60, 0, "s", 0)
-    refuse_nonsense({"output": 50.0}, {"output": 1.0}, 0.0, 60, 0, "s", 0)
+    check_losses({"output": 5.0}, {"output": 1.0}, 5.0, 60, 0, "s", 0)
+    check_losses({"output": 50.0}, {"output": 1.0}, 0.0, 60, 0, "s", 0)
     with pytest.raises(ValueError, match=r"output leapt to 5\.1 .* at step 161 .*there is no checkpoint before it"):
-        refuse_nonsense({"output": 5.1}, {"output": 1.0}, 5.0, 60, 100, "s", 0)
+        check_losses({"output": 5.1}, {"output": 1.0}, 5.0, 60, 100, "s", 0)
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints alone

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from asdm.distill import losses, perceptual, task
-from asdm.distill.losses import Seen
-from asdm.distill.task import Lesson, Subject
+from asdm.distill.losses import LossInputs
+from asdm.distill.task import DistillationTask, Objective
 from asdm.models import graft
 from asdm.models import student as students
 from asdm.models.networks import Vgg
@@ -25,11 +25,11 @@ def student_of(teacher, preset: str):
     return students.build(teacher, students.read_plan(preset, teacher, "tiny"))
 
 
-def seen(**changes) -> Seen:
+def seen(**changes) -> LossInputs:
     generator = torch.Generator().manual_seed(3)
     given = {name: torch.randn(3, 4, 8, 8, generator=generator) for name in
              ("prediction", "teacher_prediction", "target", "noisy")}  # fmt: skip
-    return Seen(**given | {"alpha": torch.tensor([0.9, 0.5, 0.1]), "prediction_type": "epsilon"} | changes)
+    return LossInputs(**given | {"alpha": torch.tensor([0.9, 0.5, 0.1]), "prediction_type": "epsilon"} | changes)
 
 
 # ---------------------------------------------------------------------------------------------- features
@@ -102,8 +102,8 @@ def test_min_snr_weighs_by_min_of_snr_and_gamma():
 def test_target_and_clean_are_each_others_inverse(kind):
     clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     alpha = torch.tensor([0.9, 0.5, 0.1])
-    noisy, target = losses.target_of(clean, noise, alpha, kind)
-    again = losses.clean_of(seen(noisy=noisy, alpha=alpha, prediction_type=kind), target)
+    noisy, target = losses.noisy_and_target(clean, noise, alpha, kind)
+    again = losses.predicted_clean(seen(noisy=noisy, alpha=alpha, prediction_type=kind), target)
     torch.testing.assert_close(again, clean, rtol=1e-4, atol=1e-5)
 
 
@@ -118,7 +118,7 @@ def test_features_sum_raw_and_average_relative():
 def test_reductions_are_in_fp32():
     """65,504 is fp16's largest number: the square of 1,000 would not fit."""
     far = torch.full((1, 4, 8, 8), 1000.0, dtype=torch.float16)
-    assert losses.apart(far, torch.zeros_like(far), False).item() == 1e6
+    assert losses.squared_distance(far, torch.zeros_like(far), False).item() == 1e6
 
 
 def test_the_adapter_finds_the_matrix_that_made_the_pictures():
@@ -130,7 +130,7 @@ def test_the_adapter_finds_the_matrix_that_made_the_pictures():
 
 
 def test_the_perceptual_term_is_nothing_for_twins_and_teaches_the_student_alone():
-    term = perceptual.Perceptual(Vgg.load(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    term = perceptual.PerceptualLoss(Vgg.load(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
     one = seen(normalise=True)
     twin = seen(normalise=True, prediction=one.teacher_prediction)
     assert term(twin).abs().max() < 1e-6
@@ -164,12 +164,12 @@ def test_the_whole_teacher_as_its_own_student_has_nothing_to_learn(tiny_unet):
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name.startswith(("down_blocks.0", "up_blocks.3")))
     found = places(student, applied.name_map)
-    whole = Subject(("denoising", "output", "features", "self_attention", "mid_block"), found, "epsilon")
-    terms = Lesson(student, tiny_unet, applied, whole)(*arguments())
+    whole = Objective(("denoising", "output", "features", "self_attention", "mid_block"), found, "epsilon")
+    terms = DistillationTask(student, tiny_unet, applied, whole)(*arguments())
     assert all(term.shape == (2,) for term in terms.values())
     assert {name for name, term in terms.items() if (term != 0).any()} == {"denoising"}
-    block = Subject(("denoising", "output", "blocks"), found, "epsilon", "blockwise")
-    again = Lesson(student, tiny_unet, applied, block)(*arguments())
+    block = Objective(("denoising", "output", "blocks"), found, "epsilon", "blockwise")
+    again = DistillationTask(student, tiny_unet, applied, block)(*arguments())
     assert again["blocks"].tolist() == again["output"].tolist() == [0, 0]
     assert torch.equal(again["denoising"], terms["denoising"])
 
@@ -185,8 +185,8 @@ def test_blockwise_teaches_every_parameter_without_crossing_the_trunk(tiny_unet)
     student, applied = combined(tiny_unet)
     ran = []
     handle = student.mid_block.register_forward_hook(lambda *_: ran.append(1))
-    subject = Subject(("denoising", "output", "blocks"), {}, "epsilon", "blockwise")
-    terms = Lesson(student, tiny_unet, applied, subject)(*arguments())
+    objective = Objective(("denoising", "output", "blocks"), {}, "epsilon", "blockwise")
+    terms = DistillationTask(student, tiny_unet, applied, objective)(*arguments())
     sum(term.mean() for term in terms.values()).backward()
     handle.remove()
     assert ran == []
@@ -199,8 +199,8 @@ def test_blockwise_teaches_every_parameter_without_crossing_the_trunk(tiny_unet)
 def test_blockwise_skips_go_to_the_consumers_they_were_made_for(tiny_unet):
     """A layer went from either side: what is left of `down_blocks.0` stands for its last layer, and feeds resnets.0."""
     student, applied = combined(tiny_unet)
-    subject = Subject(("blocks",), {}, "epsilon", "blockwise")
-    blocks = Lesson(student, tiny_unet, applied, subject)._blocks
+    objective = Objective(("blocks",), {}, "epsilon", "blockwise")
+    blocks = DistillationTask(student, tiny_unet, applied, objective)._blocks
     assert blocks.skips["down_blocks.0.layer.0"] == "down_blocks.0.layer.1"
     assert blocks.skips["conv_in"] == "conv_in"
     assert blocks.consumers["up_blocks.3"] == [0, 2]
@@ -212,8 +212,8 @@ def test_gradients_with_checkpointing_are_the_same(tiny_unet):
         if checkpointing:
             student.enable_gradient_checkpointing()
         found = places(student, applied.name_map)
-        subject = Subject(("output", "self_attention", "mid_block"), found, "epsilon")
-        terms = Lesson(student.train(), tiny_unet, applied, subject)(*arguments())
+        objective = Objective(("output", "self_attention", "mid_block"), found, "epsilon")
+        terms = DistillationTask(student.train(), tiny_unet, applied, objective)(*arguments())
         sum(term.mean() for term in terms.values()).backward()
         return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}
 
@@ -236,8 +236,8 @@ def test_a_frozen_trunk_keeps_less_for_the_backward_and_blockwise_least():
     teacher = make_unet()
 
     def kept(student, applied, mode="end_to_end", terms=("output",)):
-        subject = Subject(terms, places(student, applied.name_map), "epsilon", mode)
-        one = Lesson(student, teacher, applied, subject)
+        objective = Objective(terms, places(student, applied.name_map), "epsilon", mode)
+        one = DistillationTask(student, teacher, applied, objective)
         return task.saved_bytes(lambda: one(*arguments()), student)
 
     everything, applied = student_of(teacher, "a_sdm_clme")

@@ -15,9 +15,9 @@ from safetensors.torch import load_file
 
 from asdm import distill
 from asdm.cli import progress
-from asdm.distill import Status, recipes
-from asdm.distill.sampling import Draw
-from asdm.distill.trainer import balanced, rate
+from asdm.distill import TrainProgress, recipes
+from asdm.distill.sampling import RandomInputs
+from asdm.distill.trainer import balance_weights, learning_rate_at
 from asdm.models import loading
 from asdm.models import student as students
 from asdm.models.families import load_family
@@ -76,10 +76,10 @@ def test_stage_2_alone_starts_from_the_teachers_own_blocks(tiny_pipeline: Path, 
 
 
 def test_blockwise_trains_goes_on_after_a_stop_and_its_losses_fall(tiny_pipeline: Path, tmp_path: Path) -> None:
-    recipe = recipes.adjusted(recipes.progressive_incubation, "blockwise")
+    recipe = recipes.adjust(recipes.progressive_incubation, "blockwise")
     more: dict[str, Any] = {"recipe": recipe, "steps": 24, "learning_rate": 3e-3, "warm_up": 1, "ema": 0.0}
     with pytest.raises(Stop):
-        go(tiny_pipeline, tmp_path / "s", watch=stop_after(5, "combined"), **more)
+        go(tiny_pipeline, tmp_path / "s", on_progress=stop_after(5, "combined"), **more)
     result = go(tiny_pipeline, tmp_path / "s", **more)
     _, combined = result.stages
     assert combined.mode == "blockwise"
@@ -91,8 +91,8 @@ def test_blockwise_trains_goes_on_after_a_stop_and_its_losses_fall(tiny_pipeline
 
 def test_weights_go_to_the_stages_that_know_the_term(tiny_pipeline: Path) -> None:
     def stages(*weights: str, mode: str | None = None) -> Any:
-        recipe = recipes.adjusted(recipes.progressive_incubation, mode, recipes.parse_weights(weights))
-        return distill.plan_course("a_sdm", str(tiny_pipeline), settings(), recipe).stages
+        recipe = recipes.adjust(recipes.progressive_incubation, mode, recipes.parse_weights(weights))
+        return distill.resolve_recipe("a_sdm", str(tiny_pipeline), settings(), recipe).stages
 
     first, second = stages("features=0.5", "combined.output=3")
     assert (first.weights["features"], second.weights["features"]) == (0.5, 0.5)
@@ -108,40 +108,40 @@ def test_weights_go_to_the_stages_that_know_the_term(tiny_pipeline: Path) -> Non
 
 def test_the_rate_rises_stays_and_falls() -> None:
     def at(step: int, **changes: Any) -> float:
-        return rate(settings(learning_rate=1.0, warm_up=9, **changes), 109, step)
+        return learning_rate_at(settings(learning_rate=1.0, warm_up=9, **changes), 109, step)
 
     assert at(0) == pytest.approx(0.1)
     assert at(8) == pytest.approx(0.9)
     assert at(9) == at(100, schedule="constant") == pytest.approx(1.0)
     assert at(59, schedule="linear") == pytest.approx(at(59)) == pytest.approx(0.5)
     assert at(108) < at(108, schedule="linear") < 0.02
-    assert rate(settings(learning_rate=1.0, warm_up=None), 10, 0) == 1.0  # a short run has no warm-up
+    assert learning_rate_at(settings(learning_rate=1.0, warm_up=None), 10, 0) == 1.0  # a short run has no warm-up
 
 
 def test_balanced_terms_weigh_what_their_weights_say() -> None:
-    found = balanced({"denoising": 1.0, "features": 0.5}, {"denoising": 0.2, "features": 40.0})
+    found = balance_weights({"denoising": 1.0, "features": 0.5}, {"denoising": 0.2, "features": 40.0})
     assert found["denoising"] * 0.2 == pytest.approx(0.2)
     assert found["features"] * 40.0 == pytest.approx(0.1)
 
 
 def test_chance_follows_from_seed_stage_step_and_place(tiny_pipeline: Path) -> None:
-    room: Any = SimpleNamespace(
+    context: Any = SimpleNamespace(
         settings=settings(caption_dropout=0.25),
         alphas=torch.ones(1000),
-        course=SimpleNamespace(family=load_family(str(tiny_pipeline))),
+        recipe=SimpleNamespace(family=load_family(str(tiny_pipeline))),
     )
-    one, again = (Draw.of(room, 0, 3, 1) for _ in range(2))
+    one, again = (RandomInputs.of(context, 0, 3, 1) for _ in range(2))
     assert torch.equal(one.noise, again.noise)
     assert one.timestep == again.timestep
-    others = [Draw.of(room, 1, 3, 1), Draw.of(room, 0, 4, 1), Draw.of(room, 0, 3, 2)]
+    others = [RandomInputs.of(context, 1, 3, 1), RandomInputs.of(context, 0, 4, 1), RandomInputs.of(context, 0, 3, 2)]
     assert not any(torch.equal(one.noise, other.noise) for other in others)
-    many = [Draw.of(room, 0, step, 0) for step in range(800)]
+    many = [RandomInputs.of(context, 0, step, 0) for step in range(800)]
     assert 0.2 < sum(draw.drop_caption for draw in many) / 800 < 0.3
     assert 450 < sum(draw.timestep for draw in many) / 800 < 550
 
 
 def test_the_live_view_shows_shares_pace_and_what_is_left() -> None:
-    status = Status("combined", 120, 500, {"denoising": 0.3, "output": 0.1}, 41.2, 190.0, 100)
+    status = TrainProgress("combined", 120, 500, {"denoising": 0.3, "output": 0.1}, 41.2, 190.0, 100)
     stream = io.StringIO()
     Console(file=stream, width=100, force_terminal=True, color_system=None).print(progress.view("Distilling", status))
     shown = stream.getvalue()
@@ -153,7 +153,7 @@ def test_the_live_view_shows_shares_pace_and_what_is_left() -> None:
 def test_lines_come_at_a_stages_ends_and_now_and_then(capsys: Any) -> None:
     watch = progress.lines("Distilling", every_s=1e9)
     for step in range(1, 5):
-        watch(Status("compressed", step, 4, {}, 1.0, 4.0 - step))
+        watch(TrainProgress("compressed", step, 4, {}, 1.0, 4.0 - step))
     assert [line.split(",")[1].strip() for line in capsys.readouterr().err.splitlines()] == [
         "step 1 of 4",
         "step 4 of 4",

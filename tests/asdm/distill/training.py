@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm import distill
-from asdm.distill import DistillSettings, Status, recipes
+from asdm.distill import DistillSettings, TrainProgress, recipes
 from asdm.distill.logger import read_log
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -18,9 +18,9 @@ def settings(**changes: Any) -> DistillSettings:
 
 
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:
-    more = {key: changes.pop(key) for key in ("only", "force", "amend", "watch", "until") if key in changes}
+    more = {key: changes.pop(key) for key in ("only", "force", "amend", "on_progress", "until") if key in changes}
     chosen = recipe or recipes.progressive_incubation
-    return distill.distil(plan, str(teacher), output, settings(**changes), chosen, **more)
+    return distill.distill(plan, str(teacher), output, settings(**changes), chosen, **more)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -34,7 +34,7 @@ class Stop(Exception):
 
 
 def stop_after(step: int, stage: str) -> Any:
-    def watch(status: Status) -> None:
+    def watch(status: TrainProgress) -> None:
         if status.stage == stage and status.step == step:
             raise Stop
 
