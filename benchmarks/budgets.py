@@ -17,13 +17,13 @@ from asdm.measure import clocks, machine, statistics
 from asdm.models.families import load_family
 from asdm.plan.edits import AnyEdit
 from asdm.utils.io import utc_now
+from asdm.utils.progress import Tell
 from asdm_prof.planner import plan
 from asdm_prof.planner.choices import key
 from asdm_prof.planner.frontier import k_plans
 from asdm_prof.planner.problem import Problem
 from asdm_prof.records import BudgetRow, Budgets, Contestant, Damage, Interval, Profile
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import Tell
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks import baselines
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.utils.io import make_folder, write_whole
+from asdm.utils.progress import Tell
 from asdm.utils.snapshots import clear_leftovers
 
-Tell = Callable[[str, int, float | None], None]
 PER_SHARD = 512
 BATCH = 8
 

@@ -38,13 +38,10 @@ from asdm.records.measurement import Estimate
 from asdm.unet import flops, surgery
 from asdm.utils import registry
 from asdm.utils.io import utc_now
+from asdm.utils.progress import Tell
 
 PROMPT = "a photograph of an astronaut riding a horse"
-SPARE_MEMORY = 1 << 29
 MOST_KEPT = 16
-
-
-Tell = Callable[[str, int, float | None], None]  # stage, calls so far, seconds left
 
 
 @dataclass
@@ -173,7 +170,7 @@ def _require_memory(
     from_disk = sum(draft.is_folder or bool(draft.plan and graft.stage1_of(draft.plan)) for draft in drafts)
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     torchs = counted.peak_memory_bytes + from_disk * counted.parameter_bytes
-    need = int(1.1 * torchs + (1 + len(drafts)) * session) + SPARE_MEMORY
+    need = int(1.1 * torchs + (1 + len(drafts)) * session) + machine.SPARE_BYTES
     many = f" with {len(drafts)} students at a time" if session and len(drafts) > 1 else ""
     machine.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}{many}")
 

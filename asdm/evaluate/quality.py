@@ -24,7 +24,6 @@ from asdm.records.bench import Metric
 CANDIDATES = 200  # captions among which a picture's own must be found
 DRAWS = 200
 THUMBNAIL = 96  # pixels
-Tell = Callable[[str, int, float | None], None]
 
 
 class Judge(Protocol):

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from asdm.records.measurement import HostUse
 
-# ---------------------------------------------------------------------------------------------- machine
+SPARE_BYTES = 1 << 29  # for Python, torch and the scratch space of a forward
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 from torch import nn
@@ -18,8 +17,8 @@ from asdm.records.build import BuildResult, FreezeAudit
 from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, diff, flops
 from asdm.unet.surgery import Applied
+from asdm.utils.progress import Tell
 
-Tell = Callable[[str, int, float | None], None]
 DEFAULT_FAMILY = "sd15"
 
 

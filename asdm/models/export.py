@@ -7,7 +7,6 @@ where its batch is free, at another one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +20,12 @@ from asdm.models.families import Family, load_family
 from asdm.records.build import ExportResult
 from asdm.unet import flops
 from asdm.utils.io import check_writable, whole_folder
+from asdm.utils.progress import Tell
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # target → the backend that runs it
 TARGETS = (*RUNTIMES, "diffusers")
 TOLERANCE = 1e-3  # of the largest output
 TRACED_BATCH, OTHER_BATCH = 2, 3
-
-Tell = Callable[[str, int, float | None], None]
 
 
 def export(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,7 @@ from asdm.models.families import Family, load_family
 from asdm.models.loading import default_weights, load_unet
 from asdm.models.random_weights import materialise
 from asdm.models.settings import Setup
-
-Tell = Callable[[str, int, float | None], None]
+from asdm.utils.progress import Tell
 
 
 def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:

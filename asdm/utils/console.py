@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from typing import Any
@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
+
+from asdm.utils.progress import Tell
 
 FAILED, USAGE, INFEASIBLE, INCOMPARABLE, INTERRUPTED = 1, 2, 3, 4, 130
 
@@ -82,7 +84,7 @@ def _sentence(error: Exception) -> str:
 
 
 @contextmanager
-def progress(title: str, counted: str = "calls") -> Iterator[Callable[[str, int, float | None], None]]:
+def progress(title: str, counted: str = "calls") -> Iterator[Tell]:
     """A spinner with stage and time left; where stderr is no terminal, a line now and then, with a number `counted`."""
     console = log()
     if not console.is_terminal:
@@ -107,7 +109,7 @@ def progress(title: str, counted: str = "calls") -> Iterator[Callable[[str, int,
         yield tell
 
 
-def _lines(title: str, counted: str) -> Callable[[str, int, float | None], None]:
+def _lines(title: str, counted: str) -> Tell:
     last_stage, last_at = "", 0.0
 
     def tell(stage: str, calls: int, eta_s: float | None) -> None:

@@ -7,11 +7,12 @@ relaxation to fractions of choices; beside it stands the next whole step, since 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from asdm.plan.edits import PruningPlan, Regret, ShadowPrice, Why
+from asdm.utils.progress import Tell
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.budgets import Row, budget_rows, memory_bytes
 from asdm_prof.planner.milp import SOLVER_TOLERANCE, Rows, Solution, best
@@ -19,7 +20,6 @@ from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Damage, Profile, Validation
 
 TIE = 1e-12  # damages closer than that are one
-Tell = Callable[[str, int, float | None], None]
 
 
 def explain(

@@ -25,6 +25,7 @@ from asdm.models.families import Family, load_family
 from asdm.plan.edits import AnyEdit, PruningPlan
 from asdm.unet import blocks, flops
 from asdm.utils.io import Record, sha256_of, utc_now
+from asdm.utils.progress import Tell
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
@@ -33,9 +34,6 @@ FASTEST, SLOWEST = 0.40, 0.95  # of the teacher's latency: where plans are drawn
 FEWEST = 3  # plans that cross-validation needs
 CONFIDENCE = 0.95
 SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known: 1 % of the teacher, 10 % of a saving
-SPARE_MEMORY = 1 << 30
-
-Tell = Callable[[str, int, float | None], None]  # stage, calls so far, seconds left
 
 
 class ValidationRun(Record):
@@ -204,7 +202,7 @@ def _require_memory(family: Family, profile: Profile, shapes: nn.Module, backend
     )
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     sessions = 2 * session  # teacher and one student; in torch the student shares the teacher's
-    need = int(1.1 * counted.peak_memory_bytes) + sessions + SPARE_MEMORY
+    need = int(1.1 * counted.peak_memory_bytes) + sessions + machine.SPARE_BYTES
     machine.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}")
 
 

@@ -35,7 +35,6 @@ from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, 
 
 REPLACEMENTS = ("gri_attention", "cond_conv")
 SESSIONS = 2  # at a time: a runtime may take the times of parts in a session of its own
-SPARE_MEMORY = 1 << 29  # Python, torch and a forward's scratch space
 
 
 @dataclass
@@ -83,7 +82,7 @@ def profile(
     unet = shapes
     if backend.NEEDS_WEIGHTS:
         session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
-        need = int(1.1 * counted.peak_memory_bytes + SESSIONS * session) + SPARE_MEMORY
+        need = int(1.1 * counted.peak_memory_bytes + SESSIONS * session) + machine.SPARE_BYTES
         machine.require_memory(need, device, f"profiling {family.name} in {settings.dtype}")
         tell(Status("building"))
         unet = loading.load_unet(family, weights, device, settings.dtype, settings.seed)

@@ -39,6 +39,7 @@ from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate
 from asdm.utils import io
 from asdm.utils.locks import Host
+from asdm.utils.progress import Tell
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.planner import frontier
 from asdm_prof.planner import plan as planner
@@ -52,8 +53,6 @@ from asdm_prof.search.study import Claim, Memory
 RESULT = "search.json"
 POLL_S = 1.0
 MOST = 200  # candidates: each is an integer programme that excludes all before it
-
-Tell = Callable[[str, int, float | None], None]  # stage, steps so far, seconds left
 
 
 def search(

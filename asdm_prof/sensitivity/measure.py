@@ -21,12 +21,12 @@ from asdm.measure import clocks, machine, statistics
 from asdm.models import execution, loading
 from asdm.models.families import Family, load_family
 from asdm.utils.io import Record, sha256_of
+from asdm.utils.progress import Tell
 from asdm_prof.records import Interval, Work
 from asdm_prof.sensitivity.calibration import Calibration, calibration, unit_scores
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.variants import Edits, Variant, outputs, step_macs, variants, work_of
 
-Tell = Callable[[str, int, float | None], None]
 SAMPLES_AT_ONCE = 64  # latents in one call
 
 

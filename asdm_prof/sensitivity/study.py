@@ -17,6 +17,7 @@ from asdm.models.families import Family, load_family
 from asdm.plan.edits import PruningPlan, RemoveUnit
 from asdm.utils import registry
 from asdm.utils.io import utc_now
+from asdm.utils.progress import Tell
 from asdm_prof.planner import plan
 from asdm_prof.planner.choices import choices, key
 from asdm_prof.planner.problem import Problem
@@ -25,7 +26,7 @@ from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
 from asdm_prof.sensitivity import additivity, variants
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import Measured, Tell
+from asdm_prof.sensitivity.measure import Measured
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.variants import Edits
 

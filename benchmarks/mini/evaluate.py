@@ -27,6 +27,7 @@ from asdm.records.bench import Metric
 from asdm.utils import console
 from asdm.utils import io as files
 from asdm.utils.io import Frozen, Record, utc_now
+from asdm.utils.progress import Tell
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
 STEPS = 30
@@ -65,7 +66,7 @@ class MiniQuality(Record):
     rows: tuple[Row, ...]
 
 
-def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: quality.Tell) -> MiniQuality:
+def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: Tell) -> MiniQuality:
     """Judge real, reconstructed and generated pictures of both splits."""
     family = load_family(str(folder))
     made = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder), seed=seed))

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from asdm.utils.io import make_folder, write_whole
+from asdm.utils.progress import Tell
 
 Terms = dict[str, torch.Tensor]
-Tell = Callable[[str, int, float | None], None]
 CHECKPOINT = "checkpoint.safetensors"
 LOG = "log.jsonl"
 LOG_EVERY = 10

@@ -12,7 +12,7 @@ when the machine is quiet: `time_rows`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -37,6 +37,7 @@ from asdm.plan import presets
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.utils import registry
 from asdm.utils.io import sha256_of, utc_now, write_whole
+from asdm.utils.progress import Tell
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage, Judged, Profile, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
 from asdm_prof.search import study
@@ -44,7 +45,6 @@ from benchmarks import baselines
 
 TEACHER = "teacher"
 PLANNED, BK_STYLE = "planned", "bk_style"
-Tell = Callable[[str, int, float | None], None]
 
 
 @dataclass(frozen=True)
