@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 RUN ?= reports/run-$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: profile test test-real docs lint bench peers report clean
+.PHONY: profile test test-real docs docs-run lint bench peers report clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,9 +37,13 @@ test: $(INSTALLED)
 test-real: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m real
 
-## Everything that the README shows, the slow blocks too.
+## The documentation, into docs/_build/html; a warning is an error.
 docs: $(INSTALLED)
-	$(BIN)/python -m pytest -q -m "not real" tests/test_docs.py tests/test_readme.py
+	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
+
+## Every block of the README and the documentation, the slow ones too.
+docs-run: $(INSTALLED)
+	$(BIN)/python -m pytest -q -m "not real" tests/docs
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -50,7 +54,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	BIN=$(BIN) ./benchmarks/sd15.sh
 
-## Other tools' counts of the same UNet, into reports/peers/sd15.json and the README (5 GB). Each peer is installed by
+## Other tools' counts of the same UNet, into reports/peers/sd15.json and docs/results.md (5 GB). Each peer is installed by
 ## itself into .venv-peers, which sees the packages of .venv below its own: nothing in .venv is moved, and a peer that
 ## does not install is listed with its error.
 PEERS = thop ptflops calflops torchinfo deepspeed

@@ -226,7 +226,7 @@ def run_all() -> dict[str, Any]:
 
 
 def table(found: dict[str, Any]) -> str:
-    """The README's table."""
+    """The table in docs/results.md."""
     lines = [
         "| tool | total MACs | total | worst unit | of the five costliest units | seconds |",
         "|---|---|---|---|---|---|",
@@ -246,24 +246,24 @@ def _percent(error: float) -> str:
     return "exact" if error == 0 else f"{100 * error:+.1f} %".replace("-", "−")
 
 
-def into_readme(found: dict[str, Any]) -> None:
+def into_results(found: dict[str, Any]) -> None:
     """Put the table between its two marks."""
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    io.write_whole(readme, io.between_marks(text, "peers", f"\n{table(found)}\n"), force=True)
+    page = ROOT / "docs" / "results.md"
+    text = page.read_text(encoding="utf-8")
+    io.write_whole(page, io.between_marks(text, "peers", f"\n{table(found)}\n"), force=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tool", choices=list(TOOLS), help="count with one tool and print JSON")
-    parser.add_argument("--readme", action="store_true", help="only put the table of the saved run into the README")
+    parser.add_argument("--readme", action="store_true", help="only put the saved run's table into docs/results.md")
     options = parser.parse_args()
     if options.tool:
         print(json.dumps(run_one(options.tool)))
         return
     if not options.readme:
         io.write_whole(RESULT, json.dumps(run_all(), indent=1) + "\n", force=True)
-    into_readme(io.read_json(RESULT))
+    into_results(io.read_json(RESULT))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python -m benchmarks.pooled a_sdm reports/sd15/bench*.json
 
-With `--readme` the figure goes between its marks in the README as well.
+With `--readme` the figure goes between its marks in docs/results.md as well.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from asdm.records.bench import BenchResult, BenchStudent
 from asdm.records.measurement import Estimate
 from asdm.utils import console, io
 
-README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 SETTINGS = ("family", "weights", "backend", "dtype", "device", "threads", "batch", "size")
 
 
@@ -45,25 +45,25 @@ def _samples(students: Sequence[BenchStudent], which: str) -> list[float]:
 
 
 def sentence(ratio: Estimate, pairs: int) -> str:
-    """What stands between the README's marks."""
+    """What stands between the marks in docs/results.md."""
     return f"{pairs} pairs its UNet is at **{ratio.median:.3f}** [{ratio.low:.3f}, {ratio.high:.3f}] of the teacher"
 
 
-def into_readme(text: str, said: str) -> str:
-    """A README with the sentence between its two marks."""
+def into_results(text: str, said: str) -> str:
+    """The page with the sentence between its two marks."""
     return io.between_marks(text, "pooled", said)
 
 
 def main(
     student: Annotated[str, typer.Argument(help="Its name in the files, such as a_sdm.")],
     bench: Annotated[list[Path], typer.Argument(help="bench.json files; those without the student do not count.")],
-    readme: Annotated[bool, typer.Option("--readme", help="Put the figure into the README.")] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="Put the figure into docs/results.md.")] = False,
 ) -> None:
     """One student over several benchmarks of it: the latency ratio of all its pairs together."""
     said = sentence(*pooled(student, [BenchResult.load(path) for path in bench]))
     if readme:
-        io.write_whole(README, into_readme(README.read_text(encoding="utf-8"), said), force=True)
-        console.say(f"Wrote {README}")
+        io.write_whole(RESULTS, into_results(RESULTS.read_text(encoding="utf-8"), said), force=True)
+        console.say(f"Wrote {RESULTS}")
     print(f"{student}: over all {said}.")
 
 

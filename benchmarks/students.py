@@ -1,4 +1,4 @@
-"""The README's table of students: every benchmark of a folder, as its JSON says.
+"""The table of students in docs/results.md: every benchmark of a folder, as its JSON says.
 
 python -m benchmarks.students reports/sd15/bench*.json --readme
 """
@@ -15,7 +15,7 @@ from asdm.records.bench import BenchResult, BenchStudent
 from asdm.records.measurement import Estimate
 from asdm.utils import console, io
 
-README = Path(__file__).parents[1] / "README.md"
+RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = (
     "| student | runtime | parameters | GMAC | predicted × | UNet × | guided step × (batch 2) | whole image × | from |",
     "|---|---|---|---|---|---|---|---|---|",
@@ -63,14 +63,14 @@ def _giga(macs: int) -> str:
 
 def main(
     bench: Annotated[list[Path], typer.Argument(help="bench.json files.")],
-    readme: Annotated[bool, typer.Option("--readme", help="Put the table into the README.")] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="Put the table into docs/results.md.")] = False,
 ) -> None:
-    """The README's table of students."""
+    """The table of students in docs/results.md."""
     made = table([(str(path), BenchResult.load(path)) for path in bench])
     if readme:
-        text = io.between_marks(README.read_text(encoding="utf-8"), "table", f"\n{made}\n")
-        io.write_whole(README, text, force=True)
-        console.say(f"Wrote {README}")
+        text = io.between_marks(RESULTS.read_text(encoding="utf-8"), "table", f"\n{made}\n")
+        io.write_whole(RESULTS, text, force=True)
+        console.say(f"Wrote {RESULTS}")
     print(made)
 
 

@@ -12,7 +12,7 @@ The protocol, on the mini's real weights and the emoji:
 
 Every student is kept in proof.json (`asdm.proof/1`) as soon as it is judged; checkpoints lie in `--folder`. The same
 command again does what is missing, also in the middle of a training; given a second time meanwhile, it shares the
-work. `--readme` puts the table into the README.
+work. `--readme` puts the table into docs/results.md.
 
     python -m benchmarks.proof -o reports/mini --seeds 3
     python -m benchmarks.proof -o reports/mini --latency --readme
@@ -35,7 +35,7 @@ from asdm_prof.renderers import Report, figures
 from asdm_prof.sensitivity import study
 from benchmarks.proof import run
 
-README = Path(__file__).parents[2] / "README.md"
+RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 DEFAULT = run.ProofSettings()
 
 
@@ -61,7 +61,7 @@ def main(
     pairs: Annotated[int, typer.Option(help="Timed pairs of every plan and the teacher.")] = 40,
     backend: Annotated[str, typer.Option(help="What runs the timed UNets.")] = "eager",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
-    readme: Annotated[bool, typer.Option("--readme", help="Put the table into the README.")] = False,
+    readme: Annotated[bool, typer.Option("--readme", help="Put the table into docs/results.md.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Throw away another experiment's proof.json.")] = False,
 ) -> None:
     """Train what is missing, or time what is there; then write, draw and print."""
@@ -102,9 +102,9 @@ def main(
     io.write_whole(output / "proof.md", text, force=True)
     figures.render(Report(profile, proof=found), output, figures.PROOF)
     if readme:
-        whole = io.between_marks(README.read_text(encoding="utf-8"), "proof", f"\n{text}")
-        io.write_whole(README, whole, force=True)
-        console.say(f"Wrote {README}")
+        whole = io.between_marks(RESULTS.read_text(encoding="utf-8"), "proof", f"\n{text}")
+        io.write_whole(RESULTS, whole, force=True)
+        console.say(f"Wrote {RESULTS}")
     print(text, end="")
 
 

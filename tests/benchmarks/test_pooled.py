@@ -1,4 +1,4 @@
-"""The figure over several benchmarks is that of all their pairs, and the README quotes the committed files'."""
+"""The figure over several benchmarks is that of all their pairs, and the results page quotes the committed files'."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ def test_the_figure_is_that_of_all_pairs() -> None:
     assert n == len(first.unet_latency_s.samples)
 
 
-def test_the_readme_quotes_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_results_page_quotes_it(capsys: pytest.CaptureFixture[str]) -> None:
     """After new measurements: `python -m benchmarks.pooled a_sdm reports/sd15/bench*.json --readme`."""
     script.main("a_sdm", FILES)
     said = script.sentence(*script.pooled("a_sdm", [BenchResult.load(path) for path in FILES]))
     assert f"a_sdm: over all {said}." in capsys.readouterr().out
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    assert "<!-- pooled -->" in readme
-    assert script.into_readme(readme, said) == readme
-    assert script.into_readme(readme, "none") != readme
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    assert "<!-- pooled -->" in page
+    assert script.into_results(page, said) == page
+    assert script.into_results(page, "none") != page
 
 
 def test_what_cannot_be_pooled_is_said() -> None:

@@ -1,0 +1,124 @@
+"""What is documented exists, and what exists is documented."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import tomllib
+from typing import Any
+
+import pytest
+import typer
+
+import asdm
+import asdm.cli
+import asdm_prof.cli
+from asdm.utils import registry
+from tests.docs.documents import DOCS, LANGUAGES, ROOT, Command, blocks, commands, documents, shown_commands
+
+README = documents()["README.md"]
+APPS = {"asdm": typer.main.get_command(asdm.cli.app), "asdm-prof": typer.main.get_command(asdm_prof.cli.app)}
+COMMANDS = [(program, name) for program, app in APPS.items() for name in app.commands]  # type: ignore[attr-defined]
+SEAMS = {
+    "asdm.models.families": "family",
+    "asdm.unet.replacements": "replacement",
+    "asdm.measure.backends": "backend",
+    "asdm.data.datasets": "dataset",
+    "asdm_prof.renderers": "renderer",
+}
+
+
+def command(program: str, name: str) -> Any:
+    return APPS[program].commands[name]  # type: ignore[attr-defined]
+
+
+def options(program: str, name: str) -> set[str]:
+    parameters = command(program, name).params
+    flags = {flag for parameter in parameters for flag in (*parameter.opts, *parameter.secondary_opts)}
+    return flags | {"--help"}
+
+
+def our_commands() -> list[tuple[Command, list[str]]]:
+    """Every documented command line that calls one of the two programs, with its words."""
+    lines = [(line, line.text.removeprefix("accelerate launch -m ")) for line in (*commands(), *shown_commands())]
+    return [(line, shlex.split(text, comments=True)) for line, text in lines if text.split(" ")[0] in APPS]
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_block_is_of_a_language_that_a_test_looks_at() -> None:
+    for block in blocks():
+        assert block.language in LANGUAGES, f"{block} is {block.language or 'of no language'}"
+
+
+@pytest.mark.parametrize(("program", "name"), COMMANDS)
+def test_every_command_has_a_page_and_explains_itself(program: str, name: str) -> None:
+    page = f"docs/commands/{name}.md"
+    assert f"[`{program} {name}`]({page})" in README
+    assert f"```{{options}} {program} {name}\n" in documents()[page]
+    assert command(program, name).help
+    for parameter in command(program, name).params:
+        assert getattr(parameter, "help", None), f"{program} {name} {parameter.name} has no help"
+
+
+def test_documented_commands_exist_with_their_options() -> None:
+    assert len(our_commands()) >= len(COMMANDS)
+    for line, (program, *words) in our_commands():
+        if not words or words[0].startswith("-"):
+            continue
+        assert (program, words[0]) in COMMANDS, str(line)
+        flags = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
+        assert flags <= options(program, words[0]), str(line)
+
+
+def test_options_named_in_a_commands_page_are_options_of_a_command() -> None:
+    known = {flag for program, name in COMMANDS for flag in options(program, name)}
+    known |= {"--install-completion", "--show-completion", "--version"}
+    for program, name in COMMANDS:
+        named = set(re.findall(r"`(--[a-z][\w-]*)", documents()[f"docs/commands/{name}.md"]))
+        assert named <= known, f"{program} {name}: {named - known}"
+
+
+@pytest.mark.parametrize("package", SEAMS)
+def test_every_file_of_a_seam_is_documented(package: str) -> None:
+    page = f"docs/extending/{SEAMS[package]}.md"
+    for name in registry.names(package):
+        assert f"`{name}`" in documents()[page], f"{name} of {package} is not in {page}"
+
+
+def test_every_file_that_a_document_names_is_there() -> None:
+    linked = 0
+    for document, text in documents().items():
+        folder = (ROOT / document).parent
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        for path in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", prose):
+            assert (folder / path).exists(), f"{document} links to {path}"
+            linked += 1
+        for path in re.findall(r"`(reports/(?:sd15|mini|sdxl|peers)/[\w./-]+)`", text):
+            assert (ROOT / path).exists(), f"{document} names {path}"
+    assert linked > 50
+
+
+def test_every_page_is_in_a_table_of_contents() -> None:
+    listed = set()
+    for document, text in documents().items():
+        for entries in re.findall(r"^```{toctree}.*?^```", text, flags=re.DOTALL | re.MULTILINE):
+            names = [line for line in entries.splitlines()[1:-1] if line and not line.startswith(":")]
+            listed |= {(ROOT / document).parent / f"{name}.md" for name in names}
+    pages = {path for path in DOCS.rglob("*.md") if "_build" not in path.parts}
+    assert pages - listed == {DOCS / "index.md"}
+
+
+def test_the_changelog_has_this_version() -> None:
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## {asdm.__version__}" in changelog
+
+
+def test_every_floor_of_a_dependency_is_met_by_the_tested_set() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    tested = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower()
+    for requirement in (*project["dependencies"], *project["optional-dependencies"]["docs"]):
+        name = re.split(r"[<>=]", requirement)[0]
+        assert f"\n{name}==" in tested, f"{name} is not in constraints.txt"
