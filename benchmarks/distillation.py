@@ -36,7 +36,6 @@ from asdm.models.families import load_family
 from asdm.models.networks import Vgg
 from asdm.records.measurement import Estimate, Latency
 from asdm.unet import hooks
-from asdm.unet.blocks import topology
 from asdm.utils import console
 from asdm.utils.io import Frozen, Record, check_writable, utc_now
 
@@ -122,11 +121,11 @@ def make_loop(name: str, chosen: Any) -> tuple[DistillationTask, Any, Any]:
     """A lesson with its optimizer and average, from the trainer's own parts."""
     family = load_family(chosen.family)
     teacher = loading.load_unet(family, execution.RANDOM, chosen.device).requires_grad_(False)
-    plan = students.read_plan(chosen.plan, teacher, family.name)
+    resolved = students.read_plan(chosen.plan, teacher, family.name)
     stages = recipes.adjust(recipes.progressive_incubation, "blockwise" if name == "blockwise" else None)
-    first, second = stages(topology(teacher), plan, 2)
+    first, second = stages(resolved.topology, resolved.plan, 2)
     if name == "plain":
-        student, applied = students.build(teacher, plan)
+        student, applied = students.build(teacher, resolved)
         distill.make_trainable(student)
     else:
         before, _ = students.build(teacher, first.plan)

@@ -80,7 +80,7 @@ def main(
     known = load_family(family)
     weights = settings.weights or loading.default_weights(known)
     teacher = loading.load_unet(known, weights, settings.device, settings.dtype, settings.seed)
-    sets = variants.legal_edits(teacher)
+    sets = variants.measurable_edits(teacher)
     ordered = variants.variants(teacher, sets)
     inputs = calibration(known, teacher, settings).inputs(slice(0, prompts))
     clock = clocks.clock_for(settings.device)

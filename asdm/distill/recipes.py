@@ -35,7 +35,7 @@ def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) ->
     """
     if steps < 2:
         raise ValueError(f"{steps} step is too few for two stages; choose --steps 2 or more.")
-    combined = with_grafts(plan, topology)
+    combined = with_grafts(resolve(topology, plan)).plan
     return (
         Stage(
             "compressed",
@@ -49,7 +49,7 @@ def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) ->
 
 def without_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
     """Stage 2 alone, for all of the steps: the combined UNet, its shallow blocks as the plan leaves the teacher's."""
-    return (Stage("combined", with_grafts(plan, topology), steps, SAS, grafts_from=TEACHER),)
+    return (Stage("combined", with_grafts(resolve(topology, plan)).plan, steps, SAS, grafts_from=TEACHER),)
 
 
 def bk_sdm(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:

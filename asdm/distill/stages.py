@@ -71,8 +71,8 @@ def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe:
     if len(family.text_encoders) > 1 or family.unet.get("addition_embed_type"):
         raise ValueError(f"{family.name} conditions its UNet on more than a caption, which asdm distill cannot do yet.")
     shapes = loading.meta_unet(family)
-    plan = students.read_plan(source, shapes, family.name)
-    stages = recipe(blocks.topology(shapes), plan, settings.steps)
+    resolved = students.read_plan(source, shapes, family.name)
+    stages = recipe(resolved.topology, resolved.plan, settings.steps)
     for stage in stages:
         legal = task.LEGAL[stage.mode]
         if unknown := sorted(set(stage.weights) - set(legal)):
@@ -80,7 +80,7 @@ def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe:
                 f"the stage {stage.name} ({stage.mode}) knows no loss term {unknown[0]!r}; choose from "
                 f"{', '.join(legal)}."
             )
-    return ResolvedRecipe(family, shapes, plan, stages)
+    return ResolvedRecipe(family, shapes, resolved.plan, stages)
 
 
 def select_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...]:

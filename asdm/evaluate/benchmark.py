@@ -31,7 +31,7 @@ from asdm.models.components import components_of, time_calls
 from asdm.models.families import Family, load_family
 from asdm.models.pipeline import pipeline
 from asdm.plan import presets
-from asdm.plan.edits import GraftBlock, PruningPlan
+from asdm.plan.legality import ResolvedPlan
 from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Drawing, ImageParts, Metric, Pipeline
 from asdm.records.build import BuildResult
 from asdm.records.measurement import Estimate
@@ -52,7 +52,7 @@ class Contestant:
     source: str
     shapes: nn.Module
     unet: nn.Module
-    plan: PruningPlan | None = None
+    resolved: ResolvedPlan | None = None
     removed: tuple[str, ...] = ()
     replaced: dict[str, str] = field(default_factory=dict)
 
@@ -167,7 +167,9 @@ def _require_memory(
     batch = settings.batch * (2 if settings.guided else 1)
     inputs = example_inputs.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
     counted = flops.count(shapes, (), inputs)
-    from_disk = sum(draft.is_folder or bool(draft.plan and graft.stage1_of(draft.plan)) for draft in drafts)
+    from_disk = sum(
+        draft.is_folder or bool(draft.resolved and graft.stage1_of(draft.resolved.plan)) for draft in drafts
+    )
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     torchs = counted.peak_memory_bytes + from_disk * counted.parameter_bytes
     need = int(1.1 * torchs + (1 + len(drafts)) * session) + machine.SPARE_BYTES
@@ -179,9 +181,9 @@ def _draft(source: str, teacher: nn.Module, family: Family, settings: BenchSetti
     """A student as shapes alone: what can be wrong with it is found here."""
     if Path(source).is_dir():
         return _draft_of_folder(Path(source), source, teacher, family, settings)
-    plan = students.read_plan(source, teacher, family.name)
-    shapes, applied = _made(plan, teacher, lambda stage1: loading.meta_unet(stage1, settings.dtype))
-    return Contestant(plan.name, source, shapes, shapes, plan, applied.removed, applied.replaced)
+    resolved = students.read_plan(source, teacher, family.name)
+    shapes, applied = _made(resolved, teacher, lambda stage1: loading.meta_unet(stage1, settings.dtype))
+    return Contestant(resolved.plan.name, source, shapes, shapes, resolved, applied.removed, applied.replaced)
 
 
 def distinct(drafts: Sequence[Contestant]) -> list[Contestant]:
@@ -204,10 +206,10 @@ def _draft_of_folder(
     """The plan in a student's folder is checked against the teacher; a folder of somebody else's has none."""
     shapes = loading.meta_unet(load_family(source), settings.dtype)
     path = folder / "plan.json"
-    plan = students.read_plan(str(path), teacher, family.name) if path.exists() else None
+    resolved = students.read_plan(str(path), teacher, family.name) if path.exists() else None
     built = BuildResult.load(folder / "build.json") if (folder / "build.json").exists() else None
     removed, replaced = (built.removed, built.replaced) if built else ((), {})
-    return Contestant(folder.resolve().name, source, shapes, shapes, plan, removed, replaced)
+    return Contestant(folder.resolve().name, source, shapes, shapes, resolved, removed, replaced)
 
 
 def _with_weights(draft: Contestant, teacher: nn.Module, settings: BenchSettings) -> nn.Module:
@@ -218,24 +220,24 @@ def _with_weights(draft: Contestant, teacher: nn.Module, settings: BenchSettings
 
     if draft.is_folder:
         return load(load_family(draft.source))
-    assert draft.plan is not None, "only a folder has no plan"
-    return _made(draft.plan, teacher, load)[0]
+    assert draft.resolved is not None, "only a folder has no plan"
+    return _made(draft.resolved, teacher, load)[0]
 
 
 def _made(
-    plan: PruningPlan, teacher: nn.Module, load: Callable[[Family], nn.Module]
+    resolved: ResolvedPlan, teacher: nn.Module, load: Callable[[Family], nn.Module]
 ) -> tuple[nn.Module, surgery.Applied]:
     """A plan's student; `load` gives the stage-1 student that its grafts come from."""
-    if not any(isinstance(edit, GraftBlock) for edit in plan.edits):
-        return students.build(teacher, plan)
-    source = graft.stage1_of(plan)
+    if not resolved.grafted:
+        return students.build(teacher, resolved)
+    source = graft.stage1_of(resolved.plan)
     if source is None:
         raise ValueError(
-            f"the plan {plan.name} grafts blocks and names no stage-1 student; give its graft_block edits a source, "
-            "or build it (asdm build --stage1) and name its folder."
+            f"the plan {resolved.plan.name} grafts blocks and names no stage-1 student; give its graft_block edits a "
+            "source, or build it (asdm build --stage1) and name its folder."
         )
     stage1 = graft.stage1_family(source)
-    return graft.assemble(teacher, load(stage1), plan, graft.edits_in(stage1))
+    return graft.assemble(teacher, load(stage1), resolved, graft.edits_in(stage1))
 
 
 # ---------------------------------------------------------------------------------------------- the race
@@ -473,7 +475,7 @@ def _student_record(
     threads: int,
 ) -> BenchStudent:
     counted = build.count(family, racer.shapes, settings.dtype, settings.batch, settings.size)
-    predicted = racer.plan.predicted if racer.plan else None
+    predicted = racer.resolved.plan.predicted if racer.resolved else None
     used: dict[str, str | int] = {
         "backend": settings.backend, "dtype": settings.dtype, "device": settings.device, "threads": threads,
         "batch": settings.batch, "size": settings.size or family.size,
@@ -486,7 +488,7 @@ def _student_record(
         peak_memory_bytes=counted.peak_memory_bytes,
         removed=racer.removed,
         replaced=racer.replaced,
-        plan_sha256=racer.plan.sha256() if racer.plan else None,
+        plan_sha256=racer.resolved.plan.sha256() if racer.resolved else None,
         unet_latency_s=latency(single[i]),
         paired_teacher_latency_s=latency(single[0]),
         unet_latency_ratio=paired_ratio(single[i], single[0]),
@@ -496,5 +498,5 @@ def _student_record(
         predicted_high=predicted.high if predicted else None,
         image_latency_s=images[i].latency_s if images else None,
         image_latency_ratio=images[i].ratio if images else None,
-        warning=racer.plan.not_measured_at(**used) if racer.plan else None,
+        warning=racer.resolved.plan.not_measured_at(**used) if racer.resolved else None,
     )

@@ -63,24 +63,24 @@ _ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1
 DOWN, MID = "down_block_additional_residuals", "mid_block_additional_residual"
 
 
-def fit_control(student: torch.nn.Module, teacher_skips: Sequence[str], kept: ResolvedPlan) -> Any:
+def fit_control(student: torch.nn.Module, teacher_skips: Sequence[str], plan: ResolvedPlan) -> Any:
     """Let a student take the residuals of a ControlNet that was made for its teacher; returns the hook's handle.
 
     diffusers adds residuals to skips pair by pair and stops, without a word, where one side ends. With this, the
     teacher's residuals find the skips that are left, and any other number is a ValueError. The middle's residual is
     added where the middle block was, or dropped with the deepest pair, whose resolution is gone. A `StudentUNet`
-    does this by itself; for a plain one, `units.skips(teacher)` and `plan.resolve(units.topology(teacher), edits)`.
+    does this by itself; for a plain one, pass `blocks.skips(teacher)` and `resolve(blocks.topology(teacher), edits)`.
     """
-    stays = {skip: not _is_gone(skip, kept) for skip in teacher_skips}
-    has_deepest = not kept.removed_blocks - {"mid_block"}
+    stays = {skip: not _is_gone(skip, plan) for skip in teacher_skips}
+    has_deepest = not plan.removes_deepest_pair
     return student.register_forward_pre_hook(partial(_fit_residuals, stays, has_deepest), with_kwargs=True)
 
 
-def _is_gone(skip: str, kept: ResolvedPlan) -> bool:
+def _is_gone(skip: str, plan: ResolvedPlan) -> bool:
     block, _, layer = skip.partition(".layer.")
     if layer:
-        return block in kept.removed_blocks or (block, int(layer)) in kept.removed_layers
-    return skip in kept.gone
+        return block in plan.removed_blocks or (block, int(layer)) in plan.removed_layers
+    return skip in plan.gone
 
 
 def _fit_residuals(

@@ -43,14 +43,14 @@ def build_student(
     family = load_family(teacher or _family_of(source))
     weights = weights or loading.default_weights(family)
     shapes = loading.meta_unet(family, dtype)
-    plan = students.read_plan(source, shapes, family.name)
-    stage1 = stage1 or graft.stage1_of(plan)
+    resolved = students.read_plan(source, shapes, family.name)
+    stage1 = stage1 or graft.stage1_of(resolved.plan)
     first = graft.stage1_family(stage1) if stage1 else None
     if first:
-        plan = graft.with_grafts(plan, blocks.topology(shapes))
-        small, applied = graft.assemble(shapes, loading.meta_unet(first, dtype), plan, graft.edits_in(first))
+        resolved = graft.with_grafts(resolved)
+        small, applied = graft.assemble(shapes, loading.meta_unet(first, dtype), resolved, graft.edits_in(first))
     else:
-        small, applied = students.build(shapes, plan)
+        small, applied = students.build(shapes, resolved)
     before, after = costs = (count(family, shapes, dtype), count(family, small, dtype))
     need = before.parameter_bytes + (after.parameter_bytes if first else 0)
     machine.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
@@ -59,12 +59,14 @@ def build_student(
     unet = loading.load_unet(family, weights, device, dtype, seed)
     tell("operating", 0, None)
     if first:
-        student, _ = graft.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), plan)
+        student, _ = graft.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), resolved)
     else:
-        student, _ = students.build(unet, plan)
-    result = record(
-        plan, family, weights, shapes, small, applied, costs, stage1, graft.audit(student, unet) if first else None
-    ).model_copy(update={"warning": plan.not_measured_at(device=device, dtype=dtype)})
+        student, _ = students.build(unet, resolved)
+    plan = resolved.plan
+    audit = graft.audit(student, unet) if first else None
+    result = record(plan, family, weights, shapes, small, applied, costs, stage1, audit).model_copy(
+        update={"warning": plan.not_measured_at(device=device, dtype=dtype)}
+    )
     tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
     students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
     return result

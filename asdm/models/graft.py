@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +12,26 @@ from torch import nn
 
 from asdm.models.families import Family, load_family
 from asdm.models.student import StudentUNet, operate
-from asdm.plan.edits import AnyEdit, GraftBlock, PruningPlan, parse_edits
-from asdm.plan.legality import resolve
-from asdm.plan.topology import Topology
+from asdm.plan.edits import Edits, GraftBlock, PruningPlan, parse_edits
+from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.records.build import FreezeAudit, Tensors
-from asdm.unet.blocks import counterpart, topology
-from asdm.unet.surgery import Applied
+from asdm.unet.blocks import counterpart
+from asdm.unet.surgery import Applied, resolved_on
 
 
-def with_grafts(plan: PruningPlan, shape: Topology) -> PruningPlan:
+def with_grafts(plan: ResolvedPlan) -> ResolvedPlan:
     """A plan that says which blocks are grafted: as it stands, or else every block that its edits compress."""
-    kept = resolve(shape, plan.edits)
-    if kept.grafted:
+    if plan.grafted:
         return plan
-    compressed = {block for block, _ in kept.removed_layers}
-    compressed |= {shape.unit(fqn).block for fqn in (*kept.removed_units, *kept.replaced)}
-    grafts = [GraftBlock(block=block) for block in shape.blocks if block in compressed]
-    return plan.model_copy(update={"edits": (*plan.edits, *grafts)})
+    compressed = {block for block, _ in plan.removed_layers}
+    compressed |= {plan.topology.unit(fqn).block for fqn in (*plan.removed_units, *plan.replaced)}
+    grafted = tuple(block for block in plan.topology.blocks if block in compressed)
+    edits = (*plan.edits, *(GraftBlock(block=block) for block in grafted))
+    return replace(plan, plan=plan.plan.model_copy(update={"edits": edits}), grafted=grafted)
 
 
 def assemble(
-    teacher: nn.Module, stage1: nn.Module | None, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None = None
+    teacher: nn.Module, stage1: nn.Module | None, plan: PruningPlan | ResolvedPlan, stage1_edits: Edits | None = None
 ) -> tuple[UNet2DConditionModel, Applied]:
     """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, all else the teacher's own.
 
@@ -42,15 +42,16 @@ def assemble(
     what a replacement adds (experts, gates) is made from the teacher. `stage1_edits` are what made the stage-1
     student, where known. Raises ValueError naming the block that does not fit.
     """
-    kept = resolve(topology(teacher), plan.edits)
-    if not kept.grafted:
+    resolved = resolved_on(teacher, plan)
+    plan = resolved.plan
+    if not resolved.grafted:
         raise ValueError(f"the plan {plan.name} grafts no block; add graft_block edits.")
     if stage1 is not None:
-        _check_same_layers(teacher, plan, stage1_edits if stage1_edits is not None else _edits_of(stage1))
-    student, applied = operate(teacher, plan)
+        _check_same_layers(resolved, stage1_edits if stage1_edits is not None else _edits_of(stage1))
+    student, applied = operate(teacher, resolved)
     here = {theirs: mine for mine, theirs in applied.name_map.items()}
-    blocks, theirs = [here[block] for block in kept.grafted], teacher.state_dict().keys()
-    for block, mine in zip(kept.grafted, blocks, strict=True):
+    blocks, theirs = [here[block] for block in resolved.grafted], teacher.state_dict().keys()
+    for block, mine in zip(resolved.grafted, blocks, strict=True):
         if stage1 is None:
             _graft(student.get_submodule(mine), student.get_submodule(mine), block, set())
             continue
@@ -85,26 +86,28 @@ def stage1_family(folder: str) -> Family:
     return load_family(folder)
 
 
-def edits_in(stage1: Family) -> tuple[AnyEdit, ...] | None:
+def edits_in(stage1: Family) -> Edits | None:
     """What made a stage-1 student, where its folder holds the plan."""
     path = stage1.folder / "plan.json" if stage1.folder else None
     return PruningPlan.load(path).edits if path and path.exists() else None
 
 
-def _edits_of(unet: Any) -> tuple[AnyEdit, ...] | None:
+def _edits_of(unet: Any) -> Edits | None:
     return parse_edits(unet.config["edits"]) if isinstance(unet, StudentUNet) else None
 
 
-def _check_same_layers(teacher: nn.Module, plan: PruningPlan, stage1_edits: tuple[AnyEdit, ...] | None) -> None:
+def _check_same_layers(plan: ResolvedPlan, stage1_edits: Edits | None) -> None:
     if stage1_edits is None:
         return
-    ours, theirs = (resolve(topology(teacher), edits) for edits in (plan.edits, stage1_edits))
-    for block in ours.grafted:
-        mine, yours = ([layer for b, layer in sorted(kept.removed_layers) if b == block] for kept in (ours, theirs))
-        if mine != yours:
+    stage1 = resolve(plan.topology, stage1_edits)
+    for block in plan.grafted:
+        ours, theirs = (
+            [layer for name, layer in sorted(resolved.removed_layers) if name == block] for resolved in (plan, stage1)
+        )
+        if ours != theirs:
             raise ValueError(
-                f"cannot graft {block}: the plan removes its layers {mine or 'none'}, "
-                f"the stage-1 student lacks {yours or 'none'}; use the same layers in both."
+                f"cannot graft {block}: the plan removes its layers {ours or 'none'}, "
+                f"the stage-1 student lacks {theirs or 'none'}; use the same layers in both."
             )
 
 

@@ -12,14 +12,13 @@ from torch import nn
 
 from asdm.models.adapters import fit_control
 from asdm.models.loading import aligned, unet_config_sha256
-from asdm.plan.edits import AnyEdit, PruningPlan, parse_edits
+from asdm.plan.edits import PruningPlan, parse_edits
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.plan.presets import PRESETS
-from asdm.plan.topology import Topology
 from asdm.records.build import BuildResult
 from asdm.unet.blocks import skips, topology
 from asdm.unet.replacements import shared_copy
-from asdm.unet.surgery import Applied, apply_plan
+from asdm.unet.surgery import Applied, apply_plan, resolved_on
 from asdm.utils.io import whole_folder
 
 
@@ -28,13 +27,17 @@ class StudentUNet(UNet2DConditionModel):
 
     __module__ = "asdm"  # what a pipeline's folder says, so that `import asdm` is enough for diffusers to find it
 
-    def __init__(self, edits: list[dict[str, Any]] | None = None, **teacher_config: Any) -> None:
+    def __init__(self, edits: list[dict[str, Any]] | ResolvedPlan | None = None, **teacher_config: Any) -> None:
         super().__init__(**teacher_config)
-        self.register_to_config(edits=edits or [])
-        parsed = parse_edits(edits or [], "config.json")
-        kept, all_skips = resolve(topology(self), parsed), skips(self)
-        self.applied = apply_plan(self, parsed)
-        fit_control(self, all_skips, kept)
+        if isinstance(edits, ResolvedPlan):
+            plan = edits
+            self.register_to_config(edits=[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits])
+        else:
+            plan = resolved_on(self, parse_edits(edits or [], "config.json"))
+            self.register_to_config(edits=edits or [])
+        teacher_skips = skips(self)
+        self.applied = apply_plan(self, plan)
+        fit_control(self, teacher_skips, plan)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' own; raises ValueError where the config would not load what is saved, as after folding."""
@@ -64,8 +67,8 @@ class StudentUNet(UNet2DConditionModel):
         return keys | UNet2DConditionModel._get_init_keys(UNet2DConditionModel) if "edits" in keys else keys
 
 
-def read_plan(source: str, teacher: nn.Module, family: str) -> PruningPlan:
-    """A plan from a preset's name or a file, checked against its teacher.
+def read_plan(source: str, teacher: nn.Module, family: str) -> ResolvedPlan:
+    """A plan from a preset's name or a file, resolved against its teacher.
 
     Raises ValueError for neither, for a plan that was made for another teacher, and for an edit that does not fit.
     """
@@ -73,10 +76,9 @@ def read_plan(source: str, teacher: nn.Module, family: str) -> PruningPlan:
     if source in PRESETS:
         try:
             edits = tuple(PRESETS[source](shape))
-            resolve(shape, edits)
+            return resolve(shape, PruningPlan(name=source, family=family, teacher_config_sha256=sha256, edits=edits))
         except (ValueError, IndexError) as error:
             raise ValueError(f"the preset {source} does not fit {family}: {error}") from None
-        return PruningPlan(name=source, family=family, teacher_config_sha256=sha256, edits=edits)
     if not Path(source).exists():
         raise ValueError(f"{source!r} is neither a plan file nor a preset; choose from {', '.join(PRESETS)}.")
     plan = PruningPlan.load(source)
@@ -86,48 +88,47 @@ def read_plan(source: str, teacher: nn.Module, family: str) -> PruningPlan:
             f"than {family} (config {sha256[:12]}); plan again on a profile of {family}."
         )
     try:
-        resolve(shape, plan.edits)
+        return resolve(shape, plan)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
-    return plan
 
 
-def build(teacher: nn.Module, plan: PruningPlan) -> tuple[UNet2DConditionModel, Applied]:
+def build(teacher: nn.Module, plan: PruningPlan | ResolvedPlan) -> tuple[UNet2DConditionModel, Applied]:
     """The student of `teacher` under `plan`; it shares the teacher's tensors, and the teacher stays as it was.
 
     Where removal alone made it, the student is a plain `UNet2DConditionModel` that diffusers loads without asdm.
     Raises ValueError for a teacher that is a student itself: its config could not say what both plans did; and for
     a plan with grafts, which `assemble` builds.
     """
-    if grafted := resolve(topology(teacher), plan.edits).grafted:
+    resolved = resolved_on(teacher, plan)
+    if resolved.grafted:
         raise ValueError(
-            f"the plan {plan.name} takes {' and '.join(grafted)} from a stage-1 student; name its folder (--stage1)."
+            f"the plan {resolved.plan.name} takes {' and '.join(resolved.grafted)} from a stage-1 student; "
+            "name its folder (--stage1)."
         )
-    return operate(teacher, plan)
+    return operate(teacher, resolved)
 
 
-def operate(teacher: nn.Module, plan: PruningPlan) -> tuple[UNet2DConditionModel, Applied]:
+def operate(teacher: nn.Module, plan: ResolvedPlan) -> tuple[UNet2DConditionModel, Applied]:
+    """`build` for any plan: grafted blocks are the teacher's own, as the plan leaves them."""
     if isinstance(teacher, StudentUNet):
         raise ValueError(
             "the teacher is a student with edits of its own; build from its teacher, with both plans' edits."
         )
     operated = shared_copy(teacher)
-    applied = apply_plan(operated, plan.edits)
+    applied = apply_plan(operated, plan)
     weights = operated.state_dict()
     with torch.device("meta"):
-        student = _plain(teacher, plan, weights) or StudentUNet.from_config(
-            _public(teacher.config) | {"edits": _plain_json(plan.edits)}
-        )
+        student = _plain(teacher, plan, weights) or StudentUNet.from_config(_public(teacher.config) | {"edits": plan})
     student.load_state_dict(weights, strict=True, assign=True)
     return student.eval(), applied
 
 
-def _plain(teacher: nn.Module, plan: PruningPlan, weights: dict[str, torch.Tensor]) -> UNet2DConditionModel | None:
+def _plain(teacher: nn.Module, plan: ResolvedPlan, weights: dict[str, torch.Tensor]) -> UNet2DConditionModel | None:
     """An unchanged diffusers UNet with exactly these weights' names and shapes, where one exists."""
-    kept = resolve(topology(teacher), plan.edits)
-    if kept.removed_units or kept.replaced:
+    if plan.removed_units or plan.replaced:
         return None
-    student = UNet2DConditionModel.from_config(_pruned_config(_public(teacher.config), topology(teacher), kept))
+    student = UNet2DConditionModel.from_config(_pruned_config(_public(teacher.config), plan))
     shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
     return student if shapes == {name: tensor.shape for name, tensor in weights.items()} else None
 
@@ -137,18 +138,16 @@ def _public(config: Any) -> dict[str, Any]:
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
-def _plain_json(edits: tuple[AnyEdit, ...]) -> list[dict[str, Any]]:
-    return [edit.model_dump(mode="json", by_alias=True) for edit in edits]
-
-
-def _pruned_config(config: dict[str, Any], shape: Topology, kept: ResolvedPlan) -> dict[str, Any]:
+def _pruned_config(config: dict[str, Any], plan: ResolvedPlan) -> dict[str, Any]:
     """diffusers' config of a UNet after whole layers and blocks are gone."""
+    teacher = plan.topology
     layers = [
-        len([n for n in shape.layers(block) if (block, n) not in kept.removed_layers]) for block in shape.down_blocks
+        sum((block, layer) not in plan.removed_layers for layer in teacher.layers(block))
+        for block in teacher.down_blocks
     ]
-    if "mid_block" in kept.removed_blocks:
+    if "mid_block" in plan.removed_blocks:
         config["mid_block_type"] = None
-    if kept.removed_blocks - {"mid_block"}:
+    if plan.removes_deepest_pair:
         layers = layers[:-1]
         for key in _PER_DOWN_BLOCK:
             if isinstance(config.get(key), list | tuple):

@@ -76,6 +76,7 @@ class GraftBlock(Edit):
 
 
 AnyEdit = Annotated[RemoveLayer | RemoveUnit | ReplaceUnit | RemoveBlock | GraftBlock, Field(discriminator="op")]
+Edits = tuple[AnyEdit, ...]
 
 
 class Prediction(Frozen):
@@ -144,7 +145,7 @@ class PruningPlan(Record):
     name: str = "plan"
     family: str
     teacher_config_sha256: str | None = None
-    edits: tuple[AnyEdit, ...]
+    edits: Edits
     frozen: tuple[str, ...] = ()
     budget: str | None = None
     budget_ratio: float | None = None
@@ -197,11 +198,11 @@ class PruningPlan(Record):
         return notebook.table(f"{self.name}{at} of {self.family}{promise}", ["edit"], [[e] for e in self.edits], note)
 
 
-def parse_edits(data: Any, source: str = "plan") -> tuple[AnyEdit, ...]:
+def parse_edits(data: Any, source: str = "plan") -> Edits:
     """Edits from plain JSON values; raises ValueError that names the first wrong one."""
 
     class _Edits(BaseModel):
-        edits: tuple[AnyEdit, ...]
+        edits: Edits
 
     try:
         return _Edits.model_validate({"edits": json.loads(json.dumps(data))}).edits

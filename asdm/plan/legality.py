@@ -4,30 +4,61 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from asdm.plan.edits import AnyEdit, GraftBlock, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
+from asdm.plan.edits import (
+    AnyEdit,
+    Edits,
+    GraftBlock,
+    PruningPlan,
+    RemoveBlock,
+    RemoveLayer,
+    RemoveUnit,
+    ReplaceUnit,
+)
 from asdm.plan.topology import Topology, UnitShape, listed
-from asdm.utils.io import Frozen
 
 
-class ResolvedPlan(Frozen):
-    """What a plan leaves of a topology."""
+@dataclass(frozen=True)
+class ResolvedPlan:
+    """What a plan makes of one teacher: what stays, goes, is replaced or grafted, and what it is called in the student.
 
+    `resolve` makes it once; surgery, students, grafts and prices take it from there.
+    """
+
+    topology: Topology  # the teacher's
+    plan: PruningPlan
     removed_blocks: frozenset[str]
     removed_layers: frozenset[tuple[str, int]]
     removed_units: frozenset[str]  # made an identity, one by one
     replaced: dict[str, str]  # unit → replacement
     grafted: tuple[str, ...]  # blocks whose weights come from a stage-1 student
     gone: tuple[str, ...]  # fqns of every unit and sampler that is no longer computed
+    names: dict[str, str]  # block, unit or sampler that stays: its fqn in the student → in the teacher
+
+    @property
+    def edits(self) -> Edits:
+        return self.plan.edits
+
+    @property
+    def touched_units(self) -> frozenset[str]:
+        """Units that are removed or replaced."""
+        return frozenset(unit.fqn for unit in self.topology.units if unit.fqn in {*self.gone, *self.replaced})
+
+    @property
+    def removes_deepest_pair(self) -> bool:
+        return bool(self.removed_blocks - {"mid_block"})
 
 
-def resolve(topology: Topology, edits: Iterable[AnyEdit]) -> ResolvedPlan:
-    """Check `edits` against a teacher and say what remains.
+def resolve(topology: Topology, plan: PruningPlan | Iterable[AnyEdit]) -> ResolvedPlan:
+    """Check a plan, or edits without one, against a teacher and say what remains.
 
     Raises ValueError naming the edit, the reason and the legal choices: an address that matches nothing, a unit
-    edited twice, a skip without its consumer, channels that no longer fit, a block that may not go.
+    edited twice, a skip without its consumer, channels that no longer fit, a block that must stay.
     """
-    edits = tuple(edits)
+    if not isinstance(plan, PruningPlan):
+        plan = PruningPlan.model_construct(family="", edits=tuple(plan))
+    edits = plan.edits
     removed_blocks = _removed_blocks(topology, edits)
     removed_layers = _removed_layers(topology, edits, removed_blocks)
     gone = [
@@ -35,21 +66,66 @@ def resolve(topology: Topology, edits: Iterable[AnyEdit]) -> ResolvedPlan:
         for unit in topology.units
         if unit.block in removed_blocks or (unit.block, unit.layer) in removed_layers
     ]
-    gone += _removed_samplers(topology, removed_blocks)
+    samplers = _removed_samplers(topology, removed_blocks)
     removed_units, replaced = _unit_edits(topology, edits, set(gone))
     grafted = _grafted_blocks(topology, edits, removed_blocks)
     if removed_blocks or removed_layers:
         _check_flow(topology, removed_blocks, removed_layers)
-    order = {unit.fqn: i for i, unit in enumerate(topology.units)}
-    gone = sorted({*gone, *removed_units}, key=lambda fqn: (order.get(fqn, len(order)), fqn))
+    names = _names(topology, removed_blocks, removed_layers)
     return ResolvedPlan(
+        topology=topology,
+        plan=plan,
         removed_blocks=frozenset(removed_blocks),
         removed_layers=frozenset(removed_layers),
         removed_units=frozenset(removed_units),
         replaced=replaced,
         grafted=grafted,
-        gone=tuple(gone),
+        gone=(*(unit.fqn for unit in topology.units if unit.fqn in {*gone, *removed_units}), *sorted(samplers)),
+        names={student: teacher for student, teacher in names.items() if teacher not in {*samplers, *removed_units}},
     )
+
+
+def legal_edits(topology: Topology, replacements: Iterable[tuple[str, str]] = ()) -> list[ResolvedPlan]:
+    """Every edit that is legal by itself, with those that must go along, resolved and in a fixed order.
+
+    Units that can become an identity; `replacements`, as (unit, name), in their own order; layers with layers of the
+    mirrored block; the middle block; the deepest pair with the middle block.
+    """
+    sets: list[Edits] = [(RemoveUnit(unit=unit.fqn),) for unit in topology.units if not why_no_identity(topology, unit)]
+    sets += [(ReplaceUnit(unit=unit, with_=name),) for unit, name in replacements]
+    for down in topology.down_blocks:
+        for layers in legal_layer_sets(topology, down)[1:]:
+            sets.append(tuple(RemoveLayer(block=block, layer=layer) for block, layer in layers))
+    mid = ("mid_block",) if "mid_block" in topology.blocks else ()
+    deepest = (topology.down_blocks[-1],) if len(topology.down_blocks) > 1 else ()
+    for blocks in filter(None, [mid, (*deepest, *mid) if deepest else ()]):
+        removed = {*blocks, *(topology.mirror(block) for block in blocks if block != "mid_block")}
+        if is_legal_flow(topology, removed, ()):
+            sets.append(tuple(RemoveBlock(block=block) for block in blocks))
+    return [resolve(topology, edits) for edits in sets]
+
+
+def _names(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -> dict[str, str]:
+    """Blocks, units and samplers outside removed blocks and layers: the student's name → the teacher's.
+
+    Indices close up: a block or layer moves down by the number of those that are gone before it on its side.
+    """
+    names: dict[str, str] = {}
+    removed_up = sum(block.startswith("up_blocks.") for block in blocks)
+    for block in topology.blocks:
+        if block in blocks:
+            continue
+        side, _, index = block.partition(".")
+        own = f"{side}.{int(index) - removed_up}" if side == "up_blocks" else block
+        names[own] = block
+        for unit in topology.units:
+            if unit.block == block and (block, unit.layer) not in layers:
+                stem = unit.fqn.removeprefix(block).rpartition(".")[0]  # .resnets, .attentions
+                before = sum((block, layer) in layers for layer in range(unit.layer))
+                names[f"{own}{stem}.{unit.layer - before}"] = unit.fqn
+        if sampler := topology.samplers.get(block):
+            names[f"{own}{sampler.removeprefix(block)}"] = sampler
+    return names
 
 
 def _removed_blocks(topology: Topology, edits: Sequence[AnyEdit]) -> set[str]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from asdm.plan.edits import AnyEdit, ReplaceUnit
-from asdm.plan.legality import resolve
+from asdm.plan.edits import AnyEdit, PruningPlan, ReplaceUnit
+from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.unet import blocks
 from asdm.unet.replacements import pass_through
 from asdm.utils import registry
@@ -29,27 +29,30 @@ class Applied:
         return self.name_map[at] + name[len(at) :] if at else name
 
 
-def apply_plan(unet: nn.Module, edits: Iterable[AnyEdit]) -> Applied:
-    """Change `unet` in place; raises ValueError naming the first edit that does not fit it.
+def resolved_on(unet: nn.Module, plan: ResolvedPlan | PruningPlan | Iterable[AnyEdit]) -> ResolvedPlan:
+    """A plan resolved against a teacher; one that is resolved already is returned as it is."""
+    return plan if isinstance(plan, ResolvedPlan) else resolve(blocks.topology(unet), plan)
 
-    Edits speak the teacher's names. ModuleLists renumber after a deletion, so whoever needs to find a part again
-    (weights, features) reads the name map.
+
+def apply_plan(unet: nn.Module, plan: ResolvedPlan) -> Applied:
+    """Change the teacher `unet` in place; raises ValueError for a replacement that does not apply to its unit.
+
+    Edits use the teacher's names. ModuleLists renumber after a deletion; the name map finds a part (weights, features)
+    again.
     """
-    edits = tuple(edits)
-    kept = resolve(blocks.topology(unet), edits)
-    modules = {edit.unit: replacement_for(unet, edit) for edit in edits if isinstance(edit, ReplaceUnit)}
-    modules |= {fqn: _identity(unet.get_submodule(fqn)) for fqn in kept.removed_units}
+    modules = {edit.unit: replacement_for(unet, edit) for edit in plan.edits if isinstance(edit, ReplaceUnit)}
+    modules |= {fqn: _identity(unet.get_submodule(fqn)) for fqn in plan.removed_units}
     for fqn, module in modules.items():  # nothing has changed up to here, so a refusal leaves the UNet whole
         unet.set_submodule(fqn, module)
-    names = _names_by_module(unet)
-    for block, layer in sorted(kept.removed_layers, reverse=True):
+    for block, layer in sorted(plan.removed_layers, reverse=True):
         blocks.delete_layer(unet, block, layer)
-    if "mid_block" in kept.removed_blocks:
+    if "mid_block" in plan.removed_blocks:
         blocks.delete_mid_block(unet)
-    if kept.removed_blocks - {"mid_block"}:
+    if plan.removes_deepest_pair:
         blocks.delete_deepest_pair(unet)
-    name_map = {name: names[id(module)] for name, module in _named(unet)}
-    return Applied(name_map=name_map, removed=kept.gone, replaced=kept.replaced)
+    left = [*(name for name, _ in blocks.iter_blocks(unet)), *(part.fqn for part in blocks.iter_parts(unet))]
+    name_map = {name: plan.names.get(name, name) for name in left}  # glue outside the blocks keeps its name
+    return Applied(name_map=name_map, removed=plan.gone, replaced=plan.replaced)
 
 
 def replacement_for(unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
@@ -82,16 +85,5 @@ def swapped(unet: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]
 
 def _identity(unit: nn.Module) -> nn.Module:
     module = pass_through.replace(unit)
-    assert module is not None, "resolve() lets no unit pass that cannot become an identity"
+    assert module is not None, "resolve() refuses to remove a unit that cannot become an identity"
     return module
-
-
-def _named(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Blocks and parts by name; a part of several modules goes by its last, which carries its name."""
-    yield from blocks.iter_blocks(unet)
-    for part in blocks.iter_parts(unet):
-        yield part.fqn, part.modules[-1]
-
-
-def _names_by_module(unet: nn.Module) -> dict[int, str]:
-    return {id(module): name for name, module in _named(unet)}

@@ -16,11 +16,11 @@ Measured damage knows no experts: they start as the unit that they replace, and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
-from asdm.plan.legality import is_legal_flow, legal_layer_sets, resolve, why_no_identity
+from asdm.plan.edits import AnyEdit, Edits
+from asdm.plan.legality import ResolvedPlan, legal_edits
 from asdm_prof.records import Damage, PartRecord, Profile, Validation
 
 CONVOLUTION_WEIGHT = 2.0
@@ -32,7 +32,7 @@ RECOVERED_BY_EXPERTS = 0.5
 class Choice:
     """Edits that a plan makes together: what they save (shares of the teacher) and what they cost."""
 
-    edits: tuple[AnyEdit, ...]
+    edits: Edits
     touches: frozenset[str]  # fqns of the units that it decides on
     saving: float  # of the latency
     damage: float
@@ -54,11 +54,13 @@ def choices(profile: Profile, validation: Validation | None = None, damage: Dama
     With measured damage, those that were measured.
     """
     factors = validation.factors if validation else {}
-    found = [replace(c, saving=c.saving * (1 - factors.get(c.edit.op, 0.0))) for c in _choices(profile)]
+    edits = legal_edits(profile.topology, [(option.unit, option.replacement) for option in profile.options])
+    priced = [_choice(profile, edit) for edit in edits]
+    corrected = [replace(c, saving=c.saving * (1 - factors.get(c.edit.op, 0.0))) for c in priced]
     if damage is None:
-        return found
+        return corrected
     measured = {key(one.edits): one.damage.value for one in damage.edits}
-    return [replace(c, damage=measured[key(c.edits)]) for c in found if key(c.edits) in measured]
+    return [replace(c, damage=measured[key(c.edits)]) for c in corrected if key(c.edits) in measured]
 
 
 def key(edits: Sequence[AnyEdit]) -> frozenset[str]:
@@ -66,58 +68,29 @@ def key(edits: Sequence[AnyEdit]) -> frozenset[str]:
     return frozenset(edit.model_dump_json(by_alias=True) for edit in edits)
 
 
-def _choices(profile: Profile) -> list[Choice]:
-    shape = profile.topology
-    found = [_remove_unit(profile, unit.fqn) for unit in shape.units if not why_no_identity(shape, unit)]
-    found += [_replace_unit(profile, i) for i in range(len(profile.options))]
-    for down in shape.down_blocks:
-        for removed in legal_layer_sets(shape, down)[1:]:
-            fqns = [unit.fqn for layer in removed for unit in shape.layer_units(*layer)]
-            edits = tuple(RemoveLayer(block=block, layer=layer) for block, layer in removed)
-            found.append(_removal(profile, edits, fqns, fqns))
-    return found + list(_block_choices(profile))
-
-
-def _block_choices(profile: Profile) -> Iterator[Choice]:
-    """The middle block, and with it the deepest pair, where their neighbours' channels fit without them."""
-    shape = profile.topology
-    mid = ("mid_block",) if "mid_block" in shape.blocks else ()
-    pair = (shape.down_blocks[-1],) if len(shape.down_blocks) > 1 else ()
-    for blocks in ((*mid,), (*pair, *mid)) if pair else ((*mid,),):
-        removed = {*blocks, *(shape.mirror(block) for block in blocks if block != "mid_block")}
-        if blocks and is_legal_flow(shape, removed, ()):
-            edits = tuple(RemoveBlock(block=block) for block in blocks)
-            gone = resolve(shape, edits).gone
-            yield _removal(profile, edits, [unit.fqn for unit in shape.units if unit.block in removed], gone)
-
-
-def _remove_unit(profile: Profile, fqn: str) -> Choice:
-    return _removal(profile, (RemoveUnit(unit=fqn),), [fqn], [fqn])
-
-
-def _removal(profile: Profile, edits: tuple[AnyEdit, ...], touches: Sequence[str], gone: Sequence[str]) -> Choice:
-    parts, whole = [profile.part(fqn) for fqn in gone], profile.whole
+def _choice(profile: Profile, edits: ResolvedPlan) -> Choice:
+    """A legal edit with its price: a replacement saves the difference of two times, a removal all that goes."""
+    whole = profile.whole
+    if edits.replaced:
+        ((fqn, name),) = edits.replaced.items()
+        unit, option = profile.part(fqn), profile.option(fqn, name)
+        lost_use = 1 - (option.conv_macs + option.linear_macs) / (unit.conv_macs + unit.linear_macs)
+        return Choice(
+            edits=edits.edits,
+            touches=edits.touched_units,
+            saving=unit.share.median - option.share.median,
+            damage=max(lost_use, 0.0) * _worth(unit) / whole.params,
+            macs=(unit.macs - option.macs) / max(whole.macs, 1),
+            params=(unit.params - option.params) / whole.params,
+        )
+    parts = [profile.part(fqn) for fqn in edits.gone]
     return Choice(
-        edits=edits,
-        touches=frozenset(touches),
+        edits=edits.edits,
+        touches=edits.touched_units,
         saving=sum(part.share.median for part in parts),
         damage=sum(_worth(part) for part in parts) / whole.params,
         macs=sum(part.macs for part in parts) / max(whole.macs, 1),
         params=sum(part.params for part in parts) / whole.params,
-    )
-
-
-def _replace_unit(profile: Profile, index: int) -> Choice:
-    option, whole = profile.options[index], profile.whole
-    unit = profile.part(option.unit)
-    lost_use = 1 - (option.conv_macs + option.linear_macs) / (unit.conv_macs + unit.linear_macs)
-    return Choice(
-        edits=(ReplaceUnit(unit=option.unit, with_=option.replacement),),
-        touches=frozenset([option.unit]),
-        saving=unit.share.median - option.share.median,
-        damage=max(lost_use, 0.0) * _worth(unit) / whole.params,
-        macs=(unit.macs - option.macs) / max(whole.macs, 1),
-        params=(unit.params - option.params) / whole.params,
     )
 
 

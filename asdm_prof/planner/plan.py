@@ -17,7 +17,6 @@ from scipy.stats import t as student_t
 
 from asdm.plan.edits import AnyEdit, MeasuredAt, Prediction, Proof, PruningPlan
 from asdm.plan.legality import ResolvedPlan, is_legal_flow, resolve
-from asdm.plan.topology import Topology
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import milp
 from asdm_prof.planner.budgets import Row, budget_rows, parse_budgets
@@ -61,58 +60,54 @@ def margin(profile: Profile, confidence: float, validation: Validation | None = 
     return float(norm.ppf(confidence)) * sigma
 
 
-def price(profile: Profile, edits: Sequence[AnyEdit], validation: Validation | None = None) -> Prediction:
+def price(profile: Profile, plan: ResolvedPlan | Sequence[AnyEdit], validation: Validation | None = None) -> Prediction:
     """What a profile says of a student: the teacher's time less what is saved, and its 95 % interval.
 
     A validation gives its measured σ, and its correction where that was approved. Raises ValueError for an illegal
     edit and for a replacement that the profile did not time.
     """
-    saved, variance = _saved(profile, edits)
+    plan = _resolved(profile, plan)
+    saved, variance = _saved(profile, plan)
     factors = validation.factors if validation else {}
     ratio = 1 - sum(share * (1 - factors.get(op, 0.0)) for op, share in saved.items())
-    spread = 1.96 * math.sqrt(variance + MODEL_ERROR**2) if edits else 0.0
-    if validation and edits:
+    spread = 1.96 * math.sqrt(variance + MODEL_ERROR**2) if plan.edits else 0.0
+    if validation and plan.edits:
         spread = margin(profile, 0.975, validation)
     return Prediction(
         latency_s=ratio * profile.whole.latency_s.median, ratio=ratio, low=ratio - spread, high=ratio + spread
     )
 
 
-def saved_by_kind(profile: Profile, edits: Sequence[AnyEdit]) -> dict[str, float]:
+def saved_by_kind(profile: Profile, plan: ResolvedPlan | Sequence[AnyEdit]) -> dict[str, float]:
     """What each kind of edit (`op`) in a plan saves by the profile, as a share of the teacher."""
-    return _saved(profile, edits)[0]
+    return _saved(profile, _resolved(profile, plan))[0]
 
 
-def _saved(profile: Profile, edits: Sequence[AnyEdit]) -> tuple[dict[str, float], float]:
+def _resolved(profile: Profile, plan: ResolvedPlan | Sequence[AnyEdit]) -> ResolvedPlan:
+    return plan if isinstance(plan, ResolvedPlan) else resolve(profile.topology, plan)
+
+
+def _saved(profile: Profile, plan: ResolvedPlan) -> tuple[dict[str, float], float]:
     """Savings by kind of edit, and the variance of their sum from the unit times alone."""
-    kept = resolve(profile.topology, edits)
-    saved: dict[str, float] = dict.fromkeys(sorted({edit.op for edit in edits}), 0.0)
+    saved: dict[str, float] = dict.fromkeys(sorted({edit.op for edit in plan.edits}), 0.0)
     variance = 0.0
-    for fqn in kept.gone:
+    for fqn in plan.gone:
         share = profile.part(fqn).share
-        saved[_op_of(profile.topology, kept, fqn)] += share.median
+        saved[_op_of(plan, fqn)] += share.median
         variance += _sigma(share) ** 2
-    for fqn, name in kept.replaced.items():
-        before, after = profile.part(fqn).share, _option_share(profile, fqn, name)
+    for fqn, name in plan.replaced.items():
+        before, after = profile.part(fqn).share, profile.option(fqn, name).share
         saved["replace_unit"] += before.median - after.median
         variance += _sigma(before) ** 2 + _sigma(after) ** 2
     return saved, variance
 
 
-def _op_of(shape: Topology, kept: ResolvedPlan, fqn: str) -> str:
-    """The kind of edit that made a part go."""
-    if fqn in kept.removed_units:
+def _op_of(plan: ResolvedPlan, fqn: str) -> str:
+    """The kind of edit that removed a part."""
+    if fqn in plan.removed_units:
         return "remove_unit"
-    in_layers = (unit.fqn for layer in kept.removed_layers for unit in shape.layer_units(*layer))
+    in_layers = (unit.fqn for layer in plan.removed_layers for unit in plan.topology.layer_units(*layer))
     return "remove_layer" if fqn in in_layers else "remove_block"
-
-
-def _option_share(profile: Profile, fqn: str, name: str) -> Estimate:
-    for option in profile.options:
-        if (option.unit, option.replacement) == (fqn, name):
-            return option.share
-    timed = sorted({option.replacement for option in profile.options if option.unit == fqn})
-    raise ValueError(f"the profile has no time for {name} in {fqn}; it timed {', '.join(timed) or 'nothing'} there.")
 
 
 def make_plan(
@@ -132,7 +127,6 @@ def make_plan(
     problem, budgets, below = prepare(profile, asked, confidence, validation, damage)
     solution = solve(problem, budgets, below)
     edits = problem.edits(solution.chosen)
-    resolve(profile.topology, edits)
     return PruningPlan(
         family=profile.family,
         teacher_config_sha256=profile.config_sha256,

@@ -23,6 +23,7 @@ from asdm.models import example_inputs, execution, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import AnyEdit, PruningPlan
+from asdm.plan.legality import resolve
 from asdm.unet import blocks, flops
 from asdm.utils.io import Record, sha256_of, utc_now
 from asdm.utils.progress import Tell
@@ -152,12 +153,13 @@ def _measure(
     repeats.warm_up(first.run, budget_s=settings.time_budget_s / 3)
     began = wall.mark()
     for n, edits in enumerate(drawn):
-        predicted = planner.price(profile, edits)
+        plan = resolve(profile.topology, PruningPlan(family=family.name, edits=edits))
+        predicted = planner.price(profile, plan)
         stage = f"plan {settings.plans - len(drawn) + n + 1} of {settings.plans}, predicted {predicted.ratio:.2f}"
         each = wall.seconds(began, wall.mark()) / n if n else settings.time_budget_s
         after = each * (len(drawn) - n - 1)
         tell(f"{stage}: building", 0, after + each)
-        student, _ = students.build(teacher, PruningPlan(family=family.name, edits=edits))
+        student, _ = students.build(teacher, plan)
         second = session_of(student)
         repeats.warm_up(second.run, at_least=2, budget_s=settings.time_budget_s / 10)
         samples = repeats.interleave(
@@ -178,7 +180,7 @@ def _measure(
             measured_ratio=measured.median,
             measured_low=measured.low,
             measured_high=measured.high,
-            saves=planner.saved_by_kind(profile, edits),
+            saves=planner.saved_by_kind(profile, plan),
             teacher_s=tuple(samples["teacher"]),
             student_s=tuple(samples["student"]),
             edits=edits,

@@ -406,7 +406,7 @@ def _option_records(
         alone_share = sum(measured[fqn].share.median for fqn in alone)
         edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(swapped)]
         shapes = loading.meta_unet(family)
-        surgery.apply_plan(shapes, edits)
+        surgery.apply_plan(shapes, surgery.resolved_on(shapes, edits))
         inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta")
         parts = {part.fqn: part for part in blocks.iter_parts(shapes)}
         counted = flops.count(shapes, (), inputs, list(parts.values()))

@@ -129,6 +129,16 @@ class Profile(UNetRun):
     def part(self, fqn: str) -> PartRecord:
         return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)
 
+    def option(self, unit: str, replacement: str) -> OptionRecord:
+        """A replacement's measurement in a unit; raises ValueError naming those that were timed there."""
+        timed = {option.replacement: option for option in self.options if option.unit == unit}
+        if replacement not in timed:
+            raise ValueError(
+                f"the profile has no time for {replacement} in {unit}; "
+                f"it timed {', '.join(sorted(timed)) or 'nothing'} there."
+            )
+        return timed[replacement]
+
     @property
     def parts(self) -> tuple[PartRecord, ...]:
         """Units and glue in data-flow order, `other` last."""

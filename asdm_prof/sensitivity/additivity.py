@@ -13,6 +13,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from asdm.measure.statistics import BOOTSTRAP_DRAWS
+from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
 from asdm_prof.planner.choices import key
 from asdm_prof.records import Additivity, Agreement, DamagePair, EditDamage, Fit, Interval, JointDamage
@@ -61,33 +62,19 @@ def _r2(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- pairs
 
 
-def neighbour_pairs(shape: Topology, edits: Sequence[EditDamage], overlap: np.ndarray) -> list[DamagePair]:
+def neighbour_pairs(edits: Sequence[ResolvedPlan], overlap: np.ndarray) -> list[DamagePair]:
     """Twice the products of two edits' output errors, for edits in one block or in mirrored ones that may go together.
 
     `overlap` (edits, edits): mean product per element.
     """
-    touched = [touches(shape, edit) for edit in edits]
-    groups = [{_group(shape, fqn) for fqn in units} for units in touched]
+    touched = [one.touched_units for one in edits]
+    groups = [{_group(one.topology, fqn) for fqn in one.touched_units} for one in edits]
     return [
         DamagePair(first=i, second=j, damage=2 * float(overlap[i, j]))
         for i in range(len(edits))
         for j in range(i + 1, len(edits))
         if not touched[i] & touched[j] and groups[i] & groups[j]
     ]
-
-
-def touches(shape: Topology, one: EditDamage) -> set[str]:
-    """Units that a set of edits decides on."""
-    found: set[str] = set()
-    for edit in one.edits:
-        if edit.op == "remove_layer":
-            found |= {unit.fqn for unit in shape.layer_units(edit.block, edit.layer)}
-        elif edit.op == "remove_block":
-            blocks = {edit.block} | ({shape.mirror(edit.block)} if edit.block != "mid_block" else set())
-            found |= {unit.fqn for unit in shape.units if unit.block in blocks}
-        elif edit.op in ("remove_unit", "replace_unit"):
-            found.add(edit.unit)
-    return found
 
 
 def _group(shape: Topology, fqn: str) -> str:

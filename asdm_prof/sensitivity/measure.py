@@ -20,12 +20,15 @@ from torch import nn
 from asdm.measure import clocks, machine, statistics
 from asdm.models import execution, loading
 from asdm.models.families import Family, load_family
+from asdm.plan.edits import Edits
+from asdm.plan.legality import ResolvedPlan
+from asdm.unet import surgery
 from asdm.utils.io import Record, sha256_of
 from asdm.utils.progress import Tell
 from asdm_prof.records import Interval, Work
 from asdm_prof.sensitivity.calibration import Calibration, calibration, unit_scores
 from asdm_prof.sensitivity.settings import SensitivitySettings
-from asdm_prof.sensitivity.variants import Edits, Variant, outputs, step_macs, variants, work_of
+from asdm_prof.sensitivity.variants import Variant, outputs, step_macs, variants, work_of
 
 SAMPLES_AT_ONCE = 64  # latents in one call
 
@@ -78,7 +81,7 @@ class DamageRun(Record):
 
 def measure_damage(
     family: str | Family,
-    sets: Sequence[Edits] | Callable[[nn.Module], Sequence[Edits]],
+    sets: Sequence[ResolvedPlan | Edits] | Callable[[nn.Module], Sequence[ResolvedPlan | Edits]],
     settings: SensitivitySettings = SensitivitySettings(),
     run_file: Path | None = None,
     tell: Tell = lambda *_: None,
@@ -95,20 +98,20 @@ def measure_damage(
     weights = settings.weights or loading.default_weights(family)
     tell("building the students", 0, None)
     teacher: Any = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
-    sets = sets(teacher) if callable(sets) else sets
+    plans = [surgery.resolved_on(teacher, edits) for edits in (sets(teacher) if callable(sets) else sets)]
     with machine.quiet_torch(settings.threads) as threads:
-        ordered = variants(teacher, sets)
+        ordered = variants(teacher, plans)
         tell("preparing the data", 0, None)
         data = calibration(family, teacher, settings)
         sha256 = loading.weights_sha256(teacher)
-        run = _open_run(run_file, sha256, sets, settings)
+        run = _open_run(run_file, sha256, plans, settings)
         resumed = len(run.batches)
         step = max(1, SAMPLES_AT_ONCE // settings.timesteps)
         slices = [slice(i, min(i + step, settings.prompts)) for i in range(0, settings.prompts, step)]
         for n, prompts in enumerate(slices[resumed:], resumed):
             each = float(np.mean([b.seconds for b in run.batches])) if run.batches else None
             left = None if each is None else each * (len(slices) - n)
-            tell(f"batch {n + 1} of {len(slices)}, {len(sets)} students", 0, left)
+            tell(f"batch {n + 1} of {len(slices)}, {len(plans)} students", 0, left)
             run = run.model_copy(update={"batches": (*run.batches, _batch(ordered, data, prompts, settings.reuse))})
             if run_file:
                 run.save(run_file, force=True)
@@ -130,10 +133,10 @@ def measure_damage(
         weights_sha256=sha256,
         config_sha256=loading.unet_config_sha256(teacher.config),
         threads=threads,
-        sets=tuple(sets),
+        sets=tuple(plan.edits for plan in plans),
         unit_scores=scores,
         work=Work(
-            students=len(sets),
+            students=len(plans),
             seconds=seconds,
             forward_s=forward_s,
             least_s=least_s,
@@ -150,10 +153,12 @@ def _check(settings: SensitivitySettings) -> None:
             raise ValueError(f"{name} {getattr(settings, name)} is too few; choose {least} or more.")
 
 
-def _open_run(run_file: Path | None, sha256: str, sets: Sequence[Edits], settings: SensitivitySettings) -> DamageRun:
+def _open_run(
+    run_file: Path | None, sha256: str, plans: Sequence[ResolvedPlan], settings: SensitivitySettings
+) -> DamageRun:
     """The run that is found, where it is of the same; `weights` and `threads` decide nothing."""
     asked = {k: v for k, v in vars(settings).items() if k not in ("weights", "threads", "batch", "reuse")}
-    edits = [[edit.model_dump(mode="json", by_alias=True) for edit in one] for one in sets]
+    edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]
     fresh = DamageRun(run_sha256=sha256_of([sha256, edits, asked]))
     if run_file is None or not run_file.exists():
         return fresh

@@ -14,7 +14,8 @@ from asdm.measure import machine, statistics
 from asdm.models import loading, networks, pipeline
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
-from asdm.plan.edits import PruningPlan, RemoveUnit
+from asdm.plan.edits import Edits, PruningPlan, RemoveUnit
+from asdm.plan.legality import ResolvedPlan
 from asdm.utils import registry
 from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
@@ -28,7 +29,6 @@ from asdm_prof.sensitivity import additivity, variants
 from asdm_prof.sensitivity import measure as sensitivity
 from asdm_prof.sensitivity.measure import Measured
 from asdm_prof.sensitivity.settings import SensitivitySettings
-from asdm_prof.sensitivity.variants import Edits
 
 LOWEST, HIGHEST = 0.40, 0.95  # of the teacher's time: where joint plans are drawn
 
@@ -50,19 +50,19 @@ def sensitivity_of(
     if plans and plans < 3:
         raise ValueError(f"plans {plans} is too few for a correlation; choose 0, or 3 or more.")
     drawn_with = by_macs(family, settings.size)
-    singles: list[Edits] = []
+    singles: list[ResolvedPlan] = []
 
-    def sets(teacher: nn.Module) -> list[Edits]:
-        singles.extend(variants.legal_edits(teacher, replacements))
-        return singles + draw_joint(drawn_with, singles, plans, settings.seed)
+    def sets(teacher: nn.Module) -> list[ResolvedPlan | Edits]:
+        singles.extend(variants.measurable_edits(teacher, replacements))
+        return [*singles, *draw_joint(drawn_with, singles, plans, settings.seed)]
 
     found = sensitivity.measure_damage(family, sets, settings, run_file, tell)
-    shape, n = drawn_with.topology, len(singles)
-    edits = [edit_damage(edits, found.samples[i]) for i, edits in enumerate(singles)]
+    n = len(singles)
+    edits = [edit_damage(single.edits, found.samples[i]) for i, single in enumerate(singles)]
     if clip:
         edits = list(clip_scored(family, edits, settings, clip, tell))
-    pairs = additivity.neighbour_pairs(shape, edits, found.overlap[:n, :n])
-    problem, place = _problem(drawn_with, singles), {key(edits): i for i, edits in enumerate(singles)}
+    pairs = additivity.neighbour_pairs(singles, found.overlap[:n, :n])
+    problem, place = _problem(drawn_with, singles), {key(single.edits): i for i, single in enumerate(singles)}
     joint = []
     for one, samples in zip(found.sets[n:], found.samples[n:], strict=True):
         chosen = problem.chosen(one)
@@ -166,13 +166,13 @@ def by_macs(family: Family, size: int | None = None) -> Profile:
     return profiler.profile(family, ProfileSettings(backend="fake", size=size))
 
 
-def _problem(profile: Profile, singles: Sequence[Edits]) -> Problem:
+def _problem(profile: Profile, singles: Sequence[ResolvedPlan]) -> Problem:
     """The choices of a profile that were measured."""
-    measured = {key(edits) for edits in singles}
+    measured = {key(single.edits) for single in singles}
     return Problem(profile, tuple(c for c in choices(profile) if key(c.edits) in measured))
 
 
-def draw_joint(profile: Profile, singles: Sequence[Edits], n: int, seed: int) -> list[Edits]:
+def draw_joint(profile: Profile, singles: Sequence[ResolvedPlan], n: int, seed: int) -> list[Edits]:
     """`n` random legal plans made of measured edits, spread from 95 to 40 % of the teacher, or as low as it goes."""
     if not n:
         return []

@@ -20,49 +20,33 @@ from torch import nn
 
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family
-from asdm.plan.edits import AnyEdit, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
-from asdm.plan.legality import legal_layer_sets, resolve, why_no_identity
+from asdm.plan.edits import ReplaceUnit
+from asdm.plan.legality import ResolvedPlan, legal_edits
 from asdm.unet import blocks as units
 from asdm.unet import flops, surgery
 from asdm.unet.replacements import shared_copy
 from asdm.utils import registry
 
-Edits = tuple[AnyEdit, ...]
 # A removed unit is an edit of its own; experts (§2.3) start exactly as the unit that they replace, so they do no damage
 # and only training shows what they are worth.
 NOT_MEASURED = ("pass_through", "cond_conv")
 
 
-def legal_edits(unet: nn.Module, names: Sequence[str] | None = None) -> list[Edits]:
-    """Every edit of a teacher that is legal by itself, with what must go along, in a fixed order.
+def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> list[ResolvedPlan]:
+    """Every edit of a teacher that is legal by itself, with `names` of replacements in the units where they apply.
 
-    Units one by one, `names` of replacements where they apply (None: all that change the output), layers with their
-    mirrored ones, the middle block, the deepest pair with it. Raises ValueError for an unknown replacement.
+    None: all replacements that change the output. Raises ValueError for an unknown replacement.
     """
-    shape = units.topology(unet)
-    chosen = [n for n in registry.names("asdm.unet.replacements") if n not in NOT_MEASURED] if names is None else names
-    found: list[Edits] = [(RemoveUnit(unit=u.fqn),) for u in shape.units if not why_no_identity(shape, u)]
-    for name in chosen:
+    if names is None:
+        names = [name for name in registry.names("asdm.unet.replacements") if name not in NOT_MEASURED]
+    topology = units.topology(unet)
+    replaceable = []
+    for name in names:
         replace = registry.load("asdm.unet.replacements", name).replace
-        for unit in shape.units:
+        for unit in topology.units:
             if replace(unet.get_submodule(unit.fqn), units.siblings(unet, unit.fqn)) is not None:
-                found.append((ReplaceUnit(unit=unit.fqn, with_=name),))
-    for down in shape.down_blocks:
-        for removed in legal_layer_sets(shape, down)[1:]:
-            found.append(tuple(RemoveLayer(block=block, layer=layer) for block, layer in removed))
-    mid: Edits = (RemoveBlock(block="mid_block"),) if "mid_block" in shape.blocks else ()
-    deepest: Edits = (RemoveBlock(block=shape.down_blocks[-1]),) if len(shape.down_blocks) > 1 else ()
-    blocks = ([mid] if mid else []) + ([(*deepest, *mid)] if deepest else [])
-    return found + [edits for edits in blocks if is_legal(unet, edits)]
-
-
-def is_legal(unet: nn.Module, edits: Edits) -> bool:
-    """Whether a teacher allows these edits together."""
-    try:
-        resolve(units.topology(unet), edits)
-    except ValueError:
-        return False
-    return True
+                replaceable.append((unit.fqn, name))
+    return legal_edits(topology, replaceable)
 
 
 @dataclass
@@ -83,23 +67,24 @@ class Variant:
         return tuple(name for name, _ in self.steps)
 
 
-def variants(teacher: nn.Module, sets: Sequence[Edits]) -> list[Variant]:
+def variants(teacher: nn.Module, plans: Sequence[ResolvedPlan]) -> list[Variant]:
     """Teacher and students in the order in which neighbours share most; the teacher is the first."""
-    found = [_variant(teacher, (), -1)] + [_variant(teacher, edits, i) for i, edits in enumerate(sets)]
+    ordered = [_variant(teacher, surgery.resolved_on(teacher, ()), -1)]
+    ordered += [_variant(teacher, plan, index) for index, plan in enumerate(plans)]
     order: dict[str, int] = {}
-    for variant in found:
+    for variant in ordered:
         for name in variant.names:
             order.setdefault(name, len(order))
-    found.sort(key=lambda variant: (variant.index >= 0, [order[name] for name in variant.names]))
-    for before, after in pairwise(found):
+    ordered.sort(key=lambda variant: (variant.index >= 0, [order[name] for name in variant.names]))
+    for before, after in pairwise(ordered):
         after.shared = _in_common(before.names, after.names)
-    return found
+    return ordered
 
 
-def _variant(teacher: nn.Module, edits: Edits, index: int) -> Variant:
+def _variant(teacher: nn.Module, plan: ResolvedPlan, index: int) -> Variant:
     unet = shared_copy(teacher)
-    applied = surgery.apply_plan(unet, edits)
-    options = {e.unit: json.dumps(e.options, sort_keys=True) for e in edits if isinstance(e, ReplaceUnit)}
+    applied = surgery.apply_plan(unet, plan)
+    options = {e.unit: json.dumps(e.options, sort_keys=True) for e in plan.edits if isinstance(e, ReplaceUnit)}
     parts, steps = list(units.iter_parts(unet)), []
     taken = _skips_taken(unet, parts)
     for part in parts:
@@ -181,7 +166,8 @@ def step_macs(family: Family, size: int | None, ordered: Sequence[Variant]) -> d
         unet = loading.meta_unet(family)
         if name:
             wanted = {n.split(" ")[0] for v in ordered for n in v.names if n.split(" ")[1] == name}
-            surgery.apply_plan(unet, [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(wanted)])
+            edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(wanted)]
+            surgery.apply_plan(unet, surgery.resolved_on(unet, edits))
         counted = flops.count(unet, (), inputs, list(units.iter_parts(unet)))
         found |= {f"{fqn} {name}": macs.macs for fqn, macs in counted.by_part.items()}
     return {

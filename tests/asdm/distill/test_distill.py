@@ -202,7 +202,7 @@ def test_a_changed_teacher_is_refused(tiny_pipeline: Path, tmp_path: Path) -> No
 
 def test_recipes_fit_their_plan(tiny_pipeline: Path) -> None:
     shapes = loading.meta_unet(load_family(str(tiny_pipeline)))
-    plan = students.read_plan("a_sdm_clme", shapes, "tiny")
+    plan = students.read_plan("a_sdm_clme", shapes, "tiny").plan
     first, second = recipes.progressive_incubation(topology(shapes), plan, 9)
     assert (first.steps, second.steps) == (4, 5)
     removed = {(edit.block, edit.layer) for edit in first.plan.edits}

@@ -176,7 +176,7 @@ def test_the_whole_teacher_as_its_own_student_has_nothing_to_learn(tiny_unet):
 
 def combined(teacher):
     first, _ = student_of(copy.deepcopy(teacher), "bk_sdm_base")
-    plan = students.read_plan("a_sdm_clme", teacher, "tiny")
+    plan = students.read_plan("a_sdm_clme", teacher, "tiny").plan
     grafts = tuple(GraftBlock(block=block) for block in ("down_blocks.0", "up_blocks.3"))
     return graft.assemble(teacher, first, plan.model_copy(update={"edits": (*plan.edits, *grafts)}))
 

@@ -17,16 +17,17 @@ from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
-from asdm.plan import presets
+from asdm.plan import legality, presets
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.records.build import BuildResult
 from asdm.unet import blocks
 from asdm.unet.replacements.cond_conv import fold
-from asdm.unet.surgery import apply_plan
+from asdm.unet.surgery import apply_plan, resolved_on
 from tests.asdm.unet.test_surgery import teacher_name
 from tests.conftest import TINY_TEXT_ENCODER, TINY_WHOLE, hooks_on, make_unet, run
 
 GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
+GRI_ABOVE = ReplaceUnit(unit="up_blocks.3.attentions.2", with_="gri_attention")
 SHALLOW_PAIR = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))
 
 
@@ -35,7 +36,7 @@ def plan_of(*edits) -> PruningPlan:
 
 
 def preset(name: str, unet) -> PruningPlan:
-    return students.read_plan(name, unet, "tiny")
+    return students.read_plan(name, unet, "tiny").plan
 
 
 def params(module) -> int:
@@ -134,7 +135,7 @@ def test_a_student_shares_every_weight_with_its_teacher(tiny_unet, name):
 def test_the_student_computes_what_the_operated_teacher_computes(tiny_unet, edits):
     student, _ = students.build(tiny_unet, plan_of(*edits))
     assert not torch.equal(run(student), run(tiny_unet))
-    apply_plan(tiny_unet, edits)
+    apply_plan(tiny_unet, resolved_on(tiny_unet, edits))
     assert torch.equal(run(student), run(tiny_unet))
 
 
@@ -284,7 +285,7 @@ def test_a_preset_becomes_a_plan_that_knows_its_teacher(tiny_unet, sd15_meta):
 def test_a_plan_file_is_read_for_its_own_teacher_and_refused_for_another(tiny_unet, sd15_meta, tmp_path):
     plan = preset("bk_sdm_base", tiny_unet)
     path = plan.save(tmp_path / "plan.json")
-    assert students.read_plan(str(path), tiny_unet, "tiny") == plan
+    assert students.read_plan(str(path), tiny_unet, "tiny").plan == plan
     with pytest.raises(ValueError, match=r"plan\.json was made for another teacher \(tiny, config .*than sd15"):
         students.read_plan(str(path), sd15_meta, "sd15")
 
@@ -314,7 +315,7 @@ def test_build_student_from_folder_to_folder(tiny_folder, tmp_path):
     assert result == BuildResult.load(tmp_path / "student/build.json")
     assert (result.teacher_params, result.params) == (params(teacher), params(student))
     assert result.macs < result.teacher_macs
-    apply_plan(teacher.eval(), preset("a_sdm", teacher).edits)
+    apply_plan(teacher.eval(), resolved_on(teacher, preset("a_sdm", teacher)))
     assert torch.equal(run(copy.deepcopy(student)), run(copy.deepcopy(teacher)))
     assert load_family(str(tmp_path / "student")).unet["_class_name"] == "StudentUNet"
 
@@ -343,6 +344,16 @@ def test_a_student_is_no_teacher(tiny_unet):
     student, _ = students.build(tiny_unet, plan_of(GRI))
     with pytest.raises(ValueError, match="a student with edits of its own; build from its teacher"):
         students.build(student, plan_of(*SHALLOW_PAIR))
+
+
+@pytest.mark.parametrize(("edits", "checks"), [(SHALLOW_PAIR, 0), ((*SHALLOW_PAIR, GRI_ABOVE), 1)])
+def test_a_plan_is_resolved_once_on_its_way_into_a_folder(edits, checks, tiny_folder, tmp_path, monkeypatch):
+    """Saving a `StudentUNet` resolves once more: it checks that the config which is written loads."""
+    path, resolved = plan_of(*edits).save(tmp_path / "plan.json"), []
+    checked = legality._removed_blocks
+    monkeypatch.setattr(legality, "_removed_blocks", lambda *args: resolved.append(args) or checked(*args))
+    build.build_student(str(path), str(tiny_folder), tmp_path / "student")
+    assert len(resolved) == 1 + checks
 
 
 # ---------------------------------------------------------------------------------------------- loads everywhere

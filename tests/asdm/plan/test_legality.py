@@ -23,7 +23,7 @@ from asdm.plan.edits import (
 )
 from asdm.plan.legality import is_legal_flow, resolve
 from asdm.unet import blocks as units
-from asdm.unet.surgery import apply_plan
+from asdm.unet.surgery import apply_plan, resolved_on
 from tests.conftest import make_unet, run
 
 SHALLOW_PAIR = (RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1))
@@ -340,11 +340,14 @@ def test_resolve_accepts_what_runs_and_refuses_what_does_not(edits):
     event("refused" if refused else "accepted")
     if refused:
         with pytest.raises(ValueError, match=r"\.$"):
-            apply_plan(unet, edits)
+            apply_plan(unet, resolved_on(unet, edits))
         assert any(reason in refused for reason in POLICY) or not _runs_unchecked(unet, edits), refused
     else:
-        apply_plan(unet, edits)
+        teacher = dict(unet.named_modules())
+        applied = apply_plan(unet, resolved_on(unet, edits))
         assert runs(unet)
+        for name, origin in applied.name_map.items():
+            assert unet.get_submodule(name) is teacher[origin] or origin in applied.replaced
 
 
 def refusal(edits) -> str | None:

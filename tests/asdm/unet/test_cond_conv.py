@@ -14,7 +14,7 @@ from asdm.plan.edits import PruningPlan, RemoveLayer, ReplaceUnit
 from asdm.unet import blocks, flops
 from asdm.unet.replacements import cond_conv
 from asdm.unet.replacements.cond_conv import CondConv2d, FoldedConv2d, _as_products, convolve, fold, replace
-from asdm.unet.surgery import apply_plan
+from asdm.unet.surgery import apply_plan, resolved_on
 from tests.asdm.unet.test_replacements import open_gates
 from tests.conftest import make_unet, run, unet_args
 
@@ -54,7 +54,7 @@ def test_shapes_decide_what_is_an_expert_of_what(sd15_meta):
 def test_experts_are_the_kernels_of_the_other_layers_the_pruned_one_among_them(tiny_unet):
     kernels = [layer.conv2.weight.clone() for layer in tiny_unet.up_blocks[3].resnets]
     before = [layer.conv2.weight for layer in tiny_unet.up_blocks[3].resnets]
-    apply_plan(tiny_unet, clme())
+    apply_plan(tiny_unet, resolved_on(tiny_unet, clme()))
     first, last = (layer.conv2 for layer in tiny_unet.up_blocks[3].resnets)
     assert first.weight is before[0]
     assert last.weight is before[2]
@@ -72,7 +72,10 @@ def test_an_unknown_gate_is_told_the_choices(tiny_unet):
     with pytest.raises(
         ValueError, match=r"^cannot replace up_blocks.3.resnets.0 with cond_conv: unknown gate 'output'"
     ):
-        apply_plan(tiny_unet, [ReplaceUnit(unit=SHALLOW[1], with_="cond_conv", options={"gate": "output"})])
+        apply_plan(
+            tiny_unet,
+            resolved_on(tiny_unet, [ReplaceUnit(unit=SHALLOW[1], with_="cond_conv", options={"gate": "output"})]),
+        )
 
 
 # ---------------------------------------------------------------------------------------------- step 0
@@ -81,15 +84,15 @@ def test_an_unknown_gate_is_told_the_choices(tiny_unet):
 @pytest.mark.parametrize("gate", ["input", "timestep"])
 def test_a_student_starts_exactly_as_the_pruned_teacher(tiny_unet, gate):
     pruned = make_unet()
-    apply_plan(pruned, PRUNED)
-    apply_plan(tiny_unet, clme(gate))
+    apply_plan(pruned, resolved_on(pruned, PRUNED))
+    apply_plan(tiny_unet, resolved_on(tiny_unet, clme(gate)))
     assert torch.equal(run(tiny_unet), run(pruned))
     torch.testing.assert_close(run(tiny_unet, batch=3), run(pruned, batch=3))
 
 
 @pytest.mark.parametrize("gate", ["input", "timestep"])
 def test_gates_learn_from_the_first_step_and_experts_from_the_second(tiny_unet, gate):
-    apply_plan(tiny_unet, clme(gate))
+    apply_plan(tiny_unet, resolved_on(tiny_unet, clme(gate)))
     found = {name: p for name, p in tiny_unet.named_parameters() if "routing" in name or "experts" in name}
 
     def step() -> dict[str, float]:
@@ -138,7 +141,7 @@ def test_images_of_a_batch_are_gated_apart():
 def test_large_images_go_through_a_resnet_one_by_one(tiny_unet, monkeypatch):
     """Where each has kernels of its own; with a time embedding each, or one for all."""
     monkeypatch.setattr(cond_conv, "LARGE", 0)
-    apply_plan(tiny_unet, clme())
+    apply_plan(tiny_unet, resolved_on(tiny_unet, clme()))
     open_gates(tiny_unet)
     unit, sizes = tiny_unet.down_blocks[0].resnets[0], []
     unit.norm1.register_forward_hook(lambda module, args, out: sizes.append(len(out)))
@@ -167,7 +170,7 @@ def test_large_images_go_through_a_resnet_one_by_one(tiny_unet, monkeypatch):
 
 
 def test_a_timestep_gate_mixes_one_kernel_for_the_batch_where_timesteps_agree(tiny_unet):
-    apply_plan(tiny_unet, clme("timestep"))
+    apply_plan(tiny_unet, resolved_on(tiny_unet, clme("timestep")))
     open_gates(tiny_unet)
     conv, seen = tiny_unet.down_blocks[0].resnets[0].conv1, []
     opened = conv.opened
@@ -261,7 +264,7 @@ def test_products_of_patches_are_the_convolution(geometry):
 
 @pytest.fixture
 def gated(tiny_unet):
-    apply_plan(tiny_unet, clme("timestep"))
+    apply_plan(tiny_unet, resolved_on(tiny_unet, clme("timestep")))
     return open_gates(tiny_unet)
 
 
@@ -272,7 +275,7 @@ def at(unet, timestep: float, batch: int = 1):
 
 def test_folded_for_one_timestep_it_is_a_plain_unet_with_the_same_output(gated):
     folded, plain = fold(gated, [500]), make_unet()
-    apply_plan(plain, PRUNED)
+    apply_plan(plain, resolved_on(plain, PRUNED))
     assert torch.equal(at(folded, 500), at(gated, 500))
     torch.testing.assert_close(at(folded, 500, batch=2), at(gated, 500, batch=2))  # embeddings round with the batch
     assert not torch.equal(at(folded, 10), at(gated, 10))

@@ -10,7 +10,7 @@ import torch
 from asdm.plan.edits import RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.unet import blocks
 from asdm.unet.replacements.gri_attention import GRIAttention
-from asdm.unet.surgery import apply_plan, swapped
+from asdm.unet.surgery import apply_plan, resolved_on, swapped
 from tests.conftest import hooks_on, make_unet, run
 
 MID, DEEPEST = RemoveBlock(block="mid_block"), RemoveBlock(block="down_blocks.3")
@@ -46,7 +46,7 @@ def teacher_name(name: str, name_map: dict[str, str]) -> str:
 )
 def test_units_before_and_after(tiny_unet, edits, resnets, transformers):
     assert kinds(tiny_unet) == {"resnet": 22, "transformer": 16}
-    applied = apply_plan(tiny_unet, edits)
+    applied = apply_plan(tiny_unet, resolved_on(tiny_unet, edits))
     assert kinds(tiny_unet) == {"resnet": resnets, "transformer": transformers}
     units_gone = [fqn for fqn in applied.removed if "samplers" not in fqn]
     assert len(units_gone) == 38 - resnets - transformers
@@ -64,7 +64,7 @@ def test_units_before_and_after(tiny_unet, edits, resnets, transformers):
 )
 def test_every_parameter_of_the_student_is_the_teachers_under_the_map(tiny_unet, edits):
     before = dict(tiny_unet.named_parameters())
-    applied = apply_plan(tiny_unet, edits)
+    applied = apply_plan(tiny_unet, resolved_on(tiny_unet, edits))
     after = dict(tiny_unet.named_parameters())
     assert {name: id(p) for name, p in after.items()} == {
         name: id(before[teacher_name(name, applied.name_map)]) for name in after
@@ -74,7 +74,7 @@ def test_every_parameter_of_the_student_is_the_teachers_under_the_map(tiny_unet,
 
 
 def test_the_map_tells_where_a_renumbered_layer_came_from(tiny_unet):
-    applied = apply_plan(tiny_unet, FIRST_DOWN_SECOND_UP)
+    applied = apply_plan(tiny_unet, resolved_on(tiny_unet, FIRST_DOWN_SECOND_UP))
     assert {student: teacher for student, teacher in applied.name_map.items() if student != teacher} == {
         "down_blocks.0.resnets.0": "down_blocks.0.resnets.1",
         "down_blocks.0.attentions.0": "down_blocks.0.attentions.1",
@@ -87,7 +87,7 @@ def test_the_map_tells_where_a_renumbered_layer_came_from(tiny_unet):
 
 
 def test_the_map_tells_where_a_renumbered_block_came_from(tiny_unet):
-    applied = apply_plan(tiny_unet, [MID, DEEPEST])
+    applied = apply_plan(tiny_unet, resolved_on(tiny_unet, [MID, DEEPEST]))
     assert [applied.name_map[f"up_blocks.{i}"] for i in range(3)] == ["up_blocks.1", "up_blocks.2", "up_blocks.3"]
     assert applied.name_map["up_blocks.0.upsamplers.0"] == "up_blocks.1.upsamplers.0"
     assert {"down_blocks.2.downsamplers.0", "up_blocks.0.upsamplers.0"} < set(applied.removed)
@@ -97,7 +97,7 @@ def test_the_map_tells_where_a_renumbered_block_came_from(tiny_unet):
 def test_edits_speak_the_teachers_names_in_any_order(tiny_unet):
     """A replacement behind a removed layer lands on the unit that was named, not on the one that moved up."""
     wanted = tiny_unet.up_blocks[3].attentions[2].transformer_blocks[0].attn1.to_q.weight
-    applied = apply_plan(tiny_unet, [*FIRST_DOWN_SECOND_UP, gri("up_blocks.3.attentions.2")])
+    applied = apply_plan(tiny_unet, resolved_on(tiny_unet, [*FIRST_DOWN_SECOND_UP, gri("up_blocks.3.attentions.2")]))
     found = [(name, m) for name, m in tiny_unet.named_modules() if isinstance(m, GRIAttention)]
     assert [name for name, _ in found] == ["up_blocks.3.attentions.1.transformer_blocks.0.attn1"]
     assert found[0][1].to_q.weight is wanted
@@ -112,7 +112,7 @@ def test_an_empty_plan_changes_nothing(tiny_unet):
         hooks_on(tiny_unet),
         run(tiny_unet),
     )
-    applied = apply_plan(tiny_unet, [])
+    applied = apply_plan(tiny_unet, resolved_on(tiny_unet, []))
     assert (list(tiny_unet.state_dict()), {*map(id, tiny_unet.modules())}, hooks_on(tiny_unet)) == (names, ids, hooks)
     assert torch.equal(run(tiny_unet), before)
     assert (applied.removed, applied.replaced) == ((), {})
@@ -123,14 +123,19 @@ def test_an_empty_plan_changes_nothing(tiny_unet):
 def test_an_identity_lets_the_feature_map_through(tiny_unet):
     """Without the middle block's three units, the middle block is the identity that removing it makes."""
     whole = make_unet()
-    apply_plan(whole, [MID])
-    apply_plan(tiny_unet, [RemoveUnit(unit=f"mid_block.{unit}") for unit in ("resnets.0", "attentions.0", "resnets.1")])
+    apply_plan(whole, resolved_on(whole, [MID]))
+    apply_plan(
+        tiny_unet,
+        resolved_on(
+            tiny_unet, [RemoveUnit(unit=f"mid_block.{unit}") for unit in ("resnets.0", "attentions.0", "resnets.1")]
+        ),
+    )
     assert torch.equal(run(tiny_unet), run(whole))
 
 
 @pytest.mark.parametrize("size", [(16, 24), (24, 16)])
 def test_a_student_takes_images_that_are_not_square(tiny_unet, size):
-    apply_plan(tiny_unet, [*FIRST_DOWN_SECOND_UP, gri("up_blocks.3.attentions.0")])
+    apply_plan(tiny_unet, resolved_on(tiny_unet, [*FIRST_DOWN_SECOND_UP, gri("up_blocks.3.attentions.0")]))
     assert run(tiny_unet, height=size[0], width=size[1]).shape == (1, 4, *size)
 
 
@@ -151,7 +156,7 @@ def test_a_student_takes_images_that_are_not_square(tiny_unet, size):
 def test_surgery_complains_when_an_edit_does_nothing_or_does_not_fit(tiny_unet, edit, words):
     before = {*map(id, tiny_unet.modules())}
     with pytest.raises(ValueError, match=r"\.$") as caught:
-        apply_plan(tiny_unet, [edit])
+        apply_plan(tiny_unet, resolved_on(tiny_unet, [edit]))
     assert [word for word in words if word not in str(caught.value)] == []
     assert {*map(id, tiny_unet.modules())} == before
 
@@ -159,7 +164,10 @@ def test_surgery_complains_when_an_edit_does_nothing_or_does_not_fit(tiny_unet, 
 def test_an_edit_that_is_refused_by_legality_leaves_the_unet_whole_whatever_stands_before_it(tiny_unet):
     before = run(tiny_unet)
     with pytest.raises(ValueError, match="mirrored"):
-        apply_plan(tiny_unet, [gri("mid_block.attentions.0"), RemoveLayer(block="down_blocks.0", layer=0)])
+        apply_plan(
+            tiny_unet,
+            resolved_on(tiny_unet, [gri("mid_block.attentions.0"), RemoveLayer(block="down_blocks.0", layer=0)]),
+        )
     assert torch.equal(run(tiny_unet), before)
 
 
@@ -180,7 +188,7 @@ def test_two_layers_of_one_block_may_go_and_the_right_ones_stay():
     first, last = unet.down_blocks[0].resnets[0], unet.up_blocks[3].resnets[3]
     edits = [RemoveLayer(block="down_blocks.0", layer=i) for i in (1, 2)]
     edits += [RemoveLayer(block="up_blocks.3", layer=i) for i in (1, 2)]
-    applied = apply_plan(unet, edits)
+    applied = apply_plan(unet, resolved_on(unet, edits))
     assert (list(unet.down_blocks[0].resnets), unet.up_blocks[3].resnets[1]) == ([first], last)
     assert applied.name_map["up_blocks.3.attentions.1"] == "up_blocks.3.attentions.3"
     assert len(applied.removed) == 2 * 4
@@ -192,5 +200,5 @@ def test_a_refused_replacement_leaves_the_unet_whole(tiny_unet):
     before = [id(module) for module in tiny_unet.modules()]
     edits = [ReplaceUnit(unit=f"mid_block.{part}.0", with_="gri_attention") for part in ("attentions", "resnets")]
     with pytest.raises(ValueError, match="finds nothing in it"):
-        apply_plan(tiny_unet, edits)
+        apply_plan(tiny_unet, resolved_on(tiny_unet, edits))
     assert [id(module) for module in tiny_unet.modules()] == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, R
 from asdm.plan.legality import resolve
 from asdm.unet.blocks import iter_parts, topology
 from asdm.unet.replacements import shared_copy
+from asdm.unet.surgery import resolved_on
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage
 from asdm_prof.sensitivity import additivity, calibration, study, variants
@@ -63,16 +65,17 @@ def test_the_numbers_are_the_plain_loops_to_the_bit(measured: sensitivity.Measur
 
 def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: torch.nn.Module) -> None:
     """Students that share a beginning by their parts' names but not by the skips that those take are among them."""
-    sets = variants.legal_edits(mini)
-    joint = [(*sets[i], *sets[i + 20]) for i in range(0, len(sets) - 20, 3)]
-    sets += [edits for edits in joint if variants.is_legal(mini, edits)]
-    ordered = variants.variants(mini, sets)
+    plans = variants.measurable_edits(mini)
+    for first, second in [(plans[i].edits, plans[i + 20].edits) for i in range(0, len(plans) - 20, 3)]:
+        with suppress(ValueError):  # not all of them are legal together
+            plans.append(resolved_on(mini, (*first, *second)))
+    ordered = variants.variants(mini, plans)
     assert len(ordered) > 75
     with machine.quiet_torch(1):
         inputs = calibration.calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
         reused = {variant.index: out for variant, out in variants.outputs(ordered, inputs)}
         for variant, plain in variants.outputs(ordered, inputs, reuse=False):
-            assert torch.equal(reused[variant.index], plain), sets[variant.index]
+            assert torch.equal(reused[variant.index], plain), plans[variant.index].edits
 
 
 def test_the_overlap_is_of_output_errors(measured: sensitivity.Measured) -> None:
@@ -82,7 +85,7 @@ def test_the_overlap_is_of_output_errors(measured: sensitivity.Measured) -> None
 
 def test_nothing_is_computed_twice(tiny_unet: torch.nn.Module) -> None:
     """Calls of every part are counted: each distinct beginning of a forward is computed once, and no more."""
-    ordered = variants.variants(tiny_unet, EDITS)
+    ordered = variants.variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS])
     distinct = {variant.names[: i + 1] for variant in ordered for i in range(len(variant.steps))}
     calls = []
     for variant in ordered:
@@ -104,7 +107,7 @@ def _has_children(ordered: list[variants.Variant], names: tuple[str, ...]) -> bo
 
 
 def test_nothing_stays_patched(tiny_unet: torch.nn.Module, nothing_left_hooked: None) -> None:
-    ordered = variants.variants(tiny_unet, EDITS)
+    ordered = variants.variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS])
     before = [hooks_on(variant.unet) for variant in ordered]
     with torch.no_grad():
         first = [out for _, out in variants.outputs(ordered, unet_args())]
@@ -116,7 +119,7 @@ def test_nothing_stays_patched(tiny_unet: torch.nn.Module, nothing_left_hooked: 
 
 def test_work_is_counted_in_forwards(tiny_unet: torch.nn.Module) -> None:
     """By hand: an edit at the last step costs the last step, and what two share is counted once."""
-    ordered = variants.variants(tiny_unet, EDITS[:2])
+    ordered = variants.variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS[:2]])
     macs = {name: 1 for variant in ordered for name in variant.names}
     found = variants.work_of(ordered, macs, reuse=True)
     n = len(ordered[0].steps)
@@ -129,7 +132,7 @@ def test_work_is_counted_in_forwards(tiny_unet: torch.nn.Module) -> None:
 
 def test_every_legal_edit_is_one(tiny_unet: torch.nn.Module) -> None:
     shape = topology(tiny_unet)
-    found = variants.legal_edits(tiny_unet)
+    found = [plan.edits for plan in variants.measurable_edits(tiny_unet)]
     for edits in found:
         resolve(shape, edits)
     transformers = [u.fqn for u in shape.units if u.kind == "transformer"]
@@ -138,7 +141,7 @@ def test_every_legal_edit_is_one(tiny_unet: torch.nn.Module) -> None:
     assert (RemoveBlock(block="down_blocks.3"), RemoveBlock(block="mid_block")) in found
     assert len({str(e) for e in found}) == len(found)
     with pytest.raises(ValueError, match=r"unknown name 'gri' in replacements; choose from"):
-        variants.legal_edits(tiny_unet, ["gri"])
+        variants.measurable_edits(tiny_unet, ["gri"])
 
 
 def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,7 +258,7 @@ def test_a_perfect_and_a_scaled_prediction() -> None:
 def test_pairs_are_of_neighbours_that_may_go_together(record: Damage, mini: torch.nn.Module) -> None:
     shape, n = topology(mini), len(record.edits)
     overlap = np.arange(n * n, dtype=float).reshape(n, n)
-    pairs = additivity.neighbour_pairs(shape, record.edits, overlap)
+    pairs = additivity.neighbour_pairs([resolve(shape, one.edits) for one in record.edits], overlap)
     names = {(str(record.edits[p.first].edit), str(record.edits[p.second].edit)): p for p in pairs}
     near = ("remove down_blocks.0.attentions.0", "remove up_blocks.3.attentions.2")
     assert names[near].damage == 2 * overlap[names[near].first, names[near].second]
