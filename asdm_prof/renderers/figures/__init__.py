@@ -1,0 +1,58 @@
+"""Figures for a paper as PNG, SVG and PDF: `figures/<name>.{png,svg,pdf}`, byte for byte the same every time.
+
+A figure is a function of the report that returns None where its data is missing.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+from matplotlib.figure import Figure
+
+from asdm.utils.io import write_whole
+from asdm_prof.renderers import Report
+from asdm_prof.renderers.figures.costs import fig1_costs
+from asdm_prof.renderers.figures.damages import additivity, damage, damage_at_budgets, frontier
+from asdm_prof.renderers.figures.pictures import quality, search
+from asdm_prof.renderers.figures.proof import PROOF
+from asdm_prof.renderers.figures.ranks import rank_transfer, redundancy
+from asdm_prof.renderers.figures.ratios import predicted_vs_measured, students, validation
+from asdm_prof.renderers.figures.style import STYLE
+from asdm_prof.renderers.figures.units import fig2_latency_and_parameters, roofline, structure, units_share
+
+OUTPUT = "figures"
+METADATA: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None, "Creator": None},
+    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+
+
+def render(report: Report, folder: Path, draws: Sequence[Any] | None = None) -> list[Path]:
+    """Write every figure, or those of `draws`, that there is data for as PNG, SVG and PDF."""
+    paths: list[Path] = []
+    with matplotlib.style.context(STYLE, after_reset=True):
+        for draw in FIGURES if draws is None else draws:
+            figure = draw(report)
+            if figure is not None:
+                paths += _save(figure, folder / "figures" / draw.__name__)
+    return paths
+
+
+def _save(figure: Figure, stem: Path) -> Iterator[Path]:
+    for suffix, metadata in METADATA.items():
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix, metadata=metadata)
+        yield write_whole(stem.with_suffix(f".{suffix}"), buffer.getvalue(), force=True)
+
+
+FIGURES = (
+    fig1_costs, fig2_latency_and_parameters, structure, units_share, redundancy, predicted_vs_measured, students,
+    validation, rank_transfer, roofline, damage, frontier, damage_at_budgets, additivity, quality,
+    *PROOF,
+    search,
+)  # fmt: skip

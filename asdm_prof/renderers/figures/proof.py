@@ -1,0 +1,112 @@
+"""Ways to make a student beside each other: quality at latency, and what each part is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from asdm.records.bench import Measure
+from asdm_prof.analysis import evidence
+from asdm_prof.records import Proof, ProofRow
+from asdm_prof.renderers import Report
+from asdm_prof.renderers._format import (
+    plain,
+)
+from asdm_prof.renderers.figures.style import COLOURS, INK, QUIET, TWO_COLUMNS, new_figure
+
+# ---------------------------------------------------------------------------------------------- proof
+
+# Who made a student, told apart by hue and marker: ours, BK-SDM's, the paper's, and what an ablation leaves of one.
+MAKERS = {
+    "ours": ("o", "#0072B2"),
+    "bk_sdm": ("D", "#CC79A7"),
+    "a_sdm": ("s", "#D55E00"),
+    "ablation": ("^", "#999999"),
+}
+
+
+def maker(row: ProofRow) -> str:
+    """The key of MAKERS of a proof's row."""
+    if row.ablates:
+        return "ablation"
+    return next((key for key in ("ours", "bk_sdm") if row.name.startswith(key)), "a_sdm")
+
+
+def quality_at_latency(report: Report) -> Figure | None:
+    """Every student's latency against each quality metric, with both 95 % intervals; the teacher's noise is shaded."""
+    proof = report.proof
+    shown = [row for row in evidence.trained(proof) if row.latency] if proof and proof.rows[0].results else []
+    if proof is None or not shown:
+        return None
+    measures = evidence.judged_measures(proof)
+    figure = new_figure(TWO_COLUMNS, 2.2 * ((len(measures) + 2) // 2))
+    panels = list(figure.subplots((len(measures) + 2) // 2, 2).flat)
+    for axes, measure in zip(panels, measures, strict=False):
+        _tradeoff(axes, proof, shown, measure)
+    for axes in panels[len(measures) :]:
+        axes.set_axis_off()
+    _row_legend(panels[len(measures)], shown)
+    return figure
+
+
+def _tradeoff(axes: Axes, proof: Proof, shown: Sequence[ProofRow], measure: Measure) -> None:
+    teacher, floor = evidence.spread(proof.rows[0], measure.name), evidence.noise_floor(proof, measure.name)
+    if teacher:
+        lowest = max(teacher.value - floor, measure.lowest)
+        axes.axhspan(lowest, teacher.value + floor, color="#DDDDDD", linewidth=0)
+        axes.axhline(teacher.value, color=QUIET, linewidth=0.8)
+    for number_, row in enumerate(shown, 1):
+        found = evidence.spread(row, measure.name)
+        if found is None or row.latency is None:
+            continue
+        marker, colour = MAKERS[maker(row)]
+        x, y = row.latency.ratio, found.estimate()
+        axes.hlines(y.median, x.low, x.high, color=colour, linewidth=0.8)
+        axes.vlines(x.median, y.low, y.high, color=colour, linewidth=0.8)
+        axes.plot(x.median, y.median, marker, color=colour, markersize=4)
+        axes.annotate(str(number_), (x.median, y.median), (3, 2), textcoords="offset points", size=5.5)
+    axes.set_xlabel("UNet latency, student / teacher")
+    axes.set_title(f"{measure.title} ({measure.direction})", size=7, loc="left")
+
+
+def _row_legend(axes: Axes, shown: Sequence[ProofRow]) -> None:
+    """Numbers, markers and names in a panel of their own."""
+    for number_, row in enumerate(shown, 1):
+        marker, colour = MAKERS[maker(row)]
+        y = 1 - (number_ - 0.5) / max(len(shown), 8)
+        edge = axes.transAxes
+        axes.plot(0.03, y, marker, color=colour, markersize=4, transform=edge, clip_on=False)
+        axes.text(
+            0.08, y, f"{number_}  {plain(row.name, 16)}: {plain(row.what, 44)}", size=5.5, va="center", transform=edge
+        )
+
+
+def components(report: Report) -> Figure | None:
+    """What each component bought in each quality metric, with its 95 % interval."""
+    found = evidence.components(report.proof) if report.proof and report.proof.rows[0].results else []
+    if report.proof is None or not found:
+        return None
+    measures = evidence.judged_measures(report.proof)
+    figure = new_figure(TWO_COLUMNS, 0.9 + 0.2 * len(found))
+    for axes, measure in zip(figure.subplots(1, len(measures), sharey=True).flat, measures, strict=True):
+        axes.axvline(0, color=QUIET, linewidth=0.7)
+        for y, one in enumerate(found):
+            told = one.bought.get(measure.name)
+            if told:
+                sure = told.low > 0 or told.high < 0
+                axes.hlines(y, told.low, told.high, color=INK, linewidth=0.9)
+                axes.plot(told.median, y, "o" if sure else "D", color=COLOURS["resnet" if sure else "glue"],
+                          markersize=3.5)  # fmt: skip
+        axes.set_title(measure.title, size=7, loc="left")
+        axes.tick_params(axis="y", length=0)
+        axes.locator_params(axis="x", nbins=3)
+    axes = figure.axes[0]
+    axes.set_yticks(range(len(found)), [plain(one.row.what, 40) for one in found], size=6)
+    axes.set_ylim(len(found) - 0.4, -0.6)
+    figure.supxlabel("quality lost without it (right: it helps; circles: beyond the 95 % interval)", size=7)
+    return figure
+
+
+PROOF = (quality_at_latency, components)
