@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from asdm.data.datasets import Encoded, Example
 from asdm.data.loader import Slot
+from asdm.models.loading import weights_sha256
 
 MEMORY_BYTES = 2**30  # of what is remembered, so that a small data set is encoded once
 
@@ -97,18 +97,7 @@ class Encoder:
 
     def sha256(self) -> str:
         """Hash of both encoders' weights, which decides whether a cache of theirs is still theirs."""
-        told = hashlib.sha256(repr(self.factor).encode())
+        digest = hashlib.sha256(repr(self.factor).encode())
         for module in (self.vae, self.text):
-            told.update(weights_sha256(module.state_dict()).encode())
-        return told.hexdigest()
-
-
-def weights_sha256(tensors: Mapping[str, torch.Tensor] | nn.Module) -> str:
-    """Hash of names, types, shapes and every bit of some tensors."""
-    named = tensors.state_dict() if isinstance(tensors, nn.Module) else tensors
-    told = hashlib.sha256()
-    for name in sorted(named):
-        tensor = named[name].detach().cpu().contiguous()
-        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        told.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return told.hexdigest()
+            digest.update(weights_sha256(module).encode())
+        return digest.hexdigest()

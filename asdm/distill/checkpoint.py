@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.data.encoder import weights_sha256
 from asdm.distill.context import TrainContext
 from asdm.distill.run_folder import PAUSED, stage_folder
 from asdm.distill.stages import Stage, meta_student
 from asdm.models import build, graft, loading
 from asdm.models import student as students
+from asdm.models.loading import weights_sha256
 from asdm.records.build import FreezeAudit
 from asdm.records.distill import StageResult
 from asdm.unet import diff as treediff

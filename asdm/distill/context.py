@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from asdm.data import datasets
-from asdm.data.encoder import Encoder, weights_sha256
+from asdm.data.encoder import Encoder
 from asdm.distill import losses
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import ResolvedRecipe
 from asdm.models import example_inputs, loading
+from asdm.models.loading import weights_sha256
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -12,8 +11,8 @@ from typing import Any
 
 from asdm.distill.stages import ResolvedRecipe, Stage
 from asdm.records.distill import DistillResult, DistillRun, StageResult
-from asdm.utils import snapshots
-from asdm.utils.io import check_writable, make_folder, utc_now, write_whole
+from asdm.utils import locks, snapshots
+from asdm.utils.io import brief, check_writable, make_folder, utc_now, write_whole
 from asdm.utils.snapshots import clear_leftovers
 
 RUN, LOCK = "run.json", "run.lock"
@@ -45,7 +44,7 @@ def claim_folder(
     if not amend:
         key = next(iter(changed))
         raise ValueError(
-            f"{folder} is trained with {key} {_shown(found.tuning.get(key))}, and not {_shown(changed[key])}; give the "
+            f"{folder} is trained with {key} {brief(found.tuning.get(key))}, and not {brief(changed[key])}; give the "
             "same, add --amend to go on with the new one, or name another output."
         )
     note = {"from_step": step, "created_utc": utc_now(), "was": {key: found.tuning.get(key) for key in changed}}
@@ -68,14 +67,9 @@ def _another(folder: Path, key: str, found: Any, wanted: Any) -> str:
             f"{str(found)[:12]}); put the teacher back, or name another output."
         )
     return (
-        f"{folder} holds another run: its {key} is {_shown(found)}, and not {_shown(wanted)}; name another output, "
+        f"{folder} holds another run: its {key} is {brief(found)}, and not {brief(wanted)}; name another output, "
         "or add --force to throw that run away."
     )
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def _write(folder: Path, run: DistillRun) -> DistillRun:
@@ -95,22 +89,13 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Nobody else trains in `folder` meanwhile; a killed process leaves no lock. Raises ValueError where one does."""
     check_writable(folder / LOCK, force=True)
     make_folder(folder)
-    with (folder / LOCK).open("a+") as lock:
-        try:
-            import fcntl
-        except ImportError:  # not on Windows
-            yield
-            return
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.seek(0)
-            raise ValueError(
-                f"{folder} is being trained by process {lock.read().strip() or '?'}; wait for it."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
+    with (folder / LOCK).open("a+") as owner:
+        if not locks.lock(owner.fileno(), wait=False):
+            owner.seek(0)
+            raise ValueError(f"{folder} is being trained by process {owner.read().strip() or '?'}; wait for it.")
+        owner.truncate(0)
+        owner.write(str(os.getpid()))
+        owner.flush()
         clear_leftovers(folder)
         try:
             yield

@@ -12,7 +12,6 @@ from dataclasses import asdict, dataclass
 import torch
 
 from asdm.data import loader
-from asdm.data.encoder import weights_sha256
 from asdm.distill import losses
 from asdm.distill.checkpoint import (
     capture_state,
@@ -32,6 +31,7 @@ from asdm.distill.setup import make_ema, make_objective, make_optimizer, make_st
 from asdm.distill.stages import Stage
 from asdm.distill.task import DistillationTask
 from asdm.models import graft
+from asdm.models.loading import weights_sha256
 from asdm.records.distill import StageResult
 from asdm.utils import snapshots
 

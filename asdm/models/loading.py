@@ -41,11 +41,11 @@ def unet_config_sha256(config: Any) -> str:
 
 def weights_sha256(module: nn.Module) -> str:
     """Hash of a module's tensors by name, dtype, shape and bytes: tells two teachers of one config apart."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return found.hexdigest()
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def default_weights(family: Family) -> str:

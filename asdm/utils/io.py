@@ -65,6 +65,12 @@ def sha256_of(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
+def brief(value: Any) -> str:
+    """A value as an error message shows it: as JSON where it is no text, cut to 60 characters."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"
+
+
 def between_marks(text: str, mark: str, inside: str) -> str:
     """A Markdown text with `inside` between `<!-- mark -->` and `<!-- /mark -->`."""
     return re.sub(rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m: f"{m[1]}{inside}{m[2]}", text, flags=re.S)

@@ -287,18 +287,14 @@ def _same(wanted: Mapping[str, Any], known: Mapping[str, Any], name: str, where:
             continue
         if key in MACHINE:
             raise ValueError(
-                f"the study {name} in {hidden(where)} is measured on machines whose {key} is {_shown(known.get(key))}, "
-                f"and this one's is {_shown(value)}; latencies of unlike machines do not compare."
+                f"the study {name} in {hidden(where)} is measured on machines whose {key} is "
+                f"{io.brief(known.get(key))}, and this one's is {io.brief(value)}; "
+                "latencies of unlike machines do not compare."
             )
         raise ValueError(
-            f"the study {name} in {hidden(where)} is another search's: its {key} is {_shown(known.get(key))}, and "
-            f"not {_shown(value)}; give the same, or name another --study or --output."
+            f"the study {name} in {hidden(where)} is another search's: its {key} is {io.brief(known.get(key))}, and "
+            f"not {io.brief(value)}; give the same, or name another --study or --output."
         )
-
-
-def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}…"
 
 
 def normalised(storage: str) -> str:

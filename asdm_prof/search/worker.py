@@ -24,7 +24,6 @@ import torch
 
 from asdm import distill
 from asdm.data import datasets
-from asdm.data.encoder import weights_sha256
 from asdm.distill import recipes
 from asdm.distill.settings import DistillSettings
 from asdm.evaluate import benchmark, quality
@@ -32,6 +31,7 @@ from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
+from asdm.models.loading import weights_sha256
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan

@@ -54,12 +54,12 @@ class Stage:
     def batch_of(self, step: int) -> torch.Tensor:
         """Indices (batch,) of a step: a new order every epoch, the last incomplete batch left out."""
         epoch, position = divmod(step, self.examples // self.batch)
-        order = torch.randperm(self.examples, generator=seeded(self.seed, epoch, 1))
+        order = torch.randperm(self.examples, generator=step_generator(self.seed, epoch, 1))
         return order[position * self.batch : (position + 1) * self.batch]
 
 
-def seeded(seed: int, number: int, stream: int = 0) -> torch.Generator:
-    """The generator of one step (or epoch) of one stream."""
+def step_generator(seed: int, number: int, stream: int = 0) -> torch.Generator:
+    """The generator of one step (or epoch) of one stream; the weights that ship were trained with these seeds."""
     return torch.Generator().manual_seed((seed * 1_000_003 + number) * 4 + stream)
 
 
@@ -97,7 +97,7 @@ class Run:
         stage, step = self.stage, self.step
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = stage.rate(step)
-        terms = stage.loss(stage.batch_of(step), seeded(stage.seed, step))
+        terms = stage.loss(stage.batch_of(step), step_generator(stage.seed, step))
         values = {name: float(term.detach()) for name, term in terms.items()}
         if values["loss"] != values["loss"]:
             raise ValueError(f"the loss of {stage.name} is not a number at step {step}; {self.folder} keeps the last.")
