@@ -65,19 +65,19 @@ def _by_bk_rule(shape: Topology) -> Iterator[Edits]:
 def greedy(problem: Problem, ratio: float) -> Edits | None:
     """The choice that saves most time per damage, again and again until `ratio` is met; None where it gets stuck."""
     chosen: list[int] = []
-    while sum(problem.found[i].saving for i in chosen) < 1 - ratio:
-        taken = {fqn for i in chosen for fqn in problem.found[i].touches}
-        free = [i for i, c in enumerate(problem.found) if c.saving > 0 and not c.touches & taken]
+    while sum(problem.choices[i].saving for i in chosen) < 1 - ratio:
+        taken = {fqn for i in chosen for fqn in problem.choices[i].touches}
+        free = [i for i, c in enumerate(problem.choices) if c.saving > 0 and not c.touches & taken]
         if not free:
             return None
-        chosen.append(max(free, key=lambda i: (problem.found[i].saving / max(problem.found[i].damage, 1e-30), -i)))
+        chosen.append(max(free, key=lambda i: (problem.choices[i].saving / max(problem.choices[i].damage, 1e-30), -i)))
     return problem.edits(chosen)
 
 
 def random(problem: Problem, ratio: float, n: int, seed: int) -> list[Edits]:
     """`n` random legal plans at or just below `ratio`."""
     rng = np.random.default_rng([seed, round(1e6 * ratio)])
-    return [plan.draw_choices(problem, ratio, rng) for _ in range(n)]
+    return [plan.draw_plan_of(problem, ratio, rng) for _ in range(n)]
 
 
 def at(problem: Problem, ratio: float, fixed_plans: Mapping[str, Edits], n: int, seed: int) -> dict[str, Edits]:

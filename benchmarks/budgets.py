@@ -19,7 +19,7 @@ from asdm.plan.edits import AnyEdit
 from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
 from asdm_prof.planner import plan
-from asdm_prof.planner.choices import key
+from asdm_prof.planner.choices import edits_key
 from asdm_prof.planner.frontier import k_plans
 from asdm_prof.planner.problem import Problem
 from asdm_prof.records import BudgetRow, Budgets, Contestant, Damage, Interval, Profile
@@ -89,7 +89,7 @@ def _candidates(problem: Problem, ratio: float, k: int) -> list[Edits]:
 
 
 def _unique(plans: Sequence[Edits]) -> list[Edits]:
-    return list({key(edits): edits for edits in plans}.values())
+    return list({edits_key(edits): edits for edits in plans}.values())
 
 
 def _measured(
@@ -100,7 +100,7 @@ def _measured(
     found = sensitivity.measure_damage(load_family(family), plans, settings, run_file, tell)
     if run_file:
         run_file.unlink(missing_ok=True)
-    return {key(edits): samples.mean(axis=1) for edits, samples in zip(plans, found.samples, strict=True)}
+    return {edits_key(edits): samples.mean(axis=1) for edits, samples in zip(plans, found.samples, strict=True)}
 
 
 def _chosen(
@@ -112,7 +112,7 @@ def _chosen(
     best: dict[float, Edits] = {}
     for ratio in sorted(ours):
         within = [edits for tighter in ours if tighter <= ratio for edits in ours[tighter]]
-        best[ratio] = min(within, key=lambda edits: measured[key(edits)].mean())
+        best[ratio] = min(within, key=lambda edits: measured[edits_key(edits)].mean())
     return best
 
 
@@ -120,12 +120,12 @@ def _row(
     problem: Problem, ratio: float, ours: Edits, others: dict[str, Edits], found: dict[frozenset[str], np.ndarray]
 ) -> BudgetRow:
     named = [("ours", ours), *others.items()]
-    contestants = [_contestant(problem, name, edits, found[key(edits)]) for name, edits in named]
+    contestants = [_contestant(problem, name, edits, found[edits_key(edits)]) for name, edits in named]
     contestants.sort(key=lambda one: (one.damage.value, not one.ours, one.name))
-    rivals = [one for one in contestants if not one.ours and key(one.edits) != key(ours)]
+    rivals = [one for one in contestants if not one.ours and edits_key(one.edits) != edits_key(ours)]
     ahead = None
     if rivals:
-        gaps = statistics.estimate((np.array(rivals[0].by_prompt) - found[key(ours)]).tolist(), np.mean)
+        gaps = statistics.estimate((np.array(rivals[0].by_prompt) - found[edits_key(ours)]).tolist(), np.mean)
         ahead = Interval(value=gaps.median, low=gaps.low, high=gaps.high)
     return BudgetRow(budget=ratio, contestants=tuple(contestants), ahead=ahead, won=ahead is None or ahead.value > 0)
 

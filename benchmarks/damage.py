@@ -43,14 +43,14 @@ def main(
     io.make_folder(output)
     with watching("Profiling") as watch:
         timing = ProfileSettings(threads=threads)
-        profile = study.kept_profile(output / "profile.json", family, timing, fresh, watch, command)
+        profile = study.load_or_profile(output / "profile.json", family, timing, fresh, watch, command)
     with terminal.progress("Measuring damage") as tell:
         sha256, path = profile.weights_sha256, output / "damage.json"
-        found = study.kept_damage(path, family, settings, plans, sha256, fresh, tell, command)
+        found = study.load_or_measure_damage(path, family, settings, plans, sha256, fresh, tell, command)
     console.print_damage(found, console.stdout_console())
     front = frontier.make_frontier(profile, found, "latency", {"latency": SHOWN}, 10, 10)
     front.save(output / "frontier.json", force=True)
-    plan = explain.explained(profile, planner.make_plan(profile, SHOWN, damage=found), damage=found)
+    plan = explain.with_reasons(profile, planner.make_plan(profile, SHOWN, damage=found), damage=found)
     plan.save(output / "plan.json", force=True)
     with terminal.progress("Comparing") as tell:
         compared = budgets.compare(

@@ -29,7 +29,7 @@ from asdm.models.families import load_family
 from asdm.records.measurement import Estimate, Latency, UNetRun
 from asdm.utils import console, io
 from asdm_prof.sensitivity import variants
-from asdm_prof.sensitivity.calibration import calibration
+from asdm_prof.sensitivity.calibration import make_calibration
 from asdm_prof.sensitivity.measure import squared
 from asdm_prof.sensitivity.settings import SensitivitySettings
 
@@ -81,8 +81,8 @@ def main(
     weights = settings.weights or loading.default_weights(known)
     teacher = loading.load_unet(known, weights, settings.device, settings.dtype, settings.seed)
     sets = variants.measurable_edits(teacher)
-    ordered = variants.variants(teacher, sets)
-    inputs = calibration(known, teacher, settings).inputs(slice(0, prompts))
+    ordered = variants.make_variants(teacher, sets)
+    inputs = make_calibration(known, teacher, settings).inputs(slice(0, prompts))
     clock = clocks.clock_for(settings.device)
     errors: dict[str, list[torch.Tensor]] = {}
 

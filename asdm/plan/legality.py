@@ -16,7 +16,7 @@ from asdm.plan.edits import (
     RemoveUnit,
     ReplaceUnit,
 )
-from asdm.plan.topology import Topology, UnitShape, listed
+from asdm.plan.topology import Topology, UnitShape, format_choices
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,9 @@ def _removed_layers(topology: Topology, edits: Sequence[AnyEdit], blocks: set[st
         if not isinstance(edit, RemoveLayer):
             continue
         if edit.block not in sides:
-            raise ValueError(f"cannot {edit}: {edit.block!r} is neither a down nor an up block; {listed(sides)}")
+            raise ValueError(
+                f"cannot {edit}: {edit.block!r} is neither a down nor an up block; {format_choices(sides)}"
+            )
         layers = topology.layers(edit.block)
         if edit.layer not in layers:
             raise ValueError(f"cannot {edit}: {edit.block} has layers {', '.join(map(str, layers))}.")
@@ -201,7 +203,7 @@ def _grafted_blocks(topology: Topology, edits: Sequence[AnyEdit], removed: set[s
         if not isinstance(edit, GraftBlock):
             continue
         if edit.block not in topology.blocks:
-            raise ValueError(f"cannot {edit}: there is no such block; {listed(topology.blocks)}")
+            raise ValueError(f"cannot {edit}: there is no such block; {format_choices(topology.blocks)}")
         if edit.block in removed:
             raise ValueError(f"cannot {edit}: it is already removed whole.")
         if edit.block in grafted:
@@ -231,8 +233,8 @@ def _check_flow(topology: Topology, blocks: set[str], layers: set[tuple[str, int
                 f"removing layer {layer} of {block} needs its mirrored layer gone as well ({problem}): "
                 f"remove layer {' or '.join(map(str, partners))} of {topology.mirror(block)} too."
             )
-    listed = ", ".join(f"layer {layer} of {block}" for block, layer in sorted(layers))
-    raise ValueError(f"removing {listed or ', '.join(sorted(blocks))} does not fit together: {problem}.")
+    removed = ", ".join(f"layer {layer} of {block}" for block, layer in sorted(layers))
+    raise ValueError(f"removing {removed or ', '.join(sorted(blocks))} does not fit together: {problem}.")
 
 
 def _partners(topology: Topology, blocks: set[str], layers: set[tuple[str, int]], block: str) -> list[int]:

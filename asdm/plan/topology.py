@@ -40,7 +40,7 @@ class Topology(Frozen):
         for unit in self.units:
             if unit.fqn == fqn:
                 return unit
-        raise ValueError(f"unknown unit {fqn!r}; {listed([u.fqn for u in self.units], fqn)}")
+        raise ValueError(f"unknown unit {fqn!r}; {format_choices([u.fqn for u in self.units], fqn)}")
 
     def layers(self, block: str) -> list[int]:
         return sorted({unit.layer for unit in self.units if unit.block == block})
@@ -55,7 +55,7 @@ class Topology(Frozen):
         return there[len(here) - 1 - here.index(block)]
 
 
-def listed(choices: Sequence[str], wanted: str = "") -> str:
+def format_choices(choices: Sequence[str], wanted: str = "") -> str:
     prefix = wanted.rpartition(".")[0].rpartition(".")[0]
     near = [choice for choice in choices if prefix and choice.startswith(prefix)] or list(choices)
     shown = ", ".join(near[:8]) + (f", … ({len(near)} in all)" if len(near) > 8 else "")

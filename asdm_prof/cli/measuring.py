@@ -210,7 +210,7 @@ def sensitivity(
     run_file = path.with_name(f"{path.name}.run")
     try:
         with terminal.progress("Measuring damage") as tell:
-            found = measuring.sensitivity_of(
+            found = measuring.measure_sensitivity(
                 family, settings, plans, clip, replacement, run_file, tell, this_command("asdm-prof")
             )
     except KeyboardInterrupt:

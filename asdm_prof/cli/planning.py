@@ -59,7 +59,7 @@ def plan(
         made = planner.make_plan(found, asked, confidence, checked, measured)
     if why:
         with terminal.progress("Planning") as tell:
-            made = reasons.explained(found, made, confidence, checked, measured, tell)
+            made = reasons.with_reasons(found, made, confidence, checked, measured, tell)
     made.save(path, force)
     if as_json:
         print(made.to_json(), end="")

@@ -31,7 +31,7 @@ def budget_rows(problem: Problem, budgets: Mapping[str, float], below: float = 0
 
     Each row is written so that a smaller budget is a larger lower bound; the whole teacher's needs none.
     """
-    found, rows = problem.found, dict[str, list[Row]]()
+    found, rows = problem.choices, dict[str, list[Row]]()
     for name, share in budgets.items():
         if share >= 1:
             rows[name] = []
@@ -46,7 +46,7 @@ def budget_rows(problem: Problem, budgets: Mapping[str, float], below: float = 0
 
 def _memory_rows(problem: Problem, share: float) -> Iterator[Row]:
     """A row for every unit that may go: weights, and its activations where it stays; in shares of the teacher's."""
-    profile, found = problem.profile, problem.found
+    profile, found = problem.profile, problem.choices
     whole = memory_bytes(profile)
     weights = BYTES[profile.dtype] * profile.whole.params / whole
     saves = {i: weights * c.params for i, c in enumerate(found)}

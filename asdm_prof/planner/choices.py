@@ -48,7 +48,7 @@ class Choice:
         return " and ".join(map(str, self.edits))
 
 
-def choices(profile: Profile, validation: Validation | None = None, damage: Damage | None = None) -> list[Choice]:
+def make_choices(profile: Profile, validation: Validation | None = None, damage: Damage | None = None) -> list[Choice]:
     """Every legal choice on a profile's UNet with its price, in a fixed order; savings as a validation corrects them.
 
     With measured damage, those that were measured.
@@ -59,11 +59,11 @@ def choices(profile: Profile, validation: Validation | None = None, damage: Dama
     corrected = [replace(c, saving=c.saving * (1 - factors.get(c.edit.op, 0.0))) for c in priced]
     if damage is None:
         return corrected
-    measured = {key(one.edits): one.damage.value for one in damage.edits}
-    return [replace(c, damage=measured[key(c.edits)]) for c in corrected if key(c.edits) in measured]
+    measured = {edits_key(one.edits): one.damage.value for one in damage.edits}
+    return [replace(c, damage=measured[edits_key(c.edits)]) for c in corrected if edits_key(c.edits) in measured]
 
 
-def key(edits: Sequence[AnyEdit]) -> frozenset[str]:
+def edits_key(edits: Sequence[AnyEdit]) -> frozenset[str]:
     """What tells sets of edits apart, whatever their order."""
     return frozenset(edit.model_dump_json(by_alias=True) for edit in edits)
 

@@ -38,7 +38,7 @@ def explain(
     )
 
 
-def explained(
+def with_reasons(
     profile: Profile,
     plan: PruningPlan,
     confidence: float = 0.95,
@@ -124,7 +124,7 @@ def _next_step(
 
 def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Tell) -> list[Regret]:
     """For every unit, the best plan in which something else is done with it than in this one."""
-    found, chosen = problem.found, set(solution.chosen)
+    found, chosen = problem.choices, set(solution.chosen)
     units = [u.fqn for u in problem.profile.topology.units if any(u.fqn in c.touches for c in found)]
     regrets = []
     for n, fqn in enumerate(units):
@@ -147,5 +147,5 @@ def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Te
 
 
 def _choice_for(problem: Problem, solution: Solution, fqn: str) -> str:
-    own = next((i for i in solution.chosen if fqn in problem.found[i].touches), None)
-    return "keep" if own is None else str(problem.found[own])
+    own = next((i for i in solution.chosen if fqn in problem.choices[i].touches), None)
+    return "keep" if own is None else str(problem.choices[own])

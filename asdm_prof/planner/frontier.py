@@ -49,7 +49,7 @@ def make_frontier(
         raise ValueError("the best plans of what budget? Give one or more of --budget, --macs, --params, --memory.")
     made, budgets, below = plan.prepare(profile, asked or {by: "1.0"}, confidence, validation, damage)
     others = {name: share for name, share in budgets.items() if name != by}
-    found = walked(made, others, by, STEPS, below) if others else exact(made, by)
+    found = stepped_frontier(made, others, by, STEPS, below) if others else exact_frontier(made, by)
 
     def points(solutions: Sequence[Solution]) -> tuple[FrontierPoint, ...]:
         return tuple(_point(made, solution, validation) for solution in solutions)
@@ -76,8 +76,8 @@ def _point(made: Problem, solution: Solution, validation: Validation | None) -> 
     return FrontierPoint(
         latency_s=predicted.latency_s,
         ratio=predicted.ratio,
-        macs=1 - sum(made.found[i].macs for i in solution.chosen),
-        params=1 - sum(made.found[i].params for i in solution.chosen),
+        macs=1 - sum(made.choices[i].macs for i in solution.chosen),
+        params=1 - sum(made.choices[i].params for i in solution.chosen),
         damage=solution.damage,
         edits=edits,
     )
@@ -95,7 +95,7 @@ class Decision:
 
 def decisions(problem: Problem) -> list[Decision]:
     """An order in which what depends on each other is decided close together: pair of blocks by pair of blocks."""
-    shape, found = problem.profile.topology, problem.found
+    shape, found = problem.profile.topology, problem.choices
     whole_blocks = tuple(i for i, c in enumerate(found) if c.edit.op == "remove_block")
     ordered = [Decision(whole_blocks)] if whole_blocks else []
     downs = list(reversed(shape.down_blocks))
@@ -123,14 +123,14 @@ class _Partial:
         return _Partial(self.saving[rows], self.damage[rows], self.taken[rows])
 
 
-def exact(problem: Problem, by: str = "latency") -> list[Solution]:
+def exact_frontier(problem: Problem, by: str = "latency") -> list[Solution]:
     """Every plan that no other beats in both damage and what it saves of `by`, the teacher first.
 
     `by` is latency, macs or params.
     """
-    saves = np.array([{"latency": c.saving, "macs": c.macs, "params": c.params}[by] for c in problem.found])
+    saves = np.array([{"latency": c.saving, "macs": c.macs, "params": c.params}[by] for c in problem.choices])
     rules = _Rules(problem)
-    partial = _Partial(np.zeros(1), np.zeros(1), np.zeros((1, len(problem.found)), dtype=bool))
+    partial = _Partial(np.zeros(1), np.zeros(1), np.zeros((1, len(problem.choices)), dtype=bool))
     ordered = decisions(problem)
     for n, decision in enumerate(ordered):
         later = {i for other in ordered[n + 1 :] for i in other.options}
@@ -163,7 +163,7 @@ class _Rules:
     """What decisions ask about each other."""
 
     def __init__(self, problem: Problem) -> None:
-        found = problem.found
+        found = problem.choices
         self.damage = np.array([choice.damage for choice in found])
         self.conflicts = [
             np.array([j for j, other in enumerate(found) if j != i and choice.touches & other.touches], dtype=int)
@@ -226,7 +226,9 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------- under more budgets
 
 
-def walked(made: Problem, budgets: Mapping[str, float], by: str, steps: int, below: float = 0.0) -> list[Solution]:
+def stepped_frontier(
+    made: Problem, budgets: Mapping[str, float], by: str, steps: int, below: float = 0.0
+) -> list[Solution]:
     """Exact plans along the frontier under other budgets, at `steps` equal steps of `by`, each proved by itself.
 
     Raises planner.Infeasible where no plan meets the budgets.
@@ -265,7 +267,7 @@ def k_plans(made: Problem, budgets: Mapping[str, float], below: float, k: int, a
         if solution is None:
             break
         student = made.student(solution.chosen)
-        rows.append(unlike(made, solution, 1 if student in students else apart))
+        rows.append(apart_row(made, solution, 1 if student in students else apart))
         if student not in students:
             students.add(student)
             found.append(solution)
@@ -274,7 +276,7 @@ def k_plans(made: Problem, budgets: Mapping[str, float], below: float, k: int, a
     return found
 
 
-def unlike(made: Problem, solution: Solution, apart: int) -> Row:
+def apart_row(made: Problem, solution: Solution, apart: int) -> Row:
     """A plan must leave or take at least `apart` choices that this one took or left."""
     chosen = set(solution.chosen)
-    return {i: -1.0 if i in chosen else 1.0 for i in range(len(made.found))}, apart - len(chosen), np.inf
+    return {i: -1.0 if i in chosen else 1.0 for i in range(len(made.choices))}, apart - len(chosen), np.inf

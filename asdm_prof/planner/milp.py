@@ -49,7 +49,7 @@ def best(problem: Problem, rows: Sequence[Row], fastest: bool = True) -> Solutio
 
 
 def _made(problem: Problem, found: OptimizeResult) -> tuple[int, ...]:
-    return tuple(i for i in range(len(problem.found)) if found.x[i] > 0.5)
+    return tuple(i for i in range(len(problem.choices)) if found.x[i] > 0.5)
 
 
 def most_saved(problem: Problem, name: str, rows: Sequence[Row] = ()) -> float | None:
@@ -91,7 +91,7 @@ class Rows:
     @classmethod
     def of(cls, problem: Problem, rows: Sequence[Row] = ()) -> Rows:
         """The legal choices of a problem, under `rows` over them."""
-        found = problem.found
+        found = problem.choices
         made = cls(len(found))
         made.costs = {i: choice.damage for i, choice in enumerate(found)}
         for fqn in sorted({fqn for choice in found for fqn in choice.touches}):

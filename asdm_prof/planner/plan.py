@@ -236,16 +236,16 @@ def check_damage(profile: Profile, damage: Damage) -> None:
         )
 
 
-def draw(profile: Profile, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
+def draw_plan(profile: Profile, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
     """A random legal plan that is predicted at or just below `ratio`: the cheapest at random prices per second saved.
 
     Experts save nothing, so they are taken by the toss of a coin where a neighbour is pruned. `ratio` must be
     reachable: at least `fastest_ratio(profile)`.
     """
-    return draw_choices(Problem.of(profile), ratio, rng)
+    return draw_plan_of(Problem.of(profile), ratio, rng)
 
 
-def draw_choices(problem: Problem, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
+def draw_plan_of(problem: Problem, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
     """`draw` among the choices of a problem."""
     saving = np.array(problem.saving)
     prices = np.abs(saving) * rng.exponential(size=len(saving))

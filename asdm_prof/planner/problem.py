@@ -10,7 +10,7 @@ from functools import cached_property
 
 from asdm.plan.edits import AnyEdit, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.topology import UnitShape
-from asdm_prof.planner.choices import CONVOLUTION_WEIGHT, EXPERTS, RECOVERED_BY_EXPERTS, Choice, choices, key
+from asdm_prof.planner.choices import CONVOLUTION_WEIGHT, EXPERTS, RECOVERED_BY_EXPERTS, Choice, edits_key, make_choices
 from asdm_prof.records import Damage, Profile, Validation
 
 
@@ -37,30 +37,30 @@ class Problem:
     """Choices of one profile, and what holds between them."""
 
     profile: Profile
-    found: tuple[Choice, ...]
+    choices: tuple[Choice, ...]
     pairs: tuple[Pair, ...] = ()
     hosts: tuple[tuple[int, tuple[int, ...]], ...] = ()  # a choice, and those of which it needs one
     experts: tuple[Experts, ...] = ()
 
     @classmethod
     def of(cls, profile: Profile, validation: Validation | None = None, damage: Damage | None = None) -> Problem:
-        found = tuple(choices(profile, validation, damage))
+        found = tuple(make_choices(profile, validation, damage))
         if damage is not None:
-            columns = {key(choice.edits): i for i, choice in enumerate(found)}
-            at = [columns.get(key(one.edits)) for one in damage.edits]
+            columns = {edits_key(choice.edits): i for i, choice in enumerate(found)}
+            at = [columns.get(edits_key(one.edits)) for one in damage.edits]
             pairs = [(at[pair.first], at[pair.second], pair.damage) for pair in damage.pairs]
             return cls(profile, found, tuple(Pair(a, b, d) for a, b, d in pairs if a is not None and b is not None))
         return cls(profile, found, (), *_experts(profile, found))
 
     @property
     def saving(self) -> list[float]:
-        return [choice.saving for choice in self.found]
+        return [choice.saving for choice in self.choices]
 
     @cached_property
     def layer_sets(self) -> dict[str, list[int]]:
         """Down block → the choices that take layers of it and its mirror: a plan makes one of them at most."""
         sets: dict[str, list[int]] = {}
-        for i, choice in enumerate(self.found):
+        for i, choice in enumerate(self.choices):
             if isinstance(choice.edit, RemoveLayer):
                 sets.setdefault(choice.edit.block, []).append(i)
         return sets
@@ -68,25 +68,25 @@ class Problem:
     def damage(self, chosen: Sequence[int]) -> float:
         """Damage of choices made together: their sum, with pairs and what experts bring back."""
         made = set(chosen)
-        total = sum(self.found[i].damage for i in sorted(made))
+        total = sum(self.choices[i].damage for i in sorted(made))
         total += sum(pair.damage for pair in self.pairs if {pair.first, pair.second} <= made)
         return total - sum(e.damage for e in self.experts if made & {*e.pruned} and made & {*e.takers})
 
     def edits(self, chosen: Sequence[int]) -> tuple[AnyEdit, ...]:
-        return tuple(edit for i in sorted(chosen) for edit in self.found[i].edits)
+        return tuple(edit for i in sorted(chosen) for edit in self.choices[i].edits)
 
     def student(self, chosen: Sequence[int]) -> object:
         """What choices make of the teacher, however they are put: the units that go, and how others are replaced."""
-        made = [self.found[i] for i in chosen]
+        made = [self.choices[i] for i in chosen]
         replaced = [c for c in made if isinstance(c.edit, ReplaceUnit)]
         gone = frozenset(fqn for c in made if c not in replaced for fqn in c.touches)
-        return gone, key([edit for c in replaced for edit in c.edits])
+        return gone, edits_key([edit for c in replaced for edit in c.edits])
 
     def chosen(self, edits: Sequence[AnyEdit]) -> list[int] | None:
         """The choices that make up a plan's edits, or None where they are none of these."""
-        left, made = {*key(edits)}, []
-        for i in sorted(range(len(self.found)), key=lambda i: -len(self.found[i].edits)):
-            if (one := key(self.found[i].edits)) <= left:
+        left, made = {*edits_key(edits)}, []
+        for i in sorted(range(len(self.choices)), key=lambda i: -len(self.choices[i].edits)):
+            if (one := edits_key(self.choices[i].edits)) <= left:
                 left -= one
                 made.append(i)
         return None if left else sorted(made)

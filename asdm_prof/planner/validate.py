@@ -123,7 +123,7 @@ def draw_plans(profile: Profile, n: int, seed: int) -> list[tuple[AnyEdit, ...]]
         )
     targets = SLOWEST - (SLOWEST - lowest) * (np.arange(n) + 0.5) / n
     rng = np.random.default_rng(seed)
-    return [planner.draw(profile, float(target), rng) for target in targets]
+    return [planner.draw_plan(profile, float(target), rng) for target in targets]
 
 
 # ---------------------------------------------------------------------------------------------- measuring

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 from asdm.measure.statistics import BOOTSTRAP_DRAWS
 from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
-from asdm_prof.planner.choices import key
+from asdm_prof.planner.choices import edits_key
 from asdm_prof.records import Additivity, Agreement, DamagePair, EditDamage, Fit, Interval, JointDamage
 
 ENOUGH = 0.9  # Spearman at which the sum does
@@ -123,7 +123,7 @@ def agreement(edits: Sequence[EditDamage], scores: dict[str, dict[frozenset[str]
     """Rank correlation of each score (by the key of its edits) with measured damage, where it has three or more."""
     found = []
     for name, values in scores.items():
-        both = [(values[k], one.damage.value) for one in edits if (k := key(one.edits)) in values]
+        both = [(values[k], one.damage.value) for one in edits if (k := edits_key(one.edits)) in values]
         if len(both) >= 3:
             found.append(Agreement(score=name, spearman=fit(*zip(*both, strict=True)).spearman, edits=len(both)))
     return found

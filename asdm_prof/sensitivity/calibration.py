@@ -38,7 +38,7 @@ class Calibration:
         }
 
 
-def calibration(family: Family, unet: nn.Module, settings: SensitivitySettings) -> Calibration:
+def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySettings) -> Calibration:
     """Pictures as latents noised at timesteps in the middle of equal stretches of the schedule, and their captions.
 
     The choice of pictures and the noise depend on the seed alone. Raises ValueError for a data set that is too small.

@@ -26,15 +26,15 @@ from asdm.unet import surgery
 from asdm.utils.io import Record, sha256_of
 from asdm.utils.progress import Tell
 from asdm_prof.records import Interval, Work
-from asdm_prof.sensitivity.calibration import Calibration, calibration, unit_scores
+from asdm_prof.sensitivity.calibration import Calibration, make_calibration, unit_scores
 from asdm_prof.sensitivity.settings import SensitivitySettings
-from asdm_prof.sensitivity.variants import Variant, outputs, step_macs, variants, work_of
+from asdm_prof.sensitivity.variants import Variant, make_variants, outputs, step_macs, work_of
 
 SAMPLES_AT_ONCE = 64  # latents in one call
 
 
 @dataclass(frozen=True)
-class Measured:
+class DamageMeasurement:
     """Errors of every set of edits, and what it took."""
 
     samples: np.ndarray  # (sets, prompts, timesteps): mean square per element
@@ -85,7 +85,7 @@ def measure_damage(
     settings: SensitivitySettings = SensitivitySettings(),
     run_file: Path | None = None,
     tell: Tell = lambda *_: None,
-) -> Measured:
+) -> DamageMeasurement:
     """Errors of the students that each set of edits makes of a teacher; a run that is found in `run_file` goes on.
 
     `sets` may be a function of the teacher. Raises ValueError for settings that cannot be, an edit that does not fit,
@@ -100,9 +100,9 @@ def measure_damage(
     teacher: Any = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
     plans = [surgery.resolved_on(teacher, edits) for edits in (sets(teacher) if callable(sets) else sets)]
     with machine.quiet_torch(settings.threads) as threads:
-        ordered = variants(teacher, plans)
+        ordered = make_variants(teacher, plans)
         tell("preparing the data", 0, None)
-        data = calibration(family, teacher, settings)
+        data = make_calibration(family, teacher, settings)
         sha256 = loading.weights_sha256(teacher)
         run = _open_run(run_file, sha256, plans, settings)
         resumed = len(run.batches)
@@ -122,7 +122,7 @@ def measure_damage(
     least_s = forward_s * forwards["least_forwards"] / forwards["done_forwards"]
     seconds = clock.seconds(began, clock.mark()) + sum(batch.seconds for batch in run.batches[:resumed])
     overlap = np.sum([batch.overlap for batch in run.batches], axis=0) / settings.prompts
-    return Measured(
+    return DamageMeasurement(
         samples=np.concatenate([np.array(batch.samples) for batch in run.batches], axis=1),
         overlap=overlap,
         teacher_power=sum(batch.teacher_power for batch in run.batches) / settings.prompts,

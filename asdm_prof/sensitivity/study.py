@@ -20,20 +20,20 @@ from asdm.utils import registry
 from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
 from asdm_prof.planner import plan
-from asdm_prof.planner.choices import choices, key
+from asdm_prof.planner.choices import edits_key, make_choices
 from asdm_prof.planner.problem import Problem
 from asdm_prof.profiler import profile as profiler
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
 from asdm_prof.sensitivity import additivity, variants
 from asdm_prof.sensitivity import measure as sensitivity
-from asdm_prof.sensitivity.measure import Measured
+from asdm_prof.sensitivity.measure import DamageMeasurement
 from asdm_prof.sensitivity.settings import SensitivitySettings
 
 LOWEST, HIGHEST = 0.40, 0.95  # of the teacher's time: where joint plans are drawn
 
 
-def sensitivity_of(
+def measure_sensitivity(
     name: str,
     settings: SensitivitySettings = SensitivitySettings(),
     plans: int = 40,
@@ -49,25 +49,25 @@ def sensitivity_of(
         raise ValueError(f"clip {clip} is too few pictures for an interval; choose 0, or 2 or more.")
     if plans and plans < 3:
         raise ValueError(f"plans {plans} is too few for a correlation; choose 0, or 3 or more.")
-    drawn_with = by_macs(family, settings.size)
+    drawn_with = macs_profile(family, settings.size)
     singles: list[ResolvedPlan] = []
 
     def sets(teacher: nn.Module) -> list[ResolvedPlan | Edits]:
         singles.extend(variants.measurable_edits(teacher, replacements))
-        return [*singles, *draw_joint(drawn_with, singles, plans, settings.seed)]
+        return [*singles, *draw_joint_plans(drawn_with, singles, plans, settings.seed)]
 
     found = sensitivity.measure_damage(family, sets, settings, run_file, tell)
     n = len(singles)
     edits = [edit_damage(single.edits, found.samples[i]) for i, single in enumerate(singles)]
     if clip:
-        edits = list(clip_scored(family, edits, settings, clip, tell))
+        edits = list(with_clip_scores(family, edits, settings, clip, tell))
     pairs = additivity.neighbour_pairs(singles, found.overlap[:n, :n])
-    problem, place = _problem(drawn_with, singles), {key(single.edits): i for i, single in enumerate(singles)}
+    problem, place = _problem(drawn_with, singles), {edits_key(single.edits): i for i, single in enumerate(singles)}
     joint = []
     for one, samples in zip(found.sets[n:], found.samples[n:], strict=True):
         chosen = problem.chosen(one)
         assert chosen is not None, "plans are drawn from the problem's own choices"
-        joint.append(([place[key(problem.found[i].edits)] for i in chosen], sensitivity.damage_of(samples)))
+        joint.append(([place[edits_key(problem.choices[i].edits)] for i in chosen], sensitivity.damage_of(samples)))
     judged = additivity.judge(edits, pairs, joint) if joint else None
     return Damage(
         created_utc=utc_now(),
@@ -96,7 +96,7 @@ def sensitivity_of(
     )
 
 
-def kept_profile(
+def load_or_profile(
     path: Path,
     family: str,
     settings: ProfileSettings,
@@ -121,7 +121,7 @@ def _identities(teacher: Any, settings: ProfileSettings) -> set[tuple[str, str |
     return {(config, loading.weights_sha256(teacher))} | ({(config, None)} if settings.backend == "fake" else set())
 
 
-def kept_damage(
+def load_or_measure_damage(
     path: Path,
     family: str,
     settings: SensitivitySettings,
@@ -141,7 +141,7 @@ def kept_damage(
         if (found.prompts, len(found.timesteps), found.weights_sha256) == asked:
             return found
     run_file = path.with_name(f"{path.name}.run")
-    made = sensitivity_of(family, settings, plans, run_file=run_file, tell=tell, command=command)
+    made = measure_sensitivity(family, settings, plans, run_file=run_file, tell=tell, command=command)
     made.save(path, force=True)
     run_file.unlink(missing_ok=True)
     return made
@@ -161,18 +161,18 @@ def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
 # ---------------------------------------------------------------------------------------------- joint plans
 
 
-def by_macs(family: Family, size: int | None = None) -> Profile:
+def macs_profile(family: Family, size: int | None = None) -> Profile:
     """A profile whose times are MACs: joint plans are drawn by it, so that they do not depend on a machine."""
     return profiler.profile(family, ProfileSettings(backend="fake", size=size))
 
 
 def _problem(profile: Profile, singles: Sequence[ResolvedPlan]) -> Problem:
     """The choices of a profile that were measured."""
-    measured = {key(single.edits) for single in singles}
-    return Problem(profile, tuple(c for c in choices(profile) if key(c.edits) in measured))
+    measured = {edits_key(single.edits) for single in singles}
+    return Problem(profile, tuple(c for c in make_choices(profile) if edits_key(c.edits) in measured))
 
 
-def draw_joint(profile: Profile, singles: Sequence[ResolvedPlan], n: int, seed: int) -> list[Edits]:
+def draw_joint_plans(profile: Profile, singles: Sequence[ResolvedPlan], n: int, seed: int) -> list[Edits]:
     """`n` random legal plans made of measured edits, spread from 95 to 40 % of the teacher, or as low as it goes."""
     if not n:
         return []
@@ -182,7 +182,7 @@ def draw_joint(profile: Profile, singles: Sequence[ResolvedPlan], n: int, seed: 
         raise ValueError(f"no legal plan is below {lowest:.2f} of {profile.family}; leave joint plans out (--plans 0).")
     rng = np.random.default_rng(seed)
     targets = HIGHEST - (HIGHEST - lowest) * (np.arange(n) + 0.5) / n
-    return [plan.draw_choices(problem, float(target), rng) for target in targets]
+    return [plan.draw_plan_of(problem, float(target), rng) for target in targets]
 
 
 # ---------------------------------------------------------------------------------------------- CLIP score
@@ -190,7 +190,7 @@ def draw_joint(profile: Profile, singles: Sequence[ResolvedPlan], n: int, seed: 
 DRAWING_STEPS = 20
 
 
-def clip_scored(
+def with_clip_scores(
     family: Family, edits: Sequence[EditDamage], settings: SensitivitySettings, pictures: int, tell: Tell
 ) -> Iterator[EditDamage]:
     """Edits with the change in CLIP score of pictures drawn from the same captions and seeds (SnapFusion's criterion).
@@ -226,12 +226,12 @@ def clip_scored(
 # ---------------------------------------------------------------------------------------------- cheap scores
 
 
-def _scores(profile: Profile, found: Measured) -> dict[str, dict[frozenset[str], float]]:
+def _scores(profile: Profile, found: DamageMeasurement) -> dict[str, dict[frozenset[str], float]]:
     """What users without weights or data have, by edits: the structural prior, and scores of single units."""
-    prior = {key(c.edits): c.damage for c in choices(profile)}
+    prior = {edits_key(c.edits): c.damage for c in make_choices(profile)}
     units_only = {k: v for k, v in prior.items() if len(k) == 1 and "remove_unit" in next(iter(k))}
     by_unit = {
-        name: {key((RemoveUnit(unit=fqn),)): value for fqn, value in values.items()}
+        name: {edits_key((RemoveUnit(unit=fqn),)): value for fqn, value in values.items()}
         for name, values in found.unit_scores.items()
     }
     return {"structural prior, all edits": prior, "structural prior": units_only} | by_unit

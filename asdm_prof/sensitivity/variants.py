@@ -67,7 +67,7 @@ class Variant:
         return tuple(name for name, _ in self.steps)
 
 
-def variants(teacher: nn.Module, plans: Sequence[ResolvedPlan]) -> list[Variant]:
+def make_variants(teacher: nn.Module, plans: Sequence[ResolvedPlan]) -> list[Variant]:
     """Teacher and students in the order in which neighbours share most; the teacher is the first."""
     ordered = [_variant(teacher, surgery.resolved_on(teacher, ()), -1)]
     ordered += [_variant(teacher, plan, index) for index, plan in enumerate(plans)]

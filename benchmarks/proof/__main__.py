@@ -83,7 +83,7 @@ def main(
     io.make_folder(output)
     with watching("Profiling") as watch:
         timing = ProfileSettings(threads=threads, backend=backend)
-        profile = study.kept_profile(output / "profile.json", family, timing, watch=watch, command=command)
+        profile = study.load_or_profile(output / "profile.json", family, timing, watch=watch, command=command)
     if timed:
         with console.progress("Timing") as tell:
             found = run.time_rows(timed, settings, work, backend, pairs, tell, command)
@@ -91,7 +91,7 @@ def main(
     else:
         with console.progress("Measuring damage") as tell:
             asked = study.SensitivitySettings(threads=threads, prompts=prompts, timesteps=timesteps)
-            measured = study.kept_damage(
+            measured = study.load_or_measure_damage(
                 output / "damage.json", family, asked, plans, profile.weights_sha256, tell=tell, command=command
             )
         with console.progress("Proving") as tell:

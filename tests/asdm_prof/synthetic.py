@@ -307,7 +307,7 @@ def damage() -> Damage:
             by_prompt=(value,),
             by_timestep=(value,),
         )
-        for choice in choices.choices(source)
+        for choice in choices.make_choices(source)
         for value in [float(rng.lognormal(-6))]
     )
     units = [i for i, one in enumerate(edits) if one.edit.op == "remove_unit"]

@@ -17,7 +17,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult
 from asdm_prof.records import Profile
 from asdm_prof.sensitivity.settings import SensitivitySettings
-from asdm_prof.sensitivity.study import sensitivity_of
+from asdm_prof.sensitivity.study import measure_sensitivity
 from tests.asdm_prof import synthetic
 
 HOSTILE = "<script>alert(1)</script>"
@@ -157,7 +157,7 @@ def test_the_chain_in_python(tiny_folder: Path, tmp_path: Path) -> None:
 def test_planning_on_damage_and_training_in_python(tiny_pipeline: Path, tmp_path: Path) -> None:
     family = str(tiny_pipeline)
     profile = asdm_prof.profile(family, backend="fake")
-    damage = sensitivity_of(family, SensitivitySettings(split="held_out", prompts=2, timesteps=2), plans=0)
+    damage = measure_sensitivity(family, SensitivitySettings(split="held_out", prompts=2, timesteps=2), plans=0)
     assert damage.edits
     plan = asdm_prof.plan(profile, {"latency": "0.9", "params": "0.95"}, damage=damage)
     assert plan.damage_sha256 == damage.sha256()

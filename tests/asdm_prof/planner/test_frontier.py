@@ -33,10 +33,12 @@ def small_problem(down: tuple[int, ...], mid: bool, seed: int, pairs: bool, expe
     made = Problem.of(small_profile(small_topology(down, mid), seed, experts))
     if not pairs:
         return made
-    rng, n = np.random.default_rng(seed), len(made.found)
-    couples = [(i, j) for i in range(n) for j in range(i + 1, n) if not made.found[i].touches & made.found[j].touches]
+    rng, n = np.random.default_rng(seed), len(made.choices)
+    couples = [
+        (i, j) for i in range(n) for j in range(i + 1, n) if not made.choices[i].touches & made.choices[j].touches
+    ]
     picks = rng.permutation(len(couples))[:6]
-    mean = float(np.mean([choice.damage for choice in made.found]))
+    mean = float(np.mean([choice.damage for choice in made.choices]))
     return replace(made, pairs=tuple(Pair(*couples[k], float(rng.normal() * mean / 2)) for k in picks))
 
 
@@ -48,8 +50,8 @@ def every_plan(made: Problem) -> list[tuple[float, float]]:
 def every_student(made: Problem) -> list[tuple[float, float, object]]:
     """(saving, damage, what is left of the teacher) of every legal plan."""
     plans = []
-    places = {id(choice): i for i, choice in enumerate(made.found)}
-    for subset in subsets(list(made.found)):
+    places = {id(choice): i for i, choice in enumerate(made.choices)}
+    for subset in subsets(list(made.choices)):
         chosen = [places[id(choice)] for choice in subset]
         if any(host in chosen and not {*needs} & {*chosen} for host, needs in made.hosts):
             continue
@@ -79,14 +81,14 @@ def undominated(plans: list[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def points_of(made: Problem, solutions: list[milp.Solution]) -> list[tuple[float, float]]:
-    return [(sum(made.found[i].saving for i in one.chosen), one.damage) for one in solutions]
+    return [(sum(made.choices[i].saving for i in one.chosen), one.damage) for one in solutions]
 
 
 @settings(max_examples=10, deadline=None)
 @given(down=SHAPES, mid=st.booleans(), seed=st.integers(0, 10**6), pairs=st.booleans())
 def test_the_frontier_equals_brute_force(down: tuple[int, ...], mid: bool, seed: int, pairs: bool) -> None:
     made = small_problem(down, mid, seed, pairs)
-    found, expected = points_of(made, frontier.exact(made)), undominated(every_plan(made))
+    found, expected = points_of(made, frontier.exact_frontier(made)), undominated(every_plan(made))
     assert np.array(found) == pytest.approx(np.array(expected), abs=1e-12)
 
 
@@ -95,7 +97,7 @@ def test_the_frontier_equals_brute_force(down: tuple[int, ...], mid: bool, seed:
 def test_the_frontier_with_experts_equals_brute_force(down: tuple[int, ...], mid: bool, seed: int) -> None:
     made = small_problem(down, mid, seed, pairs=False, experts=True)
     assert made.hosts
-    found, expected = points_of(made, frontier.exact(made)), undominated(every_plan(made))
+    found, expected = points_of(made, frontier.exact_frontier(made)), undominated(every_plan(made))
     assert np.array(found) == pytest.approx(np.array(expected), abs=1e-12)
 
 
@@ -127,7 +129,7 @@ def four_options() -> Problem:
     base = synthetic.profile()
     made = Problem.of(base)
     rng = np.random.default_rng(0)
-    found = [choice for choice in made.found if choice.edit.op in ("remove_layer", "remove_block")]
+    found = [choice for choice in made.choices if choice.edit.op in ("remove_layer", "remove_block")]
     for unit in base.units:
         for k in range(3):
             share = unit.share.median * float(rng.uniform(0.1, 1.0))
@@ -139,7 +141,7 @@ def four_options() -> Problem:
 
 def test_the_frontier_equals_the_milp_at_full_size() -> None:
     made = four_options()
-    points = frontier.exact(made)
+    points = frontier.exact_frontier(made)
     savings = np.array([saving for saving, _ in points_of(made, points)])
     for ratio in (0.97, 0.9, 0.75, 0.6, 0.45):
         at = int(np.searchsorted(savings, 1 - ratio - 1e-12))
@@ -156,7 +158,7 @@ def test_the_frontier_equals_the_milp_at_full_size() -> None:
 def test_frontier_ten_best_and_a_plan_take_two_seconds() -> None:
     made = four_options()
     began = time.process_time()
-    points = frontier.exact(made)
+    points = frontier.exact_frontier(made)
     best = frontier.k_plans(made, {"latency": 0.75}, 0.0, 10)
     solved = planner.solve(made, {"latency": 0.75})
     seconds = time.process_time() - began
@@ -193,8 +195,8 @@ def test_several_budgets_equal_brute_force(seed: int, latency: float, params: fl
     made = small_problem((2, 1), True, seed, pairs=False)
     budgets = {"latency": latency, "params": params, "macs": macs}
     within = []
-    places = {id(choice): i for i, choice in enumerate(made.found)}
-    for subset in subsets(list(made.found)):
+    places = {id(choice): i for i, choice in enumerate(made.choices)}
+    for subset in subsets(list(made.choices)):
         sums = {"latency": "saving", "params": "params", "macs": "macs"}
         if any(sum(getattr(c, sums[name]) for c in subset) < 1 - share - 1e-9 for name, share in budgets.items()):
             continue
@@ -221,7 +223,7 @@ def test_a_memory_budget_counts_weights_and_the_largest_activations() -> None:
     share = 0.9
     solved = planner.solve(made, {"memory": share})
     gone = frozenset(fqn for edit in [resolve(profile.topology, made.edits(solved.chosen))] for fqn in edit.gone)
-    params = sum(made.found[i].params for i in solved.chosen)
+    params = sum(made.choices[i].params for i in solved.chosen)
     assert memory_bytes(profile, params, gone) <= share * whole * (1 + 1e-9)
     assert params > 0.05
 
@@ -251,7 +253,7 @@ def test_no_budget_at_all_is_refused() -> None:
 
 
 def reasons(profile: Profile, asked: dict[str, str]) -> tuple[planner.PruningPlan, Problem]:
-    return explain.explained(profile, planner.make_plan(profile, asked)), Problem.of(profile)
+    return explain.with_reasons(profile, planner.make_plan(profile, asked)), Problem.of(profile)
 
 
 def test_regrets_equal_brute_force() -> None:
@@ -259,10 +261,10 @@ def test_regrets_equal_brute_force() -> None:
     made = small_problem((2, 1), True, 5, pairs=True)
     solved = planner.solve(made, {"latency": 0.7})
     found = explain.explain(made, solved, {"latency": 0.7})
-    places = {id(choice): i for i, choice in enumerate(made.found)}
-    own = {fqn: i for i in solved.chosen for fqn in made.found[i].touches}
+    places = {id(choice): i for i, choice in enumerate(made.choices)}
+    own = {fqn: i for i in solved.chosen for fqn in made.choices[i].touches}
     best: dict[str, float] = {}
-    for subset in subsets(list(made.found)):
+    for subset in subsets(list(made.choices)):
         chosen = [places[id(choice)] for choice in subset]
         if sum(c.saving for c in subset) < 0.3 - 1e-9:
             continue
@@ -270,7 +272,7 @@ def test_regrets_equal_brute_force() -> None:
             resolve(made.profile.topology, made.edits(chosen))
         except ValueError:
             continue
-        theirs = {fqn: i for i in chosen for fqn in made.found[i].touches}
+        theirs = {fqn: i for i in chosen for fqn in made.choices[i].touches}
         for unit in made.profile.topology.units:
             if theirs.get(unit.fqn) != own.get(unit.fqn):
                 best[unit.fqn] = min(best.get(unit.fqn, np.inf), made.damage(chosen))
@@ -287,10 +289,10 @@ def test_the_next_step_is_the_next_plan_of_the_frontier() -> None:
     made = Problem.of(synthetic.profile())
     solved = planner.solve(made, {"latency": 0.8})
     price = explain.explain(made, solved, {"latency": 0.8}).shadow_prices["latency"]
-    points = frontier.exact(made)
+    points = frontier.exact_frontier(made)
     at = next(i for i, one in enumerate(points) if one.damage >= solved.damage * (1 - 1e-9))
     milliseconds = made.profile.whole.latency_s.median * 1e3
-    saved = sum(made.found[i].saving for i in points[at - 1].chosen)
+    saved = sum(made.choices[i].saving for i in points[at - 1].chosen)
     assert price.per == "ms"
     assert price.next_step == pytest.approx((0.2 - saved) * milliseconds, rel=1e-4)
     assert price.next_saves == pytest.approx(points[at].damage - points[at - 1].damage, rel=1e-6)

@@ -19,7 +19,7 @@ from asdm.plan.topology import Topology, UnitShape
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import budgets
 from asdm_prof.planner import plan as planner
-from asdm_prof.planner.choices import Choice, choices
+from asdm_prof.planner.choices import Choice, make_choices
 from asdm_prof.records import OptionRecord, PartRecord, Profile
 from tests.asdm_prof import synthetic
 
@@ -133,7 +133,7 @@ def small_profile(shape: Topology, seed: int, experts: bool = False) -> Profile:
 
 def brute_force(profile: Profile, ratio: float) -> tuple[float, float] | None:
     """(least damage, its greatest saving) over every legal subset of edits, or None where no subset is in budget."""
-    found = choices(profile)
+    found = make_choices(profile)
     needed = 1 - ratio + planner.margin(profile, 0.95)
     best = None
     for subset in subsets(found):
@@ -193,7 +193,7 @@ def test_the_plan_equals_brute_force(down: tuple[int, ...], mid: bool, seed: int
             planner.make_plan(profile, str(ratio))
         return
     plan = planner.make_plan(profile, str(ratio))
-    chosen = [c for c in choices(profile) if all(edit in plan.edits for edit in c.edits)]
+    chosen = [c for c in make_choices(profile) if all(edit in plan.edits for edit in c.edits)]
     assert sum(len(c.edits) for c in chosen) == len(plan.edits)
     assert sum(c.damage for c in chosen) == pytest.approx(best[0], abs=1e-12)
     assert sum(c.saving for c in chosen) == pytest.approx(-best[1], abs=1e-9)
@@ -214,7 +214,7 @@ def test_the_plan_with_experts_equals_brute_force(down: tuple[int, ...], mid: bo
             planner.make_plan(profile, str(ratio))
         return
     plan = planner.make_plan(profile, str(ratio))
-    chosen = [c for c in choices(profile) if all(edit in plan.edits for edit in c.edits)]
+    chosen = [c for c in make_choices(profile) if all(edit in plan.edits for edit in c.edits)]
     assert plan.proof is not None
     assert plan.proof.damage == pytest.approx(best[0], abs=1e-12)
     assert sum(c.damage for c in chosen) - recovered(profile, chosen) == pytest.approx(best[0], abs=1e-12)
@@ -330,7 +330,7 @@ def test_what_is_no_budget_is_refused_with_the_choices(text: str) -> None:
 def test_gri_costs_little_damage_because_attention_has_no_parameters() -> None:
     """GRI drops ¾ of the query projection's use, 0.31 of 8.43 GMAC, in a unit of 2.5 of 859.5 M parameters."""
     profile = synthetic.profile()
-    choice = next(c for c in choices(profile) if c.edit.op == "replace_unit")
+    choice = next(c for c in make_choices(profile) if c.edit.op == "replace_unit")
     lost = (3 * 4096 * 320 * 80) / (838860800 + 7587594240)
     assert choice.damage == pytest.approx(lost * 2546240 / 859520964)
 

@@ -13,7 +13,7 @@ from asdm.plan.edits import AnyEdit
 from asdm.plan.legality import resolve
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner import validate
-from asdm_prof.planner.choices import choices
+from asdm_prof.planner.choices import make_choices
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.profiler.profile import profile as measure_profile
 from asdm_prof.profiler.settings import ProfileSettings
@@ -209,7 +209,7 @@ def test_an_approved_correction_moves_the_prediction() -> None:
     plain, corrected = planner.price(profile, edits), planner.price(profile, edits, validation)
     saved = planner.saved_by_kind(profile, edits)["remove_unit"]
     assert corrected.ratio - plain.ratio == pytest.approx(validation.factors["remove_unit"] * saved)
-    chosen = [c for c in choices(profile, validation) if all(edit in edits for edit in c.edits)]
+    chosen = [c for c in make_choices(profile, validation) if all(edit in edits for edit in c.edits)]
     assert 1 - sum(c.saving for c in chosen) == pytest.approx(corrected.ratio)
 
 

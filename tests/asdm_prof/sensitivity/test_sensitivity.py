@@ -40,7 +40,7 @@ EDITS = [
 
 
 @pytest.fixture(scope="module")
-def measured() -> sensitivity.Measured:
+def measured() -> sensitivity.DamageMeasurement:
     return sensitivity.measure_damage("mini", EDITS, FEW)
 
 
@@ -50,10 +50,12 @@ def mini() -> torch.nn.Module:
     return loading.load_unet(family, loading.default_weights(family))
 
 
-def test_the_numbers_are_the_plain_loops_to_the_bit(measured: sensitivity.Measured, mini: torch.nn.Module) -> None:
+def test_the_numbers_are_the_plain_loops_to_the_bit(
+    measured: sensitivity.DamageMeasurement, mini: torch.nn.Module
+) -> None:
     """Each student as it is built for users, run from the start."""
     with machine.quiet_torch(1):
-        data = calibration.calibration(load_family("mini"), mini, FEW)
+        data = calibration.make_calibration(load_family("mini"), mini, FEW)
         inputs = data.inputs(slice(0, 2))
         teacher = mini(**inputs)[0]
         for edits, samples in zip(EDITS, measured.samples, strict=True):
@@ -69,23 +71,23 @@ def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: t
     for first, second in [(plans[i].edits, plans[i + 20].edits) for i in range(0, len(plans) - 20, 3)]:
         with suppress(ValueError):  # not all of them are legal together
             plans.append(resolved_on(mini, (*first, *second)))
-    ordered = variants.variants(mini, plans)
+    ordered = variants.make_variants(mini, plans)
     assert len(ordered) > 75
     with machine.quiet_torch(1):
-        inputs = calibration.calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
+        inputs = calibration.make_calibration(load_family("mini"), mini, FEW).inputs(slice(0, 1))
         reused = {variant.index: out for variant, out in variants.outputs(ordered, inputs)}
         for variant, plain in variants.outputs(ordered, inputs, reuse=False):
             assert torch.equal(reused[variant.index], plain), plans[variant.index].edits
 
 
-def test_the_overlap_is_of_output_errors(measured: sensitivity.Measured) -> None:
+def test_the_overlap_is_of_output_errors(measured: sensitivity.DamageMeasurement) -> None:
     assert np.diag(measured.overlap) == pytest.approx(measured.samples.mean(axis=(1, 2)), rel=1e-4)
     assert measured.overlap == pytest.approx(measured.overlap.T)
 
 
 def test_nothing_is_computed_twice(tiny_unet: torch.nn.Module) -> None:
     """Calls of every part are counted: each distinct beginning of a forward is computed once, and no more."""
-    ordered = variants.variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS])
+    ordered = variants.make_variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS])
     distinct = {variant.names[: i + 1] for variant in ordered for i in range(len(variant.steps))}
     calls = []
     for variant in ordered:
@@ -107,7 +109,7 @@ def _has_children(ordered: list[variants.Variant], names: tuple[str, ...]) -> bo
 
 
 def test_nothing_stays_patched(tiny_unet: torch.nn.Module, nothing_left_hooked: None) -> None:
-    ordered = variants.variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS])
+    ordered = variants.make_variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS])
     before = [hooks_on(variant.unet) for variant in ordered]
     with torch.no_grad():
         first = [out for _, out in variants.outputs(ordered, unet_args())]
@@ -119,7 +121,7 @@ def test_nothing_stays_patched(tiny_unet: torch.nn.Module, nothing_left_hooked: 
 
 def test_work_is_counted_in_forwards(tiny_unet: torch.nn.Module) -> None:
     """By hand: an edit at the last step costs the last step, and what two share is counted once."""
-    ordered = variants.variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS[:2]])
+    ordered = variants.make_variants(tiny_unet, [resolved_on(tiny_unet, edits) for edits in EDITS[:2]])
     macs = {name: 1 for variant in ordered for name in variant.names}
     found = variants.work_of(ordered, macs, reuse=True)
     n = len(ordered[0].steps)
@@ -185,7 +187,7 @@ def test_bad_settings_are_one_sentence(settings: SensitivitySettings, sentence: 
 
 @pytest.fixture(scope="module")
 def record() -> Damage:
-    return study.sensitivity_of("mini", FEW, plans=3, replacements=["gri_attention"])
+    return study.measure_sensitivity("mini", FEW, plans=3, replacements=["gri_attention"])
 
 
 def test_the_record_says_what_was_measured(record: Damage) -> None:
@@ -216,7 +218,7 @@ def test_joint_plans_are_legal_and_made_of_measured_edits(record: Damage, mini: 
 
 def test_two_plans_are_too_few_for_a_correlation() -> None:
     with pytest.raises(ValueError, match="plans 2 is too few for a correlation; choose 0, or 3 or more"):
-        study.sensitivity_of("mini", FEW, plans=2)
+        study.measure_sensitivity("mini", FEW, plans=2)
 
 
 def test_damage_of_another_teacher_is_refused(record: Damage) -> None:
