@@ -27,7 +27,7 @@ def rank(profile: ProfileArgument = None, form: FormatOption = Format.table, as_
         print(json.dumps({"schema": "asdm.rank/1", "family": found.family, "units": rows}, indent=1))
     elif form is Format.table:
         screen = console.stdout_console()
-        screen.print(console.rank_table(ranked, screen.width))
+        screen.print(console.rank_table(found, screen.width))
     else:
         terminal.emit([flattened(row) for row in rows], form)
 

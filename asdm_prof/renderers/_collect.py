@@ -1,25 +1,147 @@
-"""Find the files that belong to one report: the plan made from a profile, and the benchmarks of its students."""
+"""A report: a profile with what followed from it, found by the hashes in the files beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
-from asdm.models.families import load_family
 from asdm.plan.edits import PruningPlan
-from asdm.records.bench import BenchResult
+from asdm.plan.legality import ResolvedPlan, resolve
+from asdm.records.bench import BenchResult, BenchStudent
 from asdm.utils import io
 from asdm_prof.analysis import structure
+from asdm_prof.analysis.rank import Ranked, rank
+from asdm_prof.analysis.tree import Node, tree_of
 from asdm_prof.planner.plan import check_damage
-from asdm_prof.profiler import costs
 from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, Search, TrainingLog, Validation
-from asdm_prof.renderers import FamilyCost, Report
 
 R = TypeVar("R", bound=io.Record)
 COMPARED = ("sd15", "sd21_base")  # Fig. 1 of the paper: Stable Diffusion v1 and v2
+
+# ---------------------------------------------------------------------------------------------- what a report holds
+
+
+@dataclass(frozen=True)
+class FamilyCost:
+    """One component of one family: parameters, MACs of one call, and calls per image (Fig. 1)."""
+
+    family: str
+    title: str
+    component: str
+    params: int
+    macs: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a report is made of: a profile, and what followed from it where it was run.
+
+    `family_costs` is Fig. 1 of the paper: rows of parameters and MACs per image for the families compared.
+    """
+
+    profile: Profile
+    plan: PruningPlan | None = None
+    benches: tuple[BenchResult, ...] = ()  # students of this teacher: the plan's own, and presets such as a_sdm
+    sources: dict[str, str] = field(default_factory=dict)  # what → the file it was read from
+    family_costs: tuple[FamilyCost, ...] = ()
+    validation: Validation | None = None
+    comparison: Comparison | None = None
+    damage: Damage | None = None
+    frontier: Frontier | None = None
+    budgets: Budgets | None = None
+    log: TrainingLog | None = None  # of the distillation of one of the students
+    beside: Profile | None = None  # of another model of the same blocks, to see what structure they share
+    proof: Proof | None = None
+    search: Search | None = None
+
+    @cached_property
+    def tree(self) -> Node:
+        return tree_of(self.profile)
+
+    @cached_property
+    def ranked(self) -> list[Ranked]:
+        return rank(self.profile)
+
+    @cached_property
+    def resolution(self) -> tuple[ResolvedPlan | None, str]:
+        """What the plan leaves of this UNet, or why it does not fit."""
+        try:
+            return (resolve(self.profile.topology, self.plan.edits), "") if self.plan else (None, "")
+        except ValueError as error:
+            return None, str(error)
+
+    @property
+    def students(self) -> list[BenchStudent]:
+        return [student for bench in self.benches for student in bench.students]
+
+    @property
+    def own_student(self) -> BenchStudent | None:
+        """The measured student of the report's own plan."""
+        return next((student for student in self.students if self.is_own(student)), None)
+
+    def is_own(self, student: BenchStudent) -> bool:
+        """Whether a student was built from the report's plan."""
+        return self.plan is not None and student.plan_sha256 == self.plan.sha256()
+
+    def own_point(self) -> tuple[float, float] | None:
+        """Where the plan stands beside the frontier: its cost and damage; None where the two measure damage apart."""
+        plan, frontier = self.plan, self.frontier
+        if plan is None or frontier is None:
+            return None
+        for point in frontier.points:
+            if sorted(map(str, point.edits)) == sorted(map(str, plan.edits)):
+                return frontier.cost(point), point.damage
+        alike = (plan.damage_from, plan.damage_sha256) == (frontier.damage_from, frontier.damage_sha256)
+        if not alike or frontier.by != "latency" or plan.predicted is None or plan.proof is None:
+            return None
+        return plan.predicted.ratio, plan.proof.damage
+
+
+# ---------------------------------------------------------------------------------------------- where it is found
+
+
+@dataclass(frozen=True)
+class Kind(Generic[R]):
+    """A kind of file that may belong to a profile; `check` raises ValueError where one does not."""
+
+    files: str  # a pattern of their names
+    model: type[R]
+    check: Callable[[Profile, R], None]
+
+
+def _same_profile(profile: Profile, record: Any) -> None:
+    if record.profile_sha256 != profile.sha256():
+        raise ValueError(f"it was made from another profile ({record.profile_sha256[:12]}).")
+
+
+def _holds_profile(profile: Profile, comparison: Comparison) -> None:
+    if profile.sha256() not in [one.sha256 for one in comparison.profiles]:
+        raise ValueError("it compares other profiles.")
+
+
+def _check_frontier(profile: Profile, frontier: Frontier) -> None:
+    if frontier.profile_sha256 != profile.sha256():
+        raise ValueError(
+            f"the frontier was made from another profile ({frontier.family}, {frontier.profile_sha256[:12]}) than this "
+            f"one ({profile.family}, {profile.sha256()[:12]}); `asdm-prof frontier --profile` makes this one's."
+        )
+
+
+# A report's field → the files that it is read from.
+KINDS: dict[str, Kind[Any]] = {
+    "validation": Kind("validate*.json", Validation, _same_profile),
+    "comparison": Kind("compare*.json", Comparison, _holds_profile),
+    "damage": Kind("damage*.json", Damage, check_damage),
+    "frontier": Kind("frontier*.json", Frontier, _check_frontier),
+    "budgets": Kind("budgets*.json", Budgets, _same_profile),
+    "proof": Kind("proof*.json", Proof, _same_profile),
+    "search": Kind("search*.json", Search, _same_profile),
+}
 
 
 def report(
@@ -36,106 +158,50 @@ def report(
 
     Raises ValueError for a named file that belongs to another teacher.
     """
+    folder, named = path.parent, {"damage": damage, "frontier": frontier}
     sources = {"profile": str(path)}
-    found_plan = _plan(profile, plan, path.parent, sources)
-    found_benches = _benches(profile, found_plan, benches, path.parent, sources)
-    sha256 = profile.sha256()
-
-    def ours(found: Any) -> bool:
-        return found.profile_sha256 == sha256
-
-    validation = _first("validation", "validate*.json", Validation, path.parent, sources, ours)
-    comparison = _first("comparison", "compare*.json", Comparison, path.parent, sources,
-                        lambda found: sha256 in [one.sha256 for one in found.profiles])  # fmt: skip
-    found_damage = _named_or_first("damage", damage, Damage, path.parent, sources, partial(check_damage, profile))
-    found_frontier = _named_or_first("frontier", frontier, Frontier, path.parent, sources,
-                                     partial(_check_frontier, profile))  # fmt: skip
-    budgets = _first("budgets", "budgets*.json", Budgets, path.parent, sources, ours)
-    proof = _first("proof", "proof*.json", Proof, path.parent, sources, ours)
-    search = _first("search", "search*.json", Search, path.parent, sources, ours)
+    own_plan = _plan(profile, plan, folder, sources)
+    own_benches = _benches(profile, own_plan, benches, folder, sources)
+    records = {what: _record(what, kind, profile, named.get(what), folder, sources) for what, kind in KINDS.items()}
     if log is not None:
         sources["log"] = str(log)
-    other = Profile.load(io.find_input(beside)) if beside else None
-    if other:
-        structure.rows(profile, other)  # raises where the blocks are not the same
-        sources["beside"] = str(beside)
     return Report(
         profile=profile,
-        plan=found_plan,
-        benches=tuple(found_benches),
+        plan=own_plan,
+        benches=tuple(own_benches),
         sources=sources,
         family_costs=tuple(_family_costs(profile)),
-        validation=validation,
-        comparison=comparison,
-        damage=found_damage,
-        frontier=found_frontier,
-        budgets=budgets,
         log=TrainingLog.load(log) if log else None,
-        beside=other,
-        proof=proof,
-        search=search,
+        beside=_beside(profile, beside, sources),
+        **records,
     )
 
 
-def _named_or_first(
-    what: str, named: Path | None, model: type[R], folder: Path, sources: dict[str, str], check: Callable[[R], None]
+def of_records(profile: Profile) -> Report:
+    """A profile by itself, with Fig. 1."""
+    return Report(profile, family_costs=tuple(_family_costs(profile)))
+
+
+def _record(
+    what: str, kind: Kind[R], profile: Profile, named: Path | None, folder: Path, sources: dict[str, str]
 ) -> R | None:
-    """The file that was named, or else the newest that belongs to the profile; `check` raises where one does not."""
-    if named is None:
-        return _first(what, f"{what}*.json", model, folder, sources, lambda found: _passes(check, found))
-    found = model.load(io.find_input(named))
-    try:
-        check(found)
-    except ValueError as error:
-        raise ValueError(f"{named}: {error}") from None
-    sources[what] = str(named)
-    return found
-
-
-def _passes(check: Callable[[R], None], found: R) -> bool:
-    try:
-        check(found)
-    except ValueError:
-        return False
-    return True
-
-
-def _check_frontier(profile: Profile, frontier: Frontier) -> None:
-    """A frontier is priced by one profile; raises ValueError where it is another's."""
-    if frontier.profile_sha256 != profile.sha256():
-        raise ValueError(
-            f"the frontier was made from another profile ({frontier.family}, {frontier.profile_sha256[:12]}) than this "
-            f"one ({profile.family}, {profile.sha256()[:12]}); `asdm-prof frontier --profile` makes this one's."
-        )
-
-
-def _first(
-    what: str, pattern: str, model: type[R], folder: Path, sources: dict[str, str], fits: Callable[[R], bool]
-) -> R | None:
-    """The newest file of a kind that belongs to the profile."""
-    for candidate in _newest_first(folder, pattern):
-        found = _readable(candidate, model)
-        if found and fits(found):
-            sources[what] = str(candidate)
-            return found
+    """The file that was named, or else the newest that belongs to the profile."""
+    if named is not None:
+        record = kind.model.load(io.find_input(named))
+        try:
+            kind.check(profile, record)
+        except ValueError as error:
+            raise ValueError(f"{named}: {error}") from None
+        sources[what] = str(named)
+        return record
+    for path, record in _readable(_newest_first(folder, kind.files), kind.model, partial(kind.check, profile)):
+        sources[what] = str(path)
+        return record
     return None
-
-
-def newest_profile(config_sha256: str, **wanted: str | int | None) -> tuple[Profile, Path] | None:
-    """The profile of one model under `reports/` that was last written, taken with the settings that are not None."""
-    for path in _newest_first(io.REPORTS, "profile.json"):
-        found = _readable(path, Profile)
-        if found and found.config_sha256 == config_sha256 and not unlike(found, **wanted):
-            return found, path
-    return None
-
-
-def unlike(profile: Profile, **wanted: str | int | None) -> list[str]:
-    """The wanted settings, None standing for any, that a profile was not taken with."""
-    return [name for name, value in wanted.items() if value is not None and getattr(profile, name) != value]
 
 
 def _plan(profile: Profile, named: Path | None, folder: Path, sources: dict[str, str]) -> PruningPlan | None:
+    """The plan that was named, or else the newest made from the profile."""
     if named is not None:
         plan = PruningPlan.load(io.find_input(named))
         if plan.teacher_config_sha256 not in (None, profile.config_sha256):
@@ -145,35 +211,57 @@ def _plan(profile: Profile, named: Path | None, folder: Path, sources: dict[str,
         sources["plan"] = str(named)
         return plan
     sha256 = profile.sha256()
-    for candidate in _newest_first(folder, "plan*.json"):
-        found = _readable(candidate, PruningPlan)
-        if found and found.profile_sha256 == sha256:
-            sources["plan"] = str(candidate)
-            return found
+    for path, plan in _readable(_newest_first(folder, "plan*.json"), PruningPlan):
+        if plan.profile_sha256 == sha256:
+            sources["plan"] = str(path)
+            return plan
     return None
 
 
 def _benches(
     profile: Profile, plan: PruningPlan | None, named: Sequence[Path] | None, folder: Path, sources: dict[str, str]
 ) -> list[BenchResult]:
-    found: list[BenchResult] = []
-    for candidate in named or _newest_first(folder, "bench*.json"):
-        bench = BenchResult.load(candidate) if named else _readable(candidate, BenchResult)
-        if bench is None:
-            continue
-        same = bench.teacher_config_sha256 == profile.config_sha256
-        if named and not same:
-            raise ValueError(
-                f"{candidate} measured another teacher ({bench.family}) than the profile ({profile.family})."
-            )
-        if named or (same and (candidate.parent == folder or _holds(bench, plan))):
-            sources[f"bench {len(found) + 1}" if found else "bench"] = str(candidate)
-            found.append(bench)
-    return found
+    """Benchmarks of the teacher: those that were named, or those beside the profile and of the plan's student."""
+    if named:
+        candidates = [(path, BenchResult.load(path)) for path in named]
+    else:
+        candidates = list(_readable(_newest_first(folder, "bench*.json"), BenchResult))
+    benches: list[BenchResult] = []
+    for path, bench in candidates:
+        same_teacher = bench.teacher_config_sha256 == profile.config_sha256
+        if named and not same_teacher:
+            raise ValueError(f"{path} measured another teacher ({bench.family}) than the profile ({profile.family}).")
+        if named or (same_teacher and (path.parent == folder or _holds(bench, plan))):
+            sources[f"bench {len(benches) + 1}" if benches else "bench"] = str(path)
+            benches.append(bench)
+    return benches
 
 
 def _holds(bench: BenchResult, plan: PruningPlan | None) -> bool:
     return plan is not None and any(student.plan_sha256 == plan.sha256() for student in bench.students)
+
+
+def _beside(profile: Profile, named: Path | None, sources: dict[str, str]) -> Profile | None:
+    """The profile of another model; raises ValueError where its blocks are not the same."""
+    if named is None:
+        return None
+    other = Profile.load(io.find_input(named))
+    structure.rows(profile, other)
+    sources["beside"] = str(named)
+    return other
+
+
+def newest_profile(config_sha256: str, **wanted: str | int | None) -> tuple[Profile, Path] | None:
+    """The profile of one model under `reports/` that was last written, taken with the settings that are not None."""
+    for path, profile in _readable(_newest_first(io.REPORTS, "profile.json"), Profile):
+        if profile.config_sha256 == config_sha256 and not unlike(profile, **wanted):
+            return profile, path
+    return None
+
+
+def unlike(profile: Profile, **wanted: str | int | None) -> list[str]:
+    """The wanted settings, None standing for any, that a profile was not taken with."""
+    return [name for name, value in wanted.items() if value is not None and getattr(profile, name) != value]
 
 
 def _newest_first(folder: Path, pattern: str) -> list[Path]:
@@ -186,14 +274,22 @@ def _newest_first(folder: Path, pattern: str) -> list[Path]:
     return beside + [path for path in ordered(io.REPORTS.glob(f"*/{pattern}")) if path not in beside]
 
 
-def _readable(path: Path, model: type[R]) -> R | None:
-    try:
-        return model.load(path)
-    except ValueError:
-        return None
+def _readable(
+    paths: Iterable[Path], model: type[R], check: Callable[[R], None] | None = None
+) -> Iterator[tuple[Path, R]]:
+    """The files that hold such a record and pass the check, each with its record; others are passed over."""
+    for path in paths:
+        with suppress(ValueError):
+            record = model.load(path)
+            if check:
+                check(record)
+            yield path, record
 
 
-def _family_costs(profile: Profile) -> Iterable[FamilyCost]:
+# ---------------------------------------------------------------------------------------------- Fig. 1
+
+
+def _family_costs(profile: Profile) -> Iterator[FamilyCost]:
     """Fig. 1: the paper's two families, and the profile's own where it is another."""
     names = [*COMPARED, *([profile.family] if profile.family not in COMPARED else [])]
     for name in names:
@@ -202,6 +298,9 @@ def _family_costs(profile: Profile) -> Iterable[FamilyCost]:
 
 
 def _costs_of(name: str) -> tuple[FamilyCost, ...]:
+    from asdm.models.families import load_family
+    from asdm_prof.profiler import costs
+
     family = load_family(name)
     return tuple(
         FamilyCost(family.name, family.title, row["name"], row["params"], row["macs"], row["calls"])
@@ -210,8 +309,3 @@ def _costs_of(name: str) -> tuple[FamilyCost, ...]:
 
 
 _compared = cache(_costs_of)
-
-
-def of_records(profile: Profile) -> Report:
-    """A profile by itself, with Fig. 1."""
-    return Report(profile, family_costs=tuple(_family_costs(profile)))

@@ -8,35 +8,26 @@ from __future__ import annotations
 from pathlib import Path
 
 from rich.console import Console
-from rich.text import Text
+from rich.table import Table
 
-from asdm_prof.analysis.rank import rank
+from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, Validation
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import kernel_sentence
-from asdm_prof.renderers.console.comparisons import change_text, diff_table, print_comparison, print_validation
-from asdm_prof.renderers.console.damage import print_damage
-from asdm_prof.renderers.console.layout import QUIET, print_section, stdout_console
-from asdm_prof.renderers.console.plans import budget_rows, infeasible_lines, plan_lines, print_frontier
-from asdm_prof.renderers.console.profiles import (
-    answer,
-    made_by,
-    peaks_line,
-    rank_table,
-    roofline_table,
-    tree_table,
-    trust_table,
-    trust_title,
-)
-from asdm_prof.renderers.console.students import bench_table, print_search, quality_table
+from asdm_prof.renderers.console.changes import change_text, diff_table
+from asdm_prof.renderers.console.infeasible import infeasible_lines
+from asdm_prof.renderers.console.layout import print_sections, rich_table, stdout_console
+from asdm_prof.renderers.html.sections import IN_TERMINAL, QUESTIONS, comparison, damage, frontier, search, validation
+from asdm_prof.renderers.html.sections.budgets import rows_of as budget_rows
+from asdm_prof.renderers.html.sections.plan import plan_lines
+from asdm_prof.renderers.html.sections.tree import tree_table as tree_content
+from asdm_prof.renderers.html.sections.units import unit_table
 
 __all__ = [
-    "answer", "budget_rows", "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_comparison",
-    "print_damage", "print_frontier", "print_report", "print_search", "print_validation", "rank_table", "render",
-    "stdout_console", "tree_table",
+    "budget_rows", "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_comparison", "print_damage",
+    "print_frontier", "print_report", "print_search", "print_validation", "rank_table", "render", "stdout_console",
+    "tree_table",
 ]  # fmt: skip
 
 OUTPUT = None
-SHOWN_OF_RANK = 10
 
 
 def render(report: Report, folder: Path) -> list[Path]:
@@ -47,18 +38,42 @@ def render(report: Report, folder: Path) -> list[Path]:
 
 def print_report(report: Report, console: Console) -> None:
     """Print the whole report in as many columns as the console has."""
-    profile, width = report.profile, console.width
-    console.print(Text(answer(profile), style="bold"))
-    print_section(console, "Where does the time go?", tree_table(profile, width))
-    if profile.peaks is not None:
-        said = (peaks_line(profile.peaks), kernel_sentence(profile))
-        lines = [Text(line, style=QUIET) for line in said if line]
-        print_section(console, "What bounds it?", roofline_table(profile), *lines)
-    print_section(console, "What is redundant?", rank_table(rank(profile)[:SHOWN_OF_RANK], width))
-    if report.plan is not None:
-        print_section(console, "What would it buy?", *(Text(line) for line in plan_lines(report.plan, profile)))
-    for bench in report.benches:
-        print_section(console, "What did it buy?", bench_table(bench, width))
-        if any(student.quality for student in bench.students):
-            console.print(quality_table(bench, width))
-    print_section(console, trust_title(profile), trust_table(profile), Text(made_by(profile), style=QUIET))
+    for question in QUESTIONS:
+        made = [make(report) for make in question.sections if make in IN_TERMINAL]
+        title = "" if question.name == "answer" else question.title
+        print_sections(console, [section for section in made if section], title)
+
+
+def tree_table(profile: Profile, width: int) -> Table:
+    """Block → layer → unit in data-flow order, with bars for the share of time; the longest bar is the top block's."""
+    return rich_table(tree_content(Report(profile)), width)
+
+
+def rank_table(profile: Profile, width: int) -> Table:
+    """Units from most to least redundant; those of one tie group are not told apart."""
+    return rich_table(unit_table(Report(profile)), width)
+
+
+def print_comparison(record: Comparison, console: Console) -> None:
+    """The rank matrix, and each plan's price by every profile."""
+    print_sections(console, comparison.of_record(record))
+
+
+def print_damage(record: Damage, console: Console) -> None:
+    """Every edit from least to most damage, whether damages add up, and what it took."""
+    print_sections(console, damage.of_record(record))
+
+
+def print_frontier(record: Frontier, console: Console) -> None:
+    """Some plans along the frontier, and the best and unlike ones within budgets in full."""
+    print_sections(console, frontier.of_record(record))
+
+
+def print_search(record: Search, console: Console) -> None:
+    """The students on the front, every student that was measured, and what it took."""
+    print_sections(console, search.of_record(record))
+
+
+def print_validation(record: Validation, console: Console) -> None:
+    """The answer in a sentence, every plan, and what the errors taught."""
+    print_sections(console, validation.of_record(record))

@@ -20,7 +20,7 @@ from asdm_prof.planner.choices import Choice
 from asdm_prof.planner.problem import Pair, Problem
 from asdm_prof.records import Profile
 from asdm_prof.renderers import console
-from asdm_prof.renderers._format import exponent
+from asdm_prof.renderers._format import amount
 from benchmarks import baselines
 from tests.asdm_prof import synthetic
 from tests.asdm_prof.planner.test_planner import small_profile, small_topology, subsets
@@ -380,7 +380,7 @@ def test_the_console_tells_damage_frontier_and_why(capsys: pytest.CaptureFixture
     console.print_frontier(synthetic.report().frontier, console.stdout_console())
     text = capsys.readouterr().out
     for one in damage.edits:
-        assert exponent(one.damage.value) in text
+        assert amount(one.damage.value) in text
     assert "60.0 that a plain loop runs (2.00×" in " ".join(text.split())
     assert "Unlike each other" in text
     plan, _ = reasons(profile, {"latency": "0.8"})

@@ -19,7 +19,7 @@ from asdm_prof.profiler.profile import profile as measure_profile
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Profile, Validation
 from asdm_prof.renderers import html
-from asdm_prof.renderers.console import comparisons
+from asdm_prof.renderers.html.sections import validation as validation_section
 from tests.asdm_prof import synthetic
 
 FAKE = ValidateSettings(plans=5, seed=1, time_budget_s=5)
@@ -185,7 +185,7 @@ def test_errors_below_what_the_machine_can_tell_are_named_as_such(wide: float, t
     found = sharp.model_copy(update={"plans": plans})
     assert found.blur == pytest.approx(wide)
     said = "known to ±5.0 % only"
-    assert any(said in line for line in comparisons.validation_lines(found)) == (wide > found.mape)
+    assert any(said in line for line in validation_section.lessons(found)) == (wide > found.mape)
     html.render(replace(synthetic.report(), validation=found), tmp_path)
     assert (said in (tmp_path / "report.html").read_text().replace("\u00a0", " ")) == (wide > found.mape)
 

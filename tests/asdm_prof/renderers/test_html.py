@@ -340,8 +340,8 @@ def test_the_plan_stands_on_the_frontier_where_both_measure_damage_alike() -> No
 
 def test_validation_and_comparison_are_told() -> None:
     told = text_of(page())
-    assert "6 random legal plans, built and measured in pairs: 1.5 % of the teacher’s latency away on average" in told
-    assert "rank the units with Spearman" in told
+    assert "6 random legal plans, built and measured in pairs (sd15, fake, fp32): 1.5 % of the teacher’s" in told
+    assert "rank the units of sd15 with Spearman" in told
     assert sum(c.get("class", "").startswith("point") for c in picture(page(), "validation").iter("circle")) == 6
 
 
@@ -358,8 +358,8 @@ def test_joint_plans_tell_whether_damage_adds_up() -> None:
     plans = synthetic.full_report().damage.additivity.plans
     assert sum(c.get("class") == "point" for c in picture(full(), "additivity").iter("circle")) == len(plans)
     told = text_of(full())
-    assert "8 random joint plans, predicted from single edits. sum: Spearman 0.930 [0.850, 0.970], R² 0.900" in told
-    assert "Plans use the sum, which is drawn" in told
+    assert "8 random joint plans, predicted from single edits by the sum: Spearman 0.930 [0.850, 0.970], R² 0.9" in told
+    assert "Plans use the sum. That is drawn" in told
     assert "What ranks edits without weights, by Spearman with this: structural prior 0.41." in told
 
 
@@ -410,7 +410,7 @@ def test_quality_is_drawn_beside_the_teachers_noise() -> None:
 
 def test_pictures_stand_in_rows_and_a_page_full_of_them_says_so() -> None:
     source = synthetic.full_report()
-    rows = re.search(r'<table class="pictures">.*?</table>', full(), re.DOTALL)[0]
+    rows = re.search(r'<table id="table-pictures-1" class="pictures">.*?</table>', full(), re.DOTALL)[0]
     assert rows.count("<img") == 3 * 4
     assert "a red heart, by the teacher" in rows
     bench = source.benches[0]

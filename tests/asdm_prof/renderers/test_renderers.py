@@ -13,7 +13,6 @@ from rich.console import Console
 from asdm.plan.edits import Prediction, RemoveBlock, RemoveLayer
 from asdm.records.bench import Metric
 from asdm.records.measurement import Estimate
-from asdm_prof.analysis.rank import rank
 from asdm_prof.renderers import Report, console, csv, figures
 from asdm_prof.renderers import _format as shown
 from tests.asdm_prof import synthetic
@@ -152,7 +151,7 @@ def test_the_answer_is_computed_from_the_profile():
     ]
     time = np.median([inside / whole for inside, whole in zip(*runs, strict=True)])
     params = sum(part.params for part in shallow) / profile.whole.params
-    text = console.answer(profile)
+    text = " ".join(printed(Report(profile)).split())
     assert f"{100 * time:.0f} % of it is in down_blocks.0 and up_blocks.3" in text
     assert f"hold {100 * params:.1f} % of the parameters" in text
 
@@ -203,7 +202,7 @@ def test_no_color_is_honoured(monkeypatch):
     def first_escape(environment: dict[str, str]) -> bool:
         stream = io.StringIO()
         terminal = Console(file=stream, force_terminal=True, width=80, color_system="truecolor", _environ=environment)
-        terminal.print(console.rank_table(rank(synthetic.profile())[:1], 80))
+        terminal.print(console.rank_table(synthetic.profile(), 80))
         return "38;2;213;94;0" in stream.getvalue()
 
     assert first_escape({})

@@ -1,0 +1,152 @@
+"""The frontier: the least damage at each cost, with some of its plans as pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from markupsafe import Markup
+
+from asdm.plan.edits import AnyEdit
+from asdm.plan.legality import resolve
+from asdm.plan.topology import Topology
+from asdm_prof.records import Frontier, FrontierPoint
+from asdm_prof.renderers import Report
+from asdm_prof.renderers._format import amount, exponent, plain, plural, ratio, seconds
+from asdm_prof.renderers.html import charts
+from asdm_prof.renderers.html.content import (
+    Cell,
+    Column,
+    Gallery,
+    Listing,
+    Paragraph,
+    Section,
+    Sentence,
+    Span,
+    Table,
+    code,
+    missing,
+    picture,
+)
+from asdm_prof.renderers.html.tables import table
+from asdm_prof.renderers.html.unet_svg import small_u
+
+SHOWN_PLANS = 6
+SHOWN_IN_TERMINAL = 20
+SHORT = 90  # characters of a plan's name where there are a hundred of them
+AXES = {
+    "latency": "latency, student / teacher",
+    "macs": "MACs, student / teacher",
+    "params": "parameters, student / teacher",
+}
+EXPLAINED = "One square per unit, down on the left, up on the right, mid below: hollow goes, framed is replaced."
+
+
+def section(report: Report) -> Section:
+    """The least damage at each cost, with the report's own plan."""
+    title, frontier = "The frontier: what each latency costs", report.frontier
+    if frontier is None or not frontier.points:
+        command = code("asdm-prof frontier --json")
+        said = " finds the least damage at every latency."
+        return Section(title, [missing("No frontier belongs to this report. ", command, said)])
+    spots, own_point = _spots(frontier, frontier.points), report.own_point()
+    own = charts.Spot("this plan", *own_point) if own_point else None
+    chosen = {"best": _spots(frontier, frontier.best), "unlike": _spots(frontier, frontier.diverse)}
+    drawn = charts.frontier(spots, own, chosen, AXES.get(frontier.by, plain(frontier.by, 40)))
+    caption = _caption(frontier, spots, own, report.profile.whole.latency_s.median)
+    return Section(
+        title,
+        [
+            picture(drawn, "Latency against damage", caption),
+            *_galleries(report.profile.topology, frontier),
+            Paragraph([EXPLAINED], "quiet small", "page"),
+        ],
+    )
+
+
+def of_record(frontier: Frontier) -> list[Section]:
+    """What `asdm-prof frontier` prints: some plans along it, and the best and unlike ones within budgets in full."""
+    kind = "the whole exact frontier" if frontier.complete else "plans along the frontier under other budgets"
+    lead = f"{plain(frontier.family)}, {plain(frontier.by)} against {plain(frontier.damage_from)}: "
+    step = max(1, -(-len(frontier.points) // SHOWN_IN_TERMINAL))
+    sections = [
+        Section("", [Paragraph([f"{lead}{plural(len(frontier.points), 'plan')}, {kind}."], "lead")]),
+        Section("Along the frontier", [points_table(frontier.points[::step])]),
+    ]
+    for title, points in (("The best", frontier.best), ("Unlike each other", frontier.diverse)):
+        if points:
+            names = [[", ".join(map(str, point.edits)) or "the teacher"] for point in points]
+            sections.append(Section(title, [points_table(points), Listing(names, ordered=True)]))
+    return sections
+
+
+def points_table(points: Sequence[FrontierPoint]) -> Table:
+    """Plans with what they cost and do, a line each, in the order given."""
+    fields = [
+        (Column("latency", terminal_from=0), [Cell(seconds(point.latency_s)) for point in points]),
+        (Column("×", terminal_from=0), [Cell(ratio(point.ratio)) for point in points]),
+        (Column("MACs", terminal_from=0), [Cell(ratio(point.macs)) for point in points]),
+        (Column("params", terminal_from=0), [Cell(ratio(point.params)) for point in points]),
+        (Column("damage", terminal_from=0), [Cell(exponent(point.damage)) for point in points]),
+        (Column("edits", terminal_from=0), [Cell(str(len(point.edits))) for point in points]),
+    ]
+    return table("points", "Plans of the frontier.", fields)
+
+
+def _spots(frontier: Frontier, points: Sequence[FrontierPoint]) -> list[charts.Spot]:
+    return [charts.Spot(plan_name(point.edits, SHORT), frontier.cost(point), point.damage) for point in points]
+
+
+def _caption(frontier: Frontier, spots: Sequence[charts.Spot], own: charts.Spot | None, teacher_s: float) -> str:
+    ordered = sorted(spots, key=lambda spot: spot.ratio)
+    caption = f"{plural(len(spots), 'plan')} that no other beats in both, from {ratio(ordered[0].ratio)}; damage is "
+    caption += f"from the {frontier.damage_from}."
+    if frontier.best:
+        caption += f" Squares: the {len(frontier.best)} best within the budgets."
+    if frontier.diverse:
+        caption += f" On their tip: {len(frontier.diverse)} unlike ones."
+    price = _step_price(ordered, own.ratio, teacher_s) if own and frontier.by == "latency" else None
+    if price is not None:
+        caption += f" Around this plan, one more millisecond saved costs {amount(price)} of damage."
+    return plain(caption, 500)
+
+
+def _step_price(ordered: Sequence[charts.Spot], at: float, teacher_s: float) -> float | None:
+    """Damage per millisecond between the frontier's plans on both sides of a ratio."""
+    below = [spot for spot in ordered if spot.ratio < at - 1e-9]
+    above = [spot for spot in ordered if spot.ratio >= at - 1e-9]
+    if not below or not above or above[0].ratio == below[-1].ratio:
+        return None
+    rise = below[-1].damage - above[0].damage
+    return rise / (1e3 * teacher_s * (above[0].ratio - below[-1].ratio))
+
+
+def _galleries(topology: Topology, frontier: Frontier) -> Iterator[Gallery]:
+    """A few plans from fast to slow; where a budget was asked for, the best within it, and unlike ones."""
+    order = sorted(frontier.points, key=frontier.cost)
+    step = max(1.0, (len(order) - 1) / (SHOWN_PLANS - 1))
+    along = [order[i] for i in dict.fromkeys(min(round(n * step), len(order) - 1) for n in range(SHOWN_PLANS))]
+    for title, points in (
+        ("Along the frontier", along),
+        ("The best within the budget", frontier.best[:SHOWN_PLANS]),
+        ("Good ones that are unlike each other", frontier.diverse[:SHOWN_PLANS]),
+    ):
+        items = list(_small_plans(topology, points, f"plans-{title.partition(' ')[0].lower()}"))
+        if items:
+            yield Gallery(title, items)
+
+
+def _small_plans(topology: Topology, points: Sequence[FrontierPoint], name: str) -> Iterator[tuple[Markup, Sentence]]:
+    """Each plan as a small U; those that do not fit the profile's UNet are left out."""
+    for i, point in enumerate(points):
+        try:
+            resolved = resolve(topology, point.edits)
+        except ValueError:
+            continue
+        drawn = small_u(f"{name}-{i}", plan_name(point.edits), topology, resolved.gone, resolved.replaced)
+        edits = Span(plural(len(point.edits), "edit"), "quiet")
+        yield drawn, [Span(ratio(point.ratio), "strong"), Span(f"damage {amount(point.damage)}", "line"), edits]
+
+
+def plan_name(edits: Sequence[AnyEdit], longest: int = 300) -> str:
+    """A plan in words."""
+    return plain("; ".join(map(str, edits)) or "the teacher itself", longest)

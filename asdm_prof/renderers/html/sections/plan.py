@@ -1,0 +1,171 @@
+"""The plan: where it comes from, what it leaves of the UNet, and what speaks for each of its edits."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from asdm.plan.edits import AnyEdit, PruningPlan, ReplaceUnit
+from asdm.plan.legality import ResolvedPlan
+from asdm_prof.analysis.edits import damage_of, option_of, shares, touched
+from asdm_prof.records import Profile
+from asdm_prof.renderers import Report
+from asdm_prof.renderers._format import (
+    amount_text,
+    number,
+    percent,
+    plain,
+    plural,
+    ratio,
+    ratio_interval,
+    seconds,
+)
+from asdm_prof.renderers.html import keys
+from asdm_prof.renderers.html.content import (
+    Heading,
+    Listing,
+    Paragraph,
+    Section,
+    Span,
+    code,
+    flat,
+    listed,
+    missing,
+    picture,
+)
+from asdm_prof.renderers.html.parts import hints, numbers
+from asdm_prof.renderers.html.sections.why import why_lines
+from asdm_prof.renderers.html.unet_svg import Mark, u_picture
+
+COMMAND = code("asdm-prof plan --budget 0.8")
+
+
+def section(report: Report) -> Section:
+    """The UNet after the plan."""
+    plan = report.plan
+    if plan is None:
+        said = " finds the best one for a budget of 0.80× from this profile."
+        return Section("", [missing("There is no plan yet. ", COMMAND, said)])
+    lines = [Paragraph([line], medium="terminal") for line in plan_lines(plan, report.profile)]
+    resolved, problem = report.resolution
+    if resolved is None:
+        said = f"The plan does not fit this UNet: {plain(problem, 400)} "
+        return Section("", [missing(said, COMMAND, " makes one that does."), *lines])
+    drawn = picture(
+        _picture(report, plan, resolved), "The UNet after the plan", _caption(report, resolved), keys.fates()
+    )
+    items = [[Span(plain(str(edit)), "strong"), f" – {_reason(report, edit)}."] for edit in plan.edits]
+    nothing = [["The plan has no edits: its student is the teacher."]]
+    return Section(
+        "",
+        [
+            Paragraph([_facts(plan)], "quiet", "page"),
+            drawn,
+            Heading("Each edit, and why"),
+            Listing(items or nothing, "reasons", ordered=True, medium="page"),
+            *lines,
+        ],
+    )
+
+
+def _facts(plan: PruningPlan) -> str:
+    """Where the plan comes from: its budget, its measure of damage, the solver's proof."""
+    facts = [
+        f"Budget {plan.budget}" if plan.budget else "No budget",
+        f"damage from {plan.damage_from}" if plan.damage_from else "",
+        f"confidence {percent(plan.confidence)}" if plan.confidence else "",
+        f"solver: {plan.proof.status}, gap {plan.proof.gap:g}" if plan.proof else "no solver’s proof",
+    ]
+    return plain(", ".join(fact for fact in facts if fact) + ".", 400)
+
+
+def _picture(report: Report, plan: PruningPlan, resolved: ResolvedPlan) -> Markup:
+    profile = report.profile
+    why = {
+        part.fqn: plain(f"{edit}: {_reason(report, edit)}", 400)
+        for edit in plan.edits
+        for part in touched(profile, edit)
+    }
+    marks = {fqn: Mark(reason=why.get(fqn, "")) for fqn in resolved.gone}
+    parts = {part.fqn: part for part in profile.parts}
+    for fqn, name in resolved.replaced.items():
+        part, option = parts.get(fqn), option_of(profile, fqn, name)
+        size = option.latency_s.median / part.latency_s.median if part and option else 1.0
+        marks[fqn] = Mark(name, size, why.get(fqn, ""))
+    title = "The UNet after the plan: what stays, what goes, what is replaced"
+    return u_picture("plan-picture", title, profile, report.tree, numbers(report), hints(report), marks)
+
+
+def _caption(report: Report, resolved: ResolvedPlan) -> str:
+    """How many units stay, go and are replaced, and what time they take."""
+    units = {unit.fqn: unit.share.median for unit in report.profile.units}
+    gone = [fqn for fqn in resolved.gone if fqn in units]
+    replaced = [fqn for fqn in resolved.replaced if fqn in units]
+    fates = [f"{len(units) - len(gone) - len(resolved.replaced)} stay"]
+    fates += [f"{len(gone)} go ({percent(sum(units[fqn] for fqn in gone))} of the time)"] if gone else []
+    if resolved.replaced:
+        time = percent(sum(units[fqn] for fqn in replaced))
+        fates.append(f"{len(resolved.replaced)} are replaced ({time} of the time)")
+    return f"Of {len(units)} units {flat(listed(fates))}; a dashed outline is the size before."
+
+
+def _reason(report: Report, edit: AnyEdit) -> str:
+    """The time and the parameters that an edit is about, its rank, its damage, what was timed."""
+    profile = report.profile
+    parts = touched(profile, edit)
+    time, params = shares(profile, edit)
+    reason = f"{percent(time)} of the time in {percent(params)} of the parameters"
+    places = {row.fqn: row.rank for row in report.ranked}
+    ranks = [places[part.fqn] for part in parts if part.fqn in places]
+    if ranks:
+        reason += f"; redundancy {'rank' if len(ranks) == 1 else 'ranks'} {flat(listed([*map(str, sorted(ranks))]))}"
+        reason += f" of {len(report.ranked)}"
+    measured = damage_of(report.damage, edit, report.plan.edits if report.plan else ())
+    if measured:
+        along = " and ".join(str(one) for one in measured.edits if one != edit)
+        reason += f"; measured damage {amount_text(measured.damage)}" + (f", together with {along}" if along else "")
+    option = option_of(profile, edit.unit, edit.with_) if isinstance(edit, ReplaceUnit) else None
+    if option and parts:
+        before, after = parts[0].latency_s.median, option.latency_s.median
+        reason += f"; timed in place: {seconds(after)} instead of {seconds(before)}"
+    return plain(reason, 400)
+
+
+# ---------------------------------------------------------------------------------------------- in the terminal
+
+
+def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
+    """The plan in words: what it promises, each edit with the time it touches, and the solver's proof."""
+    lines = [_promise(plan)]
+    lines += [f"  {plain(str(edit))}: {_time_of(edit, profile)} of time" for edit in plan.edits]
+    if plan.validation_sha256 is not None:
+        lines.append(f"Its interval is from the errors of validation {plain(plan.validation_sha256[:12])}.")
+    if plan.damage_sha256 is not None:
+        lines.append(f"Damage is as measured in {plain(plan.damage_sha256[:12])}.")
+    elif plan.damage_from is not None:
+        lines.append(f"Damage is from the {plain(plan.damage_from)}.")
+    if plan.proof is not None:
+        proof = plan.proof
+        lines.append(
+            f"Solver: {plain(proof.status)}; damage {number(proof.damage)}, proven bound {number(proof.bound)}, "
+            f"gap {number(proof.gap)}."
+        )
+    if plan.why is not None:
+        lines += why_lines(plan.why)
+    return lines
+
+
+def _promise(plan: PruningPlan) -> str:
+    at = f" at {plain(plan.budget)}" if plan.budget else ""
+    text = f"{plain(plan.name).capitalize()}{at} makes {plural(len(plan.edits), 'edit')}"
+    if plan.predicted is None:
+        return f"{text}."
+    predicted = plan.predicted
+    interval = ratio_interval(predicted)
+    return f"{text}: predicted {ratio(predicted.ratio)} {interval}, {seconds(predicted.latency_s)} a call."
+
+
+def _time_of(edit: AnyEdit, profile: Profile) -> str:
+    """What an edit is about as a share of the UNet's time, and of a replacement what is left of it."""
+    time, _ = shares(profile, edit)
+    option = option_of(profile, edit.unit, edit.with_) if isinstance(edit, ReplaceUnit) else None
+    return f"{percent(time)} → {percent(option.share.median)}" if option else percent(time)

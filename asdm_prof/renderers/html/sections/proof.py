@@ -1,0 +1,85 @@
+"""Students made in several ways from equal training: what follows, in words, pictures and a table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asdm_prof.analysis import evidence
+from asdm_prof.records import Proof
+from asdm_prof.renderers import Report
+from asdm_prof.renderers._format import plain
+from asdm_prof.renderers.html import charts
+from asdm_prof.renderers.html.content import (
+    NONE,
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Listing,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+)
+from asdm_prof.renderers.html.tables import name_cells, table
+
+GROUPS = {
+    "helped": "What helped",
+    "mixed": "What helped in one metric and hurt in another",
+    "did not help": "What did not help beyond its interval",
+    "hurt": "What hurt",
+}
+
+
+def section(report: Report) -> Section | None:
+    """A-SDM against BK-SDM at equal latency and equal training."""
+    proof = report.proof
+    if proof is None or not proof.rows[0].results or not evidence.trained(proof):
+        return None
+    blocks: list[Block] = [Paragraph([plain(evidence.verdict_sentence(one), 900)]) for one in evidence.verdicts(proof)]
+    pictures = list(_tradeoffs(proof))
+    if pictures:
+        blocks.append(Figure(pictures, [_caption(proof)]))
+    blocks.append(_table(proof))
+    for name, components in evidence.groups(proof).items():
+        sentences = [[plain(evidence.component_sentence(one), 600)] for one in components]
+        blocks += [Paragraph([GROUPS[name]], "plans-name"), Listing(sentences)]
+    return Section("Proof: equal latency, equal training", blocks, "proof")
+
+
+def _caption(proof: Proof) -> str:
+    counts = {len(row.results) for row in evidence.trained(proof)}
+    seeds = "one training seed, so what seeds do is in no interval" if counts == {1} else "pictures and training seeds"
+    return (
+        "Ours as circles, others as squares; the line is the teacher, shaded by how far it differs from itself with "
+        f"other seeds. Bars are 95 % intervals over {seeds}."
+    )
+
+
+def _tradeoffs(proof: Proof) -> Iterator[Picture]:
+    """Latency against each quality metric."""
+    for place, measure in enumerate(evidence.judged_measures(proof)):
+        teacher, students = evidence.spread(proof.rows[0], measure.name), []
+        for row in evidence.trained(proof):
+            quality = evidence.spread(row, measure.name)
+            if row.latency and quality:
+                ours = row.name.startswith("ours")
+                students.append(charts.Student(row.name, row.latency.ratio, quality.estimate(), ours))
+        if teacher and students:
+            noise = evidence.noise_floor(proof, measure.name)
+            drawn = charts.tradeoff(f"proof-{place}", measure, students, teacher.value, noise)
+            yield Picture(drawn, "Quality at each latency")
+
+
+def _table(proof: Proof) -> Table:
+    """Every row of the proof; every cell with what it sorts by."""
+    rows = evidence.table(proof)
+    first, *names = rows[0]
+    fields = [(Column(first, numeric=False), name_cells((row[first] for row in rows), 40))]
+    fields += [(Column(name), [_cell(row[name]) for row in rows]) for name in names]
+    return table("proof", "Every row of the proof, and the teacher’s own noise.", fields)
+
+
+def _cell(text: str) -> Cell:
+    value, _, interval = text.partition(" ")
+    return Cell(value, interval, float(value)) if value else NONE

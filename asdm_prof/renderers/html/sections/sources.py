@@ -1,0 +1,32 @@
+"""The chain of hashes from the teacher's config to the benchmarks, and the files that were read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from asdm_prof.renderers import Report
+from asdm_prof.renderers._format import plain
+from asdm_prof.renderers.html.content import Definitions, Section, Sentence, Span, code
+
+
+def section(report: Report) -> Section:
+    """Which file was made from which."""
+    rows: list[tuple[str, Sentence]] = [
+        (what, [code(sha256), *([" ", Span(fits, "quiet")] if fits else [])]) for what, sha256, fits in _chain(report)
+    ]
+    rows += [(plain(f"{what}, read from"), [code(plain(file))]) for what, file in report.sources.items()]
+    return Section("What follows from what", [Definitions(rows)])
+
+
+def _chain(report: Report) -> Iterator[tuple[str, str, str]]:
+    """(what, hash, does it fit the file before it) from the config to the benches."""
+    profile, plan = report.profile, report.plan
+    yield "teacher’s config", profile.config_sha256, ""
+    yield "profile", profile.sha256(), ""
+    if plan:
+        fits = {None: "names no profile", profile.sha256(): "made from this profile"}
+        yield "plan", plan.sha256(), fits.get(plan.profile_sha256, "made from another profile")
+    for i, bench in enumerate(report.benches, 1):
+        same = bench.teacher_config_sha256 == profile.config_sha256
+        own = ", holds this plan’s student" if any(map(report.is_own, bench.students)) else ""
+        yield f"bench {i}", bench.sha256(), ("the same teacher" if same else "another teacher") + own
