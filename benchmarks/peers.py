@@ -140,7 +140,7 @@ def torch_flop_counter(unet: Any, inputs: dict[str, Any]) -> Counts:
 
 
 TOOLS: dict[str, tuple[Callable[[Any, dict[str, Any]], Counts], str]] = {
-    "asdm-prof flops": (asdm, "asdm"),
+    "asdm-prof flops": (asdm, "asdm-prof"),
     "fvcore": (fvcore, "fvcore"),
     "thop": (thop, "thop"),
     "ptflops": (ptflops, "ptflops"),

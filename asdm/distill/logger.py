@@ -63,7 +63,7 @@ def _board(folder: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:
-        raise ValueError("--tensorboard needs the package 'tensorboard'; install asdm[tensorboard].") from None
+        raise ValueError("--tensorboard needs the package tensorboard; pip install 'asdm-prof[tensorboard]'.") from None
     return SummaryWriter(str(folder), purge_step=step + 1)
 
 

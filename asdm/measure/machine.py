@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from asdm import __version__
 from asdm.records.measurement import HostUse
 
 SPARE_BYTES = 1 << 29  # for Python, torch and the scratch space of a forward
@@ -93,8 +94,9 @@ def environment(device: str, threads: int) -> dict[str, str]:
         "python": platform.python_version(),
         "load_1min": f"{os.getloadavg()[0]:.2f}" if hasattr(os, "getloadavg") else "?",
         "cpu_steal": _cpu_steal(),
+        "asdm": __version__,
     }
-    for package in ("torch", "diffusers", "transformers", "asdm", "onnxruntime", "openvino"):
+    for package in ("torch", "diffusers", "transformers", "onnxruntime", "openvino"):
         try:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

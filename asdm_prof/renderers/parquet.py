@@ -1,6 +1,6 @@
 """Every raw sample as one row of `samples.parquet`: part, run and seconds, with what the part holds and computes.
 
-For your own statistics; `csv` has one row per part with the medians. Needs the extra `asdm[parquet]`.
+For your own statistics; `csv` has one row per part with the medians. Needs the extra `asdm-prof[parquet]`.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from asdm.utils import locks as host
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.search.halving import Attempt, Halving, Job
 
-MISSING = "asdm-prof search needs the packages of the extra 'search'; install asdm[search]."
+MISSING = "asdm-prof search needs the packages of the extra 'search'; pip install 'asdm-prof[search]'."
 JOURNAL = "study.jsonl"
 RATIO, QUALITY = 0, 1  # a trial's two values
 

@@ -187,7 +187,7 @@ def _openmoji() -> Path:
 
 
 def _missing(error: ModuleNotFoundError) -> ValueError:
-    return ValueError(f"the emoji data set needs the package {error.name!r}; install asdm[mini].")
+    return ValueError(f"the emoji data set needs the package {error.name!r}; pip install 'asdm-prof[mini]'.")
 
 
 # ---------------------------------------------------------------------------------------------- drawings

@@ -25,6 +25,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 
+from asdm import __version__
 from asdm.measure.backends import Attribution, _cache
 from asdm.unet.blocks import Part
 
@@ -33,7 +34,7 @@ OUTPUT = "out_sample"
 SEPARATOR = "|"  # between the path of modules and the name that the exporter gave
 THROUGH_DICT = re.compile(r"\.?__dict__\['_modules'\]\['([^']+)'\]")
 SPARE_BYTES = 64 << 20  # the graph itself, beside its weights
-PACKAGES = ("asdm", "torch", "diffusers", "onnx", "onnxscript")
+PACKAGES = ("torch", "diffusers", "onnx", "onnxscript")
 
 
 class Call(nn.Module):
@@ -226,7 +227,7 @@ def key_of(module: nn.Module, inputs: dict[str, Any]) -> str:
     def add(*values: Any) -> None:
         digest.update(json.dumps(values, sort_keys=True, default=str).encode())
 
-    add({package: metadata.version(package) for package in PACKAGES})
+    add(__version__, {package: metadata.version(package) for package in PACKAGES})
     add({key: value for key, value in dict(getattr(module, "config", {})).items() if not key.startswith("_")})
     files = set()
     for name, inner in module.named_modules():

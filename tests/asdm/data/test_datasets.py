@@ -98,5 +98,5 @@ def test_a_wrong_split_is_named_with_its_choices():
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "emoji", None)
-    with pytest.raises(ValueError, match=r"needs the package 'emoji'; install asdm\[mini\]"):
+    with pytest.raises(ValueError, match=r"needs the package 'emoji'; pip install 'asdm-prof\[mini\]'"):
         list(emoji._entries())

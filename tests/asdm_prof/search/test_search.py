@@ -148,7 +148,7 @@ def test_a_budget_that_no_plan_meets_exits_with_3(run: Any, words: Any, tmp_path
 
 def test_a_missing_extra_is_named(run: Any, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    refused(run("asdm-prof", *words(tmp_path / "out", 2, 12)), "install asdm[search]")
+    refused(run("asdm-prof", *words(tmp_path / "out", 2, 12)), "pip install 'asdm-prof[search]'")
 
 
 # ---------------------------------------------------------------------------------------------- three workers
