@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+CONSTRAINTS := constraints.txt
+EXTRA := dev
 RUN ?= reports/run-$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: profile test test-real docs docs-run lint bench peers report clean
+.PHONY: profile test test-oldest test-real docs docs-run lint bench peers report clean
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) -e '.[$(EXTRA)]'
 	touch $@
 
 ## Profile SD1.5, plan at 0.8, build the student, measure it against its teacher. The page is written as soon as there
@@ -32,6 +34,10 @@ test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not serial and not real and not slow"
 	$(BIN)/python -m pytest -q -m "serial and not real and not slow"
+
+## The suite with the oldest versions that pyproject.toml allows, in an environment of its own (5 GB).
+test-oldest:
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt EXTRA=test
 
 ## Checks at the size of SD1.5 (minutes, 12 GB).
 test-real: $(INSTALLED)
@@ -75,4 +81,4 @@ report: $(INSTALLED)
 	  --screenshot=reports/sd15/report.png file://$(CURDIR)/reports/sd15/report.html
 
 clean:
-	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-oldest .venv-peers build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -115,9 +117,12 @@ def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> An
 
 def byte_tokenizer(tokens: int) -> Any:
     """CLIP's tokenizer without merges: every byte is a token, padded and cut to `tokens`."""
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    return CLIPTokenizer(vocab={word: i for i, word in enumerate(words)}, merges=[], model_max_length=tokens)
+    with TemporaryDirectory() as folder:  # the one way in that transformers 4 and 5 share
+        Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        Path(folder, "merges.txt").write_text("#version: 0.2\n")
+        return CLIPTokenizerFast.from_pretrained(folder, model_max_length=tokens)

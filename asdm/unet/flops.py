@@ -151,6 +151,7 @@ FREE = {
     "index",
     "index_put",
     "lift_fresh",
+    "masked_fill",
     "max",
     "mean",
     "min",

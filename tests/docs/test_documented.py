@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import typer
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import asdm
 import asdm.cli
@@ -116,9 +119,30 @@ def test_the_changelog_has_this_version() -> None:
     assert f"## {asdm.__version__}" in changelog
 
 
-def test_every_floor_of_a_dependency_is_met_by_the_tested_set() -> None:
+USERS_EXTRAS = ("mini", "openvino", "parquet", "tensorboard", "search")
+
+
+def pinned(constraints: str) -> dict[str, str]:
+    lines = (ROOT / constraints).read_text(encoding="utf-8").splitlines()
+    names_and_releases = (line.split("==") for line in lines if "==" in line)
+    return {canonicalize_name(name): release for name, release in names_and_releases}
+
+
+def requirements(*extras: str) -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    tested = (ROOT / "constraints.txt").read_text(encoding="utf-8").lower()
-    for requirement in (*project["dependencies"], *project["optional-dependencies"]["docs"]):
-        name = re.split(r"[<>=]", requirement)[0]
-        assert f"\n{name}==" in tested, f"{name} is not in constraints.txt"
+    optional = [line for extra in extras for line in project["optional-dependencies"][extra]]
+    return [Requirement(line) for line in (*project["dependencies"], *optional)]
+
+
+@pytest.mark.parametrize("requirement", requirements(*USERS_EXTRAS, "docs"), ids=lambda requirement: requirement.name)
+def test_the_tested_set_meets_each_floor(requirement: Requirement) -> None:
+    assert pinned("constraints.txt")[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+@pytest.mark.parametrize("requirement", requirements(*USERS_EXTRAS), ids=lambda requirement: requirement.name)
+def test_the_oldest_set_pins_each_floor(requirement: Requirement) -> None:
+    (floor,) = requirement.specifier
+    oldest = Version(pinned("constraints-oldest.txt")[canonicalize_name(requirement.name)])
+    assert floor.operator == ">="
+    assert oldest in requirement.specifier
+    assert oldest.release[:2] == (*Version(floor.version).release, 0)[:2]

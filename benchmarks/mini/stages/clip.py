@@ -26,9 +26,9 @@ def tokenizer() -> Any:
     They are learned once and kept: which of equally frequent pairs is merged first falls by chance, and a CLIP knows
     its words by their numbers.
     """
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
-    return CLIPTokenizer.from_pretrained(KEPT) if KEPT.is_dir() else learned_tokenizer()
+    return CLIPTokenizerFast.from_pretrained(KEPT) if KEPT.is_dir() else learned_tokenizer()
 
 
 def learned_tokenizer() -> Any:
@@ -85,4 +85,12 @@ def stage(steps: int, folder: Path) -> Stage:
 def ship(clip: Any, folder: Path) -> None:
     """CLIP and tokenizer, as transformers keeps them."""
     half(clip).save_pretrained(folder)
-    tokenizer().save_pretrained(folder)
+    words = tokenizer()
+    words.save_pretrained(folder)
+    save_vocabulary(words, folder)
+
+
+def save_vocabulary(tokenizer: Any, folder: Path) -> None:
+    """Write vocab.json and merges.txt, which transformers 4 and 5 both load, in place of tokenizer.json."""
+    tokenizer.backend_tokenizer.model.save(str(folder))
+    (folder / "tokenizer.json").unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from torch import nn
 from asdm.data.datasets.emoji import Emoji
 from asdm.models.families._parts import STABLE_DIFFUSION_UNET
 from benchmarks.mini.stages import half, seen
-from benchmarks.mini.stages.clip import tokens_of
+from benchmarks.mini.stages.clip import save_vocabulary, tokens_of
 from benchmarks.mini.training import Stage, Terms
 
 CONFIG: dict[str, Any] = STABLE_DIFFUSION_UNET | {
@@ -58,12 +58,12 @@ def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
     """Denoise the latents of the drawings that train, under their captions."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers import CLIPTextModel, CLIPTokenizerFast
 
     recipe = recipe or Recipe()
     data = seen("train")
     latents = encoded(data, folder)  # (n, variants, 4, 16, 16)
-    words = CLIPTokenizer.from_pretrained(folder / "clip")
+    words = CLIPTokenizerFast.from_pretrained(folder / "clip")
     prompts = [variant for caption in data.captions for variant in spellings(caption)]
     tokens, nothing = tokens_of(words, prompts).view(len(data), 2, -1), tokens_of(words, [""])
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
@@ -142,12 +142,12 @@ def encoded(data: Emoji, folder: Path) -> torch.Tensor:
 def ship(module: Any, folder: Path, prediction: str = Recipe.prediction) -> None:
     """UNet, text encoder and scheduler beside the VAE, as one diffusers pipeline."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
-    from transformers import CLIPTokenizer
+    from transformers import CLIPTokenizerFast
 
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float16),
         text_encoder=half(module["text_encoder"]),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "clip"),
+        tokenizer=CLIPTokenizerFast.from_pretrained(folder / "clip"),
         unet=half(module["unet"]),
         scheduler=DDIMScheduler(**SCHEDULER | {"prediction_type": prediction}),
         safety_checker=None,
@@ -155,3 +155,4 @@ def ship(module: Any, folder: Path, prediction: str = Recipe.prediction) -> None
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder / "weights", safe_serialization=True)
+    save_vocabulary(pipeline.tokenizer, folder / "weights" / "tokenizer")
