@@ -24,8 +24,8 @@ from pydantic import Field
 
 from asdm import distill
 from asdm.cli.options import this_command
-from asdm.distill import perceptual, recipes, task
-from asdm.distill.losses import PLACED
+from asdm.distill import losses, recipes
+from asdm.distill.losses import perceptual
 from asdm.distill.settings import DistillSettings
 from asdm.distill.task import DistillationTask, Objective
 from asdm.measure import clocks, machine
@@ -35,7 +35,6 @@ from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.models.networks import Vgg
 from asdm.records.measurement import Estimate, Latency
-from asdm.unet import hooks
 from asdm.utils import console
 from asdm.utils.io import Frozen, Record, check_writable, utc_now
 
@@ -131,16 +130,16 @@ def make_loop(name: str, chosen: Any) -> tuple[DistillationTask, Any, Any]:
         before, _ = students.build(teacher, first.plan)
         student, applied = graft.assemble(teacher, before, second.plan, first.plan.edits)
     stage = first if name == "plain" else second
-    found = hooks.places(student, applied.name_map)
-    terms = tuple(term for term in stage.weights if term not in PLACED or found[term])
+    places = losses.find_places(stage.weights, student, applied.name_map)
+    terms = tuple(term for term in stage.weights if places.get(term, True))
     vgg = Vgg.load().to(chosen.device)
     adapter = torch.randn(3, family.unet.get("in_channels", 4) + 1, generator=torch.Generator().manual_seed(0))
     objective = Objective(
         terms=terms,
-        places=found,
+        places=places,
         prediction_type=family.prediction_type,
         mode=stage.mode,
-        perceptual=perceptual.PerceptualLoss(vgg, adapter.to(chosen.device)) if task.PERCEPTUAL in terms else None,
+        networks={"perceptual": perceptual.LatentVgg(vgg, adapter.to(chosen.device))},
     )
     settings = DistillSettings(data="none", steps=2, device=chosen.device)
     parameters = [p for p in student.parameters() if p.requires_grad]

@@ -43,6 +43,7 @@ SEAMS = (
     "asdm.measure.backends",
     "asdm.models.families",
     "asdm.data.datasets",
+    "asdm.distill.losses",
     "asdm_prof.renderers",
 )
 NO_TORCH = [

@@ -46,7 +46,7 @@ class TrainContext:
     settings: DistillSettings
     folder: Path
     teacher: Any
-    made: Any  # the teacher's pipeline
+    pipeline: Any  # the teacher's pipeline
     encoder: Encoder
     data: Any
     alphas: torch.Tensor  # ᾱ_t of every timestep
@@ -69,13 +69,13 @@ def load_context(
     data = datasets.open_source(settings.data, settings.split, side)
     teacher = loading.load_unet(family, weights, device, "fp32", settings.seed)
     teacher.requires_grad_(False)
-    made = pipeline(family, teacher, setup)
-    prediction_type = made.scheduler.config.prediction_type
+    diffusers_pipeline = pipeline(family, teacher, setup)
+    prediction_type = diffusers_pipeline.scheduler.config.prediction_type
     if prediction_type not in losses.PREDICTIONS:
         raise ValueError(
             f"{family.name} predicts {prediction_type!r}; asdm distill knows {' and '.join(losses.PREDICTIONS)}."
         )
-    encoder = Encoder(made)
+    encoder = Encoder(diffusers_pipeline)
     if getattr(data, "encoder_sha256", None) not in (None, encoder.sha256()):
         raise ValueError(
             f"{settings.data} was encoded by other encoders than {family.name}'s; run asdm cache with --teacher "
@@ -87,10 +87,10 @@ def load_context(
         settings=settings,
         folder=folder,
         teacher=teacher,
-        made=made,
+        pipeline=diffusers_pipeline,
         encoder=encoder,
         data=data,
-        alphas=made.scheduler.alphas_cumprod.to(accelerator.device).float(),
+        alphas=diffusers_pipeline.scheduler.alphas_cumprod.to(accelerator.device).float(),
         prediction_type=prediction_type,
         teacher_sha256=weights_sha256(teacher),
         on_progress=on_progress,

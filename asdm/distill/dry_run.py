@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 
-from asdm.distill import losses, task
+from asdm.distill import losses
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import Recipe, ResolvedRecipe, Stage, active_terms, meta_student, resolve_recipe, select_stages
-from asdm.distill.task import PERCEPTUAL, DistillationTask, Objective
+from asdm.distill.task import DistillationTask, Objective
 from asdm.models import example_inputs, graft
 from asdm.models.families import Family
 from asdm.records.distill import MemoryEstimate, StagePlan
@@ -32,17 +33,18 @@ def preview_stage(recipe: ResolvedRecipe, stage: Stage, settings: DistillSetting
     """A stage before it runs, from shapes alone."""
     student, applied = meta_student(recipe, stage)
     inputs = example_inputs.unet_inputs(recipe.family, batch=1, size=settings.size, device="meta")
-    found = hooks.comparable(student, recipe.shapes, hooks.places(student, applied.name_map), inputs)
-    weights, left_out = active_terms(stage, student, found)
+    places = losses.find_places(stage.weights, student, applied.name_map)
+    places = hooks.comparable(student, recipe.shapes, places, inputs)
+    weights, left_out = active_terms(stage, student, places)
     return StagePlan(
         name=stage.name,
         mode=stage.mode,
         steps=stage.steps,
         weights=weights,
-        places={name: len(found[name]) for name in weights if name in losses.PLACED},
+        places={name: len(places[name]) for name in weights if name in places},
         left_out=left_out,
         audit=graft.audit(student, recipe.shapes),
-        memory=estimate_memory(recipe, stage, student, applied, tuple(weights), found, settings, world),
+        memory=estimate_memory(recipe, stage, student, applied, tuple(weights), places, settings, world),
     )
 
 
@@ -60,16 +62,15 @@ def estimate_memory(
     storages = {p.untyped_storage()._cdata: p.nbytes for m in (student, recipe.shapes) for p in m.parameters()}
     learning = sum(p.nbytes for p in student.parameters() if p.requires_grad)
     micro = micro_batch(settings, world)
-    objective = Objective(
-        tuple(t for t in terms if t != PERCEPTUAL), places, "epsilon", stage.mode, stage.normalise, None, None
-    )
+    terms = tuple(name for name in terms if not losses.needs_network(name))
+    objective = Objective(terms, places, "epsilon", stage.mode, stage.normalise)
     inputs = example_inputs.unet_inputs(recipe.family, batch=micro, size=settings.size, device="meta")
     noisy = inputs["sample"]
     args = (noisy, inputs["timestep"], inputs["encoder_hidden_states"], torch.empty_like(noisy))
     meta_task = DistillationTask(student, recipe.shapes, applied, objective)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-    activations = task.saved_bytes(lambda: meta_task(*args, noisy.new_empty(micro)), student)
+    activations = saved_bytes(lambda: meta_task(*args, noisy.new_empty(micro)), student)
     moments = 0.25 if settings.optimizer == "adamw8bit" else 1.0
     return MemoryEstimate(
         weights=sum(storages.values()),
@@ -79,6 +80,24 @@ def estimate_memory(
         average=learning if settings.ema else 0,
         activations=activations if settings.dtype == "fp32" else activations // 2,
     )
+
+
+def saved_bytes(call: Callable[[], Any], module: nn.Module) -> int:
+    """Bytes that the backward of `call` needs beyond `module`'s own tensors; on the meta device nothing is computed."""
+    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        out = call()
+    total = sum(storage.nbytes() for storage in kept.values())
+    del out
+    return total
 
 
 def encoder_bytes(family: Family) -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from asdm.data import datasets
-from asdm.distill import task
+from asdm.distill import losses
 from asdm.distill.checkpoint import ema_weights
 from asdm.distill.context import TrainContext, TrainProgress
 from asdm.distill.stages import Stage
@@ -103,7 +103,8 @@ def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dic
     """Means of every loss over the first and the last tenth of a stage's steps."""
     mine = [line for line in lines if line["stage"] == stage]
     count = max(len(mine) // 10, 1)
-    names = [name for name in mine[0] if name == "loss" or name in task.NAMES] if mine else []
+    terms = losses.names()
+    names = [name for name in mine[0] if name == "loss" or name in terms] if mine else []
 
     def mean(part: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return {name: sum(line[name] for line in part) / len(part) for name in names}
@@ -131,11 +132,11 @@ def validate(
     try:
         with ema_weights(average, parameters):
             for unet in (context.teacher, student):
-                context.made.unet = unet
+                context.pipeline.unet = unet
                 guidance = context.recipe.family.guidance_scale
-                rows.append(quality.draw(context.made, captions, 0, 20, guidance, size=side).images)
+                rows.append(quality.draw(context.pipeline, captions, 0, 20, guidance, size=side).images)
     finally:
-        context.made.unet = context.teacher
+        context.pipeline.unet = context.teacher
         student.train()
     grid = make_grid(torch.cat(rows), nrow=len(captions), normalize=True, value_range=(-1, 1))
     stream = io.BytesIO()

@@ -12,14 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asdm.distill import TEACHER, Recipe, Stage
-from asdm.distill.task import BLOCKS, LEGAL, MODES
+from asdm.distill import TEACHER, Recipe, Stage, losses
+from asdm.distill.losses import MODES
 from asdm.models.graft import with_grafts
 from asdm.plan.edits import AnyEdit, PruningPlan, RemoveLayer, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.plan.topology import Topology
 
 SAS = {"denoising": 1.0, "output": 1.0, "mid_block": 1.0, "perceptual": 0.1}
+BLOCKWISE = {"denoising": 1.0, "output": 1.0, "blocks": 1.0}
 
 
 def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
@@ -130,7 +131,7 @@ def adjust(
         stages = [_in_mode(stage, mode) for stage in recipe(topology, plan, steps)]
         for name in weights or {}:
             if not any(_term_for(stage, name) for stage in stages):
-                raise ValueError(f"no stage knows the loss term {name!r}; choose from {_terms_of(stages)}.")
+                raise ValueError(f"no stage has a loss term {name!r}; choose from {_terms_of(stages)}.")
         return tuple(_weighed(stage, weights or {}, normalise) for stage in stages)
 
     return changed
@@ -139,18 +140,17 @@ def adjust(
 def _in_mode(stage: Stage, mode: Any) -> Stage:
     if mode is None or stage.grafts_from is None or stage.mode == mode:
         return stage
-    blockwise = {"denoising": 1.0, "output": 1.0, BLOCKS: 1.0}
-    return replace(stage, mode=mode, weights=blockwise if mode == "blockwise" else SAS)
+    return replace(stage, mode=mode, weights=BLOCKWISE if mode == "blockwise" else SAS)
 
 
 def _term_for(stage: Stage, name: str) -> str | None:
     """The term of a stage that a weight's name means, if any."""
     named, _, term = name.rpartition(".")
-    return term if named in ("", stage.name) and term in LEGAL[stage.mode] else None
+    return term if named in ("", stage.name) and losses.is_legal(term, stage.mode) else None
 
 
 def _terms_of(stages: Sequence[Stage]) -> str:
-    return "; ".join(f"{', '.join(LEGAL[stage.mode])} in {stage.name}" for stage in stages)
+    return "; ".join(f"{', '.join(losses.legal(stage.mode))} in {stage.name}" for stage in stages)
 
 
 def _weighed(stage: Stage, weights: Mapping[str, float], normalise: bool | None) -> Stage:

@@ -8,19 +8,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.data import datasets, loader
-from asdm.distill import perceptual
+from asdm.distill import losses
 from asdm.distill.context import TrainContext
 from asdm.distill.run_folder import stage_folder
 from asdm.distill.settings import DistillSettings
 from asdm.distill.stages import TEACHER, Stage, active_terms, make_trainable
-from asdm.distill.task import PERCEPTUAL, Objective
+from asdm.distill.task import Objective
 from asdm.models import example_inputs, graft, loading
 from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.unet import hooks
 from asdm.unet.surgery import Applied
-from asdm.utils.io import write_whole
 
 
 def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
@@ -47,7 +45,8 @@ def make_objective(
     """What a stage's student is to learn, and the weight of each term."""
     family = context.recipe.family
     small = example_inputs.unet_inputs(family, size=2 * family.size_step, device=str(context.accelerator.device))
-    places = hooks.comparable(student, context.teacher, hooks.places(student, applied.name_map), small)
+    places = losses.find_places(stage.weights, student, applied.name_map)
+    places = hooks.comparable(student, context.teacher, places, small)
     weights, _ = active_terms(stage, student, places)
     objective = Objective(
         terms=tuple(weights),
@@ -56,36 +55,9 @@ def make_objective(
         mode=stage.mode,
         normalise=stage.normalise,
         min_snr=context.settings.min_snr or None,
-        perceptual=make_perceptual(context) if PERCEPTUAL in weights else None,
+        networks={name: losses.load(name).load_network(context) for name in weights if losses.needs_network(name)},
     )
     return objective, weights
-
-
-def make_perceptual(context: TrainContext) -> perceptual.PerceptualLoss:
-    """The VGG with an adapter for this VAE's latents, fitted on the run's first pictures and kept in its folder."""
-    from safetensors.torch import load_file, save
-
-    path, device = context.folder / "adapter.safetensors", context.accelerator.device
-    if not path.exists() and context.accelerator.is_main_process:
-        latents, images = adapter_examples(context)
-        write_whole(path, save({"adapter": perceptual.fit_adapter(latents.cpu(), images.cpu())}), force=True)
-    context.accelerator.wait_for_everyone()
-    adapter = load_file(path)["adapter"].to(device)
-    return perceptual.PerceptualLoss(perceptual.load_vgg(context.settings.vgg).to(device), adapter)
-
-
-def adapter_examples(context: TrainContext, count: int = 64) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and pictures of the run's first examples; where only latents are there, the VAE draws the pictures."""
-    slots = next(loader.batches(context.data, count, 0, loader.Share(), 0, {}, 1)).slots
-    found = context.encoder.encode(slots)
-    latents = torch.stack([example.mean for example in found])
-    images = [slot.example.image for slot in slots if isinstance(slot.example, datasets.Example)]
-    if images:
-        return latents, torch.stack(images)
-    from asdm.evaluate.quality import decoded
-
-    with torch.no_grad():
-        return latents, torch.cat([decoded(context.made.vae, part) for part in latents.split(4)])
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from asdm.distill import losses, task
+from asdm.distill import losses
+from asdm.distill.losses import Mode
 from asdm.distill.settings import DistillSettings, check
-from asdm.distill.task import BLOCKS, Mode
 from asdm.models import build, graft, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
@@ -35,7 +35,7 @@ class Stage:
     name: str
     plan: PruningPlan
     steps: int
-    weights: Mapping[str, float]  # term → weight; see asdm.lesson.NAMES
+    weights: Mapping[str, float]  # loss term → weight
     grafts_from: str | None = None  # a stage's name, or TEACHER
     mode: Mode = "end_to_end"
     normalise: bool = True
@@ -74,11 +74,10 @@ def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe:
     resolved = students.read_plan(source, shapes, family.name)
     stages = recipe(resolved.topology, resolved.plan, settings.steps)
     for stage in stages:
-        legal = task.LEGAL[stage.mode]
-        if unknown := sorted(set(stage.weights) - set(legal)):
+        if illegal := sorted(name for name in stage.weights if not losses.is_legal(name, stage.mode)):
             raise ValueError(
-                f"the stage {stage.name} ({stage.mode}) knows no loss term {unknown[0]!r}; choose from "
-                f"{', '.join(legal)}."
+                f"the stage {stage.name} ({stage.mode}) has no loss term {illegal[0]!r}; choose from "
+                f"{', '.join(losses.legal(stage.mode))}."
             )
     return ResolvedRecipe(family, shapes, resolved.plan, stages)
 
@@ -131,13 +130,15 @@ def make_trainable(student: Any) -> Any:
 
 
 def active_terms(
-    stage: Stage, student: Any, found: Mapping[str, hooks.Places]
+    stage: Stage, student: Any, places: Mapping[str, hooks.Places]
 ) -> tuple[dict[str, float], tuple[str, ...]]:
-    """A stage's terms with their weights, and those that this student has no place for."""
+    """A stage's terms with their weights, and those left out because this student has nothing for them to compare."""
     last = [block for _, block in blocks.iter_blocks(student)][-1]
     no_output = stage.mode == "blockwise" and not any(p.requires_grad for p in last.parameters())
     left_out = tuple(
-        name for name in stage.weights if (name in losses.PLACED and not found[name]) or (no_output and name != BLOCKS)
+        name
+        for name in stage.weights
+        if not places.get(name, True) or (no_output and losses.load(name).COMPARES == "predictions")
     )
     weights = {name: weight for name, weight in stage.weights.items() if weight and name not in left_out}
     if not weights:

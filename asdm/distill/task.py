@@ -1,63 +1,54 @@
-"""One forward of student and teacher, and what the student is to learn of it."""
+"""One forward of student and teacher, and the loss terms between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
 
-from asdm.distill.losses import PLACED, TERMS, LossInputs, Term, block_outputs
+from asdm.distill import losses
+from asdm.distill.losses import LossInputs, Mode
 from asdm.unet import blocks
 from asdm.unet.hooks import Call, Places, capture, captured_calls, first_tensor
 from asdm.unet.surgery import Applied
 
-Mode = Literal["end_to_end", "blockwise"]
-MODES: tuple[Mode, ...] = ("end_to_end", "blockwise")
-PERCEPTUAL, BLOCKS = "perceptual", "blocks"
-NAMES = (*TERMS, PERCEPTUAL, BLOCKS)
-LEGAL: dict[str, tuple[str, ...]] = {
-    "end_to_end": (*TERMS, PERCEPTUAL),
-    "blockwise": ("denoising", "output", PERCEPTUAL, BLOCKS),
-}
+Pairs = tuple[tuple[torch.Tensor, torch.Tensor], ...]  # (student's map, teacher's map)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What is asked in a lesson: which terms, at which places, and how they are counted."""
+    """What a student learns: which loss terms, at which places, and how they are computed."""
 
     terms: tuple[str, ...]
-    places: Mapping[str, Places]
+    places: Mapping[str, Places]  # of the terms that compare feature maps
     prediction_type: str
     mode: Mode = "end_to_end"
     normalise: bool = True
     min_snr: float | None = None
-    perceptual: Term | None = None
+    networks: Mapping[str, Any] = field(default_factory=dict)  # of the terms that need one
 
 
 class DistillationTask(nn.Module):
-    """`lesson(noisy, timesteps, states, target, alpha)` gives each term by name, one value per picture (b,).
+    """`task(noisy, timesteps, states, target, alpha)` gives each loss term by name, one value per image (b,).
 
-    The student is its only child: what wraps it (DDP, FSDP, autocast) sees one module with one forward, and the
-    teacher is nobody's to shard or to synchronise.
+    The student is its only child module, so what wraps the task (DDP, FSDP, autocast) sees one module with one
+    forward. The teacher stays outside the module tree, so DDP and FSDP do not touch it.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module, applied: Applied, objective: Objective) -> None:
         super().__init__()
         self.student = student
-        self._others = (teacher, applied, objective)  # a tuple hides a module from nn.Module
-        if objective.mode == "blockwise":
-            self._blocks = _Blockwise(student, teacher, applied, objective)
+        self._teacher = (teacher,)  # a tuple hides a module from nn.Module
+        self.objective = objective
+        self._terms = {name: losses.load(name) for name in objective.terms}
+        self._blockwise = BlockwiseForward(student, teacher, applied) if objective.mode == "blockwise" else None
 
     @property
     def teacher(self) -> nn.Module:
-        return self._others[0]
-
-    @property
-    def objective(self) -> Objective:
-        return self._others[2]
+        return self._teacher[0]
 
     def forward(
         self,
@@ -67,16 +58,13 @@ class DistillationTask(nn.Module):
         target: torch.Tensor,
         alpha: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
-        inputs = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states, "return_dict": False}
-        if self.objective.mode == "blockwise":
-            return self._blocks.terms(inputs, target, alpha)
-        places = {kind: self.objective.places[kind] for kind in self.objective.terms if kind in PLACED}
-        ours, theirs = ([pair[i] for pairs in places.values() for pair in pairs] for i in (0, 1))
-        with torch.no_grad(), capture(self.teacher, theirs) as teacher_features:
-            teacher_prediction = self.teacher(**inputs)[0]
-        with capture(self.student, ours) as features:
-            prediction = self.student(**inputs)[0]
-        seen = LossInputs(
+        unet_inputs = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states, "return_dict": False}
+        if self._blockwise:
+            prediction, teacher_prediction, pairs = self._blockwise(unet_inputs)
+            maps = {name: pairs for name, term in self._terms.items() if term.COMPARES == "block_outputs"}
+        else:
+            prediction, teacher_prediction, maps = self._end_to_end(unet_inputs)
+        inputs = LossInputs(
             prediction=prediction,
             teacher_prediction=teacher_prediction,
             target=target,
@@ -85,34 +73,43 @@ class DistillationTask(nn.Module):
             prediction_type=self.objective.prediction_type,
             min_snr=self.objective.min_snr,
             normalise=self.objective.normalise,
-            features=features,
-            teacher_features=teacher_features,
-            places=places,
         )
-        return {name: term_of(name, self.objective)(seen) for name in self.objective.terms}
+        networks = self.objective.networks
+        # Block outputs first: the trainer sums the losses in this order.
+        order = sorted(self._terms, key=lambda name: self._terms[name].COMPARES != "block_outputs")
+        return {
+            name: self._terms[name].loss(replace(inputs, maps=maps.get(name, ()), network=networks.get(name)))
+            for name in order
+        }
 
-
-def term_of(name: str, objective: Objective) -> Term:
-    """The callable behind a term's name."""
-    if name == PERCEPTUAL:
-        assert objective.perceptual is not None, "whoever asks for the perceptual term gives its network"
-        return objective.perceptual
-    return TERMS[name]
+    def _end_to_end(self, unet_inputs: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor, dict[str, Pairs]]:
+        """Both predictions, and each term's maps at its places."""
+        places = {name: self.objective.places[name] for name in self._terms if name in self.objective.places}
+        student_names, teacher_names = ([pair[i] for pairs in places.values() for pair in pairs] for i in (0, 1))
+        with torch.no_grad(), capture(self.teacher, teacher_names) as teacher_maps:
+            teacher_prediction = self.teacher(**unet_inputs)[0]
+        with capture(self.student, student_names) as student_maps:
+            prediction = self.student(**unet_inputs)[0]
+        maps = {
+            term: tuple((student_maps[student], teacher_maps[teacher]) for student, teacher in pairs)
+            for term, pairs in places.items()
+        }
+        return prediction, teacher_prediction, maps
 
 
 # ---------------------------------------------------------------------------------------------- blockwise
 
 
-class _Blockwise:
-    """Each block that learns is given what the teacher's block was given, and is to give what that one gave.
+class BlockwiseForward:
+    """Runs each trained block on the inputs of the teacher's block, and pairs their outputs.
 
-    So no gradient crosses the frozen trunk, and the student's trunk is not even run. A skip is compared with the
-    teacher's skip that its consumer was made for, and an up block is given those. Behind the last up block comes only
-    the head, so where that block learns, prediction and target are compared as well.
+    No gradient crosses the frozen trunk, and the student's trunk does not run. A skip is paired with the teacher's
+    skip that its consumer was trained on, and an up block receives those skips. After the last up block only the head
+    remains, so where that block is trained, there is a prediction as well.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, applied: Applied, objective: Objective) -> None:
-        self.student, self.teacher, self.objective = student, teacher, objective
+    def __init__(self, student: nn.Module, teacher: nn.Module, applied: Applied) -> None:
+        self.student, self.teacher = student, teacher
         self.blocks = {
             name: applied.name_map[name]
             for name, block in blocks.iter_blocks(student)
@@ -122,49 +119,42 @@ class _Blockwise:
         self.consumers = {name: _consumers(name, student, applied) for name in self.blocks}
         self.last = [name for name, _ in blocks.iter_blocks(student)][-1]
 
-    def terms(self, inputs: dict[str, Any], target: torch.Tensor, alpha: torch.Tensor) -> dict[str, torch.Tensor]:
+    def __call__(self, unet_inputs: dict[str, Any]) -> tuple[Any, torch.Tensor, Pairs]:
+        """The student's prediction (None where the last block is frozen), the teacher's, and the pairs of outputs."""
         with torch.no_grad(), captured_calls(self.teacher, self.blocks.values()) as calls:
-            teacher_prediction = self.teacher(**inputs)[0]
+            teacher_prediction = self.teacher(**unet_inputs)[0]
         pairs, prediction = [], None
-        for name, theirs in self.blocks.items():
-            call = calls[theirs]
-            given = self._run(name, call)
-            pairs.append((first_tensor(given), first_tensor(call.output)))
-            if isinstance(given, tuple):
-                pairs += self._skips(name, theirs, given[1], call.output[1])
+        for name, teacher_name in self.blocks.items():
+            call = calls[teacher_name]
+            output = self._run_block(name, call)
+            pairs.append((first_tensor(output), first_tensor(call.output)))
+            if isinstance(output, tuple):
+                pairs += self._skip_pairs(name, teacher_name, output[1], call.output[1])
             if name == self.last:
-                prediction = blocks.head(self.student, first_tensor(given))
-        found = {BLOCKS: block_outputs(pairs, self.objective.normalise)} if BLOCKS in self.objective.terms else {}
-        if prediction is None:
-            return found
-        seen = LossInputs(
-            prediction=prediction,
-            teacher_prediction=teacher_prediction,
-            target=target,
-            noisy=inputs["sample"],
-            alpha=alpha,
-            prediction_type=self.objective.prediction_type,
-            min_snr=self.objective.min_snr,
-            normalise=self.objective.normalise,
-        )
-        return found | {name: term_of(name, self.objective)(seen) for name in self.objective.terms if name != BLOCKS}
+                prediction = blocks.head(self.student, first_tensor(output))
+        return prediction, teacher_prediction, tuple(pairs)
 
-    def _run(self, name: str, call: Call) -> Any:
-        """The student's block on the teacher's inputs; an up block gets the skips of the ResNets that are left."""
+    def _run_block(self, name: str, call: Call) -> Any:
+        """The student's block on the teacher's inputs; an up block gets the skips of the ResNets it still has."""
         kwargs = dict(call.kwargs)
-        if kept := self.consumers[name]:
+        if layers := self.consumers[name]:
             skips = kwargs["res_hidden_states_tuple"]
-            kwargs["res_hidden_states_tuple"] = tuple(skips[-1 - layer] for layer in reversed(kept))
+            kwargs["res_hidden_states_tuple"] = tuple(skips[-1 - layer] for layer in reversed(layers))
         return self.student.get_submodule(name)(*call.args, **kwargs)
 
-    def _skips(self, name: str, theirs: str, ours: Any, given: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        names, originals = (
+    def _skip_pairs(self, name: str, teacher_name: str, skips: Any, teacher_skips: Any) -> list[Any]:
+        """The block's skips, each with the teacher's skip for the same consumer where their shapes agree."""
+        names, teacher_names = (
             [skip for skip in blocks.skips(unet) if skip.startswith(f"{block}.")]
-            for unet, block in ((self.student, name), (self.teacher, theirs))
+            for unet, block in ((self.student, name), (self.teacher, teacher_name))
         )
-        place = {skip: i for i, skip in enumerate(originals)}
-        wanted = [(i, place.get(self.skips.get(skip, ""))) for i, skip in enumerate(names)]
-        return [(ours[i], given[at]) for i, at in wanted if at is not None and ours[i].shape == given[at].shape]
+        index = {skip: i for i, skip in enumerate(teacher_names)}
+        matches = [(i, index.get(self.skips.get(skip, ""))) for i, skip in enumerate(names)]
+        return [
+            (skips[i], teacher_skips[j])
+            for i, j in matches
+            if j is not None and skips[i].shape == teacher_skips[j].shape
+        ]
 
 
 def _consumers(block: str, student: nn.Module, applied: Applied) -> list[int]:
@@ -173,24 +163,3 @@ def _consumers(block: str, student: nn.Module, applied: Applied) -> list[int]:
         return []
     names = [consumer for _, consumer in blocks.skip_pairs(student) if consumer.startswith(f"{block}.")]
     return [int(applied.teacher_name(name).rpartition(".")[2]) for name in names]
-
-
-# ---------------------------------------------------------------------------------------------- memory
-
-
-def saved_bytes(call: Callable[[], Any], module: nn.Module) -> int:
-    """Bytes that the backward of `call` needs beyond `module`'s own tensors; on the meta device nothing is computed."""
-    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            kept[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = call()
-    total = sum(storage.nbytes() for storage in kept.values())
-    del out
-    return total

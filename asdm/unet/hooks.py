@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.unet import blocks as units
-
 Places = tuple[tuple[str, str], ...]  # (student's fqn, teacher's fqn)
 
 
@@ -88,33 +86,15 @@ def _named(model: nn.Module, fqn: str) -> nn.Module:
 # ---------------------------------------------------------------------------------------------- places
 
 
-def places(student: nn.Module, name_map: dict[str, str]) -> dict[str, Places]:
-    """Where student and teacher can be compared, by kind: `features`, `mid_block`, `self_attention`.
-
-    Read off the surgery's name map, so that any plan works: what a plan took away has no place.
-    """
-    blocks = [(name, name_map[name]) for name, _ in units.iter_blocks(student)]
-    attentions = [
-        (name, name_map[unit] + name[len(unit) :])
-        for unit, name in units.self_attention_names(student)
-        if unit in name_map
-    ]
-    return {
-        "features": tuple(pair for pair in blocks if pair[1] != "mid_block"),
-        "mid_block": tuple(pair for pair in blocks if pair[1] == "mid_block"),
-        "self_attention": tuple(attentions),
-    }
-
-
 def comparable(
-    student: nn.Module, teacher: nn.Module, found: dict[str, Places], inputs: dict[str, Any]
+    student: nn.Module, teacher: nn.Module, places: dict[str, Places], inputs: dict[str, Any]
 ) -> dict[str, Places]:
-    """`found` without the places where the two maps differ in shape; models and inputs may be on the meta device.
+    """`places` without those where the two maps differ in shape; models and inputs may be on the meta device.
 
-    Where the deepest pair is gone, the block above it has lost its sampler, and its map another size.
+    Where a plan removes the deepest pair, the block above it loses its sampler, so its map has another size.
     """
-    ours, theirs = ([pair[i] for pairs in found.values() for pair in pairs] for i in (0, 1))
+    ours, theirs = ([pair[i] for pairs in places.values() for pair in pairs] for i in (0, 1))
     with torch.no_grad(), capture(student, ours) as mine, capture(teacher, theirs) as yours:
         student(**inputs)
         teacher(**inputs)
-    return {kind: tuple((s, t) for s, t in pairs if mine[s].shape == yours[t].shape) for kind, pairs in found.items()}
+    return {kind: tuple((s, t) for s, t in pairs if mine[s].shape == yours[t].shape) for kind, pairs in places.items()}

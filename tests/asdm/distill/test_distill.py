@@ -265,7 +265,7 @@ def test_the_command_as_typed(run: Any, tiny_pipeline: Path, tmp_path: Path) -> 
     assert "Traceback" not in refused.err
     bad = run(*words, "--weight", "colour=1")
     assert bad.code == 2
-    assert "no stage knows the loss term 'colour'; choose from denoising, output, features" in bad.err
+    assert "no stage has a loss term 'colour'; choose from denoising, features, mid_block, output" in bad.err
 
 
 def test_terms_can_be_weighed_left_out_and_balanced(tiny_pipeline: Path, tmp_path: Path) -> None:

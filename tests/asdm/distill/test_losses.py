@@ -1,15 +1,18 @@
-"""Loss terms against hand-made arithmetic, and features that are read through the surgery's name map."""
+"""Loss terms: a contract for every file, hand-made arithmetic, and places read through the surgery's name map."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from asdm.distill import losses, perceptual, task
-from asdm.distill.losses import LossInputs
+from asdm import distill
+from asdm.distill import losses, recipes
+from asdm.distill.dry_run import saved_bytes
+from asdm.distill.losses import LossInputs, denoising, features, output, perceptual
 from asdm.distill.task import DistillationTask, Objective
 from asdm.models import graft
 from asdm.models import student as students
@@ -17,15 +20,33 @@ from asdm.models.networks import Vgg
 from asdm.plan import presets
 from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.unet import hooks
-from asdm.unet.hooks import capture, captured_calls, comparable, places
+from asdm.unet.hooks import capture, captured_calls, comparable
+from tests.asdm.distill.training import go, log_of, settings
 from tests.conftest import hooks_on, make_unet, unet_args
+
+DOWN_COSINE = '''"""Direction of what the down blocks output: 1 − cosine."""
+
+from torch.nn.functional import cosine_similarity
+
+COMPARES = "feature_maps"
+MODES = ("end_to_end",)
+
+
+def places(student, name_map):
+    return tuple((f"down_blocks.{i}", name_map[f"down_blocks.{i}"]) for i in range(len(student.down_blocks)))
+
+
+def loss(inputs):
+    return sum(1 - cosine_similarity(ours.flatten(1), theirs.flatten(1)) for ours, theirs in inputs.maps)
+'''
+MAPS = ("features", "self_attention", "mid_block")
 
 
 def student_of(teacher, preset: str):
     return students.build(teacher, students.read_plan(preset, teacher, "tiny"))
 
 
-def seen(**changes) -> LossInputs:
+def loss_inputs(**changes) -> LossInputs:
     generator = torch.Generator().manual_seed(3)
     given = {name: torch.randn(3, 4, 8, 8, generator=generator) for name in
              ("prediction", "teacher_prediction", "target", "noisy")}  # fmt: skip
@@ -63,7 +84,7 @@ def test_capture_works_inside_a_wrapping_and_names_what_is_not_there(tiny_unet):
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_any_plan_has_its_places_without_a_typed_name(tiny_unet, preset):
     student, applied = student_of(tiny_unet, preset)
-    found = comparable(student, tiny_unet, places(student, applied.name_map), unet_args())
+    found = comparable(student, tiny_unet, losses.find_places(MAPS, student, applied.name_map), unet_args())
     blocks = dict(found["features"])
     assert set(blocks.values()) <= {f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4)}
     assert len(found["mid_block"]) == (0 if preset in ("bk_sdm_small", "bk_sdm_tiny") else 1)
@@ -83,17 +104,65 @@ def test_any_plan_has_its_places_without_a_typed_name(tiny_unet, preset):
 # ---------------------------------------------------------------------------------------------- terms
 
 
+@pytest.mark.parametrize("name", losses.names())
+def test_every_file_is_a_loss_term(tiny_unet, name):
+    """One fp32 value per image, 0 where student and teacher agree, and gradients for the student."""
+    term = losses.load(name)
+    assert set(term.MODES) <= set(losses.MODES)
+    assert term.MODES
+    maps = tuple((torch.randn(3, 8, 4, 4), torch.randn(3, 8, 4, 4)) for _ in range(2))
+    if term.COMPARES == "predictions":
+        maps = ()
+    elif term.COMPARES == "feature_maps":
+        assert term.MODES == ("end_to_end",)
+        student, applied = student_of(tiny_unet, "a_sdm")
+        places = term.places(student, applied.name_map)
+        assert places
+        assert all(student.get_submodule(ours) and tiny_unet.get_submodule(theirs) for ours, theirs in places)
+    else:
+        assert (term.COMPARES, term.MODES) == ("block_outputs", ("blockwise",))
+    network = perceptual.LatentVgg(Vgg.load(), torch.randn(3, 5)) if losses.needs_network(name) else None
+    one = loss_inputs(maps=maps, network=network)
+    prediction = one.prediction.clone().requires_grad_()
+    maps = tuple((ours.requires_grad_(), theirs) for ours, theirs in maps)
+    value = term.loss(replace(one, prediction=prediction, maps=maps))
+    assert (value.shape, value.dtype) == ((3,), torch.float32)
+    value.sum().backward()
+    assert all(tensor.grad is not None for tensor in ([prediction] if not maps else [ours for ours, _ in maps]))
+    agreed = replace(one, prediction=one.target, teacher_prediction=one.target, maps=tuple((t, t) for _, t in maps))
+    assert term.loss(agreed).abs().max() < 1e-6
+
+
+def test_a_term_of_ones_own_is_one_file(tiny_pipeline, tmp_path, monkeypatch):
+    """Its file's name takes a weight and appears in log, result and dry run; in another mode it is refused."""
+    (tmp_path / "skips").mkdir()
+    (tmp_path / "skips" / "down_cosine.py").write_text(DOWN_COSINE)
+    monkeypatch.setattr(losses, "__path__", [*losses.__path__, str(tmp_path / "skips")])
+    recipe = recipes.adjust(recipes.progressive_incubation, None, {"combined.down_cosine": 2.0})
+    result = go(tiny_pipeline, tmp_path / "student", recipe=recipe, steps=2)
+    line = log_of(tmp_path / "student")[1]
+    assert 0 < line["down_cosine"] < 2
+    assert result.stages[1].last["down_cosine"] == line["down_cosine"]
+    (_, combined) = distill.preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipe)
+    assert (combined.weights["down_cosine"], combined.places["down_cosine"]) == (2.0, 2)
+    blockwise = recipes.adjust(recipes.progressive_incubation, "blockwise", {"combined.down_cosine": 2.0})
+    with pytest.raises(
+        ValueError, match=r"no stage has a loss term 'combined\.down_cosine'; choose from .*down_cosine"
+    ):
+        go(tiny_pipeline, tmp_path / "other", recipe=blockwise, steps=2)
+
+
 def test_every_term_is_a_mean_per_picture():
-    one = seen()
+    one = loss_inputs()
     expected = (one.prediction - one.target).square().mean((1, 2, 3))
-    torch.testing.assert_close(losses.denoising(one), expected)
-    torch.testing.assert_close(losses.output(one), (one.prediction - one.teacher_prediction).square().mean((1, 2, 3)))
+    torch.testing.assert_close(denoising.loss(one), expected)
+    torch.testing.assert_close(output.loss(one), (one.prediction - one.teacher_prediction).square().mean((1, 2, 3)))
 
 
 def test_min_snr_weighs_by_min_of_snr_and_gamma():
     snr = torch.tensor([9.0, 1.0, 1 / 9])
-    torch.testing.assert_close(losses.snr_weight(seen(min_snr=5.0)), torch.tensor([5 / 9, 1.0, 1.0]))
-    velocity = losses.snr_weight(seen(min_snr=5.0, prediction_type="v_prediction"))
+    torch.testing.assert_close(losses.snr_weight(loss_inputs(min_snr=5.0)), torch.tensor([5 / 9, 1.0, 1.0]))
+    velocity = losses.snr_weight(loss_inputs(min_snr=5.0, prediction_type="v_prediction"))
     torch.testing.assert_close(velocity, torch.tensor([5 / 10, 1 / 2, (1 / 9) / (10 / 9)]))
     assert snr[0] > 5
 
@@ -103,16 +172,15 @@ def test_target_and_clean_are_each_others_inverse(kind):
     clean, noise = torch.randn(3, 4, 8, 8), torch.randn(3, 4, 8, 8)
     alpha = torch.tensor([0.9, 0.5, 0.1])
     noisy, target = losses.noisy_and_target(clean, noise, alpha, kind)
-    again = losses.predicted_clean(seen(noisy=noisy, alpha=alpha, prediction_type=kind), target)
+    again = losses.predicted_clean(loss_inputs(noisy=noisy, alpha=alpha, prediction_type=kind), target)
     torch.testing.assert_close(again, clean, rtol=1e-4, atol=1e-5)
 
 
 def test_features_sum_raw_and_average_relative():
     ours, theirs = torch.ones(2, 4, 2, 2), torch.full((2, 4, 2, 2), 3.0)
-    given = {"features": {"a": ours, "b": 2 * ours}, "teacher_features": {"A": theirs, "B": theirs},
-             "places": {"features": (("a", "A"), ("b", "B"))}}  # fmt: skip
-    torch.testing.assert_close(losses.features(seen(**given)), torch.full((2,), 4.0 + 1.0))
-    torch.testing.assert_close(losses.features(seen(**given, normalise=True)), torch.full((2,), (4 / 9 + 1 / 9) / 2))
+    raw = loss_inputs(maps=((ours, theirs), (2 * ours, theirs)))
+    torch.testing.assert_close(features.loss(raw), torch.full((2,), 4.0 + 1.0))
+    torch.testing.assert_close(features.loss(replace(raw, normalise=True)), torch.full((2,), (4 / 9 + 1 / 9) / 2))
 
 
 def test_reductions_are_in_fp32():
@@ -130,19 +198,19 @@ def test_the_adapter_finds_the_matrix_that_made_the_pictures():
 
 
 def test_the_perceptual_term_is_nothing_for_twins_and_teaches_the_student_alone():
-    term = perceptual.PerceptualLoss(Vgg.load(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
-    one = seen(normalise=True)
-    twin = seen(normalise=True, prediction=one.teacher_prediction)
-    assert term(twin).abs().max() < 1e-6
+    network = perceptual.LatentVgg(Vgg.load(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    one = loss_inputs(normalise=True, network=network)
+    twin = replace(one, prediction=one.teacher_prediction)
+    assert perceptual.loss(twin).abs().max() < 1e-6
     leaf = one.prediction.clone().requires_grad_()
     theirs = one.teacher_prediction.clone().requires_grad_()
-    term(seen(normalise=True, prediction=leaf, teacher_prediction=theirs)).sum().backward()
+    perceptual.loss(replace(one, prediction=leaf, teacher_prediction=theirs)).sum().backward()
     assert leaf.grad.abs().sum() > 0
     assert theirs.grad is None
-    assert all(p.grad is None for p in term.vgg.parameters())
+    assert all(p.grad is None for p in network.vgg.parameters())
 
 
-# ---------------------------------------------------------------------------------------------- lessons
+# ---------------------------------------------------------------------------------------------- the task
 
 
 def arguments(batch: int = 2):
@@ -163,7 +231,7 @@ def test_the_whole_teacher_as_its_own_student_has_nothing_to_learn(tiny_unet):
     student.requires_grad_(False)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name.startswith(("down_blocks.0", "up_blocks.3")))
-    found = places(student, applied.name_map)
+    found = losses.find_places(MAPS, student, applied.name_map)
     whole = Objective(("denoising", "output", "features", "self_attention", "mid_block"), found, "epsilon")
     terms = DistillationTask(student, tiny_unet, applied, whole)(*arguments())
     assert all(term.shape == (2,) for term in terms.values())
@@ -200,7 +268,7 @@ def test_blockwise_skips_go_to_the_consumers_they_were_made_for(tiny_unet):
     """A layer went from either side: what is left of `down_blocks.0` stands for its last layer, and feeds resnets.0."""
     student, applied = combined(tiny_unet)
     objective = Objective(("blocks",), {}, "epsilon", "blockwise")
-    blocks = DistillationTask(student, tiny_unet, applied, objective)._blocks
+    blocks = DistillationTask(student, tiny_unet, applied, objective)._blockwise
     assert blocks.skips["down_blocks.0.layer.0"] == "down_blocks.0.layer.1"
     assert blocks.skips["conv_in"] == "conv_in"
     assert blocks.consumers["up_blocks.3"] == [0, 2]
@@ -211,7 +279,7 @@ def test_gradients_with_checkpointing_are_the_same(tiny_unet):
         student, applied = combined(tiny_unet)
         if checkpointing:
             student.enable_gradient_checkpointing()
-        found = places(student, applied.name_map)
+        found = losses.find_places(MAPS, student, applied.name_map)
         objective = Objective(("output", "self_attention", "mid_block"), found, "epsilon")
         terms = DistillationTask(student.train(), tiny_unet, applied, objective)(*arguments())
         sum(term.mean() for term in terms.values()).backward()
@@ -227,18 +295,18 @@ def test_what_the_backward_needs_is_counted_on_the_meta_device():
     """Conv → square: the convolution keeps its input, the square its own; weights are not counted."""
     net = nn.Conv2d(2, 3, 1, bias=False, device="meta")
     x = torch.empty(1, 2, 8, 8, device="meta")
-    assert task.saved_bytes(lambda: net(x).square(), net) == 4 * 64 * (2 + 3)
+    assert saved_bytes(lambda: net(x).square(), net) == 4 * 64 * (2 + 3)
     net.requires_grad_(False)
-    assert task.saved_bytes(lambda: net(x).square(), net) == 0
+    assert saved_bytes(lambda: net(x).square(), net) == 0
 
 
 def test_a_frozen_trunk_keeps_less_for_the_backward_and_blockwise_least():
     teacher = make_unet()
 
     def kept(student, applied, mode="end_to_end", terms=("output",)):
-        objective = Objective(terms, places(student, applied.name_map), "epsilon", mode)
+        objective = Objective(terms, losses.find_places(MAPS, student, applied.name_map), "epsilon", mode)
         one = DistillationTask(student, teacher, applied, objective)
-        return task.saved_bytes(lambda: one(*arguments()), student)
+        return saved_bytes(lambda: one(*arguments()), student)
 
     everything, applied = student_of(teacher, "a_sdm_clme")
     frozen, same = combined(teacher)

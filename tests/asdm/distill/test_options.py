@@ -100,7 +100,7 @@ def test_weights_go_to_the_stages_that_know_the_term(tiny_pipeline: Path) -> Non
     first, second = stages("blocks=2", mode="blockwise")
     assert "blocks" not in first.weights
     assert second.weights["blocks"] == 2.0
-    with pytest.raises(ValueError, match="no stage knows the loss term 'blocks'"):
+    with pytest.raises(ValueError, match="no stage has a loss term 'blocks'"):
         stages("blocks=2")
     with pytest.raises(ValueError, match="unknown mode 'half'; choose from end_to_end, blockwise"):
         stages(mode="half")
