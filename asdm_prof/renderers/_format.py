@@ -6,6 +6,7 @@ Three significant figures, seconds in and "ms" or "s" out, and the interval in t
 from __future__ import annotations
 
 import math
+import re
 
 from asdm.measure.machine import KEEP_MEMORY
 from asdm.plan.edits import Prediction
@@ -156,3 +157,8 @@ def plain(name: str, longest: int = 200) -> str:
     """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
     shown = "".join(char if char.isprintable() else "?" for char in name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def tied(text: str) -> str:
+    """The same text, in which a number and its unit stay on one line."""
+    return type(text)(re.sub(r"(\d) (?=(?:%|ms|s|µs|[kMGT]|[kMGT]?MAC|MB|GB)(?!\w))", "\\1\u00a0", text))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +14,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from asdm_prof.renderers._format import plain
+from asdm_prof.renderers._format import plain, tied
 from asdm_prof.renderers.html.content import Block, Cell, Column, Listing, Paragraph, Section, flat
 from asdm_prof.renderers.html.content import Table as Content
 
@@ -56,10 +57,10 @@ def rendered(block: Block, width: int) -> Iterator[RenderableType]:
     if block.medium == "page":
         return
     if isinstance(block, Paragraph):
-        yield Text(typed(flat(block.spans)), style=STYLES.get(block.style, ""))
+        yield Text(_wrapped(typed(flat(block.spans)), width), style=STYLES.get(block.style, ""))
     elif isinstance(block, Listing):
         for place, item in enumerate(block.items, 1):
-            yield Text((f"{place}. " if block.ordered else "") + typed(flat(item)))
+            yield Text(_wrapped((f"{place}. " if block.ordered else "") + typed(flat(item)), width))
     elif isinstance(block, Content):
         yield rich_table(block, width)
 
@@ -67,6 +68,11 @@ def rendered(block: Block, width: int) -> Iterator[RenderableType]:
 def typed(text: str) -> str:
     """A text with the characters that a keyboard has, and nothing that a terminal would obey."""
     return plain(text.translate(TYPED), 10_000)
+
+
+def _wrapped(text: str, width: int) -> str:
+    """Lines of so many columns, of which none ends between a number and its unit."""
+    return "\n".join(textwrap.wrap(tied(text), width)).translate(TYPED)
 
 
 # ---------------------------------------------------------------------------------------------- tables
@@ -80,6 +86,8 @@ def rich_table(content: Content, width: int) -> Table:
         for place, column in enumerate(content.columns)
         if column.terminal_from is not None and width >= column.terminal_from
     ]
+    if content.terminal_order:
+        fields.sort(key=lambda field: content.terminal_order.index(field[1].name))
     columns: list[list[RenderableType]] = []
     for place, column in fields:
         cells = [row[place] for row in content.rows]

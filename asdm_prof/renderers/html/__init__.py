@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from markupsafe import Markup, escape
 
 from asdm.utils.io import write_whole
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import plain
+from asdm_prof.renderers._format import plain, tied
 from asdm_prof.renderers.html.content import Span
 from asdm_prof.renderers.html.parts import island
 from asdm_prof.renderers.html.sections import QUESTIONS, Question
@@ -61,11 +60,6 @@ def _sections(report: Report, question: Question) -> list[dict[str, object]]:
         for section in made
         if section
     ]
-
-
-def tied(text: str) -> str:
-    """The same text, in which a number and its unit stay on one line."""
-    return type(text)(re.sub(r"(\d) (?=(?:%|ms|s|µs|[kMGT]|[kMGT]?MAC|MB|GB)(?!\w))", "\\1\u00a0", text))
 
 
 def inline(sentence: Iterable[str]) -> Markup:

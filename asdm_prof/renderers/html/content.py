@@ -134,7 +134,8 @@ class Table:
     """A caption, a head, rows, and sums underneath where there are any.
 
     `summary` folds the table under that line, `head` is the column of the rows' names, and `bars` are the shares of the
-    longest that a terminal draws behind the names.
+    longest that a terminal draws behind the names. In `terminal_order` stand the names of the columns as a terminal has
+    them, where that is another order.
     """
 
     kind: ClassVar[str] = "table"
@@ -148,6 +149,7 @@ class Table:
     summary: str = ""
     style: str = ""
     bars: Sequence[float] = ()
+    terminal_order: Sequence[str] = ()
     medium: Medium = "both"
 
     @property

@@ -35,6 +35,7 @@ from asdm_prof.renderers.html.tables import (
     table,
 )
 
+TERMINAL_ORDER = ("model", "UNet", "predicted", "whole image", "computation", "parameters", "GB peak", "latency")
 PICTURE_BYTES = 115_000  # of base64, over all benchmarks: with these a report stays below half a megabyte
 
 
@@ -97,7 +98,7 @@ def bench_table(bench: BenchResult, place: int, metrics: Sequence[str]) -> Table
             fields.append((column, [Cell(ratio(1), value=1.0), *ratio_cells(values)]))
     for metric in metrics:
         fields.append((Column(metric_name(metric, 24)), _quality_cells(metric, students)))
-    return table(f"bench-{place}", _conditions(bench), fields)
+    return table(f"bench-{place}", _conditions(bench), fields, terminal_order=TERMINAL_ORDER)
 
 
 def _quality_cells(metric: str, students: Sequence[BenchStudent]) -> list[Cell]:

@@ -22,6 +22,7 @@ TOOLS = Markup(
     '<button type="button" id="copy">Copy as CSV</button>\n<output id="status" class="quiet"></output>\n</div>'
 )
 SHOWN_IN_TERMINAL = 10
+TERMINAL_ORDER = ("rank", "tie group", "unit", "redundancy", "share", "parameters", "latency")
 
 
 def section(report: Report) -> Section:
@@ -81,7 +82,7 @@ def unit_table(report: Report) -> Table:
     caption = f"{len(parts)} units, most redundant first. One MAC is two FLOPs; in brackets the 95 % interval."
     groups = (("glue", profile.glue), ("units + glue", profile.parts))
     foot = [_sums(name, group, scale, macs, len(fields)) for name, group in groups]
-    return table("units", caption, fields, foot=foot, head=1, sortable=True)
+    return table("units", caption, fields, foot=foot, head=1, sortable=True, terminal_order=TERMINAL_ORDER)
 
 
 def _sums(name: str, parts: Sequence[PartRecord], scale: float, macs: float, width: int) -> list[Cell]:
