@@ -18,7 +18,7 @@ _SERVER.set_forkserver_preload(
         "asdm.distill.recipes",
         "asdm.cli.progress",
         "asdm.models.pipeline",
-        "asdm_prof.search.worker",
+        "asdm_prof.search.search",
         "tests.children",
     ]
 )

@@ -159,7 +159,7 @@ def search(
 ) -> None:
     """Plan many students within a budget, train the better ones on, and measure them; the same command again helps."""
     from asdm_prof.renderers import console
-    from asdm_prof.search import worker as searching
+    from asdm_prof.search import search as searching
 
     settings = SearchSettings(
         budget=budget,

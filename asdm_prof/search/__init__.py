@@ -1,1 +1,1 @@
-"""Many candidates, trained a little; the better half longer."""
+"""Architecture search: many candidates are trained a little, the better half longer."""

@@ -40,7 +40,7 @@ from asdm.utils.io import sha256_of, utc_now, write_whole
 from asdm.utils.progress import Tell
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage, Judged, Profile, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
-from asdm_prof.search import study
+from asdm_prof.search.named_locks import FileLocks, held
 from benchmarks import baselines
 
 TEACHER = "teacher"
@@ -168,9 +168,9 @@ def prove(
     that another one has under way is left to it. Raises ValueError where `path` holds another experiment.
     """
     settings.check()
-    locks = study.FileLocks(folder / "locks")
+    locks = FileLocks(folder / "locks")
     try:
-        with study.held(locks, "proof"):
+        with held(locks, "proof"):
             plans = plans_of(rows, profile, damage, settings.budget, folder)
             with_teacher = Bench.of(settings, folder)
             proof = _opened(path, _begun(settings, profile, damage, with_teacher, rows, plans, folder, command), force)
@@ -183,7 +183,7 @@ def prove(
                     continue
                 if not _has(path, row, seed):
                     made = _student(row, seed, settings, with_teacher, folder, partial(_with_row, tell, row.name, seed))
-                    with study.held(locks, "proof"):
+                    with held(locks, "proof"):
                         _with(Proof.load(path), row, made).save(path, force=True)
                 locks.drop(job)
         return Proof.load(path)

@@ -14,7 +14,7 @@ from asdm.utils.io import sha256_of
 from asdm_prof.analysis import evidence
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Proof
-from asdm_prof.search.study import FileLocks
+from asdm_prof.search.named_locks import FileLocks
 from benchmarks import baselines
 from benchmarks.proof import __main__ as script
 from benchmarks.proof import run

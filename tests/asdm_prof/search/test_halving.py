@@ -1,4 +1,4 @@
-"""Successive halving as plain data: sizes and steps, what is due, who goes on, that nothing is lost with a worker."""
+"""Successive halving as plain data: sizes and steps, due jobs, survivors, and that a dead worker loses nothing."""
 
 from __future__ import annotations
 
@@ -6,32 +6,32 @@ import random
 
 import pytest
 
-from asdm_prof.search.halving import DEATHS, FATE, Attempt, Halving, Job, ranked
+from asdm_prof.search.halving import FATE, MAX_DEATHS, Attempt, Halving, Job, ranked
 
 
 def test_half_go_on_twice_as_long_within_the_steps_of_all() -> None:
     """8 + 4 + 2 candidates: 8·u, then 4 and 2 that add u and 2u, are 16 u."""
     halving = Halving(candidates=8, rungs=3, steps=1600)
     assert halving.sizes == (8, 4, 2)
-    assert [halving.until(rung) for rung in range(3)] == [100, 200, 400]
-    assert halving.longest == 400
+    assert [halving.steps_until(rung) for rung in range(3)] == [100, 200, 400]
+    assert halving.final_steps == 400
     spent = sum(size * halving.steps_of(Job(rung, 0)) for rung, size in enumerate(halving.sizes))
     assert spent == 8 * 100 + 4 * 100 + 2 * 200 == 1600
     assert Halving(5, 3, 100).sizes == (5, 3, 2)
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("settings", "message"),
     [
-        ((0, 1, 10), "candidates 0 is none"),
-        ((4, 0, 10), "rungs 0 is none"),
+        ((0, 1, 10), "candidates must be at least 1, got 0"),
+        ((4, 0, 10), "rungs must be at least 1, got 0"),
         ((3, 3, 100), r"3 candidates cannot be halved 2 times; choose --rungs 2 or fewer"),
-        ((8, 3, 15), r"steps 15 are too few for all; choose 16 or more"),
+        ((8, 3, 15), r"steps must be at least 16 for 8 candidates in 3 rungs, got 15"),
     ],
 )
-def test_what_cannot_be_halved_is_said(given: tuple[int, int, int], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        Halving(*given)
+def test_impossible_halvings_are_refused(settings: tuple[int, int, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Halving(*settings)
 
 
 def test_a_rung_begins_when_all_of_the_one_before_has_ended() -> None:
@@ -39,15 +39,18 @@ def test_a_rung_begins_when_all_of_the_one_before_has_ended() -> None:
     assert halving.due([]) == [Job(0, candidate) for candidate in range(4)]
     attempts = [Attempt(Job(0, one), "done", loss=loss) for one, loss in ((0, 3.0), (1, 1.0), (2, 2.0))]
     assert halving.due([*attempts, Attempt(Job(0, 3), "open")]) == []
-    assert halving.field(1, [*attempts, Attempt(Job(0, 3), "open")]) is None
+    assert halving.candidates_in(1, [*attempts, Attempt(Job(0, 3), "open")]) is None
     attempts.append(Attempt(Job(0, 3), "done", loss=0.5))
     assert halving.due(attempts) == [Job(1, 1), Job(1, 3)]
     assert not halving.finished(attempts)
     assert halving.finished([*attempts, Attempt(Job(1, 1), "done"), Attempt(Job(1, 3), "diverged")])
 
 
-def test_who_is_within_the_budget_goes_before_who_is_better() -> None:
-    attempts = [Attempt(Job(0, 0), "done", over=0.02, loss=0.1), Attempt(Job(0, 1), "done", over=-0.1, loss=9.0)]
+def test_candidates_within_the_budget_rank_before_better_ones_above_it() -> None:
+    attempts = [
+        Attempt(Job(0, 0), "done", over_budget=0.02, loss=0.1),
+        Attempt(Job(0, 1), "done", over_budget=-0.1, loss=9.0),
+    ]
     assert [one.job.candidate for one in ranked(0, attempts)] == [1, 0]
 
 
@@ -56,8 +59,8 @@ def test_a_job_whose_worker_died_or_left_is_due_again_until_it_has_killed_too_ma
     for fate in ("died", "left"):
         assert Job(0, 0) in halving.due([Attempt(Job(0, 0), fate)])
     assert Job(0, 0) in halving.due([Attempt(Job(0, 0), "left")] * 9)
-    assert Job(0, 0) not in halving.due([Attempt(Job(0, 0), "died")] * DEATHS)
-    assert halving.finished([*[Attempt(Job(0, 0), "died")] * DEATHS, Attempt(Job(0, 1), "done")])
+    assert Job(0, 0) not in halving.due([Attempt(Job(0, 0), "died")] * MAX_DEATHS)
+    assert halving.finished([*[Attempt(Job(0, 0), "died")] * MAX_DEATHS, Attempt(Job(0, 1), "done")])
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -26,9 +26,9 @@ from asdm_prof.profiler import profile as profiler
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Search
 from asdm_prof.renderers import figures, html
-from asdm_prof.search import study as studies
-from asdm_prof.search import worker as search
 from asdm_prof.search.halving import Job
+from asdm_prof.search.search import RESULT
+from asdm_prof.search.storage import database_url
 from tests import children
 from tests.asdm.distill.training import WEIGHTS
 from tests.asdm_prof import synthetic
@@ -39,18 +39,19 @@ FIRST = 4  # steps of the first rung
 
 @pytest.fixture(scope="module")
 def profile(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = profiler.profile(str(tiny_pipeline), ProfileSettings(backend="fake"))
-    return found.save(tmp_path_factory.mktemp("profile") / "profile.json")
+    result = profiler.profile(str(tiny_pipeline), ProfileSettings(backend="fake"))
+    return result.save(tmp_path_factory.mktemp("profile") / "profile.json")
 
 
 @pytest.fixture(scope="module")
-def words(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
+def search_command(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
     """The command that searches into a folder."""
 
     def line(output: Path, candidates: int, steps: int, *more: Any) -> list[Any]:
         text = (
             f"--budget 0.8 --candidates {candidates} --rungs 2 --steps {steps} --data folder:{photos} --batch 2 "
-            f"--prompts 4 --draw-steps 1 --checkpoint-every 0 --threads 1 --profile {profile} -o {output}"
+            f"--prompts 4 --draw-steps 1 --time-budget 1 --checkpoint-every 0 --threads 1 "
+            f"--profile {profile} -o {output}"
         )
         return ["search", tiny_pipeline, *text.split(), *more]
 
@@ -61,29 +62,29 @@ def words(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def searched(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def searched(search_command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole search by one worker: two candidates to step 4, the better one to step 8."""
     folder = tmp_path_factory.mktemp("searched")
-    process = children.start(words(folder / "out", 2, 3 * FIRST), folder / "told", program="asdm-prof")
-    assert children.ended(process) == 0, (folder / "told").read_text()
+    process = children.start(search_command(folder / "out", 2, 3 * FIRST), folder / "log", program="asdm-prof")
+    assert children.ended(process) == 0, (folder / "log").read_text()
     return folder
 
 
 def test_a_search_ends_with_measured_students_and_a_front(searched: Path) -> None:
-    found = Search.load(searched / "out" / "search.json")
-    assert [(rung.candidates, rung.steps) for rung in found.rungs] == [(2, FIRST), (1, 2 * FIRST)]
-    assert found.training_steps == 3 * FIRST
-    assert found.trials == {"done": 3, "diverged": 0, "left": 0, "died": 0}
-    assert [(one.rung, one.steps) for one in found.students] == [(1, 2 * FIRST), (0, FIRST)]
-    assert found.front()
-    for one in found.students:
-        assert set(one.quality) >= {"frechet_distance", "clip_score", "perceptual_to_teacher"}
-        assert len(one.student_s) == len(one.teacher_s) > 0
-        assert one.predicted.ratio < 0.8
-        assert {"config.json", "plan.json", WEIGHTS} <= set(files_in(searched / "out" / one.folder))
-    told = (searched / "told").read_text()
-    assert "2 to step 4, 1 to step 8: 12 steps in all" in told
-    dropped = searched / "out" / "candidates" / f"{found.students[1].candidate:02d}" / "training"
+    result = Search.load(searched / "out" / "search.json")
+    assert [(rung.candidates, rung.steps) for rung in result.rungs] == [(2, FIRST), (1, 2 * FIRST)]
+    assert result.training_steps == 3 * FIRST
+    assert result.trials == {"done": 3, "diverged": 0, "left": 0, "died": 0}
+    assert [(one.rung, one.steps) for one in result.students] == [(1, 2 * FIRST), (0, FIRST)]
+    assert result.front()
+    for student in result.students:
+        assert set(student.quality) >= {"frechet_distance", "clip_score", "perceptual_to_teacher"}
+        assert len(student.student_s) == len(student.teacher_s) > 0
+        assert student.predicted.ratio < 0.8
+        assert {"config.json", "plan.json", WEIGHTS} <= set(files_in(searched / "out" / student.folder))
+    log = (searched / "log").read_text()
+    assert "2 to step 4, 1 to step 8: 12 steps in all" in log
+    dropped = searched / "out" / "candidates" / f"{result.students[1].candidate:02d}" / "training"
     assert not (dropped / "checkpoints").exists()
 
 
@@ -101,15 +102,17 @@ def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
     assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))
 
 
-def test_the_same_command_again_says_the_same_and_another_search_is_refused(
-    run: Any, searched: Path, words: Any
+def test_the_same_command_again_gives_the_same_result_and_another_search_is_refused(
+    run: Any, searched: Path, search_command: Any
 ) -> None:
     before = Search.load(searched / "out" / "search.json")
-    again = run("asdm-prof", *words(searched / "out", 2, 3 * FIRST), "--json")
+    again = run("asdm-prof", *search_command(searched / "out", 2, 3 * FIRST), "--json")
     assert again.code == 0, again.err
     assert json.loads(again.out)["students"] == before.model_dump(mode="json", by_alias=True)["students"]
     refused(
-        run("asdm-prof", *words(searched / "out", 2, 3 * FIRST), "--seed", 1), "its seed is 0, and not 1", "--study"
+        run("asdm-prof", *search_command(searched / "out", 2, 3 * FIRST), "--seed", 1),
+        "its seed is 0, not 1",
+        "--study",
     )
 
 
@@ -126,29 +129,36 @@ def test_the_page_and_a_figure_show_the_search(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("options", "message"),
     [
         (["--candidates", 3, "--rungs", 3], "3 candidates cannot be halved 2 times"),
-        (["--steps", 2], "steps 2 are too few for all; choose 3 or more"),
+        (["--steps", 2], "steps must be at least 3 for 2 candidates in 2 rungs, got 2"),
         (["--metric", "beauty"], "unknown metric 'beauty'; choose from frechet_distance"),
-        (["--prompts", 3], "prompts 3 is too few; choose 4 or more"),
+        (["--prompts", 3], "prompts must be at least 4, got 3"),
         (["--budget", "much"], "budget 'much' is no budget"),
-        (["--candidates", 5000, "--steps", 10**6], "candidates 5000 are too many to plan; choose 200 or fewer"),
-        (["--storage", "mysql://me:secret@here/db"], "the storage 'mysql://me:…@here/db' is none"),
+        (["--candidates", 5000, "--steps", 10**6], "candidates must be at most 200, got 5000"),
+        (
+            ["--storage", "mysql://me:secret@here/db"],
+            "storage must look like postgresql://USER@HOST/DATABASE, got 'mysql://me:…@here/db'",
+        ),
         (["--storage", "postgresql://me:secret@127.0.0.1:1/db"], "me:…@127.0.0.1:1/db does not answer"),
     ],
 )
-def test_bad_input_gets_one_sentence(run: Any, words: Any, tmp_path: Path, more: list[Any], said: str) -> None:
-    refused(run("asdm-prof", *words(tmp_path / "out", 2, 12), *more), said)
+def test_bad_input_gets_one_sentence(
+    run: Any, search_command: Any, tmp_path: Path, options: list[Any], message: str
+) -> None:
+    refused(run("asdm-prof", *search_command(tmp_path / "out", 2, 12), *options), message)
 
 
-def test_a_budget_that_no_plan_meets_exits_with_3(run: Any, words: Any, tmp_path: Path) -> None:
-    assert run("asdm-prof", *words(tmp_path / "out", 2, 12), "--budget", "0.01").code == 3
+def test_a_budget_that_no_plan_meets_exits_with_3(run: Any, search_command: Any, tmp_path: Path) -> None:
+    assert run("asdm-prof", *search_command(tmp_path / "out", 2, 12), "--budget", "0.01").code == 3
 
 
-def test_a_missing_extra_is_named(run: Any, words: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_extra_is_named(
+    run: Any, search_command: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    refused(run("asdm-prof", *words(tmp_path / "out", 2, 12)), "pip install 'asdm-prof[search]'")
+    refused(run("asdm-prof", *search_command(tmp_path / "out", 2, 12)), "pip install 'asdm-prof[search]'")
 
 
 # ---------------------------------------------------------------------------------------------- three workers
@@ -165,7 +175,7 @@ def programs() -> Path | None:
 
 @pytest.fixture(scope="module")
 def database() -> Iterator[str]:
-    """A cluster of its own on a free port, made and run by a user who is not root."""
+    """A PostgreSQL cluster of its own on a free port, created and run by a user other than root."""
     where = programs()
     if where is None:
         pytest.skip("no initdb (`apt-get install postgresql`); POSTGRES names the folder of one elsewhere")
@@ -179,9 +189,9 @@ def database() -> Iterator[str]:
         os.chown(folder, owner.pw_uid, owner.pw_gid)
         user = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups"]
 
-    def call(program: str, *given: str) -> None:
+    def call(program: str, *arguments: str) -> None:
         subprocess.run(
-            [*user, str(where / program), "-D", f"{folder}/data", *given],
+            [*user, str(where / program), "-D", f"{folder}/data", *arguments],
             check=True, cwd=folder, stdout=subprocess.DEVNULL,
         )  # fmt: skip
 
@@ -196,10 +206,10 @@ def database() -> Iterator[str]:
 
 
 def trials_of(url: str, study: str) -> list[Any]:
-    """Every trial, as Optuna tells it to anybody."""
+    """Every trial, as Optuna lists it."""
     import optuna
 
-    return optuna.load_study(study_name=study, storage=studies.normalised(url)).get_trials()
+    return optuna.load_study(study_name=study, storage=database_url(url)).get_trials()
 
 
 def job_of(trial: Any) -> Job:
@@ -208,27 +218,27 @@ def job_of(trial: Any) -> Job:
 
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Any]:
-    """Begin workers; none outlives the test."""
-    begun: list[Any] = []
+    """Start workers; none outlives the test."""
+    processes: list[Any] = []
 
-    def worker(words: list[Any]) -> tuple[Any, Path]:
-        told = tmp_path / f"told-{len(begun)}"
-        begun.append(children.start(words, told, program="asdm-prof"))
-        return begun[-1], told
+    def worker(command: list[Any]) -> tuple[Any, Path]:
+        log = tmp_path / f"log-{len(processes)}"
+        processes.append(children.start(command, log, program="asdm-prof"))
+        return processes[-1], log
 
     yield worker
-    for process in begun:
+    for process in processes:
         process.kill()
         process.join()
 
 
 @pytest.mark.serial
 def test_three_workers_one_killed_and_every_trial_ends_exactly_once(
-    database: str, words: Any, start: Any, tmp_path: Path
+    database: str, search_command: Any, start: Any, tmp_path: Path
 ) -> None:
     """Four candidates in two rungs are six jobs; the killed worker's is taken up from its checkpoint by another."""
     output = tmp_path / "out"
-    command = words(output, 4, 6 * 8, "--storage", database, "--study", "three")
+    command = search_command(output, 4, 6 * 8, "--storage", database, "--study", "three")
     workers = [start(command) for _ in range(3)]
 
     def in_training() -> int | None:
@@ -237,16 +247,16 @@ def test_three_workers_one_killed_and_every_trial_ends_exactly_once(
         return next((int(log.parts[-3]) for log in logs if len(read_log(log)) > 2), None)
 
     while (candidate := in_training()) is None:
-        assert any(process.is_alive() for process, _ in workers), [told.read_text() for _, told in workers]
+        assert any(process.is_alive() for process, _ in workers), [log.read_text() for _, log in workers]
         time.sleep(0.1)
     (mine,) = (trial for trial in trials_of(database, "three") if trial.params.get("candidate") == candidate)
     assert mine.state.name == "RUNNING"
     (victim,) = (process for process, _ in workers if process.pid == mine.user_attrs["process"])
-    victim.kill()  # SIGKILL: nobody can catch it
+    victim.kill()  # SIGKILL: it cannot be caught
     victim.join()
-    others = [(process, told) for process, told in workers if process is not victim]
-    for process, told in others:
-        assert children.ended(process) == 0, told.read_text()
+    others = [(process, log) for process, log in workers if process is not victim]
+    for process, log in others:
+        assert children.ended(process) == 0, log.read_text()
 
     trials = trials_of(database, "three")
     states = [trial.state.name for trial in trials]
@@ -263,6 +273,6 @@ def test_three_workers_one_killed_and_every_trial_ends_exactly_once(
         steps = [line["step"] for line in read_log(folder / "training" / "log.jsonl")]
         assert steps == list(range(1, len(steps) + 1))
         assert len(steps) in (8, 16)
-    found = Search.load(output / search.RESULT)
-    assert found.trials == {"done": 6, "diverged": 0, "left": 0, "died": 1}
-    assert len(found.students) == 4
+    result = Search.load(output / RESULT)
+    assert result.trials == {"done": 6, "diverged": 0, "left": 0, "died": 1}
+    assert len(result.students) == 4
