@@ -30,13 +30,13 @@ class Component:
 
 def components_of(family: Family, size: int | None = None, guided: bool = True) -> list[Component]:
     """Text encoders and VAE decoder of a family, on the meta device (Fig. 1)."""
-    found = []
+    components = []
     with torch.device("meta"):
         for i, config in enumerate(family.text_encoders):
-            found.append(_text_encoder(config, "text_encoder" + (f"_{i + 1}" if i else ""), family.tokens, guided))
+            components.append(_text_encoder(config, "text_encoder" + (f"_{i + 1}" if i else ""), family.tokens, guided))
         if family.vae:
-            found.append(_vae_decoder(family, size))
-    return found
+            components.append(_vae_decoder(family, size))
+    return components
 
 
 def _text_encoder(config: dict[str, Any], name: str, tokens: int, guided: bool) -> Component:

@@ -50,5 +50,5 @@ def slow_dtype(device: str, dtype: str) -> str | None:
 
 def default_device() -> str:
     """The accelerator where there is one."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return found.type if found else "cpu"
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator.type if accelerator else "cpu"

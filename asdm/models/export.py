@@ -73,22 +73,22 @@ def _graph(unet: nn.Module, family: Family, backend: Any, folder: Path, size: in
         tell(f"tracing at batch {batches[0]}", 0, None)
         _onnx.export(unet, example_inputs.unet_inputs(family, batches[0], size), folder, **options)
         tell("comparing with PyTorch", 0, None)
-        found = {
+        differences_by_batch = {
             batch: _difference(unet, example_inputs.unet_inputs(family, batch, size), backend, folder)
             for batch in batches
         }
-        for batch, difference in found.items():
+        for batch, difference in differences_by_batch.items():
             if not difference <= TOLERANCE:
                 raise ValueError(f"its output at batch {batch} is {difference:.1e} of the largest from PyTorch's")
-        return found
+        return differences_by_batch
 
     try:
-        found, why = differences((TRACED_BATCH, OTHER_BATCH), batch_name="batch"), None
+        differences_by_batch, why = differences((TRACED_BATCH, OTHER_BATCH), batch_name="batch"), None
     except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         why = str(error).strip().splitlines()[0]
-        found = differences((1,))
+        differences_by_batch = differences((1,))
     backend.keep(folder / _onnx.MODEL)
-    return {"batch": None if why is None else 1, "why_fixed": why, "difference": max(found.values())}
+    return {"batch": None if why is None else 1, "why_fixed": why, "difference": max(differences_by_batch.values())}
 
 
 def _difference(unet: nn.Module, inputs: dict[str, Any], backend: Any, folder: Path) -> float:

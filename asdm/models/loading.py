@@ -108,10 +108,10 @@ def _pretrained(weights: str, device: str, dtype: str) -> nn.Module:
 def _class_name(config: Path) -> str | None:
     if not config.exists():
         raise ValueError(f"{config.parent} is no diffusers folder: neither unet/config.json nor config.json is in it.")
-    found = read_json(config)
-    if not isinstance(found, dict):
+    content = read_json(config)
+    if not isinstance(content, dict):
         raise ValueError(f"{config} is no config of a diffusers UNet.")
-    return found.get("_class_name")
+    return content.get("_class_name")
 
 
 def aligned(module: nn.Module) -> nn.Module:

@@ -58,11 +58,11 @@ class Vgg(_Shipped):
 
     def features(self, images: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
         """Feature maps (b, c, h, w) of (b, 3, h, w) by VGG's names, such as "relu1_2"."""
-        found = {}
+        maps = {}
         for i, layer in enumerate(self.trunk):
             images = layer(images)
-            found[self.taps.get(i)] = images
-        return [found[name] for name in names]
+            maps[self.taps.get(i)] = images
+        return [maps[name] for name in names]
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Class scores (b, classes)."""
@@ -130,8 +130,8 @@ class ClipJudge:
         """Projected image features (b, d), for Fréchet and kernel distances."""
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
         pixels = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1)
-        seen = self.clip.vision_model(pixel_values=((pixels + 1) / 2 - mean) / std).pooler_output
-        return self.clip.visual_projection(seen)
+        pooled = self.clip.vision_model(pixel_values=((pixels + 1) / 2 - mean) / std).pooler_output
+        return self.clip.visual_projection(pooled)
 
     def image_embedding(self, images: torch.Tensor) -> torch.Tensor:
         """Unit vectors (b, d)."""

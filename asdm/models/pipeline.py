@@ -31,13 +31,13 @@ def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
 
     weights = setup.weights or default_weights(family)
     if weights != RANDOM and not (Path(weights).is_dir() and not (Path(weights) / "model_index.json").exists()):
-        made = DiffusionPipeline.from_pretrained(
+        pipe = DiffusionPipeline.from_pretrained(
             weights, unet=unet, torch_dtype=dtype_of(setup.dtype), use_safetensors=True
         )
     else:
-        made = _random_pipeline(family, unet, setup)
-    made.set_progress_bar_config(disable=True)
-    return made.to(setup.device)
+        pipe = _random_pipeline(family, unet, setup)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to(setup.device)
 
 
 def generate(
@@ -66,13 +66,13 @@ def generate(
                 f"and not {family.unet.get(key)}; name its own --family."
             )
     weights = student or setup.weights or default_weights(family)
-    made = pipeline(family, load_unet(painter, weights, setup.device, setup.dtype, setup.seed), setup)
+    pipe = pipeline(family, load_unet(painter, weights, setup.device, setup.dtype, setup.seed), setup)
 
     def after_step(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
         tell("drawing", step + 1, None)
         return values
 
-    return made(
+    return pipe(
         prompt,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,

@@ -56,9 +56,9 @@ class StudentUNet(UNet2DConditionModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """diffusers' own, with weights at aligned addresses, so that a reloaded student gives the same bits."""
-        found = super().from_pretrained(*args, **kwargs)
-        aligned(found[0] if isinstance(found, tuple) else found)
-        return found
+        loaded = super().from_pretrained(*args, **kwargs)
+        aligned(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:

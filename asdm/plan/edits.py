@@ -168,8 +168,12 @@ class PruningPlan(Record):
         apart = [name for name, value in used.items() if getattr(self.measured_at, name) != value]
         if not apart:
             return None
-        said = ", ".join(f"{name} {used[name]} (measured at {getattr(self.measured_at, name)})" for name in apart)
-        return f"{self.name} was not measured where it is used: {said}; what it saves here may be another amount."
+        differences = ", ".join(
+            f"{name} {used[name]} (measured at {getattr(self.measured_at, name)})" for name in apart
+        )
+        return (
+            f"{self.name} was not measured where it is used: {differences}; what it saves here may be another amount."
+        )
 
     @model_validator(mode="after")
     def _no_edit_twice(self) -> Self:
@@ -190,8 +194,8 @@ class PruningPlan(Record):
 
     def _repr_html_(self) -> str:
         """Its promise and its edits, for notebooks."""
-        told = self.predicted
-        promise = f": predicted {told.ratio:.2f}× [{told.low:.2f}, {told.high:.2f}]" if told else ""
+        predicted = self.predicted
+        promise = f": predicted {predicted.ratio:.2f}× [{predicted.low:.2f}, {predicted.high:.2f}]" if predicted else ""
         proof = self.proof
         note = f"Solver: {proof.status}, damage {proof.damage:.3g}, gap {proof.gap:g}." if proof else ""
         at = f" at {self.budget}" if self.budget else ""

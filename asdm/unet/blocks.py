@@ -123,12 +123,12 @@ def _channels(module: Any) -> tuple[int, int]:
 
 def skips(unet: UNet) -> list[str]:
     """What makes each skip, in the order in which the down path pushes them."""
-    found = ["conv_in"]
+    producers = ["conv_in"]
     for name, block in iter_blocks(unet):
         if name.startswith("down_blocks."):
-            found += [f"{name}.layer.{i}" for i in range(len(block.resnets))]
-            found += [f"{name}.downsamplers.{i}" for i in range(len(block.downsamplers or []))]
-    return found
+            producers += [f"{name}.layer.{i}" for i in range(len(block.resnets))]
+            producers += [f"{name}.downsamplers.{i}" for i in range(len(block.downsamplers or []))]
+    return producers
 
 
 def skip_pairs(unet: UNet) -> list[tuple[str, str]]:
@@ -147,8 +147,8 @@ def skips_in_teacher(student: UNet, teacher: UNet, teacher_name: Callable[[str],
     makes what the last layer of the original made.
     """
     producer = {consumer: skip for skip, consumer in skip_pairs(teacher)}
-    found = {skip: producer.get(teacher_name(consumer), "") for skip, consumer in skip_pairs(student)}
-    return {skip: theirs for skip, theirs in found.items() if theirs}
+    skip_of = {skip: producer.get(teacher_name(consumer), "") for skip, consumer in skip_pairs(student)}
+    return {skip: theirs for skip, theirs in skip_of.items() if theirs}
 
 
 def self_attentions(transformer: Any) -> Iterator[tuple[nn.Module, str]]:
@@ -177,21 +177,21 @@ def head(unet: UNet, hidden: torch.Tensor) -> torch.Tensor:
 
 def siblings(unet: UNet, fqn: str) -> tuple[nn.Module, ...]:
     """The units of one kind in one block, in the order of their layers: `fqn` and those beside it."""
-    found = {unit.fqn: unit for unit in iter_units(unet)}
-    if fqn not in found:
+    units = {unit.fqn: unit for unit in iter_units(unet)}
+    if fqn not in units:
         return ()
-    return tuple(u.modules[0] for u in found.values() if (u.block, u.kind) == (found[fqn].block, found[fqn].kind))
+    return tuple(u.modules[0] for u in units.values() if (u.block, u.kind) == (units[fqn].block, units[fqn].kind))
 
 
 def counterpart(unet: UNet, block: str, other: UNet) -> str:
     """The block of `other` that is as far from the image as `block` is in `unet`; raises ValueError where none is."""
     side, _, index = block.partition(".")
-    found = block
+    name = block
     if side == "up_blocks":
-        found = f"{side}.{len(other.up_blocks) - len(unet.up_blocks) + int(index)}"
-    if found not in dict(iter_blocks(other)):
+        name = f"{side}.{len(other.up_blocks) - len(unet.up_blocks) + int(index)}"
+    if name not in dict(iter_blocks(other)):
         raise ValueError(f"there is no counterpart of {block} in a UNet of {len(list(iter_blocks(other)))} blocks.")
-    return found
+    return name
 
 
 def time_embeddings(unet: UNet, timesteps: Sequence[float]) -> torch.Tensor:

@@ -67,29 +67,29 @@ def _cells(row: Row, unit: float) -> tuple[str, str, str, str, str, str]:
 
 def _tree(rows: Sequence[DiffRow], whole: bool) -> Iterator[Row]:
     for block, inside in groupby(rows, key=lambda row: row.block or row.fqn):
-        found = list(inside)
-        if not found[0].block:
-            yield _unit(found[0], 0)
+        members = list(inside)
+        if not members[0].block:
+            yield _unit(members[0], 0)
             continue
-        yield _sum(blocks.block_label(block), found)
-        if whole or any(row.fate != "stays" for row in found):
-            yield from _layers(found)
+        yield _sum(blocks.block_label(block), members)
+        if whole or any(row.fate != "stays" for row in members):
+            yield from _layers(members)
 
 
 def _layers(rows: Sequence[DiffRow]) -> Iterator[Row]:
     for layer, inside in groupby(rows, key=lambda row: row.layer):
-        found = list(inside)
+        members = list(inside)
         if layer is not None:
-            yield _sum(f"  layer {layer}", found)
-        yield from (_unit(row, 2 if layer is None else 4) for row in found)
+            yield _sum(f"  layer {layer}", members)
+        yield from (_unit(row, 2 if layer is None else 4) for row in members)
 
 
 def _sum(name: str, rows: Iterable[DiffRow]) -> Row:
-    found = list(rows)
-    left = any(row.fate != "goes" for row in found)
+    members = list(rows)
+    left = any(row.fate != "goes" for row in members)
     return (
-        name, sum(row.params for row in found), sum(row.macs for row in found),
-        name if left else "", sum(row.student_params for row in found), sum(row.student_macs for row in found),
+        name, sum(row.params for row in members), sum(row.macs for row in members),
+        name if left else "", sum(row.student_params for row in members), sum(row.student_macs for row in members),
     )  # fmt: skip
 
 

@@ -65,8 +65,8 @@ def thop_macs(macs: Macs, layer_norm_elements: int) -> int:
 
 def count(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], parts: Sequence[Part] = ()) -> Count:
     """Count one call of `model`, whose tensors and arguments may live on the meta device."""
-    seen = {id(p): p for p in model.parameters()}.values()
-    counter = _Counter(resident=[p.untyped_storage() for p in seen])
+    parameters = {id(p): p for p in model.parameters()}.values()
+    counter = _Counter(resident=[p.untyped_storage() for p in parameters])
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))  # where operators would reach us undecomposed
         stack.enter_context(torch.no_grad())
@@ -76,14 +76,14 @@ def count(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], parts: 
         counter.hand_over(model(*args, **kwargs))
     by_part = {part.fqn: counter.macs(part.fqn) for part in parts} | ({OTHER: counter.macs(OTHER)} if parts else {})
     return Count(
-        params=sum(p.numel() for p in seen),
+        params=sum(p.numel() for p in parameters),
         total=sum((counter.macs(row) for row in counter.rows), Macs()),
         by_part=by_part,
         peak_by_part=dict(counter.peaks),
         moved_by_part={row: counter.moved[row] for row in by_part},
         calls_by_part={row: counter.calls[row] for row in by_part},
         peak_activation_bytes=max(counter.peaks.values(), default=0),
-        parameter_bytes=sum(p.numel() * p.element_size() for p in seen),
+        parameter_bytes=sum(p.numel() * p.element_size() for p in parameters),
         layer_norm_by_part=dict(counter.layer_norm),
         uncounted_ops=dict(counter.uncounted),
     )

@@ -29,27 +29,27 @@ def capture(model: nn.Module, fqns: Iterable[str]) -> Iterator[dict[str, torch.T
     Of a tuple it is the first tensor (a down block gives its skips as well). Names are those of the bare model, also
     where DDP or the like is wrapped around it. Raises ValueError for a name that is not there.
     """
-    found: dict[str, torch.Tensor] = {}
-    with _listening(model, fqns, lambda fqn, call: found.update({fqn: first_tensor(call.output)})):
-        yield found
+    maps: dict[str, torch.Tensor] = {}
+    with _listening(model, fqns, lambda fqn, call: maps.update({fqn: first_tensor(call.output)})):
+        yield maps
 
 
 @contextmanager
 def captured_calls(model: nn.Module, fqns: Iterable[str]) -> Iterator[dict[str, Call]]:
     """Each named module's last call inside the `with`, arguments and all."""
-    found: dict[str, Call] = {}
-    with _listening(model, fqns, lambda fqn, call: found.update({fqn: call})):
-        yield found
+    calls: dict[str, Call] = {}
+    with _listening(model, fqns, lambda fqn, call: calls.update({fqn: call})):
+        yield calls
 
 
 @contextmanager
-def _listening(model: nn.Module, fqns: Iterable[str], told: Callable[[str, Call], None]) -> Iterator[None]:
+def _listening(model: nn.Module, fqns: Iterable[str], report: Callable[[str, Call], None]) -> Iterator[None]:
     model, handles = bare(model), []
     modules = {fqn: _named(model, fqn) for fqn in fqns}
 
     def hook(fqn: str) -> Any:
         def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            told(fqn, Call(args, kwargs, output))
+            report(fqn, Call(args, kwargs, output))
 
         return after
 

@@ -31,7 +31,7 @@ def budget_rows(problem: Problem, budgets: Mapping[str, float], below: float = 0
 
     Each row is written so that a smaller budget is a larger lower bound; the whole teacher's needs none.
     """
-    found, rows = problem.choices, dict[str, list[Row]]()
+    choices, rows = problem.choices, dict[str, list[Row]]()
     for name, share in budgets.items():
         if share >= 1:
             rows[name] = []
@@ -39,21 +39,21 @@ def budget_rows(problem: Problem, budgets: Mapping[str, float], below: float = 0
         if name == "memory":
             rows[name] = list(_memory_rows(problem, share))
             continue
-        saves = {i: {"latency": c.saving, "macs": c.macs, "params": c.params}[name] for i, c in enumerate(found)}
+        saves = {i: {"latency": c.saving, "macs": c.macs, "params": c.params}[name] for i, c in enumerate(choices)}
         rows[name] = [(saves, 1 - share + (below if name == "latency" else 0.0), np.inf)]
     return rows
 
 
 def _memory_rows(problem: Problem, share: float) -> Iterator[Row]:
     """A row for every unit that may go: weights, and its activations where it stays; in shares of the teacher's."""
-    profile, found = problem.profile, problem.choices
+    profile, choices = problem.profile, problem.choices
     whole = memory_bytes(profile)
     weights = BYTES[profile.dtype] * profile.whole.params / whole
-    saves = {i: weights * c.params for i, c in enumerate(found)}
+    saves = {i: weights * c.params for i, c in enumerate(choices)}
     least = weights + max((part.peak_memory_bytes for part in profile.glue), default=0) / whole - share
     yield saves, least, np.inf
     for unit in profile.units:
-        goes = {i: unit.peak_memory_bytes / whole for i, c in enumerate(found)
+        goes = {i: unit.peak_memory_bytes / whole for i, c in enumerate(choices)
                 if unit.fqn in c.touches and not isinstance(c.edit, ReplaceUnit)}  # fmt: skip
         both = {i: saves[i] + goes.get(i, 0.0) for i in saves}
         yield both, weights + unit.peak_memory_bytes / whole - share, np.inf

@@ -113,10 +113,10 @@ def _next_step(
     programme.add(dict(enumerate(programme.damage)), -np.inf, limit - max(1e-6 * limit, SOLVER_TOLERANCE))
     cost = np.zeros(programme.columns)
     cost[slack] = 1.0
-    found = programme.minimise(cost)
-    if found is None:
+    optimum = programme.minimise(cost)
+    if optimum is None:
         return None, None
-    step = float(found.fun)
+    step = float(optimum.fun)
     eased = [(coefficients, low - step - 1e-9, high) for coefficients, low, high in rows[name]]
     after = best(problem, [*_flat(rows, without=name), *eased], fastest=False)
     return step, solution.damage - after.damage if after else None
@@ -124,21 +124,21 @@ def _next_step(
 
 def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Tell) -> list[Regret]:
     """For every unit, the best plan in which something else is done with it than in this one."""
-    found, chosen = problem.choices, set(solution.chosen)
-    units = [u.fqn for u in problem.profile.topology.units if any(u.fqn in c.touches for c in found)]
+    choices, chosen = problem.choices, set(solution.chosen)
+    units = [u.fqn for u in problem.profile.topology.units if any(u.fqn in c.touches for c in choices)]
     regrets = []
     for n, fqn in enumerate(units):
         tell("weighing other choices", n, None)
-        own = next((i for i in chosen if fqn in found[i].touches), None)
+        own = next((i for i in chosen if fqn in choices[i].touches), None)
         if own is None:
-            forced: Row = ({i: 1.0 for i, c in enumerate(found) if fqn in c.touches}, 1, np.inf)
+            forced: Row = ({i: 1.0 for i, c in enumerate(choices) if fqn in c.touches}, 1, np.inf)
         else:
             forced = ({own: 1.0}, -np.inf, 0)
         other = best(problem, [*rows, forced], fastest=False)
         regrets.append(
             Regret(
                 unit=fqn,
-                choice="keep" if own is None else str(found[own]),
+                choice="keep" if own is None else str(choices[own]),
                 other=_choice_for(problem, other, fqn) if other else None,
                 damage=other.damage - solution.damage if other else None,
             )

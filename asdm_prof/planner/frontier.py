@@ -47,12 +47,12 @@ def make_frontier(
         raise ValueError(f"unknown measure {by!r} for --by; choose from {', '.join(FRONT)}.")
     if (k or diverse) and not asked:
         raise ValueError("the best plans of what budget? Give one or more of --budget, --macs, --params, --memory.")
-    made, budgets, below = plan.prepare(profile, asked or {by: "1.0"}, confidence, validation, damage)
+    problem, budgets, below = plan.prepare(profile, asked or {by: "1.0"}, confidence, validation, damage)
     others = {name: share for name, share in budgets.items() if name != by}
-    found = stepped_frontier(made, others, by, STEPS, below) if others else exact_frontier(made, by)
+    frontier = stepped_frontier(problem, others, by, STEPS, below) if others else exact_frontier(problem, by)
 
     def points(solutions: Sequence[Solution]) -> tuple[FrontierPoint, ...]:
-        return tuple(_point(made, solution, validation) for solution in solutions)
+        return tuple(_point(problem, solution, validation) for solution in solutions)
 
     return Frontier(
         family=profile.family,
@@ -63,21 +63,21 @@ def make_frontier(
         damage_from=plan.MEASURED if damage else plan.STRUCTURAL_PRIOR,
         profile_sha256=profile.sha256(),
         damage_sha256=damage.sha256() if damage else None,
-        points=points(found),
-        best=points(k_plans(made, budgets, below, k)) if k else (),
-        diverse=points(k_plans(made, budgets, below, diverse, apart)) if diverse else (),
+        points=points(frontier),
+        best=points(k_plans(problem, budgets, below, k)) if k else (),
+        diverse=points(k_plans(problem, budgets, below, diverse, apart)) if diverse else (),
         apart=apart,
     )
 
 
-def _point(made: Problem, solution: Solution, validation: Validation | None) -> FrontierPoint:
-    edits = made.edits(solution.chosen)
-    predicted = plan.price(made.profile, edits, validation)
+def _point(problem: Problem, solution: Solution, validation: Validation | None) -> FrontierPoint:
+    edits = problem.edits(solution.chosen)
+    predicted = plan.price(problem.profile, edits, validation)
     return FrontierPoint(
         latency_s=predicted.latency_s,
         ratio=predicted.ratio,
-        macs=1 - sum(made.choices[i].macs for i in solution.chosen),
-        params=1 - sum(made.choices[i].params for i in solution.chosen),
+        macs=1 - sum(problem.choices[i].macs for i in solution.chosen),
+        params=1 - sum(problem.choices[i].params for i in solution.chosen),
         damage=solution.damage,
         edits=edits,
     )
@@ -95,8 +95,8 @@ class Decision:
 
 def decisions(problem: Problem) -> list[Decision]:
     """An order in which what depends on each other is decided close together: pair of blocks by pair of blocks."""
-    shape, found = problem.profile.topology, problem.choices
-    whole_blocks = tuple(i for i, c in enumerate(found) if c.edit.op == "remove_block")
+    shape, choices = problem.profile.topology, problem.choices
+    whole_blocks = tuple(i for i, c in enumerate(choices) if c.edit.op == "remove_block")
     ordered = [Decision(whole_blocks)] if whole_blocks else []
     downs = list(reversed(shape.down_blocks))
     groups = [[b, shape.mirror(b)] for b in downs]
@@ -105,7 +105,7 @@ def decisions(problem: Problem) -> list[Decision]:
         if sets := problem.layer_sets.get(down):
             ordered.append(Decision(tuple(sets)))
         for unit in sorted((u for u in shape.units if u.block in group), key=lambda u: (u.block, u.kind, u.layer)):
-            own = tuple(i for i, c in enumerate(found) if c.touches == {unit.fqn} and hasattr(c.edit, "unit"))
+            own = tuple(i for i, c in enumerate(choices) if c.touches == {unit.fqn} and hasattr(c.edit, "unit"))
             if own:
                 ordered.append(Decision(own))
     return ordered
@@ -163,11 +163,11 @@ class _Rules:
     """What decisions ask about each other."""
 
     def __init__(self, problem: Problem) -> None:
-        found = problem.choices
-        self.damage = np.array([choice.damage for choice in found])
+        choices = problem.choices
+        self.damage = np.array([choice.damage for choice in choices])
         self.conflicts = [
-            np.array([j for j, other in enumerate(found) if j != i and choice.touches & other.touches], dtype=int)
-            for i, choice in enumerate(found)
+            np.array([j for j, other in enumerate(choices) if j != i and choice.touches & other.touches], dtype=int)
+            for i, choice in enumerate(choices)
         ]
         self.pairs: dict[int, list[tuple[int, float]]] = {}
         for pair in problem.pairs:
@@ -177,12 +177,12 @@ class _Rules:
 
     def open_columns(self, later: set[int]) -> np.ndarray:
         """Columns already decided that a later decision asks about."""
-        asked = {int(j) for i in later for j in self.conflicts[i]}
-        asked |= {j for i in later for j, _ in self.pairs.get(i, ())}
+        columns = {int(j) for i in later for j in self.conflicts[i]}
+        columns |= {j for i in later for j, _ in self.pairs.get(i, ())}
         for group in self._groups():
             if later & group:
-                asked |= group
-        return np.array(sorted(asked - later), dtype=int)
+                columns |= group
+        return np.array(sorted(columns - later), dtype=int)
 
     def _groups(self) -> Iterator[set[int]]:
         yield from ({host, *needs} for host, needs in self.hosts)
@@ -227,56 +227,56 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 
 
 def stepped_frontier(
-    made: Problem, budgets: Mapping[str, float], by: str, steps: int, below: float = 0.0
+    problem: Problem, budgets: Mapping[str, float], by: str, steps: int, below: float = 0.0
 ) -> list[Solution]:
     """Exact plans along the frontier under other budgets, at `steps` equal steps of `by`, each proved by itself.
 
     Raises planner.Infeasible where no plan meets the budgets.
     """
-    rows = _flat(made, budgets, below)
-    lowest = milp.most_saved(made, by, rows)
+    rows = _flat(problem, budgets, below)
+    lowest = milp.most_saved(problem, by, rows)
     if lowest is None:
-        raise plan.infeasible(made, budgets, below)
-    found: dict[tuple[int, ...], Solution] = {}
+        raise plan.infeasible(problem, budgets, below)
+    by_choices: dict[tuple[int, ...], Solution] = {}
     for share in np.linspace(1.0, lowest, steps):
-        solution = milp.best(made, [*rows, *_flat(made, {by: min(1.0, float(share) + 1e-9)})])
+        solution = milp.best(problem, [*rows, *_flat(problem, {by: min(1.0, float(share) + 1e-9)})])
         if solution is not None:
-            found.setdefault(solution.chosen, solution)
-    return list(found.values())
+            by_choices.setdefault(solution.chosen, solution)
+    return list(by_choices.values())
 
 
-def _flat(made: Problem, budgets: Mapping[str, float], below: float = 0.0) -> list[Row]:
-    return [row for rows in budget_rows(made, budgets, below).values() for row in rows]
+def _flat(problem: Problem, budgets: Mapping[str, float], below: float = 0.0) -> list[Row]:
+    return [row for rows in budget_rows(problem, budgets, below).values() for row in rows]
 
 
 # ---------------------------------------------------------------------------------------------- k plans
 
 
-def k_plans(made: Problem, budgets: Mapping[str, float], below: float, k: int, apart: int = 1) -> list[Solution]:
+def k_plans(problem: Problem, budgets: Mapping[str, float], below: float, k: int, apart: int = 1) -> list[Solution]:
     """The best plan within budgets, then again and again the best that differs from all before in `apart` choices.
 
     With `apart` 1 these are the k best. Each is proved; fewer than k where there are no more. Choices that make the
     same student (the middle block, or its units one by one) are there once, as the better of them.
     Raises planner.Infeasible where there is none.
     """
-    rows = _flat(made, budgets, below)
-    found: list[Solution] = []
+    rows = _flat(problem, budgets, below)
+    solutions: list[Solution] = []
     students: set[object] = set()
-    while len(found) < k:
-        solution = milp.best(made, rows, fastest=False)
+    while len(solutions) < k:
+        solution = milp.best(problem, rows, fastest=False)
         if solution is None:
             break
-        student = made.student(solution.chosen)
-        rows.append(apart_row(made, solution, 1 if student in students else apart))
+        student = problem.student(solution.chosen)
+        rows.append(apart_row(problem, solution, 1 if student in students else apart))
         if student not in students:
             students.add(student)
-            found.append(solution)
-    if not found:
-        raise plan.infeasible(made, budgets, below)
-    return found
+            solutions.append(solution)
+    if not solutions:
+        raise plan.infeasible(problem, budgets, below)
+    return solutions
 
 
-def apart_row(made: Problem, solution: Solution, apart: int) -> Row:
+def apart_row(problem: Problem, solution: Solution, apart: int) -> Row:
     """A plan must leave or take at least `apart` choices that this one took or left."""
     chosen = set(solution.chosen)
-    return {i: -1.0 if i in chosen else 1.0 for i in range(len(made.choices))}, apart - len(chosen), np.inf
+    return {i: -1.0 if i in chosen else 1.0 for i in range(len(problem.choices))}, apart - len(chosen), np.inf

@@ -34,22 +34,22 @@ def best(problem: Problem, rows: Sequence[Row], fastest: bool = True) -> Solutio
     """Least damage under the rows; with `fastest`, among plans of that damage the fastest. None: no legal plan."""
     programme = Rows.of(problem, rows)
     damage = programme.damage
-    found = programme.minimise(damage)
-    if found is None:
+    optimum = programme.minimise(damage)
+    if optimum is None:
         return None
-    chosen = _made(problem, found)
+    chosen = _chosen(problem, optimum)
     if fastest:
-        programme.add(dict(enumerate(damage)), -np.inf, found.fun + max(abs(found.fun) * 1e-9, SOLVER_TOLERANCE))
-        last = programme.minimise([-s for s in problem.saving])
+        programme.add(dict(enumerate(damage)), -np.inf, optimum.fun + max(abs(optimum.fun) * 1e-9, SOLVER_TOLERANCE))
         least = problem.damage(chosen)  # experts may bring back more than is lost: it can be below 0
-        if last is not None and problem.damage(_made(problem, last)) <= least + 1e-9 * abs(least):
-            chosen = _made(problem, last)
-    bound = float(found.mip_dual_bound) / programme.scale
-    return Solution(chosen, problem.damage(chosen), bound, max(0.0, float(found.mip_gap)))
+        again = programme.minimise([-s for s in problem.saving])
+        if again is not None and problem.damage(_chosen(problem, again)) <= least + 1e-9 * abs(least):
+            chosen = _chosen(problem, again)
+    bound = float(optimum.mip_dual_bound) / programme.scale
+    return Solution(chosen, problem.damage(chosen), bound, max(0.0, float(optimum.mip_gap)))
 
 
-def _made(problem: Problem, found: OptimizeResult) -> tuple[int, ...]:
-    return tuple(i for i in range(len(problem.choices)) if found.x[i] > 0.5)
+def _chosen(problem: Problem, optimum: OptimizeResult) -> tuple[int, ...]:
+    return tuple(i for i in range(len(problem.choices)) if optimum.x[i] > 0.5)
 
 
 def most_saved(problem: Problem, name: str, rows: Sequence[Row] = ()) -> float | None:
@@ -60,8 +60,8 @@ def most_saved(problem: Problem, name: str, rows: Sequence[Row] = ()) -> float |
         programme.add({**coefficients, slack: 1.0}, low, np.inf)
     cost = np.zeros(programme.columns)
     cost[slack] = 1.0
-    found = programme.minimise(cost)
-    return None if found is None else float(found.fun)
+    optimum = programme.minimise(cost)
+    return None if optimum is None else float(optimum.fun)
 
 
 def relaxed(problem: Problem, budgets: Mapping[str, float], below: float) -> dict[str, float]:
@@ -73,9 +73,9 @@ def relaxed(problem: Problem, budgets: Mapping[str, float], below: float) -> dic
             programme.add({**coefficients, slacks[name]: 1.0}, low, high)
     cost = np.zeros(programme.columns)
     cost[list(slacks.values())] = 1.0
-    found = programme.minimise(cost)
-    assert found is not None, "with budgets of the whole teacher there is a plan"
-    return {name: budgets[name] + float(found.x[column]) for name, column in slacks.items()}
+    optimum = programme.minimise(cost)
+    assert optimum is not None, "with budgets of the whole teacher there is a plan"
+    return {name: budgets[name] + float(optimum.x[column]) for name, column in slacks.items()}
 
 
 class Rows:
@@ -91,19 +91,19 @@ class Rows:
     @classmethod
     def of(cls, problem: Problem, rows: Sequence[Row] = ()) -> Rows:
         """The legal choices of a problem, under `rows` over them."""
-        found = problem.choices
-        made = cls(len(found))
-        made.costs = {i: choice.damage for i, choice in enumerate(found)}
-        for fqn in sorted({fqn for choice in found for fqn in choice.touches}):
-            made.add({i: 1.0 for i, choice in enumerate(found) if fqn in choice.touches}, 0, 1)
+        choices = problem.choices
+        programme = cls(len(choices))
+        programme.costs = {i: choice.damage for i, choice in enumerate(choices)}
+        for fqn in sorted({fqn for choice in choices for fqn in choice.touches}):
+            programme.add({i: 1.0 for i, choice in enumerate(choices) if fqn in choice.touches}, 0, 1)
         for sets in problem.layer_sets.values():
-            made.add(dict.fromkeys(sets, 1.0), 0, 1)
-        made._add_experts(problem)
-        made._add_pairs(problem.pairs)
-        made.scale = LARGEST_COST / max((abs(cost) for cost in made.costs.values() if cost), default=1.0)
+            programme.add(dict.fromkeys(sets, 1.0), 0, 1)
+        programme._add_experts(problem)
+        programme._add_pairs(problem.pairs)
+        programme.scale = LARGEST_COST / max((abs(cost) for cost in programme.costs.values() if cost), default=1.0)
         for row in rows:
-            made.add(*row)
-        return made
+            programme.add(*row)
+        return programme
 
     def _add_experts(self, problem: Problem) -> None:
         for host, needs in problem.hosts:

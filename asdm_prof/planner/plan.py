@@ -177,10 +177,10 @@ def solve(
     if all(share >= 1 for share in budgets.values()) and not extra:
         return milp.Solution((), 0.0, 0.0, 0.0)
     by_name = budget_rows(problem, budgets, below)
-    found = milp.best(problem, [*(row for rows in by_name.values() for row in rows), *extra])
-    if found is None:
+    solution = milp.best(problem, [*(row for rows in by_name.values() for row in rows), *extra])
+    if solution is None:
         raise infeasible(problem, budgets, below)
-    return found
+    return solution
 
 
 def infeasible(problem: Problem, budgets: Mapping[str, float], below: float) -> Infeasible:
@@ -192,9 +192,9 @@ def infeasible(problem: Problem, budgets: Mapping[str, float], below: float) -> 
 
 def reachable(problem: Problem, name: str) -> float:
     """The least share of the teacher's latency, MACs, parameters or memory that a legal plan has."""
-    found = milp.most_saved(problem, name)
-    assert found is not None, "the teacher itself is legal"
-    return found
+    share = milp.most_saved(problem, name)
+    assert share is not None, "the teacher itself is legal"
+    return share
 
 
 def measured_at(profile: Profile) -> MeasuredAt:
@@ -209,10 +209,10 @@ def _check_validation(profile: Profile, validation: Validation) -> None:
             f"the validation is of {validation.family}, another model than the profile's {profile.family}."
         )
     for name in MeasuredAt.model_fields:
-        measured, wanted = getattr(validation, name), getattr(profile, name)
-        if measured != wanted:
+        measured, profiled = getattr(validation, name), getattr(profile, name)
+        if measured != profiled:
             raise ValueError(
-                f"the validation was measured with {name} {measured}, and the profile with {wanted}; "
+                f"the validation was measured with {name} {measured}, and the profile with {profiled}; "
                 "validate the profile that you plan on."
             )
 

@@ -44,13 +44,13 @@ class Problem:
 
     @classmethod
     def of(cls, profile: Profile, validation: Validation | None = None, damage: Damage | None = None) -> Problem:
-        found = tuple(make_choices(profile, validation, damage))
+        choices = tuple(make_choices(profile, validation, damage))
         if damage is not None:
-            columns = {edits_key(choice.edits): i for i, choice in enumerate(found)}
-            at = [columns.get(edits_key(one.edits)) for one in damage.edits]
-            pairs = [(at[pair.first], at[pair.second], pair.damage) for pair in damage.pairs]
-            return cls(profile, found, tuple(Pair(a, b, d) for a, b, d in pairs if a is not None and b is not None))
-        return cls(profile, found, (), *_experts(profile, found))
+            columns = {edits_key(choice.edits): i for i, choice in enumerate(choices)}
+            column_of = [columns.get(edits_key(one.edits)) for one in damage.edits]
+            pairs = [(column_of[pair.first], column_of[pair.second], pair.damage) for pair in damage.pairs]
+            return cls(profile, choices, tuple(Pair(a, b, d) for a, b, d in pairs if a is not None and b is not None))
+        return cls(profile, choices, (), *_experts(profile, choices))
 
     @property
     def saving(self) -> list[float]:
@@ -67,38 +67,40 @@ class Problem:
 
     def damage(self, chosen: Sequence[int]) -> float:
         """Damage of choices made together: their sum, with pairs and what experts bring back."""
-        made = set(chosen)
-        total = sum(self.choices[i].damage for i in sorted(made))
-        total += sum(pair.damage for pair in self.pairs if {pair.first, pair.second} <= made)
-        return total - sum(e.damage for e in self.experts if made & {*e.pruned} and made & {*e.takers})
+        taken = set(chosen)
+        total = sum(self.choices[i].damage for i in sorted(taken))
+        total += sum(pair.damage for pair in self.pairs if {pair.first, pair.second} <= taken)
+        return total - sum(e.damage for e in self.experts if taken & {*e.pruned} and taken & {*e.takers})
 
     def edits(self, chosen: Sequence[int]) -> tuple[AnyEdit, ...]:
         return tuple(edit for i in sorted(chosen) for edit in self.choices[i].edits)
 
     def student(self, chosen: Sequence[int]) -> object:
         """What choices make of the teacher, however they are put: the units that go, and how others are replaced."""
-        made = [self.choices[i] for i in chosen]
-        replaced = [c for c in made if isinstance(c.edit, ReplaceUnit)]
-        gone = frozenset(fqn for c in made if c not in replaced for fqn in c.touches)
+        taken = [self.choices[i] for i in chosen]
+        replaced = [c for c in taken if isinstance(c.edit, ReplaceUnit)]
+        gone = frozenset(fqn for c in taken if c not in replaced for fqn in c.touches)
         return gone, edits_key([edit for c in replaced for edit in c.edits])
 
     def chosen(self, edits: Sequence[AnyEdit]) -> list[int] | None:
         """The choices that make up a plan's edits, or None where they are none of these."""
-        left, made = {*edits_key(edits)}, []
+        left, columns = {*edits_key(edits)}, []
         for i in sorted(range(len(self.choices)), key=lambda i: -len(self.choices[i].edits)):
-            if (one := edits_key(self.choices[i].edits)) <= left:
-                left -= one
-                made.append(i)
-        return None if left else sorted(made)
+            if (own := edits_key(self.choices[i].edits)) <= left:
+                left -= own
+                columns.append(i)
+        return None if left else sorted(columns)
 
 
 def _experts(
-    profile: Profile, found: Sequence[Choice]
+    profile: Profile, choices: Sequence[Choice]
 ) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], tuple[Experts, ...]]:
     """Which choices are hosts of experts and need a pruned neighbour, and what each pruned kernel brings back there."""
-    hosts = {c.edit.unit: i for i, c in enumerate(found) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS}
+    hosts = {
+        c.edit.unit: i for i, c in enumerate(choices) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS
+    }
     resnets = {unit.fqn: unit for unit in profile.topology.units if unit.kind == "resnet"}
-    pruned = {fqn: _removers(found, fqn) for fqn in resnets}
+    pruned = {fqn: _removers(choices, fqn) for fqn in resnets}
 
     def beside(fqn: str) -> list[str]:
         return [other for other in resnets if other != fqn and resnets[other].block == resnets[fqn].block]
@@ -119,9 +121,9 @@ def _experts(
     return tuple(needs), tuple(worth)
 
 
-def _removers(found: Sequence[Choice], fqn: str) -> list[int]:
+def _removers(choices: Sequence[Choice], fqn: str) -> list[int]:
     """The columns of the choices that prune a unit and leave its block."""
-    return [i for i, c in enumerate(found) if fqn in c.touches and isinstance(c.edit, RemoveLayer | RemoveUnit)]
+    return [i for i, c in enumerate(choices) if fqn in c.touches and isinstance(c.edit, RemoveLayer | RemoveUnit)]
 
 
 def _kernels(unit: UnitShape) -> tuple[tuple[int, int], tuple[int, int]]:

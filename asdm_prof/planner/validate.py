@@ -61,10 +61,10 @@ def validate(
     family = load_family(family) if isinstance(family, str) else family
     _check(family, profile, settings)
     run = _open_run(run_file, profile, settings)
-    drawn = draw_plans(profile, settings.plans, settings.seed)
+    plans = draw_plans(profile, settings.plans, settings.seed)
     with machine.quiet_torch(profile.threads) as threads:
-        for done in _measure(family, profile, settings, drawn[len(run.plans) :], tell):
-            run = run.model_copy(update={"plans": (*run.plans, done)})
+        for validated in _measure(family, profile, settings, plans[len(run.plans) :], tell):
+            run = run.model_copy(update={"plans": (*run.plans, validated)})
             if run_file:
                 run.save(run_file, force=True)
         facts = machine.environment(profile.device, threads)
@@ -102,13 +102,13 @@ def _open_run(run_file: Path | None, profile: Profile, settings: ValidateSetting
     fresh = ValidationRun(run_sha256=sha256_of([profile.sha256(), vars(settings)]))
     if run_file is None or not run_file.exists():
         return fresh
-    found = ValidationRun.load(run_file)
-    if found.run_sha256 != fresh.run_sha256:
+    unfinished = ValidationRun.load(run_file)
+    if unfinished.run_sha256 != fresh.run_sha256:
         raise ValueError(
             f"{run_file} is an unfinished run of another profile or with other options; "
             "repeat those, or delete the file."
         )
-    return found
+    return unfinished
 
 
 # ---------------------------------------------------------------------------------------------- plans
@@ -130,10 +130,10 @@ def draw_plans(profile: Profile, n: int, seed: int) -> list[tuple[AnyEdit, ...]]
 
 
 def _measure(
-    family: Family, profile: Profile, settings: ValidateSettings, drawn: Sequence[tuple[AnyEdit, ...]], tell: Tell
+    family: Family, profile: Profile, settings: ValidateSettings, plans: Sequence[tuple[AnyEdit, ...]], tell: Tell
 ) -> Iterator[ValidatedPlan]:
     """Each student in turns with its teacher: A B B A, so that drift falls on both alike."""
-    if not drawn:
+    if not plans:
         return
     clock, wall = clocks.clock_for(profile.device), clocks.HostClock()
     backend = backends.load(profile.backend, profile.dtype, profile.device)
@@ -152,12 +152,12 @@ def _measure(
     first = session_of(teacher)
     repeats.warm_up(first.run, budget_s=settings.time_budget_s / 3)
     began = wall.mark()
-    for n, edits in enumerate(drawn):
+    for n, edits in enumerate(plans):
         plan = resolve(profile.topology, PruningPlan(family=family.name, edits=edits))
         predicted = planner.price(profile, plan)
-        stage = f"plan {settings.plans - len(drawn) + n + 1} of {settings.plans}, predicted {predicted.ratio:.2f}"
+        stage = f"plan {settings.plans - len(plans) + n + 1} of {settings.plans}, predicted {predicted.ratio:.2f}"
         each = wall.seconds(began, wall.mark()) / n if n else settings.time_budget_s
-        after = each * (len(drawn) - n - 1)
+        after = each * (len(plans) - n - 1)
         tell(f"{stage}: building", 0, after + each)
         student, _ = students.build(teacher, plan)
         second = session_of(student)
@@ -262,7 +262,7 @@ def _sigma(correction: Correction) -> float:
 def _without(plans: Sequence[ValidatedPlan], i: int) -> tuple[float, Callable[[float], float]]:
     """Plan `i` judged by the others alone: its error after their correction, and how wide they make an interval."""
     plan, others = plans[i], [*plans[:i], *plans[i + 1 :]]
-    learnt = learn(others)
-    factors = learnt.factors if learnt.helps else {}
+    correction = learn(others)
+    factors = correction.factors if correction.helps else {}
     off = plan.error - sum(factors.get(kind, 0.0) * saved for kind, saved in plan.saves.items())
-    return off, lambda confidence: float(student_t.ppf(confidence, len(others))) * _sigma(learnt)
+    return off, lambda confidence: float(student_t.ppf(confidence, len(others))) * _sigma(correction)

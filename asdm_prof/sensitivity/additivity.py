@@ -103,8 +103,8 @@ def judge(
     joint = []
     for parts, damage in plans:
         summed, with_pairs = predict(edits, pairs, parts)
-        made = tuple(edit for i in parts for edit in edits[i].edits)
-        joint.append(JointDamage(edits=made, summed=summed, with_pairs=with_pairs, damage=damage))
+        together = tuple(edit for i in parts for edit in edits[i].edits)
+        joint.append(JointDamage(edits=together, summed=summed, with_pairs=with_pairs, damage=damage))
     measured = [plan.damage.value for plan in joint]
     plain, paired = (fit([getattr(p, name) for p in joint], measured) for name in ("summed", "with_pairs"))
     use_sum = plain.spearman.value >= ENOUGH or plain.spearman.value >= paired.spearman.value
@@ -121,9 +121,9 @@ def judge(
 
 def agreement(edits: Sequence[EditDamage], scores: dict[str, dict[frozenset[str], float]]) -> list[Agreement]:
     """Rank correlation of each score (by the key of its edits) with measured damage, where it has three or more."""
-    found = []
+    agreements = []
     for name, values in scores.items():
         both = [(values[k], one.damage.value) for one in edits if (k := edits_key(one.edits)) in values]
         if len(both) >= 3:
-            found.append(Agreement(score=name, spearman=fit(*zip(*both, strict=True)).spearman, edits=len(both)))
-    return found
+            agreements.append(Agreement(score=name, spearman=fit(*zip(*both, strict=True)).spearman, edits=len(both)))
+    return agreements

@@ -49,21 +49,21 @@ def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySetti
     data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, side)
     if len(data) < settings.prompts:
         raise ValueError(f"prompts {settings.prompts} are more than the {len(data)} of {settings.data}.")
-    made = pipeline.pipeline(family, unet, settings)
+    pipe = pipeline.pipeline(family, unet, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     picks = torch.randperm(len(data), generator=generator)[: settings.prompts].tolist()
-    shown = [data[i] for i in picks]
-    pixels = torch.stack([example.image for example in shown]).to(settings.device, made.vae.dtype)
-    latents = torch.cat([made.vae.encode(part).latent_dist.mean for part in pixels.split(8)])
-    latents = (latents * made.vae.config.scaling_factor)[:, None].expand(-1, settings.timesteps, -1, -1, -1)
-    steps = made.scheduler.config.num_train_timesteps
+    examples = [data[i] for i in picks]
+    pixels = torch.stack([example.image for example in examples]).to(settings.device, pipe.vae.dtype)
+    latents = torch.cat([pipe.vae.encode(part).latent_dist.mean for part in pixels.split(8)])
+    latents = (latents * pipe.vae.config.scaling_factor)[:, None].expand(-1, settings.timesteps, -1, -1, -1)
+    steps = pipe.scheduler.config.num_train_timesteps
     times = torch.tensor([int((i + 0.5) * steps / settings.timesteps) for i in range(settings.timesteps)])
     noise = torch.randn(latents.shape, generator=generator).to(latents)
-    noisy = made.scheduler.add_noise(
-        latents.flatten(0, 1), noise.flatten(0, 1), times.repeat(len(shown)).to(settings.device)
+    noisy = pipe.scheduler.add_noise(
+        latents.flatten(0, 1), noise.flatten(0, 1), times.repeat(len(examples)).to(settings.device)
     )
-    captions = [example.caption for example in shown]
-    states = [made.encode_prompt(caption, settings.device, 1, False)[0] for caption in captions]
+    captions = [example.caption for example in examples]
+    states = [pipe.encode_prompt(caption, settings.device, 1, False)[0] for caption in captions]
     return Calibration(noisy.view(latents.shape), times.to(settings.device), torch.cat(states), tuple(captions))
 
 

@@ -54,8 +54,8 @@ class DamageMeasurement:
 
 def damage_of(samples: np.ndarray) -> Interval:
     """Mean over (prompts, timesteps) with its 95 % bootstrap interval over prompts."""
-    found = statistics.estimate(samples.mean(axis=1).tolist(), np.mean)
-    return Interval(value=found.median, low=found.low, high=found.high)
+    mean = statistics.estimate(samples.mean(axis=1).tolist(), np.mean)
+    return Interval(value=mean.median, low=mean.low, high=mean.high)
 
 
 class Batch(Record):
@@ -157,18 +157,18 @@ def _open_run(
     run_file: Path | None, sha256: str, plans: Sequence[ResolvedPlan], settings: SensitivitySettings
 ) -> DamageRun:
     """The run that is found, where it is of the same; `weights` and `threads` decide nothing."""
-    asked = {k: v for k, v in vars(settings).items() if k not in ("weights", "threads", "batch", "reuse")}
+    deciding = {k: v for k, v in vars(settings).items() if k not in ("weights", "threads", "batch", "reuse")}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]
-    fresh = DamageRun(run_sha256=sha256_of([sha256, edits, asked]))
+    fresh = DamageRun(run_sha256=sha256_of([sha256, edits, deciding]))
     if run_file is None or not run_file.exists():
         return fresh
-    found = DamageRun.load(run_file)
-    if found.run_sha256 != fresh.run_sha256:
+    unfinished = DamageRun.load(run_file)
+    if unfinished.run_sha256 != fresh.run_sha256:
         raise ValueError(
             f"{run_file} is an unfinished run of another teacher or with other options; repeat those, "
             "or delete the file."
         )
-    return found
+    return unfinished
 
 
 def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> Batch:
@@ -187,11 +187,11 @@ def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse:
             errors[variant.index] = out - teacher
         mark = clock.mark()
     assert teacher is not None
-    found = torch.stack([squared(error).view(n, t) for error in errors]) if errors else torch.empty(0, n, t)
+    samples = torch.stack([squared(error).view(n, t) for error in errors]) if errors else torch.empty(0, n, t)
     flat = torch.stack([error.flatten() for error in errors]) if errors else torch.empty(0, 1)
     overlap = (flat @ flat.T).double() / (t * teacher[0].numel())
     return Batch(
-        samples=found.tolist(),
+        samples=samples.tolist(),
         overlap=overlap.tolist(),
         teacher_power=float(squared(teacher).view(n, t).mean(1).sum()),
         seconds=clock.seconds(began, clock.mark()),

@@ -56,43 +56,43 @@ def measure_sensitivity(
         singles.extend(variants.measurable_edits(teacher, replacements))
         return [*singles, *draw_joint_plans(drawn_with, singles, plans, settings.seed)]
 
-    found = sensitivity.measure_damage(family, sets, settings, run_file, tell)
+    measured = sensitivity.measure_damage(family, sets, settings, run_file, tell)
     n = len(singles)
-    edits = [edit_damage(single.edits, found.samples[i]) for i, single in enumerate(singles)]
+    edits = [edit_damage(single.edits, measured.samples[i]) for i, single in enumerate(singles)]
     if clip:
         edits = list(with_clip_scores(family, edits, settings, clip, tell))
-    pairs = additivity.neighbour_pairs(singles, found.overlap[:n, :n])
+    pairs = additivity.neighbour_pairs(singles, measured.overlap[:n, :n])
     problem, place = _problem(drawn_with, singles), {edits_key(single.edits): i for i, single in enumerate(singles)}
     joint = []
-    for one, samples in zip(found.sets[n:], found.samples[n:], strict=True):
+    for one, samples in zip(measured.sets[n:], measured.samples[n:], strict=True):
         chosen = problem.chosen(one)
         assert chosen is not None, "plans are drawn from the problem's own choices"
         joint.append(([place[edits_key(problem.choices[i].edits)] for i in chosen], sensitivity.damage_of(samples)))
-    judged = additivity.judge(edits, pairs, joint) if joint else None
+    verdict = additivity.judge(edits, pairs, joint) if joint else None
     return Damage(
         created_utc=utc_now(),
         command=command,
         family=family.name,
-        weights=found.weights,
-        weights_sha256=found.weights_sha256,
-        teacher_config_sha256=found.config_sha256,
+        weights=measured.weights,
+        weights_sha256=measured.weights_sha256,
+        teacher_config_sha256=measured.config_sha256,
         data=settings.data,
         split=settings.split,
         prompts=settings.prompts,
-        timesteps=found.timesteps,
+        timesteps=measured.timesteps,
         seed=settings.seed,
         dtype=settings.dtype,
         device=settings.device,
-        threads=found.threads,
+        threads=measured.threads,
         size=settings.size or family.size,
-        prediction_type=found.prediction_type,
-        teacher_power=found.teacher_power,
+        prediction_type=measured.prediction_type,
+        teacher_power=measured.teacher_power,
         edits=tuple(edits),
-        pairs=tuple(pairs) if judged and judged.used == "pairs" else (),
-        additivity=judged,
-        agreement=tuple(additivity.agreement(edits, _scores(drawn_with, found))),
-        work=found.work,
-        environment=machine.environment(settings.device, found.threads),
+        pairs=tuple(pairs) if verdict and verdict.used == "pairs" else (),
+        additivity=verdict,
+        agreement=tuple(additivity.agreement(edits, _scores(drawn_with, measured))),
+        work=measured.work,
+        environment=machine.environment(settings.device, measured.threads),
     )
 
 
@@ -107,12 +107,12 @@ def load_or_profile(
     """The profile in `path` where it is of these weights, or else a new one, which is saved there."""
     loaded = load_family(family)
     if path.exists() and not fresh:
-        found, teacher = Profile.load(path), loading.load_unet(loaded, loading.default_weights(loaded))
-        if (found.config_sha256, found.weights_sha256) in _identities(teacher, settings):
-            return found
-    made = profiler.profile(family, settings, watch, command=command)
-    made.save(path, force=True)
-    return made
+        profile, teacher = Profile.load(path), loading.load_unet(loaded, loading.default_weights(loaded))
+        if (profile.config_sha256, profile.weights_sha256) in _identities(teacher, settings):
+            return profile
+    profile = profiler.profile(family, settings, watch, command=command)
+    profile.save(path, force=True)
+    return profile
 
 
 def _identities(teacher: Any, settings: ProfileSettings) -> set[tuple[str, str | None]]:
@@ -136,15 +136,15 @@ def load_or_measure_damage(
     An interrupted measurement goes on where it was.
     """
     if path.exists() and not fresh:
-        found = Damage.load(path)
-        asked = (settings.prompts, settings.timesteps, weights_sha256 or found.weights_sha256)
-        if (found.prompts, len(found.timesteps), found.weights_sha256) == asked:
-            return found
+        damage = Damage.load(path)
+        asked = (settings.prompts, settings.timesteps, weights_sha256 or damage.weights_sha256)
+        if (damage.prompts, len(damage.timesteps), damage.weights_sha256) == asked:
+            return damage
     run_file = path.with_name(f"{path.name}.run")
-    made = measure_sensitivity(family, settings, plans, run_file=run_file, tell=tell, command=command)
-    made.save(path, force=True)
+    damage = measure_sensitivity(family, settings, plans, run_file=run_file, tell=tell, command=command)
+    damage.save(path, force=True)
     run_file.unlink(missing_ok=True)
-    return made
+    return damage
 
 
 def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
@@ -205,13 +205,13 @@ def with_clip_scores(
     captions = [data[int(i)].caption for i in picks]
     weights = settings.weights or loading.default_weights(family)
     teacher = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
-    made = pipeline.pipeline(family, teacher, settings)
+    pipe = pipeline.pipeline(family, teacher, settings)
     own = judge.text_embedding(captions).float().cpu()
 
     def scores(unet: nn.Module) -> np.ndarray:
-        made.unet = unet
-        drawn = quality.draw(made, captions, settings.seed, DRAWING_STEPS, family.guidance_scale, size=settings.size)
-        return quality.clip_scores(quality.Seen.by(judge, drawn.images).vectors, own)
+        pipe.unet = unet
+        drawings = quality.draw(pipe, captions, settings.seed, DRAWING_STEPS, family.guidance_scale, size=settings.size)
+        return quality.clip_scores(quality.Seen.by(judge, drawings.images).vectors, own)
 
     with machine.quiet_torch(settings.threads):
         before = scores(teacher)
@@ -219,19 +219,19 @@ def with_clip_scores(
             tell(f"drawing with edit {n + 1} of {len(edits)}", 0, None)
             student, _ = students.build(teacher, PruningPlan(family=family.name, edits=one.edits))
             change = statistics.estimate((scores(student) - before).tolist(), np.mean)
-            found = Interval(value=change.median, low=change.low, high=change.high)
-            yield one.model_copy(update={"clip_score_change": found})
+            interval = Interval(value=change.median, low=change.low, high=change.high)
+            yield one.model_copy(update={"clip_score_change": interval})
 
 
 # ---------------------------------------------------------------------------------------------- cheap scores
 
 
-def _scores(profile: Profile, found: DamageMeasurement) -> dict[str, dict[frozenset[str], float]]:
+def _scores(profile: Profile, measured: DamageMeasurement) -> dict[str, dict[frozenset[str], float]]:
     """What users without weights or data have, by edits: the structural prior, and scores of single units."""
     prior = {edits_key(c.edits): c.damage for c in make_choices(profile)}
     units_only = {k: v for k, v in prior.items() if len(k) == 1 and "remove_unit" in next(iter(k))}
     by_unit = {
         name: {edits_key((RemoveUnit(unit=fqn),)): value for fqn, value in values.items()}
-        for name, values in found.unit_scores.items()
+        for name, values in measured.unit_scores.items()
     }
     return {"structural prior, all edits": prior, "structural prior": units_only} | by_unit

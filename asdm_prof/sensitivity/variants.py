@@ -104,10 +104,10 @@ def _skips_taken(unet: nn.Module, parts: Sequence[units.Part]) -> dict[str, str]
     for part in parts:
         done += len(part.modules)
         ends[part.fqn if part.layer is None else f"{part.block}.layer.{part.layer}"] = done
-    made, last = {}, 0
+    made_at, last = {}, 0
     for producer in units.skips(unet):
-        made[producer] = last = ends.get(producer, last)
-    return {consumer: f"@{made[producer]}" for producer, consumer in units.skip_pairs(unet)}
+        made_at[producer] = last = ends.get(producer, last)
+    return {consumer: f"@{made_at[producer]}" for producer, consumer in units.skip_pairs(unet)}
 
 
 def _in_common(a: Sequence[str], b: Sequence[str]) -> int:
@@ -159,19 +159,19 @@ def _recorded(variant: Variant, shared: int, keep: int, tape: list[Any]) -> Iter
 
 def step_macs(family: Family, size: int | None, ordered: Sequence[Variant]) -> dict[str, int]:
     """MACs of every step of every variant for one latent, by name; a part's modules count at its first."""
-    found: dict[str, int] = {}
+    by_step: dict[str, int] = {}
     inputs = example_inputs.unet_inputs(family, size=size, device="meta")
     names = {name.split(" ")[1] for variant in ordered for name in variant.names} - {""}
     for name in ("", *sorted(names)):
         unet = loading.meta_unet(family)
         if name:
-            wanted = {n.split(" ")[0] for v in ordered for n in v.names if n.split(" ")[1] == name}
-            edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(wanted)]
+            replaced = {n.split(" ")[0] for v in ordered for n in v.names if n.split(" ")[1] == name}
+            edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(replaced)]
             surgery.apply_plan(unet, surgery.resolved_on(unet, edits))
         counted = flops.count(unet, (), inputs, list(units.iter_parts(unet)))
-        found |= {f"{fqn} {name}": macs.macs for fqn, macs in counted.by_part.items()}
+        by_step |= {f"{fqn} {name}": part.macs for fqn, part in counted.by_part.items()}
     return {
-        step: found[" ".join(step.split(" ")[:2])] if step.endswith(" 0") else 0
+        step: by_step[" ".join(step.split(" ")[:2])] if step.endswith(" 0") else 0
         for variant in ordered
         for step in variant.names
     }

@@ -136,7 +136,7 @@ def four_options() -> Problem:
             edit = RemoveUnit(unit=unit.fqn) if k == 0 else ReplaceUnit(unit=unit.fqn, with_=f"option {k}")
             touches = frozenset([unit.fqn])
             found.append(Choice((edit,), touches, share, float(share * rng.lognormal()), share, share))
-    return replace(made, found=tuple(found), hosts=(), experts=())
+    return replace(made, choices=tuple(found), hosts=(), experts=())
 
 
 def test_the_frontier_equals_the_milp_at_full_size() -> None:
