@@ -1,6 +1,6 @@
 """The commands as Python functions: they take what the commands take, and return the records that those write.
 
-Nothing is printed and no file is written but where an output is named. ValueError says what the commands say.
+Nothing is printed, and no file is written unless an output is named. ValueError says what the commands say.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from asdm.distill.settings import DistillSettings
 from asdm.evaluate.settings import BenchSettings
-from asdm.models.settings import Setup
+from asdm.models.settings import GenerateSettings, Setup
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult, ExportResult
 from asdm.records.distill import DistillResult
 from asdm.utils.io import Record, find_input, read_json
+from asdm.utils.settings import takes
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Comparison, Damage, Frontier, Profile, Validation
 
 if TYPE_CHECKING:
@@ -38,39 +41,13 @@ def flops(family: str, *, batch: int = 1, size: int | None = None, like: str | N
     return costs.flops_of(family, batch, size, like)
 
 
-def profile(
-    family: str,
-    *,
-    weights: str | None = None,
-    backend: str = "eager",
-    device: str | None = None,
-    dtype: str = "fp32",
-    threads: int | None = None,
-    seed: int = 0,
-    batch: int = 1,
-    size: int | None = None,
-    time_budget_s: float = 180.0,
-    time_components: bool = False,
-    watch: Callable[[Any], None] | None = None,
-) -> Profile:
-    """Time every unit of a UNet in place; `watch` is told the stage, the calls so far and the seconds left."""
-    from asdm.cli.options import device_or_default
+@takes(ProfileSettings)
+def profile(family: str, *, watch: Callable[[Any], None] | None = None, **settings: Any) -> Profile:
+    """Time every unit of a UNet in place; `watch` is called with the stage, the calls so far and the seconds left."""
+    from asdm.models.execution import resolve
     from asdm_prof.profiler.profile import profile as measure
-    from asdm_prof.profiler.settings import ProfileSettings
 
-    settings = ProfileSettings(
-        weights=weights,
-        backend=backend,
-        device=device_or_default(device),
-        dtype=dtype,
-        threads=threads,
-        seed=seed,
-        batch=batch,
-        size=size,
-        time_budget_s=time_budget_s,
-        time_components=time_components,
-    )
-    return measure(family, settings, watch, command=f"asdm_prof.profile({family!r})")
+    return measure(family, resolve(ProfileSettings, settings), watch, command=f"asdm_prof.profile({family!r})")
 
 
 def rank(profile: Profile) -> list[Ranked]:
@@ -108,28 +85,26 @@ def diff(before: Profile, after: Profile) -> Difference:
 # ---------------------------------------------------------------------------------------------- build and bench
 
 
+@takes(Setup)
 def build(
     plan: PruningPlan | str | Path,
     output: str | Path,
     *,
     teacher: str | None = None,
     stage1: str | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    dtype: str = "fp32",
-    seed: int = 0,
     force: bool = False,
+    **settings: Any,
 ) -> BuildResult:
     """Apply a plan, a plan's file or a preset to its teacher, and save the student to the folder `output`."""
-    from asdm.cli.options import device_or_default
-    from asdm.models import build as builder
+    from asdm.models.build import build_student
+    from asdm.models.execution import resolve
 
     with tempfile.TemporaryDirectory() as folder:
         source = _source(plan, Path(folder), 0)
-        at = device_or_default(device)
-        return builder.build_student(source, teacher, Path(output), stage1, weights, at, dtype, seed, force)
+        return build_student(source, teacher, Path(output), stage1, resolve(Setup, settings), force)
 
 
+@takes(DistillSettings)
 def distill(
     plan: PruningPlan | str | Path,
     output: str | Path,
@@ -137,27 +112,20 @@ def distill(
     teacher: str,
     recipe: str = "progressive_incubation",
     stage: str | None = None,
-    steps: int = 10_000,
-    data: str = "emoji",
     force: bool = False,
     watch: Callable[[Any], None] = lambda _: None,
     **settings: Any,
 ) -> DistillResult:
-    """Train a plan's student in the folder `output`, or go on with it; `watch` is told the state of every step.
+    """Train a plan's student in the folder `output`, or resume its training; `watch` is called after every step."""
+    from asdm.distill import recipes, run
+    from asdm.models.execution import resolve
 
-    `settings` are the fields of `asdm.distill.DistillSettings`: batch, learning_rate, dtype, seed, …
-    """
-    from asdm import distill as trainer
-    from asdm.cli.options import device_or_default
-    from asdm.distill import recipes
-
-    given = settings | {"device": device_or_default(settings.get("device")), "steps": steps, "data": data}
     with tempfile.TemporaryDirectory() as folder:
-        return trainer.distill(
+        return run.distill(
             _source(plan, Path(folder), 0),
             teacher,
             Path(output),
-            trainer.DistillSettings(**given),
+            resolve(DistillSettings, settings),
             recipes.load(recipe),
             stage,
             force,
@@ -166,23 +134,19 @@ def distill(
         )
 
 
+@takes(BenchSettings)
 def bench(
     teacher: str, students: Sequence[PruningPlan | str | Path] | PruningPlan | str | Path, **settings: Any
 ) -> BenchResult:
-    """Measure students against their teacher, in pairs.
-
-    `settings` are the fields of `asdm.evaluate.settings.BenchSettings`: dtype, backend, steps, time_budget_s, …
-    """
-    from asdm.cli.options import device_or_default
+    """Measure students (plans, presets or folders) against their teacher, in pairs."""
     from asdm.evaluate import benchmark
-    from asdm.models.families import load_family
+    from asdm.models.execution import resolve
 
     several = [students] if isinstance(students, PruningPlan | str | Path) else list(students)
-    given = {"guidance_scale": load_family(teacher).guidance_scale} | settings
-    given["device"] = device_or_default(settings.get("device"))
     with tempfile.TemporaryDirectory() as folder:
         sources = [_source(student, Path(folder), i) for i, student in enumerate(several)]
-        return benchmark.bench(teacher, sources, BenchSettings(**given), command=f"asdm_prof.bench({teacher!r}, …)")
+        command = f"asdm_prof.bench({teacher!r}, …)"
+        return benchmark.bench(teacher, sources, resolve(BenchSettings, settings), command=command)
 
 
 def _source(plan: PruningPlan | str | Path, folder: Path, n: int) -> str:
@@ -192,45 +156,26 @@ def _source(plan: PruningPlan | str | Path, folder: Path, n: int) -> str:
     return str(find_input(Path(plan)))
 
 
-def generate(
-    prompt: str,
-    *,
-    family: str = "mini",
-    student: str | Path | None = None,
-    seed: int = 0,
-    steps: int = 30,
-    guidance_scale: float | None = None,
-    weights: str | None = None,
-    device: str | None = None,
-    dtype: str = "fp32",
-    size: int | None = None,
-) -> Any:
-    """One picture (PIL) of a prompt, by a family's UNet or a student's."""
-    from asdm.cli.options import device_or_default
+@takes(GenerateSettings)
+def generate(prompt: str, *, family: str = "mini", student: str | Path | None = None, **settings: Any) -> Any:
+    """One picture (PIL) of a prompt, drawn by a family's UNet or a student's."""
     from asdm.models import pipeline
+    from asdm.models.execution import resolve
     from asdm.models.families import load_family
 
-    chosen = load_family(family)
-    setup = Setup(weights, device_or_default(device), dtype, seed=seed, size=size)
-    guidance = chosen.guidance_scale if guidance_scale is None else guidance_scale
-    return pipeline.generate(chosen, prompt, setup, str(student) if student else None, steps, guidance)
+    folder = str(student) if student else None
+    return pipeline.generate(load_family(family), prompt, resolve(GenerateSettings, settings), folder)
 
 
+@takes(Setup)
 def export(
-    source: str | Path,
-    output: str | Path,
-    *,
-    to: str = "onnx",
-    weights: str | None = None,
-    dtype: str = "fp32",
-    size: int | None = None,
-    seed: int = 0,
-    force: bool = False,
+    source: str | Path, output: str | Path, *, to: str = "onnx", force: bool = False, **settings: Any
 ) -> ExportResult:
-    """Write a student, a family or a folder as ONNX, OpenVINO or diffusers, compared with PyTorch first."""
+    """Write a student, a family or a folder as ONNX, OpenVINO or diffusers, after comparing it with PyTorch."""
     from asdm.models import export as exporter
+    from asdm.models.execution import resolve
 
-    return exporter.export(str(source), to, Path(output), weights, dtype, size, seed, force)
+    return exporter.export(str(source), to, Path(output), resolve(Setup, settings), force)
 
 
 # ---------------------------------------------------------------------------------------------- files

@@ -22,11 +22,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field
 
-from asdm import distill
 from asdm.cli.options import this_command
 from asdm.distill import losses, recipes
 from asdm.distill.losses import perceptual
 from asdm.distill.settings import DistillSettings
+from asdm.distill.setup import make_ema, make_optimizer
+from asdm.distill.stages import make_trainable
 from asdm.distill.task import DistillationTask, Objective
 from asdm.measure import clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
@@ -125,7 +126,7 @@ def make_loop(name: str, chosen: Any) -> tuple[DistillationTask, Any, Any]:
     first, second = stages(resolved.topology, resolved.plan, 2)
     if name == "plain":
         student, applied = students.build(teacher, resolved)
-        distill.make_trainable(student)
+        make_trainable(student)
     else:
         before, _ = students.build(teacher, first.plan)
         student, applied = graft.assemble(teacher, before, second.plan, first.plan.edits)
@@ -143,11 +144,11 @@ def make_loop(name: str, chosen: Any) -> tuple[DistillationTask, Any, Any]:
     )
     settings = DistillSettings(data="none", steps=2, device=chosen.device)
     parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = distill.make_optimizer(parameters, settings)
+    optimizer = make_optimizer(parameters, settings)
     return (
         DistillationTask(student.train(), teacher, applied, objective),
         optimizer,
-        distill.make_ema(parameters, settings),
+        make_ema(parameters, settings),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from asdm.data import cache
-from asdm.models.settings import Setup
+from asdm.data.settings import CacheSettings
 
 
 def picture(number: int, size: tuple[int, int] = (20, 16)) -> bytes:
@@ -57,7 +57,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def cached(photos: Path, tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("cached") / "latents"
-    cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), output, Setup(dtype="fp32"), per_shard=5)
+    cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), output, CacheSettings(dtype="fp32", per_shard=5))
     return output
 
 

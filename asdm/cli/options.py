@@ -1,17 +1,21 @@
-"""Options that the commands share, and what they turn into."""
+"""Options that several commands share, and a command's options made from its settings class."""
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
 from asdm import __version__
-from asdm.utils import registry
+from asdm.utils import console, io, registry
+from asdm.utils.settings import Option, flag, options
 
 
 def one_of(package: str) -> Callable[[str], list[str]]:
@@ -19,25 +23,85 @@ def one_of(package: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in registry.names(package) if name.startswith(incomplete)]
 
 
-Weights = Annotated[
-    str | None,
-    typer.Option(help="'random', a local diffusers folder or a hub id; default: the family's own, else random."),
+FAMILY = "Family or diffusers folder."
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="File or folder; default: a new folder under reports/.")
 ]
-Backend = Annotated[
-    str,
-    typer.Option(
-        help="eager, compiled, onnxruntime, openvino, or fake (made-up times, needs no weights).",
-        autocompletion=one_of("asdm.measure.backends"),
-    ),
-]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, …; default: the accelerator where there is one.")]
-Dtype = Annotated[str, typer.Option(help="fp32, bf16 or fp16.")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")]
-Seed = Annotated[int, typer.Option(help="Seed of random weights and inputs.")]
-Batch = Annotated[int, typer.Option(help="Images per UNet call.")]
-Size = Annotated[int | None, typer.Option(help="Pixels per side; default: what the family was made for.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite what is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, and nothing else, on stdout.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite the output if it exists.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout, and nothing else.")]
+
+
+# ---------------------------------------------------------------------------------------------- from a settings class
+
+
+@dataclass(frozen=True)
+class Without:
+    """`Annotated[Setup, Without("batch")]`: a command without some of the options of a settings class."""
+
+    names: tuple[str, ...]
+
+    def __init__(self, *names: str) -> None:
+        object.__setattr__(self, "names", names)
+
+
+def from_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn every parameter of `command` that is a settings class into one option for each of the class's fields.
+
+    The command is called with instances of these classes, the device filled in if none was named.
+    """
+    parameters: list[inspect.Parameter] = []
+    classes: dict[str, tuple[Any, list[str]]] = {}
+    for parameter in inspect.signature(command, eval_str=True).parameters.values():
+        base, *notes = get_args(parameter.annotation) if _is_annotated(parameter) else [parameter.annotation]
+        if is_dataclass(base):
+            left_out = {name for note in notes if isinstance(note, Without) for name in note.names}
+            own = list(_parameters_of(base, left_out))
+            classes[parameter.name] = base, [one.name for one in own]
+            parameters += own
+        else:
+            parameters.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        from asdm.models import execution
+
+        for name, (settings, names) in classes.items():
+            values[name] = execution.resolve(settings, {field: values.pop(field) for field in names})
+        command(**values)
+
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _is_annotated(parameter: inspect.Parameter) -> bool:
+    return get_origin(parameter.annotation) is Annotated
+
+
+def _parameters_of(settings: Any, left_out: set[str]) -> Iterator[inspect.Parameter]:
+    """A keyword parameter with typer's annotation for each field that a user sets."""
+    hints = get_type_hints(settings)
+    defaults = {field.name: field.default for field in fields(settings)}
+    for name, option in options(settings).items():
+        if name not in left_out:
+            yield _parameter(name, option, hints[name], defaults[name])
+
+
+def _parameter(name: str, option: Option, hint: Any, default: Any) -> inspect.Parameter:
+    if option.automatic:
+        hint, default = hint | None, None
+    info = typer.Option(
+        flag(name, option), help=option.help, autocompletion=one_of(option.seam) if option.seam else None
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=inspect.Parameter.empty if default is MISSING else default,
+        annotation=Annotated[hint, info],
+    )
+
+
+# ---------------------------------------------------------------------------------------------- the whole program
 
 
 def print_version(wanted: bool) -> None:
@@ -53,18 +117,14 @@ def root_options(
         bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Options of the command itself; without a command, what to do next."""
+    """Options of the program itself; without a command, what to do next."""
     if context.invoked_subcommand is None:
         from asdm.cli import guide
 
         print("\n".join(guide.lines()))
 
 
-def device_or_default(device: str | None) -> str:
-    """The device that was asked for, or the accelerator where there is one."""
-    from asdm.models import execution
-
-    return device or execution.default_device()
+# ---------------------------------------------------------------------------------------------- what commands do alike
 
 
 def this_command(program: str) -> str:
@@ -72,17 +132,38 @@ def this_command(program: str) -> str:
     return shlex.join([*program.split(), *sys.argv[1:]])
 
 
-def target(output: Path | None, default: Path, name: str) -> Path:
-    """The file that a run writes: `output` itself, `name` in the folder `output`, or `name` in a folder of its own."""
-    if output is None:
-        return default / name
-    return output if output.suffix == Path(name).suffix else output / name
+def source_of(plan: str) -> str:
+    """The plan file or preset that was named; a file that lies in a newer run's folder is found and named there."""
+    source = str(io.find_input(Path(plan)))
+    if source != plan:
+        console.say(f"Using {source}, the newest {plan}.")
+    return source
+
+
+def target(output: Path | None, default: Path, name: str, force: bool = False) -> Path:
+    """The file that a run writes: `output` itself, `name` in the folder `output`, or `name` in a folder of its own.
+
+    Raises ValueError if it exists and `force` is not set.
+    """
+    folder = output or default
+    path = folder if output and output.suffix == Path(name).suffix else folder / name
+    io.check_writable(path, force)
+    return path
 
 
 def warn_if_slow(device: str, dtype: str, backend: str = "eager") -> None:
-    """Say it before a run that would take hours."""
+    """Warn before a run that would take hours."""
     from asdm.models import execution
-    from asdm.utils import console
 
     if backend in ("eager", "compiled") and (warning := execution.slow_dtype(device, dtype)):
         console.say(f"Warning: {warning}")
+
+
+def save_and_print(record: Any, path: Path, force: bool, as_json: bool, show: Callable[[], object]) -> None:
+    """Write a result, print it as JSON or as `show` prints it, and say where it was written."""
+    record.save(path, force)
+    if as_json:
+        print(record.to_json(), end="")
+    else:
+        show()
+    console.say(f"Wrote {path}")

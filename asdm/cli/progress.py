@@ -14,7 +14,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from asdm.distill import DistillSettings, ProgressCallback, TrainProgress, is_main_process
+from asdm.distill.context import ProgressCallback, TrainProgress, is_main_process
+from asdm.distill.settings import DistillSettings
 from asdm.records.distill import DistillResult, MemoryEstimate, StagePlan, StageResult
 from asdm.utils import console as terminal
 

@@ -13,6 +13,7 @@ from asdm.data.datasets import BrokenExample, Encoded
 from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
 from asdm.data.encoder import Encoder
 from asdm.data.loader import Slot
+from asdm.data.settings import CacheSettings
 from asdm.models import example_inputs, execution
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
@@ -21,7 +22,6 @@ from asdm.utils.io import make_folder, write_whole
 from asdm.utils.progress import Tell
 from asdm.utils.snapshots import clear_leftovers
 
-PER_SHARD = 512
 BATCH = 8
 
 
@@ -29,34 +29,33 @@ def cache_latents(
     data: str,
     teacher: str,
     output: Path,
-    setup: Setup,
-    split: str = "train",
-    per_shard: int = PER_SHARD,
+    settings: CacheSettings = CacheSettings(),
     tell: Tell = lambda *_: None,
 ) -> LatentCache:
     """Encode a data set into the folder `output`, going on where an earlier call of the same stopped.
 
     Raises ValueError for a stream (its examples have no numbers), or a folder that holds anything else.
     """
+    execution.check_setup(settings)
     family = load_family(teacher)
-    side = example_inputs.latent_size(family, setup.size) * family.vae_factor
-    opened = datasets.open_source(data, split, side)
+    side = example_inputs.latent_size(family, settings.size) * family.vae_factor
+    opened = datasets.open_source(data, settings.split, side)
     if isinstance(opened, datasets.Stream):
         raise ValueError(f"{data} is read as a stream, which cannot be cached; unpack its shards and use folder:DIR.")
     tell("loading the encoders", 0, None)
-    encoder = Encoder(pipeline(family, None, Setup(setup.weights, setup.device, seed=setup.seed)))
+    encoder = Encoder(pipeline(family, None, Setup(settings.weights, settings.device, seed=settings.seed)))
     wanted = LatentCache(
         data=data,
         data_fingerprint=datasets.fingerprint(opened),
-        split=split,
+        split=settings.split,
         size=side,
-        dtype=setup.dtype,
+        dtype=settings.dtype,
         encoder_sha256=encoder.sha256(),
         examples=len(opened),
     )
     cache = _begun(output, wanted)
     while not cache.finished:
-        cache = _add_shard(output, cache, opened, encoder, per_shard, tell)
+        cache = _add_shard(output, cache, opened, encoder, settings.per_shard, tell)
     return cache
 
 

@@ -27,33 +27,13 @@ One stage:
 - `logger`: the log, TensorBoard and validation pictures.
 """
 
-from asdm.distill.context import ProgressCallback, TrainProgress, is_main_process
-from asdm.distill.divergence import Diverged
-from asdm.distill.dry_run import preview, preview_stage
-from asdm.distill.run import distill
-from asdm.distill.run_folder import PAUSED
-from asdm.distill.settings import DistillSettings, check
-from asdm.distill.setup import make_ema, make_optimizer
-from asdm.distill.stages import TEACHER, Recipe, ResolvedRecipe, Stage, make_trainable, meta_student, resolve_recipe
+from typing import Any
 
-__all__ = [
-    "PAUSED",
-    "TEACHER",
-    "DistillSettings",
-    "Diverged",
-    "ProgressCallback",
-    "Recipe",
-    "ResolvedRecipe",
-    "Stage",
-    "TrainProgress",
-    "check",
-    "distill",
-    "is_main_process",
-    "make_ema",
-    "make_optimizer",
-    "make_trainable",
-    "meta_student",
-    "preview",
-    "preview_stage",
-    "resolve_recipe",
-]
+
+def __getattr__(name: str) -> Any:
+    # A user's own recipe makes `asdm.distill.Stage`s; importing torch for the settings alone would cost seconds.
+    if name in ("TEACHER", "Recipe", "Stage"):
+        from asdm.distill import stages
+
+        return getattr(stages, name)
+    raise AttributeError(f"module 'asdm.distill' has no attribute {name!r}")

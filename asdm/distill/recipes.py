@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asdm.distill import TEACHER, Recipe, Stage, losses
+from asdm.distill import losses
 from asdm.distill.losses import MODES
+from asdm.distill.stages import TEACHER, Recipe, Stage
 from asdm.models.graft import with_grafts
 from asdm.plan.edits import AnyEdit, PruningPlan, RemoveLayer, ReplaceUnit
 from asdm.plan.legality import resolve

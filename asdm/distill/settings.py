@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from asdm.models import execution
-from asdm.models.settings import Setup
+from asdm.data.settings import Split
+from asdm.models.settings import DTYPES, Device, Size, Threads, Weights
+from asdm.utils.settings import Option, check_bounds
 
 SCHEDULES = ("constant", "linear", "cosine")
 OPTIMIZERS = ("adamw", "adamw8bit")
+LearningRate = Annotated[float, Option("Peak learning rate of AdamW.", at_least=0)]
+TrainingDtype = Annotated[str, Option("dtype of the forward and backward pass: fp32, bf16 or fp16.", choices=DTYPES)]
+TrainingSeed = Annotated[int, Option("Seed of everything random.", at_least=0)]
+CheckpointSeconds = Annotated[
+    float, Option("Seconds between checkpoints; 0: after every step.", flag="--checkpoint-every", at_least=0)
+]
 
 
 @dataclass(frozen=True)
@@ -18,55 +26,64 @@ class DistillSettings:
     What is neither in a run's identity nor its tuning (`micro_batch`, `workers`, …) changes no more than rounding.
     """
 
-    data: str
-    steps: int
-    split: str = "train"
-    seed: int = 0
-    weights: str | None = None
-    device: str = "cpu"
-    dtype: str = "fp32"
-    size: int | None = None
-    batch: int = 16
-    micro_batch: int | None = None
-    learning_rate: float = 1e-4
-    schedule: str = "cosine"
-    warm_up: int | None = None
-    optimizer: str = "adamw"
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    ema: float = 0.999
-    min_snr: float = 5.0
-    caption_dropout: float = 0.1
-    balance: bool = False
-    spike: float = 20.0
-    vgg: str = "mini"
-    gradient_checkpointing: bool = False
-    workers: int = 2
-    threads: int | None = None
-    checkpoint_s: float = 600.0
-    keep: int = 2
-    validate_every: int = 0
+    data: Annotated[
+        str,
+        Option("emoji, folder:DIR, webdataset:SHARDS ({0000..0099} expands; files or URLs) or latents:DIR."),
+    ] = "emoji"
+    steps: Annotated[int, Option("Optimizer steps of all stages together.", at_least=1)] = 10_000
+    split: Split = "train"
+    seed: TrainingSeed = 0
+    weights: Weights = None
+    device: Device = "cpu"
+    dtype: TrainingDtype = "fp32"
+    size: Size = None
+    batch: Annotated[int, Option("Pictures per step, over all processes.", at_least=1)] = 16
+    micro_batch: Annotated[
+        int | None,
+        Option("Pictures per forward pass of a process; default: all of its share of the batch.", at_least=1),
+    ] = None
+    learning_rate: LearningRate = 1e-4
+    schedule: Annotated[
+        str, Option("Learning rate after the warm-up: constant, linear or cosine.", choices=SCHEDULES)
+    ] = "cosine"
+    warm_up: Annotated[
+        int | None, Option("Steps of warm-up; default: a twentieth of a stage, at most 500.", at_least=0)
+    ] = None
+    optimizer: Annotated[str, Option("adamw, or adamw8bit (needs bitsandbytes).", choices=OPTIMIZERS)] = "adamw"
+    weight_decay: Annotated[float, Option("Weight decay of AdamW.", at_least=0)] = 0.01
+    clip: Annotated[float, Option("Largest gradient norm; 0: no clipping.", at_least=0)] = 1.0
+    ema: Annotated[
+        float, Option("Decay of the moving average that becomes the student; 0: none.", at_least=0, below=1)
+    ] = 0.999
+    min_snr: Annotated[
+        float, Option("γ of Min-SNR weighting of the denoising and output terms; 0: off.", at_least=0)
+    ] = 5.0
+    caption_dropout: Annotated[float, Option("Share of captions that are left out.", at_least=0, below=1)] = 0.1
+    balance: Annotated[bool, Option("Scale every loss term to the size of the first, so that none dominates.")] = False
+    spike: Annotated[
+        float, Option("Stop when a loss term exceeds its running mean this many times; 0: never.", at_least=0)
+    ] = 20.0
+    vgg: Annotated[str, Option("Network of the perceptual term: mini, imagenet, or a folder.")] = "mini"
+    gradient_checkpointing: Annotated[
+        bool, Option("Save memory by computing activations a second time in the backward pass.")
+    ] = False
+    workers: Annotated[int, Option("Threads that read and decode pictures.", at_least=1)] = 2
+    threads: Threads = None
+    checkpoint_s: CheckpointSeconds = 600.0
+    keep: Annotated[int, Option("How many checkpoints to keep.", at_least=1)] = 2
+    validate_every: Annotated[
+        int, Option("Steps between pictures of teacher and student at fixed seeds; 0: none.", at_least=0)
+    ] = 0
     validate_captions: int = 4
-    tensorboard: bool = False
+    tensorboard: Annotated[bool, Option("Write the log for TensorBoard as well.")] = False
 
 
-def check(settings: DistillSettings) -> None:
-    """Raises ValueError naming the first setting that cannot be, and its choices."""
-    execution.check_setup(Setup(device=settings.device, dtype=settings.dtype, threads=settings.threads))
-    at_least = {"steps": 1, "batch": 1, "micro_batch": 1, "workers": 1, "keep": 1, "seed": 0, "warm_up": 0}
-    for name, least in (at_least | {"validate_every": 0}).items():
-        value = getattr(settings, name)
-        if value is not None and value < least:
-            raise ValueError(f"{name} {value} is too few; choose {least} or more.")
-    for name, choices in (("schedule", SCHEDULES), ("optimizer", OPTIMIZERS)):
-        if getattr(settings, name) not in choices:
-            raise ValueError(f"unknown {name} {getattr(settings, name)!r}; choose from {', '.join(choices)}.")
-    for name in ("learning_rate", "clip", "min_snr", "spike", "weight_decay", "checkpoint_s"):
-        if not 0 <= getattr(settings, name) < float("inf"):
-            raise ValueError(f"{name} {getattr(settings, name)} cannot be; choose 0 or more.")
-    for name in ("ema", "caption_dropout"):
-        if not 0 <= getattr(settings, name) < 1:
-            raise ValueError(f"{name} {getattr(settings, name)} cannot be; choose from 0 up to, but not, 1.")
+def check_settings(settings: DistillSettings) -> None:
+    """Raises ValueError naming the first setting that is out of its bounds, and its choices."""
+    from asdm.models import execution
+
+    check_bounds(settings)
+    execution.check_device(settings.device)
     if settings.dtype == "fp16" and settings.device == "cpu":
         raise ValueError("fp16 autocast needs an accelerator; choose --dtype bf16 or fp32 on a CPU.")
 

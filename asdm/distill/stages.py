@@ -11,7 +11,7 @@ from torch import nn
 
 from asdm.distill import losses
 from asdm.distill.losses import Mode
-from asdm.distill.settings import DistillSettings, check
+from asdm.distill.settings import DistillSettings, check_settings
 from asdm.models import build, graft, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
@@ -66,7 +66,7 @@ class ResolvedRecipe:
 
 def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe: Recipe) -> ResolvedRecipe:
     """Read plan and teacher, and make the stages; raises ValueError for what cannot be, before anything is loaded."""
-    check(settings)
+    check_settings(settings)
     family = load_family(teacher)
     if len(family.text_encoders) > 1 or family.unet.get("addition_embed_type"):
         raise ValueError(f"{family.name} conditions its UNet on more than a caption, which asdm distill cannot do yet.")

@@ -74,6 +74,8 @@ def bench(
     """
     family = load_family(teacher)
     execution.check_setup(settings)
+    if settings.guidance_scale is None:
+        settings = replace(settings, guidance_scale=family.guidance_scale)
     _check(sources, settings)
     backend = backends.load(settings.backend, settings.dtype, settings.device)
     clock = clocks.clock_for(settings.device)
@@ -139,8 +141,6 @@ def bench(
 def _check(sources: Sequence[str], settings: BenchSettings) -> None:
     if not sources:
         raise ValueError(f"name at least one student: a folder, a plan or a preset ({', '.join(presets.PRESETS)}).")
-    if settings.steps < 1:
-        raise ValueError(f"steps {settings.steps} is none; choose 1 or more.")
     if settings.run_image and settings.backend != "eager":
         raise ValueError(
             f"whole pipelines run in eager PyTorch; leave --image out with the backend {settings.backend}."
@@ -151,8 +151,6 @@ def _check(sources: Sequence[str], settings: BenchSettings) -> None:
         raise ValueError(f"keeping pictures ({settings.keep}) needs --quality, which draws them.")
     if not 0 <= settings.keep <= min(settings.pictures, MOST_KEPT):
         raise ValueError(f"{settings.keep} pictures cannot be kept; choose 0 to {min(settings.pictures, MOST_KEPT)}.")
-    if settings.guidance_scale < 0:
-        raise ValueError(f"guidance scale {settings.guidance_scale} is none; choose 0 or more.")
 
 
 # ---------------------------------------------------------------------------------------------- contestants
@@ -408,11 +406,13 @@ def _judged(
     """
     made = pipeline(family, everyone[0].unet, settings)
     captions = [example.caption for example in judging.real]
+    guidance_scale = settings.guidance_scale
+    assert guidance_scale is not None, "bench() fills it in"
 
     def draw(racer: Contestant, seed: int) -> quality.Drawn:
         made.register_modules(unet=racer.unet)
         done = partial(tell, f"{racer.name} draws from seed {seed}")
-        return quality.draw(made, captions, seed, settings.steps, settings.guidance_scale, done, size=settings.size)
+        return quality.draw(made, captions, seed, settings.steps, guidance_scale, done, size=settings.size)
 
     teacher, again = draw(everyone[0], settings.seed), draw(everyone[0], settings.seed + len(captions))
     drawn = [teacher, *(draw(racer, settings.seed) for racer in everyone[1:])]

@@ -27,10 +27,7 @@ def build_student(
     teacher: str | None,
     output: Path,
     stage1: str | None = None,
-    weights: str | None = None,
-    device: str = "cpu",
-    dtype: str = "fp32",
-    seed: int = 0,
+    setup: Setup = Setup(),
     force: bool = False,
     tell: Tell = lambda *_: None,
 ) -> BuildResult:
@@ -39,9 +36,10 @@ def build_student(
     With `stage1`, the folder of a stage-1 student, the combined UNet of §2.2 is assembled from teacher and student.
     Raises ValueError for a plan that does not fit its teacher, too little memory, or a folder that exists.
     """
-    execution.check_setup(Setup(weights, device, dtype))
+    execution.check_setup(setup)
+    device, dtype = setup.device, setup.dtype
     family = load_family(teacher or _family_of(source))
-    weights = weights or loading.default_weights(family)
+    weights = setup.weights or loading.default_weights(family)
     shapes = loading.meta_unet(family, dtype)
     resolved = students.read_plan(source, shapes, family.name)
     stage1 = stage1 or graft.stage1_of(resolved.plan)
@@ -56,7 +54,7 @@ def build_student(
     machine.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
 
     tell("loading the teacher", 0, None)
-    unet = loading.load_unet(family, weights, device, dtype, seed)
+    unet = loading.load_unet(family, weights, device, dtype, setup.seed)
     tell("operating", 0, None)
     if first:
         student, _ = graft.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), resolved)

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
 import torch
 
-from asdm.models.settings import Setup
+from asdm.models.settings import DTYPES, Setup
+from asdm.utils.settings import check_bounds, from_keywords, options
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+S = TypeVar("S")
 RANDOM = "random"
 SHIPPED = "shipped"
 
 
 def dtype_of(name: str) -> torch.dtype:
     """torch's dtype by its short name; raises ValueError that lists the choices."""
-    if name not in DTYPES:
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}.get(name)
+    if dtype is None:
         raise ValueError(f"unknown dtype {name!r}; choose from {', '.join(DTYPES)}.")
-    return DTYPES[name]
+    return dtype
+
+
+def resolve(settings: type[S], given: Mapping[str, Any]) -> S:
+    """Settings from what a user gave; without a device, the accelerator if there is one.
+
+    Raises ValueError for an unknown name.
+    """
+    values = dict(given)
+    if "device" in options(settings) and values.get("device") is None:
+        values["device"] = default_device()
+    return from_keywords(settings, values)
 
 
 def check_setup(setup: Setup) -> None:
-    """Raises ValueError for a batch, thread count, dtype or device that cannot be."""
-    dtype_of(setup.dtype)
+    """Raises ValueError for a setting out of its bounds, or a device that this machine does not have."""
+    check_bounds(setup)
     check_device(setup.device)
-    for name in ("batch", "threads"):
-        value = getattr(setup, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name} {value} is none; choose 1 or more.")
 
 
 def check_device(device: str) -> None:

@@ -17,6 +17,7 @@ from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
+from asdm.models.settings import Setup
 from asdm.records.build import ExportResult
 from asdm.unet import flops
 from asdm.utils.io import check_writable, whole_folder
@@ -32,10 +33,7 @@ def export(
     source: str,
     to: str,
     output: Path,
-    weights: str | None = None,
-    dtype: str = "fp32",
-    size: int | None = None,
-    seed: int = 0,
+    setup: Setup = Setup(),
     force: bool = False,
     tell: Tell = lambda *_: None,
 ) -> ExportResult:
@@ -43,6 +41,7 @@ def export(
 
     Raises ValueError for an unknown target, a dtype that the target lacks, and a graph whose output differs.
     """
+    dtype, size = setup.dtype, setup.size
     if to not in TARGETS:
         raise ValueError(f"unknown target {to!r}; choose from {', '.join(TARGETS)}.")
     if to in RUNTIMES and dtype != "fp32":
@@ -55,7 +54,7 @@ def export(
     check_writable(output, force)
 
     tell("loading", 0, None)
-    unet: Any = loading.load_unet(family, weights or loading.default_weights(family), "cpu", dtype, seed)
+    unet: Any = loading.load_unet(family, setup.weights or loading.default_weights(family), "cpu", dtype, setup.seed)
     about: dict[str, Any] = {"family": family.name, "to": to, "dtype": dtype, "params": counted.params}
     with whole_folder(output, force) as folder:
         if backend is None:

@@ -16,7 +16,7 @@ from asdm.models.execution import RANDOM, check_setup, dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.loading import default_weights, load_unet
 from asdm.models.random_weights import materialise
-from asdm.models.settings import Setup
+from asdm.models.settings import GenerateSettings, Setup
 from asdm.utils.progress import Tell
 
 
@@ -43,20 +43,16 @@ def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
 def generate(
     family: Family,
     prompt: str,
-    setup: Setup,
+    settings: GenerateSettings = GenerateSettings(),
     student: str | None = None,
-    steps: int = 30,
-    guidance_scale: float = 8.0,
     tell: Tell = lambda *_: None,
 ) -> Any:
     """One picture (PIL) of a prompt; with `student`, a folder, its UNet draws instead of the family's.
 
-    The noise depends on the seed alone. Raises ValueError for settings that cannot be, or another family's student.
+    The noise depends on the seed alone. Raises ValueError for settings out of bounds, or another family's student.
     """
-    check_setup(setup)
-    if steps < 1:
-        raise ValueError(f"steps {steps} is none; choose 1 or more.")
-    side = latent_size(family, setup.size) * family.vae_factor
+    check_setup(settings)
+    side = latent_size(family, settings.size) * family.vae_factor
     tell("loading", 0, None)
     painter = load_family(student) if student else family
     for key in ("in_channels", "cross_attention_dim"):
@@ -65,8 +61,8 @@ def generate(
                 f"{student} is no student of {family.name}: its {key} is {painter.unet.get(key)}, "
                 f"and not {family.unet.get(key)}; name its own --family."
             )
-    weights = student or setup.weights or default_weights(family)
-    pipe = pipeline(family, load_unet(painter, weights, setup.device, setup.dtype, setup.seed), setup)
+    weights = student or settings.weights or default_weights(family)
+    pipe = pipeline(family, load_unet(painter, weights, settings.device, settings.dtype, settings.seed), settings)
 
     def after_step(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
         tell("drawing", step + 1, None)
@@ -74,11 +70,11 @@ def generate(
 
     return pipe(
         prompt,
-        num_inference_steps=steps,
-        guidance_scale=guidance_scale,
+        num_inference_steps=settings.steps,
+        guidance_scale=family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
         height=side,
         width=side,
-        generator=torch.Generator().manual_seed(setup.seed),
+        generator=torch.Generator().manual_seed(settings.seed),
         callback_on_step_end=after_step,
     ).images[0]
 

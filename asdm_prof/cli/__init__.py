@@ -6,11 +6,24 @@ import typer
 
 from asdm.cli.options import root_options
 from asdm.utils import console
-from asdm_prof.cli import comparing, measuring, planning, showing
+from asdm_prof.cli import (
+    compare,
+    diff,
+    env,
+    flops,
+    frontier,
+    plan,
+    profile,
+    rank,
+    report,
+    search,
+    sensitivity,
+    validate,
+)
 
 COMMANDS = (
-    measuring.flops, measuring.profile, comparing.rank, planning.plan, planning.frontier, measuring.sensitivity,
-    comparing.compare, measuring.validate, planning.search, comparing.diff, showing.report, showing.env,
+    flops.flops, profile.profile, rank.rank, plan.plan, frontier.frontier, sensitivity.sensitivity,
+    compare.compare, validate.validate, search.search, diff.diff, report.report, env.env,
 )  # fmt: skip
 
 app = typer.Typer(

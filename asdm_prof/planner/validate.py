@@ -27,12 +27,12 @@ from asdm.plan.legality import resolve
 from asdm.unet import blocks, flops
 from asdm.utils.io import Record, sha256_of, utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.settings import check_bounds
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
 
 FASTEST, SLOWEST = 0.40, 0.95  # of the teacher's latency: where plans are drawn
-FEWEST = 3  # plans that cross-validation needs
 CONFIDENCE = 0.95
 SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known: 1 % of the teacher, 10 % of a saving
 
@@ -89,10 +89,7 @@ def validate(
 
 
 def _check(family: Family, profile: Profile, settings: ValidateSettings) -> None:
-    if settings.plans < FEWEST:
-        raise ValueError(f"plans {settings.plans} is too few to learn from; choose {FEWEST} or more.")
-    if settings.time_budget_s <= 0:
-        raise ValueError(f"time budget {settings.time_budget_s} is none; choose seconds above 0.")
+    check_bounds(settings)
     if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
         raise ValueError(f"the profile is of {profile.family}, another model than {family.name}; profile that one.")
     execution.check_device(profile.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from asdm import distill
+from asdm.distill.run_folder import PAUSED
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family
 from asdm.utils.locks import Host
@@ -44,4 +44,4 @@ class SearchContext:
     def student_folder(self, job: Job) -> Path:
         """Where a candidate's student lies at the end of a rung."""
         training = self.training_folder(job.candidate)
-        return training if job.rung == self.settings.rungs - 1 else training / distill.PAUSED
+        return training if job.rung == self.settings.rungs - 1 else training / PAUSED

@@ -18,15 +18,16 @@ from typing import Any
 
 import torch
 
-from asdm import distill
 from asdm.data import datasets
 from asdm.distill import recipes
+from asdm.distill.settings import check_settings
 from asdm.measure import machine
 from asdm.models import loading
 from asdm.models.families import Family, load_family
 from asdm.records.bench import MEASURES
 from asdm.utils import io
 from asdm.utils.progress import Tell
+from asdm.utils.settings import check_bounds
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.records import Damage, Profile, Search
 from asdm_prof.search.candidates import new_study
@@ -39,7 +40,6 @@ from asdm_prof.search.training import training_settings
 from asdm_prof.search.worker import Worker
 
 RESULT = "search.json"
-MAX_CANDIDATES = 200  # each is an integer programme that excludes all before it
 
 
 def search(
@@ -84,18 +84,10 @@ def search(
 
 def check(family: Family, settings: SearchSettings) -> None:
     """Raises ValueError naming the first bad setting, its value and the choices."""
+    check_bounds(settings)
     Halving(settings.candidates, settings.rungs, settings.steps)
-    if settings.candidates > MAX_CANDIDATES:
-        raise ValueError(f"candidates must be at most {MAX_CANDIDATES}, got {settings.candidates}.")
-    if settings.metric not in MEASURES:
-        raise ValueError(f"unknown metric {settings.metric!r}; choose from {', '.join(MEASURES)}.")
-    for name, least in (("apart", 1), ("prompts", 4), ("draw_steps", 1)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(settings, name)}.")
-    if settings.time_budget_s <= 0:
-        raise ValueError(f"time budget must be above 0 seconds, got {settings.time_budget_s}.")
     recipes.load(settings.recipe)
-    distill.check(training_settings(settings, steps=1))
+    check_settings(training_settings(settings, steps=1))
     if not family.text_encoders or not family.vae:
         raise ValueError(f"{family.name} is only a UNet, whose pictures cannot be judged; name a whole pipeline.")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from asdm import distill
 from asdm.distill import recipes
+from asdm.distill.context import TrainProgress
+from asdm.distill.run import distill
 from asdm.distill.settings import DistillSettings
 from asdm.utils.progress import Tell
 from asdm_prof.search.context import SearchContext
@@ -29,14 +30,14 @@ def train_candidate(context: SearchContext, study: SharedStudy, job: Job, checkp
     workers = sum(attempt.fate == "open" for attempt in attempts)
     with context.host.working() as pause:
 
-        def on_progress(status: distill.TrainProgress) -> None:
+        def on_progress(status: TrainProgress) -> None:
             pause()
             eta_s = None
             if status.eta_s is not None:
                 eta_s = status.eta_s + steps_after / workers * settings.batch / status.images_per_s
             tell(f"training, {status.stage}", status.step, eta_s)
 
-        distill.distill(
+        distill(
             str(context.plan_file(job.candidate)),
             context.teacher,
             context.training_folder(job.candidate),

@@ -6,7 +6,7 @@ import shutil
 import time
 from contextlib import suppress
 
-from asdm import distill
+from asdm.distill.divergence import Diverged
 from asdm.plan.edits import PruningPlan
 from asdm.utils.progress import Tell
 from asdm_prof.search.context import SearchContext
@@ -55,7 +55,7 @@ class Worker:
             if metric not in metrics:
                 data = self._context.settings.data
                 raise ValueError(f"{data} has too few captions for {metric}; choose another --metric.")
-        except distill.Diverged as error:
+        except Diverged as error:
             study.fail(claim, "diverged", str(error))
             return
         except BaseException as error:

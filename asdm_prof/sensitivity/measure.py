@@ -94,7 +94,7 @@ def measure_damage(
     clock = clocks.HostClock()
     began = clock.mark()
     family = load_family(family) if isinstance(family, str) else family
-    _check(settings)
+    execution.check_setup(settings)
     weights = settings.weights or loading.default_weights(family)
     tell("building the students", 0, None)
     teacher: Any = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
@@ -144,13 +144,6 @@ def measure_damage(
             **forwards,
         ),
     )
-
-
-def _check(settings: SensitivitySettings) -> None:
-    execution.check_setup(settings)
-    for name, least in (("prompts", 2), ("timesteps", 1)):
-        if getattr(settings, name) < least:
-            raise ValueError(f"{name} {getattr(settings, name)} is too few; choose {least} or more.")
 
 
 def _open_run(

@@ -1,18 +1,24 @@
-"""The settings of a sensitivity measurement."""
+"""The settings of `asdm-prof sensitivity`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from asdm.data.settings import Split
 from asdm.models.settings import Setup
+from asdm.utils.settings import Option
 
 
 @dataclass(frozen=True)
 class SensitivitySettings(Setup):
     """What is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
 
-    data: str = "emoji"
-    split: str = "train"
-    prompts: int = 64
-    timesteps: int = 8
-    reuse: bool = True  # False: the plain loop over edits, to compare with
+    data: Annotated[str, Option("Captioned pictures to measure on: emoji.")] = "emoji"
+    split: Split = "train"
+    prompts: Annotated[int, Option("Pictures with their captions, 2 or more.", at_least=2)] = 64
+    timesteps: Annotated[int, Option("Noise levels per picture, spread over the schedule.", at_least=1)] = 8
+    reuse: Annotated[
+        bool,
+        Option("Compute shared beginnings once, or run the plain loop to compare with.", flag="--reuse/--plain"),
+    ] = True

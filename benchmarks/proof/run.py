@@ -22,10 +22,13 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save
 
-from asdm import distill
 from asdm.data import datasets
 from asdm.distill import recipes
+from asdm.distill.context import TrainProgress
+from asdm.distill.dry_run import preview_stage
+from asdm.distill.run import distill
 from asdm.distill.settings import DistillSettings
+from asdm.distill.stages import Recipe, ResolvedRecipe, meta_student, resolve_recipe
 from asdm.evaluate import benchmark, quality
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine, statistics
@@ -67,7 +70,7 @@ class Row:
     rival: str | None = None  # the row at the same latency that it is to be compared with
     ablates: str | None = None  # the row that it is but for one thing
 
-    def stages(self) -> distill.Recipe:
+    def stages(self) -> Recipe:
         return recipes.adjust(recipes.load(self.recipe), self.mode, self.weights, self.normalise)
 
 
@@ -241,7 +244,7 @@ def _begun(
 
 def _row(row: Row, plan: PruningPlan, settings: ProofSettings, profile: Profile, folder: Path) -> ProofRow:
     recipe = _resolved_recipe(row, settings, folder)
-    student, _ = distill.meta_student(recipe, recipe.stages[-1])
+    student, _ = meta_student(recipe, recipe.stages[-1])
     count = build.count(recipe.family, student)
     try:
         predicted = planner.price(profile, plan.edits).ratio
@@ -324,8 +327,8 @@ def _plan_file(row: Row, folder: Path) -> Path:
 # ---------------------------------------------------------------------------------------------- a student
 
 
-def _resolved_recipe(row: Row, settings: ProofSettings, folder: Path) -> distill.ResolvedRecipe:
-    return distill.resolve_recipe(str(_plan_file(row, folder)), settings.family, settings.training(0), row.stages())
+def _resolved_recipe(row: Row, settings: ProofSettings, folder: Path) -> ResolvedRecipe:
+    return resolve_recipe(str(_plan_file(row, folder)), settings.family, settings.training(0), row.stages())
 
 
 def _student(
@@ -334,12 +337,12 @@ def _student(
     """Train one student, going on where an earlier run of it stopped, and judge what it draws."""
     training, home = settings.training(seed), folder / "students" / row.name / f"seed-{seed}"
     recipe = _resolved_recipe(row, settings, folder)
-    ahead = [distill.preview_stage(recipe, stage, training) for stage in recipe.stages]
+    ahead = [preview_stage(recipe, stage, training) for stage in recipe.stages]
 
-    def watch(status: distill.TrainProgress) -> None:
+    def watch(status: TrainProgress) -> None:
         tell(f"training, {status.stage}", status.step, status.eta_s)
 
-    done = distill.distill(
+    done = distill(
         str(_plan_file(row, folder)),
         settings.family,
         home,

@@ -30,9 +30,9 @@ def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_pat
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["-o", "heart.jpg"], "heart.jpg is no PNG file; name one that ends in .png."),
+        (["-o", "heart.jpg"], "the output must be a .png file, got heart.jpg."),
         (["-o", "there.png"], "there.png exists; name another output or add --force."),
-        (["-o", "x.png", "--steps", "0"], "steps 0 is none; choose 1 or more."),
+        (["-o", "x.png", "--steps", "0"], "steps must be at least 1, got 0."),
         (["-o", "x.png", "--size", "60"], "size 60 does not fit mini: choose a multiple of 32 pixels, such as 64."),
         (["-o", "x.png", "--family", "sd16"], "unknown family 'sd16'; choose from"),
         (["-o", "x.png", "--student", "nowhere/"], "nowhere/ does not exist"),

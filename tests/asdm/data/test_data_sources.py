@@ -19,7 +19,7 @@ from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
 from asdm.data.datasets._pictures import opened
 from asdm.data.datasets.latents import LatentCache
-from asdm.models.settings import Setup
+from asdm.data.settings import CacheSettings
 from tests.pictures import picture, shard
 
 # ---------------------------------------------------------------------------------------------- folder
@@ -219,12 +219,12 @@ def test_a_cache_holds_what_the_encoders_make_and_goes_on_after_a_stop(
         if done >= 5:
             raise Stop
 
-    line = (f"folder:{photos}", str(tiny_pipeline), tmp_path / "again", Setup(dtype="fp32"))
+    line = (f"folder:{photos}", str(tiny_pipeline), tmp_path / "again", CacheSettings(dtype="fp32", per_shard=5))
     with pytest.raises(Stop):
-        cache.cache_latents(*line, per_shard=5, tell=tell)
+        cache.cache_latents(*line, tell=tell)
     with pytest.raises(ValueError, match=r"is not finished \(5 of 12 examples\)"):
         latents.open_data("train", 64, str(tmp_path / "again"))
-    cache.cache_latents(*line, per_shard=5)
+    cache.cache_latents(*line)
     for name in ("cache.json", "latents-00000.safetensors", "latents-00002.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (cached / name).read_bytes()
     data = latents.open_data("train", 64, str(cached))
@@ -237,14 +237,14 @@ def test_a_cache_of_other_encoders_or_another_size_is_refused(photos: Path, cach
     with pytest.raises(ValueError, match="holds pictures of 64 pixels, and not 32; choose --size 64"):
         latents.open_data("train", 32, str(cached))
     with pytest.raises(ValueError, match="holds another cache: its dtype is fp32, and not fp16"):
-        cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), cached, Setup(dtype="fp16"))
+        cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), cached, CacheSettings())
     record = LatentCache.load(cached / "cache.json")
     assert record.encoder_sha256
 
 
 def test_a_lost_shard_is_named(photos: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     output = tmp_path / "latents"
-    cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), output, Setup(), per_shard=6)
+    cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), output, CacheSettings(dtype="fp32", per_shard=6))
     (output / "latents-00001.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"latents-00001\.safetensors is not as asdm cache left it"):
         latents.open_data("train", 64, str(output))
@@ -270,6 +270,6 @@ def test_a_cache_of_another_teacher_does_not_train_this_one(run: Any, sources: d
 def test_the_cache_command_as_typed(run: Any, photos: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
     done = run("asdm", "cache", f"folder:{photos}", "--teacher", tiny_pipeline, "-o", "latents")
     assert done.code == 0, done.err
-    assert done.out.strip() == "12 examples in 1 shards: --data latents:latents"
+    assert done.out.strip() == "12 examples in 1 shards. Train on them with --data latents:latents"
     refused = run("asdm", "cache", "webdataset:x.tar", "--teacher", tiny_pipeline, "-o", "other")
     assert refused.code == 2

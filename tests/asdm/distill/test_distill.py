@@ -12,9 +12,11 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from asdm import distill
-from asdm.distill import DistillSettings, recipes, trainer
+from asdm.distill import recipes, trainer
+from asdm.distill.dry_run import preview
 from asdm.distill.run_folder import claim_folder
+from asdm.distill.settings import DistillSettings
+from asdm.distill.setup import make_optimizer
 from asdm.models import loading
 from asdm.models import student as students
 from asdm.models.families import load_family
@@ -68,7 +70,7 @@ def test_what_is_frozen_keeps_every_bit_and_what_learns_moves(tiny_pipeline: Pat
 
 def test_the_audit_says_what_the_optimizer_really_holds(tiny_pipeline: Path, tmp_path: Path, monkeypatch: Any) -> None:
     held = []
-    real = distill.make_optimizer
+    real = make_optimizer
 
     def spy(parameters: Any, chosen: DistillSettings) -> Any:
         optimizer = real(parameters, chosen)
@@ -77,7 +79,7 @@ def test_the_audit_says_what_the_optimizer_really_holds(tiny_pipeline: Path, tmp
 
     monkeypatch.setattr(trainer, "make_optimizer", spy)
     result = go(tiny_pipeline, tmp_path / "student", steps=2)
-    found = distill.preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipes.progressive_incubation)
+    found = preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipes.progressive_incubation)
     assert held == [stage.audit.trainable.params for stage in result.stages]
     assert held == [stage.audit.trainable.params for stage in found]
     assert [s.audit.shared_with_teacher.params for s in found] == [
@@ -216,14 +218,14 @@ def test_recipes_fit_their_plan(tiny_pipeline: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"batch": 0}, "batch 0 is too few; choose 1 or more"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose from constant, linear, cosine"),
-        ({"ema": 1.0}, r"ema 1\.0 cannot be"),
+        ({"ema": 1.0}, r"ema must be below 1, got 1\.0"),
         ({"dtype": "fp16"}, "fp16 autocast needs an accelerator"),
         ({"micro_batch": 3}, "cannot be shared out to 1 processes in parts of 3"),
         ({"data": "imagenet"}, "unknown name 'imagenet' in datasets; choose from emoji"),
         ({"optimizer": "adamw8bit"}, "needs the package 'bitsandbytes'"),
-        ({"seed": -1}, "seed -1 is too few; choose 0 or more"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"only": "third"}, "unknown stage 'third'; choose from compressed, combined"),
         ({"vgg": "nowhere"}, "unknown VGG 'nowhere'; choose mini, imagenet"),
     ],

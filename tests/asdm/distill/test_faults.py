@@ -97,7 +97,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(words: Any, whole: Path, tmp_path: P
     wait_for_step(output, 3, process)
     os.kill(process.pid, number)
     assert children.ended(process) == 130
-    assert "the same command goes on with it" in told.read_text()
+    assert "repeat the command to resume it" in told.read_text()
     found = snapshots.newest(output / "checkpoints" / "compressed")
     assert found is not None
     assert found.step == len(log_of(output)) >= 3

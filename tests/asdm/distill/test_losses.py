@@ -9,9 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from asdm import distill
 from asdm.distill import losses, recipes
-from asdm.distill.dry_run import saved_bytes
+from asdm.distill.dry_run import preview, saved_bytes
 from asdm.distill.losses import LossInputs, denoising, features, output, perceptual
 from asdm.distill.task import DistillationTask, Objective
 from asdm.models import graft
@@ -143,7 +142,7 @@ def test_a_term_of_ones_own_is_one_file(tiny_pipeline, tmp_path, monkeypatch):
     line = log_of(tmp_path / "student")[1]
     assert 0 < line["down_cosine"] < 2
     assert result.stages[1].last["down_cosine"] == line["down_cosine"]
-    (_, combined) = distill.preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipe)
+    (_, combined) = preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipe)
     assert (combined.weights["down_cosine"], combined.places["down_cosine"]) == (2.0, 2)
     blockwise = recipes.adjust(recipes.progressive_incubation, "blockwise", {"combined.down_cosine": 2.0})
     with pytest.raises(

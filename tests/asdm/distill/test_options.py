@@ -13,10 +13,11 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
 
-from asdm import distill
 from asdm.cli import progress
-from asdm.distill import TrainProgress, recipes
+from asdm.distill import recipes
+from asdm.distill.context import TrainProgress
 from asdm.distill.sampling import RandomInputs
+from asdm.distill.stages import resolve_recipe
 from asdm.distill.trainer import balance_weights, learning_rate_at
 from asdm.models import loading
 from asdm.models import student as students
@@ -92,7 +93,7 @@ def test_blockwise_trains_goes_on_after_a_stop_and_its_losses_fall(tiny_pipeline
 def test_weights_go_to_the_stages_that_know_the_term(tiny_pipeline: Path) -> None:
     def stages(*weights: str, mode: str | None = None) -> Any:
         recipe = recipes.adjust(recipes.progressive_incubation, mode, recipes.parse_weights(weights))
-        return distill.resolve_recipe("a_sdm", str(tiny_pipeline), settings(), recipe).stages
+        return resolve_recipe("a_sdm", str(tiny_pipeline), settings(), recipe).stages
 
     first, second = stages("features=0.5", "combined.output=3")
     assert (first.weights["features"], second.weights["features"]) == (0.5, 0.5)

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from asdm import distill
 from asdm.cli import progress
 from asdm.distill import recipes
+from asdm.distill.stages import Recipe, Stage
 from asdm.models import student as students
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
@@ -22,9 +22,7 @@ from tests.asdm.distill.training import WEIGHTS, go, log_of
 @pytest.mark.parametrize(
     ("recipe", "pauses"), [(recipes.bk_sdm, (2,)), (recipes.progressive_incubation, (1, 2, 3))], ids=["one", "two"]
 )
-def test_pauses_change_no_bit(
-    tiny_pipeline: Path, tmp_path: Path, recipe: distill.Recipe, pauses: tuple[int, ...]
-) -> None:
+def test_pauses_change_no_bit(tiny_pipeline: Path, tmp_path: Path, recipe: Recipe, pauses: tuple[int, ...]) -> None:
     """In the first stage, where one stage ends and the next begins, and in the last stage."""
     go(tiny_pipeline, tmp_path / "whole", recipe=recipe, steps=4)
     for until in pauses:
@@ -68,9 +66,9 @@ def test_a_pause_that_cannot_be_is_refused(tiny_pipeline: Path, tmp_path: Path) 
     with pytest.raises(ValueError, match="leave out --stage compressed, or --until"):
         go(tiny_pipeline, tmp_path / "s", steps=8, until=2, only="compressed")
 
-    def three_stages(*given: object) -> tuple[distill.Stage, ...]:
+    def three_stages(*given: object) -> tuple[Stage, ...]:
         first, second = recipes.progressive_incubation(*given)  # type: ignore[arg-type]
-        return (distill.Stage("warm", first.plan, 2, first.weights), first, second)
+        return (Stage("warm", first.plan, 2, first.weights), first, second)
 
     with pytest.raises(ValueError, match=r"at step 1 the stage warm is trained.*pause in combined, from step 7 on"):
         go(tiny_pipeline, tmp_path / "s", recipe=three_stages, steps=8, until=1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from asdm import distill
-from asdm.distill import DistillSettings, TrainProgress, recipes
+from asdm.distill import recipes
+from asdm.distill.context import TrainProgress
 from asdm.distill.logger import read_log
+from asdm.distill.run import distill
+from asdm.distill.settings import DistillSettings
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -20,7 +22,7 @@ def settings(**changes: Any) -> DistillSettings:
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:
     more = {key: changes.pop(key) for key in ("only", "force", "amend", "on_progress", "until") if key in changes}
     chosen = recipe or recipes.progressive_incubation
-    return distill.distill(plan, str(teacher), output, settings(**changes), chosen, **more)
+    return distill(plan, str(teacher), output, settings(**changes), chosen, **more)
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:

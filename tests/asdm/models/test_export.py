@@ -16,6 +16,7 @@ from asdm.models import student as students
 from asdm.models.example_inputs import unet_inputs
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
+from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.records.build import ExportResult
 from tests.asdm.unet.test_replacements import open_gates
@@ -127,7 +128,7 @@ def test_openvino_gets_its_own_form(student: Path, tmp_path: Path) -> None:
 def test_a_diffusers_folder_of_another_dtype(tmp_path: Path) -> None:
     source = tmp_path / "unet"
     make_unet(**SMALL).save_pretrained(source, safe_serialization=True)
-    result = exporter.export(str(source), "diffusers", tmp_path / "bf16", dtype="bf16")
+    result = exporter.export(str(source), "diffusers", tmp_path / "bf16", Setup(dtype="bf16"))
     assert result.plain_diffusers
     again = UNet2DConditionModel.from_pretrained(tmp_path / "bf16", torch_dtype=torch.bfloat16)
     assert torch.equal(again.conv_in.weight, make_unet(**SMALL).bfloat16().conv_in.weight)
@@ -151,4 +152,4 @@ def test_what_cannot_be_exported_gets_one_sentence(
     student: Path, tmp_path: Path, to: str, change: dict[str, Any], words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        exporter.export(str(student), to, tmp_path / "out", **change)
+        exporter.export(str(student), to, tmp_path / "out", Setup(**change))

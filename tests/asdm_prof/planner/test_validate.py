@@ -127,8 +127,8 @@ def test_another_runs_file_is_refused(faked: Profile, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "change", "words"),
     [
-        ("sd15", {"plans": 2}, "plans 2 is too few"),
-        ("sd15", {"time_budget_s": 0}, "time budget 0 is none"),
+        ("sd15", {"plans": 2}, "plans must be at least 3, got 2"),
+        ("sd15", {"time_budget_s": 0}, r"time_budget_s \(--time-budget\) must be above 0, got 0"),
         ("sd21_base", {}, "the profile is of sd15, another model than sd21_base"),
     ],
 )

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from asdm import distill
 from asdm.distill import recipes
 from asdm.distill.logger import read_log
+from asdm.distill.run import distill
 from asdm.distill.settings import DistillSettings
 from asdm_prof.profiler import profile as profiler
 from asdm_prof.profiler.settings import ProfileSettings
@@ -97,7 +97,7 @@ def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
     best = Search.load(searched / "out" / "search.json").students[0]
     folder = searched / "out" / best.folder
     settings = DistillSettings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
-    distill.distill(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
+    distill(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
     assert (tmp_path / "s" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))
 

@@ -170,8 +170,8 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (SensitivitySettings(prompts=1), "prompts 1 is too few; choose 2 or more"),
-        (SensitivitySettings(timesteps=0), "timesteps 0 is too few"),
+        (SensitivitySettings(prompts=1), "prompts must be at least 2, got 1"),
+        (SensitivitySettings(timesteps=0), "timesteps must be at least 1, got 0"),
         (SensitivitySettings(prompts=10**6), "prompts 1000000 are more than the"),
         (SensitivitySettings(data="emojis"), "unknown name 'emojis' in datasets; choose from"),
         (SensitivitySettings(split="test"), "unknown split 'test'"),

@@ -1,16 +1,16 @@
-"""Commands that show what there is."""
+"""`asdm-prof report`: pages, figures and tables from the files that are there."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from asdm.cli.options import Force, Json
-from asdm.utils import console, io
-from asdm_prof.cli.shared import ProfileArgument, profile_at
+from asdm.cli.options import Force
+from asdm.utils import console, io, registry
+from asdm_prof.cli.inputs import default_folder, profile_at
+from asdm_prof.cli.options import ProfileArgument
 
 
 def report(
@@ -38,20 +38,19 @@ def report(
         ),
     ] = "html,figures,csv",
     output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Folder; default: one of its own under reports/.")
+        Path | None, typer.Option("-o", "--output", help="Folder; default: a new one under reports/.")
     ] = None,
     force: Force = False,
 ) -> None:
-    """One offline HTML page, figures and a table from the files that are there."""
-    from asdm.utils import registry
+    """Render one offline HTML page, figures and a table from the files that are there."""
     from asdm_prof.renderers import _collect
 
     renderers = [registry.load("asdm_prof.renderers", name.strip()) for name in formats.split(",")]
-    found, path = profile_at(profile)
-    folder = output or io.run_folder(io.short_name(found.family), found.backend, found.dtype)
+    measured, path = profile_at(profile)
+    folder = output or default_folder(measured)
     with console.progress("Reporting") as tell:
-        tell("gathering", 0, None)
-        collected = _collect.report(found, path, plan, bench, damage, frontier, log, beside)
+        tell("collecting files", 0, None)
+        collected = _collect.report(measured, path, plan, bench, damage, frontier, log, beside)
         for name, source in collected.sources.items():
             console.say(f"{name}: {source}")
         for renderer in renderers:
@@ -63,11 +62,3 @@ def report(
             if renderer.OUTPUT:
                 count = f" ({len(written)} files)" if len(written) > 1 else ""
                 console.say(f"Wrote {folder / renderer.OUTPUT}{count}")
-
-
-def env(as_json: Json = False) -> None:
-    """What a bug report needs: versions, machine, devices and extras; no names of users, files or hosts."""
-    from asdm_prof.profiler import environment
-
-    found = environment.facts()
-    print(json.dumps(found, indent=1) if as_json else "\n".join(environment.lines(found)))

@@ -1,0 +1,93 @@
+"""`asdm bench`: students against their teacher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from asdm.cli.options import (
+    FAMILY,
+    Force,
+    Json,
+    Output,
+    from_settings,
+    save_and_print,
+    target,
+    this_command,
+    warn_if_slow,
+)
+from asdm.evaluate.settings import BenchSettings
+from asdm.records.bench import BenchResult, BenchStudent
+from asdm.records.measurement import Estimate, mac_unit
+from asdm.utils import console, io
+
+
+@from_settings
+def bench(
+    *,
+    student: Annotated[list[str], typer.Option(help="A student's folder, a plan or a preset; may be repeated.")],
+    teacher: Annotated[str, typer.Option(help=FAMILY)] = "sd15",
+    settings: BenchSettings,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure students against their teacher, in pairs: UNet, whole image, MACs, parameters, memory."""
+    from asdm.evaluate import benchmark
+
+    warn_if_slow(settings.device, settings.dtype, settings.backend)
+    default = io.run_folder(io.short_name(teacher), settings.backend, settings.dtype)
+    path = target(output, default, "bench.json", force)
+    sources = [str(io.find_input(Path(name))) for name in student]
+    with console.progress("Comparing") as tell:
+        result = benchmark.bench(teacher, sources, settings, tell, this_command("asdm"))
+    save_and_print(result, path, force, as_json, lambda: print_tables(result))
+    for one in result.students:
+        if one.warning:
+            console.say(f"Warning: {one.warning}")
+    if warning := benchmark.noise_warning(result, settings):
+        console.say(f"Warning: {warning}")
+
+
+def print_tables(result: BenchResult) -> None:
+    """Print a row per student, a row per quality metric if there are any, and the teacher in a line."""
+    macs, unit = mac_unit(result.teacher.macs)
+    console.emit([_row(student, macs, unit) for student in result.students], console.Format.table)
+    if quality := [row for student in result.students for row in _quality_rows(student)]:
+        console.emit(quality, console.Format.table)
+    teacher = result.teacher
+    print(
+        f"Teacher {teacher.name}: {teacher.params / 1e6:.1f} M parameters, {teacher.macs / macs:.1f} {unit}, "
+        f"{teacher.unet_latency_s.median:.3g} s per UNet call; × is student / teacher with its 95 % interval."
+    )
+
+
+def _row(student: BenchStudent, macs: float, unit: str) -> dict[str, Any]:
+    return {
+        "student": student.name,
+        "params M": f"{student.params / 1e6:.1f}",
+        unit: f"{student.macs / macs:.1f}",
+        "UNet ×": _ratio(student.unet_latency_ratio),
+        "predicted ×": "" if student.predicted_ratio is None else f"{student.predicted_ratio:.3f}",
+        "image ×": _ratio(student.image_latency_ratio),
+    }
+
+
+def _ratio(ratio: Estimate | None) -> str:
+    return "" if ratio is None else f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
+
+
+def _quality_rows(student: BenchStudent) -> list[dict[str, Any]]:
+    """A row per metric; the noise floor is the teacher against itself with other seeds."""
+    return [
+        {
+            "student": student.name,
+            "quality": name,
+            "value": f"{metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]",
+            "teacher": f"{metric.teacher:.4g}",
+            "noise floor": f"{metric.noise_floor:.4g}",
+        }
+        for name, metric in student.quality.items()
+    ]

@@ -1,0 +1,39 @@
+"""`asdm cache`: encode a data set once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm.cli.options import Json, Without, from_settings
+from asdm.data.settings import CacheSettings
+from asdm.utils import console
+
+
+@from_settings
+def cache(
+    data: Annotated[str, typer.Argument(help="emoji, or folder:DIR.")],
+    *,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the shards; train with --data latents:DIR.")
+    ],
+    teacher: Annotated[
+        str, typer.Option(help="Family or diffusers folder whose VAE and text encoder are used.")
+    ] = "sd15",
+    settings: Annotated[CacheSettings, Without("threads", "batch")],
+    as_json: Json = False,
+) -> None:
+    """Encode a data set once for many runs; repeat the command to resume an interrupted one."""
+    from asdm.data.cache import cache_latents
+
+    with console.progress("Caching", "pictures") as tell:
+        manifest = cache_latents(data, teacher, output, settings, tell)
+    if as_json:
+        print(json.dumps(manifest.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1))
+        return
+    skipped = f" ({manifest.skipped} could not be read)" if manifest.skipped else ""
+    examples, shards = manifest.examples - manifest.skipped, len(manifest.shards)
+    print(f"{examples} examples in {shards} shards{skipped}. Train on them with --data latents:{output}")

@@ -1,0 +1,30 @@
+"""`asdm export`: a UNet that runs without this package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm.cli.options import Force, Json, Without, from_settings
+from asdm.models.settings import Setup
+from asdm.utils import console
+
+
+@from_settings
+def export(
+    source: Annotated[str, typer.Argument(help="A student's folder, a family, a diffusers folder or a config file.")],
+    *,
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the exported UNet.")],
+    to: Annotated[str, typer.Option(help="onnx, openvino or diffusers.")] = "onnx",
+    setup: Annotated[Setup, Without("device", "threads", "batch")],
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Write a UNet in a form that runs without this package, after comparing its output with PyTorch's."""
+    from asdm.models import export as exporter
+
+    with console.progress("Exporting") as tell:
+        result = exporter.export(source, to, output, setup, force, tell)
+    print(result.to_json() if as_json else f"{exporter.describe(result, output)}\n", end="")

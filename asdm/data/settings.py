@@ -1,0 +1,20 @@
+"""The settings of `asdm cache`, and the options of a data set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from asdm.models.settings import DTYPES, Setup
+from asdm.utils.settings import Option
+
+Split = Annotated[str, Option("Split of the data set, if it has several: train, held_out or others.")]
+
+
+@dataclass(frozen=True)
+class CacheSettings(Setup):
+    """How `asdm cache` encodes a data set; `batch` and `threads` are not used."""
+
+    split: Split = "train"
+    dtype: Annotated[str, Option("What is stored: fp16, bf16 or fp32.", choices=DTYPES)] = "fp16"
+    per_shard: Annotated[int, Option("Examples per shard.", at_least=1)] = 512

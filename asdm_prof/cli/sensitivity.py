@@ -1,0 +1,44 @@
+"""`asdm-prof sensitivity`: the damage of every edit."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from asdm.cli.options import Force, Json, Output, Without, from_settings, save_and_print, target, this_command
+from asdm.utils import console as terminal
+from asdm.utils import io
+from asdm_prof.cli.inputs import resumable
+from asdm_prof.sensitivity.settings import SensitivitySettings
+
+
+@from_settings
+def sensitivity(
+    family: Annotated[str, typer.Argument(help="mini, sd15, sd21, sd21_base, or a diffusers folder.")],
+    *,
+    plans: Annotated[int, typer.Option(help="Random joint plans that test whether damages add up; 0: none.")] = 40,
+    clip: Annotated[
+        int, typer.Option(help="Pictures to draw with each edit for its change in CLIP score (SnapFusion); 0: none.")
+    ] = 0,
+    replacement: Annotated[
+        list[str] | None, typer.Option(help="Replacement to measure, may be repeated; default: all that do damage.")
+    ] = None,
+    settings: Annotated[SensitivitySettings, Without("batch")],
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Measure how much each edit changes the output on real weights and data, and whether damages add up."""
+    default = io.run_folder(io.short_name(family), "damage", settings.dtype)
+    path = target(output, default, "damage.json", force)
+    from asdm_prof.renderers import console
+    from asdm_prof.sensitivity.study import measure_sensitivity
+
+    command = this_command("asdm-prof")
+    with resumable(path) as run_file, terminal.progress("Measuring damage") as tell:
+        result = measure_sensitivity(family, settings, plans, clip, replacement, run_file, tell, command)
+    if result.weights == "random":
+        terminal.say("Warning: the weights are random; their damages say nothing about a trained model.")
+    save_and_print(result, path, force, as_json, lambda: console.print_damage(result, console.stdout_console()))
+    run_file.unlink(missing_ok=True)

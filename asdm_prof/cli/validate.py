@@ -1,0 +1,50 @@
+"""`asdm-prof validate`: predictions against measurements."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command
+from asdm.utils import console as terminal
+from asdm.utils import io
+from asdm_prof.cli.inputs import profile_of, resumable
+from asdm_prof.cli.options import FamilyArgument
+from asdm_prof.planner.settings import ValidateSettings
+
+
+@from_settings
+def validate(
+    family: FamilyArgument,
+    *,
+    settings: ValidateSettings,
+    profile: Annotated[
+        Path | None, typer.Option(help="A profile.json; default: the family's newest under reports/, else a new one.")
+    ] = None,
+    backend: Annotated[str | None, typer.Option(help="Use the newest profile of this backend.")] = None,
+    device: Annotated[str | None, typer.Option(help="Use the newest profile of this device.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="Use the newest profile of this dtype.")] = None,
+    threads: Annotated[int | None, typer.Option(help="Use the newest profile of this many threads.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Use the newest profile of this batch.")] = None,
+    size: Annotated[int | None, typer.Option(help="Use the newest profile of this size in pixels.")] = None,
+    output: Output = None,
+    force: Force = False,
+    as_json: Json = False,
+) -> None:
+    """Build random legal plans and measure them in pairs with their teacher: how far predictions can be trusted."""
+    default = io.run_folder(io.short_name(family), backend or "eager", dtype or "fp32")
+    path = target(output, default, "validate.json", force)
+    from asdm_prof.planner import validate as validation
+    from asdm_prof.renderers import console
+
+    wanted = {
+        "backend": backend, "device": device, "dtype": dtype, "threads": threads, "batch": batch, "size": size,
+    }  # fmt: skip
+    measured = profile_of(family, profile, settings.weights, wanted)
+    command = this_command("asdm-prof")
+    with resumable(path) as run_file, terminal.progress("Validating") as tell:
+        result = validation.validate(family, measured, settings, run_file, tell, command)
+    save_and_print(result, path, force, as_json, lambda: console.print_validation(result, console.stdout_console()))
+    run_file.unlink(missing_ok=True)
