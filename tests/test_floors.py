@@ -44,6 +44,7 @@ SEAMS = (
     "asdm.models.families",
     "asdm.data.datasets",
     "asdm.distill.losses",
+    "asdm.evaluate.metrics",
     "asdm_prof.renderers",
 )
 NO_TORCH = [

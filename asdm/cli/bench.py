@@ -35,7 +35,7 @@ def bench(
     as_json: Json = False,
 ) -> None:
     """Measure students against their teacher, in pairs: UNet, whole image, MACs, parameters, memory."""
-    from asdm.evaluate import benchmark
+    from asdm.evaluate import benchmark, latency
 
     warn_if_slow(settings.device, settings.dtype, settings.backend)
     default = io.run_folder(io.short_name(teacher), settings.backend, settings.dtype)
@@ -47,7 +47,7 @@ def bench(
     for one in result.students:
         if one.warning:
             console.say(f"Warning: {one.warning}")
-    if warning := benchmark.noise_warning(result, settings):
+    if warning := latency.noise_warning(result, settings):
         console.say(f"Warning: {warning}")
 
 

@@ -122,7 +122,7 @@ def validate(
     from torchvision.transforms.functional import to_pil_image
     from torchvision.utils import make_grid
 
-    from asdm.evaluate import quality
+    from asdm.evaluate.generation import generate_images
 
     captions = datasets.captions_of(context.data, context.settings.validate_captions)
     side = example_inputs.latent_size(context.recipe.family, context.settings.size) * context.recipe.family.vae_factor
@@ -134,7 +134,7 @@ def validate(
             for unet in (context.teacher, student):
                 context.pipeline.unet = unet
                 guidance = context.recipe.family.guidance_scale
-                rows.append(quality.draw(context.pipeline, captions, 0, 20, guidance, size=side).images)
+                rows.append(generate_images(context.pipeline, captions, 0, 20, guidance, size=side).images)
     finally:
         context.pipeline.unet = context.teacher
         student.train()

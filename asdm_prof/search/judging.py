@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from asdm.data import datasets
-from asdm.evaluate import benchmark, quality
+from asdm.evaluate import judging
+from asdm.evaluate.generation import GeneratedImages, generate_images
+from asdm.evaluate.quality import Judgement
 from asdm.evaluate.settings import BenchSettings
 from asdm.models import loading
 from asdm.models.families import load_family
@@ -26,8 +28,8 @@ class StudentJudge:
 
     def __init__(self, context: SearchContext, size: int | None) -> None:
         self._context, self._size = context, size
-        self._judgement: quality.Judgement | None = None
-        self._judge: Callable[[quality.Drawn], dict[str, Metric]] | None = None
+        self._judgement: Judgement | None = None
+        self._judge: Callable[[GeneratedImages], dict[str, Metric]] | None = None
 
     def metrics(self, student: Path, tell: Tell) -> dict[str, Metric]:
         """Every metric of what the student in a folder draws."""
@@ -49,7 +51,7 @@ class StudentJudge:
 
     def _beside_the_teacher(
         self, whole_pipeline: Any, setup: Setup, drawing: Tell
-    ) -> Callable[[quality.Drawn], dict[str, Metric]]:
+    ) -> Callable[[GeneratedImages], dict[str, Metric]]:
         """The judge of students; the teacher draws twice: from their seeds, and from others for the noise floor."""
         if self._judge is None:
             unet = loading.load_unet(self._context.family, self._context.weights, setup.device, "fp32", setup.seed)
@@ -59,14 +61,14 @@ class StudentJudge:
             self._judge = self._real_pictures().beside(teacher, again)
         return self._judge
 
-    def _draw(self, whole_pipeline: Any, seed: int, tell: Callable[[int, float | None], None]) -> quality.Drawn:
+    def _draw(self, whole_pipeline: Any, seed: int, tell: Callable[[int, float | None], None]) -> GeneratedImages:
         context, settings = self._context, self._context.settings
         guidance = context.family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
         captions = [example.caption for example in self._real_pictures().real]
         pixels = context.pixels(self._size)
-        return quality.draw(whole_pipeline, captions, seed, settings.draw_steps, guidance, tell, size=pixels)
+        return generate_images(whole_pipeline, captions, seed, settings.draw_steps, guidance, tell, size=pixels)
 
-    def _real_pictures(self) -> quality.Judgement:
+    def _real_pictures(self) -> Judgement:
         """The networks that judge, with the real pictures: the same ones in every worker."""
         if self._judgement is None:
             settings = self._context.settings
@@ -74,5 +76,5 @@ class StudentJudge:
             if isinstance(data, datasets.Stream) or not isinstance(data[0], datasets.Example):
                 raise ValueError(f"{settings.data} has no pictures that can be judged by; choose emoji or folder:DIR.")
             bench_settings = BenchSettings(pictures=settings.prompts, judge=settings.judge)
-            self._judgement = benchmark.judgement(data, f"{settings.data} has {len(data)}", bench_settings)
+            self._judgement = judging.judgement(data, f"{settings.data} has {len(data)}", bench_settings)
         return self._judgement

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from asdm.evaluate import quality
+from asdm.evaluate.generation import generate_images
+from asdm.evaluate.metrics import JudgedImages
+from asdm.evaluate.metrics.clip_score import clip_scores
 from asdm.measure import machine, statistics
 from asdm.models import loading, networks, pipeline
 from asdm.models import student as students
@@ -210,8 +212,10 @@ def with_clip_scores(
 
     def scores(unet: nn.Module) -> np.ndarray:
         pipe.unet = unet
-        drawings = quality.draw(pipe, captions, settings.seed, DRAWING_STEPS, family.guidance_scale, size=settings.size)
-        return quality.clip_scores(quality.Seen.by(judge, drawings.images).vectors, own)
+        images = generate_images(
+            pipe, captions, settings.seed, DRAWING_STEPS, family.guidance_scale, size=settings.size
+        )
+        return clip_scores(JudgedImages.of(judge, images).embeddings, own)
 
     with machine.quiet_torch(settings.threads):
         before = scores(teacher)

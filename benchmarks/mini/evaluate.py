@@ -17,6 +17,9 @@ from pydantic import Field
 
 from asdm.data.datasets import emoji
 from asdm.evaluate import quality
+from asdm.evaluate.generation import GeneratedImages, decode_latents, generate_images
+from asdm.evaluate.metrics import JudgedImages, mean
+from asdm.evaluate.metrics.recall_at_1 import CANDIDATES
 from asdm.mini import PIPELINE
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
@@ -28,6 +31,7 @@ from asdm.utils import console
 from asdm.utils import io as files
 from asdm.utils.io import Frozen, Record, utc_now
 from asdm.utils.progress import Tell
+from benchmarks.mini.picture_found import matches
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
 STEPS = 30
@@ -73,24 +77,24 @@ def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: Tell) -> 
     judge, vgg = Judge.load(), Vgg.load()
     rows, psnr = [], {}
     pools = {split: tuple(emoji.open_data(split).captions) for split in ("train", "held_out")}
-    known = quality.Seen.by(judge, emoji.open_data("train").images()).vectors
+    known = JudgedImages(judge, emoji.open_data("train").images()).embeddings
     for split, captions in pools.items():
         real = emoji.open_data(split)
-        truth = quality.Seen.by(judge, real.images()).vectors
+        truth = JudgedImages(judge, real.images()).embeddings
         judging = quality.Judgement(judge, vgg, real, _pool(captions, pools))
         rebuilt = _rebuilt(made.vae, real.images())
         psnr[split] = round(_psnr(rebuilt, real.images()), 2)
 
-        def judged(drawn: quality.Drawn, judging: Any = judging, truth: torch.Tensor = truth) -> dict[str, Metric]:
-            found = quality.matched(quality.Seen.by(judge, drawn.images).vectors, truth, known)
-            return judging.alone(drawn) | {"picture_found": quality.mean(found)}
+        def judged(drawn: GeneratedImages, judging: Any = judging, truth: torch.Tensor = truth) -> dict[str, Metric]:
+            found = matches(JudgedImages(judge, drawn.images).embeddings, truth, known)
+            return judging.alone(drawn) | {"picture_found": mean(found)}
 
         for name, images in (("real", real.images()), ("reconstructed", rebuilt)):
-            drawn = quality.Drawn(images, torch.zeros(len(real), 1, 1, 1))
+            drawn = GeneratedImages(images, torch.zeros(len(real), 1, 1, 1))
             rows.append(Row(name=name, split=split, pictures=len(real), metrics=judged(drawn)))
         for scale in guidance:
             done = partial(tell, f"{split}, guidance {scale:g}")
-            drawn = quality.draw(made, captions, seed, STEPS, scale, done, batch=32)
+            drawn = generate_images(made, captions, seed, STEPS, scale, done, batch=32)
             rows.append(
                 Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=judged(drawn))
             )
@@ -99,13 +103,13 @@ def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: Tell) -> 
 
 def _pool(captions: Sequence[str], pools: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
     """Held-out captions are looked for among the ones that were trained on, too: there are only 76 of them."""
-    return tuple(captions) if len(captions) >= quality.CANDIDATES else (*captions, *pools["train"])
+    return tuple(captions) if len(captions) >= CANDIDATES else (*captions, *pools["train"])
 
 
 @torch.inference_mode()
 def _rebuilt(vae: Any, images: torch.Tensor) -> torch.Tensor:
     parts = [
-        quality.decoded(vae, vae.encode(part).latent_dist.mean * vae.config.scaling_factor) for part in images.split(32)
+        decode_latents(vae, vae.encode(part).latent_dist.mean * vae.config.scaling_factor) for part in images.split(32)
     ]
     return torch.cat(parts)
 
@@ -127,7 +131,7 @@ def contact_sheet(folder: Path, path: Path, guidance_scale: float, seed: int = 0
 
     family = load_family(str(folder))
     made = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder)))
-    drawn = quality.draw(made, SHOWN, seed, STEPS, guidance_scale, batch=32)
+    drawn = generate_images(made, SHOWN, seed, STEPS, guidance_scale, batch=32)
     figure, axes = plt.subplots(4, 8, figsize=(12, 7.2))
     for axis, image, caption in zip(axes.flat, drawn.images, SHOWN, strict=True):
         axis.imshow((image.permute(1, 2, 0) + 1) / 2)

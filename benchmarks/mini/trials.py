@@ -20,6 +20,8 @@ from pydantic import Field
 
 from asdm.data.datasets import emoji
 from asdm.evaluate import quality
+from asdm.evaluate.generation import generate_images
+from asdm.evaluate.metrics import JudgedImages, mean
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
 from asdm.models.networks import Judge
@@ -28,6 +30,7 @@ from asdm.models.settings import Setup
 from asdm.records.bench import Metric
 from asdm.utils import console
 from asdm.utils.io import Frozen, Record, utc_now
+from benchmarks.mini.picture_found import matches
 from benchmarks.mini.stages import unet
 from benchmarks.mini.training import train
 
@@ -96,11 +99,11 @@ def judged(weights: Path, tell: Callable[..., None]) -> dict[str, Metric]:
     picks = np.random.default_rng(0).permutation(len(real))[:DRAWN]
     asked = [real[int(i)] for i in picks]
     made = pipeline(family, load_unet(family, str(weights)), Setup(weights=str(weights)))
-    drawn = quality.draw(made, [e.caption for e in asked], 0, STEPS, GUIDANCE, tell, batch=50)
-    truth = quality.Seen.by(judge, torch.stack([e.image for e in asked])).vectors
-    found = quality.matched(quality.Seen.by(judge, drawn.images).vectors, truth, truth, DRAWN)
+    drawn = generate_images(made, [e.caption for e in asked], 0, STEPS, GUIDANCE, tell, batch=50)
+    truth = JudgedImages(judge, torch.stack([e.image for e in asked])).embeddings
+    found = matches(JudgedImages.of(judge, drawn).embeddings, truth, truth, DRAWN)
     alone = quality.Judgement(judge, None, asked, real.captions).alone(drawn)
-    return {"picture_found": quality.mean(found)} | {name: alone[name] for name in ("recall_at_1", "frechet_distance")}
+    return {"picture_found": mean(found)} | {name: alone[name] for name in ("recall_at_1", "frechet_distance")}
 
 
 def main(

@@ -30,6 +30,8 @@ from asdm.distill.run import distill
 from asdm.distill.settings import DistillSettings
 from asdm.distill.stages import Recipe, ResolvedRecipe, meta_student, resolve_recipe
 from asdm.evaluate import benchmark, quality
+from asdm.evaluate.generation import GeneratedImages, generate_images
+from asdm.evaluate.metrics import Samples
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine, statistics
 from asdm.models import build, loading, networks
@@ -396,12 +398,12 @@ class Bench:
     def _made(self) -> Any:
         return pipeline(self.family, self.teacher, Setup())
 
-    def draw(self, unet: Any, first_seed: int, tell: Tell) -> quality.Drawn:
+    def draw(self, unet: Any, first_seed: int, tell: Tell) -> GeneratedImages:
         """One picture of every caption; everyone's i-th is from the same noise."""
         self._made.register_modules(unet=unet)
         captions = [example.caption for example in self.judging.real]
         with machine.quiet_torch(self.settings.threads):
-            return quality.draw(
+            return generate_images(
                 self._made,
                 captions,
                 first_seed,
@@ -432,12 +434,12 @@ class Bench:
         first = proof.rows[0].model_copy(update={"results": (result,)})
         return proof.model_copy(update={"noise": noise, "rows": (first, *proof.rows[1:])})
 
-    def drawn_by_teacher(self, tell: Tell, first_seed: int = 0) -> quality.Drawn:
+    def drawn_by_teacher(self, tell: Tell, first_seed: int = 0) -> GeneratedImages:
         """What the teacher draws, which is drawn once and kept."""
         told = sha256_of([self.weights_sha256, self.settings.identity(), first_seed])[:16]
         path = self.folder / "teacher" / f"{told}.safetensors"
         if path.exists():
-            return quality.Drawn(**load_file(path))
+            return GeneratedImages(**load_file(path))
         drawn = self.draw(self.teacher, first_seed, lambda _, n, left: tell("the teacher draws", n, left))
         whole = save({name: tensor.contiguous() for name, tensor in vars(drawn).items()})
         write_whole(path, whole, force=True)  # another process may have drawn the same meanwhile
@@ -448,7 +450,7 @@ def _opened_data(settings: ProofSettings, split: str, family: Any) -> Any:
     return registry.load("asdm.data.datasets", settings.data).open_data(split, family.size)
 
 
-def _judged(found: Mapping[str, quality.Samples]) -> dict[str, Judged]:
+def _judged(found: Mapping[str, Samples]) -> dict[str, Judged]:
     """Samples to six figures, which is more than a judge sees."""
     return {
         name: Judged(value=one.value, of=one.of, samples=tuple(float(f"{value:.6g}") for value in one.each))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from asdm.evaluate import quality
+from asdm.evaluate.generation import thumbnail
 from asdm.measure.statistics import estimate, latency
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
@@ -632,7 +632,7 @@ def drawing(caption: str, seed: int, students: int) -> Drawing:
 
     def picture() -> str:
         small = torch.rand(1, 3, 8, 8, generator=generator) * 2 - 1
-        return quality.thumbnail(torch.nn.functional.interpolate(small, 64, mode="bilinear")[0])
+        return thumbnail(torch.nn.functional.interpolate(small, 64, mode="bilinear")[0])
 
     made = tuple(picture() for _ in range(students))
     return Drawing(caption=caption, seed=seed, real=picture(), teacher=picture(), students=made)

@@ -87,10 +87,10 @@ def _adapter_examples(context: TrainContext) -> tuple[torch.Tensor, torch.Tensor
     images = [slot.example.image for slot in slots if isinstance(slot.example, datasets.Example)]
     if images:
         return latents, torch.stack(images)
-    from asdm.evaluate.quality import decoded
+    from asdm.evaluate.generation import decode_latents
 
     with torch.no_grad():
-        return latents, torch.cat([decoded(context.pipeline.vae, part) for part in latents.split(4)])
+        return latents, torch.cat([decode_latents(context.pipeline.vae, part) for part in latents.split(4)])
 
 
 @torch.no_grad()

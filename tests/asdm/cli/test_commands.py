@@ -86,9 +86,9 @@ def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Pa
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--keep", "1"], "keeping pictures (1) needs --quality"),
-        (["--quality", "--keep", "17"], "17 pictures cannot be kept; choose 0 to 16"),
-        (["--quality", "--keep", "-1"], "-1 pictures cannot be kept; choose 0 to 16"),
+        (["--keep", "1"], "--keep 1 needs --quality"),
+        (["--quality", "--keep", "17"], "keep must be between 0 and 16, got 17."),
+        (["--quality", "--keep", "-1"], "keep must be between 0 and 16, got -1."),
     ],
 )
 def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str], said: str) -> None:
@@ -100,4 +100,4 @@ def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str
 def test_too_many_pictures_are_refused_before_anything_is_timed(run: Any) -> None:
     done = run("asdm", "bench", "--teacher", "mini", "--student", "a_sdm", "--quality", "--pictures", "5000")
     assert done.code == 2
-    assert "5000 pictures cannot be compared: emoji has 638 in its split train" in done.err
+    assert "pictures must be between 2 and the number of examples, got 5000: emoji has 638 in its split" in done.err

@@ -10,8 +10,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from asdm.evaluate import benchmark
 from asdm.evaluate.benchmark import bench
+from asdm.evaluate.compared import ComparedUNet, load_weights, with_distinct_names, without_weights
+from asdm.evaluate.image_latency import compose_image
+from asdm.evaluate.latency import noise_warning
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine
 from asdm.models import build, graft
@@ -76,7 +78,7 @@ def test_the_image_is_the_sum_of_its_parts(result: BenchResult) -> None:
 def test_a_composed_ratio_is_diluted_by_what_is_not_the_unet() -> None:
     """10 steps of 1.0 s against 0.5 s, beside 10 s of decoding: (5 + 10) / (10 + 10) = 0.75."""
     step = [[1.0] * 4, [0.5] * 4]
-    image = benchmark._compose(step, 1, {"vae_decoder": (1, [10.0, 10.0])}, replace(QUICK, steps=10))
+    image = compose_image(step, 1, {"vae_decoder": (1, [10.0, 10.0])}, replace(QUICK, steps=10))
     assert image.ratio.median == image.ratio.low == image.ratio.high == 0.75
     assert image.latency_s.median == 15.0
 
@@ -125,7 +127,7 @@ def test_students_race_in_another_backend(folder: Path) -> None:
     assert student.unet_latency_ratio.median == pytest.approx(expected, rel=0.02)
     assert found.backend == "fake"
     assert student.image_latency_ratio is None
-    with pytest.raises(ValueError, match="leave --image out with the backend fake"):
+    with pytest.raises(ValueError, match="leave it out with the backend fake"):
         bench(str(folder), ["bk_sdm_tiny"], replace(QUICK, backend="fake", run_image=True))
 
 
@@ -143,8 +145,8 @@ def test_a_machine_that_is_too_noisy_is_named_in_one_sentence(result: BenchResul
         for single, guided in [ratios[student.name]]
     ]
     noisy = result.model_copy(update={"students": tuple(students)})
-    assert benchmark.noise_warning(noisy, replace(QUICK, target=0.04)) is None
-    assert benchmark.noise_warning(noisy, replace(QUICK, target=0.02, time_budget_s=75.0)) == (
+    assert noise_warning(noisy, replace(QUICK, target=0.04)) is None
+    assert noise_warning(noisy, replace(QUICK, target=0.02, time_budget_s=75.0)) == (
         "this machine is too noisy for the time budget of 75 s: the latency ratio of the guided step of a_sdm is known "
         "to ±0.030, and the target is ±0.02; close other programs or raise --time-budget."
     )
@@ -177,9 +179,9 @@ def combined(folder: Path, source: Path | None) -> Path:
 
 def test_a_plan_with_grafts_is_assembled_in_memory(tiny_folder: Path, stage1: Path, tmp_path: Path) -> None:
     path = combined(tmp_path, stage1)
-    draft = benchmark._draft(str(path), meta_unet(load_family(str(tiny_folder))), TINY_FAMILY, QUICK)
+    draft = without_weights(str(path), meta_unet(load_family(str(tiny_folder))), TINY_FAMILY, QUICK)
     teacher = make_unet()
-    student = benchmark._with_weights(draft, teacher, QUICK)
+    student = load_weights(draft, teacher, QUICK)
     expected, applied = graft.assemble(teacher, UNet2DConditionModel.from_pretrained(stage1), PruningPlan.load(path))
     assert student.state_dict().keys() == expected.state_dict().keys()
     assert all(torch.equal(student.state_dict()[name], tensor) for name, tensor in expected.state_dict().items())
@@ -190,7 +192,7 @@ def test_a_plan_with_grafts_is_assembled_in_memory(tiny_folder: Path, stage1: Pa
 
 
 def test_a_plan_whose_grafts_come_from_nowhere_says_what_to_do(tiny_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"combined grafts blocks and names no stage-1 student; give .* a source, or"):
+    with pytest.raises(ValueError, match=r"combined grafts blocks but names no stage-1 student; give .* a source, or"):
         bench(str(tiny_folder), [str(combined(tmp_path, None))], QUICK)
     (tmp_path / "plan.json").unlink()
     with pytest.raises(ValueError, match=r"the stage-1 student .*gone is no folder"):
@@ -202,7 +204,11 @@ def test_a_plan_whose_grafts_come_from_nowhere_says_what_to_do(tiny_folder: Path
 
 @pytest.mark.parametrize(
     ("change", "words"),
-    [({"steps": 0}, "steps 0"), ({"guidance_scale": -1.0}, "guidance scale -1"), ({"batch": 0}, "batch 0")],
+    [
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"guidance_scale": -1.0}, "guidance scale must be at least 0, got -1"),
+        ({"batch": 0}, "batch 0"),
+    ],
 )
 def test_settings_that_cannot_be(folder: Path, change: dict, words: str) -> None:
     with pytest.raises(ValueError, match=words):
@@ -222,11 +228,11 @@ def test_folders_of_one_name_are_told_apart_by_their_path(tmp_path: Path) -> Non
     sources = [tmp_path / "a" / "seed-1", tmp_path / "b" / "seed-1", tmp_path / "b" / "x" / "seed-2"]
     for source in sources:
         source.mkdir(parents=True)
-    drafts = [benchmark.Contestant(source.name, str(source), shapes, shapes) for source in sources]
-    preset = benchmark.Contestant("a_sdm", "a_sdm", shapes, shapes)
-    names = [one.name for one in benchmark.distinct([*drafts, preset])]
+    drafts = [ComparedUNet(source.name, str(source), shapes, shapes) for source in sources]
+    preset = ComparedUNet("a_sdm", "a_sdm", shapes, shapes)
+    names = [one.name for one in with_distinct_names([*drafts, preset])]
     assert names == ["a/seed-1", "b/seed-1", "seed-2", "a_sdm"]
-    assert benchmark.distinct([preset, preset]) == [preset, preset], "what is the same cannot be told apart"
+    assert with_distinct_names([preset, preset]) == [preset, preset], "what is the same cannot be told apart"
 
 
 def test_more_sessions_than_memory_holds_are_refused_before_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,9 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from transformers import CLIPModel
 
 from asdm.data.datasets import emoji
-from asdm.evaluate import quality
+from asdm.evaluate.generation import decode_latents, generate_images
+from asdm.evaluate.metrics import JudgedImages
+from asdm.evaluate.metrics.recall_at_1 import CANDIDATES, recalls
 from asdm.mini import PIPELINE
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet, meta_unet
@@ -61,7 +63,7 @@ def test_the_vae_rebuilds_held_out_drawings_to_24_db_from_centred_latents():
     images = emoji.open_data("held_out").images()
     with torch.inference_mode():
         latents = vae.encode(images).latent_dist.mean
-        rebuilt = quality.decoded(vae, latents)
+        rebuilt = decode_latents(vae, latents)
     mse = (rebuilt - images).square().mean((1, 2, 3))
     assert (10 * torch.log10(4 / mse)).mean() >= 24
     assert latents.mean((0, 2, 3)).abs().max() < 0.2
@@ -70,9 +72,9 @@ def test_the_vae_rebuilds_held_out_drawings_to_24_db_from_centred_latents():
 
 def test_the_judge_finds_the_caption_of_real_drawings_far_more_often_than_chance():
     data, judge = emoji.open_data("train"), Judge.load()
-    seen = quality.Seen.by(judge, data.images())
-    found = quality.recalled(judge, seen.vectors, data.captions, data.captions)
-    assert found.mean() >= 40 / quality.CANDIDATES
+    embeddings = JudgedImages(judge, data.images()).embeddings
+    hits = recalls(judge, embeddings, data.captions, data.captions)
+    assert hits.mean() >= 40 / CANDIDATES
 
 
 def test_the_clip_is_transformers_own_and_judges_too():
@@ -94,7 +96,7 @@ def test_the_vgg_knows_subcategories_and_names_its_layers():
 
 def test_a_picture_shows_its_caption_rather_than_another(mini):
     captions = ["red heart, twemoji style", "blue square, twemoji style", "evergreen tree, openmoji style"]
-    drawn = quality.draw(mini, captions, first_seed=0, steps=10, guidance_scale=3.0)
+    drawn = generate_images(mini, captions, first_seed=0, steps=10, guidance_scale=3.0)
     judge = Judge.load()
     with torch.inference_mode():
         scores = judge.image_embedding(drawn.images) @ judge.text_embedding(captions).T

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from asdm.data.datasets import emoji
 from asdm.mini import PIPELINE
 from benchmarks.mini import trials
+from benchmarks.mini.picture_found import matches
 from benchmarks.mini.stages import unet
 from benchmarks.mini.training import step_generator
 
@@ -60,3 +61,11 @@ def test_a_run_goes_on_from_a_trained_pipeline(trained_before: Path, monkeypatch
 def test_an_unknown_trial_is_named(tmp_path: Path):
     with pytest.raises(ValueError, match="unknown trial 'warmer'; choose from first, "):
         trials.main(tmp_path / "trials.json", ["warmer"], tmp_path)
+
+
+def test_a_picture_is_matched_where_its_own_real_one_is_nearest():
+    real = torch.eye(4)
+    drawn = torch.tensor([[0.9, 0.1, 0, 0], [0, 0.4, 0.6, 0], [0, 0, 1.0, 0]])
+    assert matches(drawn, real[:3], real, candidates=4).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="5 pictures to choose from are needed, got 4"):
+        matches(drawn, real[:3], real, candidates=5)
