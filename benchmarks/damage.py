@@ -20,9 +20,11 @@ from asdm_prof.cli.progress import watching
 from asdm_prof.planner import explain, frontier
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.settings import ProfileSettings
-from asdm_prof.renderers import _collect, console, figures
+from asdm_prof.renderers import console, figures
 from asdm_prof.sensitivity import study
-from benchmarks import budgets
+from benchmarks import report
+from benchmarks.budgets.compare import compare
+from benchmarks.budgets.section import rows_of
 
 SHOWN = "0.75"
 
@@ -53,12 +55,10 @@ def main(
     plan = explain.with_reasons(profile, planner.make_plan(profile, SHOWN, damage=found), damage=found)
     plan.save(output / "plan.json", force=True)
     with terminal.progress("Comparing") as tell:
-        compared = budgets.compare(
-            profile, found, settings, candidates=candidates, folder=output, tell=tell, command=command
-        )
+        compared = compare(profile, found, settings, candidates=candidates, folder=output, tell=tell, command=command)
     compared.save(output / "budgets.json", force=True)
-    terminal.emit(console.budget_rows(compared), terminal.Format.table)
-    figures.render(_collect.report(profile, output / "profile.json"), output)
+    terminal.emit(rows_of(compared), terminal.Format.table)
+    figures.render(report.collect(output / "profile.json"), output, report.FIGURES)
 
 
 if __name__ == "__main__":

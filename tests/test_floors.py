@@ -76,7 +76,6 @@ NO_TORCH = [
     "asdm_prof.analysis.rank",
     "asdm_prof.analysis.diff",
     "asdm_prof.analysis.transfer",
-    "asdm_prof.analysis.evidence",
     "asdm_prof.search.halving",
     "asdm_prof.search.named_locks",
     "asdm_prof.search.storage",

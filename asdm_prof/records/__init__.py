@@ -3,7 +3,6 @@
 One file per kind of record; all names can be had from here.
 """
 
-from asdm_prof.records.budgets import BudgetRow, Budgets, Contestant
 from asdm_prof.records.comparison import ComparedPlan, ComparedProfile, Comparison
 from asdm_prof.records.damage import (
     Additivity,
@@ -29,7 +28,6 @@ from asdm_prof.records.profile import (
     TrustLine,
     WholeRecord,
 )
-from asdm_prof.records.proof import Judged, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
 from asdm_prof.records.search import Rung, Search, SearchedStudent
 from asdm_prof.records.training_log import TrainingLog
 from asdm_prof.records.validation import Correction, ValidatedPlan, Validation
@@ -38,13 +36,10 @@ __all__ = [
     "Additivity",
     "Agreement",
     "Bound",
-    "BudgetRow",
-    "Budgets",
     "ComparedPlan",
     "ComparedProfile",
     "Comparison",
     "ComponentRecord",
-    "Contestant",
     "Correction",
     "Damage",
     "DamagePair",
@@ -54,17 +49,11 @@ __all__ = [
     "FrontierPoint",
     "Interval",
     "JointDamage",
-    "Judged",
     "OptionRecord",
     "PartRecord",
     "Peaks",
     "ProcessRecord",
     "Profile",
-    "Proof",
-    "ProofLatency",
-    "ProofResult",
-    "ProofRow",
-    "ProofTiming",
     "Roofline",
     "Rung",
     "Search",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, cached_property, partial
@@ -17,7 +17,7 @@ from asdm_prof.analysis import structure
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.analysis.tree import Node, tree_of
 from asdm_prof.planner.plan import check_damage
-from asdm_prof.records import Budgets, Comparison, Damage, Frontier, Profile, Proof, Search, TrainingLog, Validation
+from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, TrainingLog, Validation
 
 R = TypeVar("R", bound=io.Record)
 COMPARED = ("sd15", "sd21_base")  # Fig. 1 of the paper: Stable Diffusion v1 and v2
@@ -53,11 +53,10 @@ class Report:
     comparison: Comparison | None = None
     damage: Damage | None = None
     frontier: Frontier | None = None
-    budgets: Budgets | None = None
     log: TrainingLog | None = None  # of the distillation of one of the students
     beside: Profile | None = None  # of another model of the same blocks, to see what structure they share
-    proof: Proof | None = None
     search: Search | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)  # records of the kinds that others add
 
     @cached_property
     def tree(self) -> Node:
@@ -114,7 +113,8 @@ class Kind(Generic[R]):
     check: Callable[[Profile, R], None]
 
 
-def _same_profile(profile: Profile, record: Any) -> None:
+def check_same_profile(profile: Profile, record: Any) -> None:
+    """A record is of one profile; raises ValueError where it is of another."""
     if record.profile_sha256 != profile.sha256():
         raise ValueError(f"it was made from another profile ({record.profile_sha256[:12]}).")
 
@@ -134,13 +134,11 @@ def _check_frontier(profile: Profile, frontier: Frontier) -> None:
 
 # A report's field → the files that it is read from.
 KINDS: dict[str, Kind[Any]] = {
-    "validation": Kind("validate*.json", Validation, _same_profile),
+    "validation": Kind("validate*.json", Validation, check_same_profile),
     "comparison": Kind("compare*.json", Comparison, _holds_profile),
     "damage": Kind("damage*.json", Damage, check_damage),
     "frontier": Kind("frontier*.json", Frontier, _check_frontier),
-    "budgets": Kind("budgets*.json", Budgets, _same_profile),
-    "proof": Kind("proof*.json", Proof, _same_profile),
-    "search": Kind("search*.json", Search, _same_profile),
+    "search": Kind("search*.json", Search, check_same_profile),
 }
 
 
@@ -153,10 +151,11 @@ def report(
     frontier: Path | None = None,
     log: Path | None = None,
     beside: Path | None = None,
+    extra: Mapping[str, Kind[Any]] | None = None,
 ) -> Report:
     """A profile with what followed from it; files are matched by the hashes in them.
 
-    Raises ValueError for a named file that belongs to another teacher.
+    `extra` are kinds of files besides KINDS. Raises ValueError for a named file that belongs to another teacher.
     """
     folder, named = path.parent, {"damage": damage, "frontier": frontier}
     sources = {"profile": str(path)}
@@ -173,6 +172,7 @@ def report(
         family_costs=tuple(_family_costs(profile)),
         log=TrainingLog.load(log) if log else None,
         beside=_beside(profile, beside, sources),
+        extra={what: _record(what, kind, profile, None, folder, sources) for what, kind in (extra or {}).items()},
         **records,
     )
 

@@ -27,13 +27,13 @@ import typer
 
 from asdm.cli.options import this_command
 from asdm.utils import console, io
-from asdm_prof.analysis import evidence
 from asdm_prof.cli.progress import watching
 from asdm_prof.profiler.settings import ProfileSettings
-from asdm_prof.records import Proof
 from asdm_prof.renderers import Report, figures
 from asdm_prof.sensitivity import study
-from benchmarks.proof import run
+from benchmarks.proof import evidence, run
+from benchmarks.proof.figures import PROOF
+from benchmarks.proof.records import Proof
 
 RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 DEFAULT = run.ProofSettings()
@@ -100,7 +100,7 @@ def main(
             )
     text = evidence.markdown(found, str(path))
     io.write_whole(output / "proof.md", text, force=True)
-    figures.render(Report(profile, proof=found), output, figures.PROOF)
+    figures.render(Report(profile, extra={"proof": found}), output, PROOF)
     if readme:
         whole = io.between_marks(RESULTS.read_text(encoding="utf-8"), "proof", f"\n{text}")
         io.write_whole(RESULTS, whole, force=True)

@@ -44,9 +44,10 @@ from asdm.utils import registry
 from asdm.utils.io import sha256_of, utc_now, write_whole
 from asdm.utils.progress import Tell
 from asdm_prof.planner import plan as planner
-from asdm_prof.records import Damage, Judged, Profile, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
+from asdm_prof.records import Damage, Profile
 from asdm_prof.search.named_locks import FileLocks, held
 from benchmarks import baselines
+from benchmarks.proof.records import Judged, Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
 
 TEACHER = "teacher"
 PLANNED, BK_STYLE = "planned", "bk_style"

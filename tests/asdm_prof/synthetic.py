@@ -27,11 +27,8 @@ from asdm_prof.profiler import roofline
 from asdm_prof.records import (
     Additivity,
     Agreement,
-    BudgetRow,
-    Budgets,
     Comparison,
     ComponentRecord,
-    Contestant,
     Damage,
     DamagePair,
     EditDamage,
@@ -40,15 +37,10 @@ from asdm_prof.records import (
     FrontierPoint,
     Interval,
     JointDamage,
-    Judged,
     OptionRecord,
     PartRecord,
     Peaks,
     Profile,
-    Proof,
-    ProofLatency,
-    ProofResult,
-    ProofRow,
     Rung,
     Search,
     SearchedStudent,
@@ -61,6 +53,8 @@ from asdm_prof.records import (
 )
 from asdm_prof.renderers import FamilyCost, Report
 from asdm_prof.sensitivity import additivity
+from benchmarks.budgets.records import BudgetRow, Budgets, Contestant
+from benchmarks.proof.records import Judged, Proof, ProofLatency, ProofResult, ProofRow
 
 RUNS = 12
 SECONDS_PER_MAC = 1e-11
@@ -373,7 +367,7 @@ def report() -> Report:
         comparison=comparison(),
         damage=damage(),
         frontier=frontier.make_frontier(profile(), damage(), asked={"latency": "0.8"}, k=2, diverse=2),
-        budgets=budgets(),
+        extra={"budgets": budgets()},
     )
 
 
@@ -665,9 +659,11 @@ def full_report() -> Report:
         benches=(judged_bench(),),
         damage=damage_of(source.profile),
         frontier=frontier_of(with_roofline(source.profile)),
-        budgets=budgets_of(with_roofline(source.profile)),
         log=log(),
         beside=with_roofline(profile(seed=7)).model_copy(update={"family": "mini", "title": "Mini Stable Diffusion"}),
-        proof=proof_of(with_roofline(source.profile)),
+        extra={
+            "budgets": budgets_of(with_roofline(source.profile)),
+            "proof": proof_of(with_roofline(source.profile)),
+        },
         search=search_of(with_roofline(source.profile)),
     )

@@ -11,13 +11,12 @@ import pytest
 
 from asdm.plan.presets import PRESETS
 from asdm.utils.io import sha256_of
-from asdm_prof.analysis import evidence
 from asdm_prof.planner import plan as planner
-from asdm_prof.records import Proof
 from asdm_prof.search.named_locks import FileLocks
 from benchmarks import baselines
 from benchmarks.proof import __main__ as script
-from benchmarks.proof import run
+from benchmarks.proof import evidence, run
+from benchmarks.proof.records import Proof
 from tests.asdm_prof import synthetic
 
 ROWS = "bk_sdm,a_sdm,ours,no_stage1"

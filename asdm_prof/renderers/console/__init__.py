@@ -16,13 +16,12 @@ from asdm_prof.renderers.console.changes import change_text, diff_table
 from asdm_prof.renderers.console.infeasible import infeasible_lines
 from asdm_prof.renderers.console.layout import print_sections, rich_table, stdout_console
 from asdm_prof.renderers.html.sections import IN_TERMINAL, QUESTIONS, comparison, damage, frontier, search, validation
-from asdm_prof.renderers.html.sections.budgets import rows_of as budget_rows
 from asdm_prof.renderers.html.sections.plan import plan_lines
 from asdm_prof.renderers.html.sections.tree import tree_table as tree_content
 from asdm_prof.renderers.html.sections.units import unit_table
 
 __all__ = [
-    "budget_rows", "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_comparison", "print_damage",
+    "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_comparison", "print_damage",
     "print_frontier", "print_report", "print_search", "print_validation", "rank_table", "render", "stdout_console",
     "tree_table",
 ]  # fmt: skip

@@ -16,9 +16,8 @@ from matplotlib.figure import Figure
 from asdm.utils.io import write_whole
 from asdm_prof.renderers import Report
 from asdm_prof.renderers.figures.costs import fig1_costs
-from asdm_prof.renderers.figures.damages import additivity, damage, damage_at_budgets, frontier
+from asdm_prof.renderers.figures.damages import additivity, damage, frontier
 from asdm_prof.renderers.figures.pictures import quality, search
-from asdm_prof.renderers.figures.proof import PROOF
 from asdm_prof.renderers.figures.ranks import rank_transfer, redundancy
 from asdm_prof.renderers.figures.ratios import predicted_vs_measured, students, validation
 from asdm_prof.renderers.figures.style import STYLE
@@ -52,7 +51,5 @@ def _save(figure: Figure, stem: Path) -> Iterator[Path]:
 
 FIGURES = (
     fig1_costs, fig2_latency_and_parameters, structure, units_share, redundancy, predicted_vs_measured, students,
-    validation, rank_transfer, roofline, damage, frontier, damage_at_budgets, additivity, quality,
-    *PROOF,
-    search,
+    validation, rank_transfer, roofline, damage, frontier, additivity, quality, search,
 )  # fmt: skip

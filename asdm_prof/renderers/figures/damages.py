@@ -5,9 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    plain,
-)
+from asdm_prof.renderers._format import plain
 from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, QUIET, TWO_COLUMNS, new_figure, powers_of_ten
 
 # ---------------------------------------------------------------------------------------------- damage
@@ -15,37 +13,6 @@ from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, QUIET, T
 MANY = 60  # points from which on a line says it better
 SPREAD = 30  # of damages from which on their axis is logarithmic
 AXES = {"latency": "UNet latency", "macs": "MACs", "params": "parameters"}
-# Baselines told apart by hue, marker and name; ours is the line.
-RIVALS = {
-    "greedy": ("v", "#E69F00"), "a_sdm": ("s", "#009E73"), "bk_sdm_base": ("D", "#CC79A7"),
-    "bk_sdm_small": ("P", "#CC79A7"), "bk_sdm_tiny": ("X", "#CC79A7"), "no_attention_at_the_top": ("^", "#56B4E9"),
-    "random": (".", "#999999"),
-}  # fmt: skip
-
-
-def damage_at_budgets(report: Report) -> Figure | None:
-    """Measured joint damage of our plan and of every baseline within each latency budget."""
-    found = report.budgets
-    if found is None or not found.rows:
-        return None
-    figure = new_figure(TWO_COLUMNS, 3.0)
-    axes = figure.subplots()
-    for name, (marker, colour) in RIVALS.items():
-        points = [(row.budget, one.damage.value) for row in found.rows for one in row.contestants
-                  if one.name.split(" ")[0] == name]  # fmt: skip
-        if points:
-            x, y = zip(*points, strict=True)
-            axes.plot(x, y, marker, color=colour, markersize=4, label=name)
-    ours = [row.ours.damage for row in found.rows]
-    budgets = [row.budget for row in found.rows]
-    axes.plot(budgets, [one.value for one in ours], "-o", color=COLOURS["resnet"], markersize=4, label="ours")
-    axes.vlines(budgets, [one.low for one in ours], [one.high for one in ours], color=INK, linewidth=0.8)
-    powers_of_ten(axes, "y")
-    axes.invert_xaxis()
-    axes.set_xlabel("latency budget (share of the teacher’s UNet call)")
-    axes.set_ylabel("measured damage (mean square error)")
-    figure.legend(loc="outside right center")
-    return figure
 
 
 def additivity(report: Report) -> Figure | None:

@@ -21,6 +21,7 @@ from playwright.sync_api import sync_playwright
 
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report, _collect, html
+from benchmarks.report import QUESTIONS
 from tests.asdm_prof import synthetic
 
 pytestmark = pytest.mark.serial
@@ -51,7 +52,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         "mini": Report(synthetic.with_roofline(synthetic.profile("mini"))),
         "large": Report(synthetic.large_profile()),
     }
-    return {name: html.render(one, tmp_path_factory.mktemp(name))[0] for name, one in made.items()}
+    return {name: html.render(one, tmp_path_factory.mktemp(name), QUESTIONS)[0] for name, one in made.items()}
 
 
 @contextmanager

@@ -35,7 +35,7 @@ def test_what_lies_beside_the_profile_is_found(folder: Path) -> None:
     found = gathered(folder)
     assert found.damage == synthetic.damage_of(synthetic.profile())
     assert found.frontier == synthetic.frontier_of(synthetic.profile())
-    assert found.budgets == synthetic.budgets_of(synthetic.profile())
+    assert found.extra == {}
     assert found.sources["damage"] == str(folder / "damage.json")
 
 

@@ -8,15 +8,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from asdm.records.bench import Measure
-from asdm_prof.analysis import evidence
-from asdm_prof.records import Proof, ProofRow
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    plain,
-)
+from asdm_prof.renderers._format import plain
 from asdm_prof.renderers.figures.style import COLOURS, INK, QUIET, TWO_COLUMNS, new_figure
-
-# ---------------------------------------------------------------------------------------------- proof
+from benchmarks.proof import evidence
+from benchmarks.proof.records import Proof, ProofRow
 
 # Who made a student, told apart by hue and marker: ours, BK-SDM's, the paper's, and what an ablation leaves of one.
 MAKERS = {
@@ -36,7 +32,7 @@ def maker(row: ProofRow) -> str:
 
 def quality_at_latency(report: Report) -> Figure | None:
     """Every student's latency against each quality metric, with both 95 % intervals; the teacher's noise is shaded."""
-    proof = report.proof
+    proof: Proof | None = report.extra.get("proof")
     shown = [row for row in evidence.trained(proof) if row.latency] if proof and proof.rows[0].results else []
     if proof is None or not shown:
         return None
@@ -85,10 +81,11 @@ def _row_legend(axes: Axes, shown: Sequence[ProofRow]) -> None:
 
 def components(report: Report) -> Figure | None:
     """What each component bought in each quality metric, with its 95 % interval."""
-    found = evidence.components(report.proof) if report.proof and report.proof.rows[0].results else []
-    if report.proof is None or not found:
+    proof: Proof | None = report.extra.get("proof")
+    found = evidence.components(proof) if proof and proof.rows[0].results else []
+    if proof is None or not found:
         return None
-    measures = evidence.judged_measures(report.proof)
+    measures = evidence.judged_measures(proof)
     figure = new_figure(TWO_COLUMNS, 0.9 + 0.2 * len(found))
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True).flat, measures, strict=True):
         axes.axvline(0, color=QUIET, linewidth=0.7)

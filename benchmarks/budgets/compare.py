@@ -22,10 +22,11 @@ from asdm_prof.planner import plan
 from asdm_prof.planner.choices import edits_key
 from asdm_prof.planner.frontier import k_plans
 from asdm_prof.planner.problem import Problem
-from asdm_prof.records import BudgetRow, Budgets, Contestant, Damage, Interval, Profile
+from asdm_prof.records import Damage, Interval, Profile
 from asdm_prof.sensitivity import measure as sensitivity
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks import baselines
+from benchmarks.budgets.records import BudgetRow, Budgets, Contestant
 
 EACH = tuple(round(0.95 - 0.05 * i, 2) for i in range(10))
 Edits = tuple[AnyEdit, ...]

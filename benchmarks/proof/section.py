@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from asdm_prof.analysis import evidence
-from asdm_prof.records import Proof
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain
 from asdm_prof.renderers.html import charts
@@ -22,6 +20,8 @@ from asdm_prof.renderers.html.content import (
     Table,
 )
 from asdm_prof.renderers.html.tables import name_cells, table
+from benchmarks.proof import evidence
+from benchmarks.proof.records import Proof
 
 GROUPS = {
     "helped": "What helped",
@@ -33,7 +33,7 @@ GROUPS = {
 
 def section(report: Report) -> Section | None:
     """A-SDM against BK-SDM at equal latency and equal training."""
-    proof = report.proof
+    proof: Proof | None = report.extra.get("proof")
     if proof is None or not proof.rows[0].results or not evidence.trained(proof):
         return None
     blocks: list[Block] = [Paragraph([plain(evidence.verdict_sentence(one), 900)]) for one in evidence.verdicts(proof)]

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asdm_prof.records import Budgets, Contestant
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import amount, between, exponent, plain, plural
 from asdm_prof.renderers.html import charts
 from asdm_prof.renderers.html.content import NONE, Cell, Column, Section, Table, picture
 from asdm_prof.renderers.html.tables import damage_cell, name_cells, ratio_cell, table
+from benchmarks.budgets.records import Budgets, Contestant
 
 
 def section(report: Report) -> Section | None:
     """Who does the least damage within each budget."""
-    budgets = report.budgets
+    budgets: Budgets | None = report.extra.get("budgets")
     if budgets is None or not budgets.rows:
         return None
     ours = [(row.budget, row.ours.damage) for row in budgets.rows]

@@ -17,7 +17,7 @@ import numpy as np
 from asdm.measure.statistics import bootstrap
 from asdm.records.bench import MEASURES, Measure
 from asdm.records.measurement import Estimate
-from asdm_prof.records import Judged, Proof, ProofRow
+from benchmarks.proof.records import Judged, Proof, ProofRow
 
 # The perceptual distance is left out: its VGG has trained the paper's rows, so it may judge nobody.
 JUDGES = tuple(measure for measure in MEASURES.values() if measure.name != "perceptual_to_teacher")

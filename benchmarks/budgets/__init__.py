@@ -1,0 +1,1 @@
+"""Our plans against other ways to choose, within the same latency budgets."""
