@@ -121,7 +121,7 @@ def _reason(error: Exception) -> str:
     """`no space left on device`, of Python's error or of safetensors' own."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
-    found = re.search(r"([^:(]+) \(os error", str(error))
+    found = re.search(r'([^:("]+)(?: \(os error|" })', str(error))  # as safetensors 0.6 says it, and as 0.4 did
     return found[1].strip().lower() if found else str(error)
 
 

@@ -144,7 +144,8 @@ class Rows:
     def _matrix(self) -> csr_array:
         entries = [(i, j, v) for i, (row, _, _) in enumerate(self.rows) for j, v in row.items()]
         i, j, v = zip(*entries, strict=True)
-        return csr_array((v, (i, j)), shape=(len(self.rows), self.columns))
+        where = np.array(i, np.int32), np.array(j, np.int32)  # what older releases of HiGHS's wrapper take
+        return csr_array((v, where), shape=(len(self.rows), self.columns))
 
     def _objective(self, cost: Sequence[float] | np.ndarray) -> np.ndarray:
         objective = np.zeros(self.columns)
