@@ -172,13 +172,13 @@ class Condition:
             return [difference.whole]
         if self.where == "unit":
             return list(difference.units)
-        found = [part for part in difference.parts if fnmatchcase(part.fqn, self.where)]
-        if not found:
+        parts = [part for part in difference.parts if fnmatchcase(part.fqn, self.where)]
+        if not parts:
             raise ValueError(
                 f"--fail-on {self.text!r}: no unit is named {self.where!r}; choose unit, whole or a pattern such as "
                 "'up_blocks.3.*'."
             )
-        return found
+        return parts
 
 
 def parse_condition(text: str) -> Condition:

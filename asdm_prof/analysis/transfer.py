@@ -21,22 +21,22 @@ WORDS = {"threads": "{} threads", "batch": "batch {}", "size": "{} px"}
 
 
 def compare(
-    found: Sequence[tuple[Profile, str]],
+    sources: Sequence[tuple[Profile, str]],
     plans: Sequence[PruningPlan] = (),
     budget: str | None = None,
     command: str = "",
 ) -> Comparison:
-    """Compare profiles of one model, given with where they were read; with `budget`, plan for each of them too.
+    """Compare profiles of one model, each with the file it was read from; with `budget`, plan for each of them too.
 
     Raises ValueError for fewer than two profiles, for two models, and for a plan of another model.
     """
-    profiles = [profile for profile, _ in found]
-    _check(found, plans)
+    profiles = [profile for profile, _ in sources]
+    _check(sources, plans)
     names = names_of(profiles)
     priced = [_priced(plan, plan.name, profiles) for plan in plans]
     if budget is not None:
-        made = [planner.make_plan(profile, budget) for profile in profiles]
-        priced += [_priced(plan, f"for {name}", profiles) for plan, name in zip(made, names, strict=True)]
+        own_plans = [planner.make_plan(profile, budget) for profile in profiles]
+        priced += [_priced(plan, f"for {name}", profiles) for plan, name in zip(own_plans, names, strict=True)]
     scores = [{row.fqn: row.redundancy.median for row in rank(profile)} for profile in profiles]
     return Comparison(
         created_utc=utc_now(),
@@ -52,18 +52,18 @@ def compare(
                 latency_s=Estimate(**profile.whole.latency_s.model_dump(include={"median", "low", "high"})),
                 split_half=checks.split_half(profile.parts),
             )
-            for (profile, source), name in zip(found, names, strict=True)
+            for (profile, source), name in zip(sources, names, strict=True)
         ),
         spearman=tuple(tuple(_agreement(a, b) for b in scores) for a in scores),
         plans=tuple(priced),
     )
 
 
-def _check(found: Sequence[tuple[Profile, str]], plans: Sequence[PruningPlan]) -> None:
-    if len(found) < 2:
-        raise ValueError(f"{len(found)} profile compares with nothing; name two or more.")
-    first, source = found[0]
-    for profile, path in found[1:]:
+def _check(sources: Sequence[tuple[Profile, str]], plans: Sequence[PruningPlan]) -> None:
+    if len(sources) < 2:
+        raise ValueError(f"{len(sources)} profile compares with nothing; name two or more.")
+    first, source = sources[0]
+    for profile, path in sources[1:]:
         if profile.config_sha256 != first.config_sha256:
             raise ValueError(
                 f"{path} is of {profile.family} and {source} of {first.family}; units of two models do not compare."

@@ -54,9 +54,9 @@ def exponent(value: float) -> str:
     return f"{value:.2e}"
 
 
-def between(found: Interval, form: str = ".2e") -> str:
+def between(bounds: Interval, form: str = ".2e") -> str:
     """An interval of a damage, or of what `form` says."""
-    return f"[{found.low:{form}}, {found.high:{form}}]"
+    return f"[{bounds.low:{form}}, {bounds.high:{form}}]"
 
 
 def amount(value: float) -> str:
@@ -64,19 +64,19 @@ def amount(value: float) -> str:
     return number(value) if value == 0 or abs(value) >= 1e-3 else exponent(value)
 
 
-def amount_interval(found: Interval) -> str:
+def amount_interval(damage: Interval) -> str:
     """The bounds of a damage, written as the damage is; empty where there are none."""
-    if found.low == found.high:
+    if damage.low == damage.high:
         return ""
-    if 0 < abs(found.value) < 1e-3:
-        return between(found)
-    places = decimals(found.value)
-    return f"[{fixed(found.low, places)}, {fixed(found.high, places)}]"
+    if 0 < abs(damage.value) < 1e-3:
+        return between(damage)
+    places = decimals(damage.value)
+    return f"[{fixed(damage.low, places)}, {fixed(damage.high, places)}]"
 
 
-def amount_text(found: Interval) -> str:
+def amount_text(damage: Interval) -> str:
     """A damage with its interval where it has one."""
-    return f"{amount(found.value)} {amount_interval(found)}".rstrip()
+    return f"{amount(damage.value)} {amount_interval(damage)}".rstrip()
 
 
 def interval(estimate: Estimate, scale: float = 1.0) -> str:
@@ -138,7 +138,7 @@ def plural(n: int, what: str) -> str:
 def kernel_sentence(profile: Profile) -> str:
     """What memory costs that is given back and fetched again, and how to keep it.
 
-    Empty where that is little or another device computes, where the allocator was told already, and where parts are
+    Empty where that is little or another device computes, where the allocator keeps memory already, and where parts are
     timed in runs of their own, as opening those fetches memory too.
     """
     host = profile.host

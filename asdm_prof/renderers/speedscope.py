@@ -27,28 +27,28 @@ def render(report: Report, folder: Path) -> list[Path]:
 
 def flame(profile: Profile) -> dict[str, Any]:
     """The file's JSON: one evented profile, whose frames are the slices in data-flow order."""
-    found = slices(profile)
+    timeline = slices(profile)
     title = plain(f"{profile.title}, one UNet call ({profile.backend} {profile.dtype})")
     return {
         "$schema": SCHEMA,
         "exporter": "asdm-prof",
         "name": title,
         "activeProfileIndex": 0,
-        "shared": {"frames": [{"name": plain(one.node.label), "file": plain(one.node.name)} for one in found]},
+        "shared": {"frames": [{"name": plain(one.node.label), "file": plain(one.node.name)} for one in timeline]},
         "profiles": [
             {
                 "type": "evented",
                 "name": title,
                 "unit": "nanoseconds",
                 "startValue": 0,
-                "endValue": found[0].end_ns,
-                "events": list(_events(found)),
+                "endValue": timeline[0].end_ns,
+                "events": list(_events(timeline)),
             }
         ],
     }
 
 
-def _events(found: list[Slice]) -> Iterator[dict[str, Any]]:
+def _events(timeline: list[Slice]) -> Iterator[dict[str, Any]]:
     """Open each slice when it starts; before the next one of its depth or above, close what is done."""
     opened: list[int] = []
     now = 0
@@ -57,7 +57,7 @@ def _events(found: list[Slice]) -> Iterator[dict[str, Any]]:
         while len(opened) > to_depth:
             yield {"type": "C", "frame": opened.pop(), "at": now}
 
-    for i, one in enumerate(found):
+    for i, one in enumerate(timeline):
         yield from close(one.depth)
         yield {"type": "O", "frame": i, "at": now}
         opened.append(i)

@@ -59,11 +59,11 @@ def draws_of(judged: Judged) -> np.ndarray:
 
 def spread(row: ProofRow, measure: str) -> Spread | None:
     """A row's metric over its seeds; None where it was not judged."""
-    found = [result.metrics[measure] for result in row.results if measure in result.metrics]
-    if not found:
+    judgements = [result.metrics[measure] for result in row.results if measure in result.metrics]
+    if not judgements:
         return None
-    values = np.array([judged.value for judged in found])
-    draws = np.mean([draws_of(judged) for judged in found], axis=0)
+    values = np.array([judged.value for judged in judgements])
+    draws = np.mean([draws_of(judged) for judged in judgements], axis=0)
     if len(values) > 1:
         rng = np.random.default_rng(zlib.crc32(f"{row.name} {measure}".encode()))
         error = values.std(ddof=1) / math.sqrt(len(values))
@@ -235,17 +235,17 @@ def verdict_sentence(verdict: Verdict) -> str:
     """What was won and what was not, whichever it is."""
     parts = [_share_text(share) for share in verdict.counted]
     won, lost = verdict.won, verdict.lost
-    said = f"{verdict.row.name}{_at(verdict.row)} against {verdict.rival.name}{_at(verdict.rival)}: "
-    said += "; ".join(parts) + ". "
-    said += f"Below half of its rival’s loss in {len(won)} of {len(verdict.counted)}"
-    said += f" ({titles(share.measure.name for share in won)})" if won else ""
-    said += f", worse in {titles(share.measure.name for share in lost)}" if lost else ", worse in none"
-    return said + f": the aim is {'met' if verdict.met else 'not met'}."
+    sentence = f"{verdict.row.name}{_at(verdict.row)} against {verdict.rival.name}{_at(verdict.rival)}: "
+    sentence += "; ".join(parts) + ". "
+    sentence += f"Below half of its rival’s loss in {len(won)} of {len(verdict.counted)}"
+    sentence += f" ({titles(share.measure.name for share in won)})" if won else ""
+    sentence += f", worse in {titles(share.measure.name for share in lost)}" if lost else ", worse in none"
+    return sentence + f": the aim is {'met' if verdict.met else 'not met'}."
 
 
 def _at(row: ProofRow) -> str:
-    found = row.latency
-    return f" at {found.ratio.median:.3f}× [{found.ratio.low:.3f}, {found.ratio.high:.3f}]" if found else ""
+    latency = row.latency
+    return f" at {latency.ratio.median:.3f}× [{latency.ratio.low:.3f}, {latency.ratio.high:.3f}]" if latency else ""
 
 
 def _share_text(share: Share) -> str:
@@ -255,26 +255,28 @@ def _share_text(share: Share) -> str:
     return f"{title}: {share.share.median:.2f} [{share.share.low:.2f}, {share.share.high:.2f}] of its rival’s loss"
 
 
-def component_sentence(found: Component) -> str:
+def component_sentence(component: Component) -> str:
     """What a component bought beyond its intervals, what it cost, or that it cannot be told."""
-    helped, hurt = found.helped(), found.hurt()
-    said = f"{found.row.name} ({found.row.what}) against {found.base.name}: "
+    helped, hurt = component.helped(), component.hurt()
+    sentence = f"{component.row.name} ({component.row.what}) against {component.base.name}: "
     parts = [f"worse in {titles(helped)}"] if helped else []
     parts += [f"better in {titles(hurt)}"] if hurt else []
-    said += " and ".join(parts) if parts else "not told apart in any metric"
-    if found.latency:
-        more = found.latency.estimate()
-        said += f"; what it lacks costs {more.median:+.3f} [{more.low:+.3f}, {more.high:+.3f}] of the latency"
-    return f"{said}; {found.seconds:+.0f} s of training."
+    sentence += " and ".join(parts) if parts else "not told apart in any metric"
+    if component.latency:
+        more = component.latency.estimate()
+        sentence += f"; what it lacks costs {more.median:+.3f} [{more.low:+.3f}, {more.high:+.3f}] of the latency"
+    return f"{sentence}; {component.seconds:+.0f} s of training."
 
 
 def groups(proof: Proof) -> dict[str, list[Component]]:
     """Ablations by whether what they lack bought anything beyond its interval."""
-    found: dict[str, list[Component]] = {"helped": [], "mixed": [], "did not help": [], "hurt": []}
+    by_effect: dict[str, list[Component]] = {"helped": [], "mixed": [], "did not help": [], "hurt": []}
     for one in components(proof):
         helped, hurt = bool(one.helped()), bool(one.hurt())
-        found["mixed" if helped and hurt else "helped" if helped else "hurt" if hurt else "did not help"].append(one)
-    return {name: ones for name, ones in found.items() if ones}
+        by_effect["mixed" if helped and hurt else "helped" if helped else "hurt" if hurt else "did not help"].append(
+            one
+        )
+    return {name: ones for name, ones in by_effect.items() if ones}
 
 
 # ---------------------------------------------------------------------------------------------- as a table
@@ -284,15 +286,15 @@ def table(proof: Proof) -> list[dict[str, str]]:
     """Every row with what it costs and what it is worth, in words and figures."""
     rows = [proof.rows[0], *trained(proof)]
     measures = judged_measures(proof)
-    found = [_row(row, measures, proof.rows[0]) for row in rows]
-    floor = dict.fromkeys(found[0], "") | {"row": "noise floor"}
-    return [*found, floor | {measure.title: _figure(noise_floor(proof, measure.name)) for measure in measures}]
+    cells = [_row(row, measures, proof.rows[0]) for row in rows]
+    floor = dict.fromkeys(cells[0], "") | {"row": "noise floor"}
+    return [*cells, floor | {measure.title: _figure(noise_floor(proof, measure.name)) for measure in measures}]
 
 
 def _row(row: ProofRow, measures: Sequence[Measure], teacher: ProofRow) -> dict[str, str]:
     first, is_teacher = row.results[0], row is teacher
     timed = row.latency
-    told = {
+    texts = {
         "row": row.name,
         "UNet ×": "1" if is_teacher else "" if timed is None else _interval(timed.ratio),
         "mean ×": "1" if is_teacher else "" if timed is None else _interval(timed.mean_ratio),
@@ -305,12 +307,12 @@ def _row(row: ProofRow, measures: Sequence[Measure], teacher: ProofRow) -> dict[
     }
     for measure in measures:
         one = spread(row, measure.name)
-        told[measure.title] = "" if one is None else _interval(one.estimate())
-    return told
+        texts[measure.title] = "" if one is None else _interval(one.estimate())
+    return texts
 
 
-def _interval(found: Estimate) -> str:
-    return f"{_figure(found.median)} [{_figure(found.low)}, {_figure(found.high)}]"
+def _interval(estimate: Estimate) -> str:
+    return f"{_figure(estimate.median)} [{_figure(estimate.low)}, {_figure(estimate.high)}]"
 
 
 def _figure(value: float) -> str:

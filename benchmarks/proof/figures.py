@@ -33,75 +33,75 @@ def maker(row: ProofRow) -> str:
 def quality_at_latency(report: Report) -> Figure | None:
     """Every student's latency against each quality metric, with both 95 % intervals; the teacher's noise is shaded."""
     proof: Proof | None = report.extra.get("proof")
-    shown = [row for row in evidence.trained(proof) if row.latency] if proof and proof.rows[0].results else []
-    if proof is None or not shown:
+    rows = [row for row in evidence.trained(proof) if row.latency] if proof and proof.rows[0].results else []
+    if proof is None or not rows:
         return None
     measures = evidence.judged_measures(proof)
     figure = new_figure(TWO_COLUMNS, 2.2 * ((len(measures) + 2) // 2))
     panels = list(figure.subplots((len(measures) + 2) // 2, 2).flat)
     for axes, measure in zip(panels, measures, strict=False):
-        _tradeoff(axes, proof, shown, measure)
+        _tradeoff(axes, proof, rows, measure)
     for axes in panels[len(measures) :]:
         axes.set_axis_off()
-    _row_legend(panels[len(measures)], shown)
+    _row_legend(panels[len(measures)], rows)
     return figure
 
 
-def _tradeoff(axes: Axes, proof: Proof, shown: Sequence[ProofRow], measure: Measure) -> None:
+def _tradeoff(axes: Axes, proof: Proof, rows: Sequence[ProofRow], measure: Measure) -> None:
     teacher, floor = evidence.spread(proof.rows[0], measure.name), evidence.noise_floor(proof, measure.name)
     if teacher:
         lowest = max(teacher.value - floor, measure.lowest)
         axes.axhspan(lowest, teacher.value + floor, color="#DDDDDD", linewidth=0)
         axes.axhline(teacher.value, color=QUIET, linewidth=0.8)
-    for number_, row in enumerate(shown, 1):
-        found = evidence.spread(row, measure.name)
-        if found is None or row.latency is None:
+    for number, row in enumerate(rows, 1):
+        quality = evidence.spread(row, measure.name)
+        if quality is None or row.latency is None:
             continue
         marker, colour = MAKERS[maker(row)]
-        x, y = row.latency.ratio, found.estimate()
+        x, y = row.latency.ratio, quality.estimate()
         axes.hlines(y.median, x.low, x.high, color=colour, linewidth=0.8)
         axes.vlines(x.median, y.low, y.high, color=colour, linewidth=0.8)
         axes.plot(x.median, y.median, marker, color=colour, markersize=4)
-        axes.annotate(str(number_), (x.median, y.median), (3, 2), textcoords="offset points", size=5.5)
+        axes.annotate(str(number), (x.median, y.median), (3, 2), textcoords="offset points", size=5.5)
     axes.set_xlabel("UNet latency, student / teacher")
     axes.set_title(f"{measure.title} ({measure.direction})", size=7, loc="left")
 
 
-def _row_legend(axes: Axes, shown: Sequence[ProofRow]) -> None:
+def _row_legend(axes: Axes, rows: Sequence[ProofRow]) -> None:
     """Numbers, markers and names in a panel of their own."""
-    for number_, row in enumerate(shown, 1):
+    for number, row in enumerate(rows, 1):
         marker, colour = MAKERS[maker(row)]
-        y = 1 - (number_ - 0.5) / max(len(shown), 8)
+        y = 1 - (number - 0.5) / max(len(rows), 8)
         edge = axes.transAxes
         axes.plot(0.03, y, marker, color=colour, markersize=4, transform=edge, clip_on=False)
         axes.text(
-            0.08, y, f"{number_}  {plain(row.name, 16)}: {plain(row.what, 44)}", size=5.5, va="center", transform=edge
+            0.08, y, f"{number}  {plain(row.name, 16)}: {plain(row.what, 44)}", size=5.5, va="center", transform=edge
         )
 
 
 def components(report: Report) -> Figure | None:
     """What each component bought in each quality metric, with its 95 % interval."""
     proof: Proof | None = report.extra.get("proof")
-    found = evidence.components(proof) if proof and proof.rows[0].results else []
-    if proof is None or not found:
+    parts = evidence.components(proof) if proof and proof.rows[0].results else []
+    if proof is None or not parts:
         return None
     measures = evidence.judged_measures(proof)
-    figure = new_figure(TWO_COLUMNS, 0.9 + 0.2 * len(found))
+    figure = new_figure(TWO_COLUMNS, 0.9 + 0.2 * len(parts))
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True).flat, measures, strict=True):
         axes.axvline(0, color=QUIET, linewidth=0.7)
-        for y, one in enumerate(found):
-            told = one.bought.get(measure.name)
-            if told:
-                sure = told.low > 0 or told.high < 0
-                axes.hlines(y, told.low, told.high, color=INK, linewidth=0.9)
-                axes.plot(told.median, y, "o" if sure else "D", color=COLOURS["resnet" if sure else "glue"],
+        for y, one in enumerate(parts):
+            bought = one.bought.get(measure.name)
+            if bought:
+                sure = bought.low > 0 or bought.high < 0
+                axes.hlines(y, bought.low, bought.high, color=INK, linewidth=0.9)
+                axes.plot(bought.median, y, "o" if sure else "D", color=COLOURS["resnet" if sure else "glue"],
                           markersize=3.5)  # fmt: skip
         axes.set_title(measure.title, size=7, loc="left")
         axes.tick_params(axis="y", length=0)
         axes.locator_params(axis="x", nbins=3)
     axes = figure.axes[0]
-    axes.set_yticks(range(len(found)), [plain(one.row.what, 40) for one in found], size=6)
-    axes.set_ylim(len(found) - 0.4, -0.6)
+    axes.set_yticks(range(len(parts)), [plain(one.row.what, 40) for one in parts], size=6)
+    axes.set_ylim(len(parts) - 0.4, -0.6)
     figure.supxlabel("quality lost without it (right: it helps; circles: beyond the 95 % interval)", size=7)
     return figure
 

@@ -38,9 +38,9 @@ def render(report: Report, folder: Path) -> list[Path]:
 def print_report(report: Report, console: Console) -> None:
     """Print the whole report in as many columns as the console has."""
     for question in QUESTIONS:
-        made = [make(report) for make in question.sections if make in IN_TERMINAL]
+        sections = [make(report) for make in question.sections if make in IN_TERMINAL]
         title = "" if question.name == "answer" else question.title
-        print_sections(console, [section for section in made if section], title)
+        print_sections(console, [section for section in sections if section], title)
 
 
 def tree_table(profile: Profile, width: int) -> Table:

@@ -50,14 +50,14 @@ def page(report: Report, questions: Sequence[Question] = QUESTIONS) -> str:
 
 def _sections(report: Report, question: Question) -> list[dict[str, object]]:
     """The sections that there is data for, with the blocks that the page shows."""
-    made = [make(report) for make in question.sections]
+    sections = [make(report) for make in question.sections]
     return [
         {
             "title": section.title,
             "anchor": section.anchor,
             "blocks": [block for block in section.blocks if block.medium != "terminal"],
         }
-        for section in made
+        for section in sections
         if section
     ]
 

@@ -23,24 +23,24 @@ BOTTOM = 168
 STRIP = 12
 
 
-def icicle(root: Node, index: Mapping[str, int], told: Mapping[str, str]) -> Markup:
+def icicle(root: Node, index: Mapping[str, int], hints: Mapping[str, str]) -> Markup:
     """Whole → block → layer → unit from top to bottom, in the order in which data flows; width is time."""
     title = f"Where the time of the {plain(root.label)} UNet goes: whole, blocks, layers and units in data-flow order"
-    return svg("icicle", title, WIDTH, BOTTOM, _cells(root, 0.0, 0.0, root.latency_s, index, told), role="group")
+    return svg("icicle", title, WIDTH, BOTTOM, _cells(root, 0.0, 0.0, root.latency_s, index, hints), role="group")
 
 
 def _cells(
-    node: Node, left: float, top: float, whole: float, index: Mapping[str, int], told: Mapping[str, str]
+    node: Node, left: float, top: float, whole: float, index: Mapping[str, int], hints: Mapping[str, str]
 ) -> Iterator[Markup]:
     width = WIDTH * node.latency_s / whole
     height = BOTTOM - top if node.level == "part" else BANDS[node.level][1]
-    yield _cell(node, left, top, width, height, index[node.name], told[node.name])
+    yield _cell(node, left, top, width, height, index[node.name], hints[node.name])
     for child in node.children:
-        yield from _cells(child, left, top + height + 2, whole, index, told)
+        yield from _cells(child, left, top + height + 2, whole, index, hints)
         left += WIDTH * child.latency_s / whole
 
 
-def _cell(node: Node, x: float, y: float, width: float, height: float, number: int, told: str) -> Markup:
+def _cell(node: Node, x: float, y: float, width: float, height: float, number: int, hint: str) -> Markup:
     kind = node.kind or "group"
     inside = [rect(x, y, width, height, f"fill {kind}"), rect(x, y, width, height, f"{kind}-mark")]
     placed = node.parts[0].roofline if node.level == "part" else None
@@ -52,7 +52,7 @@ def _cell(node: Node, x: float, y: float, width: float, height: float, number: i
         inside.append(_label(percent(node.share), x, y + 33, width, f"on-{kind} value"))
     else:
         inside.append(_label(name, x, y + height / 2 + 4.5, width, f"on-{kind} strong"))
-    return tag("g", tag("title", told), *inside, class_="cell", data_node=number, data_level=node.level)
+    return tag("g", tag("title", hint), *inside, class_="cell", data_node=number, data_level=node.level)
 
 
 def _attained(kind: str, share: float, x: float, y: float, width: float) -> list[Markup]:
@@ -107,20 +107,25 @@ def u_picture(
     profile: Profile,
     root: Node,
     index: Mapping[str, int],
-    told: Mapping[str, str],
+    hints: Mapping[str, str],
     marks: Mapping[str, Mark] | None = None,
 ) -> Markup:
     """The UNet as a U: one line per skip, a square's area is its part's time, and the plan's edits where given."""
-    return _Drawing(profile, root, index, told, marks or {}).draw(name, title)
+    return _Drawing(profile, root, index, hints, marks or {}).draw(name, title)
 
 
 class _Drawing:
     """The U of one profile, while it is drawn."""
 
     def __init__(
-        self, profile: Profile, root: Node, index: Mapping[str, int], told: Mapping[str, str], marks: Mapping[str, Mark]
+        self,
+        profile: Profile,
+        root: Node,
+        index: Mapping[str, int],
+        hints: Mapping[str, str],
+        marks: Mapping[str, Mark],
     ) -> None:
-        self.profile, self.root, self.index, self.told, self.marks = profile, root, index, told, marks
+        self.profile, self.root, self.index, self.hints, self.marks = profile, root, index, hints, marks
         self.parts = {part.fqn: part for part in profile.parts}
         self.largest = max(part.latency_s.median for part in profile.parts)
         self.nodes = {node.name: node for _, node in root.walk()}
@@ -175,7 +180,7 @@ class _Drawing:
         if side >= 22 and len(name) <= 4 and (mark is None or mark.replacement):
             inside.append(text(x, y + 4.5, name, f"middle on-{part.kind}"))
         reason = f". {mark.reason}" if mark and mark.reason else ""
-        title = tag("title", f"{self.told[fqn]}{reason}")
+        title = tag("title", f"{self.hints[fqn]}{reason}")
         yield tag("g", title, *inside, class_="cell", data_node=self.index[fqn], data_level="part")
 
     def _notes(self, fqns: tuple[str, ...], x: float, y: float) -> Iterator[Markup]:

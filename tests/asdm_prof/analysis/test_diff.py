@@ -190,7 +190,7 @@ def test_diff_refuses_unlike_environments(run: Any, two: tuple[Path, Path], tmp_
     refused(run("asdm-prof", "diff", two[0], other), "made-up CPU", "another CPU", "--force", code=4)
     forced: Result = run("asdm-prof", "diff", two[0], other, "--force", "--format", "csv")
     assert forced.code == 0
-    assert "Warning: unlike environments" in forced.err
+    assert "Warning: the environments differ" in forced.err
     assert forced.out.startswith("fqn,label,kind,p50_a,p50_b,p50_ratio_median")
 
 

@@ -26,8 +26,8 @@ def section(report: Report) -> Section:
     title, comparison = "Does it hold in another runtime or setting?", report.comparison
     if comparison is None:
         command = code("asdm-prof compare A B --budget 0.8")
-        said = " says whether two profiles, such as fp32’s and bf16’s, rank units alike."
-        return Section(title, [missing("It was not compared. ", command, said)])
+        purpose = " says whether two profiles, such as fp32’s and bf16’s, rank units alike."
+        return Section(title, [missing("It was not compared. ", command, purpose)])
     blocks: list[Block] = [Paragraph([answer(comparison)]), ranks_table(comparison)]
     return Section(title, [*blocks, *([plans_table(comparison)] if comparison.plans else [])])
 

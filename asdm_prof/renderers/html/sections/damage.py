@@ -33,8 +33,8 @@ def section(report: Report) -> Section:
     damage, profile = report.damage, report.profile
     if damage is None or not damage.edits:
         command = code(f"asdm-prof sensitivity {plain(profile.family)} --data emoji -o damage.json")
-        said = " measures what each edit does to the output, on real weights."
-        return Section("", [missing("Damage was not measured for this report. ", command, said)])
+        purpose = " measures what each edit does to the output, on real weights."
+        return Section("", [missing("Damage was not measured for this report. ", command, purpose)])
     damages = unit_damages(damage)
     rows = [(row.fqn, row.label, damages[row.fqn][1] if row.fqn in damages else None) for row in report.ranked]
     pictures = []
@@ -99,14 +99,13 @@ def _caption(damage: Damage, damages: dict[str, tuple[AnyEdit, Interval]]) -> st
 def additivity_sentence(measured: Additivity) -> str:
     """How well single edits predict random joint plans, summed or with their neighbours."""
     fits = {"the sum": measured.summed, "the sum and pairs of neighbours": measured.with_pairs}
-    told = "; ".join(
+    scores = "; ".join(
         f"{name}: Spearman {_fit(fit.spearman)}, R² {_fit(fit.r2)}, of a straight line {_fit(fit.r2_line)}"
         for name, fit in fits.items()
     )
     used = "the sum" if measured.used == "sum" else "the sum and pairs of neighbours"
-    return (
-        f"{plural(len(measured.plans), 'random joint plan')}, predicted from single edits by {told}. Plans use {used}."
-    )
+    plans = plural(len(measured.plans), "random joint plan")
+    return f"{plans}, predicted from single edits by {scores}. Plans use {used}."
 
 
 def _fit(value: Interval) -> str:

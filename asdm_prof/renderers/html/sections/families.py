@@ -16,8 +16,8 @@ def section(report: Report) -> Section:
     title, costs = "The UNet within the whole model", report.family_costs
     if not costs:
         command = code(f"asdm-prof flops {plain(report.profile.family)}")
-        said = "Text encoder, UNet and VAE were not compared for this report. "
-        return Section(title, [missing(said, command, " counts a family.")])
+        lead = "Text encoder, UNet and VAE were not compared for this report. "
+        return Section(title, [missing(lead, command, " counts a family.")])
     bars = picture(family_bars(costs), "Parameters and computation of each component", _caption(costs))
     return Section(title, [bars, _table(costs)])
 

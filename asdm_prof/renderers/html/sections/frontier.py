@@ -46,8 +46,8 @@ def section(report: Report) -> Section:
     title, frontier = "The frontier: what each latency costs", report.frontier
     if frontier is None or not frontier.points:
         command = code("asdm-prof frontier --json")
-        said = " finds the least damage at every latency."
-        return Section(title, [missing("No frontier belongs to this report. ", command, said)])
+        purpose = " finds the least damage at every latency."
+        return Section(title, [missing("No frontier belongs to this report. ", command, purpose)])
     spots, own_point = _spots(frontier, frontier.points), report.own_point()
     own = charts.Spot("this plan", *own_point) if own_point else None
     chosen = {"best": _spots(frontier, frontier.best), "unlike": _spots(frontier, frontier.diverse)}

@@ -43,13 +43,13 @@ def section(report: Report) -> Section:
     """The UNet after the plan."""
     plan = report.plan
     if plan is None:
-        said = " finds the best one for a budget of 0.80× from this profile."
-        return Section("", [missing("There is no plan yet. ", COMMAND, said)])
+        purpose = " finds the best one for a budget of 0.80× from this profile."
+        return Section("", [missing("There is no plan yet. ", COMMAND, purpose)])
     lines = [Paragraph([line], medium="terminal") for line in plan_lines(plan, report.profile)]
     resolved, problem = report.resolution
     if resolved is None:
-        said = f"The plan does not fit this UNet: {plain(problem, 400)} "
-        return Section("", [missing(said, COMMAND, " makes one that does."), *lines])
+        lead = f"The plan does not fit this UNet: {plain(problem, 400)} "
+        return Section("", [missing(lead, COMMAND, " makes one that does."), *lines])
     drawn = picture(
         _picture(report, plan, resolved), "The UNet after the plan", _caption(report, resolved), keys.fates()
     )

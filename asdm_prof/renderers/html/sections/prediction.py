@@ -20,10 +20,10 @@ def section(report: Report) -> Section:
         return Section(title, [picture(scatter, title, _caption(students))])
     command = code(f"asdm bench --teacher {plain(report.profile.family)} --student plan.json")
     if report.benches:
-        said = "No student that was measured came with a prediction. "
-        return Section(title, [missing(said, command, " measures one that does.")])
-    said = " measures a plan’s student against its teacher."
-    return Section(title, [missing("No student was measured yet. ", command, said)])
+        lead = "No student that was measured came with a prediction. "
+        return Section(title, [missing(lead, command, " measures one that does.")])
+    purpose = " measures a plan’s student against its teacher."
+    return Section(title, [missing("No student was measured yet. ", command, purpose)])
 
 
 def _point(report: Report, student: BenchStudent) -> Predicted:

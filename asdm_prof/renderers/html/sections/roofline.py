@@ -23,8 +23,8 @@ def section(report: Report) -> Section:
     title = "What bounds it?"
     if profile.peaks is None:
         command = code(f"asdm-prof profile {plain(profile.family)}")
-        said = " measures them now, and says what bounds each part."
-        return Section(title, [missing("This profile was taken without the machine’s peaks. ", command, said)])
+        purpose = " measures them now, and says what bounds each part."
+        return Section(title, [missing("This profile was taken without the machine’s peaks. ", command, purpose)])
     blocks: list[Block] = []
     if parts:
         drawn = charts.roofline(profile, profile.peaks, numbers(report), hints(report))

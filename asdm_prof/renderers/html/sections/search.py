@@ -63,18 +63,18 @@ def lines(search: Search) -> list[str]:
     """What it took, what failed, and where the front's students are."""
     trials = ", ".join(f"{n} {fate}" for fate, n in search.trials.items() if n)
     floor = next((student.quality[search.metric].noise_floor for student in search.students), None)
-    told = [f"Trained {rungs(search)}: {search.training_steps} steps in all. Trials: {trials}."]
+    sentences = [f"Trained {rungs(search)}: {search.training_steps} steps in all. Trials: {trials}."]
     if floor is not None:
         better = "more" if search.maximise else "less"
-        told.append(
+        sentences.append(
             f"Quality is {metric_name(search.metric)}, of which {better} is better; its noise floor is {number(floor)}."
         )
-    told += [f"Candidate {name} has no measurement: {plain(why)}" for name, why in search.failed.items()]
-    told += [
+    sentences += [f"Candidate {name} has no measurement: {plain(why)}" for name, why in search.failed.items()]
+    sentences += [
         f"Candidate {student.candidate}: {plain(student.folder)} (machine {plain(student.host)})"
         for student in search.front()
     ]
-    return told
+    return sentences
 
 
 def _caption(search: Search) -> str:

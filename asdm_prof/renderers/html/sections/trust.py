@@ -18,10 +18,10 @@ def section(report: Report) -> Section:
     uncounted = ", ".join(f"{plain(name)} ({n}×)" for name, n in profile.whole.uncounted_ops.items())
     if uncounted:
         blocks.append(Paragraph([f"Not counted in the MACs: {uncounted}."]))
-    made = f"Made by `{plain(profile.command)}` at {plain(profile.created_utc)}; profile {profile.sha256()[:12]}."
+    origin = f"Made by `{plain(profile.command)}` at {plain(profile.created_utc)}; profile {profile.sha256()[:12]}."
     passed = sum(line.passed for line in profile.trust)
     title = f"{passed} of {plural(len(profile.trust), 'check')} passed."
-    return Section(title, [*blocks, Paragraph([made], "quiet", "terminal")])
+    return Section(title, [*blocks, Paragraph([origin], "quiet", "terminal")])
 
 
 def _item(line: TrustLine) -> list[str]:

@@ -17,8 +17,8 @@ def section(report: Report) -> Section | None:
     if validation is None:
         return None
     scatter = prediction_scatter("validation", [_point(plan) for plan in validation.plans])
-    learnt = "used" if validation.correction.helps else "not used"
-    caption = [answer(validation), _coverage(validation), f"The correction per kind of edit is {learnt}."]
+    use = "used" if validation.correction.helps else "not used"
+    caption = [answer(validation), _coverage(validation), f"The correction per kind of edit is {use}."]
     caption += [blur_sentence(validation)] if validation.is_blurred else []
     return Section("", [picture(scatter, "Random plans, predicted against measured", " ".join(caption))])
 
@@ -58,15 +58,15 @@ def blur_sentence(validation: Validation) -> str:
 
 def lessons(validation: Validation) -> list[str]:
     """How often intervals held, what the correction does, and the σ that a plan will use."""
-    learnt = validation.correction
-    verdict = "used by plans" if learnt.helps else "not used"
+    correction = validation.correction
+    verdict = "used by plans" if correction.helps else "not used"
     return [
         f"{_coverage(validation)[:-1]} of the plans (* where not); intervals from the other plans’ errors for "
         f"{percent(validation.calibrated_coverage)}.",
         *([blur_sentence(validation)] if validation.is_blurred else []),
         f"The tightest budget accepted at confidence 0.95 held for {percent(validation.within_budget)} of the plans.",
-        f"Correcting each kind of edit takes the error of a plan left out from {100 * learnt.rms_without:.2f} % to "
-        f"{100 * learnt.rms_with:.2f} %: {verdict}.",
+        f"Correcting each kind of edit takes the error of a plan left out from {100 * correction.rms_without:.2f} % to "
+        f"{100 * correction.rms_with:.2f} %: {verdict}.",
         f"asdm-prof plan --validation plans with σ = {100 * validation.sigma:.2f} % of the teacher.",
     ]
 
