@@ -1,4 +1,4 @@
-"""Teacher against students, interleaved in one process: latency ratios with intervals, MACs, memory and quality.
+"""Teacher against students in pairs: latency, MACs, memory and quality (docs/methods/measurement.md).
 
 A student is a folder, a plan or a preset; the latter two are built in memory from the teacher's weights, grafted
 blocks from those of the stage-1 student that the plan names. All run in the same backend, except that text encoders

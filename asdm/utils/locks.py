@@ -1,4 +1,4 @@
-"""One machine, several processes: what is timed has it alone, and what works meanwhile waits (DESIGN §5).
+"""What is timed has its machine alone; other work of this package waits (docs/methods/measurement.md).
 
 Workers hold a lock together and let go of it between two steps; who times something takes it for himself. The kernel
 drops the locks of a process that was killed. They hold among processes that have the same temporary folder.

@@ -1,4 +1,4 @@
-"""What a plan may choose from, and what each choice saves and costs (DESIGN §6).
+"""What a plan may choose from, and what each choice saves and costs (docs/methods/planner.md).
 
 A choice is one edit, or the edits that are legal only together: layers of mirrored blocks, the deepest pair with the
 middle block. Damage is measured where there is a file of it (`asdm-prof sensitivity`), else it is the structural prior.

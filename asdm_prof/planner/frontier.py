@@ -1,4 +1,4 @@
-"""The whole exact (latency, damage) frontier in one go, the k best plans and k unlike ones (DESIGN §6).
+"""The whole exact (latency, damage) frontier in one go, the k best plans and k unlike ones (docs/methods/planner.md).
 
 The frontier is a merge with dominance. Decisions are taken one after the other: layers of a mirrored pair of blocks,
 then each of their units. A partial plan goes where another one saves as much for no more damage, *and* both leave the

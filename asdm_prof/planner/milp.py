@@ -1,4 +1,4 @@
-"""The integer programme over a problem's choices, solved with a proof (DESIGN §6)."""
+"""The integer programme over a problem's choices, solved with a proof (docs/methods/planner.md)."""
 
 from __future__ import annotations
 

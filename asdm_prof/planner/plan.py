@@ -1,4 +1,4 @@
-"""The exact plan for a latency budget: which layers, units and blocks go, and which are replaced (DESIGN §6).
+"""The exact plan for a latency budget: what is removed and what is replaced (docs/methods/planner.md).
 
 Minimise Σ damage·x subject to Σ latency·x ≤ budget − z·σ and the legality rules, by integer programming with a
 proof. σ is one number: measured, where a validation is at hand (`asdm-prof validate`); otherwise an assumed error of

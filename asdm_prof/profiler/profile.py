@@ -1,4 +1,4 @@
-"""profile(family, …) → Profile: where one UNet call spends its time on this machine (DESIGN's protocol).
+"""profile(family, …) → Profile: where one UNet call spends its time on this machine (docs/methods/measurement.md).
 
 Unit times are taken in place, by hooks inside the real forward; hooked and bare calls alternate (A B B A), so the
 hooks' own cost is measured too. Replacements are timed in their unit's place, one after the other and after the

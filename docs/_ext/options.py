@@ -15,7 +15,7 @@ PROGRAMS = {"asdm": asdm.cli.app, "asdm-prof": asdm_prof.cli.app}
 
 
 class Options(Directive):
-    """What the command does, how it is called, and a table of its arguments and options."""
+    """How the command is called, and a table of its arguments and options."""
 
     required_arguments = 2
 
@@ -26,7 +26,6 @@ class Options(Directive):
         usage = command.get_usage(context).removeprefix("Usage: ")
         records = [parameter.get_help_record(context) for parameter in command.params]
         return [
-            nodes.paragraph("", " ".join((command.help or "").split())),
             nodes.literal_block(usage, usage, language="text"),
             _table(_row(flags, text) for flags, text in filter(None, records)),
         ]

@@ -1,13 +1,18 @@
-"""The directive `{record} MODULE CLASS`: the fields of a record, read off its model."""
+"""The directive `{record} MODULE CLASS`: the fields of a record, read off its model and the comments beside them."""
 
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from typing import Any
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+
+COMMENT = re.compile(r"^    (\w+): .*?  # (.*)$", flags=re.MULTILINE)
+ANNOTATED = re.compile(r"(?:typing\.)?Annotated\[(.*?), FieldInfo\(.*?\)\]")
+QUOTED_OR_MODULE = re.compile(r"('[^']*')|\b(?:\w+\.)+(\w+)")
 
 
 class Fields(Directive):
@@ -18,39 +23,44 @@ class Fields(Directive):
     def run(self) -> list[nodes.Node]:
         module, name = self.arguments
         model = getattr(importlib.import_module(module), name)
-        summary = nodes.paragraph()
-        summary += _marked(" ".join((model.__doc__ or "").split("\n\n")[0].split()))
-        return [summary, _table(model)]
+        summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
+        return [nodes.paragraph("", "", *_marked(summary)), _table(model)]
 
 
 def _table(model: Any) -> nodes.table:
-    group = nodes.tgroup(cols=2)
-    group += [nodes.colspec(colwidth=30), nodes.colspec(colwidth=70)]
-    group += nodes.thead("", _row(nodes.Text("field"), nodes.Text("type")))
-    body = nodes.tbody()
-    for name, field in model.model_fields.items():
-        shown = _type(field.annotation)
-        body += _row(nodes.literal("", field.alias or name), nodes.literal("", shown))
-    group += body
+    """Field, type, and what the comment beside the field says."""
+    comments = _comments(model)
+    group = nodes.tgroup(cols=3)
+    group += [nodes.colspec(colwidth=width) for width in (25, 35, 40)]
+    group += nodes.thead("", _row(*([nodes.Text(text)] for text in ("field", "type", "notes"))))
+    group += nodes.tbody("", *(
+        _row([nodes.literal("", field.alias or name)], [nodes.literal("", _type(field.annotation))],
+             _marked(comments.get(name, "")))
+        for name, field in model.model_fields.items()
+    ))  # fmt: skip
     return nodes.table("", group)
 
 
-def _row(*cells: nodes.Node) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", cell)) for cell in cells))
+def _comments(model: Any) -> dict[str, str]:
+    """Comments behind the fields of a model and of those it inherits from."""
+    sources = [inspect.getsource(parent) for parent in reversed(model.__mro__) if parent.__module__.startswith("asdm")]
+    return {name: comment for source in sources for name, comment in COMMENT.findall(source)}
+
+
+def _row(*cells: list[nodes.Node]) -> nodes.row:
+    return nodes.row("", *(nodes.entry("", nodes.paragraph("", "", *cell)) for cell in cells))
 
 
 def _type(annotation: Any) -> str:
     """`tuple[PartRecord, ...]` for an annotation, without modules and pydantic's metadata."""
-    text = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else str(annotation)
-    )
-    text = re.sub(r"typing\.(Annotated\[)(.*?), FieldInfo\(.*?\)\]", r"\2", text)
-    return re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text).replace("NoneType", "None")
+    is_class = isinstance(annotation, type) and not hasattr(annotation, "__args__")
+    text = ANNOTATED.sub(r"\1", annotation.__name__ if is_class else str(annotation))
+    return QUOTED_OR_MODULE.sub(r"\1\2", text).replace("NoneType", "None")
 
 
 def _marked(text: str) -> list[nodes.Node]:
     """Text whose `code` is set as code."""
-    return [nodes.literal("", part) if i % 2 else nodes.Text(part) for i, part in enumerate(text.split("`"))]
+    return [nodes.literal("", part) if i % 2 else nodes.Text(part) for i, part in enumerate(text.split("`")) if part]
 
 
 def setup(app: Any) -> dict[str, bool]:

@@ -27,7 +27,9 @@ SEAMS = {
     "asdm.unet.replacements": "replacement",
     "asdm.measure.backends": "backend",
     "asdm.data.datasets": "dataset",
+    "asdm.distill.losses": "loss-term",
     "asdm_prof.renderers": "renderer",
+    "asdm_prof.renderers.html.sections": "report-section",
 }
 
 

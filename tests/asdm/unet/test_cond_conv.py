@@ -40,7 +40,7 @@ def expert_counts(unet) -> dict[str, int]:
 
 
 def test_shapes_decide_what_is_an_expert_of_what(sd15_meta):
-    """down_blocks.0 is 320→320 four times; in up_blocks.3 conv1 is 960→320 once and 640→320 twice (DESIGN §7)."""
+    """down_blocks.0 is 320→320 four times; in up_blocks.3 conv1 is 960→320 once and 640→320 twice."""
     student, _ = students.build(sd15_meta, PruningPlan(family="sd15", edits=tuple(clme())))
     assert expert_counts(student) == {
         "down_blocks.0.resnets.0.conv1": 2,
