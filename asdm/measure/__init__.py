@@ -1,1 +1,1 @@
-"""Time and memory: clocks, statistics, repeats, the machine, and the runtimes that a UNet can be timed in."""
+"""Latency measurement: clocks, repeats, statistics, the machine, and one backend per runtime."""

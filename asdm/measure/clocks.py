@@ -1,4 +1,4 @@
-"""Clocks as values, so that a test can hand in one that it moves itself."""
+"""Clocks for the host, CUDA and other accelerators, and a fake one for tests."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-# ---------------------------------------------------------------------------------------------- clocks
-
 
 class Clock(Protocol):
-    """`mark()` costs next to nothing inside a forward; `seconds(a, b)` may wait for the device."""
+    """`mark()` is cheap enough for the inside of a forward; `seconds(a, b)` may wait for the device."""
 
     def mark(self) -> Any: ...
     def seconds(self, start: Any, end: Any) -> float: ...
@@ -18,7 +16,7 @@ class Clock(Protocol):
 
 
 class HostClock:
-    """A CPU's clock: what was called is done when the call returns."""
+    """The clock of a CPU, where a call is done when it returns."""
 
     def mark(self) -> float:
         return time.perf_counter()
@@ -31,7 +29,7 @@ class HostClock:
 
 
 class EventClock:
-    """CUDA events in the stream: marks do not stop the device, reading them does."""
+    """CUDA events: a mark does not wait for the device, reading it does."""
 
     def __init__(self) -> None:
         import torch
@@ -52,7 +50,7 @@ class EventClock:
 
 
 class SyncClock(HostClock):
-    """Any other accelerator: wait for it at every mark."""
+    """The clock of any other accelerator, which every mark waits for."""
 
     def mark(self) -> float:
         self.synchronize()
@@ -65,7 +63,7 @@ class SyncClock(HostClock):
 
 
 class FakeClock:
-    """A clock that moves only when told to."""
+    """A clock that only moves by `advance`."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -84,7 +82,7 @@ class FakeClock:
 
 
 def clock_for(device: str) -> Clock:
-    """The clock that a device needs: events for CUDA, the host's for a CPU."""
+    """The clock for a device: events for CUDA, the host's for a CPU, else synchronization at every mark."""
     kind = device.partition(":")[0]
     if kind == "cuda":
         return EventClock()
@@ -92,7 +90,7 @@ def clock_for(device: str) -> Clock:
 
 
 def timed(call: Callable[[], Any], clock: Clock) -> float:
-    """Seconds that one call takes, the device's queue included."""
+    """Seconds of one call, until the device is done with it."""
     clock.synchronize()
     start = clock.mark()
     call()

@@ -1,4 +1,4 @@
-"""The machine under a measurement: torch's settings, free memory, the environment, and its other load."""
+"""The machine under a measurement: torch's settings, free memory, environment, and load from other programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def quiet_torch(threads: int | None) -> Iterator[int]:
 
 
 def free_memory_bytes(device: str) -> int:
-    """Bytes that may still be taken on `device`: the smallest of what machine, container and process allow."""
+    """Bytes still available on `device`: the smallest of what machine, container and process limit allow."""
     kind = device.partition(":")[0]
     if kind == "cuda":
         import torch
@@ -68,7 +68,7 @@ def _process_room() -> list[int]:
 
 
 def require_memory(needed_bytes: int, device: str, what: str) -> None:
-    """Say how much is needed before taking it; raises ValueError where it is not there."""
+    """Raises ValueError if less than `needed_bytes` is free on `device`, naming both."""
     free = free_memory_bytes(device)
     if free < needed_bytes:
         raise ValueError(
@@ -78,7 +78,7 @@ def require_memory(needed_bytes: int, device: str, what: str) -> None:
 
 
 def environment(device: str, threads: int) -> dict[str, str]:
-    """What decides a latency: hardware, software and load; two profiles compare only where these agree."""
+    """What a latency depends on: hardware, software and load; profiles compare only if these agree."""
     import importlib.metadata as metadata
 
     import psutil
@@ -101,8 +101,8 @@ def environment(device: str, threads: int) -> dict[str, str]:
             facts[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             facts[package] = "not installed"
-    if told := _told_to_malloc():
-        facts["malloc"] = told
+    if malloc := _malloc_settings():
+        facts["malloc"] = malloc
     if device.startswith("cuda"):
         import torch
 
@@ -112,31 +112,31 @@ def environment(device: str, threads: int) -> dict[str, str]:
 
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-"""What tells glibc (2.36 was tried) to keep freed memory, which by default it gives back and the kernel clears anew."""
+"""Makes glibc (tested: 2.36) keep freed memory instead of returning it to the kernel, which clears it again."""
 
 
-def _told_to_malloc() -> str:
-    """What this process's allocator was told when it started, or which library stands in for it; mostly nothing."""
-    told = {name: os.environ[name] for name in KEEP_MEMORY if name in os.environ}
+def _malloc_settings() -> str:
+    """Settings of this process's allocator, or the library preloaded in its place; usually empty."""
+    settings = {name: os.environ[name] for name in KEEP_MEMORY if name in os.environ}
     if preloaded := os.environ.get("LD_PRELOAD"):
-        told["LD_PRELOAD"] = " ".join(os.path.basename(path) for path in preloaded.replace(":", " ").split())
-    return " ".join(f"{name}={value}" for name, value in told.items())
+        settings["LD_PRELOAD"] = " ".join(os.path.basename(path) for path in preloaded.replace(":", " ").split())
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def in_a_fresh_process(script: str, arguments: Sequence[str], keep_memory: bool) -> str:
-    """What a Python script prints in a process of its own, whatever this one's allocator was told.
+    """The stdout of a Python script in a new process, whose allocator keeps freed memory or has its defaults.
 
-    glibc reads it when a process starts: there it is told to keep what is freed, or nothing. Raises CalledProcessError
-    where the script fails; its own message has gone to stderr.
+    glibc reads these settings when a process starts. Raises CalledProcessError if the script fails; its message has
+    gone to stderr.
     """
-    told = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
-    told |= KEEP_MEMORY if keep_memory else {}
+    variables = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
+    variables |= KEEP_MEMORY if keep_memory else {}
     command = [sys.executable, script, *arguments]
-    return subprocess.run(command, env=told, stdout=subprocess.PIPE, text=True, check=True).stdout
+    return subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 class HostWatch:
-    """What was taken of the machine since this was made: by other programs, by steal, and by the kernel for us."""
+    """Load on the machine since this object was created: other programs, steal, and kernel time of this process."""
 
     def __init__(self) -> None:
         self._before = _Reading.now()
@@ -153,7 +153,7 @@ class HostWatch:
 
 
 class _Reading(NamedTuple):
-    """Seconds so far, and page faults where they are counted."""
+    """Seconds since boot or process start, and page faults if they are counted."""
 
     wall: float
     busy: float  # of all cores
@@ -168,7 +168,7 @@ class _Reading(NamedTuple):
 
 
 def _cpu_seconds() -> tuple[float, float, float, float, float]:
-    """The seconds of a reading, in its order."""
+    """The seconds of a reading, in the order of its fields."""
     import psutil
 
     machine, own = psutil.cpu_times(), psutil.Process().cpu_times()
@@ -179,7 +179,7 @@ def _cpu_seconds() -> tuple[float, float, float, float, float]:
 
 
 def _page_faults() -> int | None:
-    """Pages that this process was given so far without reading a disk: memory that was fetched anew."""
+    """Minor page faults of this process so far: pages that it got without reading a disk."""
     try:
         import resource
     except ImportError:  # not on Windows
@@ -197,7 +197,7 @@ def _cpu_name() -> str:
 
 
 def _cpu_steal() -> str:
-    """Share of the CPU time since boot that a hypervisor gave to others."""
+    """Share of the CPU time since boot that the hypervisor gave to other machines."""
     import psutil
 
     times = psutil.cpu_times()

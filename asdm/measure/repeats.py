@@ -1,4 +1,4 @@
-"""Adaptive repeats of a call: warm-up, and interleaved rounds of several calls. Every raw sample is kept."""
+"""Adaptive repeats: warm-up of one call, and interleaved rounds of several calls with every raw sample."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def warm_up(
     at_most: int = 20,
     budget_s: float = float("inf"),
 ) -> list[float]:
-    """Call until the last three times agree within `tolerance`, or `budget_s` is spent; `call` returns its seconds."""
+    """Call until the last three times agree within `tolerance` or `budget_s` is spent; `call` returns its seconds."""
     times: list[float] = []
     while len(times) < at_most:
         times.append(call())

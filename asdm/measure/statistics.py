@@ -12,16 +12,13 @@ from asdm.records.measurement import Estimate, Latency
 BOOTSTRAP_DRAWS = 2000
 
 
-# ---------------------------------------------------------------------------------------------- intervals
-
-
 def estimate(samples: Sequence[float], statistic: Callable[..., Any] = np.median) -> Estimate:
-    """Median with its 95 % bootstrap interval; the same samples give the same interval."""
+    """A statistic, by default the median, with its 95 % bootstrap interval; deterministic."""
     values = np.asarray(samples, dtype=float)
     if values.size == 0:
         raise ValueError("no samples to estimate from")
-    draws = bootstrap(values, statistic)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    resampled = bootstrap(values, statistic)
+    low, high = np.quantile(resampled, [0.025, 0.975])
     return Estimate(median=float(statistic(values)), low=float(low), high=float(high))
 
 
@@ -34,14 +31,14 @@ def bootstrap(values: np.ndarray, statistic: Callable[..., Any] = np.median) -> 
 
 def latency(samples: Sequence[float]) -> Latency:
     """Samples in seconds with their median and its 95 % interval."""
-    found = estimate(samples)
-    return Latency(median=found.median, low=found.low, high=found.high, samples=tuple(samples))
+    interval = estimate(samples)
+    return Latency(median=interval.median, low=interval.low, high=interval.high, samples=tuple(samples))
 
 
 def relative_half_width(samples: Sequence[float]) -> float:
     """Half of the 95 % interval of the median, as a fraction of the median."""
-    found = estimate(samples)
-    return (found.high - found.low) / 2 / found.median
+    interval = estimate(samples)
+    return (interval.high - interval.low) / 2 / interval.median
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:
@@ -52,5 +49,5 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def paired_ratio(numerator: Sequence[float], denominator: Sequence[float]) -> Estimate:
-    """Ratio of two interleaved series, pair by pair: median and its 95 % interval."""
+    """Median ratio of two interleaved series, pair by pair, with its 95 % interval."""
     return estimate(np.asarray(numerator) / np.asarray(denominator))

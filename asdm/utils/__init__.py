@@ -1,1 +1,1 @@
-"""Files, locks, the terminal and the registry of seams: what every package above uses and none of it knows a UNet."""
+"""Helpers without knowledge of a UNet: files and records, locks, settings, the terminal, seams and checkpoints."""

@@ -1,4 +1,4 @@
-"""What both commands share at the terminal: one sentence on an error, progress on stderr, tables on stdout."""
+"""The terminal of both commands: errors in one sentence and progress on stderr, tables on stdout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Format(StrEnum):
 
 
 def log() -> Console:
-    """Where messages and progress go, so that stdout stays clean for results."""
+    """The console for messages and progress: stderr, so that stdout holds results alone."""
     return Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -42,7 +42,7 @@ def say(message: str) -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command line: 0 done, 2 bad input in one sentence, 130 interrupted; never a traceback."""
+    """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
@@ -60,8 +60,8 @@ def run(app: typer.Typer) -> None:
 
 
 def _explain(error: Exception) -> int:
-    """Print one sentence for `error`; re-raise what is a bug of ours."""
-    if hasattr(error, "show") and hasattr(error, "exit_code"):  # wrong usage, found by typer
+    """Print one sentence for an expected error; re-raise anything else, which is a bug."""
+    if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error from typer
         error.show()
         return int(error.exit_code)
     if os.environ.get("ASDM_TRACEBACK") or not isinstance(error, (ValueError, OSError, MemoryError, RuntimeError)):
@@ -85,7 +85,7 @@ def _sentence(error: Exception) -> str:
 
 @contextmanager
 def progress(title: str, counted: str = "calls") -> Iterator[Tell]:
-    """A spinner with stage and time left; where stderr is no terminal, a line now and then, with a number `counted`."""
+    """A spinner with stage and time left; without a terminal, a line every ten seconds with the number of `counted`."""
     console = log()
     if not console.is_terminal:
         yield _lines(title, counted)
@@ -134,7 +134,7 @@ def left_text(seconds: float) -> str:
 
 
 def emit(rows: Sequence[dict[str, Any]], form: Format, title: str = "") -> None:
-    """Print rows of plain values on stdout in the asked format."""
+    """Print rows of plain values on stdout in the given format."""
     if form is Format.json:
         print(json.dumps(list(rows), indent=1))
     elif form is Format.csv:
@@ -154,7 +154,7 @@ def _markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _rich(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """The first column gives way in a narrow terminal; the others are never cut."""
+    """A table whose first column is shortened in a narrow terminal; the others never are."""
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(rows[0] if rows else []):
         cells = [str(row[name]) for row in rows]

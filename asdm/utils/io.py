@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and records that are read with one clear sentence on error."""
+"""Atomic files and versioned JSON records; an error is one sentence that names the file and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Frozen(BaseModel):
 
 
 def later(default: Any) -> Any:
-    """A field that older files of the same schema lack: left out at its default, so that their hashes stay."""
+    """A field that older files of the schema lack; it is not written at its default, so that their hashes stay."""
     return Field(default, exclude_if=lambda value: value == default)
 
 
@@ -61,12 +61,12 @@ class Record(Frozen):
 
 
 def sha256_of(data: Any) -> str:
-    """Hash of JSON values, however they are ordered and spaced."""
+    """Hash of a JSON value, independent of the order of keys and of spacing."""
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def brief(value: Any) -> str:
-    """A value as an error message shows it: as JSON where it is no text, cut to 60 characters."""
+    """A value as an error message shows it: text as it is, anything else as JSON, cut to 60 characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
 
@@ -90,7 +90,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
     except _NoNumber as error:
-        raise ValueError(f"{path} has the value {error}, which is no number.") from None
+        raise ValueError(f"{path} has the value {error}, which is not a number in JSON.") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
@@ -108,45 +108,45 @@ def _no_constant(name: str) -> float:
 
 
 def _check_schema(data: Any, schema: str, source: str) -> None:
-    found = data.get("schema") if isinstance(data, dict) else None
-    if found == schema:
+    actual = data.get("schema") if isinstance(data, dict) else None
+    if actual == schema:
         return
-    if isinstance(found, str) and found.partition("/")[0] == schema.partition("/")[0]:
+    if isinstance(actual, str) and actual.partition("/")[0] == schema.partition("/")[0]:
         raise ValueError(
-            f"{source} has schema {found}, and this asdm reads {schema}: upgrade asdm, or make the file anew."
+            f"{source} has schema {actual}, but this asdm reads {schema}: upgrade asdm, or create the file again."
         )
-    raise ValueError(f"{source} has schema {found!r}; expected {schema!r}.")
+    raise ValueError(f"{source} has schema {actual!r}; expected {schema!r}.")
 
 
 def first_problem(error: ValidationError) -> str:
-    """One sentence for the first problem that pydantic found: where, what, and what was given."""
+    """One sentence for the first problem that pydantic reports: where, what, and the value."""
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"]) or "the file"
     if problem["type"] in ("union_tag_not_found", "union_tag_invalid"):
         choices = problem["ctx"].get(
             "expected_tags", "remove_layer, remove_unit, replace_unit, remove_block, graft_block"
         )
-        found = problem["ctx"].get("tag")
-        said = f"unknown 'op' {found!r}" if found else "'op' is missing"
-        return f"{where}: {said}; choose from {choices}."
+        tag = problem["ctx"].get("tag")
+        message = f"unknown 'op' {tag!r}" if tag else "'op' is missing"
+        return f"{where}: {message}; choose from {choices}."
     if problem["type"] == "value_error":
         return f"{where}: {problem['ctx']['error']}."
-    given = problem.get("input")
-    shown = "" if isinstance(given, (dict, list)) or problem["type"] == "missing" else f" (given: {given!r})"
-    return f"{where}: {problem['msg'].rstrip('.').lower()}{shown}."
+    value = problem.get("input")
+    suffix = "" if isinstance(value, (dict, list)) or problem["type"] == "missing" else f", got {value!r}"
+    return f"{where}: {problem['msg'].rstrip('.').lower()}{suffix}."
 
 
 # ---------------------------------------------------------------------------------------------- writing
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
-    """Raises ValueError where something is at `path` and `force` is not given."""
+    """Raises ValueError if `path` exists and `force` is False."""
     if path.exists() and not force:
         raise ValueError(f"{path} exists; name another output or add --force.")
 
 
 def write_whole(path: Path, content: str | bytes, force: bool = False) -> Path:
-    """Write a file by temp file and rename, so that a reader never sees half of it."""
+    """Write a file atomically: to a temporary file beside it, then renamed."""
     refuse_overwrite(path, force)
     make_folder(path.parent)
     data = content.encode() if isinstance(content, str) else content
@@ -165,7 +165,7 @@ def write_whole(path: Path, content: str | bytes, force: bool = False) -> Path:
 
 @contextmanager
 def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
-    """Fill a temporary folder that takes the name `path` only when the block ends without an error."""
+    """Yields a temporary folder that is renamed to `path` if the block ends without an error."""
     refuse_overwrite(path, force)
     make_folder(path.parent)
     with _one_sentence(path):
@@ -183,7 +183,7 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
 
 
 def _swap(new: Path, path: Path) -> None:
-    """Put `new` at `path`; what was there goes only after that, and comes back where it fails."""
+    """Rename `new` to `path`; what was there is deleted afterwards, or restored if the rename fails."""
     if not path.exists():
         os.replace(new, path)
         return
@@ -199,7 +199,7 @@ def _swap(new: Path, path: Path) -> None:
 
 
 def check_writable(path: Path, force: bool = False) -> None:
-    """Fail before the long work, not after it: raises ValueError where `path` could not be written."""
+    """Raises ValueError if `path` cannot be written, so that a long command fails before its work."""
     refuse_overwrite(path, force)
     folder = path.parent
     while not folder.exists():
@@ -209,7 +209,7 @@ def check_writable(path: Path, force: bool = False) -> None:
 
 
 def make_folder(path: Path) -> Path:
-    """A folder and its parents; raises ValueError where it cannot be made."""
+    """Create a folder and its parents; raises ValueError if that fails."""
     with _one_sentence(path):
         path.mkdir(parents=True, exist_ok=True)
     return path
@@ -227,7 +227,7 @@ def _one_sentence(path: Path) -> Iterator[None]:
 
 
 def run_folder(*parts: str) -> Path:
-    """A folder name of its own for one run: `reports/<family>-<backend>-<dtype>-<utc time>`; not made yet."""
+    """An unused folder name for one run, `reports/<family>-<backend>-<dtype>-<utc time>`; the folder is not created."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     stem = REPORTS / "-".join([*(part.replace("/", "_").strip("._") for part in parts), stamp])
     path, n = stem, 1
@@ -238,7 +238,7 @@ def run_folder(*parts: str) -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """Where what can be made again is kept: `$ASDM_CACHE/<name>`, by default `~/.cache/asdm/<name>`; not made yet."""
+    """A folder of the cache, `$ASDM_CACHE/<name>` or `~/.cache/asdm/<name>`; the folder is not created."""
     return Path(os.environ.get("ASDM_CACHE") or Path.home() / ".cache" / "asdm") / name
 
 

@@ -1,7 +1,8 @@
-"""What is timed has its machine alone; other work of this package waits (docs/methods/measurement.md).
+"""File locks, and the machine lock by which several processes leave the machine to the one that measures latency.
 
-Workers hold a lock together and let go of it between two steps; who times something takes it for himself. The kernel
-drops the locks of a process that was killed. They hold among processes that have the same temporary folder.
+Workers share a lock and release it between two steps; a measurement takes it exclusively. The kernel releases the
+locks of a process that is killed. They work between processes that have the same temporary folder
+(docs/methods/measurement.md).
 """
 
 from __future__ import annotations
@@ -16,44 +17,45 @@ from typing import Any
 GATE, FLOOR = "asdm-timing-gate.lock", "asdm-timing-floor.lock"
 
 
-class Host:
-    """This machine, as all processes see it that share `folder` (by default the system's temporary one)."""
+class MachineLock:
+    """One per machine: shared by all processes that use the same `folder`, by default the system's temporary folder."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or Path(tempfile.gettempdir())
-        self._gate, self._floor = (open_lock(self._folder / name) for name in (GATE, FLOOR))
+        self._entry, self._work = (open_lock(self._folder / name) for name in (GATE, FLOOR))
 
     def close(self) -> None:
-        for handle in (self._gate, self._floor):
+        for handle in (self._entry, self._work):
             os.close(handle)
 
     @contextmanager
     def working(self) -> Iterator[Callable[[], None]]:
-        """Nothing is timed in the block; yields what is to be called where it may pause, such as between two steps."""
+        """No latency is measured during the block; yields a function that lets a measurement go first, to be called
+        between two steps."""
         self._enter()
         try:
-            yield self._breathe
+            yield self._yield_to_timing
         finally:
-            unlock(self._floor)
+            unlock(self._work)
 
     @contextmanager
     def timing(self) -> Iterator[None]:
-        """Nobody else times in the block, and nobody works."""
-        lock(self._gate)  # from here on no worker comes in, so that workers who take turns cannot keep us waiting
+        """No other process measures or works during the block."""
+        lock(self._entry)  # no worker enters from here on, so that workers that take turns cannot starve a measurement
         try:
-            lock(self._floor)
+            lock(self._work)
             yield
         finally:
-            unlock(self._floor)
-            unlock(self._gate)
+            unlock(self._work)
+            unlock(self._entry)
 
     def _enter(self) -> None:
-        lock(self._gate, shared=True)
-        lock(self._floor, shared=True)
-        unlock(self._gate)
+        lock(self._entry, shared=True)
+        lock(self._work, shared=True)
+        unlock(self._entry)
 
-    def _breathe(self) -> None:
-        unlock(self._floor)
+    def _yield_to_timing(self) -> None:
+        unlock(self._work)
         self._enter()
 
 
@@ -61,7 +63,7 @@ class Host:
 
 
 def open_lock(path: Path) -> int:
-    """A handle to lock by; what another user has made is opened, not made."""
+    """A file handle to lock; a file that another user created is only opened."""
     try:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -73,7 +75,7 @@ def open_lock(path: Path) -> int:
 
 
 def lock(handle: int, shared: bool = False, wait: bool = True) -> bool:
-    """Lock a handle; False where somebody else has it and we are not to wait."""
+    """Lock a file handle; False if another process holds the lock and `wait` is False."""
     fcntl = _fcntl()
     if fcntl is None:
         return True
@@ -85,7 +87,7 @@ def lock(handle: int, shared: bool = False, wait: bool = True) -> bool:
 
 
 def unlock(handle: int) -> None:
-    """Let go of a handle's lock, whichever it was."""
+    """Release the lock of a file handle."""
     if fcntl := _fcntl():
         fcntl.flock(handle, fcntl.LOCK_UN)
 
@@ -93,6 +95,6 @@ def unlock(handle: int) -> None:
 def _fcntl() -> Any:
     try:
         import fcntl
-    except ImportError:  # not on Windows, where nobody waits
+    except ImportError:  # not on Windows, where nothing is locked
         return None
     return fcntl

@@ -1,4 +1,4 @@
-"""Records as small HTML tables, for notebooks; every name in them is escaped."""
+"""Small HTML tables for notebooks; all text in them is escaped."""
 
 from __future__ import annotations
 

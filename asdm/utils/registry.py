@@ -1,4 +1,4 @@
-"""A seam is a folder of sibling modules with one interface; the file's name is the name that users type."""
+"""Seams: folders of modules with one interface, whose file names are the names that users type."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from types import ModuleType
 
 
 def names(package: str) -> list[str]:
-    """The choices that a seam offers, sorted."""
+    """The names of a seam's files, sorted."""
     folder = importlib.import_module(package)
     return sorted(info.name for info in pkgutil.iter_modules(folder.__path__) if not info.name.startswith("_"))
 
 
 def load(package: str, name: str) -> ModuleType:
-    """Import the seam's file `name`; raises ValueError that tells a typo from a missing optional package."""
+    """Import the seam's file `name`; raises ValueError for an unknown name or a missing optional package."""
     choices = names(package)
     what = package.rpartition(".")[2]
     if name not in choices:

@@ -29,7 +29,7 @@ def options(settings: Any) -> Mapping[str, Option]:
     """The fields of a settings class that users set, by name, in order."""
     hints = get_type_hints(settings, include_extras=True)
     metadata = {field.name: getattr(hints[field.name], "__metadata__", ()) for field in fields(settings)}
-    return {name: found for name, data in metadata.items() for found in data if isinstance(found, Option)}
+    return {name: option for name, data in metadata.items() for option in data if isinstance(option, Option)}
 
 
 def flag(name: str, option: Option) -> str:

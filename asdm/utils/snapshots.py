@@ -1,7 +1,7 @@
-"""Checkpoints that are whole or not there: tensors and a state in a folder that takes its name last.
+"""Atomic checkpoints: a folder of tensors and state, written beside the older ones and renamed last.
 
-A process may be killed between any two instructions: what it leaves is the checkpoints before, whole, and perhaps a
-folder with a leading dot, which the next run clears away.
+A process that is killed at any point leaves the earlier checkpoints intact, and at most a folder with a leading dot,
+which the next run deletes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole checkpoint: `state` is plain JSON, tensors are read when they are asked for."""
+    """A complete checkpoint: `state` is plain JSON, tensors are read on demand."""
 
     folder: Path
     step: int
@@ -41,9 +41,9 @@ class Checkpoint:
 def write(
     folder: Path, step: int, tensors: Mapping[str, Mapping[str, torch.Tensor]], state: Mapping[str, Any], keep: int
 ) -> Path:
-    """Write the checkpoint of `step` and drop all but the last `keep`.
+    """Write the checkpoint of `step` and delete all but the last `keep`.
 
-    Raises ValueError where there is no room or no right to write; what was there before stays.
+    Raises ValueError if it cannot be written, such as on a full disk; earlier checkpoints stay.
     """
     from safetensors.torch import save_file
 
@@ -65,29 +65,29 @@ def write(
 
 @contextmanager
 def one_sentence(what: str, folder: Path) -> Iterator[None]:
-    """A full disk in the block is a ValueError that says which checkpoint of `folder` is whole."""
+    """Turns a write error in the block into a ValueError that says which checkpoint of `folder` is complete."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, SafetensorError) as error:
         raise ValueError(f"cannot write {what}: {_reason(error)}; {_what_is_left(folder)}.") from None
-    except ValueError as error:  # asdm.files' own sentence
+    except ValueError as error:  # from asdm.utils.io
         if not str(error).startswith("cannot write"):
             raise
         raise ValueError(f"{str(error).rstrip('.')}; {_what_is_left(folder)}.") from None
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The last whole checkpoint of a folder, or None."""
+    """The last complete checkpoint of a folder, or None."""
     for path in reversed(_folders(folder)):
-        if found := _whole(path):
-            return found
+        if checkpoint := _load(path):
+            return checkpoint
     return None
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written."""
+    """Delete the temporary files and folders of a killed process."""
     for path in folder.glob(".*.????????") if folder.is_dir() else ():
         shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -96,8 +96,8 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
-def _whole(path: Path) -> Checkpoint | None:
-    """Files of the sizes that the state names; a disk that lost power may have kept names without contents."""
+def _load(path: Path) -> Checkpoint | None:
+    """The checkpoint if its files have the sizes that its state names, else None: a power cut may truncate files."""
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         sizes = {name: (path / f"{name}.safetensors").stat().st_size for name in state["bytes"]}
@@ -121,16 +121,16 @@ def _reason(error: Exception) -> str:
     """`no space left on device`, of Python's error or of safetensors' own."""
     if isinstance(error, OSError):
         return (error.strerror or str(error)).lower()
-    found = re.search(r'([^:("]+)(?: \(os error|" })', str(error))  # as safetensors 0.6 says it, and as 0.4 did
-    return found[1].strip().lower() if found else str(error)
+    match = re.search(r'([^:("]+)(?: \(os error|" })', str(error))  # the messages of safetensors 0.6 and of 0.4
+    return match[1].strip().lower() if match else str(error)
 
 
 def _what_is_left(folder: Path) -> str:
-    found = newest(folder)
-    return f"the checkpoint of step {found.step} is whole" if found else "there is no checkpoint before it"
+    last = newest(folder)
+    return f"the checkpoint of step {last.step} is complete" if last else "there is no earlier checkpoint"
 
 
 def prepare(folder: Path) -> Path:
-    """The folder, there and free of half-written things."""
+    """Create the folder if needed, and delete the leftovers of a killed process in it."""
     clear_leftovers(folder)
     return make_folder(folder)

@@ -8,7 +8,7 @@ from pathlib import Path
 from asdm.distill.run_folder import PAUSED
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family
-from asdm.utils.locks import Host
+from asdm.utils.locks import MachineLock
 from asdm_prof.search.halving import Job
 from asdm_prof.search.settings import SearchSettings
 
@@ -21,7 +21,7 @@ class SearchContext:
     teacher: str
     settings: SearchSettings
     output: Path
-    host: Host = field(default_factory=Host)
+    host: MachineLock = field(default_factory=MachineLock)
 
     @property
     def weights(self) -> str:

@@ -84,7 +84,7 @@ def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(words: Any
     assert children.ended(children.start(words(output), told, file_bytes=50_000)) == 2
     said = told.read_text()
     assert f"cannot write the checkpoint {output}/checkpoints/compressed/step-" in said
-    assert f": file too large; the checkpoint of step {before.step} is whole." in said
+    assert f": file too large; the checkpoint of step {before.step} is complete." in said
     assert "Traceback" not in said
     assert children.ended(children.start(words(output), told)) == 0  # there is room again
     assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()

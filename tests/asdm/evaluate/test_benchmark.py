@@ -207,7 +207,7 @@ def test_a_plan_whose_grafts_come_from_nowhere_says_what_to_do(tiny_folder: Path
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"guidance_scale": -1.0}, "guidance_scale must be at least 0, got -1"),
-        ({"batch": 0}, "batch 0"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
     ],
 )
 def test_settings_that_cannot_be(folder: Path, change: dict, words: str) -> None:

@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from asdm.utils.locks import Host
+from asdm.utils.locks import MachineLock
 
 SERVER = multiprocessing.get_context("spawn")
 
 
 def work(folder: str, steps: Any, go_on: Any) -> None:
-    """Step after step, with a breath between two."""
-    with Host(Path(folder)).working() as breathe:
+    """Step after step, with a pause between two."""
+    with MachineLock(Path(folder)).working() as pause:
         while go_on.is_set():
             steps.value += 1
             time.sleep(0.001)
-            breathe()
+            pause()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def two_workers(tmp_path: Path) -> Any:
 @pytest.mark.serial
 def test_nobody_works_while_something_is_timed_and_all_go_on_after_it(tmp_path: Path, two_workers: Any) -> None:
     steps, _ = two_workers
-    host = Host(tmp_path)
+    host = MachineLock(tmp_path)
     for _ in range(3):
         began = time.monotonic()
         with host.timing():
@@ -58,7 +58,7 @@ def test_nobody_works_while_something_is_timed_and_all_go_on_after_it(tmp_path: 
 def test_a_killed_worker_keeps_nobody_waiting(tmp_path: Path, two_workers: Any) -> None:
     _, processes = two_workers
     processes[0].kill()
-    with Host(tmp_path).timing():
+    with MachineLock(tmp_path).timing():
         pass
 
 
@@ -66,7 +66,7 @@ def test_two_never_time_at_once(tmp_path: Path) -> None:
     inside, most = [], []
 
     def timed() -> None:
-        with Host(tmp_path).timing():
+        with MachineLock(tmp_path).timing():
             inside.append(1)
             most.append(len(inside))
             time.sleep(0.02)
