@@ -1,4 +1,4 @@
-"""What is kept of a stage: all that a checkpoint holds, and its student as a diffusers folder."""
+"""A stage's checkpoints, and its student as a diffusers folder."""
 
 from __future__ import annotations
 
@@ -26,104 +26,107 @@ from asdm.utils import snapshots
 
 
 def capture_state(
-    model: nn.Module, optimizer: Any, average: Any, parameters: Sequence[nn.Parameter], accelerator: Any
+    model: nn.Module, optimizer: Any, ema: Any, parameters: Sequence[nn.Parameter], accelerator: Any
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
-    """Everything that learns, by its own name, however it is wrapped or sharded, and what is no tensor."""
+    """A checkpoint's tensors by their own names, whatever wraps or shards the model, and its plain state."""
     from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
     weights = trainable_state(model)
-    gathered: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=_whole())
-    moments = gathered.get("state", {})  # of several processes only the first is given what was gathered
+    gathered: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=_options())
+    moments = gathered.get("state", {})  # gathered by the main process only
     tensors = {
         "weights": weights,
         "optimizer": {
-            f"{name}/{key}": torch.as_tensor(value) for name, kept in moments.items() for key, value in kept.items()
+            f"{name}/{key}": torch.as_tensor(value)
+            for name, entries in moments.items()
+            for key, value in entries.items()
         },
     }
     plain: dict[str, Any] = {"scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
-    if average:
-        with ema_weights(average, parameters):
+    if ema:
+        with ema_weights(ema, parameters):
             tensors["average"] = {name: tensor.clone() for name, tensor in trainable_state(model).items()}
-        plain["average_steps"] = average.optimization_step
+        plain["average_steps"] = ema.optimization_step
     return tensors, plain
 
 
 def restore_state(
-    found: snapshots.Checkpoint,
+    checkpoint: snapshots.Checkpoint,
     model: nn.Module,
     optimizer: Any,
-    average: Any,
+    ema: Any,
     parameters: Sequence[nn.Parameter],
     accelerator: Any,
 ) -> None:
-    """Put a checkpoint's tensors back where `snapshot` found them, bit by bit."""
+    """Load what `capture_state` saved, bit by bit."""
     from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 
-    weights: dict[str, Any] = dict(found.tensors("weights"))
-    own = trainable_state(model).keys()
-    if accelerator.is_main_process and weights.keys() != own:
-        raise ValueError(f"{found.folder} holds other weights than this stage learns; name another output.")
+    weights: dict[str, Any] = dict(checkpoint.tensors("weights"))
+    if accelerator.is_main_process and weights.keys() != trainable_state(model).keys():
+        raise ValueError(
+            f"{checkpoint.folder} does not hold the weights that this stage trains; choose another output."
+        )
     state: dict[str, Any] = {}
-    for key, value in found.tensors("optimizer").items():
-        name, _, what = key.rpartition("/")
-        state.setdefault(name, {})[what] = value
+    for key, value in checkpoint.tensors("optimizer").items():
+        name, _, moment = key.rpartition("/")
+        state.setdefault(name, {})[moment] = value
     groups = [{**group, "params": list(weights)} for group in optimizer.state_dict()["param_groups"]]
     set_optimizer_state_dict(
-        model, optimizer.optimizer, {"state": state, "param_groups": groups}, options=_whole(strict=False)
+        model, optimizer.optimizer, {"state": state, "param_groups": groups}, options=_options(strict=False)
     )
-    if average:
-        set_model_state_dict(model, dict(found.tensors("average")), options=_whole(strict=False))
-        for shadow, parameter in zip(average.shadow_params, parameters, strict=True):
+    if ema:
+        set_model_state_dict(model, dict(checkpoint.tensors("average")), options=_options(strict=False))
+        for shadow, parameter in zip(ema.shadow_params, parameters, strict=True):
             shadow.copy_(parameter.detach())
-        average.optimization_step = found.state["average_steps"]
-    set_model_state_dict(model, weights, options=_whole(strict=False))
-    if accelerator.scaler and found.state["scaler"]:
-        accelerator.scaler.load_state_dict(found.state["scaler"])
+        ema.optimization_step = checkpoint.state["average_steps"]
+    set_model_state_dict(model, weights, options=_options(strict=False))
+    if accelerator.scaler and checkpoint.state["scaler"]:
+        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
 
 
 def trainable_state(model: nn.Module) -> dict[str, Any]:
-    """The weights that learn, whole, by their names in the lesson."""
+    """The trained weights, unsharded, by their names in the task."""
     from torch.distributed.checkpoint.state_dict import get_model_state_dict
 
-    return get_model_state_dict(model, options=_whole())
+    return get_model_state_dict(model, options=_options())
 
 
-def _whole(strict: bool = True) -> Any:
+def _options(strict: bool = True) -> Any:
     from torch.distributed.checkpoint.state_dict import StateDictOptions
 
     return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=strict)
 
 
 @contextmanager
-def ema_weights(average: Any, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """The running averages in the weights' place for the length of a `with`."""
-    if not average:
+def ema_weights(ema: Any, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Replace the weights by their EMA inside the `with`."""
+    if not ema:
         yield
         return
-    own = [parameter.detach().clone() for parameter in parameters]
-    average.copy_to(parameters)
+    weights = [parameter.detach().clone() for parameter in parameters]
+    ema.copy_to(parameters)
     try:
         yield
     finally:
         with torch.no_grad():
-            for parameter, tensor in zip(parameters, own, strict=True):
+            for parameter, tensor in zip(parameters, weights, strict=True):
                 parameter.copy_(tensor)
 
 
-def gather_data_position(accelerator: Any, place: dict[str, Any]) -> dict[str, Any]:
-    """Where the data are, of all processes."""
+def gather_data_position(accelerator: Any, position: dict[str, Any]) -> dict[str, Any]:
+    """The position in the data of all processes."""
     if accelerator.num_processes == 1:
-        return place
+        return position
     from accelerate.utils import gather_object
 
-    return {key: value for part in gather_object([place]) for key, value in part.items()}
+    return {key: value for part in gather_object([position]) for key, value in part.items()}
 
 
 # ---------------------------------------------------------------------------------------------- students
 
 
 def save_student(context: TrainContext, stage: Stage, model: nn.Module, result: StageResult) -> None:
-    """Save a stage's student as a diffusers folder, whole or not at all."""
+    """Save a stage's student as a diffusers folder, atomically."""
     student = gather_student(context, stage, model)
     if context.accelerator.is_main_process:
         texts = {
@@ -135,23 +138,23 @@ def save_student(context: TrainContext, stage: Stage, model: nn.Module, result: 
 
 
 def gather_student(context: TrainContext, stage: Stage, model: nn.Module) -> Any:
-    """The student in a lesson; where it is sharded, one of its own with what all processes hold."""
+    """The student; where it is sharded, a new one with the weights of all processes."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
     student = hooks.bare(model).student
     if context.accelerator.distributed_type == "FSDP":
-        whole: dict[str, Any] = get_model_state_dict(
+        weights: dict[str, Any] = get_model_state_dict(
             model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
         )
         student, _ = meta_student(context.recipe, stage)
-        tensors = {name.removeprefix("student."): tensor.contiguous() for name, tensor in whole.items()}
+        tensors = {name.removeprefix("student."): tensor.contiguous() for name, tensor in weights.items()}
         if context.accelerator.is_main_process:
             student.load_state_dict(tensors, strict=True, assign=True)
     return student
 
 
 def student_at_pause(context: TrainContext, stage: Stage, model: nn.Module) -> Any:
-    """What a student of the plan is at a pause: the last stage's own, or stage 1's blocks grafted as they are."""
+    """The plan's student at a pause: the last stage's student, or an earlier stage's blocks grafted as they are."""
     student, last = gather_student(context, stage, model), context.recipe.stages[-1]
     if stage is last:
         return student
@@ -159,12 +162,12 @@ def student_at_pause(context: TrainContext, stage: Stage, model: nn.Module) -> A
 
 
 def save_paused_student(context: TrainContext, stage: Stage, student: Any, step: int) -> None:
-    """Save what a student of the plan is at a pause, with the step in `paused.json`."""
+    """Save the plan's student at a pause, with the step in `paused.json`."""
     if context.accelerator.is_main_process:
         last, path = context.recipe.stages[-1], context.folder / PAUSED
-        about = {"step": step, "student_sha256": weights_sha256(student)}
+        record = {"step": step, "student_sha256": weights_sha256(student)}
         audit = graft.audit(student, context.teacher)
-        _save(context, stage, last, student, audit, path, {"paused.json": json.dumps(about, indent=1) + "\n"})
+        _save(context, stage, last, student, audit, path, {"paused.json": json.dumps(record, indent=1) + "\n"})
     context.accelerator.wait_for_everyone()
 
 
@@ -177,20 +180,20 @@ def _save(
     path: Path,
     texts: Mapping[str, str],
 ) -> None:
-    """A student of `stage`'s plan as a diffusers folder; a full disk names the checkpoint of the stage in training."""
+    """Save a student of `stage`'s plan; the error for a full disk names the checkpoint of the stage in training."""
     recipe = context.recipe
-    small, applied = meta_student(recipe, stage)
-    about = build.record(
+    shapes, applied = meta_student(recipe, stage)
+    record = build.record(
         stage.plan,
         recipe.family,
         context.settings.weights or loading.default_weights(recipe.family),
-        recipe.shapes,
-        small,
+        recipe.meta_teacher,
+        shapes,
         applied,
-        (recipe.cost, build.count(recipe.family, small)),
+        (recipe.cost, build.count(recipe.family, shapes)),
         None,
         audit,
     )
-    diff = {"diff.txt": treediff.render(about.diff) + "\n"}
+    diff = {"diff.txt": treediff.render(record.diff) + "\n"}
     with snapshots.one_sentence(str(path), context.folder / "checkpoints" / trained.name):
-        students.save(student, stage.plan, about, path, True, {**diff, **texts})
+        students.save(student, stage.plan, record, path, True, {**diff, **texts})

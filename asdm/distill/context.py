@@ -1,4 +1,4 @@
-"""What all stages of a run share, loaded once, and what whoever watches is told."""
+"""What all stages of a run share, loaded once, and how a run reports its progress."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from asdm.models.settings import Setup
 
 @dataclass
 class TrainProgress:
-    """What a run is doing, for whoever watches."""
+    """The state of a run after a step, as passed to the progress callback."""
 
     stage: str
     step: int
@@ -39,7 +39,7 @@ ProgressCallback = Callable[[TrainProgress], None]
 
 @dataclass
 class TrainContext:
-    """What all stages share: the accelerator, the teacher with its encoders, the data, and the folder."""
+    """What all stages share: accelerator, teacher, encoders, data and the run's folder."""
 
     accelerator: Any
     recipe: ResolvedRecipe
@@ -59,8 +59,8 @@ def load_context(
     recipe: ResolvedRecipe, settings: DistillSettings, folder: Path, accelerator: Any, on_progress: ProgressCallback
 ) -> TrainContext:
     """Load the teacher with its encoders, and open the data."""
-    family, status = recipe.family, TrainProgress("loading the teacher", 0, settings.steps)
-    on_progress(status)
+    family = recipe.family
+    on_progress(TrainProgress("loading the teacher", 0, settings.steps))
     micro_batch(settings, accelerator.num_processes)
     device = str(accelerator.device)
     weights = settings.weights or loading.default_weights(family)
@@ -73,12 +73,12 @@ def load_context(
     prediction_type = diffusers_pipeline.scheduler.config.prediction_type
     if prediction_type not in losses.PREDICTIONS:
         raise ValueError(
-            f"{family.name} predicts {prediction_type!r}; asdm distill knows {' and '.join(losses.PREDICTIONS)}."
+            f"{family.name} predicts {prediction_type!r}; asdm distill supports {' and '.join(losses.PREDICTIONS)}."
         )
     encoder = Encoder(diffusers_pipeline)
     if getattr(data, "encoder_sha256", None) not in (None, encoder.sha256()):
         raise ValueError(
-            f"{settings.data} was encoded by other encoders than {family.name}'s; run asdm cache with --teacher "
+            f"{settings.data} was not encoded with {family.name}'s encoders; run asdm cache with --teacher "
             f"{family.name}."
         )
     return TrainContext(
@@ -98,16 +98,16 @@ def load_context(
 
 
 def make_accelerator(settings: DistillSettings) -> Any:
-    """accelerate's, in the world that `accelerate launch` made, or alone."""
+    """accelerate's Accelerator, for the processes that `accelerate launch` started, or for this one alone."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     if AcceleratorState._shared_state and not torch.distributed.is_initialized():
-        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier run in this process had its own
+        AcceleratorState._reset_state(reset_partial_state=True)  # left by an earlier run in this process
     precision = {"fp32": "no"}.get(settings.dtype, settings.dtype)
     return Accelerator(mixed_precision=precision, cpu=settings.device == "cpu")
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one that writes, of those that `accelerate launch` started."""
+    """Whether this process is the one that writes files and progress."""
     return int(os.environ.get("RANK", "0")) == 0

@@ -1,4 +1,4 @@
-"""What goes wrong, on any process: losses that are nonsense, and being asked to stop."""
+"""What ends a run early, on any process: losses that diverge, and signals."""
 
 from __future__ import annotations
 
@@ -11,44 +11,44 @@ import torch
 
 from asdm.distill import losses
 
-SPIKE_GRACE_STEPS = 50  # before a stage's losses are known well enough to call one of them a spike
+SPIKE_GRACE_STEPS = 50  # of a stage, before its running means are good enough to recognise a spike
 
 
 class Diverged(ValueError):
-    """A loss or a gradient that is no number, or a loss that leapt: training stopped before it reached the weights."""
+    """A loss or gradient is not finite, or a loss spiked; training stopped before it reached the weights."""
 
 
 def check_losses(
     values: Mapping[str, float],
-    typical: Mapping[str, float],
+    running_means: Mapping[str, float],
     spike: float,
     step: int,
     offset: int,
     stage: str,
     saved: int,
 ) -> None:
-    """Raises Diverged naming the first term that is no number, or `spike` times what it is used to be."""
+    """Raise Diverged for the first term that is not finite or exceeds `spike` times its running mean."""
     for name, value in values.items():
         if not abs(value) < float("inf"):
             raise Diverged(divergence_message(name, f"is {value}", step + offset, stage, saved))
-        if spike and step >= SPIKE_GRACE_STEPS and value > spike * max(typical[name], losses.TINY):
-            what = f"leapt to {value:.4g} (it was about {typical[name]:.4g}; --spike {spike:g})"
-            raise Diverged(divergence_message(name, what, step + offset, stage, saved))
+        if spike and step >= SPIKE_GRACE_STEPS and value > spike * max(running_means[name], losses.TINY):
+            problem = f"jumped to {value:.4g} (its running mean is {running_means[name]:.4g}; --spike {spike:g})"
+            raise Diverged(divergence_message(name, problem, step + offset, stage, saved))
 
 
-def divergence_message(what: str, how: str, step: int, stage: str, saved: int) -> str:
-    """The sentence that says what stopped a run, where, and how to go on."""
-    kept = f"the checkpoint of its step {saved} is kept" if saved else "there is no checkpoint before it"
+def divergence_message(name: str, problem: str, step: int, stage: str, saved: int) -> str:
+    """The error that names what diverged and where, and says how to continue."""
+    checkpoint = f"its checkpoint of step {saved} is kept" if saved else "there is no earlier checkpoint"
     return (
-        f"{what} {how} at step {step + 1} (stage {stage}), so training stopped; {kept}. Go on from it with the same "
-        "command, --amend and, say, a lower --learning-rate."
+        f"{name} {problem} at step {step + 1} (stage {stage}), so training stopped; {checkpoint}. Continue with the "
+        "same command, --amend and, for example, a lower --learning-rate."
     )
 
 
 def average_over_processes(
     accelerator: Any, terms: Mapping[str, torch.Tensor], flags: Sequence[bool]
 ) -> tuple[dict[str, float], list[bool]]:
-    """Every term's mean over all processes, and whether any of them raised each flag."""
+    """Each term's mean over all processes, and whether any process raised each flag."""
     row = torch.stack([*(t.detach().float() for t in terms.values())])
     row = torch.cat([row, torch.tensor([float(f) for f in flags], device=row.device)])
     row = accelerator.reduce(row, reduction="mean").tolist()
@@ -57,21 +57,21 @@ def average_over_processes(
 
 @contextmanager
 def stop_on_signal() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C and SIGTERM ask for a stop after the step; a second Ctrl-C stops at once."""
-    asked = False
+    """Ctrl-C and SIGTERM request a stop after the current step; a second Ctrl-C stops at once."""
+    requested = False
 
-    def ask(number: int, frame: Any) -> None:
-        nonlocal asked
-        if asked:
+    def request(number: int, frame: Any) -> None:
+        nonlocal requested
+        if requested:
             raise KeyboardInterrupt
-        asked = True
+        requested = True
 
     try:
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not in the main thread, which gets no signals
-        before = {}
+        handlers = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread may set signal handlers
+        handlers = {}
     try:
-        yield lambda: asked
+        yield lambda: requested
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""A stage before it runs, from shapes alone: what would learn, from which terms, and in how much memory."""
+"""The dry run: what a stage would train, with which terms, and in how much memory, from shapes alone."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ from asdm.unet.surgery import Applied
 def preview(
     source: str, teacher: str, settings: DistillSettings, recipe: Recipe, only: str | None = None
 ) -> tuple[StagePlan, ...]:
-    """What a run would do, stage by stage, from shapes alone: nothing is loaded, trained or written."""
+    """What a run would do, stage by stage; nothing is loaded, trained or written."""
     resolved = resolve_recipe(source, teacher, settings, recipe)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     return tuple(preview_stage(resolved, stage, settings, world) for stage in select_stages(resolved.stages, only))
 
 
 def preview_stage(recipe: ResolvedRecipe, stage: Stage, settings: DistillSettings, world: int = 1) -> StagePlan:
-    """A stage before it runs, from shapes alone."""
+    """A stage before it runs."""
     student, applied = meta_student(recipe, stage)
     inputs = example_inputs.unet_inputs(recipe.family, batch=1, size=settings.size, device="meta")
     places = losses.find_places(stage.weights, student, applied.name_map)
-    places = hooks.comparable(student, recipe.shapes, places, inputs)
+    places = hooks.comparable(student, recipe.meta_teacher, places, inputs)
     weights, left_out = active_terms(stage, student, places)
     return StagePlan(
         name=stage.name,
@@ -43,7 +43,7 @@ def preview_stage(recipe: ResolvedRecipe, stage: Stage, settings: DistillSetting
         weights=weights,
         places={name: len(places[name]) for name in weights if name in places},
         left_out=left_out,
-        audit=graft.audit(student, recipe.shapes),
+        audit=graft.audit(student, recipe.meta_teacher),
         memory=estimate_memory(recipe, stage, student, applied, tuple(weights), places, settings, world),
     )
 
@@ -58,8 +58,8 @@ def estimate_memory(
     settings: DistillSettings,
     world: int,
 ) -> MemoryEstimate:
-    """Bytes on one device, counted on the meta device; the VGG and kernels' own space are left out."""
-    storages = {p.untyped_storage()._cdata: p.nbytes for m in (student, recipe.shapes) for p in m.parameters()}
+    """Bytes on one device, counted on the meta device, without terms' networks and kernels' workspaces."""
+    storages = {p.untyped_storage()._cdata: p.nbytes for m in (student, recipe.meta_teacher) for p in m.parameters()}
     learning = sum(p.nbytes for p in student.parameters() if p.requires_grad)
     micro = micro_batch(settings, world)
     terms = tuple(name for name in terms if not losses.needs_network(name))
@@ -67,7 +67,7 @@ def estimate_memory(
     inputs = example_inputs.unet_inputs(recipe.family, batch=micro, size=settings.size, device="meta")
     noisy = inputs["sample"]
     args = (noisy, inputs["timestep"], inputs["encoder_hidden_states"], torch.empty_like(noisy))
-    meta_task = DistillationTask(student, recipe.shapes, applied, objective)
+    meta_task = DistillationTask(student, recipe.meta_teacher, applied, objective)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     activations = saved_bytes(lambda: meta_task(*args, noisy.new_empty(micro)), student)
@@ -83,20 +83,20 @@ def estimate_memory(
 
 
 def saved_bytes(call: Callable[[], Any], module: nn.Module) -> int:
-    """Bytes that the backward of `call` needs beyond `module`'s own tensors; on the meta device nothing is computed."""
+    """Bytes that `call` saves for its backward, besides `module`'s own tensors; works on the meta device."""
     own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
-    kept: dict[int, torch.UntypedStorage] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            storages[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        out = call()
-    total = sum(storage.nbytes() for storage in kept.values())
-    del out
+        result = call()
+    total = sum(storage.nbytes() for storage in storages.values())
+    del result
     return total
 
 

@@ -1,4 +1,4 @@
-"""What is shown of a run: one line a step in a file, TensorBoard, and pictures of teacher and student."""
+"""What a run logs: a JSON line per step, TensorBoard, and validation images of teacher and student."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOG = "log.jsonl"
 
 
 class TrainLogger:
-    """The run's JSONL file, and TensorBoard where it is wanted."""
+    """The run's `log.jsonl`, and TensorBoard with --tensorboard."""
 
     def __init__(self, context: TrainContext, stage: Stage, offset: int, step: int) -> None:
         self.stage, self.offset = stage, offset
@@ -68,7 +68,7 @@ def _board(folder: Path, step: int) -> Any:
 
 
 class JsonlWriter:
-    """One JSON line a step, each written at once; lines of steps that will be taken again are dropped."""
+    """A JSONL file with a line per step, flushed at once; lines after `after_step` are dropped when it is opened."""
 
     def __init__(self, path: Path, after_step: int) -> None:
         self.path = path
@@ -83,40 +83,40 @@ class JsonlWriter:
             raise ValueError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}.") from None
 
     def close(self) -> None:
-        with suppress(OSError):  # a full disk, said already
+        with suppress(OSError):  # a full disk, reported by write()
             self._file.close()
 
 
 def _lines(path: Path) -> Iterator[str]:
-    """Whole lines; the last may have been cut by a kill."""
+    """Complete lines; the last one is incomplete if the process was killed while writing it."""
     for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         if line.endswith("}"):
             yield line
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Every line of a run's log."""
+    """All lines of a run's log."""
     return [json.loads(line) for line in _lines(path)]
 
 
 def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:
-    """Means of every loss over the first and the last tenth of a stage's steps."""
-    mine = [line for line in lines if line["stage"] == stage]
-    count = max(len(mine) // 10, 1)
+    """Mean of each loss over the first and the last tenth of a stage's steps."""
+    steps = [line for line in lines if line["stage"] == stage]
+    count = max(len(steps) // 10, 1)
     terms = losses.names()
-    names = [name for name in mine[0] if name == "loss" or name in terms] if mine else []
+    names = [name for name in steps[0] if name == "loss" or name in terms] if steps else []
 
     def mean(part: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         return {name: sum(line[name] for line in part) / len(part) for name in names}
 
-    return {"first": mean(mine[:count]), "last": mean(mine[-count:])}
+    return {"first": mean(steps[:count]), "last": mean(steps[-count:])}
 
 
 @torch.no_grad()
-def validate(
-    context: TrainContext, stage: Stage, model: nn.Module, average: Any, parameters: Sequence[nn.Parameter], step: int
+def save_validation_images(
+    context: TrainContext, stage: Stage, model: nn.Module, ema: Any, parameters: Sequence[nn.Parameter], step: int
 ) -> None:
-    """Draw a few captions with teacher and student from the same seeds: teacher above, student below."""
+    """Images of a few captions from the same seeds: the teacher's above, the student's EMA's below."""
     import io
 
     from torchvision.transforms.functional import to_pil_image
@@ -130,7 +130,7 @@ def validate(
     rows = []
     student.eval()
     try:
-        with ema_weights(average, parameters):
+        with ema_weights(ema, parameters):
             for unet in (context.teacher, student):
                 context.pipeline.unet = unet
                 guidance = context.recipe.family.guidance_scale

@@ -1,7 +1,6 @@
-"""Recipes: functions that turn a plan into the stages of its training. More stages are one more function, no code.
+"""Recipes: functions `(topology, plan, steps) -> tuple[Stage, ...]` that split a plan's training into stages.
 
-`(topology, plan, steps) -> tuple[Stage, ...]`; `steps` are those of all stages together. `adjusted` is what the
-command line's options do to any recipe.
+`steps` is the total of all stages. `adjust` applies the command line's options to any recipe.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ BLOCKWISE = {"denoising": 1.0, "output": 1.0, "blocks": 1.0}
 
 
 def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
-    """The paper's two stages (§2.2), half of the steps each.
+    """The paper's two stages (§2.2), with half of the steps each.
 
-    1. `compressed`: a layer less in every block (in the plan's own blocks what the plan removes), all of it trainable,
-       under BK-SDM's losses.
-    2. `combined`: the plan's student, its shallow blocks grafted from stage 1 on the frozen teacher, with the plan's
-       CLME and GRI, under semantic-aware supervision (§2.5).
+    1. `compressed`: every block loses a layer (the plan's blocks lose what the plan removes); all of it is trained
+       with BK-SDM's losses.
+    2. `combined`: the plan's student, with its shallow blocks grafted from stage 1 onto the frozen teacher and with the
+       plan's CLME and GRI; trained with semantic-aware supervision (§2.5).
 
     The paper gives no weights. We normalise features by the teacher's, so that every term is a relative error, and
-    give each the weight 1 but the perceptual one: its x̂₀ goes through a matrix and a small VGG, and is worth less.
+    weight each term by 1, except 0.1 for the perceptual term, whose x̂₀ passes a linear map and a small VGG.
     """
     if steps < 2:
-        raise ValueError(f"{steps} step is too few for two stages; choose --steps 2 or more.")
+        raise ValueError(f"--steps must be at least 2 for two stages, got {steps}.")
     combined = with_grafts(resolve(topology, plan)).plan
     return (
         Stage(
@@ -50,12 +49,12 @@ def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) ->
 
 
 def without_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
-    """Stage 2 alone, for all of the steps: the combined UNet, its shallow blocks as the plan leaves the teacher's."""
+    """Stage 2 alone, for all steps: the combined UNet with the teacher's own shallow blocks, pruned by the plan."""
     return (Stage("combined", with_grafts(resolve(topology, plan)).plan, steps, SAS, grafts_from=TEACHER),)
 
 
 def bk_sdm(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
-    """BK-SDM's one stage: the plan's student, all of it trainable, 1·denoising + 1·output + 1·Σ features, raw."""
+    """BK-SDM's single stage: all of the student is trained with denoising + output + Σ features, not normalised."""
     weights = {"denoising": 1.0, "output": 1.0, "features": 1.0}
     return (Stage("distilled", plan, steps, weights, normalise=False),)
 
@@ -66,7 +65,7 @@ RECIPES: dict[str, Recipe] = {
 
 
 def load(name: str) -> Recipe:
-    """A recipe by name, or `FILE.py:FUNCTION` of your own; raises ValueError with the choices."""
+    """A recipe by name, or a user's `FILE.py:FUNCTION`; raises ValueError with the choices."""
     if name in RECIPES:
         return RECIPES[name]
     path, _, function = name.partition(":")
@@ -85,15 +84,15 @@ def load(name: str) -> Recipe:
 
 
 def compressed_plan(topology: Topology, plan: PruningPlan) -> PruningPlan:
-    """The stage-1 plan that fits a plan: its blocks lack what the plan removes, every other pair lacks a layer.
+    """The stage-1 plan of a plan: the plan's removals in the blocks it edits, and one layer of every other block pair.
 
-    So that what stage 1 has learnt can be grafted, it removes in the plan's blocks exactly what the plan removes.
+    In the plan's blocks it removes exactly what the plan removes, so that the trained blocks can be grafted.
     """
     kept = resolve(topology, plan.edits)
     touched = {block for block, _ in kept.removed_layers} | kept.removed_blocks
     touched |= {topology.unit(fqn).block for fqn in (*kept.removed_units, *kept.replaced)}
     touched |= set(kept.grafted)
-    edits: list[AnyEdit] = [edit for edit in plan.edits if _takes_weights_away(edit)]
+    edits: list[AnyEdit] = [edit for edit in plan.edits if _removes_weights(edit)]
     for down in topology.down_blocks:
         up = topology.mirror(down)
         if not {down, up} & touched and len(topology.layers(down)) > 1:
@@ -108,7 +107,7 @@ def compressed_plan(topology: Topology, plan: PruningPlan) -> PruningPlan:
     )
 
 
-def _takes_weights_away(edit: AnyEdit) -> bool:
+def _removes_weights(edit: AnyEdit) -> bool:
     return edit.op.startswith("remove") or (isinstance(edit, ReplaceUnit) and edit.with_ == "pass_through")
 
 
@@ -121,9 +120,9 @@ def adjust(
     weights: Mapping[str, float] | None = None,
     normalise: bool | None = None,
 ) -> Recipe:
-    """A recipe with its grafting stages in another mode, with other weights, or with raw or normalised features.
+    """A recipe with another mode for its grafting stages, other weights, or raw or normalised features.
 
-    A weight goes by its term's name, in every stage that knows the term, or by `STAGE.TERM`.
+    A weight is given as `TERM`, for every stage in which the term is legal, or as `STAGE.TERM`.
     """
     if mode not in (None, *MODES):
         raise ValueError(f"unknown mode {mode!r}; choose from {', '.join(MODES)}.")
@@ -133,7 +132,7 @@ def adjust(
         for name in weights or {}:
             if not any(_term_for(stage, name) for stage in stages):
                 raise ValueError(f"no stage has a loss term {name!r}; choose from {_terms_of(stages)}.")
-        return tuple(_weighed(stage, weights or {}, normalise) for stage in stages)
+        return tuple(_with_weights(stage, weights or {}, normalise) for stage in stages)
 
     return changed
 
@@ -145,33 +144,33 @@ def _in_mode(stage: Stage, mode: Any) -> Stage:
 
 
 def _term_for(stage: Stage, name: str) -> str | None:
-    """The term of a stage that a weight's name means, if any."""
-    named, _, term = name.rpartition(".")
-    return term if named in ("", stage.name) and losses.is_legal(term, stage.mode) else None
+    """The term of a stage that a weight's name refers to, if any."""
+    stage_name, _, term = name.rpartition(".")
+    return term if stage_name in ("", stage.name) and losses.is_legal(term, stage.mode) else None
 
 
 def _terms_of(stages: Sequence[Stage]) -> str:
     return "; ".join(f"{', '.join(losses.legal(stage.mode))} in {stage.name}" for stage in stages)
 
 
-def _weighed(stage: Stage, weights: Mapping[str, float], normalise: bool | None) -> Stage:
-    found = dict(stage.weights)
+def _with_weights(stage: Stage, weights: Mapping[str, float], normalise: bool | None) -> Stage:
+    merged = dict(stage.weights)
     for name, weight in weights.items():
         if term := _term_for(stage, name):
-            found[term] = weight
+            merged[term] = weight
     normal = stage.normalise if normalise is None else normalise
-    return replace(stage, weights={name: weight for name, weight in found.items() if weight}, normalise=normal)
+    return replace(stage, weights={name: weight for name, weight in merged.items() if weight}, normalise=normal)
 
 
-def parse_weights(given: Sequence[str]) -> dict[str, float]:
-    """`["features=0.5"]` → {"features": 0.5}; raises ValueError naming what is not of that form."""
-    found = {}
-    for text in given:
+def parse_weights(texts: Sequence[str]) -> dict[str, float]:
+    """`["features=0.5"]` → {"features": 0.5}; raises ValueError for a text that is not of that form."""
+    weights = {}
+    for text in texts:
         name, _, value = text.partition("=")
         try:
-            found[name] = float(value)
+            weights[name] = float(value)
         except ValueError:
             raise ValueError(f"the weight {text!r} is not of the form TERM=NUMBER.") from None
-        if not 0 <= found[name] < float("inf"):
-            raise ValueError(f"the weight {text!r} cannot be; choose 0 or more.")
-    return found
+        if not 0 <= weights[name] < float("inf"):
+            raise ValueError(f"the weight of {name} must be at least 0 and finite, got {value}.")
+    return weights

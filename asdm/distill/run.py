@@ -1,4 +1,4 @@
-"""A run: all stages of a recipe, one after the other, from where an earlier call left off."""
+"""A run: all stages of a recipe in order, resuming from where an earlier call stopped."""
 
 from __future__ import annotations
 
@@ -53,16 +53,16 @@ def distill(
     command: str = "asdm distill",
     until: int | None = None,
 ) -> DistillResult:
-    """Run a recipe's stages in `output`, from where an earlier call of the same left off; returns what was done.
+    """Train a recipe's stages in the folder `output`, resuming an earlier call with the same arguments.
 
-    The last stage's student is a diffusers folder in `output` itself, every stage's one in `output/stages/NAME`. With
-    `only`, one stage is run. With `until`, the run pauses after that step of all stages together: what a student of
-    the plan is by then lies in `output/paused`, and a later call goes on to the same bits as without the pause.
-    Raises ValueError for what does not fit, another run's folder, a changed teacher, or a full disk, Diverged for a
-    loss that is no number or leaps; KeyboardInterrupt after a checkpoint where it was asked to stop.
+    The last stage's student becomes a diffusers folder in `output` itself, each stage's student one in
+    `output/stages/NAME`. `only` trains one stage. `until` pauses the run after that step, counted over all stages: the
+    plan's student at that step is saved in `output/paused`, and a later call ends with the same bits as without the
+    pause. Raises ValueError for arguments that do not fit, the folder of another run, a changed teacher or a full
+    disk; Diverged for a loss that is not finite or spikes; KeyboardInterrupt, after a checkpoint, when told to stop.
     """
     resolved = resolve_recipe(source, teacher, settings, recipe)
-    chosen = select_stages(resolved.stages, only)
+    selected = select_stages(resolved.stages, only)
     if until is not None:
         check_pause(resolved.stages, until, only)
     check_folder(output)
@@ -74,29 +74,30 @@ def distill(
     with lock:
         context = load_context(resolved, settings, output, accelerator, on_progress)
         if accelerator.is_main_process:
-            claim_folder(output, _record(context, command), force, amend, step_reached(output, resolved))
+            claim_folder(output, _run_record(context, command), force, amend, step_reached(output, resolved))
         accelerator.wait_for_everyone()
-        if not amend and (done := finished_result(output, resolved.stages)):
-            return done
+        if not amend and (earlier := finished_result(output, resolved.stages)):
+            return earlier
         results = dict(finished_stages(output, resolved.stages))
         check_not_passed(output, resolved, until)
-        for stage in chosen:
+        for stage in selected:
             if stage.name not in results:
-                found = train_stage(context, stage, until)
-                if found is None:
+                stage_result = train_stage(context, stage, until)
+                if stage_result is None:
                     break
-                results[stage.name] = found
+                results[stage.name] = stage_result
             if until == end_step(resolved.stages, stage) and stage is not resolved.stages[-1]:
                 save_paused_student(context, stage, make_student(context, resolved.stages[-1])[0], until)
                 break
-        result = _conclude(context, [results[stage.name] for stage in resolved.stages if stage.name in results], until)
+        finished = [results[stage.name] for stage in resolved.stages if stage.name in results]
+        result = _finish(context, finished, until)
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
 
 
-def _record(context: TrainContext, command: str) -> DistillRun:
-    """What this run is, to be compared with what its folder says."""
+def _run_record(context: TrainContext, command: str) -> DistillRun:
+    """The run's identity and tuning, to be compared with its folder's `run.json`."""
     settings = asdict(context.settings)
     identity = {
         "plan_sha256": context.recipe.plan.sha256(),
@@ -104,7 +105,7 @@ def _record(context: TrainContext, command: str) -> DistillRun:
         "data": context.settings.data,
         "data_fingerprint": datasets.fingerprint(context.data),
         **{key: settings[key] for key in IDENTITY},
-        "stages": [{k: v for k, v in s.described().items() if k != "weights"} for s in context.recipe.stages],
+        "stages": [{k: v for k, v in s.fingerprint().items() if k != "weights"} for s in context.recipe.stages],
         "teacher_sha256": context.teacher_sha256,
     }
     tuning = {key: settings[key] for key in TUNING} | {
@@ -119,24 +120,24 @@ def _record(context: TrainContext, command: str) -> DistillRun:
     )
 
 
-def _conclude(context: TrainContext, results: list[StageResult], until: int | None = None) -> DistillResult:
-    """The last stage's student takes its place in the run's own folder; what is known of all stages is written."""
-    resolved, last = context.recipe, context.recipe.stages[-1].name
-    whole = len(results) == len(resolved.stages)
-    if context.accelerator.is_main_process and whole:
+def _finish(context: TrainContext, results: list[StageResult], until: int | None = None) -> DistillResult:
+    """Publish the last stage's student in the run's folder, once all stages are done, and write the result."""
+    recipe, last = context.recipe, context.recipe.stages[-1].name
+    complete = len(results) == len(recipe.stages)
+    if context.accelerator.is_main_process and complete:
         publish_student(stage_folder(context.folder, last), context.folder)
         shutil.rmtree(context.folder / PAUSED, ignore_errors=True)
-    student = stage_folder(context.folder, last) / "student_sha256"
+    sha256_file = stage_folder(context.folder, last) / "student_sha256"
     result = DistillResult(
         created_utc=utc_now(),
-        name=resolved.plan.name,
-        family=resolved.family.name,
+        name=recipe.plan.name,
+        family=recipe.family.name,
         data=context.settings.data,
         seed=context.settings.seed,
-        plan_sha256=resolved.plan.sha256(),
-        student_sha256=student.read_text().strip() if whole else None,
+        plan_sha256=recipe.plan.sha256(),
+        student_sha256=sha256_file.read_text().strip() if complete else None,
         stages=tuple(results),
-        paused_at=None if whole else until,
+        paused_at=None if complete else until,
     )
     if context.accelerator.is_main_process:
         result.save(context.folder / RESULT, force=True)

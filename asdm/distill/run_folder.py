@@ -1,4 +1,4 @@
-"""A folder that one run owns: what it is being trained for, its lock, and how far it got."""
+"""The folder of a run: which run it belongs to, its lock, and how far the run got."""
 
 from __future__ import annotations
 
@@ -23,52 +23,52 @@ PAUSED = "paused"
 def claim_folder(
     folder: Path, wanted: DistillRun, force: bool = False, amend: bool = False, step: int = 0
 ) -> DistillRun:
-    """Take a folder for a run, or go on in one that is this run's own.
+    """Create a run's folder, or check that an existing one belongs to this run.
 
-    Raises ValueError for what is not a run's folder, for another run's, naming the first thing that differs, and for
-    other tuning without `amend`.
+    Raises ValueError for a folder that is not a run's, for the folder of another run, naming the first difference, and
+    for changed tuning without `amend`.
     """
     check_folder(folder)
     if not (folder / RUN).exists():
         return _write(folder, wanted)
-    found = DistillRun.load(folder / RUN)
+    existing = DistillRun.load(folder / RUN)
     if force:
         _clear(folder)
         return _write(folder, wanted)
     for key, value in wanted.identity.items():
-        if found.identity.get(key) != value:
-            raise ValueError(_another(folder, key, found.identity.get(key), value))
-    changed = {key: value for key, value in wanted.tuning.items() if found.tuning.get(key) != value}
+        if existing.identity.get(key) != value:
+            raise ValueError(_another_run(folder, key, existing.identity.get(key), value))
+    changed = {key: value for key, value in wanted.tuning.items() if existing.tuning.get(key) != value}
     if not changed:
-        return found
+        return existing
     if not amend:
         key = next(iter(changed))
         raise ValueError(
-            f"{folder} is trained with {key} {brief(found.tuning.get(key))}, and not {brief(changed[key])}; give the "
-            "same, add --amend to go on with the new one, or name another output."
+            f"{folder} was trained with {key} {brief(existing.tuning.get(key))} so far, got {brief(changed[key])}; use "
+            "the same value, add --amend to continue with the new one, or choose another output."
         )
-    note = {"from_step": step, "created_utc": utc_now(), "was": {key: found.tuning.get(key) for key in changed}}
-    now = found.model_copy(update={"tuning": wanted.tuning, "amended": (*found.amended, note)})
-    return _write(folder, now)
+    note = {"from_step": step, "created_utc": utc_now(), "was": {key: existing.tuning.get(key) for key in changed}}
+    amended = existing.model_copy(update={"tuning": wanted.tuning, "amended": (*existing.amended, note)})
+    return _write(folder, amended)
 
 
 def check_folder(folder: Path) -> None:
-    """Raises ValueError for a file, or a folder with other things than a run in it."""
+    """Raise ValueError for a file, or for a folder that holds something other than a run."""
     if not folder.exists() or (folder / RUN).exists():
         return
     if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
-        raise ValueError(f"{folder} exists and holds no run to go on with; name another output.")
+        raise ValueError(f"{folder} exists and is not the folder of a run; choose another output.")
 
 
-def _another(folder: Path, key: str, found: Any, wanted: Any) -> str:
+def _another_run(folder: Path, key: str, existing: Any, wanted: Any) -> str:
     if key == "teacher_sha256":
         return (
-            f"the teacher has changed since {folder} was begun (its weights hash to {str(wanted)[:12]}, and not "
-            f"{str(found)[:12]}); put the teacher back, or name another output."
+            f"the teacher has changed since {folder} was started (the hash of its weights was {str(existing)[:12]} and "
+            f"is {str(wanted)[:12]}); restore the teacher, or choose another output."
         )
     return (
-        f"{folder} holds another run: its {key} is {brief(found)}, and not {brief(wanted)}; name another output, "
-        "or add --force to throw that run away."
+        f"{folder} holds another run, with {key} {brief(existing)} instead of {brief(wanted)}; choose another output, "
+        "or add --force to delete that run."
     )
 
 
@@ -79,14 +79,14 @@ def _write(folder: Path, run: DistillRun) -> DistillRun:
 
 
 def _clear(folder: Path) -> None:
-    """Empty a run's folder, its name plate last, so that a stop in between leaves a run's folder."""
+    """Empty a run's folder but for `run.json`, so that it remains a run's folder if this is interrupted."""
     for path in [path for path in folder.iterdir() if path.name not in (RUN, LOCK)]:
         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Nobody else trains in `folder` meanwhile; a killed process leaves no lock. Raises ValueError where one does."""
+    """Hold the folder's lock; raise ValueError where another process holds it. A killed process leaves no lock."""
     check_writable(folder / LOCK, force=True)
     make_folder(folder)
     with (folder / LOCK).open("a+") as owner:
@@ -100,7 +100,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing came of it
+            if [path.name for path in folder.iterdir()] == [LOCK]:  # nothing was trained
                 (folder / LOCK).unlink()
                 folder.rmdir()
 
@@ -109,12 +109,12 @@ def run_lock(folder: Path) -> Iterator[None]:
 
 
 def stage_folder(folder: Path, stage: str) -> Path:
-    """Where a stage's student is kept in the run's folder."""
+    """The folder of a stage's student."""
     return folder / "stages" / stage
 
 
 def finished_stages(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, StageResult]]:
-    """The stages that are done: their students are whole folders."""
+    """Name and result of each stage that is done."""
     for stage in stages:
         path = stage_folder(folder, stage.name) / "stage.json"
         if path.exists():
@@ -122,12 +122,12 @@ def finished_stages(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str
 
 
 def step_reached(folder: Path, recipe: ResolvedRecipe) -> int:
-    """The last step of the whole run that a checkpoint or a finished stage holds."""
+    """The last step, counted over all stages, that a checkpoint or a finished stage holds."""
     reached = start = 0
     for stage in recipe.stages:
-        found = snapshots.newest(folder / "checkpoints" / stage.name)
-        if found:
-            reached = start + found.step
+        checkpoint = snapshots.newest(folder / "checkpoints" / stage.name)
+        if checkpoint:
+            reached = start + checkpoint.step
         if stage_folder(folder, stage.name).exists():
             reached = start + stage.steps
         start += stage.steps
@@ -135,20 +135,20 @@ def step_reached(folder: Path, recipe: ResolvedRecipe) -> int:
 
 
 def check_not_passed(folder: Path, recipe: ResolvedRecipe, until: int | None) -> None:
-    """Raises ValueError where the run has gone beyond the step at which it is to pause."""
+    """Raise ValueError where the run is already past the step at which it should pause."""
     if until is not None and (reached := step_reached(folder, recipe)) > until:
-        raise ValueError(f"{folder} has been trained to step {reached}, which is beyond {until}; there is no way back.")
+        raise ValueError(f"{folder} has reached step {reached}; it cannot pause at step {until} any more.")
 
 
 def finished_result(folder: Path, stages: Sequence[Stage]) -> DistillResult | None:
-    """What was done by a run whose stages are all done, or None."""
+    """The result of a run whose stages are all done, or None."""
     path = folder / RESULT
-    done = DistillResult.load(path) if path.exists() else None
-    return done if done and len(done.stages) == len(stages) else None
+    result = DistillResult.load(path) if path.exists() else None
+    return result if result and len(result.stages) == len(stages) else None
 
 
 def publish_student(stage: Path, folder: Path) -> None:
-    """Put a stage's student where users look for it; its config comes last, so that half of it loads nowhere."""
+    """Link a stage's student into the run's folder, its config last, so that an incomplete one cannot be loaded."""
     names = sorted({path.name for path in stage.iterdir()} - {"stage.json", "student_sha256"})
     for name in sorted(names, key=lambda name: name == "config.json"):
         temporary = folder / f".{name}.publish0"

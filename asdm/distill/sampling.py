@@ -1,4 +1,4 @@
-"""What is random in a step, all of it by (seed, stage, step, place in the batch), and a lesson's inputs with it."""
+"""What is random in a step, seeded by (seed, stage, step, position in the batch), and the task's inputs with it."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from asdm.models import example_inputs
 
 @dataclass(frozen=True)
 class RandomInputs:
-    """What chance decides for one picture of one step: it follows from seed, stage, step and place alone."""
+    """The random inputs of one image of one step; they depend on seed, stage, step and position alone."""
 
     timestep: int
     noise: torch.Tensor
-    posterior: torch.Tensor  # the VAE's own noise
+    posterior: torch.Tensor  # noise of the VAE's posterior
     drop_caption: bool
 
     @classmethod
-    def of(cls, context: TrainContext, stage: int, step: int, position: int) -> RandomInputs:
+    def draw(cls, context: TrainContext, stage: int, step: int, position: int) -> RandomInputs:
         settings = context.settings
         generator = seeded(settings.seed, stage, step, position)
         side = example_inputs.latent_size(context.recipe.family, settings.size)
@@ -40,18 +40,18 @@ class RandomInputs:
 def task_inputs(
     part: Sequence[int],
     encoded: Sequence[Any],
-    draws: Sequence[RandomInputs],
-    nothing: torch.Tensor,
+    random_inputs: Sequence[RandomInputs],
+    no_caption: torch.Tensor,
     context: TrainContext,
 ) -> tuple[torch.Tensor, ...]:
-    """A lesson's arguments for some pictures of a batch: noisy latents, timesteps, states, target, ᾱ."""
+    """The task's arguments for part of a batch: noisy latents, timesteps, text states, target, ᾱ."""
     device = context.accelerator.device
     noise, posterior = (
-        torch.stack([getattr(draws[i], name) for i in part]).to(device) for name in ("noise", "posterior")
+        torch.stack([getattr(random_inputs[i], name) for i in part]).to(device) for name in ("noise", "posterior")
     )
     mean, std = (torch.stack([getattr(encoded[i], name) for i in part]).to(device) for name in ("mean", "std"))
-    states = torch.stack([nothing if draws[i].drop_caption else encoded[i].states for i in part])
-    timesteps = torch.tensor([draws[i].timestep for i in part], device=device)
+    states = torch.stack([no_caption if random_inputs[i].drop_caption else encoded[i].states for i in part])
+    timesteps = torch.tensor([random_inputs[i].timestep for i in part], device=device)
     alpha = context.alphas[timesteps]
     noisy, target = losses.noisy_and_target(mean + std * posterior, noise, alpha, context.prediction_type)
     return noisy, timesteps, states, target, alpha

@@ -1,4 +1,4 @@
-"""What a stage needs before its first step: the student, what it is to learn, its optimizer and its average."""
+"""What a stage needs before its first step: student, objective, optimizer and EMA."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from asdm.unet.surgery import Applied
 
 
 def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
-    """A stage's student with weights: the teacher as the plan leaves it, or the combined UNet."""
+    """A stage's student with weights: the teacher pruned by the plan, or the combined UNet."""
     if stage.grafts_from is None:
         student, applied = students.build(context.teacher, stage.plan)
         return make_trainable(student), applied
@@ -34,19 +34,19 @@ def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
             f"the stage {stage.name} grafts blocks of the stage {stage.grafts_from}, whose student is not in {source}; "
             f"run --stage {stage.grafts_from} first."
         )
-    before = loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
+    first = loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
     edits = next(other.plan.edits for other in context.recipe.stages if other.name == stage.grafts_from)
-    return graft.assemble(context.teacher, before, stage.plan, edits)
+    return graft.assemble(context.teacher, first, stage.plan, edits)
 
 
 def make_objective(
     context: TrainContext, stage: Stage, student: Any, applied: Applied
 ) -> tuple[Objective, dict[str, float]]:
-    """What a stage's student is to learn, and the weight of each term."""
+    """A stage's objective, and the weight of each term."""
     family = context.recipe.family
-    small = example_inputs.unet_inputs(family, size=2 * family.size_step, device=str(context.accelerator.device))
+    inputs = example_inputs.unet_inputs(family, size=2 * family.size_step, device=str(context.accelerator.device))
     places = losses.find_places(stage.weights, student, applied.name_map)
-    places = hooks.comparable(student, context.teacher, places, small)
+    places = hooks.comparable(student, context.teacher, places, inputs)
     weights, _ = active_terms(stage, student, places)
     objective = Objective(
         terms=tuple(weights),
@@ -61,7 +61,7 @@ def make_objective(
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
-    """AdamW, or bitsandbytes' with moments of 8 bits."""
+    """AdamW, or bitsandbytes' AdamW with 8-bit moments."""
     arguments: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(parameters, **arguments)
@@ -73,7 +73,7 @@ def make_optimizer(parameters: Sequence[nn.Parameter], settings: DistillSettings
 
 
 def make_ema(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> Any:
-    """diffusers' running average of the weights, or None."""
+    """diffusers' exponential moving average of the weights, or None."""
     from diffusers.training_utils import EMAModel
 
     return EMAModel(parameters, decay=settings.ema, foreach=True) if settings.ema else None

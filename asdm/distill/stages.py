@@ -1,4 +1,4 @@
-"""What is taught: stages, which are data, and a recipe of them made concrete for one teacher, still without weights."""
+"""Stages, which are data, and a recipe of them resolved for one teacher, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from asdm.plan.topology import Topology
 from asdm.unet import blocks, flops, hooks
 from asdm.unet.surgery import Applied
 
-TEACHER = "teacher"  # what a stage grafts from that has none before it
+TEACHER = "teacher"  # `grafts_from` of a stage whose shallow blocks start as the teacher's
 
 
 @dataclass(frozen=True)
 class Stage:
     """One stage of a recipe: a plan, what its student starts from, and what it learns.
 
-    With `grafts_from`, the name of a stage before it, the student is the combined UNet (§2.2, Fig. 4): that stage's
-    shallow blocks on the frozen teacher; `TEACHER` stands for the teacher's own blocks as the plan leaves them.
-    Without, the student is the teacher as the plan leaves it, and all of it learns.
+    With `grafts_from`, the name of an earlier stage, the student is the combined UNet (§2.2, Fig. 4): that stage's
+    shallow blocks on the frozen teacher. `TEACHER` takes the teacher's own shallow blocks, pruned by the plan. Without
+    `grafts_from`, the student is the teacher pruned by the plan, and all of it is trained.
     """
 
     name: str
@@ -40,8 +40,8 @@ class Stage:
     mode: Mode = "end_to_end"
     normalise: bool = True
 
-    def described(self) -> dict[str, Any]:
-        """What of it decides the outcome, as plain JSON."""
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that determines the result, as plain JSON."""
         plain = {key: getattr(self, key) for key in ("name", "steps", "grafts_from", "mode", "normalise")}
         return plain | {"plan_sha256": self.plan.sha256(), "weights": dict(self.weights)}
 
@@ -51,25 +51,27 @@ Recipe = Callable[[Topology, PruningPlan, int], tuple[Stage, ...]]
 
 @dataclass(frozen=True)
 class ResolvedRecipe:
-    """A recipe made concrete for one teacher, still without weights."""
+    """A recipe's stages for one plan and teacher, before any weights are loaded."""
 
     family: Family
-    shapes: nn.Module  # the teacher on the meta device
+    meta_teacher: nn.Module
     plan: PruningPlan
     stages: tuple[Stage, ...]
 
     @cached_property
     def cost(self) -> flops.Count:
-        """The teacher's, which every stage's student is compared with."""
-        return build.count(self.family, self.shapes)
+        """The teacher's parameters and MACs."""
+        return build.count(self.family, self.meta_teacher)
 
 
 def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe: Recipe) -> ResolvedRecipe:
-    """Read plan and teacher, and make the stages; raises ValueError for what cannot be, before anything is loaded."""
+    """The stages of a recipe for a plan and a teacher; raises ValueError for settings or terms that do not fit."""
     check_settings(settings)
     family = load_family(teacher)
     if len(family.text_encoders) > 1 or family.unet.get("addition_embed_type"):
-        raise ValueError(f"{family.name} conditions its UNet on more than a caption, which asdm distill cannot do yet.")
+        raise ValueError(
+            f"asdm distill supports UNets conditioned on a caption alone; {family.name}'s takes more inputs."
+        )
     shapes = loading.meta_unet(family)
     resolved = students.read_plan(source, shapes, family.name)
     stages = recipe(resolved.topology, resolved.plan, settings.steps)
@@ -83,7 +85,7 @@ def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe:
 
 
 def select_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...]:
-    """All stages, or the one that is named; raises ValueError with the choices."""
+    """All stages, or the one named `only`; raises ValueError with the choices."""
     found = tuple(stage for stage in stages if only in (None, stage.name))
     if not found:
         raise ValueError(f"unknown stage {only!r}; choose from {', '.join(stage.name for stage in stages)}.")
@@ -91,38 +93,38 @@ def select_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...
 
 
 def end_step(stages: Sequence[Stage], stage: Stage) -> int:
-    """The step, of all stages together, with which a stage ends."""
+    """The last step of a stage, counted over all stages."""
     return sum(other.steps for other in stages[: stages.index(stage) + 1])
 
 
 def check_pause(stages: Sequence[Stage], until: int, only: str | None) -> None:
-    """Raises ValueError for a step that is none, or at which the recipe has no student of the plan to show."""
+    """Raise ValueError for a step outside the run, or one at which no student of the plan can be made."""
     if only is not None:
-        raise ValueError(f"--until counts the steps of all stages; leave out --stage {only}, or --until.")
+        raise ValueError(f"--until counts the steps of all stages, so it cannot be combined with --stage {only}.")
     total = end_step(stages, stages[-1])
     if not 0 < until <= total:
-        raise ValueError(f"step {until} is none of this run; choose 1 to {total}.")
+        raise ValueError(f"--until must be between 1 and {total}, got {until}.")
     stage = next(stage for stage in stages if until <= end_step(stages, stage))
     if stage is not stages[-1] and stages[-1].grafts_from != stage.name:
         raise ValueError(
-            f"at step {until} the stage {stage.name} is trained, from which no student of the plan can be made; pause "
-            f"in {stages[-1].name}, from step {total - stages[-1].steps + 1} on."
+            f"--until {until} falls into the stage {stage.name}, of which no student of the plan can be made; pause in "
+            f"{stages[-1].name}, from step {total - stages[-1].steps + 1} on."
         )
 
 
 def meta_student(recipe: ResolvedRecipe, stage: Stage) -> tuple[Any, Applied]:
-    """A stage's student on the meta device, frozen as it will be."""
+    """A stage's student on the meta device, frozen as in training."""
     if stage.grafts_from is None:
-        student, applied = students.build(recipe.shapes, stage.plan)
+        student, applied = students.build(recipe.meta_teacher, stage.plan)
         return make_trainable(student), applied
     if stage.grafts_from == TEACHER:
-        return graft.assemble(recipe.shapes, None, stage.plan)
-    before = next(other for other in recipe.stages if other.name == stage.grafts_from)
-    return graft.assemble(recipe.shapes, meta_student(recipe, before)[0], stage.plan, before.plan.edits)
+        return graft.assemble(recipe.meta_teacher, None, stage.plan)
+    source = next(other for other in recipe.stages if other.name == stage.grafts_from)
+    return graft.assemble(recipe.meta_teacher, meta_student(recipe, source)[0], stage.plan, source.plan.edits)
 
 
 def make_trainable(student: Any) -> Any:
-    """The student with memory of its own, all of it learning; it was built from the teacher's own tensors."""
+    """Make all of a student trainable, in memory of its own: it was built from the teacher's tensors."""
     for parameter in student.parameters():
         parameter.data = parameter.data.clone()
         parameter.requires_grad_(True)

@@ -1,4 +1,4 @@
-"""The training of one stage, step by step, with each step's learning rate and the weights of its terms."""
+"""The training loop of a stage, its learning rate schedule and the balancing of its loss terms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from asdm.distill.checkpoint import (
 )
 from asdm.distill.context import TrainContext, TrainProgress
 from asdm.distill.divergence import Diverged, average_over_processes, check_losses, divergence_message, stop_on_signal
-from asdm.distill.logger import LOG, TrainLogger, first_and_last_losses, read_log, validate
+from asdm.distill.logger import LOG, TrainLogger, first_and_last_losses, read_log, save_validation_images
 from asdm.distill.sampling import RandomInputs, task_inputs
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.setup import make_ema, make_objective, make_optimizer, make_student
@@ -41,154 +41,153 @@ RUNNING_MEAN_DECAY = 0.98  # of the running mean of each term
 def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -> StageResult | None:
     """Train one stage to its end, from its last checkpoint where there is one, and save its student.
 
-    Where the run pauses within the stage, after step `until` of all stages, what the student is by then is saved
-    instead, and None is returned.
+    Where the run pauses within the stage, after step `until` counted over all stages, the plan's student at that step
+    is saved instead, and None is returned.
     """
     accelerator, settings, recipe = context.accelerator, context.settings, context.recipe
     main, world = accelerator.is_main_process, accelerator.num_processes
     number = recipe.stages.index(stage)
-    offset = sum(other.steps for other in recipe.stages[:number])
+    offset = sum(earlier.steps for earlier in recipe.stages[:number])
     end = stage.steps if until is None else min(stage.steps, until - offset)
 
-    # The student and what it is to learn (§2.2). What is frozen lies in the teacher's own memory.
+    # The student and its objective (§2.2). Frozen parts share the teacher's memory.
     student, applied = make_student(context, stage)
     audit = graft.audit(student, context.teacher)
-    assert not set(audit.trainable.names) & set(audit.shared_with_teacher.names), "the teacher must not learn"
+    assert not set(audit.trainable.names) & set(audit.shared_with_teacher.names), "the teacher must not be trained"
     objective, weights = make_objective(context, stage, student, applied)
     if settings.gradient_checkpointing:
         student.enable_gradient_checkpointing()
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters, settings)
-    model, optimizer = accelerator.prepare(
-        DistillationTask(student.train(), context.teacher, applied, objective), optimizer
-    )
+    task = DistillationTask(student.train(), context.teacher, applied, objective)
+    model, optimizer = accelerator.prepare(task, optimizer)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    held = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
-    assert world > 1 or held == audit.trainable.params, "the optimizer holds what the audit says, and nothing else"
-    average = make_ema(parameters, settings)
+    optimized = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert world > 1 or optimized == audit.trainable.params, "the optimizer must hold exactly what the audit lists"
+    ema = make_ema(parameters, settings)
 
-    # Go on where the last checkpoint was: weights, moments, averages; the data are at the step's number.
+    # Resume from the last checkpoint: weights, optimizer moments and EMA. The data resume by the step's number.
     folder = context.folder / "checkpoints" / stage.name
     if main:
         snapshots.prepare(folder)
     accelerator.wait_for_everyone()
-    step, place, typical, spent = 0, {}, {}, StageTotals()
-    if found := snapshots.newest(folder):
-        restore_state(found, model, optimizer, average, parameters, accelerator)
-        step, place = found.step, found.state["place"]
-        typical, spent = dict(found.state["typical"]), StageTotals(**found.state["spent"])
+    step, data_position, running_means, totals = 0, {}, {}, StageTotals()
+    if checkpoint := snapshots.newest(folder):
+        restore_state(checkpoint, model, optimizer, ema, parameters, accelerator)
+        step, data_position = checkpoint.step, checkpoint.state["place"]
+        running_means, totals = dict(checkpoint.state["typical"]), StageTotals(**checkpoint.state["spent"])
     saved = step
-    log = TrainLogger(context, stage, offset, step) if main else None
+    logger = TrainLogger(context, stage, offset, step) if main else None
     share = loader.Share(accelerator.process_index, world)
     micro = micro_batch(settings, world)
-    source = loader.batches(context.data, settings.batch, settings.seed + number, share, step, place, settings.workers)
-    nothing = context.encoder.nothing()
-    status = TrainProgress(stage.name, step, stage.steps, saved_step=step or None)
+    seed = settings.seed + number
+    source = loader.batches(context.data, settings.batch, seed, share, step, data_position, settings.workers)
+    no_caption = context.encoder.nothing()
+    progress = TrainProgress(stage.name, step, stage.steps, saved_step=step or None)
     began, first = time.monotonic(), step
 
     def save() -> None:
         nonlocal saved
-        where = gather_data_position(accelerator, place)
-        tensors, plain = capture_state(model, optimizer, average, parameters, accelerator)
+        position = gather_data_position(accelerator, data_position)
+        tensors, plain = capture_state(model, optimizer, ema, parameters, accelerator)
         if main:
-            state = {"place": where, "typical": typical, "spent": asdict(spent), **plain}
+            state = {"place": position, "typical": running_means, "spent": asdict(totals), **plain}
             snapshots.write(folder, step, tensors, state, settings.keep)
         saved = step
 
     try:
-        with loader.ahead(source) as take, stop_on_signal() as asked:
+        with loader.ahead(source) as next_batch, stop_on_signal() as stop_requested:
             last_saved = time.monotonic()
             while step < end:
                 started = time.perf_counter()
 
-                # Pictures and captions, encoded; their noise and timesteps, drawn for each by its place.
-                batch = take()
-                draws = [RandomInputs.of(context, number, step, slot.position) for slot in batch.slots]
+                # Images and captions, encoded; noise and timesteps, seeded by each image's position.
+                batch = next_batch()
+                random_inputs = [RandomInputs.draw(context, number, step, slot.position) for slot in batch.slots]
                 before = time.perf_counter()
                 encoded = context.encoder.encode(batch.slots)
                 busy = time.perf_counter() - before
+                learning_rate = learning_rate_at(settings, stage.steps, step)
                 for group in optimizer.param_groups:
-                    group["lr"] = learning_rate_at(settings, stage.steps, step)
-                parts = [range(i, min(i + micro, len(encoded))) for i in range(0, len(encoded), micro)]
-                if settings.balance and not typical:  # what each term is like, before the first gradient
-                    with torch.no_grad():
-                        probe = model(*task_inputs(parts[0], encoded, draws, nothing, context))
-                    typical = average_over_processes(accelerator, {n: t.mean() for n, t in probe.items()}, [])[0]
-                factors = balance_weights(weights, typical) if settings.balance else weights
+                    group["lr"] = learning_rate
 
-                # Forward of teacher and student, and backward, part by part; gradients meet at the last part.
+                # With --balance, scale each term to the first one's size; a forward without gradients gives the start.
+                parts = [range(i, min(i + micro, len(encoded))) for i in range(0, len(encoded), micro)]
+                if settings.balance and not running_means:
+                    with torch.no_grad():
+                        probe = model(*task_inputs(parts[0], encoded, random_inputs, no_caption, context))
+                    means = {n: t.mean() for n, t in probe.items()}
+                    running_means = average_over_processes(accelerator, means, [])[0]
+                factors = balance_weights(weights, running_means) if settings.balance else weights
+
+                # Forward of teacher and student, and backward, by micro-batch; gradients are synchronised at the last.
                 sums: dict[str, torch.Tensor] = {}
                 for part in parts:
-                    arguments = task_inputs(part, encoded, draws, nothing, context)
-                    alone = part is not parts[-1]
+                    inputs = task_inputs(part, encoded, random_inputs, no_caption, context)
                     before = time.perf_counter()
-                    with accelerator.no_sync(model) if alone else nullcontext():
-                        terms = {n: t.mean() * (len(part) / len(encoded)) for n, t in model(*arguments).items()}
+                    with accelerator.no_sync(model) if part is not parts[-1] else nullcontext():
+                        terms = {n: t.mean() * (len(part) / len(encoded)) for n, t in model(*inputs).items()}
                         accelerator.backward(sum(factors[n] * term for n, term in terms.items()))
                     busy += time.perf_counter() - before
                     sums = {n: sums.get(n, 0.0) + term.detach() for n, term in terms.items()}
 
-                # What all processes saw. Nonsense ends the run before it reaches the weights.
+                # Average the losses over processes. A divergence ends the run before it reaches the weights.
                 due = main and time.monotonic() - last_saved >= settings.checkpoint_s
-                values, (stop, checkpoint) = average_over_processes(accelerator, sums, [asked(), due])
-                check_losses(values, typical, settings.spike, step, offset, stage.name, saved)
+                values, (stop, save_now) = average_over_processes(accelerator, sums, [stop_requested(), due])
+                check_losses(values, running_means, settings.spike, step, offset, stage.name, saved)
                 before = time.perf_counter()
                 norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip or float("inf")))
                 busy += time.perf_counter() - before
-                if not norm < float("inf") and settings.dtype != "fp16":  # fp16's scaler leaves such a step out
+                if not norm < float("inf") and settings.dtype != "fp16":  # fp16's scaler skips such a step
                     raise Diverged(divergence_message("the gradient", f"is {norm}", step + offset, stage.name, saved))
 
-                # Keep the weights as they were in this forward: they have just shown that they are sound.
-                if (checkpoint or stop) and step > saved:
+                # Save the weights from before this step's update: this forward has shown that they are sound.
+                if (save_now or stop) and step > saved:
                     save()
                     last_saved = time.monotonic()
                 if stop:
                     raise KeyboardInterrupt
 
-                # Step, average, and the terms' running means.
+                # Update the weights, the EMA and the running means of the terms.
                 before = time.perf_counter()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                if average:
-                    average.step(parameters)
+                if ema:
+                    ema.step(parameters)
                 busy += time.perf_counter() - before
-                typical = {
-                    n: RUNNING_MEAN_DECAY * typical.get(n, v) + (1 - RUNNING_MEAN_DECAY) * v for n, v in values.items()
-                }
-                step, place = step + 1, batch.place
+                running_means = {n: updated_mean(running_means.get(n, v), v) for n, v in values.items()}
+                step, data_position = step + 1, batch.place
 
-                # Tell.
+                # Log the step, report progress, and draw validation images.
                 now = time.perf_counter()
-                spent.add(now - started, busy, batch.broken)
+                totals.add(now - started, busy, batch.broken)
                 pace = (time.monotonic() - began) / (step - first)
-                status.step, status.images_per_s = step, settings.batch / pace
-                status.terms = {n: factors[n] * v for n, v in values.items()}
-                status.eta_s, status.saved_step = pace * (end - step), saved or None
-                if log:
-                    log.step(
-                        step, status, values, learning_rate_at(settings, stage.steps, step - 1), norm, now - started
-                    )
-                context.on_progress(status)
+                progress.step, progress.images_per_s = step, settings.batch / pace
+                progress.terms = {n: factors[n] * v for n, v in values.items()}
+                progress.eta_s, progress.saved_step = pace * (end - step), saved or None
+                if logger:
+                    logger.step(step, progress, values, learning_rate, norm, now - started)
+                context.on_progress(progress)
                 if settings.validate_every and step % settings.validate_every == 0:
-                    if log:
-                        validate(context, stage, model, average, parameters, step + offset)
+                    if logger:
+                        save_validation_images(context, stage, model, ema, parameters, step + offset)
                     accelerator.wait_for_everyone()
         if saved < step:
             save()
     finally:
-        if log:
-            log.close()
+        if logger:
+            logger.close()
 
-    # A pause: the average as it is by now, in a folder of its own; the weights lie in the checkpoint.
+    # At a pause, save the student with its EMA in a folder of its own; the weights themselves are in the checkpoint.
     if end < stage.steps:
-        with ema_weights(average, parameters):
+        with ema_weights(ema, parameters):
             save_paused_student(context, stage, student_at_pause(context, stage, model), end + offset)
         accelerator.free_memory()
         return None
 
-    # The student keeps its average; the teacher, and what is shared with it, has kept every bit.
-    if average:
-        average.copy_to(parameters)
+    # The student gets its EMA. The teacher, and what is shared with it, must not have changed.
+    if ema:
+        ema.copy_to(parameters)
     sha256 = weights_sha256(context.teacher)
     if sha256 != context.teacher_sha256:
         raise RuntimeError(f"the teacher changed during the stage {stage.name}: a frozen tensor was written to")
@@ -196,9 +195,9 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         name=stage.name,
         mode=stage.mode,
         steps=stage.steps,
-        seconds=spent.seconds,
-        overhead=spent.overhead,
-        broken_examples=spent.broken,
+        seconds=totals.seconds,
+        overhead=totals.overhead,
+        broken_examples=totals.broken,
         audit=audit,
         teacher_sha256=sha256,
         **first_and_last_losses(read_log(context.folder / LOG), stage.name),
@@ -212,7 +211,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
 @dataclass
 class StageTotals:
-    """Seconds of a stage over all its sittings, and how many of them were forward, backward and step."""
+    """Totals of a stage over all its calls: seconds, those spent in forward, backward and update, broken examples."""
 
     seconds: float = 0.0
     busy_s: float = 0.0
@@ -227,20 +226,25 @@ class StageTotals:
 
 
 def learning_rate_at(settings: DistillSettings, steps: int, step: int) -> float:
-    """Learning rate of a step: a linear rise, then constant, or falling to nothing along a line or half a cosine."""
+    """Learning rate of a step: linear warm-up, then constant, or linear or cosine decay to 0."""
     warm_up = min(500, steps // 20) if settings.warm_up is None else settings.warm_up
     if step < warm_up:
         return settings.learning_rate * (step + 1) / (warm_up + 1)
-    gone = (step - warm_up) / max(steps - warm_up, 1)
-    falling = {
+    done = (step - warm_up) / max(steps - warm_up, 1)
+    decay = {
         "constant": 1.0,
-        "linear": 1 - gone,
-        "cosine": 0.5 * (1 + math.cos(math.pi * gone)),
+        "linear": 1 - done,
+        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
     }
-    return settings.learning_rate * falling[settings.schedule]
+    return settings.learning_rate * decay[settings.schedule]
 
 
-def balance_weights(weights: Mapping[str, float], typical: Mapping[str, float]) -> dict[str, float]:
-    """Weights by which each term counts as its weight says, whatever its size: all are brought to the first one's."""
-    anchor = typical[next(iter(weights))]
-    return {name: weight * anchor / max(typical[name], losses.TINY) for name, weight in weights.items()}
+def updated_mean(mean: float, value: float) -> float:
+    """The running mean after another value."""
+    return RUNNING_MEAN_DECAY * mean + (1 - RUNNING_MEAN_DECAY) * value
+
+
+def balance_weights(weights: Mapping[str, float], running_means: Mapping[str, float]) -> dict[str, float]:
+    """Weights that scale every term to the size of the first one, so that only the given weights set their shares."""
+    reference = running_means[next(iter(weights))]
+    return {name: weight * reference / max(running_means[name], losses.TINY) for name, weight in weights.items()}

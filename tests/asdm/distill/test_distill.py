@@ -134,13 +134,13 @@ def test_stages_run_one_by_one_as_well(tiny_pipeline: Path, whole: Path, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"seed": 1}, "holds another run: its seed is 0, and not 1; name another output, or add --force"),
-        ({"steps": 6}, "its steps is 4, and not 6"),
-        ({"data_fingerprint": "ab"}, "its data_fingerprint is"),
-        ({"plan_sha256": "ab"}, "its plan_sha256 is"),
-        ({"teacher_sha256": "abc"}, "the teacher has changed since .* was begun"),
-        ({"learning_rate": 1e-5}, r"is trained with learning_rate 0\.001, and not 1e-05; .* --amend"),
-        ({"balance": True}, "is trained with balance false, and not true"),
+        ({"seed": 1}, "holds another run, with seed 0 instead of 1; choose another output, or add --force"),
+        ({"steps": 6}, "with steps 4 instead of 6"),
+        ({"data_fingerprint": "ab"}, "with data_fingerprint"),
+        ({"plan_sha256": "ab"}, "with plan_sha256"),
+        ({"teacher_sha256": "abc"}, "the teacher has changed since .* was started"),
+        ({"learning_rate": 1e-5}, r"was trained with learning_rate 0\.001 so far, got 1e-05; .* --amend"),
+        ({"balance": True}, "was trained with balance false so far, got true"),
     ],
 )
 def test_another_runs_folder_is_refused(whole: Path, changes: dict[str, Any], said: str) -> None:
@@ -159,7 +159,7 @@ def test_a_folder_without_a_run_is_refused_and_kept(tiny_pipeline: Path, tmp_pat
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     for force in (False, True):
-        with pytest.raises(ValueError, match="holds no run to go on with; name another output"):
+        with pytest.raises(ValueError, match="is not the folder of a run; choose another output"):
             go(tiny_pipeline, tmp_path / "mine", force=force)
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
@@ -195,7 +195,7 @@ def test_a_changed_teacher_is_refused(tiny_pipeline: Path, tmp_path: Path) -> No
     with torch.no_grad():
         unet.conv_in.bias[0] += 1e-3
     unet.save_pretrained(teacher / "unet")
-    with pytest.raises(ValueError, match=r"the teacher has changed since .* was begun"):
+    with pytest.raises(ValueError, match=r"the teacher has changed since .* was started"):
         go(teacher, tmp_path / "student")
 
 
@@ -211,7 +211,7 @@ def test_recipes_fit_their_plan(tiny_pipeline: Path) -> None:
     assert {(edit.block, edit.layer) for edit in plan.edits if edit.op == "remove_layer"} <= removed
     assert {block for block, _ in removed} == {f"{side}_blocks.{i}" for side in ("down", "up") for i in range(2)}
     assert second.grafts_from == "compressed"
-    with pytest.raises(ValueError, match="1 step is too few for two stages"):
+    with pytest.raises(ValueError, match="--steps must be at least 2 for two stages, got 1"):
         recipes.progressive_incubation(topology(shapes), plan, 1)
 
 
@@ -263,7 +263,7 @@ def test_the_command_as_typed(run: Any, tiny_pipeline: Path, tmp_path: Path) -> 
     assert json.loads(again.out)["seed"] == 7
     refused = run(*[word if word != "7" else "8" for word in words])
     assert refused.code == 2
-    assert "holds another run: its seed is 7, and not 8" in refused.err
+    assert "holds another run, with seed 7 instead of 8" in refused.err
     assert "Traceback" not in refused.err
     bad = run(*words, "--weight", "colour=1")
     assert bad.code == 2

@@ -123,7 +123,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_an_amended_one_goes_on(tiny_
     output = tmp_path / "student"
     with pytest.raises(Stop):
         go(tiny_pipeline, output, steps=8, on_progress=stop_after(3, "compressed"))
-    said = r"(denoising|the gradient) is (nan|inf) at step 4 \(stage compressed\), .* its step 2 is kept\..*--amend"
+    said = r"(denoising|the gradient) is (nan|inf) at step 4 \(stage compressed\), .* of step 2 is kept\..*--amend"
     with pytest.raises(ValueError, match=said):
         go(tiny_pipeline, output, steps=8, learning_rate=1e30, amend=True)
     found = snapshots.newest(output / "checkpoints" / "compressed")
@@ -138,12 +138,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_an_amended_one_goes_on(tiny_
 
 def test_a_leap_stops_the_run_and_names_the_term(tiny_pipeline: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(divergence, "SPIKE_GRACE_STEPS", 1)
-    said = r"\w+ leapt to .* \(it was about .*; --spike 5\) at step \d+ \(stage compressed\)"
+    said = r"\w+ jumped to .* \(its running mean is .*; --spike 5\) at step \d+ \(stage compressed\)"
     with pytest.raises(ValueError, match=said):
         go(tiny_pipeline, tmp_path / "student", steps=8, learning_rate=0.5, warm_up=0, spike=5.0)
     check_losses({"output": 5.0}, {"output": 1.0}, 5.0, 60, 0, "s", 0)
     check_losses({"output": 50.0}, {"output": 1.0}, 0.0, 60, 0, "s", 0)
-    with pytest.raises(ValueError, match=r"output leapt to 5\.1 .* at step 161 .*there is no checkpoint before it"):
+    with pytest.raises(ValueError, match=r"output jumped to 5\.1 .* at step 161 .*there is no earlier checkpoint"):
         check_losses({"output": 5.1}, {"output": 1.0}, 5.0, 60, 100, "s", 0)
 
 

@@ -131,12 +131,16 @@ def test_chance_follows_from_seed_stage_step_and_place(tiny_pipeline: Path) -> N
         alphas=torch.ones(1000),
         recipe=SimpleNamespace(family=load_family(str(tiny_pipeline))),
     )
-    one, again = (RandomInputs.of(context, 0, 3, 1) for _ in range(2))
+    one, again = (RandomInputs.draw(context, 0, 3, 1) for _ in range(2))
     assert torch.equal(one.noise, again.noise)
     assert one.timestep == again.timestep
-    others = [RandomInputs.of(context, 1, 3, 1), RandomInputs.of(context, 0, 4, 1), RandomInputs.of(context, 0, 3, 2)]
+    others = [
+        RandomInputs.draw(context, 1, 3, 1),
+        RandomInputs.draw(context, 0, 4, 1),
+        RandomInputs.draw(context, 0, 3, 2),
+    ]
     assert not any(torch.equal(one.noise, other.noise) for other in others)
-    many = [RandomInputs.of(context, 0, step, 0) for step in range(800)]
+    many = [RandomInputs.draw(context, 0, step, 0) for step in range(800)]
     assert 0.2 < sum(draw.drop_caption for draw in many) / 800 < 0.3
     assert 450 < sum(draw.timestep for draw in many) / 800 < 550
 
