@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mini STAGE`: train a part of the mini, from its checkpoint where there is one.
+"""`python -m benchmarks.mini PART`: train a part of the mini, from its checkpoint where there is one.
 
 python -m benchmarks.mini vae        # then clip, unet; vgg and judge at any time
 """
@@ -18,32 +18,35 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 @app.command()
 def main(
-    stage: Annotated[str, typer.Argument(help="vae, clip, unet, vgg or judge.")],
-    folder: Annotated[Path, typer.Option(help="Where checkpoints and logs are kept.")] = Path("mini-training"),
+    part: Annotated[str, typer.Argument(help="vae, clip, unet, vgg or judge.")],
+    folder: Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")] = Path("mini-training"),
     steps: Annotated[
-        int | None, typer.Option(help="Steps in all; the learning rate falls over the second half.")
+        int | None, typer.Option(help="Total steps; the learning rate decays over the second half.")
     ] = None,
-    stop_at: Annotated[int | None, typer.Option(help="Stop after this step, to go on later.")] = None,
+    stop_at: Annotated[int | None, typer.Option(help="Stop after this step; the same command continues.")] = None,
     start: Annotated[
-        Path | None, typer.Option(help="A trained pipeline that the UNet goes on from, instead of from nothing.")
+        Path | None, typer.Option(help="A trained pipeline from which the UNet starts, instead of random weights.")
     ] = None,
     compiled: Annotated[
-        bool, typer.Option("--compiled", help="torch.compile the UNet: minutes at the start, a third off every step.")
+        bool,
+        typer.Option(
+            "--compiled", help="torch.compile the UNet: minutes at the start, then a third less time per step."
+        ),
     ] = False,
 ) -> None:
-    """Train one stage of the mini and write what users load of it."""
-    if compiled and stage != "unet":
-        raise ValueError(f"{stage} is small and not compiled; --compiled is for unet.")
-    if start and stage != "unet":
-        raise ValueError(f"{stage} starts from nothing; only unet goes on from a trained pipeline.")
+    """Train a part of the mini and write what users load."""
+    if compiled and part != "unet":
+        raise ValueError(f"--compiled is for unet, not for {part}.")
+    if start and part != "unet":
+        raise ValueError(f"--start is for unet, not for {part}.")
     if start and not (start / "unet").is_dir():
-        raise ValueError(f"{start} holds no trained UNet; name a pipeline's folder, such as asdm/mini/weights.")
-    part = registry.load("benchmarks.mini.stages", stage)
-    more = (part.Recipe(start=start, compiled=compiled),) if stage == "unet" else ()
-    prepared = part.stage(steps or part.DEFAULT_STEPS, folder, *more)
+        raise ValueError(f"{start} has no folder unet; name a pipeline's folder, such as asdm/mini/weights.")
+    network = registry.load("benchmarks.mini.parts", part)
+    options = (network.Hyperparameters(start=start, compiled=compiled),) if part == "unet" else ()
+    task = network.training_task(steps or network.DEFAULT_STEPS, folder, *options)
     with console.progress("Training", "steps") as tell:
-        module = train(prepared, folder / "runs" / stage, tell, stop_at=stop_at)
-    part.ship(module, folder if stage != "clip" else folder / "clip")
+        module = train(task, folder / "runs" / part, tell, stop_at=stop_at)
+    network.ship(module, folder if part != "clip" else folder / "clip")
     console.say(f"Wrote {folder}")
 
 

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mini.ship FOLDER`: put what was trained where users find it, with its logs."""
+"""`python -m benchmarks.mini.ship FOLDER`: copy the trained parts and their logs into the package."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ LIMIT_BYTES = 25_000_000
 
 
 def ship(folder: Path, to: Path = HERE) -> int:
-    """Copy every trained part and every log; returns the bytes of all. Raises ValueError where they are too many."""
-    found = [part for part in PARTS if (folder / part).is_dir()]
-    if not found:
-        raise ValueError(f"{folder} holds none of {', '.join(PARTS)}; train them with python -m benchmarks.mini STAGE.")
-    size = sum(file.stat().st_size for part in found for file in (folder / part).rglob("*.safetensors"))
+    """Copy every trained part and log; returns the bytes of the weights. Raises ValueError above LIMIT_BYTES."""
+    parts = [part for part in PARTS if (folder / part).is_dir()]
+    if not parts:
+        raise ValueError(f"{folder} holds none of {', '.join(PARTS)}; train them with python -m benchmarks.mini PART.")
+    size = sum(file.stat().st_size for part in parts for file in (folder / part).rglob("*.safetensors"))
     if size > LIMIT_BYTES:
         raise ValueError(f"the weights in {folder} take {size / 1e6:.1f} MB; at most {LIMIT_BYTES / 1e6:.0f} MB ship.")
-    for part in found:
+    for part in parts:
         with whole_folder(to / part, force=True) as temporary:
             shutil.copytree(folder / part, temporary, dirs_exist_ok=True)
             for config in temporary.rglob("config.json"):
@@ -38,14 +38,14 @@ def ship(folder: Path, to: Path = HERE) -> int:
 
 
 def _forget_origin(config: Path) -> None:
-    """diffusers notes the folder that a model was loaded from, which is nobody else's business."""
+    """Remove the path of the folder that a model was loaded from, which diffusers writes into its config."""
     values = json.loads(config.read_text())
     if values.pop("_name_or_path", None) is not None:
         config.write_text(json.dumps(values, indent=2) + "\n")
 
 
 def main(
-    folder: Annotated[Path, typer.Argument(help="Where the stages were trained.")] = Path("mini-training"),
+    folder: Annotated[Path, typer.Argument(help="Where the parts were trained.")] = Path("mini-training"),
 ) -> None:
     """Copy trained weights and logs into the package."""
     console.say(f"{ship(folder) / 1e6:.1f} MB of weights are in {HERE}.")

@@ -30,11 +30,11 @@ from asdm.models.settings import Setup
 from asdm.records.bench import Metric
 from asdm.utils import console
 from asdm.utils.io import Frozen, Record, utc_now
+from benchmarks.mini.parts import unet
 from benchmarks.mini.picture_found import matches
-from benchmarks.mini.stages import unet
 from benchmarks.mini.training import train
 
-FIRST = unet.Recipe()
+FIRST = unet.Hyperparameters()
 TRIALS = {
     "first": FIRST,
     "epsilon": replace(FIRST, prediction="epsilon"),
@@ -71,19 +71,19 @@ class Trials(Record):
 
 def run(name: str, pictures: int, folder: Path, tell: Callable[..., None]) -> Trial:
     """Train one trial from the beginning (or on from its checkpoint) and judge it."""
-    recipe, home = TRIALS[name], folder / "trials" / name.replace(" ", "-")
-    prepared = unet.stage(pictures // recipe.batch, folder, recipe)
+    hp, home = TRIALS[name], folder / "trials" / name.replace(" ", "-")
+    task = unet.training_task(pictures // hp.batch, folder, hp)
     began = time.monotonic()
-    module = train(prepared, home, partial(_renamed, tell, name))
+    module = train(task, home, partial(_renamed, tell, name))
     seconds = time.monotonic() - began
     for part in ("vae", "clip"):
         (home / part).unlink(missing_ok=True)
         (home / part).symlink_to((folder / part).resolve())
-    unet.ship(module, home, recipe.prediction)
+    unet.ship(module, home, hp.prediction)
     return Trial(
         name=name,
-        recipe=asdict(recipe),
-        pictures_seen=prepared.steps * recipe.batch,
+        recipe=asdict(hp),
+        pictures_seen=task.steps * hp.batch,
         seconds=round(seconds, 1),
         **judged(home / "weights", partial(tell, f"{name} draws")),
     )

@@ -21,8 +21,8 @@ from asdm.models.networks import ClipJudge, Judge, Vgg
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.unet import blocks
+from benchmarks.mini.parts import unet as unet_part
 from benchmarks.mini.ship import HERE, LIMIT_BYTES, ship
-from benchmarks.mini.stages import unet as unet_stage
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def test_it_has_stable_diffusions_topology():
     shapes, sd15 = meta_unet(load_family("mini")), meta_unet(load_family("sd15"))
     assert [unit.fqn for unit in blocks.iter_units(shapes)] == [unit.fqn for unit in blocks.iter_units(sd15)]
     assert len(list(blocks.iter_units(shapes))) == 38
-    assert all(load_family("mini").unet[key] == value for key, value in unet_stage.CONFIG.items())
+    assert all(load_family("mini").unet[key] == value for key, value in unet_part.CONFIG.items())
 
 
 def test_plain_diffusers_loads_and_runs_it():
@@ -103,9 +103,9 @@ def test_a_picture_shows_its_caption_rather_than_another(mini):
     assert scores.argmax(1).tolist() == [0, 1, 2]
 
 
-def test_training_logs_ship_with_every_stage():
-    for stage in ("vae", "clip", "unet", "vgg", "judge"):
-        lines = [json.loads(line) for line in (HERE / "logs" / f"{stage}.jsonl").read_text().splitlines()]
+def test_training_logs_ship_with_every_part():
+    for part in ("vae", "clip", "unet", "vgg", "judge"):
+        lines = [json.loads(line) for line in (HERE / "logs" / f"{part}.jsonl").read_text().splitlines()]
         assert lines[-1]["loss"] < lines[0]["loss"]
 
 

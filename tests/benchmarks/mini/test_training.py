@@ -1,23 +1,24 @@
-"""The training loop: a killed run goes on as if nothing had been, and everything follows from seed and step."""
+"""The training loop: an interrupted run resumes with the same bits; everything follows from seed and step."""
 
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks.mini.stages import shaken
-from benchmarks.mini.training import CHECKPOINT, LOG, Run, Stage, train
+from benchmarks.mini.parts import augment
+from benchmarks.mini.training import CHECKPOINTS, LOG, Trainer, TrainingTask, train
 
 
 def say_nothing(*_) -> None:
     pass
 
 
-def a_stage(steps: int = 24, break_at: int | None = None, muon: bool = False) -> Stage:
+def a_task(steps: int = 24, break_at: int | None = None, muon: bool = False) -> TrainingTask:
     """A small network that learns a line from noisy points; `break_at` makes its loss no number."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -31,18 +32,22 @@ def a_stage(steps: int = 24, break_at: int | None = None, muon: bool = False) ->
         error = (net(points[indices])[:, 0] - points[indices].sum(1) - noise).square().mean()
         return {"loss": error * float("nan") if taken == break_at else error, "error": error}
 
-    return Stage("line", net, len(points), loss, steps, batch=16, learning_rate=1e-2, warm_up=5, muon=muon)
+    return TrainingTask("line", net, len(points), loss, steps, batch=16, learning_rate=1e-2, warm_up=5, muon=muon)
 
 
 def bits(module: nn.Module) -> list[torch.Tensor]:
     return [p.detach().clone() for p in module.parameters()]
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
 @pytest.mark.parametrize("muon", [False, True])
 def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path, muon: bool):
-    whole = bits(train(a_stage(muon=muon), tmp_path / "whole", say_nothing))
+    whole = bits(train(a_task(muon=muon), tmp_path / "whole", say_nothing))
     for stop_at in (5, 17, None):
-        last = train(a_stage(muon=muon), tmp_path / "parts", say_nothing, stop_at=stop_at)
+        last = train(a_task(muon=muon), tmp_path / "parts", say_nothing, stop_at=stop_at)
     assert all(torch.equal(a, b) for a, b in zip(whole, bits(last), strict=True))
     logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
     terms = [[{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in log] for log in logs]
@@ -51,63 +56,66 @@ def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path, muon: bool):
 
 
 def test_steps_after_the_last_checkpoint_are_taken_again(tmp_path: Path):
-    whole = bits(train(a_stage(), tmp_path / "whole", say_nothing))
-    train(a_stage(), tmp_path / "killed", say_nothing, stop_at=9)
-    kept = (tmp_path / "killed" / CHECKPOINT).read_bytes()
-    train(a_stage(), tmp_path / "killed", say_nothing, stop_at=21)
-    (tmp_path / "killed" / CHECKPOINT).write_bytes(kept)  # as if it had died before the next checkpoint
+    whole = bits(train(a_task(), tmp_path / "whole", say_nothing))
+    train(a_task(), tmp_path / "killed", say_nothing, stop_at=9)
+    checkpoints = tmp_path / "killed" / CHECKPOINTS
+    shutil.copytree(checkpoints, tmp_path / "kept")
+    train(a_task(), tmp_path / "killed", say_nothing, stop_at=21)
+    shutil.rmtree(checkpoints)
+    shutil.copytree(tmp_path / "kept", checkpoints)  # as if it had died before the next checkpoint
     with (tmp_path / "killed" / LOG).open("a") as log:
         log.write('{"step": 2')
-    again = bits(train(a_stage(), tmp_path / "killed", say_nothing))
+    again = bits(train(a_task(), tmp_path / "killed", say_nothing))
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
     steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / LOG).read_text().splitlines()]
     assert steps == [0, 10, 20]
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path):
-    train(a_stage(), tmp_path, say_nothing, stop_at=8)
-    before = (tmp_path / CHECKPOINT).read_bytes()
+    train(a_task(), tmp_path, say_nothing, stop_at=8)
+    before = contents(tmp_path / CHECKPOINTS)
+    assert before
     with pytest.raises(ValueError, match="loss of line is not a number at step 11"):
-        train(a_stage(break_at=4), tmp_path, say_nothing)
-    assert (tmp_path / CHECKPOINT).read_bytes() == before
+        train(a_task(break_at=4), tmp_path, say_nothing)
+    assert contents(tmp_path / CHECKPOINTS) == before
 
 
 def test_muon_takes_kernels_and_projections_and_adamw_the_rest(tmp_path: Path):
-    run = Run(a_stage(muon=True), tmp_path)
-    assert [run.names[i] for i in run.matrices] == ["2.weight"]
-    before = run.parameters[2].detach().clone()
-    run.advance()
-    assert not torch.equal(before, run.parameters[2])  # it moves in the memory of the network
-    assert set(run._moments(2)) == {"momentum_buffer"}
-    assert set(run._moments(0)) == {"step", "exp_avg", "exp_avg_sq"}
+    trainer = Trainer(a_task(muon=True), tmp_path)
+    assert [trainer.names[i] for i in trainer.matrices] == ["2.weight"]
+    before = trainer.parameters[2].detach().clone()
+    trainer.advance()
+    assert not torch.equal(before, trainer.parameters[2])  # it moves in the memory of the network
+    assert set(trainer._moments(2)) == {"momentum_buffer"}
+    assert set(trainer._moments(0)) == {"step", "exp_avg", "exp_avg_sq"}
 
 
 @pytest.mark.parametrize("muon", [False, True])
 def test_the_loss_falls(tmp_path: Path, muon: bool):
-    train(a_stage(steps=200, muon=muon), tmp_path, say_nothing)
+    train(a_task(steps=200, muon=muon), tmp_path, say_nothing)
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] / 5
 
 
 def test_an_epoch_shows_every_example_once_and_the_next_in_another_order():
-    stage = a_stage()
-    first, second = (torch.cat([stage.batch_of(epoch * 3 + i) for i in range(3)]) for epoch in (0, 1))
+    task = a_task()
+    first, second = (torch.cat([task.batch_of(epoch * 3 + i) for i in range(3)]) for epoch in (0, 1))
     assert len(set(first.tolist())) == 48 == len(first)
     assert first.tolist() != second.tolist()
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing():
-    stage = a_stage(steps=100)
-    assert stage.rate(0) == pytest.approx(1e-2 / 5)
-    assert stage.rate(4) == stage.rate(50) == pytest.approx(1e-2)
-    assert stage.rate(75) == pytest.approx(1e-2 / 2)
-    assert stage.rate(99) == pytest.approx(1e-2 / 50)
+    task = a_task(steps=100)
+    assert task.rate(0) == pytest.approx(1e-2 / 5)
+    assert task.rate(4) == task.rate(50) == pytest.approx(1e-2)
+    assert task.rate(75) == pytest.approx(1e-2 / 2)
+    assert task.rate(99) == pytest.approx(1e-2 / 50)
 
 
 def test_shaken_pictures_are_moved_or_mirrored_on_white():
     image = torch.full((1, 3, 8, 8), 1.0)
     image[0, :, 2, 3] = -1.0
-    moved = shaken(image.expand(64, -1, -1, -1), torch.Generator().manual_seed(0), pixels=1)
+    moved = augment(image.expand(64, -1, -1, -1), torch.Generator().manual_seed(0), pixels=1)
     places = {tuple(int(i) for i in (picture[0] == -1).nonzero()[0]) for picture in moved}
     assert ((moved == -1).sum((1, 2, 3)) == 3).all()
     assert {row for row, _ in places} == {1, 2, 3}

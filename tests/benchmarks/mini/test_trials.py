@@ -12,8 +12,8 @@ from diffusers import UNet2DConditionModel
 from asdm.data.datasets import emoji
 from asdm.mini import PIPELINE
 from benchmarks.mini import trials
+from benchmarks.mini.parts import unet
 from benchmarks.mini.picture_found import matches
-from benchmarks.mini.stages import unet
 from benchmarks.mini.training import step_generator
 
 MINI = PIPELINE.parent
@@ -32,7 +32,7 @@ def few_drawings(*_: str) -> emoji.Emoji:
 
 
 def test_a_trial_is_trained_judged_and_kept(trained_before: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(unet, "seen", few_drawings)
+    monkeypatch.setattr(unet, "load_drawings", few_drawings)
     quick = replace(trials.FIRST, batch=2, compiled=False)
     monkeypatch.setattr(trials, "TRIALS", {"first": quick, "epsilon": replace(quick, prediction="epsilon")})
     monkeypatch.setattr(trials, "DRAWN", 6)
@@ -50,11 +50,13 @@ def test_a_trial_is_trained_judged_and_kept(trained_before: Path, monkeypatch: p
 
 
 def test_a_run_goes_on_from_a_trained_pipeline(trained_before: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(unet, "seen", few_drawings)
-    fresh, begun = (unet.stage(1, trained_before, replace(trials.FIRST, batch=8, start=s)) for s in (None, PIPELINE))
+    monkeypatch.setattr(unet, "load_drawings", few_drawings)
+    fresh, begun = (
+        unet.training_task(1, trained_before, replace(trials.FIRST, batch=8, start=s)) for s in (None, PIPELINE)
+    )
     shipped = UNet2DConditionModel.from_pretrained(PIPELINE / "unet")
     assert torch.equal(begun.module["unet"].conv_in.weight, shipped.conv_in.weight.float())
-    losses = [stage.loss(torch.arange(8), step_generator(0, 0))["mse"].item() for stage in (fresh, begun)]
+    losses = [task.loss(torch.arange(8), step_generator(0, 0))["mse"].item() for task in (fresh, begun)]
     assert losses[1] < 0.5 * losses[0]
 
 

@@ -10,36 +10,36 @@ import torch.nn.functional as F
 
 from asdm.mini import PIPELINE
 from asdm.models.pipeline import byte_tokenizer
-from benchmarks.mini.stages import half, seen, shaken
-from benchmarks.mini.training import Stage, Terms
+from benchmarks.mini.parts import augment, load_drawings, to_half
+from benchmarks.mini.training import LossTerms, TrainingTask
 
 TOKENS = 16
 VOCABULARY = 1280
 WIDTH = 128
 DEFAULT_STEPS = 400
-KEPT = PIPELINE.parent / "clip"
+SHIPPED = PIPELINE.parent / "clip"
 
 
 def tokenizer() -> Any:
-    """The byte pairs that ship, in CLIPTokenizer's format.
+    """The tokenizer that ships.
 
-    They are learned once and kept: which of equally frequent pairs is merged first falls by chance, and a CLIP knows
-    its words by their numbers.
+    It is trained once and kept: the order in which equally frequent pairs are merged is not deterministic, and a CLIP
+    depends on the ids of its tokens.
     """
     from transformers import CLIPTokenizerFast
 
-    return CLIPTokenizerFast.from_pretrained(KEPT) if KEPT.is_dir() else learned_tokenizer()
+    return CLIPTokenizerFast.from_pretrained(SHIPPED) if SHIPPED.is_dir() else train_tokenizer()
 
 
-def learned_tokenizer() -> Any:
-    """Byte pairs of the captions that are not held out; every call may number them otherwise."""
-    captions = sorted(set(seen("train", "others").captions))
-    made = byte_tokenizer(TOKENS).train_new_from_iterator(captions, VOCABULARY)
-    made.model_max_length = TOKENS
-    return made
+def train_tokenizer() -> Any:
+    """Byte pairs of the captions that are not held out; ids may differ from call to call."""
+    captions = sorted(set(load_drawings("train", "others").captions))
+    trained = byte_tokenizer(TOKENS).train_new_from_iterator(captions, VOCABULARY)
+    trained.model_max_length = TOKENS
+    return trained
 
 
-def tokens_of(tokenizer: Any, captions: list[str]) -> torch.Tensor:
+def tokenize(tokenizer: Any, captions: list[str]) -> torch.Tensor:
     """Token ids (n, 16), padded as Stable Diffusion pads."""
     return tokenizer(captions, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt").input_ids
 
@@ -62,29 +62,29 @@ def config(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def stage(steps: int, folder: Path) -> Stage:
-    """Tell which caption goes with which drawing; nothing held out is seen."""
+def training_task(steps: int, folder: Path) -> TrainingTask:
+    """Match captions and drawings, without held-out ones."""
     from transformers import CLIPModel
 
-    data = seen("train", "others")
+    data = load_drawings("train", "others")
     images, words = data.images(), tokenizer()
-    tokens = tokens_of(words, list(data.captions))
+    tokens = tokenize(words, list(data.captions))
     torch.manual_seed(0)
     clip: Any = CLIPModel(config(words))
 
-    def loss(indices: torch.Tensor, generator: torch.Generator) -> Terms:
-        shown = shaken(images[indices], generator)
-        scores = clip(input_ids=tokens[indices], pixel_values=shown).logits_per_image  # (b, b)
-        right = torch.arange(len(indices))
-        both = (F.cross_entropy(scores, right) + F.cross_entropy(scores.T, right)) / 2
-        return {"loss": both, "right": (scores.argmax(1) == right).float().mean()}
+    def loss(indices: torch.Tensor, generator: torch.Generator) -> LossTerms:
+        shaken = augment(images[indices], generator)
+        scores = clip(input_ids=tokens[indices], pixel_values=shaken).logits_per_image  # (b, b)
+        labels = torch.arange(len(indices))
+        total = (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
+        return {"loss": total, "right": (scores.argmax(1) == labels).float().mean()}
 
-    return Stage("clip", clip, len(images), loss, steps, batch=128, learning_rate=1e-3)
+    return TrainingTask("clip", clip, len(images), loss, steps, batch=128, learning_rate=1e-3)
 
 
 def ship(clip: Any, folder: Path) -> None:
-    """CLIP and tokenizer, as transformers keeps them."""
-    half(clip).save_pretrained(folder)
+    """CLIP and tokenizer in transformers' format."""
+    to_half(clip).save_pretrained(folder)
     words = tokenizer()
     words.save_pretrained(folder)
     save_vocabulary(words, folder)

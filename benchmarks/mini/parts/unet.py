@@ -1,4 +1,4 @@
-"""The UNet, with Stable Diffusion 1.5's block types and 38 units, and the text tower that is trained on with it."""
+"""The UNet, with Stable Diffusion 1.5's block types and 38 units, and the text tower that is trained with it."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch import nn
 
 from asdm.data.datasets.emoji import Emoji
 from asdm.models.families._parts import STABLE_DIFFUSION_UNET
-from benchmarks.mini.stages import half, seen
-from benchmarks.mini.stages.clip import save_vocabulary, tokens_of
-from benchmarks.mini.training import Stage, Terms
+from benchmarks.mini.parts import load_drawings, to_half
+from benchmarks.mini.parts.clip import save_vocabulary, tokenize
+from benchmarks.mini.training import LossTerms, TrainingTask
 
 CONFIG: dict[str, Any] = STABLE_DIFFUSION_UNET | {
     "sample_size": 16,
@@ -33,14 +33,14 @@ SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-SHIFTS = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))  # pixels; every drawing is also seen a little aside
+SHIFTS = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))  # pixels; each drawing is also trained on with small shifts
 CAPTION_DROPOUT = 0.1
 MIN_SNR = 5.0  # γ of Min-SNR
 DEFAULT_STEPS = 3000
 
 
 @dataclass(frozen=True)
-class Recipe:
+class Hyperparameters:
     """What `python -m benchmarks.mini.trials` compares in short runs before a long one."""
 
     prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
@@ -51,37 +51,37 @@ class Recipe:
     ema_decay: float = 0.997
     bf16: bool = False
     compiled: bool = False
-    start: Path | None = None  # a trained pipeline to go on from, instead of random weights and the CLIP's text tower
+    start: Path | None = None  # a trained pipeline to start from, instead of random weights and the CLIP's text tower
 
 
-def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
-    """Denoise the latents of the drawings that train, under their captions."""
+def training_task(steps: int, folder: Path, hyperparameters: Hyperparameters | None = None) -> TrainingTask:
+    """Denoise the latents of the training drawings, conditioned on their captions."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
     from transformers import CLIPTextModel, CLIPTokenizerFast
 
-    recipe = recipe or Recipe()
-    data = seen("train")
-    latents = encoded(data, folder)  # (n, variants, 4, 16, 16)
+    hp = hyperparameters or Hyperparameters()
+    data = load_drawings("train")
+    latents = encode_drawings(data, folder)  # (n, variants, 4, 16, 16)
     words = CLIPTokenizerFast.from_pretrained(folder / "clip")
-    prompts = [variant for caption in data.captions for variant in spellings(caption)]
-    tokens, nothing = tokens_of(words, prompts).view(len(data), 2, -1), tokens_of(words, [""])
+    prompts = [variant for caption in data.captions for variant in caption_variants(caption)]
+    tokens, no_caption = tokenize(words, prompts).view(len(data), 2, -1), tokenize(words, [""])
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
     torch.manual_seed(0)
     unet: Any
-    if recipe.start:
-        unet = UNet2DConditionModel.from_pretrained(recipe.start / "unet").float().train()
+    if hp.start:
+        unet = UNet2DConditionModel.from_pretrained(hp.start / "unet").float().train()
     else:
         unet = UNet2DConditionModel.from_config(CONFIG)
-    text: Any = CLIPTextModel.from_pretrained(recipe.start / "text_encoder" if recipe.start else folder / "clip")
+    text: Any = CLIPTextModel.from_pretrained(hp.start / "text_encoder" if hp.start else folder / "clip")
     text = text.float()
     unet.set_attn_processor(AttnProcessor())  # faster than flash attention at 16 channels a head
-    text.requires_grad_(recipe.text == "trained")
-    if recipe.compiled and recipe.optimizer == "adamw":  # Muon wants each kernel as one matrix in memory
+    text.requires_grad_(hp.text == "trained")
+    if hp.compiled and hp.optimizer == "adamw":  # Muon wants each kernel as one matrix in memory
         unet.to(memory_format=torch.channels_last)
-    predict = torch.compile(unet) if recipe.compiled else unet
+    predict = torch.compile(unet) if hp.compiled else unet
 
-    def loss(indices: torch.Tensor, generator: torch.Generator) -> Terms:
+    def loss(indices: torch.Tensor, generator: torch.Generator) -> LossTerms:
         b = len(indices)
         which = torch.randint(latents.shape[1], (b,), generator=generator)
         spelling = torch.randint(2, (b,), generator=generator)
@@ -91,39 +91,39 @@ def stage(steps: int, folder: Path, recipe: Recipe | None = None) -> Stage:
         x = latents[indices, which]
         a = alphas[t].view(b, 1, 1, 1)
         noisy, v = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
-        states = text(torch.where(dropped, nothing, tokens[indices, spelling])).last_hidden_state
-        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bf16):
+        states = text(torch.where(dropped, no_caption, tokens[indices, spelling])).last_hidden_state
+        with torch.autocast("cpu", torch.bfloat16, enabled=hp.bf16):
             answer = predict(noisy, t, states, return_dict=False)[0].float()
         snr = (a / (1 - a)).flatten()
-        if recipe.prediction == "epsilon":
+        if hp.prediction == "epsilon":
             error, weight = (answer - noise).square().mean((1, 2, 3)), snr.clamp(max=MIN_SNR) / snr
         else:
             error, weight = (answer - v).square().mean((1, 2, 3)), snr.clamp(max=MIN_SNR) / (snr + 1)
         return {"loss": (weight * error).mean(), "mse": error.mean()}
 
-    return Stage(
+    return TrainingTask(
         "unet",
         nn.ModuleDict({"unet": unet, "text_encoder": text}),
         len(data),
         loss,
         steps,
-        batch=recipe.batch,
-        learning_rate=recipe.learning_rate,
-        ema_decay=recipe.ema_decay,
-        muon=recipe.optimizer == "muon",
+        batch=hp.batch,
+        learning_rate=hp.learning_rate,
+        ema_decay=hp.ema_decay,
+        muon=hp.optimizer == "muon",
     )
 
 
-def spellings(caption: str) -> tuple[str, str]:
+def caption_variants(caption: str) -> tuple[str, str]:
     """A caption without and with its article: "red heart, …", "a red heart, …"."""
     return caption, f"{'an' if caption[0] in 'aeiouAEIOU' else 'a'} {caption}"
 
 
 @torch.no_grad()
-def encoded(data: Emoji, folder: Path) -> torch.Tensor:
-    """Latents (n, variants, 4, 16, 16) of every drawing: moved aside a little, and mirrored where that changes no name.
+def encode_drawings(data: Emoji, folder: Path) -> torch.Tensor:
+    """Latents (n, variants, 4, 16, 16) of every drawing, shifted, and mirrored where its name allows that.
 
-    The sky is not mirrored: a first quarter moon would be a last quarter moon.
+    "sky & weather" is not mirrored: a first quarter moon would become a last quarter moon.
     """
     from diffusers import AutoencoderKL
 
@@ -131,24 +131,24 @@ def encoded(data: Emoji, folder: Path) -> torch.Tensor:
     images = data.images()
     may_mirror = torch.tensor([kind != "sky & weather" for kind in data.subcategories])[:, None, None, None]
     variants = []
-    for seen_so in (images, torch.where(may_mirror, images.flip(-1), images)):
-        padded = F.pad(seen_so, (2, 2, 2, 2), value=1.0)
+    for version in (images, torch.where(may_mirror, images.flip(-1), images)):
+        padded = F.pad(version, (2, 2, 2, 2), value=1.0)
         for dx, dy in SHIFTS:
-            moved = padded[:, :, 2 + dy : 2 + dy + images.shape[2], 2 + dx : 2 + dx + images.shape[3]]
-            variants.append(torch.cat([vae.encode(part).latent_dist.mean for part in moved.split(64)]))
+            shifted = padded[:, :, 2 + dy : 2 + dy + images.shape[2], 2 + dx : 2 + dx + images.shape[3]]
+            variants.append(torch.cat([vae.encode(part).latent_dist.mean for part in shifted.split(64)]))
     return torch.stack(variants, dim=1)
 
 
-def ship(module: Any, folder: Path, prediction: str = Recipe.prediction) -> None:
+def ship(module: Any, folder: Path, prediction: str = Hyperparameters.prediction) -> None:
     """UNet, text encoder and scheduler beside the VAE, as one diffusers pipeline."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizerFast
 
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float16),
-        text_encoder=half(module["text_encoder"]),
+        text_encoder=to_half(module["text_encoder"]),
         tokenizer=CLIPTokenizerFast.from_pretrained(folder / "clip"),
-        unet=half(module["unet"]),
+        unet=to_half(module["unet"]),
         scheduler=DDIMScheduler(**SCHEDULER | {"prediction_type": prediction}),
         safety_checker=None,
         feature_extractor=None,

@@ -1,4 +1,4 @@
-"""The VAE: 64×64 pixels to 16×16 latents of 4 channels (f = 4), each centred and of unit variance."""
+"""The VAE: 64×64 pixels to 16×16 latents of 4 channels (f = 4), each with mean 0 and variance 1."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.mini.stages import half, seen, shaken
-from benchmarks.mini.training import Stage, Terms
+from benchmarks.mini.parts import augment, load_drawings, to_half
+from benchmarks.mini.training import LossTerms, TrainingTask
 
 CONFIG: dict[str, Any] = {
     "sample_size": 64,
@@ -21,21 +21,21 @@ CONFIG: dict[str, Any] = {
     "norm_num_groups": 8,
     "scaling_factor": 1.0,
 }
-COLOUR_WEIGHT = 2.0  # without it, four channels go to outlines first, and green and purple come out grey
-KL_WEIGHT = 1e-4  # keeps the latents' own noise at a few per cent of their spread
+COLOUR_WEIGHT = 2.0  # without it, the four channels encode outlines first and colours come out grey
+KL_WEIGHT = 1e-4  # keeps the posterior's noise at a few per cent of the latents' spread
 DEFAULT_STEPS = 2000
 
 
-def stage(steps: int, folder: Path) -> Stage:
+def training_task(steps: int, folder: Path) -> TrainingTask:
     """Reconstruct every drawing that is not held out."""
     from diffusers import AutoencoderKL
 
-    images = seen("train", "others").images()
+    images = load_drawings("train", "others").images()
     torch.manual_seed(0)
     vae: Any = AutoencoderKL(**CONFIG)
 
-    def loss(indices: torch.Tensor, generator: torch.Generator) -> Terms:
-        x = shaken(images[indices], generator, pixels=2)
+    def loss(indices: torch.Tensor, generator: torch.Generator) -> LossTerms:
+        x = augment(images[indices], generator, pixels=2)
         posterior = vae.encode(x).latent_dist
         y = vae.decode(posterior.sample(generator)).sample
         pixel, edge, colour = F.l1_loss(y, x), _edges(y, x), F.l1_loss(F.avg_pool2d(y, 4), F.avg_pool2d(x, 4))
@@ -43,20 +43,20 @@ def stage(steps: int, folder: Path) -> Stage:
         total = pixel + edge + COLOUR_WEIGHT * colour + KL_WEIGHT * kl
         return {"loss": total, "pixel": pixel, "edge": edge, "colour": colour, "kl": kl}
 
-    return Stage("vae", vae, len(images), loss, steps, batch=8, learning_rate=1e-3, weight_decay=0.0)
+    return TrainingTask("vae", vae, len(images), loss, steps, batch=8, learning_rate=1e-3, weight_decay=0.0)
 
 
 def _edges(y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """L1 distance of what changes from pixel to pixel: outlines stay sharp."""
+    """L1 distance of the differences between neighbouring pixels, which keeps outlines sharp."""
     across = F.l1_loss(y[..., 1:] - y[..., :-1], x[..., 1:] - x[..., :-1])
     return across + F.l1_loss(y[..., 1:, :] - y[..., :-1, :], x[..., 1:, :] - x[..., :-1, :])
 
 
 @torch.no_grad()
 def whiten(vae: Any, images: torch.Tensor) -> None:
-    """Fold "centre each channel, scale it to unit variance" into the 1×1 convolutions on both sides of the latents.
+    """Fold the normalisation of each latent channel to mean 0 and variance 1 into the 1×1 convolutions around it.
 
-    So `scaling_factor` is 1, and a plain diffusers pipeline needs to know nothing of it.
+    `scaling_factor` is then 1, so a plain diffusers pipeline works.
     """
     latents = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -70,5 +70,5 @@ def whiten(vae: Any, images: torch.Tensor) -> None:
 
 def ship(vae: Any, folder: Path) -> None:
     """A diffusers folder."""
-    whiten(vae, seen("train").images())
-    half(vae).save_pretrained(folder / "vae")
+    whiten(vae, load_drawings("train").images())
+    to_half(vae).save_pretrained(folder / "vae")

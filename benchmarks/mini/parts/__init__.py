@@ -1,7 +1,7 @@
-"""What the mini is made of, one file a network, in the order of training: vae, clip, unet; vgg and judge apart.
+"""The mini's networks, one file each. Order of training: vae, clip, unet; vgg and judge are independent.
 
-A file defines `stage(steps, folder) -> Stage` and `ship(module, folder)`, which writes what users load, in fp16.
-`folder` is where the stages before it were trained.
+A file defines `training_task(steps, folder) -> TrainingTask` and `ship(module, folder)`, which writes what users load,
+in fp16. `folder` is where the networks that it depends on were trained.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from asdm.data.datasets import emoji
 from asdm.utils.io import write_whole
 
 
-def seen(*splits: str) -> emoji.Emoji:
+def load_drawings(*splits: str) -> emoji.Emoji:
     """The drawings of several splits."""
     first, *more = (emoji.open_data(split) for split in splits)
     for other in more:
@@ -29,7 +29,7 @@ def seen(*splits: str) -> emoji.Emoji:
     return first
 
 
-def shaken(images: torch.Tensor, generator: torch.Generator, pixels: int = 3) -> torch.Tensor:
+def augment(images: torch.Tensor, generator: torch.Generator, pixels: int = 3) -> torch.Tensor:
     """(b, 3, h, w) moved by up to `pixels` each, half of them mirrored, on white."""
     b, _, h, w = images.shape
     padded = F.pad(images, (pixels,) * 4, value=1.0)
@@ -41,13 +41,13 @@ def shaken(images: torch.Tensor, generator: torch.Generator, pixels: int = 3) ->
     return padded.permute(0, 2, 3, 1)[at, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def half(module: nn.Module) -> Any:
+def to_half(module: nn.Module) -> Any:
     """A copy in fp16, as it ships."""
     return nn.Module.half(copy.deepcopy(module))
 
 
 def ship_network(module: nn.Module, config: Mapping[str, object], folder: Path) -> None:
     """config.json and model.safetensors in fp16."""
-    tensors = {name: tensor.contiguous() for name, tensor in half(module).state_dict().items()}
+    tensors = {name: tensor.contiguous() for name, tensor in to_half(module).state_dict().items()}
     write_whole(folder / "config.json", json.dumps(dict(config)) + "\n", force=True)
     write_whole(folder / "model.safetensors", save(tensors), force=True)
