@@ -14,7 +14,7 @@ from asdm_prof.records import Profile
 
 
 class Ranked(Frozen):
-    """A unit's place: units of one `tie_group` have overlapping intervals and are not told apart."""
+    """A unit's place: units of one `tie_group` have overlapping intervals and cannot be distinguished."""
 
     rank: int
     tie_group: int

@@ -21,7 +21,7 @@ def section(report: Report) -> Section | None:
     rivals = [(row.budget, one.name, one.damage) for row in budgets.rows for one in row.contestants if not one.ours]
     label = "Damage of our plan and of every baseline"
     drawn = picture(charts.budgets(ours, rivals), label, _caption(budgets))
-    return Section("Against other ways to choose", [drawn, _table(budgets)])
+    return Section("Compared with other ways to choose", [drawn, _table(budgets)])
 
 
 def _caption(budgets: Budgets) -> str:
@@ -31,7 +31,7 @@ def _caption(budgets: Budgets) -> str:
     return plain(
         f"Our plan (line) does less damage than the best baseline (squares) within {won} of "
         f"{plural(len(judged), 'budget')}, {sure} of them beyond the 95 % interval; all were measured on "
-        f"{budgets.prompts} pictures of {budgets.split}, by which no plan was chosen.",
+        f"{budgets.prompts} pictures of {budgets.split}, which were not used to choose a plan.",
         400,
     )
 

@@ -49,7 +49,7 @@ def tree_table(profile: Profile, width: int) -> Table:
 
 
 def rank_table(profile: Profile, width: int) -> Table:
-    """Units from most to least redundant; those of one tie group are not told apart."""
+    """Units from most to least redundant; those of one tie group cannot be distinguished."""
     return rich_table(unit_table(Report(profile)), width)
 
 
@@ -64,7 +64,7 @@ def print_damage(record: Damage, console: Console) -> None:
 
 
 def print_frontier(record: Frontier, console: Console) -> None:
-    """Some plans along the frontier, and the best and unlike ones within budgets in full."""
+    """Some plans along the frontier, and in full the best and the diverse ones within budgets."""
     print_sections(console, frontier.of_record(record))
 
 

@@ -43,7 +43,7 @@ def fates() -> Key:
     cross = tag("path", d="M1 1l14 14m0-14l-14 14", class_="cross")
     goes = icon("goes", rect(1, 1, 14, 14, "was gone"), cross)
     replaced = icon("replaced", rect(4, 4, 8, 8, "transformer"), rect(1, 1, 14, 14, "was changed"))
-    return [(stays, "stays"), (goes, "goes"), (replaced, "is replaced by what is named beside it")]
+    return [(stays, "stays"), (goes, "is removed"), (replaced, "is replaced by what is named beside it")]
 
 
 def texts(*lines: str) -> Key:

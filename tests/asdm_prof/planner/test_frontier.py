@@ -382,7 +382,7 @@ def test_the_console_tells_damage_frontier_and_why(capsys: pytest.CaptureFixture
     for one in damage.edits:
         assert amount(one.damage.value) in text
     assert "60.0 that a plain loop runs (2.00×" in " ".join(text.split())
-    assert "Unlike each other" in text
+    assert "Different from each other" in text
     plan, _ = reasons(profile, {"latency": "0.8"})
     lines = console.plan_lines(plan, profile)
     assert "Why: latency binds." in lines

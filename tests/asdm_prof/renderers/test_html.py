@@ -155,7 +155,7 @@ def test_plan_picture_crosses_out_what_goes_and_names_what_comes() -> None:
     assert sum(path.get("class") == "cross" for path in drawn.iter("path")) == 4
     assert [t.text for t in drawn.iter("text") if "note" in t.get("class", "")] == ["t0 → gri attention"]
     assert "removes 2 layers and replaces 1 unit with gri_attention" in text_of(source)
-    assert "Of 38 units 33 stay, 4 go" in text_of(source)
+    assert "Of 38 units, 33 stay, 4 are removed" in text_of(source)
 
 
 def test_scatter_shows_the_students_that_have_a_prediction() -> None:
@@ -191,7 +191,7 @@ def test_a_report_without_plan_and_benches_says_what_to_run() -> None:
         "asdm-prof flops sd15",
     ):
         assert command in told
-    assert "No plan was made from it yet." in told
+    assert "No plan has been made from it yet." in told
 
 
 def test_a_plan_for_another_unet_is_told_not_drawn() -> None:
@@ -324,7 +324,7 @@ def test_the_best_plans_within_a_budget_stand_below_the_frontier() -> None:
     assert "The best within the budget" in text_of(shown)
     marked = [one for one in picture(shown, "frontier").iter("rect") if one.get("class") == "point"]
     assert [one.get("transform") is not None for one in marked] == [False] * 3 + [True] * 2
-    assert "Squares: the 3 best within the budgets. On their tip: 2 unlike ones." in text_of(shown)
+    assert "Squares: the 3 best within the budgets. Diamonds: 2 that differ from each other." in text_of(shown)
     assert len(set(re.findall(r'id="(plans-[\w-]+)"', shown))) == 11, "every title has an id of its own"
 
 
@@ -359,8 +359,8 @@ def test_joint_plans_tell_whether_damage_adds_up() -> None:
     assert sum(c.get("class") == "point" for c in picture(full(), "additivity").iter("circle")) == len(plans)
     told = text_of(full())
     assert "8 random joint plans, predicted from single edits by the sum: Spearman 0.930 [0.850, 0.970], R² 0.9" in told
-    assert "Plans use the sum. That is drawn" in told
-    assert "What ranks edits without weights, by Spearman with this: structural prior 0.41." in told
+    assert "Plans use the sum. The chart shows that prediction" in told
+    assert "Cheap scores and their Spearman correlation with it: structural prior 0.41." in told
 
 
 def test_a_plan_with_reasons_tells_them() -> None:
@@ -376,7 +376,7 @@ def test_a_plan_with_reasons_tells_them() -> None:
     source = html.page(with_plan(report().plan.edits, why=why))
     told = text_of(source)
     assert "Latency binds. One ms more of latency is worth 0.00200 of damage; 1.50 ms of the budget is left." in told
-    assert "7.00 ms more would buy the next plan, which does 0.0100 less." in told
+    assert "7.00 ms more would buy the next plan, which does 0.0100 less damage." in told
     body = text_of(table(source, "regrets"))
     assert body.index("attentions.1") < body.index("attentions.0"), "the closest call first"
     assert "No other choice meets the budget for mid_block.resnets.0." in body

@@ -65,7 +65,7 @@ def conditions(profile: Profile) -> str:
 def plan_sentence(report: Report) -> list[str]:
     """What the plan does, what was predicted of it, and what was measured."""
     if report.plan is None:
-        return ["No plan was made from it yet."]
+        return ["No plan has been made from it yet."]
     prediction, student = prediction_of(report), report.own_student
     clauses: list[list[str]] = [["predicted ", figure(ratio(prediction[0]))]] if prediction else []
     if student:

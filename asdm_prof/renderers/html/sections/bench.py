@@ -142,8 +142,8 @@ def _quality_caption(bench: BenchResult) -> str:
         if result.teacher is not None and result.noise_floor is not None
     ]
     return (
-        f"{sum(judged)} of {plural(len(judged), 'figure')} cannot be told from the teacher drawing with other seeds "
-        "(shaded); whiskers are 95 % intervals."
+        f"{sum(judged)} of {plural(len(judged), 'figure')} cannot be distinguished from the teacher with other "
+        "seeds (shaded); whiskers are 95 % intervals."
     )
 
 

@@ -33,9 +33,9 @@ def _caption(profile: Profile, sums: dict[str, Sums]) -> str:
     gap = {block: shares["time"][block] - shares["params"][block] for block in blocks}
     slow, big = max(gap, key=lambda b: gap[b]), min(gap, key=lambda b: gap[b])
     return plain(
-        f"Time is up, size is down. Of what the units take and hold, {slow} has {percent(shares['time'][slow])} of the "
-        f"time and {percent(shares['params'][slow])} of the parameters, {big} {percent(shares['time'][big])} and "
-        f"{percent(shares['params'][big])}.",
+        f"Bars up show time, bars down parameters. Of the sums over all units, {slow} has "
+        f"{percent(shares['time'][slow])} of the time and {percent(shares['params'][slow])} of the parameters, {big} "
+        f"{percent(shares['time'][big])} and {percent(shares['params'][big])}.",
         400,
     )
 

@@ -27,7 +27,7 @@ def section(report: Report) -> Section:
     if comparison is None:
         command = code("asdm-prof compare A B --budget 0.8")
         purpose = " says whether two profiles, such as fp32’s and bf16’s, rank units alike."
-        return Section(title, [missing("It was not compared. ", command, purpose)])
+        return Section(title, [missing("This profile has not been compared with another. ", command, purpose)])
     blocks: list[Block] = [Paragraph([answer(comparison)]), ranks_table(comparison)]
     return Section(title, [*blocks, *([plans_table(comparison)] if comparison.plans else [])])
 

@@ -55,7 +55,9 @@ def _additivity(damage: Damage) -> Iterator[Block]:
     label = "Damage of joint plans, predicted and measured"
     pictures = [Picture(charts.additivity(drawable), label)] if drawable else []
     yield Heading("Does damage add up?")
-    caption = f"{additivity_sentence(measured)} That is drawn; on the line prediction and measurement agree."
+    caption = (
+        f"{additivity_sentence(measured)} The chart shows that prediction; on the line it agrees with the measurement."
+    )
     yield Figure(pictures, [caption])
 
 
@@ -78,8 +80,8 @@ def damage_sentence(damage: Damage) -> str:
     """What damage is, and on what it was measured."""
     return plain(
         f"Damage is the mean square error of the output ({damage.prediction_type}) per element, over {damage.prompts} "
-        f"pictures × {len(damage.timesteps)} timesteps of {damage.data}; the output itself is "
-        f"{number(damage.teacher_power)} strong.",
+        f"pictures × {len(damage.timesteps)} timesteps of {damage.data}; the mean square of the output "
+        f"itself is {number(damage.teacher_power)}.",
         400,
     )
 
@@ -89,10 +91,10 @@ def _caption(damage: Damage, damages: dict[str, tuple[AnyEdit, Interval]]) -> st
     if damages:
         unit = min(damages, key=lambda fqn: damages[fqn][1].value)
         edit, least = damages[unit]
-        sentences.append(f"Least is done by {unit} {damage_word(edit)}: {amount_text(least)}.")
+        sentences.append(f"The least is {amount_text(least)}, of {unit} {damage_word(edit)}.")
     if damage.agreement:
         scores = ", ".join(f"{one.score} {one.spearman.value:.2f}" for one in damage.agreement)
-        sentences.append(f"What ranks edits without weights, by Spearman with this: {scores}.")
+        sentences.append(f"Cheap scores and their Spearman correlation with it: {scores}.")
     return plain(" ".join(sentences), 600)
 
 
@@ -135,7 +137,7 @@ def damage_table(damage: Damage, profile: Profile | None = None) -> Table:
     ]
     if profile:
         about = [shares(profile, *row.edits) for row in rows]
-        for name, place, digits in (("time it is about", 0, 1), ("parameters it is about", 1, 2)):
+        for name, place, digits in (("share of time", 0, 1), ("share of parameters", 1, 2)):
             cells = [Cell(f"{100 * one[place]:.{digits}f}", value=100 * one[place]) for one in about]
             fields.append((Column(name, "%"), cells))
     changes = [row.clip_score_change for row in rows]

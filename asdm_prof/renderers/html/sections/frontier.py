@@ -38,7 +38,9 @@ AXES = {
     "macs": "MACs, student / teacher",
     "params": "parameters, student / teacher",
 }
-EXPLAINED = "One square per unit, down on the left, up on the right, mid below: hollow goes, framed is replaced."
+EXPLAINED = (
+    "One square per unit: down on the left, up on the right, mid below. Hollow units are removed, framed ones replaced."
+)
 
 
 def section(report: Report) -> Section:
@@ -64,7 +66,7 @@ def section(report: Report) -> Section:
 
 
 def of_record(frontier: Frontier) -> list[Section]:
-    """What `asdm-prof frontier` prints: some plans along it, and the best and unlike ones within budgets in full."""
+    """What `asdm-prof frontier` prints: plans along it, and in full the best and the diverse ones within budgets."""
     kind = "the whole exact frontier" if frontier.complete else "plans along the frontier under other budgets"
     lead = f"{plain(frontier.family)}, {plain(frontier.by)} against {plain(frontier.damage_from)}: "
     step = max(1, -(-len(frontier.points) // SHOWN_IN_TERMINAL))
@@ -72,7 +74,7 @@ def of_record(frontier: Frontier) -> list[Section]:
         Section("", [Paragraph([f"{lead}{plural(len(frontier.points), 'plan')}, {kind}."], "lead")]),
         Section("Along the frontier", [points_table(frontier.points[::step])]),
     ]
-    for title, points in (("The best", frontier.best), ("Unlike each other", frontier.diverse)):
+    for title, points in (("The best", frontier.best), ("Different from each other", frontier.diverse)):
         if points:
             names = [[", ".join(map(str, point.edits)) or "the teacher"] for point in points]
             sections.append(Section(title, [points_table(points), Listing(names, ordered=True)]))
@@ -103,7 +105,7 @@ def _caption(frontier: Frontier, spots: Sequence[charts.Spot], own: charts.Spot 
     if frontier.best:
         caption += f" Squares: the {len(frontier.best)} best within the budgets."
     if frontier.diverse:
-        caption += f" On their tip: {len(frontier.diverse)} unlike ones."
+        caption += f" Diamonds: {len(frontier.diverse)} that differ from each other."
     price = _step_price(ordered, own.ratio, teacher_s) if own and frontier.by == "latency" else None
     if price is not None:
         caption += f" Around this plan, one more millisecond saved costs {amount(price)} of damage."
@@ -121,14 +123,14 @@ def _step_price(ordered: Sequence[charts.Spot], at: float, teacher_s: float) -> 
 
 
 def _galleries(topology: Topology, frontier: Frontier) -> Iterator[Gallery]:
-    """A few plans from fast to slow; where a budget was asked for, the best within it, and unlike ones."""
+    """A few plans from fast to slow; where a budget was asked for, the best within it, and diverse ones."""
     order = sorted(frontier.points, key=frontier.cost)
     step = max(1.0, (len(order) - 1) / (SHOWN_PLANS - 1))
     along = [order[i] for i in dict.fromkeys(min(round(n * step), len(order) - 1) for n in range(SHOWN_PLANS))]
     for title, points in (
         ("Along the frontier", along),
         ("The best within the budget", frontier.best[:SHOWN_PLANS]),
-        ("Good ones that are unlike each other", frontier.diverse[:SHOWN_PLANS]),
+        ("Good plans that differ from each other", frontier.diverse[:SHOWN_PLANS]),
     ):
         items = list(_small_plans(topology, points, f"plans-{title.partition(' ')[0].lower()}"))
         if items:

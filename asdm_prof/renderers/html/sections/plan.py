@@ -101,11 +101,11 @@ def _caption(report: Report, resolved: ResolvedPlan) -> str:
     gone = [fqn for fqn in resolved.gone if fqn in units]
     replaced = [fqn for fqn in resolved.replaced if fqn in units]
     fates = [f"{len(units) - len(gone) - len(resolved.replaced)} stay"]
-    fates += [f"{len(gone)} go ({percent(sum(units[fqn] for fqn in gone))} of the time)"] if gone else []
+    fates += [f"{len(gone)} are removed ({percent(sum(units[fqn] for fqn in gone))} of the time)"] if gone else []
     if resolved.replaced:
         time = percent(sum(units[fqn] for fqn in replaced))
         fates.append(f"{len(resolved.replaced)} are replaced ({time} of the time)")
-    return f"Of {len(units)} units {flat(listed(fates))}; a dashed outline is the size before."
+    return f"Of {len(units)} units, {flat(listed(fates))}; a dashed outline is the size before."
 
 
 def _reason(report: Report, edit: AnyEdit) -> str:

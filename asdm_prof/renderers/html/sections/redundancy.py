@@ -1,4 +1,4 @@
-"""Redundancy: every unit's, with its interval and the units that cannot be told apart."""
+"""Redundancy: every unit's, with its interval and the units that cannot be distinguished."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from asdm_prof.renderers.html.svg import redundancy_dots
 
 EXPLAINED = (
     "A unit’s redundancy is its share of the time divided by its share of the parameters: at 10× it takes ten times as "
-    "long as its size suggests. Units whose intervals overlap with that of the first of their tie group are not told "
-    "apart from it."
+    "long as its size suggests. Units whose intervals overlap with that of the first of their tie group cannot be "
+    "distinguished from it."
 )
 
 
@@ -33,7 +33,7 @@ def _caption(ranked: Sequence[Ranked]) -> str:
     names = ", ".join(row.label for row in first[:6]) + (", …" if len(first) > 6 else "")
     return plain(
         f"{over} of {len(ranked)} units take more time than their size suggests (above 1×). Most of all: {names}, at "
-        f"{number(first[0].redundancy.median)}×. Brackets join the units that this run cannot tell apart: "
+        f"{number(first[0].redundancy.median)}×. Brackets join the units that this run cannot distinguish: "
         f"{plural(ranked[-1].tie_group, 'group')}.",
         400,
     )

@@ -42,14 +42,13 @@ def _caption(profile: Profile, parts: Sequence[PartRecord]) -> str:
         if part.roofline and part.share.median >= 0.0005:
             bound[part.roofline.bound] = bound.get(part.roofline.bound, 0.0) + part.share.median
     shares = ", ".join(
-        f"{percent(share)} of the time by {BOUNDS[name]}"
-        for name, share in sorted(bound.items(), key=lambda row: -row[1])
+        f"{percent(share)} by {BOUNDS[name]}" for name, share in sorted(bound.items(), key=lambda row: -row[1])
     )
     units = [part for part in parts if part.kind != "glue"] or list(parts)
     costliest = max(units, key=lambda part: part.latency_s.median)
     attained = costliest.roofline.attained if costliest.roofline else 0.0
     return plain(
-        f"The nearer to the line, the better the machine is used. Bound: {shares}. {costliest.fqn}, the "
+        f"The nearer to the line, the better the machine is used. Time is bound: {shares}. {costliest.fqn}, the "
         f"costliest unit, attains {percent(attained)} of its roof.",
         400,
     )

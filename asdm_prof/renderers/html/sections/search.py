@@ -65,9 +65,9 @@ def lines(search: Search) -> list[str]:
     floor = next((student.quality[search.metric].noise_floor for student in search.students), None)
     sentences = [f"Trained {rungs(search)}: {search.training_steps} steps in all. Trials: {trials}."]
     if floor is not None:
-        better = "more" if search.maximise else "less"
+        better = "higher" if search.maximise else "lower"
         sentences.append(
-            f"Quality is {metric_name(search.metric)}, of which {better} is better; its noise floor is {number(floor)}."
+            f"Quality is {metric_name(search.metric)}, where {better} is better; its noise floor is {number(floor)}."
         )
     sentences += [f"Candidate {name} has no measurement: {plain(why)}" for name, why in search.failed.items()]
     sentences += [

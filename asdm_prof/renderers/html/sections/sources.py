@@ -15,7 +15,7 @@ def section(report: Report) -> Section:
         (what, [code(sha256), *([" ", Span(fits, "quiet")] if fits else [])]) for what, sha256, fits in _chain(report)
     ]
     rows += [(plain(f"{what}, read from"), [code(plain(file))]) for what, file in report.sources.items()]
-    return Section("What follows from what", [Definitions(rows)])
+    return Section("Provenance", [Definitions(rows)])
 
 
 def _chain(report: Report) -> Iterator[tuple[str, str, str]]:

@@ -27,7 +27,7 @@ def _price(named: tuple[str, ShadowPrice]) -> str:
     sentence += f"{price.per} of the budget is left."
     if price.next_step is not None and price.next_saves is not None:
         sentence += f" {number(price.next_step)} {price.per} more would buy the next plan, which does "
-        sentence += f"{amount(price.next_saves)} less."
+        sentence += f"{amount(price.next_saves)} less damage."
     return sentence
 
 
@@ -36,16 +36,16 @@ def _regrets_table(why: Why) -> Table:
     priced = [(regret, regret.damage) for regret in why.regrets if regret.damage is not None]
     priced.sort(key=lambda row: (row[1], row[0].unit))
     stuck = [regret.unit for regret in why.regrets if regret.damage is None]
-    caption = "Every unit’s other choice and the damage that it would add, the closest calls first."
+    caption = "The next best choice of every unit and the damage that it would add, the closest calls first."
     if stuck:
         caption += f" No other choice meets the budget for {', '.join(stuck)}."
     fields = [
         (Column("unit", numeric=False), name_cells(regret.unit for regret, _ in priced)),
         (Column("in the plan", numeric=False), name_cells((regret.choice for regret, _ in priced), 80)),
         (Column("best other", numeric=False), name_cells((str(regret.other) for regret, _ in priced), 80)),
-        (Column("damage more"), [Cell(amount(damage), value=damage) for _, damage in priced]),
+        (Column("added damage"), [Cell(amount(damage), value=damage) for _, damage in priced]),
     ]
-    return table("regrets", plain(caption, 600), fields, summary="What every other choice would cost")
+    return table("regrets", plain(caption, 600), fields, summary="What the other choices would cost")
 
 
 # ---------------------------------------------------------------------------------------------- in the terminal
