@@ -1,4 +1,4 @@
-"""What was made for a teacher, on its student: LoRA weights and a ControlNet's residuals, by the teacher's names."""
+"""A teacher's adapters on its student: LoRA weights renamed, and a ControlNet's residuals matched to the skips left."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class FittedLora(NamedTuple):
 
 
 def fit_lora(weights: Mapping[str, Any], done: Surgery) -> FittedLora:
-    """LoRA weights made for a teacher, for its student: renamed where layers moved up, left out where they are gone.
+    """A teacher's LoRA weights for its student: renamed where layers moved up, dropped where they were removed.
 
     `weights` is in diffusers' naming (`pipe.lora_state_dict(…)` converts others); keys of text encoders go through.
     Raises ValueError for another naming, whose modules could not be told apart.
@@ -66,9 +66,9 @@ DOWN, MID = "down_block_additional_residuals", "mid_block_additional_residual"
 def fit_control(student: torch.nn.Module, teacher_skips: Sequence[str], plan: ResolvedPlan) -> Any:
     """Let a student take the residuals of a ControlNet that was made for its teacher; returns the hook's handle.
 
-    diffusers adds residuals to skips pair by pair and stops, without a word, where one side ends. With this, the
-    teacher's residuals find the skips that are left, and any other number is a ValueError. The middle's residual is
-    added where the middle block was, or dropped with the deepest pair, whose resolution is gone. A `StudentUNet`
+    diffusers adds residuals to skips pair by pair and silently stops where one list ends. With this hook, the
+    teacher's residuals meet the skips that are left, and any other number of them is a ValueError. The middle block's
+    residual is added in its place, or dropped with the deepest pair, whose resolution no longer exists. A `StudentUNet`
     does this by itself; for a plain one, pass `blocks.skips(teacher)` and `resolve(blocks.topology(teacher), edits)`.
     """
     stays = {skip: not _is_gone(skip, plan) for skip in teacher_skips}

@@ -1,4 +1,4 @@
-"""Build a student on disk: teacher → surgery → a diffusers folder, with what was removed and replaced."""
+"""Build a student on disk: teacher → surgery → a diffusers folder, with a record of what was removed and replaced."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def build_student(
     force: bool = False,
     tell: Tell = lambda *_: None,
 ) -> BuildResult:
-    """Build the student of a plan file or preset and save it to the folder `output`, whole or not at all.
+    """Build the student of a plan file or preset and save it atomically to the folder `output`.
 
     With `stage1`, the folder of a stage-1 student, the combined UNet of §2.2 is assembled from teacher and student.
-    Raises ValueError for a plan that does not fit its teacher, too little memory, or a folder that exists.
+    Raises ValueError for a plan that does not fit its teacher, too little memory, or an existing folder.
     """
     execution.check_setup(setup)
     device, dtype = setup.device, setup.dtype
@@ -87,8 +87,8 @@ def record(
     stage1: str | None = None,
     audit: FreezeAudit | None = None,
 ) -> BuildResult:
-    """What lies beside a student's weights; `shapes` and `small` are teacher and student on the meta device, `costs`
-    what `count` says of them."""
+    """The record beside a student's weights; `shapes` and `small` are teacher and student on the meta device, `costs`
+    their counts."""
     before, after = costs
     return BuildResult(
         name=plan.name,
@@ -114,7 +114,7 @@ def _family_of(source: str) -> str:
 
 
 def describe(result: BuildResult, output: Path) -> str:
-    """What was removed and replaced, unit by unit, teacher beside student, and what is left."""
+    """A text of what was removed and replaced, unit by unit, and of what is left."""
     lines = [f"{result.name}: {len(result.removed)} parts removed, {len(result.replaced)} replaced in {result.family}."]
     lines += [f"  - {fqn}" for fqn in result.removed]
     lines += [f"  ~ {fqn} → {name}" for fqn, name in result.replaced.items()]

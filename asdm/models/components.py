@@ -1,4 +1,4 @@
-"""The models that an image passes besides the UNet: text encoders and VAE decoder (Fig. 1)."""
+"""The models besides the UNet that make an image: text encoders and VAE decoder (Fig. 1)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asdm.unet import flops
 
 @dataclass(frozen=True)
 class Component:
-    """A model that an image passes besides the UNet; `calls` is how often per image."""
+    """A model besides the UNet that makes an image; `calls` is how often per image."""
 
     name: str
     module: nn.Module  # on the meta device
@@ -77,7 +77,7 @@ def count_call(component: Component) -> flops.Count:
 def time_calls(
     component: Component, device: str, dtype: str, seed: int, clock: Clock, budget_s: float = 30.0
 ) -> list[float]:
-    """Seconds of a few calls with random weights: two at least, ten at most."""
+    """Seconds of two to ten calls with random weights."""
     module = materialise(copy.deepcopy(component.module).to(dtype_of(dtype)), seed, device)
     args, kwargs = component.inputs(device, dtype_of(dtype))
     times = [timed(lambda: module(*args, **kwargs), clock)]

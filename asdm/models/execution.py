@@ -35,22 +35,22 @@ def resolve(settings: type[S], given: Mapping[str, Any]) -> S:
 
 
 def check_setup(setup: Setup) -> None:
-    """Raises ValueError for a setting out of its bounds, or a device that this machine does not have."""
+    """Raises ValueError for a setting out of its bounds, and for a device that is not available."""
     check_bounds(setup)
     check_device(setup.device)
 
 
 def check_device(device: str) -> None:
-    """Raises ValueError that lists what there is, for a device that this machine does not have."""
+    """Raises ValueError naming the available devices where `device` is not one of them."""
     choices, kind = ["cpu"], default_device()
     if kind != "cpu":
         choices += [kind, *(f"{kind}:{i}" for i in range(torch.accelerator.device_count()))]
     if device not in choices:
-        raise ValueError(f"no device {device!r} here; choose from {', '.join(choices)}.")
+        raise ValueError(f"device {device!r} is not available; choose from {', '.join(choices)}.")
 
 
 def slow_dtype(device: str, dtype: str) -> str | None:
-    """A warning where torch convolves in a dtype that this CPU has no instructions for; None elsewhere."""
+    """A warning where this CPU lacks instructions for a dtype that torch convolves in; None otherwise."""
     has = getattr(torch.ops.mkldnn, f"_is_mkldnn_{dtype}_supported", None)
     if device != "cpu" or dtype not in ("bf16", "fp16") or has is None or has():
         return None
@@ -61,6 +61,6 @@ def slow_dtype(device: str, dtype: str) -> str | None:
 
 
 def default_device() -> str:
-    """The accelerator where there is one."""
+    """The accelerator if there is one, otherwise the CPU."""
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return accelerator.type if accelerator else "cpu"

@@ -45,7 +45,7 @@ def export(
     if to not in TARGETS:
         raise ValueError(f"unknown target {to!r}; choose from {', '.join(TARGETS)}.")
     if to in RUNTIMES and dtype != "fp32":
-        raise ValueError(f"{to} is exported in fp32, not {dtype}: its runtime chooses what it computes in.")
+        raise ValueError(f"{to} is exported in fp32, got {dtype}; its runtime chooses the dtype that it computes in.")
     family = load_family(source)
     backend = backends.load(RUNTIMES[to], dtype, "cpu") if to in RUNTIMES else None
     shapes = loading.meta_unet(family, dtype)

@@ -1,4 +1,4 @@
-"""The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, all else the teacher's own."""
+"""The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, the rest the teacher's own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asdm.unet.surgery import Applied, resolved_on
 
 
 def with_grafts(plan: ResolvedPlan) -> ResolvedPlan:
-    """A plan that says which blocks are grafted: as it stands, or else every block that its edits compress."""
+    """The plan itself if it grafts blocks, otherwise with every block grafted that its edits compress."""
     if plan.grafted:
         return plan
     compressed = {block for block, _ in plan.removed_layers}
@@ -33,19 +33,18 @@ def with_grafts(plan: ResolvedPlan) -> ResolvedPlan:
 def assemble(
     teacher: nn.Module, stage1: nn.Module | None, plan: PruningPlan | ResolvedPlan, stage1_edits: Edits | None = None
 ) -> tuple[UNet2DConditionModel, Applied]:
-    """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, all else the teacher's own.
+    """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, the rest the teacher's own.
 
-    Without a stage-1 student the grafted blocks start as the plan leaves the teacher's, in memory of their own.
-
-    What is not grafted shares the teacher's memory and is frozen, and so is what `plan.frozen` names; grafted blocks
-    have memory of their own and learn. Layers that are left in a grafted block match the stage-1 student's in order;
-    what a replacement adds (experts, gates) is made from the teacher. `stage1_edits` are what made the stage-1
-    student, where known. Raises ValueError naming the block that does not fit.
+    Grafted blocks have memory of their own and are trainable; without a stage-1 student they start as copies of what
+    the plan leaves of the teacher's. Everything else shares the teacher's memory and is frozen, as is what
+    `plan.frozen` names. The remaining layers of a grafted block match the stage-1 student's in order; what a
+    replacement adds (experts, gates) is made from the teacher. `stage1_edits` are the stage-1 student's edits, if
+    known. Raises ValueError naming the block that does not fit.
     """
     resolved = resolved_on(teacher, plan)
     plan = resolved.plan
     if not resolved.grafted:
-        raise ValueError(f"the plan {plan.name} grafts no block; add graft_block edits.")
+        raise ValueError(f"the plan {plan.name} grafts no blocks; add graft_block edits.")
     if stage1 is not None:
         _check_same_layers(resolved, stage1_edits if stage1_edits is not None else _edits_of(stage1))
     student, applied = operate(teacher, resolved)
@@ -64,7 +63,7 @@ def assemble(
         _graft(student.get_submodule(mine), stage1.get_submodule(source), block, added)
     for module in plan.frozen:
         if not any(_is_in(name, module) for name in teacher.state_dict()):
-            raise ValueError(f"the plan freezes {module}, which holds no weight of the teacher.")
+            raise ValueError(f"the plan freezes {module}, which holds none of the teacher's weights.")
     for name, parameter in student.named_parameters():
         frozen = any(_is_in(applied.teacher_name(name), module) for module in plan.frozen)
         parameter.requires_grad_(not frozen and any(_is_in(name, block) for block in blocks))
@@ -72,22 +71,22 @@ def assemble(
 
 
 def stage1_of(plan: PruningPlan) -> str | None:
-    """The stage-1 student that a plan's grafts name; raises ValueError where they name several."""
+    """The stage-1 student that a plan's grafts name; raises ValueError if they name several."""
     named = sorted({edit.source for edit in plan.edits if isinstance(edit, GraftBlock) and edit.source})
     if len(named) > 1:
-        raise ValueError(f"the plan's grafts name several stage-1 students, {' and '.join(named)}; name one.")
+        raise ValueError(f"the plan's grafts name several stage-1 students ({', '.join(named)}); name only one.")
     return named[0] if named else None
 
 
 def stage1_family(folder: str) -> Family:
-    """The folder of a stage-1 student as a family; raises ValueError where it is none."""
+    """The folder of a stage-1 student as a family; raises ValueError if it is not a folder."""
     if not Path(folder).is_dir():
-        raise ValueError(f"the stage-1 student {folder} is no folder; build and distil one, and name its folder.")
+        raise ValueError(f"the stage-1 student must be a folder, got {folder}; build and distil one first.")
     return load_family(folder)
 
 
 def edits_in(stage1: Family) -> Edits | None:
-    """What made a stage-1 student, where its folder holds the plan."""
+    """The edits of a stage-1 student whose folder holds its plan, otherwise None."""
     path = stage1.folder / "plan.json" if stage1.folder else None
     return PruningPlan.load(path).edits if path and path.exists() else None
 
@@ -112,12 +111,12 @@ def _check_same_layers(plan: ResolvedPlan, stage1_edits: Edits | None) -> None:
 
 
 def _graft(block: nn.Module, source: nn.Module, name: str, added: set[str]) -> None:
-    """Give `block` its own copy of `source`'s weights; what a replacement added and `source` has not, it keeps."""
+    """Give `block` its own copy of `source`'s weights; it keeps what a replacement added and `source` lacks."""
     own, given = block.state_dict(), source.state_dict()
     wrong = sorted(given.keys() - own.keys()) + sorted(own.keys() - given.keys() - added)
     wrong += [key for key in own.keys() & given.keys() if own[key].shape != given[key].shape]
     if wrong:
-        raise ValueError(f"cannot graft {name}: the stage-1 student and the plan differ there in {wrong[0]}.")
+        raise ValueError(f"cannot graft {name}: {wrong[0]} differs between the stage-1 student and the plan.")
     block.load_state_dict(
         {key: given.get(key, tensor).to(tensor.device, tensor.dtype, copy=True) for key, tensor in own.items()},
         assign=True,
@@ -129,7 +128,7 @@ def _is_in(name: str, module: str) -> bool:
 
 
 def audit(student: nn.Module, teacher: nn.Module) -> FreezeAudit:
-    """Which of a student's parameters learn, which are frozen, and which are the teacher's own memory.
+    """Which of a student's parameters are trainable, which are frozen, and which share the teacher's memory.
 
     Works on the meta device too.
     """

@@ -1,4 +1,4 @@
-"""UNets in memory: on the meta device for counting, with random weights for timing, or with real ones."""
+"""UNets in memory: on the meta device for counting, with random weights for timing, or with real weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from asdm.utils.io import read_json, sha256_of
 
 
 def meta_unet(family: Family, dtype: str = "fp32") -> nn.Module:
-    """The family's UNet without memory behind it: shapes only."""
+    """The family's UNet on the meta device: shapes without memory."""
     from diffusers import UNet2DConditionModel
 
     student = family.unet.get("_class_name") == "StudentUNet"
@@ -30,7 +30,7 @@ def meta_unet(family: Family, dtype: str = "fp32") -> nn.Module:
 
 
 def unet_config_sha256(config: Any) -> str:
-    """Hash of what a UNet's config says beyond diffusers' defaults, so that new defaults do not change it."""
+    """Hash of a UNet config's values that differ from diffusers' defaults, so that new defaults do not change it."""
     from diffusers import UNet2DConditionModel
 
     defaults = {name: p.default for name, p in inspect.signature(UNet2DConditionModel.__init__).parameters.items()}
@@ -40,7 +40,7 @@ def unet_config_sha256(config: Any) -> str:
 
 
 def weights_sha256(module: nn.Module) -> str:
-    """Hash of a module's tensors by name, dtype, shape and bytes: tells two teachers of one config apart."""
+    """Hash of a module's tensors by name, dtype, shape and bytes; it distinguishes teachers of the same config."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
@@ -49,14 +49,14 @@ def weights_sha256(module: nn.Module) -> str:
 
 
 def default_weights(family: Family) -> str:
-    """The family's own weights where it is a folder that has some, random ones otherwise."""
+    """The family's own weights if it is a folder that holds some, otherwise random ones."""
     if family.folder and any(family.folder.glob("**/*.safetensors")):
         return str(family.folder)
     return RANDOM
 
 
 def weights_name(family: Family, weights: str) -> str:
-    """What a record calls weights: those that ship are `shipped`, wherever this package is installed."""
+    """The name of weights in a record: those in this package are `shipped`, wherever it is installed."""
     ours = family.folder and family.folder.is_relative_to(Path(__file__).parents[1])
     return SHIPPED if ours and weights == str(family.folder) else weights
 
@@ -107,15 +107,15 @@ def _pretrained(weights: str, device: str, dtype: str) -> nn.Module:
 
 def _class_name(config: Path) -> str | None:
     if not config.exists():
-        raise ValueError(f"{config.parent} is no diffusers folder: neither unet/config.json nor config.json is in it.")
+        raise ValueError(f"{config.parent} is not a diffusers folder: it has neither unet/config.json nor config.json.")
     content = read_json(config)
     if not isinstance(content, dict):
-        raise ValueError(f"{config} is no config of a diffusers UNet.")
+        raise ValueError(f"{config} is not the config of a diffusers UNet.")
     return content.get("_class_name")
 
 
 def aligned(module: nn.Module) -> nn.Module:
-    """Move weights that a file left at odd addresses: CPU kernels are slower there, and round otherwise."""
+    """Move weights that a file left at unaligned addresses, where CPU kernels are slower and round differently."""
     with torch.no_grad():
         for parameter in module.parameters():
             if parameter.device.type == "cpu" and parameter.data_ptr() % 64:

@@ -1,4 +1,4 @@
-"""The whole Stable Diffusion around a UNet: prompt to pixels, with real parts where there are some."""
+"""The Stable Diffusion pipeline around a UNet, from prompt to pixels, with real weights where available."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from asdm.utils.progress import Tell
 
 
 def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
-    """A diffusers pipeline with `unet` in it; with None it has everything but a UNet.
+    """A diffusers pipeline with `unet` in it; None: everything except a UNet.
 
-    From the weights' folder where that is a whole pipeline; else text encoder and VAE get random weights and the
-    tokenizer knows bytes only, which changes no latency. Raises ValueError for a family with two text encoders
-    and no weights.
+    It is loaded from the weights' folder where that holds a whole pipeline. Otherwise text encoder and VAE get random
+    weights and the tokenizer works on bytes, which does not change latency. Raises ValueError for a family with two
+    text encoders and no weights.
     """
     from diffusers import DiffusionPipeline
 
@@ -47,22 +47,23 @@ def generate(
     student: str | None = None,
     tell: Tell = lambda *_: None,
 ) -> Any:
-    """One picture (PIL) of a prompt; with `student`, a folder, its UNet draws instead of the family's.
+    """One image (PIL) of a prompt, by the family's UNet or by that of the folder `student`.
 
-    The noise depends on the seed alone. Raises ValueError for settings out of bounds, or another family's student.
+    The noise depends on the seed alone. Raises ValueError for settings out of bounds and for another family's student.
     """
     check_setup(settings)
     side = latent_size(family, settings.size) * family.vae_factor
     tell("loading", 0, None)
-    painter = load_family(student) if student else family
+    unet_family = load_family(student) if student else family
     for key in ("in_channels", "cross_attention_dim"):
-        if painter.unet.get(key) != family.unet.get(key):
+        if unet_family.unet.get(key) != family.unet.get(key):
             raise ValueError(
-                f"{student} is no student of {family.name}: its {key} is {painter.unet.get(key)}, "
-                f"and not {family.unet.get(key)}; name its own --family."
+                f"{student} is not a student of {family.name}: its {key} is {unet_family.unet.get(key)}, "
+                f"not {family.unet.get(key)}; name its own --family."
             )
     weights = student or settings.weights or default_weights(family)
-    pipe = pipeline(family, load_unet(painter, weights, settings.device, settings.dtype, settings.seed), settings)
+    unet = load_unet(unet_family, weights, settings.device, settings.dtype, settings.seed)
+    pipe = pipeline(family, unet, settings)
 
     def after_step(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
         tell("drawing", step + 1, None)
@@ -118,7 +119,7 @@ def byte_tokenizer(tokens: int) -> Any:
 
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    with TemporaryDirectory() as folder:  # the one way in that transformers 4 and 5 share
+    with TemporaryDirectory() as folder:  # the one constructor that transformers 4 and 5 share
         Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
         Path(folder, "merges.txt").write_text("#version: 0.2\n")
         return CLIPTokenizerFast.from_pretrained(folder, model_max_length=tokens)

@@ -1,4 +1,4 @@
-"""Students: the UNet that a plan leaves of its teacher, and how it is saved and loaded."""
+"""Students: the UNet that a plan makes of its teacher, and how it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ from asdm.utils.io import whole_folder
 
 
 class StudentUNet(UNet2DConditionModel):
-    """A diffusers UNet whose config carries the edits that made it; loads wherever `asdm` is imported."""
+    """A diffusers UNet whose config carries its edits; `edits` may be the resolved plan that they come from.
+
+    It loads wherever `asdm` is installed.
+    """
 
     __module__ = "asdm"  # what a pipeline's folder says, so that `import asdm` is enough for diffusers to find it
 
@@ -40,7 +43,7 @@ class StudentUNet(UNet2DConditionModel):
         fit_control(self, teacher_skips, plan)
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """diffusers' own; raises ValueError where the config would not load what is saved, as after folding."""
+        """diffusers' own; raises ValueError if the config does not describe the tensors, as after folding."""
         with torch.device("meta"):
             loads = {
                 name: tensor.shape for name, tensor in type(self).from_config(_public(self.config)).state_dict().items()
@@ -48,14 +51,14 @@ class StudentUNet(UNet2DConditionModel):
         has = {name: tensor.shape for name, tensor in self.state_dict().items()}
         if wrong := sorted(name for name in has.keys() | loads.keys() if has.get(name) != loads.get(name)):
             raise ValueError(
-                f"this student is not what its edits make of its teacher ({wrong[0]} differs), so it would not load "
+                f"this student's tensors are not those of its edits ({wrong[0]} differs), so it could not be loaded "
                 "again; save the student as it was built, and fold it or load LoRA after loading it."
             )
         super().save_pretrained(*args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """diffusers' own, with weights at aligned addresses, so that a reloaded student gives the same bits."""
+        """diffusers' own, with weights at aligned addresses, so that a reloaded student's outputs are bit-identical."""
         loaded = super().from_pretrained(*args, **kwargs)
         aligned(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
@@ -70,7 +73,7 @@ class StudentUNet(UNet2DConditionModel):
 def read_plan(source: str, teacher: nn.Module, family: str) -> ResolvedPlan:
     """A plan from a preset's name or a file, resolved against its teacher.
 
-    Raises ValueError for neither, for a plan that was made for another teacher, and for an edit that does not fit.
+    Raises ValueError for another source, for a plan made for another teacher, and for an edit that does not fit.
     """
     shape, sha256 = topology(teacher), unet_config_sha256(teacher.config)
     if source in PRESETS:
@@ -94,10 +97,10 @@ def read_plan(source: str, teacher: nn.Module, family: str) -> ResolvedPlan:
 
 
 def build(teacher: nn.Module, plan: PruningPlan | ResolvedPlan) -> tuple[UNet2DConditionModel, Applied]:
-    """The student of `teacher` under `plan`; it shares the teacher's tensors, and the teacher stays as it was.
+    """The student of `teacher` under `plan`; it shares the teacher's tensors, and the teacher is not changed.
 
-    Where removal alone made it, the student is a plain `UNet2DConditionModel` that diffusers loads without asdm.
-    Raises ValueError for a teacher that is a student itself: its config could not say what both plans did; and for
+    A plan that only removes layers and blocks gives a plain `UNet2DConditionModel`, which diffusers loads without
+    asdm. Raises ValueError for a teacher that is itself a student, since a config holds only one plan's edits, and for
     a plan with grafts, which `assemble` builds.
     """
     resolved = resolved_on(teacher, plan)
@@ -125,7 +128,7 @@ def operate(teacher: nn.Module, plan: ResolvedPlan) -> tuple[UNet2DConditionMode
 
 
 def _plain(teacher: nn.Module, plan: ResolvedPlan, weights: dict[str, torch.Tensor]) -> UNet2DConditionModel | None:
-    """An unchanged diffusers UNet with exactly these weights' names and shapes, where one exists."""
+    """A diffusers UNet with exactly these weights' names and shapes, or None if there is none."""
     if plan.removed_units or plan.replaced:
         return None
     student = UNet2DConditionModel.from_config(_pruned_config(_public(teacher.config), plan))
@@ -134,12 +137,12 @@ def _plain(teacher: nn.Module, plan: ResolvedPlan, weights: dict[str, torch.Tens
 
 
 def _public(config: Any) -> dict[str, Any]:
-    """A config without diffusers' own notes, one of which makes it ignore values that were once defaults."""
+    """A config without diffusers' private keys, one of which makes it ignore values that were once defaults."""
     return {key: value for key, value in config.items() if not key.startswith("_")}
 
 
 def _pruned_config(config: dict[str, Any], plan: ResolvedPlan) -> dict[str, Any]:
-    """diffusers' config of a UNet after whole layers and blocks are gone."""
+    """diffusers' config of a UNet after whole layers and blocks were removed."""
     teacher = plan.topology
     layers = [
         sum((block, layer) not in plan.removed_layers for layer in teacher.layers(block))

@@ -19,7 +19,7 @@ class Edit(BaseModel):
 
 
 class RemoveLayer(Edit):
-    """A layer of a down or up block leaves: its ResNet, its Transformer and its skip."""
+    """Remove a layer of a down or up block: its ResNet, its Transformer and its skip."""
 
     op: Literal["remove_layer"] = "remove_layer"
     block: str
@@ -30,7 +30,7 @@ class RemoveLayer(Edit):
 
 
 class RemoveUnit(Edit):
-    """A unit becomes an identity; its neighbours stay."""
+    """Make a unit an identity; its neighbours stay."""
 
     op: Literal["remove_unit"] = "remove_unit"
     unit: str
@@ -40,7 +40,7 @@ class RemoveUnit(Edit):
 
 
 class ReplaceUnit(Edit):
-    """Something cheaper takes a unit's place and inherits its weights; `with` names a file in `replacements/`."""
+    """Replace a unit with a cheaper module that inherits its weights; `with` names a file in `replacements/`."""
 
     op: Literal["replace_unit"] = "replace_unit"
     unit: str
@@ -52,7 +52,7 @@ class ReplaceUnit(Edit):
 
 
 class RemoveBlock(Edit):
-    """`mid_block` leaves, or the deepest down block together with its mirrored up block."""
+    """Remove `mid_block`, or the deepest down block together with its mirrored up block."""
 
     op: Literal["remove_block"] = "remove_block"
     block: str
@@ -62,9 +62,9 @@ class RemoveBlock(Edit):
 
 
 class GraftBlock(Edit):
-    """A block's weights come from a stage-1 student (§2.2, Fig. 4) and are trained on; other blocks stay the teacher's.
+    """Take a block's weights from a stage-1 student (§2.2, Fig. 4) and train them; other blocks stay the teacher's.
 
-    `source` is that student's folder, where the plan knows it; what is built from the plan may name another.
+    `source` is that student's folder, if the plan names one; a build may name another.
     """
 
     op: Literal["graft_block"] = "graft_block"
@@ -80,7 +80,7 @@ Edits = tuple[AnyEdit, ...]
 
 
 class Prediction(Frozen):
-    """What the plan's profile says of the student: ratios to the teacher's UNet latency."""
+    """The profile's prediction for a plan's student: latency, and ratios to the teacher's UNet latency."""
 
     latency_s: float
     ratio: float
@@ -98,7 +98,7 @@ class Proof(Frozen):
 
 
 class MeasuredAt(Frozen):
-    """The settings that a plan's profile was taken with; with others, its prices are a guess."""
+    """The settings of a plan's profile; with other settings its prices are a guess."""
 
     backend: str
     dtype: str
@@ -109,7 +109,7 @@ class MeasuredAt(Frozen):
 
 
 class Regret(Frozen):
-    """What it costs to force a unit to another choice than the plan's: damage more than the plan's; None: illegal."""
+    """The cost of treating a unit differently: damage of the best such plan less the plan's; None: no legal plan."""
 
     unit: str
     choice: str  # what the plan does with it
@@ -118,7 +118,7 @@ class Regret(Frozen):
 
 
 class ShadowPrice(Frozen):
-    """What a little more of a budget is worth, by the relaxation to fractions of choices, and the next whole step."""
+    """The value of a little more of a budget, by relaxation to fractions of choices, and the next whole step."""
 
     damage: float  # per `per`, 0 where the budget does not bind
     per: str  # "ms", "GMAC", "M parameters", "MiB"
@@ -128,7 +128,7 @@ class ShadowPrice(Frozen):
 
 
 class Why(Frozen):
-    """Why a plan is what it is: which budgets bind, what a little more of them is worth, and every unit's regret."""
+    """The reasons for a plan: which budgets bind, what a little more of them is worth, and every unit's regret."""
 
     binding: tuple[str, ...]
     shadow_prices: dict[str, ShadowPrice]
@@ -136,7 +136,7 @@ class Why(Frozen):
 
 
 class PruningPlan(Record):
-    """`asdm.plan/1`: edits of one teacher, the budget they were made for, and why they are the best."""
+    """`asdm.plan/1`: edits of one teacher, the budget they were made for, and the proof that they are the best."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
     SCHEMA: ClassVar[str] = "asdm.plan/1"
@@ -162,7 +162,7 @@ class PruningPlan(Record):
     why: Why | None = later(None)
 
     def not_measured_at(self, **used: str | int) -> str | None:
-        """One sentence where a plan is used with other settings than it was measured at, naming them; else None."""
+        """A warning naming the settings in use that differ from those of the plan's profile, or None."""
         if self.measured_at is None:
             return None
         apart = [name for name, value in used.items() if getattr(self.measured_at, name) != value]
@@ -181,19 +181,19 @@ class PruningPlan(Record):
         for edit in self.edits:
             key = edit.model_dump_json(by_alias=True)
             if key in seen:
-                raise ValueError(f"the edit {edit} stands there twice")
+                raise ValueError(f"the edit {edit} appears twice")
             seen.add(key)
         return self
 
     def sha256(self) -> str:
-        """The hash that the next file of the chain refers to; a plan is the same however it is explained."""
+        """The hash that the next file of the chain refers to; the reasons (`why`) do not count."""
         return sha256_of(self.model_dump(mode="json", by_alias=True, exclude={"why"}))
 
     def edits_sha256(self) -> str:
         return sha256_of([edit.model_dump(mode="json", by_alias=True) for edit in self.edits])
 
     def _repr_html_(self) -> str:
-        """Its promise and its edits, for notebooks."""
+        """The prediction and the edits, for notebooks."""
         predicted = self.predicted
         promise = f": predicted {predicted.ratio:.2f}× [{predicted.low:.2f}, {predicted.high:.2f}]" if predicted else ""
         proof = self.proof
@@ -203,7 +203,7 @@ class PruningPlan(Record):
 
 
 def parse_edits(data: Any, source: str = "plan") -> Edits:
-    """Edits from plain JSON values; raises ValueError that names the first wrong one."""
+    """Edits from plain JSON values; raises ValueError naming the first invalid one."""
 
     class _Edits(BaseModel):
         edits: Edits

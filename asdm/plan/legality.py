@@ -30,7 +30,7 @@ class ResolvedPlan:
     plan: PruningPlan
     removed_blocks: frozenset[str]
     removed_layers: frozenset[tuple[str, int]]
-    removed_units: frozenset[str]  # made an identity, one by one
+    removed_units: frozenset[str]  # made identities one by one
     replaced: dict[str, str]  # unit → replacement
     grafted: tuple[str, ...]  # blocks whose weights come from a stage-1 student
     gone: tuple[str, ...]  # fqns of every unit and sampler that is no longer computed
@@ -150,7 +150,7 @@ def _removed_blocks(topology: Topology, edits: Sequence[AnyEdit]) -> set[str]:
 
 
 def _removed_samplers(topology: Topology, removed_blocks: set[str]) -> list[str]:
-    """The deepest pair takes two samplers along: the downsampler into it, and the upsampler out of it."""
+    """The samplers removed with the deepest pair: the downsampler into it and the upsampler out of it."""
     pair = [block for block in removed_blocks if block != "mid_block"]
     if not pair:
         return []
@@ -187,7 +187,7 @@ def _unit_edits(topology: Topology, edits: Sequence[AnyEdit], gone: set[str]) ->
         if unit.fqn in gone:
             raise ValueError(f"cannot {edit}: its layer or block is already removed.")
         if unit.fqn in removed or unit.fqn in replaced:
-            raise ValueError(f"cannot {edit}: this unit has an edit already.")
+            raise ValueError(f"cannot {edit}: this unit already has an edit.")
         if isinstance(edit, ReplaceUnit):
             replaced[unit.fqn] = edit.with_
         elif reason := why_no_identity(topology, unit):
@@ -207,13 +207,13 @@ def _grafted_blocks(topology: Topology, edits: Sequence[AnyEdit], removed: set[s
         if edit.block in removed:
             raise ValueError(f"cannot {edit}: it is already removed whole.")
         if edit.block in grafted:
-            raise ValueError(f"cannot {edit}: it is grafted already.")
+            raise ValueError(f"cannot {edit}: it is already grafted.")
         grafted.append(edit.block)
     return tuple(grafted)
 
 
 def why_no_identity(topology: Topology, unit: UnitShape) -> str | None:
-    """Why a unit cannot become an identity, or None where it can."""
+    """The reason why a unit cannot become an identity, or None if it can."""
     if unit.kind == "transformer":
         return None
     if unit.channels_in != unit.channels_out:
@@ -222,7 +222,7 @@ def why_no_identity(topology: Topology, unit: UnitShape) -> str | None:
 
 
 def _check_flow(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -> None:
-    """Walk the channels through what is left, skips included; raise at the first place where they do not fit."""
+    """Raises ValueError at the first place where channels or skips do not fit after the removal."""
     problem = _flow_problem(topology, blocks, layers)
     if problem is None:
         return
@@ -244,12 +244,12 @@ def _partners(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]
 
 
 def is_legal_flow(topology: Topology, blocks: Iterable[str], layers: Iterable[tuple[str, int]]) -> bool:
-    """Whether channels and skips still fit after whole blocks and layers are gone."""
+    """Whether channels and skips still fit after whole blocks and layers are removed."""
     return _flow_problem(topology, set(blocks), set(layers)) is None
 
 
 def legal_layer_sets(topology: Topology, down: str) -> list[tuple[tuple[str, int], ...]]:
-    """Every legal set of (block, layer) that may leave a down block and its mirrored up block, none being the first."""
+    """Every set of (block, layer) of a down block and its mirror that may be removed together, the empty set first."""
     here, there = ([(block, layer) for layer in topology.layers(block)] for block in (down, topology.mirror(down)))
     pairs = itertools.chain.from_iterable(
         itertools.product(itertools.combinations(here, k), itertools.combinations(there, k))
@@ -260,7 +260,7 @@ def legal_layer_sets(topology: Topology, down: str) -> list[tuple[tuple[str, int
 
 def _flow_problem(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -> str | None:
     level, hidden = 0, topology.channels_stem
-    skips = [(hidden, level)]  # a stack: what the down path made and the up path takes back, last in first out
+    skips = [(hidden, level)]  # a stack: the down path pushes, the up path pops
     no_samplers = set(_removed_samplers(topology, blocks))
     for block in topology.blocks:
         if block in blocks:
@@ -276,7 +276,7 @@ def _flow_problem(topology: Topology, blocks: set[str], layers: set[tuple[str, i
                 want = hidden
                 if going_up:
                     if not skips:
-                        return f"{unit.fqn} finds no skip"
+                        return f"{unit.fqn} has no skip left to take"
                     channels, skip_level = skips.pop()
                     if skip_level != level:
                         return f"{unit.fqn} would get a skip of another resolution"

@@ -1,4 +1,4 @@
-"""The little that must be known of a UNet to judge a plan: units, their channels, and where the samplers sit."""
+"""What legality needs to know of a UNet: its units, their channels, and the samplers' places."""
 
 from __future__ import annotations
 

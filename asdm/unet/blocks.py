@@ -16,7 +16,7 @@ from torch import nn
 
 from asdm.plan.topology import Topology, UnitShape
 
-UNet = Any  # a diffusers UNet2DConditionModel or what surgery made of it: its attributes are not typed
+UNet = Any  # a diffusers UNet2DConditionModel, before or after surgery: its attributes are not typed
 OTHER = "other"  # what runs outside every part: concatenated skips, additional embeddings, …
 
 
@@ -41,7 +41,7 @@ class Part:
 
 
 def block_label(block: str) -> str:
-    """`down_blocks.0` → `dn0`, `mid_block` → `mid`: for people."""
+    """A short label for people: `down_blocks.0` → `dn0`, `mid_block` → `mid`."""
     side, _, index = block.partition(".")
     return {"down_blocks": "dn", "up_blocks": "up", "mid_block": "mid"}.get(side, side) + index
 
@@ -96,7 +96,7 @@ def _glue(name: str, *modules: nn.Module) -> Part:
 
 
 def topology(unet: UNet) -> Topology:
-    """What must be known of a teacher to judge a plan; works on the meta device."""
+    """The topology that plans are checked against; works on the meta device."""
     units, samplers, blocks = [], {}, []
     for name, block in iter_blocks(unet):
         blocks.append(name)
@@ -122,7 +122,7 @@ def _channels(module: Any) -> tuple[int, int]:
 
 
 def skips(unet: UNet) -> list[str]:
-    """What makes each skip, in the order in which the down path pushes them."""
+    """The producer of each skip, in the order in which the down path pushes them."""
     producers = ["conv_in"]
     for name, block in iter_blocks(unet):
         if name.startswith("down_blocks."):
@@ -143,8 +143,8 @@ def skip_pairs(unet: UNet) -> list[tuple[str, str]]:
 def skips_in_teacher(student: UNet, teacher: UNet, teacher_name: Callable[[str], str]) -> dict[str, str]:
     """Each of a student's skips → the teacher's skip that its consumer was made for, both by their producers.
 
-    Where layers went, a consumer that stayed meets another producer than before: the last layer left in a down block
-    makes what the last layer of the original made.
+    Where layers were removed, a remaining consumer meets another producer than before: the last layer left in a down
+    block produces what the last layer of the original did.
     """
     producer = {consumer: skip for skip, consumer in skip_pairs(teacher)}
     skip_of = {skip: producer.get(teacher_name(consumer), "") for skip, consumer in skip_pairs(student)}
@@ -169,7 +169,7 @@ def self_attention_names(unet: UNet) -> Iterator[tuple[str, str]]:
 
 
 def head(unet: UNet, hidden: torch.Tensor) -> torch.Tensor:
-    """What the last up block's map (b, c, h, w) becomes: the prediction (b, 4, h, w)."""
+    """The prediction (b, 4, h, w) from the last up block's map (b, c, h, w)."""
     if unet.conv_norm_out is not None:
         hidden = unet.conv_act(unet.conv_norm_out(hidden))
     return unet.conv_out(hidden)
@@ -184,7 +184,7 @@ def siblings(unet: UNet, fqn: str) -> tuple[nn.Module, ...]:
 
 
 def counterpart(unet: UNet, block: str, other: UNet) -> str:
-    """The block of `other` that is as far from the image as `block` is in `unet`; raises ValueError where none is."""
+    """The block of `other` at the resolution of `block` in `unet`; raises ValueError if there is none."""
     side, _, index = block.partition(".")
     name = block
     if side == "up_blocks":
@@ -195,7 +195,7 @@ def counterpart(unet: UNet, block: str, other: UNet) -> str:
 
 
 def time_embeddings(unet: UNet, timesteps: Sequence[float]) -> torch.Tensor:
-    """What a UNet's units are told at each timestep: (timesteps, channels).
+    """A UNet's time embedding at each timestep: (timesteps, channels).
 
     Raises ValueError for a UNet that mixes more into it, such as SDXL's pooled prompt and image size.
     """

@@ -1,4 +1,4 @@
-"""Teacher and student beside each other, block → layer → unit: what stays, what goes, what is replaced."""
+"""Teacher and student side by side, block → layer → unit: what stays, what is removed, what is replaced."""
 
 from __future__ import annotations
 

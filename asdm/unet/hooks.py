@@ -15,7 +15,7 @@ Places = tuple[tuple[str, str], ...]  # (student's fqn, teacher's fqn)
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: what it was given, and what it gave."""
+    """One call of a module: its arguments and its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Apply a plan's edits to a UNet, for good or for a while; what was done is returned."""
+"""Apply a plan's edits to a UNet, permanently or for the length of a `with`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from asdm.utils import registry
 
 @dataclass(frozen=True)
 class Applied:
-    """What surgery did: `name_map` leads from every part's and block's name in the student to the teacher's."""
+    """What surgery did; `name_map` maps every part's and block's name in the student to the teacher's."""
 
     name_map: dict[str, str]
     removed: tuple[str, ...]
     replaced: dict[str, str]
 
     def teacher_name(self, name: str) -> str:
-        """Where a student's module or parameter comes from: the longest mapped name it lies in, translated."""
+        """The teacher's name of a student's module or parameter: its longest mapped prefix, translated."""
         at = max((part for part in self.name_map if f"{name}.".startswith(f"{part}.")), key=len, default="")
         return self.name_map[at] + name[len(at) :] if at else name
 
@@ -42,7 +42,7 @@ def apply_plan(unet: nn.Module, plan: ResolvedPlan) -> Applied:
     """
     modules = {edit.unit: replacement_for(unet, edit) for edit in plan.edits if isinstance(edit, ReplaceUnit)}
     modules |= {fqn: _identity(unet.get_submodule(fqn)) for fqn in plan.removed_units}
-    for fqn, module in modules.items():  # nothing has changed up to here, so a refusal leaves the UNet whole
+    for fqn, module in modules.items():  # nothing has changed so far, so an error leaves the UNet whole
         unet.set_submodule(fqn, module)
     for block, layer in sorted(plan.removed_layers, reverse=True):
         blocks.delete_layer(unet, block, layer)
@@ -56,9 +56,9 @@ def apply_plan(unet: nn.Module, plan: ResolvedPlan) -> Applied:
 
 
 def replacement_for(unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
-    """The module that `edit` puts in its unit's place in a whole UNet: layers that are to go are its siblings still.
+    """The module that `edit` puts in its unit's place; `unet` is still whole, so layers to be removed are siblings.
 
-    Raises ValueError where the replacement does not apply.
+    Raises ValueError if the replacement does not apply.
     """
     make = registry.load("asdm.unet.replacements", edit.with_).replace
     try:
@@ -66,13 +66,13 @@ def replacement_for(unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot {edit}: {str(error).rstrip('.')}.") from None
     if module is None:
-        raise ValueError(f"cannot {edit}: {edit.with_} finds nothing in it that it could replace.")
+        raise ValueError(f"cannot {edit}: {edit.with_} does not apply to this unit.")
     return module
 
 
 @contextmanager
 def swapped(unet: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Modules in their units' places for the length of a `with`; the originals come back whatever happens."""
+    """Put modules in their units' places for the length of a `with`; the originals always come back."""
     originals = {fqn: unet.get_submodule(fqn) for fqn in modules}
     try:
         for fqn, module in modules.items():

@@ -1,4 +1,4 @@
-"""Budgets of latency, MACs, parameters and memory: parsed from what a user types, and as rows of the programme."""
+"""Budgets of latency, MACs, parameters and memory: parsed from text, and as rows of the integer programme."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Row = tuple[Mapping[int, float], float, float]  # coefficients by column, least,
 
 
 def memory_bytes(profile: Profile, params: float = 0.0, gone: frozenset[str] = frozenset()) -> int:
-    """Weights and the largest activations of one call, where a share of the parameters and some units are gone.
+    """Weights and the largest activations of one call, after a share of the parameters and some units are removed.
 
-    Activations of a part that stays are taken as the teacher's, so for a student this is an upper bound.
+    Activations of a part that stays are taken to be the teacher's, so for a student this is an upper bound.
     """
     parts = [part.peak_memory_bytes for part in profile.parts if part.fqn not in gone]
     return round(BYTES[profile.dtype] * profile.whole.params * (1 - params)) + max(parts, default=0)
 
 
 def budget_rows(problem: Problem, budgets: Mapping[str, float], below: float = 0.0) -> dict[str, list[Row]]:
-    """Budgets, as shares of the teacher's, as rows over the choices; the latency stays `below` its budget.
+    """Budgets, as shares of the teacher's, as rows over the choices; `below` is the margin under the latency budget.
 
-    Each row is written so that a smaller budget is a larger lower bound; the whole teacher's needs none.
+    Each row is written so that a smaller budget is a larger lower bound; a budget of the whole teacher needs none.
     """
     choices, rows = problem.choices, dict[str, list[Row]]()
     for name, share in budgets.items():
@@ -45,7 +45,7 @@ def budget_rows(problem: Problem, budgets: Mapping[str, float], below: float = 0
 
 
 def _memory_rows(problem: Problem, share: float) -> Iterator[Row]:
-    """A row for every unit that may go: weights, and its activations where it stays; in shares of the teacher's."""
+    """A row for every unit, in shares of the teacher's: weights, and the unit's activations unless it is removed."""
     profile, choices = problem.profile, problem.choices
     whole = memory_bytes(profile)
     weights = BYTES[profile.dtype] * profile.whole.params / whole
@@ -63,7 +63,7 @@ NO_BUDGET = "no budget; give one or more of --budget (latency), --macs, --params
 
 
 def parse_budget(text: str, teacher_latency_s: float) -> float:
-    """`0.8`, `80%`, `250ms`, `1.2s` or `x1.3` as a ratio of the teacher's latency; raises ValueError otherwise."""
+    """`0.8`, `80%`, `250ms`, `1.2s` or `x1.3` as a ratio to the teacher's latency; raises ValueError otherwise."""
     word = text.strip().lower()
     try:
         if word.startswith("x"):
@@ -80,16 +80,16 @@ def parse_budget(text: str, teacher_latency_s: float) -> float:
         ratio = math.nan
     if not 0 < ratio <= 1:
         raise ValueError(
-            f"budget {text!r} is no budget below the teacher's {teacher_latency_s:.3g} s: "
+            f"budget must be above 0 and at most the teacher's {teacher_latency_s:.3g} s, got {text!r}: "
             "give a fraction (0.8), a percentage (80%), a time (250ms, 1.2s) or a speed-up (x1.3)."
         )
     return ratio
 
 
 def parse_budgets(asked: Mapping[str, str], profile: Profile) -> dict[str, float]:
-    """Budgets by name as shares of the teacher's: latency as `parse_budget` reads it, others as 0.8, 80%, 650M or 2GiB.
+    """Budgets by name as shares of the teacher's: latency as in `parse_budget`, others as 0.8, 80%, 650M or 2GiB.
 
-    Raises ValueError for a budget that is none, and where none is given.
+    Raises ValueError for an invalid budget, and if there is none.
     """
     if not asked:
         raise ValueError(NO_BUDGET)
@@ -124,7 +124,7 @@ def _parse_amount(name: str, text: str, whole: int) -> float:
     if not 0 < share <= 1:
         unit = "bytes" if name == "memory" else name
         raise ValueError(
-            f"budget {text!r} for {name} is none below the teacher's {whole:.4g} {unit}: "
+            f"budget for {name} must be above 0 and at most the teacher's {whole:.4g} {unit}, got {text!r}: "
             "give a fraction (0.8), a percentage (80%) or an amount (650M, 2GiB)."
         )
     return share

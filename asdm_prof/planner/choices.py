@@ -1,17 +1,18 @@
-"""What a plan may choose from, and what each choice saves and costs (docs/methods/planner.md).
+"""What a plan can choose from, and what each choice saves and costs (docs/methods/planner.md).
 
-A choice is one edit, or the edits that are legal only together: layers of mirrored blocks, the deepest pair with the
-middle block. Damage is measured where there is a file of it (`asdm-prof sensitivity`), else it is the structural prior.
+A choice is one edit, or edits that are legal only together: layers of mirrored blocks, or the deepest pair with the
+middle block. Its damage is measured (`asdm-prof sensitivity`) or, without a damage file, the structural prior.
 
-The structural prior is the paper's reading of its Fig. 2, that a unit of much latency and few parameters is redundant,
-as a number: the damage of an edit is the share of all parameters whose use is lost. A removed unit loses all of its
-parameters; a replaced one keeps them and loses as much of their use as it saves convolution and linear MACs (the
-attention core has no parameters, so making it cheaper costs little). A ResNet's parameters count double: the paper says
-that convolution does the key work where features are shallow, and attention is relatively redundant (§2.3); it gives no
-number, and two is our guess. Where a pruned ResNet's kernels are experts of a neighbour (CLME-CondConv, §2.3), half of
-what they lose comes back: they are used again, in another place. The half is our guess too.
+The structural prior turns the paper's reading of its Fig. 2, that a unit of much latency and few parameters is
+redundant, into a number: the damage of an edit is the share of all parameters whose use is lost. A removed unit loses
+all of its parameters; a replaced one keeps them, and loses as much of their use as it saves in convolution and linear
+MACs (the attention core has no parameters, so making it cheaper costs little). A ResNet's parameters count double: the
+paper says that convolution does the key work where features are shallow, and that attention is relatively redundant
+(§2.3). It gives no number; the factor of two is our guess. Where a pruned ResNet's kernels become experts of a
+neighbour (CLME-CondConv, §2.3), half of the loss is recovered, because they are used again elsewhere. The half is also
+our guess.
 
-Measured damage knows no experts: they start as the unit that they replace, and what they are worth shows in training.
+Measured damage says nothing about experts: they start as the unit that they replace, and their worth shows in training.
 """
 
 from __future__ import annotations
@@ -49,9 +50,9 @@ class Choice:
 
 
 def make_choices(profile: Profile, validation: Validation | None = None, damage: Damage | None = None) -> list[Choice]:
-    """Every legal choice on a profile's UNet with its price, in a fixed order; savings as a validation corrects them.
+    """Every legal choice on a profile's UNet with its price, in a fixed order; a validation corrects the savings.
 
-    With measured damage, those that were measured.
+    With measured damage, only the choices that were measured.
     """
     factors = validation.factors if validation else {}
     edits = legal_edits(profile.topology, [(option.unit, option.replacement) for option in profile.options])
@@ -64,12 +65,12 @@ def make_choices(profile: Profile, validation: Validation | None = None, damage:
 
 
 def edits_key(edits: Sequence[AnyEdit]) -> frozenset[str]:
-    """What tells sets of edits apart, whatever their order."""
+    """A key of a set of edits that does not depend on their order."""
     return frozenset(edit.model_dump_json(by_alias=True) for edit in edits)
 
 
 def _choice(profile: Profile, edits: ResolvedPlan) -> Choice:
-    """A legal edit with its price: a replacement saves the difference of two times, a removal all that goes."""
+    """A legal edit with its price: a replacement saves the difference of two times, a removal its parts' time."""
     whole = profile.whole
     if edits.replaced:
         ((fqn, name),) = edits.replaced.items()

@@ -1,8 +1,8 @@
 """Why a plan is what it is: binding budgets, shadow prices, and the regret of every other choice.
 
-All of it is solved, not estimated: a binding budget is one without which the plan would do less damage, a regret is the
-damage of the best plan in which a unit is treated otherwise, less that of the plan. A shadow price is the slope of the
-relaxation to fractions of choices; beside it stands the next whole step, since a plan cannot take a fraction.
+All of it is solved, not estimated. A budget is binding if the plan would do less damage without it. A regret is the
+damage of the best plan that treats a unit differently, minus the plan's. A shadow price is the slope of the relaxation
+to fractions of choices; the next whole step is given beside it, since a plan cannot take a fraction.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def with_reasons(
     damage: Damage | None = None,
     tell: Tell = lambda *_: None,
 ) -> PruningPlan:
-    """A plan that `planner.make_plan` made of the same, with the reasons for it."""
+    """A plan that `planner.make_plan` made with the same arguments, with the reasons for it."""
     budgets = ({"latency": plan.budget_ratio} if plan.budget_ratio is not None else {}) | (plan.budgets or {})
     problem = Problem.of(profile, validation, damage)
     chosen, proof = problem.chosen(plan.edits), plan.proof
@@ -67,7 +67,7 @@ def _binds(problem: Problem, solution: Solution, rows: Mapping[str, Sequence[Row
 
 
 def unit_of(problem: Problem, name: str) -> tuple[float, str]:
-    """The unit in which a budget's price is told: how many of it the whole teacher has, and its name."""
+    """The unit of a budget's price: how many of it the whole teacher has, and its name."""
     whole = problem.profile.whole
     return {
         "latency": (whole.latency_s.median * 1e3, "ms"),
@@ -102,7 +102,7 @@ def _slack(solution: Solution, row: Row) -> float:
 def _next_step(
     problem: Problem, solution: Solution, rows: Mapping[str, Sequence[Row]], name: str
 ) -> tuple[float | None, float | None]:
-    """How much more of a budget, as a share of the teacher's, is the least that lowers the damage, and by how much."""
+    """The smallest increase of a budget, as a share of the teacher's, that lowers the damage, and by how much."""
     if solution.damage <= TIE:
         return None, None
     programme = Rows.of(problem, _flat(rows, without=name))
@@ -123,7 +123,7 @@ def _next_step(
 
 
 def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Tell) -> list[Regret]:
-    """For every unit, the best plan in which something else is done with it than in this one."""
+    """For every unit, the best plan that treats it differently from this one."""
     choices, chosen = problem.choices, set(solution.chosen)
     units = [u.fqn for u in problem.profile.topology.units if any(u.fqn in c.touches for c in choices)]
     regrets = []

@@ -1,9 +1,9 @@
-"""The whole exact (latency, damage) frontier in one go, the k best plans and k unlike ones (docs/methods/planner.md).
+"""The whole exact (latency, damage) frontier at once, the k best plans, and k diverse ones (docs/methods/planner.md).
 
 The frontier is a merge with dominance. Decisions are taken one after the other: layers of a mirrored pair of blocks,
-then each of their units. A partial plan goes where another one saves as much for no more damage, *and* both leave the
-same open: what later decisions still ask about earlier ones (is this layer gone, which neighbour is it paired with).
-Nothing is rounded and nothing is sampled, so what is left at the end is every plan that no other beats in both.
+then each of their units. A partial plan is dropped if another one saves as much for no more damage *and* both leave
+later decisions the same state (which layers are gone, which neighbours are paired). Nothing is rounded and nothing is
+sampled, so what is left at the end is every plan that no other beats in both.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ def make_frontier(
 ) -> Frontier:
     """The whole frontier of `by` against damage, and the `k` best and `diverse` unlike plans within budgets.
 
-    Budgets besides `by`'s own hold for the frontier too, which is then walked in steps and not complete. Raises
-    ValueError for what cannot be, planner.Infeasible for budgets that no plan meets.
+    Budgets other than that of `by` constrain the frontier too; it is then stepped through and not complete. Raises
+    ValueError for invalid arguments, planner.Infeasible for budgets that no plan meets.
     """
     asked = dict(asked or {})
     if by not in FRONT:
         raise ValueError(f"unknown measure {by!r} for --by; choose from {', '.join(FRONT)}.")
     if (k or diverse) and not asked:
-        raise ValueError("the best plans of what budget? Give one or more of --budget, --macs, --params, --memory.")
+        raise ValueError("the best plans need a budget; give one or more of --budget, --macs, --params, --memory.")
     problem, budgets, below = plan.prepare(profile, asked or {by: "1.0"}, confidence, validation, damage)
     others = {name: share for name, share in budgets.items() if name != by}
     frontier = stepped_frontier(problem, others, by, STEPS, below) if others else exact_frontier(problem, by)
@@ -94,7 +94,7 @@ class Decision:
 
 
 def decisions(problem: Problem) -> list[Decision]:
-    """An order in which what depends on each other is decided close together: pair of blocks by pair of blocks."""
+    """The decisions in an order that keeps dependent ones close together: pair of blocks by pair of blocks."""
     shape, choices = problem.profile.topology, problem.choices
     whole_blocks = tuple(i for i, c in enumerate(choices) if c.edit.op == "remove_block")
     ordered = [Decision(whole_blocks)] if whole_blocks else []
@@ -113,7 +113,7 @@ def decisions(problem: Problem) -> list[Decision]:
 
 @dataclass
 class _Partial:
-    """Partial plans: what they save and cost, and which columns they have taken (n, columns)."""
+    """Partial plans: what they save and cost, and which columns they take (n, columns)."""
 
     saving: np.ndarray
     damage: np.ndarray
@@ -124,7 +124,7 @@ class _Partial:
 
 
 def exact_frontier(problem: Problem, by: str = "latency") -> list[Solution]:
-    """Every plan that no other beats in both damage and what it saves of `by`, the teacher first.
+    """Every plan that no other beats in both damage and its saving of `by`, the teacher first.
 
     `by` is latency, macs or params.
     """
@@ -142,7 +142,7 @@ def exact_frontier(problem: Problem, by: str = "latency") -> list[Solution]:
 
 
 def _taken(partial: _Partial, decision: Decision, saves: np.ndarray, rules: _Rules) -> _Partial:
-    """Every partial plan without the decision, and with each of its options where it is legal."""
+    """Every partial plan without the decision, and with each of its options that is legal."""
     parts = [partial]
     for option in decision.options:
         rows = np.flatnonzero(~partial.taken[:, rules.conflicts[option]].any(axis=1))
@@ -160,7 +160,7 @@ def _taken(partial: _Partial, decision: Decision, saves: np.ndarray, rules: _Rul
 
 
 class _Rules:
-    """What decisions ask about each other."""
+    """How decisions depend on each other."""
 
     def __init__(self, problem: Problem) -> None:
         choices = problem.choices
@@ -176,7 +176,7 @@ class _Rules:
         self.hosts, self.experts = list(problem.hosts), list(problem.experts)
 
     def open_columns(self, later: set[int]) -> np.ndarray:
-        """Columns already decided that a later decision asks about."""
+        """Decided columns that a later decision depends on."""
         columns = {int(j) for i in later for j in self.conflicts[i]}
         columns |= {j for i in later for j, _ in self.pairs.get(i, ())}
         for group in self._groups():
@@ -189,7 +189,7 @@ class _Rules:
         yield from ({*e.pruned, *e.takers} for e in self.experts)
 
     def close(self, partial: _Partial, later: set[int]) -> _Partial:
-        """Settle what has just been decided in full: hosts without a pruned neighbour go, experts bring back."""
+        """Settle fully decided dependencies: drop hosts without a pruned neighbour, credit what experts recover."""
         for host in [h for h in self.hosts if not later & {h[0], *h[1]}]:
             self.hosts.remove(host)
             needs = partial.taken[:, list(host[1])].any(axis=1)
@@ -202,7 +202,7 @@ class _Rules:
 
 
 def _undominated(partial: _Partial, open_columns: np.ndarray) -> _Partial:
-    """Drop what another partial plan of the same open columns beats or equals in both."""
+    """Drop partial plans that another one with the same open columns beats or equals in both."""
     if len(open_columns):
         packed = np.packbits(partial.taken[:, open_columns], axis=1)
         _, state = np.unique(packed, axis=0, return_inverse=True)
@@ -219,7 +219,7 @@ def _undominated(partial: _Partial, open_columns: np.ndarray) -> _Partial:
 
 
 def _rounded(values: np.ndarray) -> np.ndarray:
-    """Sums of the same numbers in another order are the same."""
+    """Values rounded so that sums of the same numbers in another order compare equal."""
     return np.round(values / max(float(np.abs(values).max()), 1e-300), 12)
 
 
@@ -229,9 +229,9 @@ def _rounded(values: np.ndarray) -> np.ndarray:
 def stepped_frontier(
     problem: Problem, budgets: Mapping[str, float], by: str, steps: int, below: float = 0.0
 ) -> list[Solution]:
-    """Exact plans along the frontier under other budgets, at `steps` equal steps of `by`, each proved by itself.
+    """Exact plans along the frontier under other budgets, at `steps` equal steps of `by`, each with its own proof.
 
-    Raises planner.Infeasible where no plan meets the budgets.
+    Raises planner.Infeasible if no plan meets the budgets.
     """
     rows = _flat(problem, budgets, below)
     lowest = milp.most_saved(problem, by, rows)
@@ -253,11 +253,11 @@ def _flat(problem: Problem, budgets: Mapping[str, float], below: float = 0.0) ->
 
 
 def k_plans(problem: Problem, budgets: Mapping[str, float], below: float, k: int, apart: int = 1) -> list[Solution]:
-    """The best plan within budgets, then again and again the best that differs from all before in `apart` choices.
+    """The best plan within budgets, then repeatedly the best that differs from all before in at least `apart` choices.
 
-    With `apart` 1 these are the k best. Each is proved; fewer than k where there are no more. Choices that make the
-    same student (the middle block, or its units one by one) are there once, as the better of them.
-    Raises planner.Infeasible where there is none.
+    With `apart` 1 these are the k best. Each is proved optimal; there are fewer than k if no more exist. Choices that
+    make the same student (the middle block, or its units one by one) appear once, as the better of them. Raises
+    planner.Infeasible if there is none.
     """
     rows = _flat(problem, budgets, below)
     solutions: list[Solution] = []
@@ -277,6 +277,6 @@ def k_plans(problem: Problem, budgets: Mapping[str, float], below: float, k: int
 
 
 def apart_row(problem: Problem, solution: Solution, apart: int) -> Row:
-    """A plan must leave or take at least `apart` choices that this one took or left."""
+    """A plan must differ from this one in at least `apart` choices."""
     chosen = set(solution.chosen)
     return {i: -1.0 if i in chosen else 1.0 for i in range(len(problem.choices))}, apart - len(chosen), np.inf

@@ -16,13 +16,13 @@ from scipy.sparse import csr_array
 from asdm_prof.planner.budgets import Row, budget_rows
 from asdm_prof.planner.problem import Pair, Problem
 
-SOLVER_TOLERANCE = 1e-4  # HiGHS takes what is 1e-6 off for equal, so damages are scaled to be far above that
+SOLVER_TOLERANCE = 1e-4  # HiGHS treats a difference of 1e-6 as equality, so damages are scaled far above that
 LARGEST_COST = 1e6
 
 
 @dataclass(frozen=True)
 class Solution:
-    """Choices made, their damage, and the solver's certificate."""
+    """The choices of a plan, their damage, and the solver's certificate."""
 
     chosen: tuple[int, ...]
     damage: float
@@ -31,7 +31,7 @@ class Solution:
 
 
 def best(problem: Problem, rows: Sequence[Row], fastest: bool = True) -> Solution | None:
-    """Least damage under the rows; with `fastest`, among plans of that damage the fastest. None: no legal plan."""
+    """The plan of least damage under the rows; with `fastest`, the fastest plan of that damage. None: no legal plan."""
     programme = Rows.of(problem, rows)
     damage = programme.damage
     optimum = programme.minimise(damage)
@@ -65,7 +65,7 @@ def most_saved(problem: Problem, name: str, rows: Sequence[Row] = ()) -> float |
 
 
 def relaxed(problem: Problem, budgets: Mapping[str, float], below: float) -> dict[str, float]:
-    """The budgets that could all be met by one plan, where their increases over those asked for add up to the least."""
+    """Budgets that one plan can meet together, where the sum of their increases over `budgets` is the least."""
     programme = Rows.of(problem)
     slacks = {name: programme.helper(whole=False) for name in budgets}
     for name, rows in budget_rows(problem, budgets, below).items():
@@ -79,13 +79,13 @@ def relaxed(problem: Problem, budgets: Mapping[str, float], below: float) -> dic
 
 
 class Rows:
-    """Constraints of one integer programme; columns after the first `n` are helpers."""
+    """Constraints of one integer programme; columns after the first `n` are auxiliary variables."""
 
     def __init__(self, n: int) -> None:
         self.columns = n
         self.scale = 1.0
         self.rows: list[Row] = []
-        self.real: list[int] = []  # columns that need not be 0 or 1
+        self.real: list[int] = []  # columns that may be fractional
         self.costs: dict[int, float] = {}
 
     @classmethod
@@ -114,7 +114,7 @@ class Rows:
                 self.add({column: 1.0} | dict.fromkeys(needed, -1.0), -np.inf, 0)
 
     def _add_pairs(self, pairs: Sequence[Pair]) -> None:
-        """A product of two choices, linearised: a column that is 1 where both are, pressed by its cost."""
+        """Linearise products of two choices: an auxiliary column is 1 where both are taken, driven by its cost."""
         for pair in pairs:
             column = self.helper(pair.damage, whole=False)
             if pair.damage > 0:
@@ -153,7 +153,7 @@ class Rows:
         return objective
 
     def minimise(self, cost: Sequence[float] | np.ndarray) -> OptimizeResult | None:
-        """The optimum with its proof, or None where nothing is legal."""
+        """The optimum with its proof, or None if no plan is legal."""
         whole = np.ones(self.columns, dtype=int)
         whole[self.real] = 0
         limits = LinearConstraint(self._matrix(), [row[1] for row in self.rows], [row[2] for row in self.rows])
@@ -171,7 +171,7 @@ class Rows:
         return result
 
     def duals(self, cost: np.ndarray, rows: int) -> list[float]:
-        """What a unit more of each of the last `rows` lower bounds costs, by the relaxation to fractions of choices."""
+        """The price of one unit more of each of the last `rows` lower bounds, by relaxation to fractions of choices."""
         matrix = self._matrix().toarray()
         low, high = (np.array([row[side] for row in self.rows]) for side in (1, 2))
         above, under = np.isfinite(low), np.isfinite(high)
@@ -188,7 +188,7 @@ class Rows:
 
 @contextmanager
 def _silent_stdout() -> Iterator[None]:
-    """HiGHS prints past its own switch, and stdout may be somebody's JSON."""
+    """HiGHS prints even with `disp` off, and stdout may carry JSON."""
     sys.stdout.flush()
     saved = os.dup(1)
     try:

@@ -1,9 +1,8 @@
 """The exact plan for a latency budget: what is removed and what is replaced (docs/methods/planner.md).
 
-Minimise Σ damage·x subject to Σ latency·x ≤ budget − z·σ and the legality rules, by integer programming with a
-proof. σ is one number: measured, where a validation is at hand (`asdm-prof validate`); otherwise an assumed error of
-additivity and the unit times' standard errors, as if every unit were edited. Nothing here needs torch: everything
-comes from files.
+Minimise Σ damage·x subject to Σ latency·x ≤ budget − z·σ and the legality rules, by integer programming with a proof. σ
+is one number: measured, if there is a validation (`asdm-prof validate`); otherwise an assumed error of additivity and
+the unit times' standard errors, as if every unit were edited. Nothing here needs torch: everything comes from files.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ MODEL_ERROR = 0.01  # of the teacher (1 σ): the assumed error of a sum of unit 
 class Infeasible(Exception):
     """No legal plan meets the budgets; `lowest` is the latency ratio of the fastest one.
 
-    `alone` has the least share that each budget can be met at by itself, `relaxed` the cheapest change of all that
-    makes them meet: budgets as they would have to be, whose increases add up to the least.
+    `alone` has the least share at which each budget can be met by itself, `relaxed` the budgets of the cheapest change
+    that makes all of them feasible together: their increases add up to the least.
     """
 
     def __init__(
@@ -45,12 +44,12 @@ class Infeasible(Exception):
 
 
 def _sigma(share: Estimate) -> float:
-    """Standard error behind a 95 % interval."""
+    """The standard error behind a 95 % interval."""
     return (share.high - share.low) / (2 * 1.96)
 
 
 def margin(profile: Profile, confidence: float, validation: Validation | None = None) -> float:
-    """How far below its budget a plan stays, as a ratio to the teacher: z·σ; of a measured σ, Student's t·σ."""
+    """How far below its budget a plan stays, as a ratio to the teacher: z·σ, or Student's t·σ for a measured σ."""
     if validation:
         return float(student_t.ppf(confidence, len(validation.plans))) * validation.sigma
     variance = MODEL_ERROR**2 + sum(_sigma(part.share) ** 2 for part in profile.units)
@@ -61,10 +60,10 @@ def margin(profile: Profile, confidence: float, validation: Validation | None = 
 
 
 def price(profile: Profile, plan: ResolvedPlan | Sequence[AnyEdit], validation: Validation | None = None) -> Prediction:
-    """What a profile says of a student: the teacher's time less what is saved, and its 95 % interval.
+    """A profile's prediction for a student: the teacher's time less the savings, and its 95 % interval.
 
-    A validation gives its measured σ, and its correction where that was approved. Raises ValueError for an illegal
-    edit and for a replacement that the profile did not time.
+    A validation supplies its measured σ, and its correction if that was approved. Raises ValueError for an illegal edit
+    and for a replacement that the profile did not time.
     """
     plan = _resolved(profile, plan)
     saved, variance = _saved(profile, plan)
@@ -79,7 +78,7 @@ def price(profile: Profile, plan: ResolvedPlan | Sequence[AnyEdit], validation: 
 
 
 def saved_by_kind(profile: Profile, plan: ResolvedPlan | Sequence[AnyEdit]) -> dict[str, float]:
-    """What each kind of edit (`op`) in a plan saves by the profile, as a share of the teacher."""
+    """What each kind of edit (`op`) in a plan saves according to the profile, as a share of the teacher."""
     return _saved(profile, _resolved(profile, plan))[0]
 
 
@@ -119,9 +118,9 @@ def make_plan(
 ) -> PruningPlan:
     """The legal plan of least damage within a latency budget, or within several by name, proved optimal.
 
-    `confidence` is how sure a latency budget is to hold: the plan keeps z·σ away from it. Damage is the structural
-    prior without a file of it. Raises ValueError for a budget that is none and for a validation or damage of something
-    else, Infeasible with what is reachable.
+    `confidence` is the probability with which a latency budget must hold: the plan stays z·σ below it. Without a damage
+    file, damage is the structural prior. Raises ValueError for an invalid budget and for a validation or damage of
+    another model, Infeasible with what is reachable.
     """
     asked = {"latency": budget} if isinstance(budget, str) else dict(budget)
     problem, budgets, below = prepare(profile, asked, confidence, validation, damage)
@@ -152,13 +151,13 @@ def prepare(
     validation: Validation | None = None,
     damage: Damage | None = None,
 ) -> tuple[Problem, dict[str, float], float]:
-    """The problem behind a plan, its budgets as shares, and how far a plan stays below the latency's; checked."""
+    """The checked problem behind a plan, its budgets as shares, and the margin below the latency budget."""
     if not 0.5 <= confidence < 1:
-        raise ValueError(f"confidence {confidence} is none; choose from 0.5 up to, but not including, 1.")
+        raise ValueError(f"confidence must be at least 0.5 and below 1, got {confidence}.")
     budgets = parse_budgets(asked, profile)
     if not is_legal_flow(profile.topology, (), ()):
         raise ValueError(
-            f"{profile.family} is a student with layers made identities; plan on a profile of its teacher."
+            f"{profile.family} is a student whose layers became identities; plan on a profile of its teacher."
         )
     if validation:
         _check_validation(profile, validation)
@@ -170,9 +169,9 @@ def prepare(
 def solve(
     problem: Problem, budgets: Mapping[str, float], below: float = 0.0, extra: Sequence[Row] = ()
 ) -> milp.Solution:
-    """Least damage first; among plans of that damage the fastest. `extra` rows hold besides.
+    """The plan of least damage, and the fastest of those; `extra` rows constrain it further.
 
-    Raises Infeasible where no legal plan meets the budgets.
+    Raises Infeasible if no legal plan meets the budgets.
     """
     if all(share >= 1 for share in budgets.values()) and not extra:
         return milp.Solution((), 0.0, 0.0, 0.0)
@@ -184,7 +183,7 @@ def solve(
 
 
 def infeasible(problem: Problem, budgets: Mapping[str, float], below: float) -> Infeasible:
-    """What is reachable where budgets cannot all be met: each alone, and the cheapest relaxation of all."""
+    """What is reachable if budgets cannot all be met: each alone, and the cheapest relaxation of all."""
     alone = {name: reachable(problem, name) + (below if name == "latency" else 0.0) for name in budgets}
     lowest = alone.get("latency", reachable(problem, "latency") + below)
     return Infeasible(lowest, alone, milp.relaxed(problem, budgets, below))
@@ -203,11 +202,9 @@ def measured_at(profile: Profile) -> MeasuredAt:
 
 
 def _check_validation(profile: Profile, validation: Validation) -> None:
-    """Errors measured on one model or setting say nothing of another's."""
+    """Raises ValueError for a validation of another model or other settings than the profile's."""
     if validation.teacher_config_sha256 != profile.config_sha256:
-        raise ValueError(
-            f"the validation is of {validation.family}, another model than the profile's {profile.family}."
-        )
+        raise ValueError(f"the validation is of {validation.family}, the profile of another model, {profile.family}.")
     for name in MeasuredAt.model_fields:
         measured, profiled = getattr(validation, name), getattr(profile, name)
         if measured != profiled:
@@ -218,7 +215,7 @@ def _check_validation(profile: Profile, validation: Validation) -> None:
 
 
 def check_damage(profile: Profile, damage: Damage) -> None:
-    """Damage measured on one teacher says nothing of another's; raises ValueError where they differ."""
+    """Raises ValueError for damage measured on another teacher, other weights or another size than the profile's."""
     if damage.teacher_config_sha256 != profile.config_sha256:
         raise ValueError(
             f"the damage was measured on {damage.family} (config {damage.teacher_config_sha256[:12]}), another model "
@@ -231,22 +228,21 @@ def check_damage(profile: Profile, damage: Damage) -> None:
         )
     if damage.size != profile.size:
         raise ValueError(
-            f"the damage was measured at {damage.size} pixels, and the profile taken at {profile.size}; "
-            "measure both at one size."
+            f"the damage was measured at {damage.size} pixels, the profile at {profile.size}; measure both at one size."
         )
 
 
 def draw_plan(profile: Profile, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
-    """A random legal plan that is predicted at or just below `ratio`: the cheapest at random prices per second saved.
+    """A random legal plan predicted at or just below `ratio`: the cheapest at random prices per second saved.
 
-    Experts save nothing, so they are taken by the toss of a coin where a neighbour is pruned. `ratio` must be
+    Experts save nothing, so each is taken with probability one half where a neighbour is pruned. `ratio` must be
     reachable: at least `fastest_ratio(profile)`.
     """
     return draw_plan_of(Problem.of(profile), ratio, rng)
 
 
 def draw_plan_of(problem: Problem, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
-    """`draw` among the choices of a problem."""
+    """`draw_plan` among the choices of a problem."""
     saving = np.array(problem.saving)
     prices = np.abs(saving) * rng.exponential(size=len(saving))
     hosts = [host for host, _ in problem.hosts]

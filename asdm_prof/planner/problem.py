@@ -1,4 +1,4 @@
-"""The planner's problem: a profile's choices, and what holds between them."""
+"""The planner's problem: a profile's choices, and the constraints and interactions between them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from asdm_prof.records import Damage, Profile, Validation
 
 @dataclass(frozen=True)
 class Pair:
-    """What two choices cost beyond the sum of both, where they are made together."""
+    """The damage of two choices taken together beyond the sum of both."""
 
     first: int
     second: int
@@ -25,7 +25,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Experts:
-    """Pruned kernels that a neighbour takes as its experts: what comes back where one of each list is chosen."""
+    """Pruned kernels that a neighbour takes as experts: the damage recovered if one choice of each list is taken."""
 
     pruned: tuple[int, ...]
     takers: tuple[int, ...]
@@ -34,7 +34,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class Problem:
-    """Choices of one profile, and what holds between them."""
+    """The choices of one profile, and the constraints and interactions between them."""
 
     profile: Profile
     choices: tuple[Choice, ...]
@@ -58,7 +58,7 @@ class Problem:
 
     @cached_property
     def layer_sets(self) -> dict[str, list[int]]:
-        """Down block → the choices that take layers of it and its mirror: a plan makes one of them at most."""
+        """Down block → the choices that remove layers of it and of its mirror; a plan takes at most one of them."""
         sets: dict[str, list[int]] = {}
         for i, choice in enumerate(self.choices):
             if isinstance(choice.edit, RemoveLayer):
@@ -66,7 +66,7 @@ class Problem:
         return sets
 
     def damage(self, chosen: Sequence[int]) -> float:
-        """Damage of choices made together: their sum, with pairs and what experts bring back."""
+        """Damage of choices taken together: their sum, with pair terms and what experts recover."""
         taken = set(chosen)
         total = sum(self.choices[i].damage for i in sorted(taken))
         total += sum(pair.damage for pair in self.pairs if {pair.first, pair.second} <= taken)
@@ -76,14 +76,14 @@ class Problem:
         return tuple(edit for i in sorted(chosen) for edit in self.choices[i].edits)
 
     def student(self, chosen: Sequence[int]) -> object:
-        """What choices make of the teacher, however they are put: the units that go, and how others are replaced."""
+        """A key of the student that choices make: the units that are removed, and how others are replaced."""
         taken = [self.choices[i] for i in chosen]
         replaced = [c for c in taken if isinstance(c.edit, ReplaceUnit)]
         gone = frozenset(fqn for c in taken if c not in replaced for fqn in c.touches)
         return gone, edits_key([edit for c in replaced for edit in c.edits])
 
     def chosen(self, edits: Sequence[AnyEdit]) -> list[int] | None:
-        """The choices that make up a plan's edits, or None where they are none of these."""
+        """The choices that make up a plan's edits, or None if they are not made of these."""
         left, columns = {*edits_key(edits)}, []
         for i in sorted(range(len(self.choices)), key=lambda i: -len(self.choices[i].edits)):
             if (own := edits_key(self.choices[i].edits)) <= left:
@@ -95,7 +95,7 @@ class Problem:
 def _experts(
     profile: Profile, choices: Sequence[Choice]
 ) -> tuple[tuple[tuple[int, tuple[int, ...]], ...], tuple[Experts, ...]]:
-    """Which choices are hosts of experts and need a pruned neighbour, and what each pruned kernel brings back there."""
+    """Choices that host experts, with the pruned neighbours they need, and what each pruned kernel recovers there."""
     hosts = {
         c.edit.unit: i for i, c in enumerate(choices) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS
     }
@@ -122,7 +122,7 @@ def _experts(
 
 
 def _removers(choices: Sequence[Choice], fqn: str) -> list[int]:
-    """The columns of the choices that prune a unit and leave its block."""
+    """The columns of the choices that prune a unit but keep its block."""
     return [i for i, c in enumerate(choices) if fqn in c.touches and isinstance(c.edit, RemoveLayer | RemoveUnit)]
 
 

@@ -1,7 +1,7 @@
-"""Predicted against measured on random legal plans: how far a profile's predictions can be believed.
+"""Predicted against measured latency on random legal plans: how far a profile's predictions can be trusted.
 
-Each plan's student is built from the teacher's own tensors and measured in turns with it. The errors say how wide a
-prediction's interval must be, and teach a correction, which counts only where cross-validation finds that it helps.
+Each plan's student is built from the teacher's own tensors and measured interleaved with it. The errors give the width
+of a prediction's interval and train a correction, which is used only if cross-validation shows that it helps.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def validate(
     tell: Tell = lambda *_: None,
     command: str = "",
 ) -> Validation:
-    """Measure `settings.plans` random students of a profile's teacher; a run that is found in `run_file` is continued.
+    """Measure `settings.plans` random students of a profile's teacher; an unfinished run in `run_file` is resumed.
 
     Raises ValueError for a profile of another model, too few plans, too little memory, or another run's file.
     """
@@ -91,7 +91,7 @@ def validate(
 def _check(family: Family, profile: Profile, settings: ValidateSettings) -> None:
     check_bounds(settings)
     if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
-        raise ValueError(f"the profile is of {profile.family}, another model than {family.name}; profile that one.")
+        raise ValueError(f"the profile is of {profile.family}, not of {family.name}; profile {family.name} first.")
     execution.check_device(profile.device)
 
 
@@ -103,7 +103,7 @@ def _open_run(run_file: Path | None, profile: Profile, settings: ValidateSetting
     if unfinished.run_sha256 != fresh.run_sha256:
         raise ValueError(
             f"{run_file} is an unfinished run of another profile or with other options; "
-            "repeat those, or delete the file."
+            "repeat those options, or delete the file."
         )
     return unfinished
 
@@ -112,7 +112,7 @@ def _open_run(run_file: Path | None, profile: Profile, settings: ValidateSetting
 
 
 def draw_plans(profile: Profile, n: int, seed: int) -> list[tuple[AnyEdit, ...]]:
-    """`n` random legal plans, one in each of `n` equal steps from 95 % of the teacher to 40 %, or as low as it goes."""
+    """`n` random legal plans, one in each of `n` equal steps from 95 to 40 % of the teacher or the lowest reachable."""
     lowest = max(FASTEST, planner.fastest_ratio(profile))
     if lowest >= SLOWEST:
         raise ValueError(
@@ -129,7 +129,7 @@ def draw_plans(profile: Profile, n: int, seed: int) -> list[tuple[AnyEdit, ...]]
 def _measure(
     family: Family, profile: Profile, settings: ValidateSettings, plans: Sequence[tuple[AnyEdit, ...]], tell: Tell
 ) -> Iterator[ValidatedPlan]:
-    """Each student in turns with its teacher: A B B A, so that drift falls on both alike."""
+    """Each student interleaved with its teacher, A B B A, so that drift affects both alike."""
     if not plans:
         return
     clock, wall = clocks.clock_for(profile.device), clocks.HostClock()
@@ -168,7 +168,7 @@ def _measure(
             enough=lambda s: _half_width(s) <= settings.target,
             progress=partial(_tell_of, tell, stage, after),
         )
-        del second, student  # before the next one is made: a runtime may hold weights of its own
+        del second, student  # before the next one is built: a runtime may hold its own copy of the weights
         measured = paired_ratio(samples["student"], samples["teacher"])
         yield ValidatedPlan(
             predicted_ratio=predicted.ratio,
@@ -209,7 +209,7 @@ def _require_memory(family: Family, profile: Profile, shapes: nn.Module, backend
 
 
 def judge(plans: Sequence[ValidatedPlan]) -> dict[str, Any]:
-    """The figures of `asdm.validate/1` from what was measured."""
+    """The figures of `asdm.validate/1` from the measured plans."""
     errors = np.array([plan.error for plan in plans])
     correction = learn(plans)
     left_out = [_without(plans, i) for i in range(len(plans))]
@@ -229,7 +229,7 @@ def judge(plans: Sequence[ValidatedPlan]) -> dict[str, Any]:
 
 
 def learn(plans: Sequence[ValidatedPlan]) -> Correction:
-    """A factor for each kind of edit by ridge regression of the errors on the savings, tried by leave-one-out."""
+    """A factor for each kind of edit by ridge regression of the errors on the savings, tested by leave-one-out."""
     kinds = sorted({kind for plan in plans for kind in plan.saves})
     saves = np.array([[plan.saves.get(kind, 0.0) for kind in kinds] for plan in plans])  # (plans, kinds)
     errors = np.array([plan.error for plan in plans])
@@ -257,7 +257,7 @@ def _sigma(correction: Correction) -> float:
 
 
 def _without(plans: Sequence[ValidatedPlan], i: int) -> tuple[float, Callable[[float], float]]:
-    """Plan `i` judged by the others alone: its error after their correction, and how wide they make an interval."""
+    """Plan `i` judged by the others alone: its error after their correction, and the interval width that they give."""
     plan, others = plans[i], [*plans[:i], *plans[i + 1 :]]
     correction = learn(others)
     factors = correction.factors if correction.helps else {}

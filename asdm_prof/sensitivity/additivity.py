@@ -1,8 +1,8 @@
-"""Can damages be added up? Joint plans' predicted damage against the measured, and what cheap scores are worth.
+"""Whether damages add up: joint plans' predicted damage against the measured, and how well cheap scores predict it.
 
-To first order a student's output error is the sum of its edits' errors, e = Σ eᵢ, so its mean square is
-Σ ‖eᵢ‖² + 2 Σ ⟨eᵢ, eⱼ⟩. The damages themselves add up where errors are orthogonal; the products, which single edits'
-outputs give for nothing, are the pairwise terms. They enter for neighbours: edits of one block or of mirrored blocks.
+To first order a student's output error is the sum of its edits' errors, e = Σ eᵢ, so its mean square is Σ ‖eᵢ‖² + 2 Σ
+⟨eᵢ, eⱼ⟩. Damages add up where errors are orthogonal; the products, which follow from single edits' outputs at no
+further cost, are the pairwise terms. They are used for neighbours: edits of one block or of mirrored blocks.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from asdm.plan.topology import Topology
 from asdm_prof.planner.choices import edits_key
 from asdm_prof.records import Additivity, Agreement, DamagePair, EditDamage, Fit, Interval, JointDamage
 
-ENOUGH = 0.9  # Spearman at which the sum does
+ENOUGH = 0.9  # Spearman correlation from which the sum suffices
 
 
 def interval_of(statistic: Sequence[float] | np.ndarray, value: float) -> Interval:
-    """A value with the 95 % interval of its bootstrap draws, of those that have one."""
+    """A value with the 95 % interval of its finite bootstrap draws."""
     draws = np.asarray(statistic)
     low, high = np.quantile(draws[np.isfinite(draws)], [0.025, 0.975])
     return Interval(value=value, low=float(low), high=float(high))
@@ -32,7 +32,7 @@ def fit(predicted: Sequence[float], measured: Sequence[float]) -> Fit:
     """Rank correlation and R² of predictions, with intervals over the pairs; raises ValueError for fewer than three."""
     x, y = np.asarray(predicted, dtype=float), np.asarray(measured, dtype=float)
     if len(x) < 3:
-        raise ValueError(f"{len(x)} plans are too few for a correlation; choose 3 or more.")
+        raise ValueError(f"a correlation needs at least 3 plans, got {len(x)}.")
     picks = np.random.default_rng(0).integers(0, len(x), size=(BOOTSTRAP_DRAWS, len(x)))
     draws = (x[picks], y[picks])
     own = (x[None], y[None])
@@ -44,7 +44,7 @@ def fit(predicted: Sequence[float], measured: Sequence[float]) -> Fit:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Row by row; NaN where a row does not vary."""
+    """Row by row; NaN where a row is constant."""
     x, y = (v - v.mean(axis=1, keepdims=True) for v in (x, y))
     with np.errstate(invalid="ignore", divide="ignore"):
         return (x * y).sum(axis=1) / np.sqrt((x**2).sum(axis=1) * (y**2).sum(axis=1))
@@ -63,7 +63,7 @@ def _r2(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def neighbour_pairs(edits: Sequence[ResolvedPlan], overlap: np.ndarray) -> list[DamagePair]:
-    """Twice the products of two edits' output errors, for edits in one block or in mirrored ones that may go together.
+    """Twice the products of two edits' output errors, for compatible edits in one block or in mirrored ones.
 
     `overlap` (edits, edits): mean product per element.
     """
@@ -78,7 +78,7 @@ def neighbour_pairs(edits: Sequence[ResolvedPlan], overlap: np.ndarray) -> list[
 
 
 def _group(shape: Topology, fqn: str) -> str:
-    """The down block that a unit belongs to by itself or by its mirror; the middle block belongs to the deepest."""
+    """The down block of a unit or of its mirror; the middle block counts with the deepest pair."""
     block = shape.unit(fqn).block
     if block == "mid_block":
         return shape.down_blocks[-1]
@@ -89,7 +89,7 @@ def _group(shape: Topology, fqn: str) -> str:
 
 
 def predict(edits: Sequence[EditDamage], pairs: Sequence[DamagePair], parts: Sequence[int]) -> tuple[float, float]:
-    """Damage of some single edits together: their sum, and their sum with pairs."""
+    """Damage of several single edits together: their sum, and their sum with pair terms."""
     chosen, summed = set(parts), sum(edits[i].damage.value for i in parts)
     return summed, summed + sum(p.damage for p in pairs if p.first in chosen and p.second in chosen)
 
@@ -99,7 +99,7 @@ def judge(
     pairs: Sequence[DamagePair],
     plans: Sequence[tuple[Sequence[int], Interval]],
 ) -> Additivity:
-    """Both predictions against the measured damage of plans, each given as places in the list of single edits."""
+    """Both predictions against the measured damage of plans, each plan given as indices into the single edits."""
     joint = []
     for parts, damage in plans:
         summed, with_pairs = predict(edits, pairs, parts)
@@ -120,7 +120,7 @@ def judge(
 
 
 def agreement(edits: Sequence[EditDamage], scores: dict[str, dict[frozenset[str], float]]) -> list[Agreement]:
-    """Rank correlation of each score (by the key of its edits) with measured damage, where it has three or more."""
+    """Rank correlation of each score (by its edits' key) with measured damage, for scores of three or more edits."""
     agreements = []
     for name, values in scores.items():
         both = [(values[k], one.damage.value) for one in edits if (k := edits_key(one.edits)) in values]

@@ -1,4 +1,4 @@
-"""The noised latents and captions that teacher and students are compared on, and scores of single units on them."""
+"""The noised latents and captions on which teacher and students are compared, and scores of single units on them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from asdm_prof.sensitivity.settings import SensitivitySettings
 
 @dataclass(frozen=True)
 class Calibration:
-    """Noised latents of prompts at timesteps: (prompts, timesteps, 4, h, w), and what the UNet is told."""
+    """Noised latents of prompts at timesteps, (prompts, timesteps, 4, h, w), with the UNet's other inputs."""
 
     noisy: torch.Tensor
     timesteps: torch.Tensor  # (timesteps,)
@@ -39,16 +39,18 @@ class Calibration:
 
 
 def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySettings) -> Calibration:
-    """Pictures as latents noised at timesteps in the middle of equal stretches of the schedule, and their captions.
+    """Images as latents noised at the midpoints of equal intervals of the schedule, and their captions.
 
-    The choice of pictures and the noise depend on the seed alone. Raises ValueError for a data set that is too small.
+    The choice of images and the noise depend on the seed alone. Raises ValueError for a data set that is too small.
     """
     if family.unet.get("addition_embed_type"):
-        raise ValueError(f"{family.name} is told more than a caption at each call; sensitivity knows one text encoder.")
+        raise ValueError(
+            f"{family.name}'s UNet takes more than a caption at each call; sensitivity supports one text encoder."
+        )
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, side)
     if len(data) < settings.prompts:
-        raise ValueError(f"prompts {settings.prompts} are more than the {len(data)} of {settings.data}.")
+        raise ValueError(f"prompts must be at most the {len(data)} of {settings.data}, got {settings.prompts}.")
     pipe = pipeline.pipeline(family, unet, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     picks = torch.randperm(len(data), generator=generator)[: settings.prompts].tolist()
@@ -68,10 +70,10 @@ def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySetti
 
 
 def unit_scores(teacher: nn.Module, inputs: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Scores of every unit that may become an identity, by which others prune: parameters, magnitude, cosine change.
+    """Common pruning scores of every unit that can become an identity: parameters, magnitude, cosine change.
 
-    Magnitude is the sum of squared weights; cosine change is 1 − the cosine of what goes in and what comes out, mean
-    over one batch.
+    Magnitude is the sum of squared weights; cosine change is 1 − the cosine of a unit's input and output, mean over one
+    batch.
     """
     shape = units.topology(teacher)
     removable = [part for part in units.iter_units(teacher) if not why_no_identity(shape, shape.unit(part.fqn))]

@@ -1,8 +1,8 @@
 """The damage of edits, measured on real weights and data: E‖output of the student − output of the teacher‖².
 
-Pictures and captions of a data set, as latents noised at timesteps spread over the schedule, pass teacher and students;
-no student is trained. The output is what the UNet predicts (ε, or v for v-prediction), the error its mean square per
-element, its interval a bootstrap over prompts (LAPTOP-Diff's criterion).
+Images and captions of a data set, as latents noised at timesteps spread over the schedule, pass through teacher and
+students; no student is trained. The output is the UNet's prediction (ε, or v for v-prediction), the error its mean
+square per element, the interval a bootstrap over prompts (LAPTOP-Diff's criterion).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SAMPLES_AT_ONCE = 64  # latents in one call
 
 @dataclass(frozen=True)
 class DamageMeasurement:
-    """Errors of every set of edits, and what it took."""
+    """The errors of every set of edits, and the work that measuring them took."""
 
     samples: np.ndarray  # (sets, prompts, timesteps): mean square per element
     overlap: np.ndarray  # (sets, sets): mean product per element of two sets' output errors; the diagonal is the damage
@@ -59,7 +59,7 @@ def damage_of(samples: np.ndarray) -> Interval:
 
 
 class Batch(Record):
-    """What one batch of prompts gave: sums that add up."""
+    """The sums of one batch of prompts; batches add up."""
 
     SCHEMA: ClassVar[str] = "asdm.damage-batch/1"
     schema_: Literal["asdm.damage-batch/1"] = Field("asdm.damage-batch/1", alias="schema")
@@ -86,10 +86,10 @@ def measure_damage(
     run_file: Path | None = None,
     tell: Tell = lambda *_: None,
 ) -> DamageMeasurement:
-    """Errors of the students that each set of edits makes of a teacher; a run that is found in `run_file` goes on.
+    """The errors of the students that sets of edits make of a teacher; an unfinished run in `run_file` is resumed.
 
-    `sets` may be a function of the teacher. Raises ValueError for settings that cannot be, an edit that does not fit,
-    too little memory, or another run's file.
+    `sets` may be a function of the teacher. Raises ValueError for invalid settings, an edit that does not fit, too
+    little memory, or another run's file.
     """
     clock = clocks.HostClock()
     began = clock.mark()
@@ -149,7 +149,10 @@ def measure_damage(
 def _open_run(
     run_file: Path | None, sha256: str, plans: Sequence[ResolvedPlan], settings: SensitivitySettings
 ) -> DamageRun:
-    """The run that is found, where it is of the same; `weights` and `threads` decide nothing."""
+    """The unfinished run in `run_file` if it is of the same teacher, edits and settings, else a new one.
+
+    `weights` (hashed with the teacher) and `threads` do not count.
+    """
     deciding = {k: v for k, v in vars(settings).items() if k not in ("weights", "threads", "batch", "reuse")}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]
     fresh = DamageRun(run_sha256=sha256_of([sha256, edits, deciding]))
@@ -158,8 +161,8 @@ def _open_run(
     unfinished = DamageRun.load(run_file)
     if unfinished.run_sha256 != fresh.run_sha256:
         raise ValueError(
-            f"{run_file} is an unfinished run of another teacher or with other options; repeat those, "
-            "or delete the file."
+            f"{run_file} is an unfinished run of another teacher or with other options; repeat those "
+            "options, or delete the file."
         )
     return unfinished
 

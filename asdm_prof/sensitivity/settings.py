@@ -12,7 +12,7 @@ from asdm.utils.settings import Option
 
 @dataclass(frozen=True)
 class SensitivitySettings(Setup):
-    """What is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
+    """What damage is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
 
     data: Annotated[str, Option("Captioned pictures to measure on: emoji.")] = "emoji"
     split: Split = "train"

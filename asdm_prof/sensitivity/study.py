@@ -1,4 +1,4 @@
-"""Measure a teacher's damages and find out whether they add up: the steps of `asdm-prof sensitivity`, one by one."""
+"""The steps of `asdm-prof sensitivity`: measure a teacher's damages and test whether they add up."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from asdm_prof.sensitivity import measure as sensitivity
 from asdm_prof.sensitivity.measure import DamageMeasurement
 from asdm_prof.sensitivity.settings import SensitivitySettings
 
-LOWEST, HIGHEST = 0.40, 0.95  # of the teacher's time: where joint plans are drawn
+LOWEST, HIGHEST = 0.40, 0.95  # range of joint plans, as shares of the teacher's time
 
 
 def measure_sensitivity(
@@ -45,12 +45,12 @@ def measure_sensitivity(
     tell: Tell = lambda *_: None,
     command: str = "",
 ) -> Damage:
-    """Damage of every legal edit of a family, and of `plans` random joint plans (0: none), as a record."""
+    """The damage of every legal edit of a family and of `plans` random joint plans (0: none), as a record."""
     family = load_family(name)
     if clip and clip < 2:
-        raise ValueError(f"clip {clip} is too few pictures for an interval; choose 0, or 2 or more.")
+        raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
-        raise ValueError(f"plans {plans} is too few for a correlation; choose 0, or 3 or more.")
+        raise ValueError(f"plans must be 0 or at least 3 (a correlation needs three), got {plans}.")
     drawn_with = macs_profile(family, settings.size)
     singles: list[ResolvedPlan] = []
 
@@ -106,7 +106,7 @@ def load_or_profile(
     watch: profiler.Watch | None = None,
     command: str = "",
 ) -> Profile:
-    """The profile in `path` where it is of these weights, or else a new one, which is saved there."""
+    """The profile in `path` if it is of these weights, else a new one, which is saved there."""
     loaded = load_family(family)
     if path.exists() and not fresh:
         profile, teacher = Profile.load(path), loading.load_unet(loaded, loading.default_weights(loaded))
@@ -118,7 +118,7 @@ def load_or_profile(
 
 
 def _identities(teacher: Any, settings: ProfileSettings) -> set[tuple[str, str | None]]:
-    """Config and weights of a profile of this teacher; one with made-up times has no weights."""
+    """(config, weights) of profiles of this teacher; a profile of the fake backend has no weights."""
     config = loading.unet_config_sha256(teacher.config)
     return {(config, loading.weights_sha256(teacher))} | ({(config, None)} if settings.backend == "fake" else set())
 
@@ -133,9 +133,9 @@ def load_or_measure_damage(
     tell: Tell = lambda *_: None,
     command: str = "",
 ) -> Damage:
-    """The damage in `path` where it was measured as asked on these weights (None: any), or else measured and saved.
+    """The damage in `path` if it has these settings and weights (None: any), else a new measurement, saved there.
 
-    An interrupted measurement goes on where it was.
+    An interrupted measurement is resumed.
     """
     if path.exists() and not fresh:
         damage = Damage.load(path)
@@ -164,7 +164,7 @@ def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
 
 
 def macs_profile(family: Family, size: int | None = None) -> Profile:
-    """A profile whose times are MACs: joint plans are drawn by it, so that they do not depend on a machine."""
+    """A profile whose times are MACs: joint plans drawn from it do not depend on the machine."""
     return profiler.profile(family, ProfileSettings(backend="fake", size=size))
 
 
@@ -175,13 +175,13 @@ def _problem(profile: Profile, singles: Sequence[ResolvedPlan]) -> Problem:
 
 
 def draw_joint_plans(profile: Profile, singles: Sequence[ResolvedPlan], n: int, seed: int) -> list[Edits]:
-    """`n` random legal plans made of measured edits, spread from 95 to 40 % of the teacher, or as low as it goes."""
+    """`n` random legal plans of measured edits, spread from 95 % of the teacher to 40 % or the lowest reachable."""
     if not n:
         return []
     problem = _problem(profile, singles)
     lowest = max(LOWEST, plan.reachable(problem, "latency"))
     if lowest >= HIGHEST:
-        raise ValueError(f"no legal plan is below {lowest:.2f} of {profile.family}; leave joint plans out (--plans 0).")
+        raise ValueError(f"no legal plan is below {lowest:.2f} of {profile.family}; skip joint plans (--plans 0).")
     rng = np.random.default_rng(seed)
     targets = HIGHEST - (HIGHEST - lowest) * (np.arange(n) + 0.5) / n
     return [plan.draw_plan_of(problem, float(target), rng) for target in targets]
@@ -195,14 +195,14 @@ DRAWING_STEPS = 20
 def with_clip_scores(
     family: Family, edits: Sequence[EditDamage], settings: SensitivitySettings, pictures: int, tell: Tell
 ) -> Iterator[EditDamage]:
-    """Edits with the change in CLIP score of pictures drawn from the same captions and seeds (SnapFusion's criterion).
+    """Edits with the change in CLIP score of images drawn from the same captions and seeds (SnapFusion's criterion).
 
-    The judge is the shipped one, which has trained no UNet; the interval is a bootstrap over pictures.
+    The judge is the one that ships, which was never used to train a UNet; the interval is a bootstrap over images.
     """
     judge = networks.Judge.load()
     data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, settings.size or family.size)
     if pictures > len(data):
-        raise ValueError(f"clip {pictures} is more than the {len(data)} pictures of {settings.data}.")
+        raise ValueError(f"clip must be at most the {len(data)} images of {settings.data}, got {pictures}.")
     picks = np.random.default_rng(settings.seed).permutation(len(data))[:pictures]
     captions = [data[int(i)].caption for i in picks]
     weights = settings.weights or loading.default_weights(family)
@@ -231,7 +231,7 @@ def with_clip_scores(
 
 
 def _scores(profile: Profile, measured: DamageMeasurement) -> dict[str, dict[frozenset[str], float]]:
-    """What users without weights or data have, by edits: the structural prior, and scores of single units."""
+    """Scores by edits that need neither weights nor data, or no measurement: the structural prior, and unit scores."""
     prior = {edits_key(c.edits): c.damage for c in make_choices(profile)}
     units_only = {k: v for k, v in prior.items() if len(k) == 1 and "remove_unit" in next(iter(k))}
     by_unit = {

@@ -33,7 +33,7 @@ NOT_MEASURED = ("pass_through", "cond_conv")
 
 
 def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> list[ResolvedPlan]:
-    """Every edit of a teacher that is legal by itself, with `names` of replacements in the units where they apply.
+    """Every edit of a teacher that is legal by itself, with the replacements `names` in the units where they apply.
 
     None: all replacements that change the output. Raises ValueError for an unknown replacement.
     """
@@ -51,10 +51,10 @@ def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> lis
 
 @dataclass
 class Variant:
-    """A student that shares the teacher's tensors, and the parts that its forward passes, in order.
+    """A student that shares the teacher's tensors, and the parts of its forward in order.
 
-    `steps` are (what it is and which skip it takes, the module): two students whose first k names agree compute the
-    same up to there.
+    `steps` are (name, module), where the name says what the part is and which skip it takes: two students whose first k
+    names agree compute the same up to there.
     """
 
     index: int  # -1: the teacher
@@ -68,7 +68,7 @@ class Variant:
 
 
 def make_variants(teacher: nn.Module, plans: Sequence[ResolvedPlan]) -> list[Variant]:
-    """Teacher and students in the order in which neighbours share most; the teacher is the first."""
+    """Teacher and students, sorted so that neighbours share most; the teacher is the first."""
     ordered = [_variant(teacher, surgery.resolved_on(teacher, ()), -1)]
     ordered += [_variant(teacher, plan, index) for index, plan in enumerate(plans)]
     order: dict[str, int] = {}
@@ -95,10 +95,10 @@ def _variant(teacher: nn.Module, plan: ResolvedPlan, index: int) -> Variant:
 
 
 def _skips_taken(unet: nn.Module, parts: Sequence[units.Part]) -> dict[str, str]:
-    """ResNet that takes a skip → how many steps had been done when that was made.
+    """ResNet that takes a skip → how many steps precede the skip's producer.
 
-    It belongs to the step's name: without a layer and with a layer that does nothing, a student's steps read alike, but
-    in one of them every later skip is another.
+    It is part of the step's name: without a layer, and with a layer that does nothing, a student's steps have the same
+    names, but every later skip differs.
     """
     ends, done = {}, 0
     for part in parts:
@@ -128,7 +128,7 @@ def outputs(
 
 @contextmanager
 def _answering(variant: Variant, answers: Sequence[Any]) -> Iterator[None]:
-    """The first parts answer from memory for the length of a `with`."""
+    """The first parts return stored outputs for the length of a `with`."""
     modules = [module for _, module in variant.steps[: len(answers)]]
     try:
         for module, answer in zip(modules, answers, strict=True):
@@ -141,7 +141,7 @@ def _answering(variant: Variant, answers: Sequence[Any]) -> Iterator[None]:
 
 @contextmanager
 def _recorded(variant: Variant, shared: int, keep: int, tape: list[Any]) -> Iterator[None]:
-    """Leave on `tape` what the first `keep` parts gave, of which the first `shared` are on it already."""
+    """Leave the outputs of the first `keep` parts on `tape`, which holds those of the first `shared` already."""
     del tape[min(shared, keep) :]
     tape += [None] * (keep - len(tape))
 
@@ -178,7 +178,7 @@ def step_macs(family: Family, size: int | None, ordered: Sequence[Variant]) -> d
 
 
 def work_of(ordered: Sequence[Variant], macs: dict[str, int], reuse: bool) -> dict[str, float]:
-    """In teacher's forwards: the plain loop, the least possible (every distinct beginning once), and what is done."""
+    """Forwards, in units of the teacher's: the plain loop, the least possible (each prefix once), and the actual."""
     plain = [sum(macs[name] for name in variant.names) for variant in ordered]
     prefixes = {variant.names[: i + 1] for variant in ordered for i in range(len(variant.steps))}
     done = [sum(macs[name] for name in variant.names[variant.shared if reuse else 0 :]) for variant in ordered]

@@ -67,7 +67,7 @@ def from_folder(folder: Path) -> Family:
     """The family of a diffusers folder, of a pipeline or of a UNet alone; raises ValueError where it is none."""
     unet_file = next((f for f in (folder / "unet" / "config.json", folder / "config.json") if f.exists()), None)
     if unet_file is None:
-        raise ValueError(f"{folder} is no diffusers folder: neither unet/config.json nor config.json is in it.")
+        raise ValueError(f"{folder} is not a diffusers folder: it has neither unet/config.json nor config.json.")
     return _of_configs(unet_file, title=folder.resolve().name, folder=folder)
 
 
@@ -80,7 +80,7 @@ def _of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Fami
     """The family of a UNet's config, and of those in the pipeline's `folder` where there is one."""
     unet = read_json(unet_file)
     if not isinstance(unet, dict) or "block_out_channels" not in unet:
-        raise ValueError(f"{unet_file} is no config of a diffusers UNet: it has no block_out_channels.")
+        raise ValueError(f"{unet_file} is not the config of a diffusers UNet: it has no block_out_channels.")
 
     def beside(name: str) -> Any:
         return read_json(folder / name) if folder and (folder / name).exists() else None

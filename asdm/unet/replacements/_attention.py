@@ -49,7 +49,7 @@ class MapAttention(nn.Module):
         h, w = self.size or (0, 0)
         if h * w != n:
             raise ValueError(
-                f"{type(self).__name__} was told {h}×{w} tokens and got {n}; call it through its Transformer unit."
+                f"{type(self).__name__} expected {h}×{w} tokens, got {n}; call it through its Transformer unit."
             )
         out = self.mix(hidden_states.view(b, h, w, c))
         return self.to_out[1](self.to_out[0](out.reshape(b, n, -1)))

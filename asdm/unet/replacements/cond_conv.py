@@ -94,7 +94,7 @@ class FoldedConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         places = self.timesteps.places
         if places is None:
-            raise ValueError("a folded convolution was told no timestep; call it through its UNet.")
+            raise ValueError("a folded convolution needs a timestep; call it through its UNet.")
         return convolve(self, x, self.weight[places[0] : places[0] + 1] if len(places) == 1 else self.weight[places])
 
 
@@ -208,7 +208,7 @@ def _as_products(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> tor
 
 def _told(time: torch.Tensor | None) -> torch.Tensor:
     if time is None:
-        raise ValueError("a timestep gate was told no time embedding; call it through its ResNet unit.")
+        raise ValueError("a timestep gate needs a time embedding; call it through its ResNet unit.")
     return time
 
 
@@ -261,7 +261,7 @@ def _time_channels(unit: Any, gate: str) -> int | None:
     if gate == "input":
         return None
     if unit.time_emb_proj is None:
-        raise ValueError("this ResNet is given no time embedding; choose gate input.")
+        raise ValueError("this ResNet takes no time embedding; choose gate input.")
     return unit.time_emb_proj.in_features
 
 
@@ -308,7 +308,7 @@ def fold(unet: nn.Module, timesteps: Sequence[float]) -> nn.Module:
     if not timesteps:
         raise ValueError("name at least one timestep to fold for.")
     if any(isinstance(module, FoldedConv2d) for module in unet.modules()):
-        raise ValueError("this UNet is folded already; fold the student that it was made from.")
+        raise ValueError("this UNet is already folded; fold the student that it was made from.")
     times = blocks.time_embeddings(unet, timesteps)
     folded: Any = shared_copy(unet)
     decided = [unit for unit in blocks.iter_units(folded) if next(_gated_by_time(unit.modules[0]), None)]

@@ -195,7 +195,7 @@ def test_a_plan_whose_grafts_come_from_nowhere_says_what_to_do(tiny_folder: Path
     with pytest.raises(ValueError, match=r"combined grafts blocks but names no stage-1 student; give .* a source, or"):
         bench(str(tiny_folder), [str(combined(tmp_path, None))], QUICK)
     (tmp_path / "plan.json").unlink()
-    with pytest.raises(ValueError, match=r"the stage-1 student .*gone is no folder"):
+    with pytest.raises(ValueError, match=r"the stage-1 student must be a folder, got .*gone"):
         bench(str(tiny_folder), [str(combined(tmp_path, tmp_path / "gone"))], QUICK)
 
 

@@ -103,7 +103,7 @@ def test_a_plan_may_freeze_more(tiny_unet, stage1):
     learning = {name for name, p in student.named_parameters() if p.requires_grad}
     assert not any(n.startswith(("up_blocks.3.resnets.1.", "down_blocks.0.downsamplers.")) for n in learning)
     assert any(n.startswith("up_blocks.3.resnets.0.") for n in learning)
-    with pytest.raises(ValueError, match=r"the plan freezes up_blocks\.9, which holds no weight"):
+    with pytest.raises(ValueError, match=r"the plan freezes up_blocks\.9, which holds none"):
         graft.assemble(tiny_unet, stage1, plan.model_copy(update={"frozen": ("up_blocks.9",)}))
 
 
@@ -123,7 +123,7 @@ def test_blocks_are_counted_from_the_image_so_a_student_without_the_deepest_pair
     ("edits", "words"),
     [
         ((GraftBlock(block="up_blocks.9"),), r"cannot graft up_blocks\.9: there is no such block; choose from"),
-        ((GRAFTS[0], GraftBlock(block="down_blocks.0", source="x")), "it is grafted already"),
+        ((GRAFTS[0], GraftBlock(block="down_blocks.0", source="x")), "it is already grafted"),
         ((RemoveBlock(block="mid_block"), GraftBlock(block="mid_block")), "it is already removed whole"),
     ],
 )
@@ -133,9 +133,9 @@ def test_a_graft_that_cannot_be_is_refused_by_the_plan(tiny_unet, edits, words):
 
 
 def test_a_stage_1_student_that_does_not_fit_is_named_with_the_place(tiny_unet, stage1):
-    with pytest.raises(ValueError, match=r"cannot graft down_blocks\.0: .* differ there in attentions\.1\."):
+    with pytest.raises(ValueError, match=r"cannot graft down_blocks\.0: attentions\.1\..* differs between"):
         graft.assemble(tiny_unet, stage1, plan_of(*GRAFTS))
-    with pytest.raises(ValueError, match="grafts no block"):
+    with pytest.raises(ValueError, match="grafts no blocks"):
         graft.assemble(tiny_unet, stage1, plan_of(*preset("a_sdm", tiny_unet)))
     other = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))
     with pytest.raises(ValueError, match=r"removes its layers \[0\], the stage-1 student lacks \[1\]"):
@@ -187,7 +187,7 @@ def test_a_graft_may_name_its_source_and_several_are_refused(tiny_folder, tmp_pa
     two = plan_of(*edits, named[0], GraftBlock(block="up_blocks.3", source="other")).save(tmp_path / "two.json")
     with pytest.raises(ValueError, match="name several stage-1 students"):
         build.build_student(str(two), str(tiny_folder), tmp_path / "no")
-    with pytest.raises(ValueError, match="the stage-1 student nowhere is no folder"):
+    with pytest.raises(ValueError, match="the stage-1 student must be a folder, got nowhere"):
         build.build_student("a_sdm", str(tiny_folder), tmp_path / "no", "nowhere")
 
 

@@ -144,7 +144,7 @@ def test_a_student_in_diffusers_form_says_what_loads_it(student: Path, tmp_path:
     ("to", "change", "words"),
     [
         ("coreml", {}, "unknown target 'coreml'; choose from onnx, openvino, diffusers"),
-        ("onnx", {"dtype": "bf16"}, "onnx is exported in fp32, not bf16"),
+        ("onnx", {"dtype": "bf16"}, "onnx is exported in fp32, got bf16"),
         ("onnx", {"size": 100}, "size 100 does not fit"),
     ],
 )

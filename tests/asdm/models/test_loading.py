@@ -192,7 +192,7 @@ def test_the_hash_of_a_config_follows_a_real_change(change):
     ("setup", "words"),
     [
         ({"dtype": "float8"}, "unknown dtype 'float8'; choose from fp32, bf16, fp16"),
-        ({"device": "tpu"}, "no device 'tpu' here; choose from cpu"),
+        ({"device": "tpu"}, "device 'tpu' is not available; choose from cpu"),
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"threads": -1}, "threads must be at least 1, got -1"),
     ],
@@ -235,7 +235,9 @@ def test_a_missing_weight_is_named(tiny_folder, tmp_path):
         load_unet(TINY_FAMILY, str(folder))
 
 
-@pytest.mark.parametrize(("text", "words"), [("{ broken", "config.json is not valid JSON"), ("[]", "is no config")])
+@pytest.mark.parametrize(
+    ("text", "words"), [("{ broken", "config.json is not valid JSON"), ("[]", "is not the config")]
+)
 def test_a_broken_config_is_named(tiny_folder, tmp_path, text, words):
     folder = shutil.copytree(tiny_folder, tmp_path / "unet")
     (folder / "config.json").write_text(text)

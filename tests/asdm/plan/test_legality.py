@@ -190,12 +190,12 @@ def layer(block: str, index: int) -> RemoveLayer:
         ),
         pytest.param(
             [RemoveUnit(unit="mid_block.resnets.0"), RemoveUnit(unit="mid_block.resnets.0")],
-            ["remove mid_block.resnets.0", "an edit already"],
+            ["remove mid_block.resnets.0", "already has an edit"],
             id="removed twice",
         ),
         pytest.param(
             [gri("mid_block.attentions.0"), RemoveUnit(unit="mid_block.attentions.0")],
-            ["remove mid_block.attentions.0", "an edit already"],
+            ["remove mid_block.attentions.0", "already has an edit"],
             id="replaced and removed",
         ),
         pytest.param(
@@ -285,7 +285,7 @@ SHAPE = units.topology(SMALL)
 POLICY = (
     "without a consumer",  # diffusers would silently let the skip fall
     "would have no layer left",
-    "an edit already",
+    "already has an edit",
     "already removed",
     "trained for",
 )

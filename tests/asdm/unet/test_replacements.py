@@ -502,12 +502,12 @@ def test_a_unet_with_gri_everywhere_takes_odd_sizes(tiny_unet):
 
 def test_gri_refuses_what_it_cannot_do(attention):
     module, x = GRIAttention(attention), tokens(4, 4)
-    with pytest.raises(ValueError, match="told 0×0 tokens and got 16"):
+    with pytest.raises(ValueError, match="expected 0×0 tokens, got 16"):
         module(x)
     module.size = (4, 4)
     with pytest.raises(ValueError, match="without a mask"):
         module(x, attention_mask=torch.zeros(1, 16))
     with pytest.raises(ValueError, match="self-attention"):
         module(x, encoder_hidden_states=x)
-    with pytest.raises(ValueError, match="told 4×4 tokens and got 12"):
+    with pytest.raises(ValueError, match="expected 4×4 tokens, got 12"):
         module(tokens(3, 4))

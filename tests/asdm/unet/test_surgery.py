@@ -142,10 +142,10 @@ def test_a_student_takes_images_that_are_not_square(tiny_unet, size):
 @pytest.mark.parametrize(
     ("edit", "words"),
     [
-        (gri("mid_block.resnets.0"), ["replace mid_block.resnets.0 with gri_attention", "finds nothing"]),
+        (gri("mid_block.resnets.0"), ["replace mid_block.resnets.0 with gri_attention", "does not apply"]),
         (
             ReplaceUnit(unit="down_blocks.1.resnets.0", with_="pass_through"),
-            ["down_blocks.1.resnets.0", "finds nothing"],
+            ["down_blocks.1.resnets.0", "does not apply"],
         ),
         (ReplaceUnit(unit="mid_block.attentions.0", with_="gri"), ["'gri'", "gri_attention", "pass_through"]),
         (gri("mid_block.attentions.0", phases=9), ["replace mid_block.attentions.0", "phases"]),
@@ -199,6 +199,6 @@ def test_a_refused_replacement_leaves_the_unet_whole(tiny_unet):
     """The second edit does not apply; the first must not stay."""
     before = [id(module) for module in tiny_unet.modules()]
     edits = [ReplaceUnit(unit=f"mid_block.{part}.0", with_="gri_attention") for part in ("attentions", "resnets")]
-    with pytest.raises(ValueError, match="finds nothing in it"):
+    with pytest.raises(ValueError, match="does not apply to this unit"):
         apply_plan(tiny_unet, resolved_on(tiny_unet, edits))
     assert [id(module) for module in tiny_unet.modules()] == before

@@ -347,7 +347,7 @@ def test_budgets_of_several_kinds(run: Any, profiled: Path) -> None:
     refused(run("asdm-prof", "plan"), "no budget; give one or more of --budget", "--memory")
     refused(run("asdm-prof", "plan", "--params", "2"), "'2' for params", "a fraction (0.8)")
     refused(run("asdm-prof", "frontier", "--by", "beauty"), "'beauty'", "latency, macs, params")
-    refused(run("asdm-prof", "frontier", "--best", "3"), "the best plans of what budget?")
+    refused(run("asdm-prof", "frontier", "--best", "3"), "the best plans need a budget")
     both = run("asdm-prof", "plan", "--budget", "0.2", "--params", "0.9")
     refused(both, "0.2 and 0.9 of params together", "Cheapest relaxation of all: latency 0.", code=3)
     refused(run("asdm-prof", "plan", "--macs", "0.01"), "lowest reachable is", "of the teacher's macs", code=3)

@@ -323,7 +323,7 @@ def test_budgets_are_read(text: str, ratio: float) -> None:
 
 @pytest.mark.parametrize("text", ["0", "1.5", "-3", "fast", "NaN", "", "inf", "x0", "0%", "2s", "120%", "x0.5"])
 def test_what_is_no_budget_is_refused_with_the_choices(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no budget .* a fraction \(0.8\).* or a speed-up \(x1.3\)"):
+    with pytest.raises(ValueError, match=r"budget must be above 0 .* a fraction \(0.8\).* or a speed-up \(x1.3\)"):
         budgets.parse_budget(text, teacher_latency_s=1.0)
 
 

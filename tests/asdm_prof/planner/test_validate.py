@@ -129,7 +129,7 @@ def test_another_runs_file_is_refused(faked: Profile, tmp_path: Path) -> None:
     [
         ("sd15", {"plans": 2}, "plans must be at least 3, got 2"),
         ("sd15", {"time_budget_s": 0}, r"time_budget_s \(--time-budget\) must be above 0, got 0"),
-        ("sd21_base", {}, "the profile is of sd15, another model than sd21_base"),
+        ("sd21_base", {}, "the profile is of sd15, not of sd21_base"),
     ],
 )
 def test_bad_input_gets_one_sentence(faked: Profile, family: str, change: dict, words: str) -> None:

@@ -265,7 +265,7 @@ def test_a_slow_unit_of_few_parameters_leads_the_rank(faked: Profile) -> None:
         ({"batch": 0}, "batch 0"),
         ({"threads": -1}, "threads -1"),
         ({"dtype": "fp64"}, "unknown dtype 'fp64'; choose from fp32, bf16, fp16"),
-        ({"device": "tpu"}, "no device 'tpu' here; choose from cpu"),
+        ({"device": "tpu"}, "device 'tpu' is not available; choose from cpu"),
         ({"size": 500}, "size 500 does not fit sd15: choose a multiple of 64"),
         ({"backend": "vulkan"}, "unknown name 'vulkan' in backends; choose from compiled, eager"),
     ],

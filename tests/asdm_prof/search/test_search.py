@@ -143,7 +143,7 @@ def test_the_page_and_a_figure_show_the_search(tmp_path: Path) -> None:
         (["--steps", 2], "steps must be at least 3 for 2 candidates in 2 rungs, got 2"),
         (["--metric", "beauty"], "unknown metric 'beauty'; choose from frechet_distance"),
         (["--prompts", 3], "prompts must be at least 4, got 3"),
-        (["--budget", "much"], "budget 'much' is no budget"),
+        (["--budget", "much"], "got 'much'"),
         (["--candidates", 5000, "--steps", 10**6], "candidates must be at most 200, got 5000"),
         (
             ["--storage", "mysql://me:secret@here/db"],
