@@ -25,24 +25,24 @@ from asdm.models.families import Family, load_family
 from asdm.plan.edits import AnyEdit, PruningPlan
 from asdm.plan.legality import resolve
 from asdm.unet import blocks, flops
-from asdm.utils.io import Record, sha256_of, utc_now
+from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
+from asdm_prof.records.unfinished import UnfinishedRun
 
 FASTEST, SLOWEST = 0.40, 0.95  # of the teacher's latency: where plans are drawn
 CONFIDENCE = 0.95
 SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known: 1 % of the teacher, 10 % of a saving
 
 
-class ValidationRun(Record):
+class ValidationRun(UnfinishedRun):
     """`asdm.validate-run/1`: what an unfinished run has measured so far."""
 
     SCHEMA: ClassVar[str] = "asdm.validate-run/1"
     schema_: Literal["asdm.validate-run/1"] = Field("asdm.validate-run/1", alias="schema")
-    run_sha256: str  # of everything that decides which plans are drawn and how they are measured
     plans: tuple[ValidatedPlan, ...] = ()
 
 
@@ -96,16 +96,7 @@ def _check(family: Family, profile: Profile, settings: ValidateSettings) -> None
 
 
 def _open_run(run_file: Path | None, profile: Profile, settings: ValidateSettings) -> ValidationRun:
-    fresh = ValidationRun(run_sha256=sha256_of([profile.sha256(), vars(settings)]))
-    if run_file is None or not run_file.exists():
-        return fresh
-    unfinished = ValidationRun.load(run_file)
-    if unfinished.run_sha256 != fresh.run_sha256:
-        raise ValueError(
-            f"{run_file} is an unfinished run of another profile or with other options; "
-            "repeat those options, or delete the file."
-        )
-    return unfinished
+    return ValidationRun(run_sha256=sha256_of([profile.sha256(), vars(settings)])).resumed_from(run_file, "profile")
 
 
 # ---------------------------------------------------------------------------------------------- plans

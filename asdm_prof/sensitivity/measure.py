@@ -26,6 +26,7 @@ from asdm.unet import surgery
 from asdm.utils.io import Record, sha256_of
 from asdm.utils.progress import Tell
 from asdm_prof.records import Interval, Work
+from asdm_prof.records.unfinished import UnfinishedRun
 from asdm_prof.sensitivity.calibration import Calibration, make_calibration, unit_scores
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.variants import Variant, make_variants, outputs, step_macs, work_of
@@ -70,12 +71,11 @@ class Batch(Record):
     forward_s: float  # of those, inside the UNets
 
 
-class DamageRun(Record):
+class DamageRun(UnfinishedRun):
     """`asdm.damage-run/1`: what an unfinished run has measured so far."""
 
     SCHEMA: ClassVar[str] = "asdm.damage-run/1"
     schema_: Literal["asdm.damage-run/1"] = Field("asdm.damage-run/1", alias="schema")
-    run_sha256: str  # of the teacher, the edits and everything that decides what is measured on
     batches: tuple[Batch, ...] = ()
 
 
@@ -155,16 +155,7 @@ def _open_run(
     """
     deciding = {k: v for k, v in vars(settings).items() if k not in ("weights", "threads", "batch", "reuse")}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]
-    fresh = DamageRun(run_sha256=sha256_of([sha256, edits, deciding]))
-    if run_file is None or not run_file.exists():
-        return fresh
-    unfinished = DamageRun.load(run_file)
-    if unfinished.run_sha256 != fresh.run_sha256:
-        raise ValueError(
-            f"{run_file} is an unfinished run of another teacher or with other options; repeat those "
-            "options, or delete the file."
-        )
-    return unfinished
+    return DamageRun(run_sha256=sha256_of([sha256, edits, deciding])).resumed_from(run_file, "teacher")
 
 
 def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> Batch:

@@ -1,0 +1,29 @@
+"""What an interrupted measurement saves, so that the same command goes on from there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from asdm.utils.io import Record
+
+
+class UnfinishedRun(Record):
+    """The results so far; `run_sha256` is of everything that decides what is measured."""
+
+    run_sha256: str
+
+    def resumed_from(self, run_file: Path | None, subject: str) -> Self:
+        """The run saved in `run_file`, or this new one if there is no file.
+
+        Raises ValueError if the file is of another `subject` (profile, teacher) or of other options.
+        """
+        if run_file is None or not run_file.exists():
+            return self
+        saved = type(self).load(run_file)
+        if saved.run_sha256 != self.run_sha256:
+            raise ValueError(
+                f"{run_file} is an unfinished run of another {subject} or with other options; "
+                "repeat those options, or delete the file."
+            )
+        return saved
