@@ -16,7 +16,6 @@ from asdm.utils import io
 from asdm_prof.analysis import structure
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.analysis.tree import Node, tree_of
-from asdm_prof.planner.plan import check_damage
 from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, TrainingLog, Validation
 
 R = TypeVar("R", bound=io.Record)
@@ -124,6 +123,12 @@ def _holds_profile(profile: Profile, comparison: Comparison) -> None:
         raise ValueError("it compares other profiles.")
 
 
+def _check_damage(profile: Profile, damage: Damage) -> None:
+    from asdm_prof.planner.plan import check_damage  # brings scipy along, which most reports do without
+
+    check_damage(profile, damage)
+
+
 def _check_frontier(profile: Profile, frontier: Frontier) -> None:
     if frontier.profile_sha256 != profile.sha256():
         raise ValueError(
@@ -136,7 +141,7 @@ def _check_frontier(profile: Profile, frontier: Frontier) -> None:
 KINDS: dict[str, Kind[Any]] = {
     "validation": Kind("validate*.json", Validation, check_same_profile),
     "comparison": Kind("compare*.json", Comparison, _holds_profile),
-    "damage": Kind("damage*.json", Damage, check_damage),
+    "damage": Kind("damage*.json", Damage, _check_damage),
     "frontier": Kind("frontier*.json", Frontier, _check_frontier),
     "search": Kind("search*.json", Search, check_same_profile),
 }
@@ -279,11 +284,13 @@ def _readable(
 ) -> Iterator[tuple[Path, R]]:
     """The files that hold such a record and pass the check, each with its record; others are passed over."""
     for path in paths:
-        with suppress(ValueError):
+        try:
             record = model.load(path)
             if check:
                 check(record)
-            yield path, record
+        except ValueError:
+            continue
+        yield path, record
 
 
 # ---------------------------------------------------------------------------------------------- Fig. 1
