@@ -28,6 +28,7 @@ from diffusers import UNet2DConditionModel
 import asdm.cli
 import asdm_prof.cli
 from asdm.distill import losses
+from asdm.evaluate import metrics
 from asdm.models import student as students
 from asdm.models.execution import Setup
 from asdm.models.families import load_family
@@ -356,6 +357,13 @@ def test_an_added_loss_term_can_be_weighed(
     teacher = reader.with_weights["mini"]
     assert reader.types(f"asdm distill bk_sdm_base --teacher {teacher} --weight {name}=0.5 -o run/ --dry-run") == 0
     assert f"{name} × 0.5" in capfd.readouterr().out
+
+
+def test_an_added_metric_compares_images(added: dict[str, str]) -> None:
+    metric = registry.load("asdm.evaluate.metrics", added["asdm.evaluate.metrics"])
+    judge: Any = None  # this one compares pixels
+    teacher, student = (metrics.JudgedImages(judge, torch.full((2, 3, 8, 8), value)) for value in (0.0, 0.2))
+    assert metric.samples(student, teacher, None).value == pytest.approx(20, abs=1e-4), "10 · log₁₀(2² / 0.2²)"
 
 
 def test_an_added_section_is_on_the_page(added: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import tomllib
@@ -28,6 +29,7 @@ SEAMS = {
     "asdm.measure.backends": "backend",
     "asdm.data.datasets": "dataset",
     "asdm.distill.losses": "loss-term",
+    "asdm.evaluate.metrics": "metric",
     "asdm_prof.renderers": "renderer",
     "asdm_prof.renderers.html.sections": "report-section",
 }
@@ -76,6 +78,13 @@ def test_documented_commands_exist_with_their_options() -> None:
         assert (program, words[0]) in COMMANDS, str(line)
         flags = {word.partition("=")[0] for word in words[1:] if re.match(r"--?[a-z]", word)}
         assert flags <= options(program, words[0]), str(line)
+
+
+def test_documented_modules_exist() -> None:
+    named = {name for text in documents().values() for name in re.findall(r"python -m ([\w.]+)", text)}
+    assert "benchmarks.proof" in named
+    for name in named:
+        assert importlib.util.find_spec(name), name
 
 
 def test_options_named_in_a_commands_page_are_options_of_a_command() -> None:
