@@ -1,22 +1,21 @@
-"""Times a UNet in fresh processes, by turns with the allocator as it is and told to keep freed memory (A B B A).
+"""Times a UNet with the allocator as it is and told to keep freed memory, in fresh processes in the order A B B A.
 
-    python -m benchmarks.allocator -o reports/sd15/allocator.json
+    python -m benchmarks.allocator -o reports/sd15/trust/allocator.json
 
-glibc reads what it is told when a process starts, so each turn is a process of its own: load, warm up, time.
+glibc reads its settings when a process starts, so each turn is a process of its own: load, warm up, time.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import resource
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import typer
 from pydantic import Field
 
-from asdm.cli.options import this_command
+from asdm.cli.options import Force, this_command
 from asdm.measure import clocks, machine
 from asdm.measure.machine import KEEP_MEMORY
 from asdm.measure.statistics import latency, paired_ratio
@@ -25,8 +24,9 @@ from asdm.models.families import load_family
 from asdm.records.measurement import Estimate, HostUse, Latency, Run
 from asdm.utils import console
 from asdm.utils.io import Frozen, check_writable, utc_now
+from benchmarks.script import FamilyName, JsonFile, in_fresh_process, in_turn, run
 
-TURNS = ("as it is", "kept", "kept", "as it is")
+KEPT = (False, True, True, False)  # whether each process keeps freed memory
 
 
 class Turn(Frozen):
@@ -48,9 +48,9 @@ class Allocator(Run):
     latency_ratio: Estimate  # kept / as it is
 
 
-def turn(family_name: str, batch: int, calls: int) -> Turn:
+def time_unet(name: str, batch: int, calls: int) -> Turn:
     """Load a family's UNet with random weights into this process and time it."""
-    family = load_family(family_name)
+    family = load_family(name)
     with machine.quiet_torch(None):
         unet = loading.load_unet(family, execution.RANDOM, "cpu", "fp32", 0)
         inputs = example_inputs.unet_inputs(family, batch)
@@ -65,18 +65,18 @@ def turn(family_name: str, batch: int, calls: int) -> Turn:
         samples = [call() for _ in range(calls)]
         host = watch.read()
     return Turn(
-        environment={name: os.environ[name] for name in KEEP_MEMORY if name in os.environ},
+        environment={variable: os.environ[variable] for variable in KEEP_MEMORY if variable in os.environ},
         latency_s=latency(samples),
         host=host,
         peak_resident_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # KiB on Linux
     )
 
 
-def compared(family: str, batch: int, turns: list[Turn], command: str) -> Allocator:
-    """The record of all turns; ratios are of the calls of one place in their turns."""
+def compare(family: str, batch: int, turns: list[Turn], command: str) -> Allocator:
+    """The record of all turns; a ratio pairs calls that had the same place in their turns."""
 
     def samples(kept: bool) -> list[float]:
-        return [s for one in turns if bool(one.environment) is kept for s in one.latency_s.samples]
+        return [s for turn in turns if bool(turn.environment) is kept for s in turn.latency_s.samples]
 
     return Allocator(
         created_utc=utc_now(),
@@ -92,46 +92,37 @@ def compared(family: str, batch: int, turns: list[Turn], command: str) -> Alloca
     )
 
 
-def row(one: Turn) -> dict[str, Any]:
+def row(turn: Turn) -> dict[str, Any]:
     """A line of the printed table."""
     return {
-        "freed memory": "kept" if one.environment else "as it is",
-        "s a call": f"{one.latency_s.median:.2f}",
-        "kernel": f"{one.host.kernel_share or 0:.1%}",
-        "page faults/s": f"{one.host.page_faults_per_s or 0:,.0f}",
-        "peak GB": f"{one.peak_resident_bytes / 1e9:.2f}",
+        "freed memory": "kept" if turn.environment else "as it is",
+        "s a call": f"{turn.latency_s.median:.2f}",
+        "kernel": f"{turn.host.kernel_share or 0:.1%}",
+        "page faults/s": f"{turn.host.page_faults_per_s or 0:,.0f}",
+        "peak GB": f"{turn.peak_resident_bytes / 1e9:.2f}",
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, save, print."""
-    parser = argparse.ArgumentParser(description="Times a UNet with freed memory given back and kept, by turns.")
-    parser.add_argument("--family", default="sd15", help="a family or a diffusers folder")
-    parser.add_argument("--batch", type=int, default=1, help="latents a call")
-    parser.add_argument("--calls", type=int, default=8, help="timed calls in each process")
-    parser.add_argument("-o", "--output", type=Path, help="the JSON file to write")
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
-    parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    if chosen.turn:
-        print(turn(chosen.family, chosen.batch, chosen.calls).model_dump_json())
-        return
-    if chosen.output is None:
-        parser.error("name the JSON file to write with -o.")
-    check_writable(chosen.output, chosen.force)
-    same = ["--family", chosen.family, "--batch", str(chosen.batch), "--calls", str(chosen.calls)]
-    turns = []
-    with console.progress("Comparing") as tell:
-        for name in TURNS:
-            tell(f"memory {name}", len(turns), None)
-            printed = machine.in_a_fresh_process(__file__, ["--turn", *same], name == "kept")
-            turns.append(Turn.model_validate_json(printed))
-    found = compared(chosen.family, chosen.batch, turns, this_command("python -m benchmarks.allocator"))
-    found.save(chosen.output, chosen.force)
-    console.emit([row(one) for one in turns], console.Format.table)
-    ratio = found.latency_ratio
-    console.say(f"Kept / as it is: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]. Wrote {chosen.output}")
+def main(
+    output: JsonFile,
+    family: FamilyName = "sd15",
+    batch: Annotated[int, typer.Option(help="Latents per call.")] = 1,
+    calls: Annotated[int, typer.Option(help="Timed calls in each process.")] = 8,
+    force: Force = False,
+) -> None:
+    """Time a UNet with freed memory given back and kept, in fresh processes that take turns."""
+    check_writable(output, force)
+    with console.progress("Comparing", "processes") as tell:
+        turns = [
+            in_fresh_process(time_unet, family, batch, calls, keep_memory=keep_memory)
+            for keep_memory in in_turn(KEPT, "fresh processes", tell)
+        ]
+    result = compare(family, batch, turns, this_command("python -m benchmarks.allocator"))
+    result.save(output, force)
+    console.emit([row(turn) for turn in turns], console.Format.table)
+    ratio = result.latency_ratio
+    console.say(f"Kept / as it is: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]. Wrote {output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

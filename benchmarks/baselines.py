@@ -1,4 +1,4 @@
-"""What others would prune, as plans: judged on the same damage and latency as ours.
+"""What others would prune, as plans that are judged on the same damage and latency as ours.
 
 Greedy by time saved per damage; BK-SDM's three and the paper's hand-made assembly (presets); SnapFusion's "no attention
 at the highest resolution"; random legal plans.
@@ -24,8 +24,8 @@ Edits = tuple[AnyEdit, ...]
 
 
 def fixed(shape: Topology) -> dict[str, Edits]:
-    """Plans that know no budget, by name; those that do not fit a UNet are left out."""
-    found: dict[str, Edits] = {}
+    """Plans that do not depend on a budget, by name; those that do not fit the UNet are left out."""
+    plans: dict[str, Edits] = {}
     for name in (*HAND_MADE, "no_attention_at_the_top"):
         try:
             edits = tuple(PRESETS[name](shape)) if name in PRESETS else no_attention_at_the_top(shape)
@@ -33,8 +33,8 @@ def fixed(shape: Topology) -> dict[str, Edits]:
         except (ValueError, IndexError):
             continue
         if edits:
-            found[name] = edits
-    return found
+            plans[name] = edits
+    return plans
 
 
 def no_attention_at_the_top(shape: Topology) -> Edits:
@@ -44,9 +44,9 @@ def no_attention_at_the_top(shape: Topology) -> Edits:
 
 
 def bk_style(profile: Profile, ratio: float) -> Edits:
-    """BK-SDM's rule brought to a latency: of all plans by its rule, the one that the profile puts nearest to `ratio`.
+    """BK-SDM's rule at a latency: of all plans by that rule, the one that the profile predicts nearest to `ratio`.
 
-    The rule takes a layer from both blocks of a pair, and the middle block; BK-SDM's own three do so in every pair.
+    The rule takes a layer from both blocks of a pair, and the middle block; BK-SDM's three models do so in every pair.
     """
     return min(_by_bk_rule(profile.topology), key=lambda edits: abs(plan.price(profile, edits).ratio - ratio))
 
@@ -63,7 +63,7 @@ def _by_bk_rule(shape: Topology) -> Iterator[Edits]:
 
 
 def greedy(problem: Problem, ratio: float) -> Edits | None:
-    """The choice that saves most time per damage, again and again until `ratio` is met; None where it gets stuck."""
+    """The choices that save most time per damage, until `ratio` is met; None where no more can be added before."""
     chosen: list[int] = []
     while sum(problem.choices[i].saving for i in chosen) < 1 - ratio:
         taken = {fqn for i in chosen for fqn in problem.choices[i].touches}
@@ -82,10 +82,10 @@ def random(problem: Problem, ratio: float, n: int, seed: int) -> list[Edits]:
 
 def at(problem: Problem, ratio: float, fixed_plans: Mapping[str, Edits], n: int, seed: int) -> dict[str, Edits]:
     """Every baseline that is within a latency budget by the profile, by name."""
-    found = {name: edits for name, edits in fixed_plans.items() if _ratio(problem, edits) <= ratio}
-    if (steps := greedy(problem, ratio)) is not None:
-        found["greedy"] = steps
-    return found | {f"random {i + 1}": edits for i, edits in enumerate(random(problem, ratio, n, seed))}
+    plans = {name: edits for name, edits in fixed_plans.items() if _ratio(problem, edits) <= ratio}
+    if (edits := greedy(problem, ratio)) is not None:
+        plans["greedy"] = edits
+    return plans | {f"random {i + 1}": edits for i, edits in enumerate(random(problem, ratio, n, seed))}
 
 
 def _ratio(problem: Problem, edits: Edits) -> float:

@@ -1,9 +1,11 @@
-"""`python -m benchmarks.damage -o reports/mini`: everything about damage on the mini, in one go (about six minutes).
+"""Everything about damage on the mini, in one command (about six minutes).
 
-Profile (where the folder has none of these weights), sensitivity over 64 prompts × 8 timesteps with 40 joint plans,
-frontier with the best and unlike plans at 0.75, our plan at 0.75, our plans against the baselines at every budget from
-0.95 to 0.50, and the figures. Writes profile.json, damage.json, frontier.json, plan.json, budgets.json and figures/.
-An interrupted run goes on where it was. Also for other families with weights of their own.
+    python -m benchmarks.damage -o reports/mini
+
+Profile (if the folder has none of these weights), sensitivity over 64 prompts × 8 timesteps with 40 joint plans,
+frontier with the best and the most diverse plans at 0.75, our plan at 0.75, our plans against the baselines at every
+budget from 0.95 to 0.50, and the figures. Writes profile.json, damage.json, frontier.json, plan.json, budgets.json and
+figures/. An interrupted run resumes. `--family` takes any family with weights.
 """
 
 from __future__ import annotations
@@ -25,21 +27,22 @@ from asdm_prof.sensitivity import study
 from benchmarks import report
 from benchmarks.budgets.compare import compare
 from benchmarks.budgets.section import rows_of
+from benchmarks.script import FamilyName, Threads, run
 
-SHOWN = "0.75"
+BUDGET = "0.75"
 
 
 def main(
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder that everything is written into.")],
-    family: Annotated[str, typer.Option(help="A family with weights, or a diffusers folder.")] = "mini",
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for everything that is written.")],
+    family: FamilyName = "mini",
     prompts: Annotated[int, typer.Option(help="Pictures with captions to measure on.")] = 64,
-    timesteps: Annotated[int, typer.Option(help="Noise levels of each.")] = 8,
+    timesteps: Annotated[int, typer.Option(help="Noise levels per picture.")] = 8,
     plans: Annotated[int, typer.Option(help="Random joint plans.")] = 40,
     candidates: Annotated[int, typer.Option(help="Best plans by prediction that are measured at each budget.")] = 10,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder has already.")] = False,
+    threads: Threads = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again what the folder already has.")] = False,
 ) -> None:
-    """Measure, plan, compare and draw."""
+    """Measure damage, plan by it, compare with the baselines and draw the figures."""
     command = this_command("python -m benchmarks.damage")
     settings = study.SensitivitySettings(threads=threads, prompts=prompts, timesteps=timesteps)
     io.make_folder(output)
@@ -48,20 +51,18 @@ def main(
         profile = study.load_or_profile(output / "profile.json", family, timing, fresh, watch, command)
     with terminal.progress("Measuring damage") as tell:
         sha256, path = profile.weights_sha256, output / "damage.json"
-        found = study.load_or_measure_damage(path, family, settings, plans, sha256, fresh, tell, command)
-    console.print_damage(found, console.stdout_console())
-    front = frontier.make_frontier(profile, found, "latency", {"latency": SHOWN}, 10, 10)
+        damage = study.load_or_measure_damage(path, family, settings, plans, sha256, fresh, tell, command)
+    console.print_damage(damage, console.stdout_console())
+    front = frontier.make_frontier(profile, damage, "latency", {"latency": BUDGET}, 10, 10)
     front.save(output / "frontier.json", force=True)
-    plan = explain.with_reasons(profile, planner.make_plan(profile, SHOWN, damage=found), damage=found)
+    plan = explain.with_reasons(profile, planner.make_plan(profile, BUDGET, damage=damage), damage=damage)
     plan.save(output / "plan.json", force=True)
     with terminal.progress("Comparing") as tell:
-        compared = compare(profile, found, settings, candidates=candidates, folder=output, tell=tell, command=command)
+        compared = compare(profile, damage, settings, candidates=candidates, folder=output, tell=tell, command=command)
     compared.save(output / "budgets.json", force=True)
     terminal.emit(rows_of(compared), terminal.Format.table)
     figures.render(report.collect(output / "profile.json"), output, report.FIGURES)
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    terminal.run(app)
+    run(main)

@@ -1,28 +1,26 @@
-"""What a training step costs: the stage-2 step in both modes, against the plain loop that trains a second copy whole.
+"""What a training step costs: the stage-2 step in both modes, against the plain loop that trains a whole second UNet.
 
     python -m benchmarks.distillation -o reports/sd15/distillation.json --size 256
 
-The plain loop is what BK-SDM's script does: the teacher, and a student with memory of its own in which everything
-learns from denoising + output + features. The other two train the same plan's combined UNet: shallow blocks learn, the
-rest is the teacher's own memory; `end_to_end` under semantic-aware supervision, `blockwise` on the teacher's own inputs
-and outputs.
+The plain loop is what BK-SDM's script does: the teacher, and a student with its own memory in which everything learns
+from denoising + output + features. The other two train the combined UNet of the same plan, in which the shallow blocks
+learn and the rest is the teacher's memory: `end_to_end` with semantic-aware supervision, `blockwise` on the teacher's
+inputs and outputs.
 
-Each turn is a process of its own, so that peak memory is that loop's alone, in the order A B B A …, so that a drift of
-the machine falls on both. Weights and inputs are random: neither time nor memory depends on their values.
+Each turn is a fresh process, so that peak memory is one loop's alone, in the order A B B A …, so that drift of the
+machine affects both. Weights and inputs are random: neither time nor memory depends on their values.
 """
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from asdm.cli.options import this_command
+from asdm.cli.options import Force, from_settings, this_command
 from asdm.distill import losses, recipes
 from asdm.distill.losses import perceptual
 from asdm.distill.settings import DistillSettings
@@ -38,12 +36,30 @@ from asdm.models.networks import Vgg
 from asdm.records.measurement import Estimate, Latency
 from asdm.utils import console
 from asdm.utils.io import Frozen, Record, check_writable, utc_now
+from asdm.utils.progress import Tell
+from asdm.utils.settings import Option
+from benchmarks.script import JsonFile, in_fresh_process, in_turn, run
 
 LOOPS = ("plain", "end_to_end", "blockwise")
 
 
+@dataclass(frozen=True)
+class LoopSettings:
+    """What every loop trains, and how often it is timed."""
+
+    family: Annotated[str, Option("Family or diffusers folder.")] = "sd15"
+    plan: Annotated[str, Option("The student: a preset or a plan file.")] = "a_sdm_clme"
+    size: Annotated[int | None, Option("Pixels per side; default: the family's.")] = None
+    batch: Annotated[int, Option("Pictures per step.")] = 1
+    dtype: Annotated[str, Option("Autocast: fp32, bf16 or fp16.")] = "fp32"
+    device: Annotated[str, Option("cpu or cuda.")] = "cpu"
+    threads: Annotated[int | None, Option("CPU threads; default: torch's.")] = None
+    steps: Annotated[int, Option("Timed steps per turn.")] = 3
+    rounds: Annotated[int, Option("Pairs of turns for each mode.")] = 4
+
+
 class Turn(Frozen):
-    """One process: seconds of each step, and the most memory it held, and held above what it began with."""
+    """One process: seconds of each step, its peak memory, and the peak above what it began with."""
 
     step_s: tuple[float, ...]
     peak_bytes: int
@@ -52,7 +68,7 @@ class Turn(Frozen):
 
 
 class Loop(Frozen):
-    """One loop against the plain one; ratios are of neighbouring turns, saved memory is a share of the plain loop's."""
+    """One loop against the plain one; ratios pair neighbouring turns, saved memory is a share of the plain loop's."""
 
     name: Literal["end_to_end", "blockwise"]
     step_s: Latency
@@ -87,22 +103,23 @@ class DistillationCost(Record):
 # ---------------------------------------------------------------------------------------------- one turn
 
 
-def run_loop(name: str, chosen: Any) -> Turn:
+def run_loop(name: str, values: Mapping[str, Any]) -> Turn:
     """Steps of one loop in this process: forward, backward, clipping, AdamW, running average."""
-    clock = clocks.clock_for(chosen.device)
-    if chosen.threads:
-        torch.set_num_threads(chosen.threads)
-    start = _peak(chosen.device)
-    model, optimizer, average = make_loop(name, chosen)
+    settings = LoopSettings(**values)
+    clock = clocks.clock_for(settings.device)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    start = _peak(settings.device)
+    model, optimizer, average = make_loop(name, settings)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    inputs = example_inputs.unet_inputs(load_family(chosen.family), chosen.batch, chosen.size, chosen.device)
+    inputs = example_inputs.unet_inputs(load_family(settings.family), settings.batch, settings.size, settings.device)
     noisy, target = inputs["sample"], torch.randn_like(inputs["sample"])
-    alpha = torch.full((chosen.batch,), 0.5, device=chosen.device)
-    kind = chosen.device.partition(":")[0]
-    half = chosen.dtype != "fp32"
+    alpha = torch.full((settings.batch,), 0.5, device=settings.device)
+    kind = settings.device.partition(":")[0]
+    half = settings.dtype != "fp32"
 
     def step() -> None:
-        with torch.autocast(kind, execution.dtype_of(chosen.dtype), enabled=half):
+        with torch.autocast(kind, execution.dtype_of(settings.dtype), enabled=half):
             terms = model(noisy, inputs["timestep"], inputs["encoder_hidden_states"], target, alpha)
         sum(term.mean() for term in terms.values()).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -110,18 +127,18 @@ def run_loop(name: str, chosen: Any) -> Turn:
         optimizer.zero_grad(set_to_none=True)
         average.step(parameters)
 
-    step()  # the first one makes the moments
-    times = tuple(clocks.timed(step, clock) for _ in range(chosen.steps))
-    peak = _peak(chosen.device)
+    step()  # the first one allocates the optimizer's moments
+    times = tuple(clocks.timed(step, clock) for _ in range(settings.steps))
+    peak = _peak(settings.device)
     return Turn(step_s=times, peak_bytes=peak, peak_above_start_bytes=peak - start,
                 trainable=sum(p.numel() for p in parameters))  # fmt: skip
 
 
-def make_loop(name: str, chosen: Any) -> tuple[DistillationTask, Any, Any]:
-    """A lesson with its optimizer and average, from the trainer's own parts."""
-    family = load_family(chosen.family)
-    teacher = loading.load_unet(family, execution.RANDOM, chosen.device).requires_grad_(False)
-    resolved = students.read_plan(chosen.plan, teacher, family.name)
+def make_loop(name: str, settings: LoopSettings) -> tuple[DistillationTask, Any, Any]:
+    """A task with its optimizer and running average, from the trainer's own parts."""
+    family = load_family(settings.family)
+    teacher = loading.load_unet(family, execution.RANDOM, settings.device).requires_grad_(False)
+    resolved = students.read_plan(settings.plan, teacher, family.name)
     stages = recipes.adjust(recipes.progressive_incubation, "blockwise" if name == "blockwise" else None)
     first, second = stages(resolved.topology, resolved.plan, 2)
     if name == "plain":
@@ -133,22 +150,22 @@ def make_loop(name: str, chosen: Any) -> tuple[DistillationTask, Any, Any]:
     stage = first if name == "plain" else second
     places = losses.find_places(stage.weights, student, applied.name_map)
     terms = tuple(term for term in stage.weights if places.get(term, True))
-    vgg = Vgg.load().to(chosen.device)
+    vgg = Vgg.load().to(settings.device)
     adapter = torch.randn(3, family.unet.get("in_channels", 4) + 1, generator=torch.Generator().manual_seed(0))
     objective = Objective(
         terms=terms,
         places=places,
         prediction_type=family.prediction_type,
         mode=stage.mode,
-        networks={"perceptual": perceptual.LatentVgg(vgg, adapter.to(chosen.device))},
+        networks={"perceptual": perceptual.LatentVgg(vgg, adapter.to(settings.device))},
     )
-    settings = DistillSettings(data="none", steps=2, device=chosen.device)
+    training = DistillSettings(data="none", steps=2, device=settings.device)
     parameters = [p for p in student.parameters() if p.requires_grad]
-    optimizer = make_optimizer(parameters, settings)
+    optimizer = make_optimizer(parameters, training)
     return (
         DistillationTask(student.train(), teacher, applied, objective),
         optimizer,
-        make_ema(parameters, settings),
+        make_ema(parameters, training),
     )
 
 
@@ -163,47 +180,41 @@ def _peak(device: str) -> int:
 # ---------------------------------------------------------------------------------------------- pairs
 
 
-def measured(chosen: Any, tell: Any, command: str) -> DistillationCost:
+def measure(settings: LoopSettings, tell: Tell, command: str) -> DistillationCost:
     """Both modes against the plain loop, each in `rounds` pairs of processes."""
     loops = []
-    for name in LOOPS[1:]:
-        turns: dict[str, list[Turn]] = {name: [], "plain": []}
-        for turn in range(chosen.rounds):
-            for who in ("plain", name) if turn % 2 == 0 else (name, "plain"):
-                tell(f"{name} against plain, pair {turn + 1} of {chosen.rounds}: {who}", 0, None)
-                turns[who].append(_in_a_process(who, chosen))
-        loops.append(_compared(name, turns[name], turns["plain"]))
-    family = load_family(chosen.family)
-    threads = chosen.threads or torch.get_num_threads()
+    for mode in LOOPS[1:]:
+        turns: dict[str, list[Turn]] = {mode: [], "plain": []}
+        order = ["plain", mode, mode, "plain"] * settings.rounds
+        for name in in_turn(order[: 2 * settings.rounds], f"{mode} against plain", tell):
+            turns[name].append(_run_in_fresh_process(name, settings))
+        loops.append(_compare(mode, turns[mode], turns["plain"]))
+    family = load_family(settings.family)
+    threads = settings.threads or torch.get_num_threads()
     return DistillationCost(
         created_utc=utc_now(),
         command=command,
         family=family.name,
-        plan=chosen.plan,
-        size=chosen.size or family.size,
-        batch=chosen.batch,
-        dtype=chosen.dtype,
-        device=chosen.device,
+        plan=settings.plan,
+        size=settings.size or family.size,
+        batch=settings.batch,
+        dtype=settings.dtype,
+        device=settings.device,
         threads=threads,
         loops=tuple(loops),
-        environment=machine.environment(chosen.device, threads),
+        environment=machine.environment(settings.device, threads),
     )
 
 
-def _in_a_process(name: str, chosen: Any) -> Turn:
-    line = [sys.executable, __file__, "--turn", name]
-    for key in ("family", "plan", "size", "batch", "dtype", "device", "threads", "steps"):
-        if getattr(chosen, key) is not None:
-            line += [f"--{key}", str(getattr(chosen, key))]
-    done = subprocess.run(line, capture_output=True, text=True)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["it was killed, perhaps for want of memory"])[-1]
-        raise ValueError(f"the {name} loop failed: {last}")
-    return Turn.model_validate_json(done.stdout.strip().splitlines()[-1])
+def _run_in_fresh_process(name: str, settings: LoopSettings) -> Turn:
+    try:
+        return in_fresh_process(run_loop, name, asdict(settings))
+    except ValueError as error:
+        raise ValueError(f"the {name} loop failed: {error}") from None
 
 
-def _compared(name: Any, turns: list[Turn], plain: list[Turn]) -> Loop:
-    def best(of: list[Turn]) -> list[float]:
+def _compare(name: Any, turns: list[Turn], plain: list[Turn]) -> Loop:
+    def middle(of: list[Turn]) -> list[float]:
         return [sorted(turn.step_s)[len(turn.step_s) // 2] for turn in of]
 
     peak, above = (max(getattr(t, key) for t in turns) for key in ("peak_bytes", "peak_above_start_bytes"))
@@ -212,7 +223,7 @@ def _compared(name: Any, turns: list[Turn], plain: list[Turn]) -> Loop:
         name=name,
         step_s=latency([s for turn in turns for s in turn.step_s]),
         plain_step_s=latency([s for turn in plain for s in turn.step_s]),
-        steps_per_second_ratio=paired_ratio(best(plain), best(turns)),
+        steps_per_second_ratio=paired_ratio(middle(plain), middle(turns)),
         peak_bytes=peak,
         plain_peak_bytes=plain_peak,
         memory_saved=1 - peak / plain_peak,
@@ -237,34 +248,16 @@ def row(loop: Loop) -> dict[str, str]:
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, save, print."""
-    parser = argparse.ArgumentParser(description="Times a stage-2 step against the plain two-copies loop, in pairs.")
-    parser.add_argument("--family", default="sd15", help="a family or a diffusers folder")
-    parser.add_argument("--plan", default="a_sdm_clme", help="the student: a preset or a plan file")
-    parser.add_argument("--size", type=int, help="pixels per side; default: the family's")
-    parser.add_argument("--batch", type=int, default=1, help="pictures of a step")
-    parser.add_argument("--dtype", default="fp32", help="autocast: fp32, bf16 or fp16")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: what torch takes")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of a turn")
-    parser.add_argument("--rounds", type=int, default=4, help="pairs of turns for each mode")
-    parser.add_argument("-o", "--output", type=Path, help="the JSON file to write")
-    parser.add_argument("--turn", choices=LOOPS, help="run one turn in this process and print it")
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
-    chosen = parser.parse_args(arguments)
-    if chosen.turn:
-        print(run_loop(chosen.turn, chosen).model_dump_json())
-        return
-    if chosen.output is None:
-        parser.error("name the JSON file to write (-o)")
-    check_writable(chosen.output, chosen.force)
-    with console.progress("Comparing") as tell:
-        found = measured(chosen, tell, this_command("python -m benchmarks.distillation"))
-    found.save(chosen.output, chosen.force)
-    console.emit([row(loop) for loop in found.loops], console.Format.table)
-    console.say(f"Wrote {chosen.output}")
+@from_settings
+def main(output: JsonFile, *, settings: LoopSettings, force: Force = False) -> None:
+    """Time a stage-2 step against the plain loop with two whole UNets, in pairs."""
+    check_writable(output, force)
+    with console.progress("Comparing", "turns") as tell:
+        result = measure(settings, tell, this_command("python -m benchmarks.distillation"))
+    result.save(output, force)
+    console.emit([row(loop) for loop in result.loops], console.Format.table)
+    console.say(f"Wrote {output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

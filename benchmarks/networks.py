@@ -5,25 +5,24 @@
 Self-attentions by themselves and in their Transformer unit, at every resolution that has attention; CLME-CondConv
 against its plain ResNet at the highest one, gated by the input at batch 1, 2 and 8, and folded for timesteps.
 
-All of it is measured by several fresh processes, and a ratio is the median of theirs: a convolution's code is compiled
-when it is first called, and where it then lies moves it by some per cent, rarely by much more, for as long as the
-process lives. More calls of one process do not see that (benchmarks/placement.py does).
+Everything is measured in several fresh processes, and a ratio is the median of theirs: a convolution's code is compiled
+when it is first called, and its place in memory changes its speed by some per cent, rarely by much more, until the
+process ends. More calls in one process cannot show that (benchmarks/placement.py does).
 """
 
 from __future__ import annotations
 
-import argparse
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from functools import partial
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+import typer
 from pydantic import Field
 from torch import nn
 
-from asdm.cli.options import this_command
+from asdm.cli.options import Force, this_command
 from asdm.measure import clocks, machine, repeats, statistics
 from asdm.measure.statistics import estimate, latency, paired_ratio
 from asdm.models import example_inputs, loading, random_weights
@@ -34,6 +33,7 @@ from asdm.unet import blocks, surgery
 from asdm.unet.replacements.cond_conv import fold
 from asdm.utils import console
 from asdm.utils.io import Frozen, check_writable, utc_now
+from benchmarks.script import FamilyName, JsonFile, Threads, in_fresh_process, in_turn, run
 
 ATTENTIONS = ("gri_attention", "kv_downsample")
 BATCHES = (1, 2, 8)
@@ -94,17 +94,14 @@ class Pair:
     kwargs: dict[str, Any]
 
 
-def turn(family: Family, threads: int | None, budget_s: float, tell: Callable[..., None]) -> Turn:
+def time_pairs(name: str, threads: int | None, budget_s: float) -> Turn:
     """Every pair of a family, with random weights on the CPU, `budget_s` seconds each, in this process."""
     with machine.quiet_torch(threads) as used:
-        cases: list[NetworkCase] = []
-        for pair in pairs(family):
-            tell(f"{pair.unit}: {pair.replacement}, {pair.level}, batch {pair.batch}", len(cases), None)
-            cases.append(_time(pair, budget_s))
-        return Turn(threads=used, cases=tuple(cases), environment=machine.environment("cpu", used))
+        cases = tuple(_time(pair, budget_s) for pair in pairs(load_family(name)))
+        return Turn(threads=used, cases=cases, environment=machine.environment("cpu", used))
 
 
-def gathered(family: str, turns: list[Turn], command: str) -> Networks:
+def combine(family: str, turns: list[Turn], command: str) -> Networks:
     """The record of all turns."""
     return Networks(
         created_utc=utc_now(),
@@ -113,14 +110,16 @@ def gathered(family: str, turns: list[Turn], command: str) -> Networks:
         dtype="fp32",
         device="cpu",
         threads=turns[-1].threads,
-        cases=tuple(_over_processes(same) for same in zip(*(one.cases for one in turns), strict=True)),
+        cases=tuple(_over_processes(same) for same in zip(*(turn.cases for turn in turns), strict=True)),
         environment=turns[-1].environment,
     )
 
 
 def _over_processes(same: tuple[NetworkCase, ...]) -> NetworkCase:
-    processes = tuple(one for case in same for one in case.processes)
-    ratios = [one.latency_ratio.median for one in processes] if len(processes) > 1 else _ratios(processes[0])
+    processes = tuple(measured for case in same for measured in case.processes)
+    ratios = [measured.latency_ratio.median for measured in processes]
+    if len(processes) == 1:
+        ratios = _ratios(processes[0])
     updated = {
         "latency_ratio": estimate(ratios),
         "speed_up": estimate([1 / ratio for ratio in ratios]),
@@ -129,12 +128,12 @@ def _over_processes(same: tuple[NetworkCase, ...]) -> NetworkCase:
     return same[0].model_copy(update=updated)
 
 
-def _ratios(one: Measured) -> list[float]:
-    return [n / o for n, o in zip(one.latency_s.samples, one.original_latency_s.samples, strict=True)]
+def _ratios(measured: Measured) -> list[float]:
+    return [n / o for n, o in zip(measured.latency_s.samples, measured.original_latency_s.samples, strict=True)]
 
 
 def pairs(family: Family) -> Iterator[Pair]:
-    """The pairs one after the other; only the blocks that are timed take memory."""
+    """The pairs one after the other; only the blocks in use take memory."""
     unet: Any = loading.meta_unet(family)
     random_weights.materialise(unet.time_embedding)
     yield from _attention_pairs(unet, family)
@@ -153,12 +152,12 @@ def _attention_pairs(unet: Any, family: Family) -> Iterator[Pair]:
         text = example_inputs.unet_inputs(family)["encoder_hidden_states"]
         for name in ATTENTIONS:
             new = surgery.replacement_for(unet, ReplaceUnit(unit=fqn, with_=name))
-            new(x, encoder_hidden_states=text)  # tells the attention its size
-            about = (1, unit.in_channels, height)
-            yield Pair(fqn, name, "unit", *about, unit, new, (x,), {"encoder_hidden_states": text})
+            new(x, encoder_hidden_states=text)  # sets the attention's height and width
+            shape = (1, unit.in_channels, height)
+            yield Pair(fqn, name, "unit", *shape, unit, new, (x,), {"encoder_hidden_states": text})
             tokens = torch.randn(1, height * height, unit.in_channels)
             (parent, place), (host, _) = (next(blocks.self_attentions(one)) for one in (unit, new))
-            yield Pair(fqn, name, "attention", *about, getattr(parent, place), getattr(host, place), (tokens,), {})
+            yield Pair(fqn, name, "attention", *shape, getattr(parent, place), getattr(host, place), (tokens,), {})
 
 
 def _convolution_pairs(unet: Any, family: Family) -> Iterator[Pair]:
@@ -199,7 +198,7 @@ def _height(family: Family, block: str) -> int:
 def _time(pair: Pair, budget_s: float) -> NetworkCase:
     clock = clocks.HostClock()
     calls = {
-        name: (lambda module=module: clocks.timed(lambda: module(*pair.args, **pair.kwargs), clock))
+        name: partial(clocks.timed, partial(module, *pair.args, **pair.kwargs), clock)
         for name, module in (("original", pair.original), ("new", pair.new))
     }
     for call in calls.values():
@@ -214,7 +213,7 @@ def _time(pair: Pair, budget_s: float) -> NetworkCase:
             statistics.relative_half_width([n / o for n, o in zip(s["new"], s["original"], strict=True)]) < 0.005
         ),
     )
-    found = Measured(
+    measured = Measured(
         original_latency_s=latency(samples["original"]),
         latency_s=latency(samples["new"]),
         latency_ratio=paired_ratio(samples["new"], samples["original"]),
@@ -226,64 +225,50 @@ def _time(pair: Pair, budget_s: float) -> NetworkCase:
         batch=pair.batch,
         channels=pair.channels,
         height=pair.height,
-        latency_ratio=found.latency_ratio,
+        latency_ratio=measured.latency_ratio,
         speed_up=paired_ratio(samples["original"], samples["new"]),
-        processes=(found,),
+        processes=(measured,),
     )
 
 
 def row(case: NetworkCase) -> dict[str, str]:
     """A line of the printed table; the milliseconds are the first process's."""
-    ratio, each = case.latency_ratio, [one.latency_ratio.median for one in case.processes]
-    what = {"attention": "attention", "unit": f"batch {case.batch}"}[case.level]
+    ratio, ratios = case.latency_ratio, [measured.latency_ratio.median for measured in case.processes]
+    call = {"attention": "attention", "unit": f"batch {case.batch}"}[case.level]
     return {
         "unit": case.unit,
-        "replacement": f"{case.replacement}, {what}",
+        "replacement": f"{case.replacement}, {call}",
         "original ms": f"{case.processes[0].original_latency_s.median * 1e3:.2f}",
         "ratio": f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-        "processes": f"{min(each):.3f}–{max(each):.3f}",
+        "processes": f"{min(ratios):.3f}–{max(ratios):.3f}",
         "speed-up": f"{case.speed_up.median:.2f}",
     }
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Measure, save, print."""
-    parser = argparse.ArgumentParser(description="Times each replacement against its unit, in pairs.")
-    parser.add_argument("--family", default="sd15", help="a family or a diffusers folder")
-    parser.add_argument("-o", "--output", type=Path, help="the JSON file to write")
-    parser.add_argument("--threads", type=int, help="CPU threads; default: what torch takes")
-    parser.add_argument("--processes", type=int, default=7, help="fresh processes that each measure all")
-    parser.add_argument("--time-budget", type=float, default=4.0, help="seconds for each pair in each process")
-    parser.add_argument("--keep-memory", action="store_true", help="tell glibc to keep what is freed")
-    parser.add_argument("--force", action="store_true", help="overwrite what is there")
-    parser.add_argument("--turn", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args(arguments)
-    family = load_family(chosen.family)
-    if chosen.turn:
-        with console.progress("Comparing", "pairs") as tell:
-            print(turn(family, chosen.threads, chosen.time_budget, tell).model_dump_json())
-        return
-    if chosen.output is None:
-        parser.error("name the JSON file to write with -o.")
-    if chosen.processes < 1:
-        parser.error(f"processes {chosen.processes} is none; choose 1 or more.")
-    check_writable(chosen.output, chosen.force)
-    same = ["--family", chosen.family, "--time-budget", str(chosen.time_budget)]
-    same += ["--threads", str(chosen.threads)] if chosen.threads else []
-    turns: list[Turn] = []
-    started = time.monotonic()
-    for i in range(chosen.processes):
-        left = (time.monotonic() - started) / i * (chosen.processes - i) if i else None
-        console.say(
-            f"Process {i + 1} of {chosen.processes}" + ("" if left is None else f", {console.left_text(left)} left")
-        )
-        printed = machine.in_a_fresh_process(__file__, ["--turn", *same], chosen.keep_memory)
-        turns.append(Turn.model_validate_json(printed))
-    found = gathered(family.name, turns, this_command("python -m benchmarks.networks"))
-    found.save(chosen.output, chosen.force)
-    console.emit([row(case) for case in found.cases], console.Format.table)
-    console.say(f"Wrote {chosen.output}")
+def main(
+    output: JsonFile,
+    family: FamilyName = "sd15",
+    threads: Threads = None,
+    processes: Annotated[int, typer.Option(help="Fresh processes that each measure all pairs.")] = 7,
+    time_budget: Annotated[float, typer.Option(help="Seconds for each pair in each process.")] = 4.0,
+    keep_memory: Annotated[bool, typer.Option("--keep-memory", help="Tell glibc to keep freed memory.")] = False,
+    force: Force = False,
+) -> None:
+    """Time each replacement against the unit that it replaces, in pairs, in several fresh processes."""
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes}.")
+    check_writable(output, force)
+    name = load_family(family).name
+    with console.progress("Comparing", "processes") as tell:
+        turns = [
+            in_fresh_process(time_pairs, family, threads, time_budget, keep_memory=keep_memory)
+            for _ in in_turn(range(processes), "fresh processes", tell)
+        ]
+    result = combine(name, turns, this_command("python -m benchmarks.networks"))
+    result.save(output, force)
+    console.emit([row(case) for case in result.cases], console.Format.table)
+    console.say(f"Wrote {output}")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,31 +1,27 @@
 """Other tools' counts of SD 1.5's UNet beside the true ones: `make peers` writes reports/peers/sd15.json.
 
-Each tool runs in a process of its own on the same UNet (random weights, 512×512, batch 1), as its documentation says;
-one that does not install or run is listed with its error. The truth is tests/golden/sd15_unet.json, a closed form.
+Each tool runs in a fresh process on the same UNet (random weights, 512×512, batch 1), as its documentation says; one
+that does not install or run is listed with its error. The truth is tests/golden/sd15_unet.json, a closed form.
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import json
 import re
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from io import StringIO
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+import typer
 
-from asdm.measure import machine  # noqa: E402
-from asdm.models import example_inputs, loading  # noqa: E402
-from asdm.models.families import load_family  # noqa: E402
-from asdm.unet import blocks, flops  # noqa: E402
-from asdm.utils import io  # noqa: E402
+from asdm.measure import machine
+from asdm.models import example_inputs, loading
+from asdm.models.families import load_family
+from asdm.unet import blocks, flops
+from asdm.utils import console, io
+from benchmarks.script import ROOT, in_fresh_process, in_turn, put_into_results, run
 
 FAMILY = "sd15"
 GOLDEN = ROOT / "tests" / "golden" / "sd15_unet.json"
@@ -56,9 +52,9 @@ def fvcore(unet: Any, inputs: dict[str, Any]) -> Counts:
             return super().forward(sample, timestep, text, return_dict=False)
 
     unet.__class__ = Positional
-    found = FlopCountAnalysis(unet, (inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"]))
-    found.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    return found.total(), dict(found.by_module())  # its FLOP is one multiply-add
+    analysis = FlopCountAnalysis(unet, (inputs["sample"], inputs["timestep"], inputs["encoder_hidden_states"]))
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    return analysis.total(), dict(analysis.by_module())  # its FLOP is one multiply-add
 
 
 def thop(unet: Any, inputs: dict[str, Any]) -> Counts:
@@ -106,15 +102,15 @@ def calflops(unet: Any, inputs: dict[str, Any]) -> Counts:
 def torchinfo(unet: Any, inputs: dict[str, Any]) -> Counts:
     from torchinfo import summary
 
-    found = summary(unet, input_data=inputs, depth=100, verbose=0)
+    result = summary(unet, input_data=inputs, depth=100, verbose=0)
     by_name: dict[str, float] = {}
     path: list[str] = []
-    for layer in found.summary_list:
+    for layer in result.summary_list:
         path[layer.depth - 1 :] = [layer.var_name] if layer.depth else []
         for depth in range(1, len(path) + 1) if layer.is_leaf_layer else ():
             name = ".".join(path[:depth])
             by_name[name] = by_name.get(name, 0) + layer.macs
-    return found.total_mult_adds, by_name
+    return result.total_mult_adds, by_name
 
 
 def deepspeed(unet: Any, inputs: dict[str, Any]) -> Counts:
@@ -208,13 +204,12 @@ def run_all() -> dict[str, Any]:
     """Every tool in a fresh process, one after the other."""
     golden = json.loads(GOLDEN.read_text())
     rows = []
-    for name in TOOLS:
-        print(f"{name} …", file=sys.stderr, flush=True)
-        done = subprocess.run([sys.executable, __file__, "--tool", name], capture_output=True, text=True)
-        if done.returncode:
-            rows.append({"name": name, "error": (done.stderr.strip().splitlines() or ["no message"])[-1]})
-        else:
-            rows.append({"name": name} | json.loads(done.stdout.splitlines()[-1]))
+    with console.progress("Counting", "tools") as tell:
+        for name in in_turn(tuple(TOOLS), "with each tool", tell):
+            try:
+                rows.append({"name": name} | in_fresh_process(run_one, name))
+            except ValueError as error:
+                rows.append({"name": name, "error": str(error)})
     return {
         "schema": "asdm.peers/1",
         "created_utc": io.utc_now(),
@@ -225,13 +220,13 @@ def run_all() -> dict[str, Any]:
     }
 
 
-def table(found: dict[str, Any]) -> str:
+def table(result: dict[str, Any]) -> str:
     """The table in docs/results.md."""
     lines = [
         "| tool | total MACs | total | worst unit | of the five costliest units | seconds |",
         "|---|---|---|---|---|---|",
     ]
-    for row in found["tools"]:
+    for row in result["tools"]:
         if "error" in row:
             lines.append(f"| {row['name']} | does not run: {row['error'][:90].replace('|', '/')} | | | | |")
             continue
@@ -246,25 +241,14 @@ def _percent(error: float) -> str:
     return "exact" if error == 0 else f"{100 * error:+.1f} %".replace("-", "−")
 
 
-def into_results(found: dict[str, Any]) -> None:
-    """Put the table between its two marks."""
-    page = ROOT / "docs" / "results.md"
-    text = page.read_text(encoding="utf-8")
-    io.write_whole(page, io.between_marks(text, "peers", f"\n{table(found)}\n"), force=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tool", choices=list(TOOLS), help="count with one tool and print JSON")
-    parser.add_argument("--readme", action="store_true", help="only put the saved run's table into docs/results.md")
-    options = parser.parse_args()
-    if options.tool:
-        print(json.dumps(run_one(options.tool)))
-        return
-    if not options.readme:
+def main(
+    readme: Annotated[bool, typer.Option("--readme", help="Only put the saved table into docs/results.md.")] = False,
+) -> None:
+    """Count SD 1.5's UNet with every tool, and put the table into docs/results.md."""
+    if not readme:
         io.write_whole(RESULT, json.dumps(run_all(), indent=1) + "\n", force=True)
-    into_results(io.read_json(RESULT))
+    put_into_results("peers", f"\n{table(io.read_json(RESULT))}\n")
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -24,6 +24,7 @@ from benchmarks.budgets.records import Budgets
 from benchmarks.proof import section as proof_section
 from benchmarks.proof.figures import PROOF
 from benchmarks.proof.records import Proof
+from benchmarks.script import run
 
 KINDS: dict[str, Kind[Any]] = {
     "budgets": Kind("budgets*.json", Budgets, _collect.check_same_profile),
@@ -55,6 +56,4 @@ def main(
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    console.run(app)
+    run(main)

@@ -1,27 +1,26 @@
-"""What it saves to reuse activations: `asdm-prof sensitivity` against two plain loops over the edits, in pairs.
+"""What reusing activations saves: `asdm-prof sensitivity` against two plain loops over the edits, in pairs.
 
     python -m benchmarks.sensitivity -o reports/mini/sensitivity.json
 
 - `beside`: teacher and student run for every edit, as scripts that prune layer by layer do.
-- `kept`: the teacher's outputs are computed once and kept, every student runs whole.
+- `kept`: the teacher's outputs are computed once and kept; every student runs whole.
 - `reuse`: what `asdm-prof sensitivity` does; a student starts where it begins to differ from the one before it.
 
 All three measure one batch of prompts at every timestep, with students that are built beforehand and share the
-teacher's tensors; the numbers they give are compared bit by bit.
+teacher's tensors; their results are compared bit by bit.
 """
 
 from __future__ import annotations
 
 import math
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import typer
 from pydantic import Field
 
-from asdm.cli.options import this_command
+from asdm.cli.options import Force, this_command
 from asdm.measure import clocks, machine, repeats
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import example_inputs, loading
@@ -32,13 +31,14 @@ from asdm_prof.sensitivity import variants
 from asdm_prof.sensitivity.calibration import make_calibration
 from asdm_prof.sensitivity.measure import squared
 from asdm_prof.sensitivity.settings import SensitivitySettings
+from benchmarks.script import FamilyName, JsonFile, Threads, run
 
 LOOPS = ("reuse", "kept", "beside")
 PATTERN = (*LOOPS, *reversed(LOOPS))
 
 
 class SensitivityCost(UNetRun):
-    """`asdm.sensitivity-cost/1`: three loops over the same edits; a ratio is how often as long as `reuse` one takes."""
+    """`asdm.sensitivity-cost/1`: three loops over the same edits; a ratio is a loop's time / the time of `reuse`."""
 
     SCHEMA: ClassVar[str] = "asdm.sensitivity-cost/1"
     schema_: Literal["asdm.sensitivity-cost/1"] = Field("asdm.sensitivity-cost/1", alias="schema")
@@ -46,14 +46,14 @@ class SensitivityCost(UNetRun):
     prompts: int
     timesteps: int
     identical: bool  # all loops gave the same errors, bit by bit
-    forwards: dict[str, float]  # in teacher's forwards, by MACs
+    forwards: dict[str, float]  # in forwards of the teacher, by MACs
     seconds: dict[str, Latency]
     ratio: dict[str, Estimate]
 
 
-def run(name: str, ordered: list[variants.Variant], inputs: dict[str, Any]) -> list[torch.Tensor]:
+def run_loop(name: str, ordered: list[variants.Variant], inputs: dict[str, Any]) -> list[torch.Tensor]:
     """The error of every student in one loop, in the students' order."""
-    found = []
+    errors = []
     teacher: Any = None
     for variant, out in variants.outputs(ordered, inputs, reuse=name == "reuse"):
         if variant.index < 0:
@@ -61,20 +61,20 @@ def run(name: str, ordered: list[variants.Variant], inputs: dict[str, Any]) -> l
             continue
         if name == "beside":
             teacher = ordered[0].unet(**inputs)[0]
-        found.append(squared(out.float() - teacher.float()))
-    return found
+        errors.append(squared(out.float() - teacher.float()))
+    return errors
 
 
 def main(
-    output: Annotated[Path, typer.Option("-o", "--output", help="The JSON file to write.")],
-    family: Annotated[str, typer.Option(help="A family with weights, or a diffusers folder.")] = "mini",
-    prompts: Annotated[int, typer.Option(help="Pictures with captions of the batch.")] = 8,
-    timesteps: Annotated[int, typer.Option(help="Noise levels of each.")] = 8,
-    rounds: Annotated[int, typer.Option(help="Rounds, there and back: each loop runs twice in one; 2 or more.")] = 2,
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Overwrite what is there.")] = False,
+    output: JsonFile,
+    family: FamilyName = "mini",
+    prompts: Annotated[int, typer.Option(help="Pictures with captions in the batch.")] = 8,
+    timesteps: Annotated[int, typer.Option(help="Noise levels per picture.")] = 8,
+    rounds: Annotated[int, typer.Option(help="Rounds, 2 or more; each loop runs twice in one.")] = 2,
+    threads: Threads = None,
+    force: Force = False,
 ) -> None:
-    """Time the loops in turns, compare what they give, save and print."""
+    """Time three loops over the edits in turns, and compare their results."""
     io.check_writable(output, force)
     settings = SensitivitySettings(prompts=prompts, timesteps=timesteps, threads=threads)
     known = load_family(family)
@@ -88,7 +88,7 @@ def main(
 
     def timed(name: str) -> float:
         began = clock.mark()
-        errors[name] = run(name, ordered, inputs)
+        errors[name] = run_loop(name, ordered, inputs)
         return clock.seconds(began, clock.mark())
 
     with machine.quiet_torch(threads) as used, console.progress("Timing") as tell:
@@ -103,7 +103,7 @@ def main(
     macs = variants.step_macs(known, settings.size, ordered)
     reuse = variants.work_of(ordered, macs, reuse=True)
     plain = reuse["plain_forwards"]
-    found = SensitivityCost(
+    result = SensitivityCost(
         created_utc=io.utc_now(),
         command=this_command("python -m benchmarks.sensitivity"),
         family=known.name,
@@ -126,23 +126,21 @@ def main(
         ratio={name: paired_ratio(seconds[name], seconds["reuse"]) for name in LOOPS[1:]},
         environment=machine.environment(settings.device, used),
     )
-    found.save(output, force)
-    console.emit([row(found, name) for name in LOOPS], console.Format.table)
-    console.say(f"The errors are {'the same to the bit' if found.identical else 'NOT the same'}. Wrote {output}")
+    result.save(output, force)
+    console.emit([row(result, name) for name in LOOPS], console.Format.table)
+    console.say(f"The errors are {'the same to the bit' if result.identical else 'NOT the same'}. Wrote {output}")
 
 
-def row(found: SensitivityCost, name: str) -> dict[str, str]:
+def row(result: SensitivityCost, name: str) -> dict[str, str]:
     """A line of the printed table."""
-    ratio = found.ratio.get(name)
+    ratio = result.ratio.get(name)
     return {
         "loop": name,
-        "teacher's forwards": f"{found.forwards[name]:.1f}",
-        "seconds": f"{found.seconds[name].median:.1f}",
+        "teacher's forwards": f"{result.forwards[name]:.1f}",
+        "seconds": f"{result.seconds[name].median:.1f}",
         "× of reuse": f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]" if ratio else "",
     }
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    console.run(app)
+    run(main)

@@ -1,4 +1,4 @@
-"""The table of students in docs/results.md: every benchmark of a folder, as its JSON says.
+"""The table of students in docs/results.md, from the JSON of their benchmarks.
 
 python -m benchmarks.students reports/sd15/bench*.json --readme
 """
@@ -13,9 +13,8 @@ import typer
 
 from asdm.records.bench import BenchResult, BenchStudent
 from asdm.records.measurement import Estimate
-from asdm.utils import console, io
+from benchmarks.script import Readme, put_into_results, run
 
-RESULTS = Path(__file__).parents[1] / "docs" / "results.md"
 HEAD = (
     "| student | runtime | parameters | GMAC | predicted × | UNet × | guided step × (batch 2) | whole image × | from |",
     "|---|---|---|---|---|---|---|---|---|",
@@ -29,7 +28,7 @@ NAMES = {
 
 
 def table(benches: Sequence[tuple[str, BenchResult]]) -> str:
-    """Markdown: the teacher, then one row a student and file; × is student / teacher with its 95 % interval."""
+    """Markdown: the teacher, then one row per student and file; × is student / teacher with its 95 % interval."""
     teacher = benches[0][1].teacher
     rows = [f"| teacher | | {_millions(teacher.params)} | {_giga(teacher.macs)} | | 1 | 1 | 1 | |"]
     rows += [_row(student, bench, path) for path, bench in benches for student in bench.students]
@@ -49,8 +48,8 @@ def _row(student: BenchStudent, bench: BenchResult, path: str) -> str:
     return f"| {' | '.join([*cells, *measured, f'`{path}`'])} |"
 
 
-def _ratio(found: Estimate | None) -> str:
-    return "" if found is None else f"**{found.median:.3f}** [{found.low:.3f}, {found.high:.3f}]"
+def _ratio(ratio: Estimate | None) -> str:
+    return "" if ratio is None else f"**{ratio.median:.3f}** [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
 def _millions(params: int) -> str:
@@ -63,18 +62,14 @@ def _giga(macs: int) -> str:
 
 def main(
     bench: Annotated[list[Path], typer.Argument(help="bench.json files.")],
-    readme: Annotated[bool, typer.Option("--readme", help="Put the table into docs/results.md.")] = False,
+    readme: Readme = False,
 ) -> None:
-    """The table of students in docs/results.md."""
-    made = table([(str(path), BenchResult.load(path)) for path in bench])
+    """Print the table of students."""
+    text = table([(str(path), BenchResult.load(path)) for path in bench])
     if readme:
-        text = io.between_marks(RESULTS.read_text(encoding="utf-8"), "table", f"\n{made}\n")
-        io.write_whole(RESULTS, text, force=True)
-        console.say(f"Wrote {RESULTS}")
-    print(made)
+        put_into_results("table", f"\n{text}\n")
+    print(text)
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    console.run(app)
+    run(main)

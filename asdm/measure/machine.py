@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -121,18 +119,6 @@ def _malloc_settings() -> str:
     if preloaded := os.environ.get("LD_PRELOAD"):
         settings["LD_PRELOAD"] = " ".join(os.path.basename(path) for path in preloaded.replace(":", " ").split())
     return " ".join(f"{name}={value}" for name, value in settings.items())
-
-
-def in_a_fresh_process(script: str, arguments: Sequence[str], keep_memory: bool) -> str:
-    """The stdout of a Python script in a new process, whose allocator keeps freed memory or has its defaults.
-
-    glibc reads these settings when a process starts. Raises CalledProcessError if the script fails; its message has
-    gone to stderr.
-    """
-    variables = {key: value for key, value in os.environ.items() if key not in KEEP_MEMORY}
-    variables |= KEEP_MEMORY if keep_memory else {}
-    command = [sys.executable, script, *arguments]
-    return subprocess.run(command, env=variables, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 class HostWatch:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -69,11 +68,6 @@ def brief(value: Any) -> str:
     """A value as an error message shows it: text as it is, anything else as JSON, cut to 60 characters."""
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
-
-
-def between_marks(text: str, mark: str, inside: str) -> str:
-    """A Markdown text with `inside` between `<!-- mark -->` and `<!-- /mark -->`."""
-    return re.sub(rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m: f"{m[1]}{inside}{m[2]}", text, flags=re.S)
 
 
 def utc_now() -> str:

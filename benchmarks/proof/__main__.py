@@ -34,8 +34,9 @@ from asdm_prof.sensitivity import study
 from benchmarks.proof import evidence, run
 from benchmarks.proof.figures import PROOF
 from benchmarks.proof.records import Proof
+from benchmarks.script import Readme, put_into_results
+from benchmarks.script import run as run_script
 
-RESULTS = Path(__file__).parents[2] / "docs" / "results.md"
 DEFAULT = run.ProofSettings()
 
 
@@ -61,7 +62,7 @@ def main(
     pairs: Annotated[int, typer.Option(help="Timed pairs of every plan and the teacher.")] = 40,
     backend: Annotated[str, typer.Option(help="What runs the timed UNets.")] = "eager",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: what torch takes.")] = None,
-    readme: Annotated[bool, typer.Option("--readme", help="Put the table into docs/results.md.")] = False,
+    readme: Readme = False,
     force: Annotated[bool, typer.Option("--force", help="Throw away another experiment's proof.json.")] = False,
 ) -> None:
     """Train what is missing, or time what is there; then write, draw and print."""
@@ -102,13 +103,9 @@ def main(
     io.write_whole(output / "proof.md", text, force=True)
     figures.render(Report(profile, extra={"proof": found}), output, PROOF)
     if readme:
-        whole = io.between_marks(RESULTS.read_text(encoding="utf-8"), "proof", f"\n{text}")
-        io.write_whole(RESULTS, whole, force=True)
-        console.say(f"Wrote {RESULTS}")
+        put_into_results("proof", f"\n{text}")
     print(text, end="")
 
 
 if __name__ == "__main__":
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(main)
-    console.run(app)
+    run_script(main)

@@ -16,7 +16,7 @@ REPORTS = Path(__file__).parents[2] / "reports"
 
 
 def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(tiny_folder):
-    found = []
+    compared = []
     with torch.inference_mode():
         for pair in script.pairs(load_family(str(tiny_folder))):
             out, new = (m(*pair.args, **pair.kwargs) for m in (pair.original, pair.new))
@@ -24,7 +24,7 @@ def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(tiny_folder
             assert out.shape == new.shape
             if "cond_conv" in pair.replacement:
                 torch.testing.assert_close(new, out)
-            found.append((pair.unit, pair.replacement, pair.level, pair.batch, pair.height))
+            compared.append((pair.unit, pair.replacement, pair.level, pair.batch, pair.height))
     attention = [
         (f"down_blocks.{i}.attentions.0", name, level, 1, 16 >> i)
         for i in range(3)
@@ -35,7 +35,7 @@ def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(tiny_folder
     kinds += [("cond_conv by timestep", 1), ("cond_conv folded for 1", 1), ("cond_conv folded for 30", 1)]
     clme = [(f"{unit}", kind, "unit", batch, 16) for unit in ("down_blocks.0.resnets.0", "up_blocks.3.resnets.2")
             for kind, batch in kinds]  # fmt: skip
-    assert found == attention + clme
+    assert compared == attention + clme
 
 
 def test_the_committed_file_keeps_its_hash_and_its_order():
@@ -45,18 +45,25 @@ def test_the_committed_file_keeps_its_hash_and_its_order():
     assert list(json.loads(record.to_json())) == list(data)
 
 
-def test_the_script_writes_a_record_that_reads_back(tiny_folder, tmp_path, capsys):
+def test_the_script_writes_a_record_that_reads_back(tiny_folder, tmp_path, capsys, monkeypatch):
     path = tmp_path / "networks.json"
-    words = ["--family", str(tiny_folder), "--time-budget", "0.01", "--threads", "1", "--processes", "2"]
-    script.main([*words, "--keep-memory", "-o", str(path)])
-    found = script.Networks.load(path)
-    assert len(found.cases) == 12 + 12
-    for case in found.cases:
+    kept = []
+
+    def run_here(function, *arguments, keep_memory):
+        """Both turns in this process; a fresh one is the subject of `test_script.py`."""
+        kept.append(keep_memory)
+        return function(*arguments)
+
+    monkeypatch.setattr(script, "in_fresh_process", run_here)
+    script.main(path, str(tiny_folder), threads=1, processes=2, time_budget=0.01, keep_memory=True)
+    assert kept == [True, True]
+    record = script.Networks.load(path)
+    assert len(record.cases) == 12 + 12
+    for case in record.cases:
         assert len(case.processes) == 2
         assert all(len(one.latency_s.samples) == len(one.original_latency_s.samples) >= 4 for one in case.processes)
         low, high = sorted(one.latency_ratio.median for one in case.processes)
         assert low <= case.latency_ratio.low <= case.latency_ratio.median == (low + high) / 2 <= high
-    assert "MALLOC_TRIM_THRESHOLD_" in found.environment["malloc"]
     assert "cond_conv by input" in capsys.readouterr().out
     with pytest.raises(ValueError, match="exists"):
-        script.main(["--family", str(tiny_folder), "-o", str(path)])
+        script.main(path, str(tiny_folder))

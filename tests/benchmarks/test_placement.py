@@ -1,4 +1,4 @@
-"""The benchmark of where compiled code lies: whose luck a slow convolution is, and that processes are asked."""
+"""The benchmark of the place of compiled code: what a slow convolution depends on, and that fresh processes time it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def made_up(slow: dict[tuple[int, int, str], float], processes: int = 5, shapes:
 
 def test_a_shape_is_compared_with_itself_in_other_processes():
     np.testing.assert_allclose(script.ratios(made_up({}), "first"), 1)
-    found = script.ratios(made_up({(1, 4, "first"): 1.5}), "first")
-    assert found[1, 4] == pytest.approx(1.5)
-    assert np.delete(found.ravel(), 1 * 6 + 4) == pytest.approx(1)
+    ratios = script.ratios(made_up({(1, 4, "first"): 1.5}), "first")
+    assert ratios[1, 4] == pytest.approx(1.5)
+    assert np.delete(ratios.ravel(), 1 * 6 + 4) == pytest.approx(1)
 
 
 def test_what_is_slow_in_one_process_is_listed_with_what_it_hangs_on():
     code = {(1, 4, "first"): 1.5, (1, 4, "other_tensors"): 1.48, (3, 0, "first"): 1.05}
-    record = script.gathered(made_up(code), "python -m benchmarks.placement")
+    record = script.compare(made_up(code), "python -m benchmarks.placement")
     (one,) = record.slow
     assert (one.process, one.height) == (1, script.LOWEST + 4)
     assert (one.first, one.other_tensors, one.other_code) == pytest.approx((1.5, 1.48, 1.0))
@@ -42,7 +42,7 @@ def test_what_is_slow_in_one_process_is_listed_with_what_it_hangs_on():
 
 def test_it_asks_fresh_processes_and_writes_what_they_said(tmp_path, capsys):
     path = tmp_path / "placement.json"
-    script.main(["-o", str(path), "--processes", "3", "--shapes", "3", "--threads", "1"])
+    script.main(path, threads=1, processes=3, shapes=3)
     record = script.Placement.load(path)
     assert [len(one.first) for one in record.processes] == [3, 3, 3]
     assert len({one.first for one in record.processes}) == 3
@@ -51,13 +51,7 @@ def test_it_asks_fresh_processes_and_writes_what_they_said(tmp_path, capsys):
     assert "of 9 are a tenth slower than in other processes" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [([], "name the JSON file"), (["-o", "x", "--processes", "2"], "2 is too few"),
-     (["-o", "x", "--shapes", "1"], "1 is too few")],
-)  # fmt: skip
-def test_bad_options_are_told(words, said, capsys):
-    with pytest.raises(SystemExit) as caught:
-        script.main(words)
-    assert caught.value.code == 2
-    assert said in capsys.readouterr().err
+@pytest.mark.parametrize("name", ["processes", "shapes"])
+def test_too_few_to_tell_chance_are_refused(name, tmp_path):
+    with pytest.raises(ValueError, match=f"{name} must be at least 3, got 2"):
+        script.main(tmp_path / "placement.json", **{name: 2})

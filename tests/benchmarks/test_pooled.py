@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from asdm.measure.statistics import paired_ratio
 from asdm.records.bench import BenchResult
 from benchmarks import pooled as script
+from benchmarks.script import RESULTS, ROOT, between_marks
 
-ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "reports" / "sd15").glob("bench*.json"))
 
 
@@ -32,18 +30,17 @@ def test_the_figure_is_that_of_all_pairs() -> None:
 def test_the_results_page_quotes_it(capsys: pytest.CaptureFixture[str]) -> None:
     """After new measurements: `python -m benchmarks.pooled a_sdm reports/sd15/bench*.json --readme`."""
     script.main("a_sdm", FILES)
-    said = script.sentence(*script.pooled("a_sdm", [BenchResult.load(path) for path in FILES]))
-    assert f"a_sdm: over all {said}." in capsys.readouterr().out
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-    assert "<!-- pooled -->" in page
-    assert script.into_results(page, said) == page
-    assert script.into_results(page, "none") != page
+    text = script.sentence(*script.pooled("a_sdm", [BenchResult.load(path) for path in FILES]))
+    assert f"a_sdm: over all {text}." in capsys.readouterr().out
+    page = RESULTS.read_text(encoding="utf-8")
+    assert between_marks(page, "pooled", text) == page
+    assert between_marks(page, "pooled", "none") != page
 
 
-def test_what_cannot_be_pooled_is_said() -> None:
+def test_files_that_cannot_be_pooled_are_refused() -> None:
     benches = [BenchResult.load(path) for path in FILES]
     with pytest.raises(ValueError, match=r"no student 'b_sdm' in these files; choose from a_sdm"):
         script.pooled("b_sdm", benches)
     other = benches[1].model_copy(update={"threads": 64})
-    with pytest.raises(ValueError, match=r"run with threads 2 and 64; pool what was run alike"):
+    with pytest.raises(ValueError, match=r"threads must be the same in all files, got 2 and 64"):
         script.pooled("a_sdm", [benches[0], other])
