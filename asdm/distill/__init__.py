@@ -1,6 +1,6 @@
 """Distillation: a recipe's stages, and the one loop that trains them all (§2.2, §2.5).
 
-All randomness follows from (seed, stage, step, position in the batch): which pictures a step gets, their noise, their
+All randomness follows from (seed, stage, step, position in the batch): which images a step gets, their noise, their
 timesteps, which captions are dropped. A checkpoint is therefore weights, optimizer moments, the EMA and a step number,
 and a run that was interrupted and resumed ends with the same bits as one that was not.
 
@@ -21,10 +21,11 @@ One stage:
 - `setup`: its student, objective, optimizer and EMA.
 - `trainer`: the training loop.
 - `task`: one forward of student and teacher, and the loss terms.
+- `losses`: the loss terms, one file each.
 - `sampling`: what is random in a step.
 - `divergence`: losses that are not finite or spike, and signals that ask for a stop.
 - `checkpoint`: its checkpoints and its student.
-- `logger`: the log, TensorBoard and validation pictures.
+- `logger`: the log, TensorBoard and validation images.
 """
 
 from typing import Any

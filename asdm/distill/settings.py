@@ -1,4 +1,4 @@
-"""How a recipe is run: what its user may set, and the check that names what cannot be."""
+"""The settings of `asdm distill`, and their validation."""
 
 from __future__ import annotations
 
@@ -89,12 +89,12 @@ def check_settings(settings: DistillSettings) -> None:
 
 
 def micro_batch(settings: DistillSettings, world: int) -> int:
-    """Pictures per forward of one process; raises ValueError where the batch cannot be shared out evenly."""
+    """Images per forward of one process; raises ValueError where the batch does not split evenly."""
     own, rest = divmod(settings.batch, world)
     micro = min(settings.micro_batch or own, own)
     if rest or micro < 1 or own % micro:
         raise ValueError(
-            f"a batch of {settings.batch} cannot be shared out to {world} processes in parts of {micro or 1}; "
-            f"choose a --batch that is a multiple of {world * max(micro, 1)}."
+            f"--batch must be a multiple of {world * max(micro, 1)} for {world} processes and micro-batches of "
+            f"{micro or 1}, got {settings.batch}."
         )
     return micro

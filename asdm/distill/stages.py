@@ -86,10 +86,10 @@ def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe:
 
 def select_stages(stages: Sequence[Stage], only: str | None) -> tuple[Stage, ...]:
     """All stages, or the one named `only`; raises ValueError with the choices."""
-    found = tuple(stage for stage in stages if only in (None, stage.name))
-    if not found:
+    selected = tuple(stage for stage in stages if only in (None, stage.name))
+    if not selected:
         raise ValueError(f"unknown stage {only!r}; choose from {', '.join(stage.name for stage in stages)}.")
-    return found
+    return selected
 
 
 def end_step(stages: Sequence[Stage], stage: Stage) -> int:

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mini.evaluate -o reports/mini`: how good the shipped mini is, beside the best it could be.
+"""`python -m benchmarks.mini.evaluate -o reports/mini`: how good the mini is, beside the best it could be.
 
 Real drawings and the VAE's reconstructions are the ceiling; generated pictures of captions that were trained on and of
 held-out ones follow, at several guidance scales. One picture a caption and style, all judged by the judge.
@@ -73,28 +73,28 @@ class MiniQuality(Record):
 def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: Tell) -> MiniQuality:
     """Judge real, reconstructed and generated pictures of both splits."""
     family = load_family(str(folder))
-    made = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder), seed=seed))
+    pipe = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder), seed=seed))
     judge, vgg = Judge.load(), Vgg.load()
     rows, psnr = [], {}
     pools = {split: tuple(emoji.open_data(split).captions) for split in ("train", "held_out")}
-    known = JudgedImages(judge, emoji.open_data("train").images()).embeddings
+    candidates = JudgedImages(judge, emoji.open_data("train").images()).embeddings
     for split, captions in pools.items():
         real = emoji.open_data(split)
         truth = JudgedImages(judge, real.images()).embeddings
         judging = quality.Judgement(judge, vgg, real, _pool(captions, pools))
-        rebuilt = _rebuilt(made.vae, real.images())
-        psnr[split] = round(_psnr(rebuilt, real.images()), 2)
+        reconstructed = _reconstructed(pipe.vae, real.images())
+        psnr[split] = round(_psnr(reconstructed, real.images()), 2)
 
         def judged(drawn: GeneratedImages, judging: Any = judging, truth: torch.Tensor = truth) -> dict[str, Metric]:
-            found = matches(JudgedImages(judge, drawn.images).embeddings, truth, known)
-            return judging.alone(drawn) | {"picture_found": mean(found)}
+            matched = matches(JudgedImages(judge, drawn.images).embeddings, truth, candidates)
+            return judging.alone(drawn) | {"picture_found": mean(matched)}
 
-        for name, images in (("real", real.images()), ("reconstructed", rebuilt)):
+        for name, images in (("real", real.images()), ("reconstructed", reconstructed)):
             drawn = GeneratedImages(images, torch.zeros(len(real), 1, 1, 1))
             rows.append(Row(name=name, split=split, pictures=len(real), metrics=judged(drawn)))
         for scale in guidance:
-            done = partial(tell, f"{split}, guidance {scale:g}")
-            drawn = generate_images(made, captions, seed, STEPS, scale, done, batch=32)
+            report = partial(tell, f"{split}, guidance {scale:g}")
+            drawn = generate_images(pipe, captions, seed, STEPS, scale, report, batch=32)
             rows.append(
                 Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=judged(drawn))
             )
@@ -102,12 +102,12 @@ def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: Tell) -> 
 
 
 def _pool(captions: Sequence[str], pools: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """Held-out captions are looked for among the ones that were trained on, too: there are only 76 of them."""
+    """The candidates for a split; the 76 held-out captions are too few, so the training captions are added."""
     return tuple(captions) if len(captions) >= CANDIDATES else (*captions, *pools["train"])
 
 
 @torch.inference_mode()
-def _rebuilt(vae: Any, images: torch.Tensor) -> torch.Tensor:
+def _reconstructed(vae: Any, images: torch.Tensor) -> torch.Tensor:
     parts = [
         decode_latents(vae, vae.encode(part).latent_dist.mean * vae.config.scaling_factor) for part in images.split(32)
     ]
@@ -115,13 +115,13 @@ def _rebuilt(vae: Any, images: torch.Tensor) -> torch.Tensor:
 
 
 def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    """Mean over pictures, in dB; pixels span 2."""
+    """Mean over images, in dB; pixels span 2."""
     mse = (a - b).square().mean((1, 2, 3))
     return float((10 * torch.log10(4 / mse)).mean())
 
 
 def contact_sheet(folder: Path, path: Path, guidance_scale: float, seed: int = 0) -> None:
-    """32 pictures beside their captions, as they come: one seed, nothing chosen."""
+    """32 images with their captions, from one seed and not selected."""
     import io
 
     import matplotlib
@@ -130,8 +130,8 @@ def contact_sheet(folder: Path, path: Path, guidance_scale: float, seed: int = 0
     import matplotlib.pyplot as plt
 
     family = load_family(str(folder))
-    made = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder)))
-    drawn = generate_images(made, SHOWN, seed, STEPS, guidance_scale, batch=32)
+    pipe = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder)))
+    drawn = generate_images(pipe, SHOWN, seed, STEPS, guidance_scale, batch=32)
     figure, axes = plt.subplots(4, 8, figsize=(12, 7.2))
     for axis, image, caption in zip(axes.flat, drawn.images, SHOWN, strict=True):
         axis.imshow((image.permute(1, 2, 0) + 1) / 2)
@@ -160,8 +160,8 @@ def main(
     if sheets_only:
         return
     with console.progress("Judging") as tell:
-        found = evaluate(weights, guidance or GUIDANCE, seed, tell)
-    found.save(output / "quality.json", force=True)
+        result = evaluate(weights, guidance or GUIDANCE, seed, tell)
+    result.save(output / "quality.json", force=True)
     console.emit(
         [
             {
@@ -169,7 +169,7 @@ def main(
                 + ("" if row.guidance_scale is None else f" ×{row.guidance_scale:g}")
             }
             | {name: f"{m.value:.3g} [{m.low:.3g}, {m.high:.3g}]" for name, m in row.metrics.items()}
-            for row in found.rows
+            for row in result.rows
         ],
         console.Format.table,
     )

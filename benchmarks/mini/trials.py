@@ -1,7 +1,8 @@
 """`python -m benchmarks.mini.trials -o FILE`: short runs of the UNet side by side, before the long one.
 
-Every trial sees as many pictures from the same seed and differs from the first in one thing. What decides is how often
-the judge's nearest real drawing, among 200, is the one that was asked for; the losses of ε and v do not compare.
+All trials train on equally many images from the same seed, and each differs from the first in one setting. They
+are ranked by how often the judge's nearest real drawing, among 200, is the caption's, because the losses of ε- and
+v-prediction are not comparable.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ GUIDANCE, STEPS, DRAWN = 3.0, 20, 200
 
 
 class Trial(Frozen):
-    """One short run, and what its pictures are worth."""
+    """One short run, and the quality of its images."""
 
     name: str
     recipe: dict[str, Any]
@@ -70,7 +71,7 @@ class Trials(Record):
 
 
 def run(name: str, pictures: int, folder: Path, tell: Callable[..., None]) -> Trial:
-    """Train one trial from the beginning (or on from its checkpoint) and judge it."""
+    """Train one trial, from its checkpoint where there is one, and judge it."""
     hp, home = TRIALS[name], folder / "trials" / name.replace(" ", "-")
     task = unet.training_task(pictures // hp.batch, folder, hp)
     began = time.monotonic()
@@ -94,16 +95,16 @@ def _renamed(tell: Callable[..., None], name: str, _: str, step: int, left: floa
 
 
 def judged(weights: Path, tell: Callable[..., None]) -> dict[str, Metric]:
-    """What the judge makes of 200 pictures of captions that were trained on."""
+    """The judge's metrics of 200 images of training captions."""
     family, judge, real = load_family(str(weights)), Judge.load(), emoji.open_data("train")
     picks = np.random.default_rng(0).permutation(len(real))[:DRAWN]
-    asked = [real[int(i)] for i in picks]
-    made = pipeline(family, load_unet(family, str(weights)), Setup(weights=str(weights)))
-    drawn = generate_images(made, [e.caption for e in asked], 0, STEPS, GUIDANCE, tell, batch=50)
-    truth = JudgedImages(judge, torch.stack([e.image for e in asked])).embeddings
-    found = matches(JudgedImages.of(judge, drawn).embeddings, truth, truth, DRAWN)
-    alone = quality.Judgement(judge, None, asked, real.captions).alone(drawn)
-    return {"picture_found": mean(found)} | {name: alone[name] for name in ("recall_at_1", "frechet_distance")}
+    examples = [real[int(i)] for i in picks]
+    pipe = pipeline(family, load_unet(family, str(weights)), Setup(weights=str(weights)))
+    drawn = generate_images(pipe, [e.caption for e in examples], 0, STEPS, GUIDANCE, tell, batch=50)
+    truth = JudgedImages(judge, torch.stack([e.image for e in examples])).embeddings
+    matched = matches(JudgedImages.of(judge, drawn).embeddings, truth, truth, DRAWN)
+    alone = quality.Judgement(judge, None, examples, real.captions).alone(drawn)
+    return {"picture_found": mean(matched)} | {name: alone[name] for name in ("recall_at_1", "frechet_distance")}
 
 
 def main(

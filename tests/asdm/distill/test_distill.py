@@ -79,13 +79,13 @@ def test_the_audit_says_what_the_optimizer_really_holds(tiny_pipeline: Path, tmp
 
     monkeypatch.setattr(trainer, "make_optimizer", spy)
     result = go(tiny_pipeline, tmp_path / "student", steps=2)
-    found = preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipes.progressive_incubation)
+    previews = preview("a_sdm_clme", str(tiny_pipeline), settings(steps=2), recipes.progressive_incubation)
     assert held == [stage.audit.trainable.params for stage in result.stages]
-    assert held == [stage.audit.trainable.params for stage in found]
-    assert [s.audit.shared_with_teacher.params for s in found] == [
+    assert held == [stage.audit.trainable.params for stage in previews]
+    assert [s.audit.shared_with_teacher.params for s in previews] == [
         s.audit.shared_with_teacher.params for s in result.stages
     ]
-    assert found[0].audit.shared_with_teacher.params == 0
+    assert previews[0].audit.shared_with_teacher.params == 0
 
 
 def test_losses_fall(tiny_pipeline: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_stages_run_one_by_one_as_well(tiny_pipeline: Path, whole: Path, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"seed": 1}, "holds another run, with seed 0 instead of 1; choose another output, or add --force"),
         ({"steps": 6}, "with steps 4 instead of 6"),
@@ -143,15 +143,15 @@ def test_stages_run_one_by_one_as_well(tiny_pipeline: Path, whole: Path, tmp_pat
         ({"balance": True}, "was trained with balance false so far, got true"),
     ],
 )
-def test_another_runs_folder_is_refused(whole: Path, changes: dict[str, Any], said: str) -> None:
-    before, found = (whole / "run.json").read_bytes(), DistillRun.load(whole / "run.json")
+def test_another_runs_folder_is_refused(whole: Path, changes: dict[str, Any], message: str) -> None:
+    before, existing = (whole / "run.json").read_bytes(), DistillRun.load(whole / "run.json")
     parts = {
-        part: {key: changes.get(key, value) for key, value in getattr(found, part).items()}
+        part: {key: changes.get(key, value) for key, value in getattr(existing, part).items()}
         for part in ("identity", "tuning")
     }
-    assert parts != {"identity": found.identity, "tuning": found.tuning}
-    with pytest.raises(ValueError, match=said):
-        claim_folder(whole, found.model_copy(update=parts))
+    assert parts != {"identity": existing.identity, "tuning": existing.tuning}
+    with pytest.raises(ValueError, match=message):
+        claim_folder(whole, existing.model_copy(update=parts))
     assert (whole / "run.json").read_bytes() == before
 
 
@@ -216,13 +216,13 @@ def test_recipes_fit_their_plan(tiny_pipeline: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"batch": 0}, "batch must be at least 1, got 0"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose from constant, linear, cosine"),
         ({"ema": 1.0}, r"ema must be below 1, got 1\.0"),
         ({"dtype": "fp16"}, "fp16 autocast needs an accelerator"),
-        ({"micro_batch": 3}, "cannot be shared out to 1 processes in parts of 3"),
+        ({"micro_batch": 3}, "--batch must be a multiple of 3 for 1 processes and micro-batches of 3, got 4"),
         ({"data": "imagenet"}, "unknown name 'imagenet' in datasets; choose from emoji"),
         ({"optimizer": "adamw8bit"}, "needs the package 'bitsandbytes'"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
@@ -230,9 +230,9 @@ def test_recipes_fit_their_plan(tiny_pipeline: Path) -> None:
         ({"vgg": "nowhere"}, "unknown VGG 'nowhere'; choose mini, imagenet"),
     ],
 )
-def test_bad_settings_are_one_sentence(tiny_pipeline: Path, tmp_path: Path, changes: Any, said: str) -> None:
+def test_bad_settings_are_one_sentence(tiny_pipeline: Path, tmp_path: Path, changes: Any, message: str) -> None:
     only = {"only": "compressed"} if "vgg" not in changes else {}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=message):
         go(tiny_pipeline, tmp_path / "student", steps=2, **only | changes)
 
 
@@ -244,8 +244,8 @@ def test_a_dry_run_says_what_would_learn_and_writes_nothing(run: Any, tiny_pipel
     assert "share the teacher's memory: 0 parameters" in done.out
     assert "features × 1 at 4 places" in done.out
     assert not (tmp_path / "student").exists()
-    found = json.loads(run(*command, "--dry-run", "--json").out)
-    first, second = found["stages"]
+    result = json.loads(run(*command, "--dry-run", "--json").out)
+    first, second = result["stages"]
     assert first["memory"]["optimizer"] == 2 * first["audit"]["trainable"]["bytes"]
     assert second["memory"]["weights"] < first["memory"]["weights"]  # stage 2 has the trunk once
     assert second["memory"]["activations"] > 0

@@ -37,8 +37,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def train(world: int, teacher: Path, output: Path, data: str, *more: Any) -> list[dict[str, Any]]:
     """The log of a run in `world` processes, as `accelerate launch` would start them."""
-    words = ["distill", "a_sdm", "--teacher", teacher, "--data", data, "--split", "held_out", "--steps", 50, "--batch",
-             4, "--learning-rate", 1e-3, "--device", "cpu", "--threads", 1, "-o", output, *more]  # fmt: skip
+    command = ["distill", "a_sdm", "--teacher", teacher, "--data", data, "--split", "held_out", "--steps", 50,
+               "--batch", 4, "--learning-rate", 1e-3, "--device", "cpu", "--threads", 1, "-o", output,
+               *more]  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,10 +47,10 @@ def train(world: int, teacher: Path, output: Path, data: str, *more: Any) -> lis
     for rank in range(world):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "ACCELERATE_USE_CPU": "true",
                  "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}  # fmt: skip
-        told = output.with_name(f"{output.name}-{rank}")
-        processes.append((children.start(words, told, place if world > 1 else {}), told))
-    for process, told in processes:
-        assert children.ended(process) == 0, told.read_text()
+        console = output.with_name(f"{output.name}-{rank}")
+        processes.append((children.start(command, console, place if world > 1 else {}), console))
+    for process, console in processes:
+        assert children.ended(process) == 0, console.read_text()
     return log_of(output)
 
 

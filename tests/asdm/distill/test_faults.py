@@ -22,7 +22,7 @@ STEPS = 40
 
 
 @pytest.fixture(scope="module")
-def words(tiny_pipeline: Path, photos: Path) -> Any:
+def command(tiny_pipeline: Path, photos: Path) -> Any:
     """The command that trains into a folder: two stages, a checkpoint at every step."""
 
     def line(output: Path, *more: Any) -> list[Any]:
@@ -33,10 +33,12 @@ def words(tiny_pipeline: Path, photos: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
-def whole(words: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(command: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The uninterrupted run."""
     folder = tmp_path_factory.mktemp("faults")
-    assert children.ended(children.start(words(folder / "whole"), folder / "told")) == 0, (folder / "told").read_text()
+    assert children.ended(children.start(command(folder / "whole"), folder / "console")) == 0, (
+        folder / "console"
+    ).read_text()
     return folder / "whole"
 
 
@@ -47,17 +49,17 @@ def wait_for_step(output: Path, step: int, process: Any) -> None:
 
 
 def kill(process: Any) -> None:
-    process.kill()  # SIGKILL: nobody can catch it
+    process.kill()  # SIGKILL: it cannot be caught
     process.join()
 
 
 @pytest.mark.serial
-def test_twenty_kills_at_random_moments_change_no_bit(words: Any, whole: Path, tmp_path: Path) -> None:
+def test_twenty_kills_at_random_moments_change_no_bit(command: Any, whole: Path, tmp_path: Path) -> None:
     """Between 0 and 2 steps on, and anywhere in what comes then: loading, a forward, a log line, a checkpoint."""
-    output, told = tmp_path / "student", tmp_path / "told"
+    output, console = tmp_path / "student", tmp_path / "console"
     chance, codes, reached = random.Random(0), [], set()
     for _ in range(20):
-        process = children.start(words(output), told)
+        process = children.start(command(output), console)
         if steps := chance.randrange(3):
             wait_for_step(output, len(log_of(output)) + steps, process)
         time.sleep(chance.uniform(0.0, 0.3))
@@ -66,50 +68,52 @@ def test_twenty_kills_at_random_moments_change_no_bit(words: Any, whole: Path, t
             break
         codes.append(process.exitcode)
         reached.add(len(log_of(output)))
-    assert set(codes) == {-signal.SIGKILL}, told.read_text()
+    assert set(codes) == {-signal.SIGKILL}, console.read_text()
     assert len(reached) > 5, f"the kills fell on few different steps: {reached}"
-    assert children.ended(children.start(words(output), told)) == 0, told.read_text()
+    assert children.ended(children.start(command(output), console)) == 0, console.read_text()
     assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert log_of(output) == log_of(whole)
     assert not list(output.rglob(".*"))
 
 
-def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(words: Any, whole: Path, tmp_path: Path) -> None:
-    output, told = tmp_path / "student", tmp_path / "told"
-    process = children.start(words(output), told)
+def test_a_full_disk_is_one_sentence_and_the_last_checkpoint_is_whole(
+    command: Any, whole: Path, tmp_path: Path
+) -> None:
+    output, console = tmp_path / "student", tmp_path / "console"
+    process = children.start(command(output), console)
     wait_for_step(output, 3, process)
     kill(process)
     before = snapshots.newest(output / "checkpoints" / "compressed")
     assert before is not None
-    assert children.ended(children.start(words(output), told, file_bytes=50_000)) == 2
-    said = told.read_text()
-    assert f"cannot write the checkpoint {output}/checkpoints/compressed/step-" in said
-    assert f": file too large; the checkpoint of step {before.step} is complete." in said
-    assert "Traceback" not in said
-    assert children.ended(children.start(words(output), told)) == 0  # there is room again
+    assert children.ended(children.start(command(output), console, file_bytes=50_000)) == 2
+    message = console.read_text()
+    assert f"cannot write the checkpoint {output}/checkpoints/compressed/step-" in message
+    assert f": file too large; the checkpoint of step {before.step} is complete." in message
+    assert "Traceback" not in message
+    assert children.ended(children.start(command(output), console)) == 0  # there is room again
     assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(words: Any, whole: Path, tmp_path: Path, number: int) -> None:
-    output, told = tmp_path / "student", tmp_path / "told"
-    process = children.start([*words(output), "--checkpoint-every", 9999], told)
+def test_ctrl_c_saves_and_says_how_to_go_on(command: Any, whole: Path, tmp_path: Path, number: int) -> None:
+    output, console = tmp_path / "student", tmp_path / "console"
+    process = children.start([*command(output), "--checkpoint-every", 9999], console)
     wait_for_step(output, 3, process)
     os.kill(process.pid, number)
     assert children.ended(process) == 130
-    assert "repeat the command to resume it" in told.read_text()
-    found = snapshots.newest(output / "checkpoints" / "compressed")
-    assert found is not None
-    assert found.step == len(log_of(output)) >= 3
-    assert children.ended(children.start(words(output), told)) == 0
+    assert "repeat the command to resume it" in console.read_text()
+    checkpoint = snapshots.newest(output / "checkpoints" / "compressed")
+    assert checkpoint is not None
+    assert checkpoint.step == len(log_of(output)) >= 3
+    assert children.ended(children.start(command(output), console)) == 0
     assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
 
 
-def test_nobody_else_trains_in_a_runs_folder(words: Any, tmp_path: Path) -> None:
+def test_nobody_else_trains_in_a_runs_folder(command: Any, tmp_path: Path) -> None:
     output = tmp_path / "student"
-    process = children.start(words(output), tmp_path / "told")
+    process = children.start(command(output), tmp_path / "console")
     wait_for_step(output, 1, process)
-    second = children.start(words(output), tmp_path / "second")
+    second = children.start(command(output), tmp_path / "second")
     assert children.ended(second) == 2
     assert f"is being trained by process {process.pid}" in (tmp_path / "second").read_text()
     kill(process)
@@ -123,12 +127,12 @@ def test_a_loss_that_is_no_number_stops_the_run_and_an_amended_one_goes_on(tiny_
     output = tmp_path / "student"
     with pytest.raises(Stop):
         go(tiny_pipeline, output, steps=8, on_progress=stop_after(3, "compressed"))
-    said = r"(denoising|the gradient) is (nan|inf) at step 4 \(stage compressed\), .* of step 2 is kept\..*--amend"
-    with pytest.raises(ValueError, match=said):
+    message = r"(denoising|the gradient) is (nan|inf) at step 4 \(stage compressed\), .* of step 2 is kept\..*--amend"
+    with pytest.raises(ValueError, match=message):
         go(tiny_pipeline, output, steps=8, learning_rate=1e30, amend=True)
-    found = snapshots.newest(output / "checkpoints" / "compressed")
-    assert found is not None
-    assert found.step == 2
+    checkpoint = snapshots.newest(output / "checkpoints" / "compressed")
+    assert checkpoint is not None
+    assert checkpoint.step == 2
     go(tiny_pipeline, output, steps=8, amend=True)
     go(tiny_pipeline, tmp_path / "calm", steps=8)
     assert (output / WEIGHTS).read_bytes() == (tmp_path / "calm" / WEIGHTS).read_bytes()
@@ -138,8 +142,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_an_amended_one_goes_on(tiny_
 
 def test_a_leap_stops_the_run_and_names_the_term(tiny_pipeline: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(divergence, "SPIKE_GRACE_STEPS", 1)
-    said = r"\w+ jumped to .* \(its running mean is .*; --spike 5\) at step \d+ \(stage compressed\)"
-    with pytest.raises(ValueError, match=said):
+    message = r"\w+ jumped to .* \(its running mean is .*; --spike 5\) at step \d+ \(stage compressed\)"
+    with pytest.raises(ValueError, match=message):
         go(tiny_pipeline, tmp_path / "student", steps=8, learning_rate=0.5, warm_up=0, spike=5.0)
     check_losses({"output": 5.0}, {"output": 1.0}, 5.0, 60, 0, "s", 0)
     check_losses({"output": 50.0}, {"output": 1.0}, 0.0, 60, 0, "s", 0)
@@ -158,10 +162,10 @@ def test_only_whole_checkpoints_count_and_the_last_few_stay(tmp_path: Path) -> N
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000004", "step-00000005"]
     (tmp_path / "step-00000005" / "weights.safetensors").write_bytes(b"")  # a disk that lost power
     (tmp_path / "step-00000006").mkdir()
-    found = snapshots.newest(tmp_path)
-    assert found is not None
-    assert (found.step, found.state["x"]) == (4, 4)
-    assert found.tensors("weights")["a"].tolist() == [4.0] * 3
+    checkpoint = snapshots.newest(tmp_path)
+    assert checkpoint is not None
+    assert (checkpoint.step, checkpoint.state["x"]) == (4, 4)
+    assert checkpoint.tensors("weights")["a"].tolist() == [4.0] * 3
     (tmp_path / ".step-00000007.abcdefgh").mkdir()
     snapshots.prepare(tmp_path)
     assert not list(tmp_path.glob(".*"))

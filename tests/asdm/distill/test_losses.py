@@ -47,9 +47,9 @@ def student_of(teacher, preset: str):
 
 def loss_inputs(**changes) -> LossInputs:
     generator = torch.Generator().manual_seed(3)
-    given = {name: torch.randn(3, 4, 8, 8, generator=generator) for name in
+    tensors = {name: torch.randn(3, 4, 8, 8, generator=generator) for name in
              ("prediction", "teacher_prediction", "target", "noisy")}  # fmt: skip
-    return LossInputs(**given | {"alpha": torch.tensor([0.9, 0.5, 0.1]), "prediction_type": "epsilon"} | changes)
+    return LossInputs(**tensors | {"alpha": torch.tensor([0.9, 0.5, 0.1]), "prediction_type": "epsilon"} | changes)
 
 
 # ---------------------------------------------------------------------------------------------- features
@@ -57,11 +57,11 @@ def loss_inputs(**changes) -> LossInputs:
 
 def test_capture_gives_each_modules_map_and_leaves_nothing_hooked(tiny_unet):
     before = hooks_on(tiny_unet)
-    with torch.no_grad(), capture(tiny_unet, ["down_blocks.0", "mid_block"]) as found:
+    with torch.no_grad(), capture(tiny_unet, ["down_blocks.0", "mid_block"]) as maps:
         out = tiny_unet(**unet_args())[0]
     assert hooks_on(tiny_unet) == before
-    assert found["down_blocks.0"].shape == (1, 32, 8, 8)  # behind the downsampler; of a tuple, the map
-    assert found["mid_block"].shape == (1, 64, 2, 2)
+    assert maps["down_blocks.0"].shape == (1, 32, 8, 8)  # behind the downsampler; of a tuple, the map
+    assert maps["mid_block"].shape == (1, 64, 2, 2)
     assert torch.equal(out, tiny_unet(**unet_args())[0])
 
 
@@ -71,11 +71,11 @@ def test_capture_works_inside_a_wrapping_and_names_what_is_not_there(tiny_unet):
             super().__init__()
             self.module = module
 
-    with torch.no_grad(), capture(Wrapped(tiny_unet), ["mid_block"]) as found:
+    with torch.no_grad(), capture(Wrapped(tiny_unet), ["mid_block"]) as maps:
         tiny_unet(**unet_args())
-    assert set(found) == {"mid_block"}
-    said = r"there is no module 'up_blocks\.9' in this UNet2DConditionModel"
-    with pytest.raises(ValueError, match=said), capture(tiny_unet, ["mid_block", "up_blocks.9"]):
+    assert set(maps) == {"mid_block"}
+    message = r"there is no module 'up_blocks\.9' in this UNet2DConditionModel"
+    with pytest.raises(ValueError, match=message), capture(tiny_unet, ["mid_block", "up_blocks.9"]):
         pass
     assert hooks_on(tiny_unet) == {}
 
@@ -83,21 +83,21 @@ def test_capture_works_inside_a_wrapping_and_names_what_is_not_there(tiny_unet):
 @pytest.mark.parametrize("preset", presets.PRESETS)
 def test_any_plan_has_its_places_without_a_typed_name(tiny_unet, preset):
     student, applied = student_of(tiny_unet, preset)
-    found = comparable(student, tiny_unet, losses.find_places(MAPS, student, applied.name_map), unet_args())
-    blocks = dict(found["features"])
+    places = comparable(student, tiny_unet, losses.find_places(MAPS, student, applied.name_map), unet_args())
+    blocks = dict(places["features"])
     assert set(blocks.values()) <= {f"{side}_blocks.{i}" for side in ("down", "up") for i in range(4)}
-    assert len(found["mid_block"]) == (0 if preset in ("bk_sdm_small", "bk_sdm_tiny") else 1)
+    assert len(places["mid_block"]) == (0 if preset in ("bk_sdm_small", "bk_sdm_tiny") else 1)
     if preset == "bk_sdm_tiny":  # the deepest pair is gone: what is up_blocks.0 here was up_blocks.1
         assert blocks["up_blocks.0"] == "up_blocks.1"
         assert "down_blocks.2" not in blocks  # it lost its downsampler, so its map has another size
     else:
         assert len(blocks) == 8
-    for ours, theirs in found["self_attention"]:
+    for ours, theirs in places["self_attention"]:
         student.get_submodule(ours)
         tiny_unet.get_submodule(theirs)
     if preset == "bk_sdm_base":  # layer 1 of up_blocks.3 went, and what followed moved up
         ours, theirs = (f"up_blocks.3.attentions.{i}.transformer_blocks.0.attn1" for i in (1, 2))
-        assert (ours, theirs) in found["self_attention"]
+        assert (ours, theirs) in places["self_attention"]
 
 
 # ---------------------------------------------------------------------------------------------- terms
@@ -230,12 +230,12 @@ def test_the_whole_teacher_as_its_own_student_has_nothing_to_learn(tiny_unet):
     student.requires_grad_(False)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name.startswith(("down_blocks.0", "up_blocks.3")))
-    found = losses.find_places(MAPS, student, applied.name_map)
-    whole = Objective(("denoising", "output", "features", "self_attention", "mid_block"), found, "epsilon")
+    places = losses.find_places(MAPS, student, applied.name_map)
+    whole = Objective(("denoising", "output", "features", "self_attention", "mid_block"), places, "epsilon")
     terms = DistillationTask(student, tiny_unet, applied, whole)(*arguments())
     assert all(term.shape == (2,) for term in terms.values())
     assert {name for name, term in terms.items() if (term != 0).any()} == {"denoising"}
-    block = Objective(("denoising", "output", "blocks"), found, "epsilon", "blockwise")
+    block = Objective(("denoising", "output", "blocks"), places, "epsilon", "blockwise")
     again = DistillationTask(student, tiny_unet, applied, block)(*arguments())
     assert again["blocks"].tolist() == again["output"].tolist() == [0, 0]
     assert torch.equal(again["denoising"], terms["denoising"])
@@ -278,8 +278,8 @@ def test_gradients_with_checkpointing_are_the_same(tiny_unet):
         student, applied = combined(tiny_unet)
         if checkpointing:
             student.enable_gradient_checkpointing()
-        found = losses.find_places(MAPS, student, applied.name_map)
-        objective = Objective(("output", "self_attention", "mid_block"), found, "epsilon")
+        places = losses.find_places(MAPS, student, applied.name_map)
+        objective = Objective(("output", "self_attention", "mid_block"), places, "epsilon")
         terms = DistillationTask(student.train(), tiny_unet, applied, objective)(*arguments())
         sum(term.mean() for term in terms.values()).backward()
         return {name: p.grad for name, p in student.named_parameters() if p.grad is not None}

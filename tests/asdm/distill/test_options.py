@@ -120,9 +120,9 @@ def test_the_rate_rises_stays_and_falls() -> None:
 
 
 def test_balanced_terms_weigh_what_their_weights_say() -> None:
-    found = balance_weights({"denoising": 1.0, "features": 0.5}, {"denoising": 0.2, "features": 40.0})
-    assert found["denoising"] * 0.2 == pytest.approx(0.2)
-    assert found["features"] * 40.0 == pytest.approx(0.1)
+    factors = balance_weights({"denoising": 1.0, "features": 0.5}, {"denoising": 0.2, "features": 40.0})
+    assert factors["denoising"] * 0.2 == pytest.approx(0.2)
+    assert factors["features"] * 40.0 == pytest.approx(0.1)
 
 
 def test_chance_follows_from_seed_stage_step_and_place(tiny_pipeline: Path) -> None:

@@ -60,14 +60,14 @@ def test_a_pause_shows_the_average_and_the_plans_own_student(tiny_pipeline: Path
 
 
 def test_a_pause_that_cannot_be_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
-    for until, said in ((0, "--until must be between 1 and 8, got 0"), (9, "got 9")):
-        with pytest.raises(ValueError, match=said):
+    for until, message in ((0, "--until must be between 1 and 8, got 0"), (9, "got 9")):
+        with pytest.raises(ValueError, match=message):
             go(tiny_pipeline, tmp_path / "s", steps=8, until=until)
     with pytest.raises(ValueError, match="cannot be combined with --stage compressed"):
         go(tiny_pipeline, tmp_path / "s", steps=8, until=2, only="compressed")
 
-    def three_stages(*given: object) -> tuple[Stage, ...]:
-        first, second = recipes.progressive_incubation(*given)  # type: ignore[arg-type]
+    def three_stages(*arguments: object) -> tuple[Stage, ...]:
+        first, second = recipes.progressive_incubation(*arguments)  # type: ignore[arg-type]
         return (Stage("warm", first.plan, 2, first.weights), first, second)
 
     with pytest.raises(ValueError, match=r"--until 1 falls into the stage warm.*pause in combined, from step 7 on"):

@@ -15,8 +15,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def settings(**changes: Any) -> DistillSettings:
-    given: dict[str, Any] = {"data": "emoji", "split": "held_out", "steps": 4, "batch": 4, "learning_rate": 1e-3}
-    return DistillSettings(**given | {"checkpoint_s": 0.0, "ema": 0.9, "validate_captions": 2} | changes)
+    defaults: dict[str, Any] = {"data": "emoji", "split": "held_out", "steps": 4, "batch": 4, "learning_rate": 1e-3}
+    return DistillSettings(**defaults | {"checkpoint_s": 0.0, "ema": 0.9, "validate_captions": 2} | changes)
 
 
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:

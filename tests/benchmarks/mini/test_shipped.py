@@ -39,20 +39,20 @@ def test_it_has_stable_diffusions_topology():
 
 
 def test_plain_diffusers_loads_and_runs_it():
-    made = StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None, torch_dtype=torch.float32)
-    made.set_progress_bar_config(disable=True)
-    image = made("a red heart, twemoji style", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
+    pipe = StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None, torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a red heart, twemoji style", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
     assert image.shape == (64, 64, 3)
 
 
 def test_weights_are_fp16_safetensors_and_few():
     from safetensors import safe_open
 
-    found = sorted(HERE.rglob("*.safetensors"))
-    assert {file.relative_to(HERE).parts[0] for file in found} == {"weights", "clip", "vgg", "judge"}
-    assert sum(file.stat().st_size for file in found) <= LIMIT_BYTES
+    files = sorted(HERE.rglob("*.safetensors"))
+    assert {file.relative_to(HERE).parts[0] for file in files} == {"weights", "clip", "vgg", "judge"}
+    assert sum(file.stat().st_size for file in files) <= LIMIT_BYTES
     assert not [file for suffix in ("bin", "pt", "pth", "ckpt", "pkl") for file in HERE.rglob(f"*.{suffix}")]
-    for file in found:
+    for file in files:
         with safe_open(file, "pt") as tensors:
             kinds = {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
         assert kinds == {"F16"}, file
