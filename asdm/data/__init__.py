@@ -1,1 +1,1 @@
-"""Captioned pictures: data sets, their order, their encoding and the cache of it."""
+"""Training data: data sets of captioned pictures, the loader, the encoder to latents, and the cache of latents."""

@@ -1,4 +1,4 @@
-"""`asdm cache`: VAE latents and text states of a data set, computed once, in shards; a stopped run goes on."""
+"""`asdm cache`: VAE latents and text states of a data set, computed once and saved in shards; resumable."""
 
 from __future__ import annotations
 
@@ -32,50 +32,51 @@ def cache_latents(
     settings: CacheSettings = CacheSettings(),
     tell: Tell = lambda *_: None,
 ) -> LatentCache:
-    """Encode a data set into the folder `output`, going on where an earlier call of the same stopped.
+    """Encode a data set into the folder `output`, resuming an earlier call with the same arguments.
 
-    Raises ValueError for a stream (its examples have no numbers), or a folder that holds anything else.
+    Raises ValueError for a stream, whose examples have no index, or a folder that holds anything else.
     """
     execution.check_setup(settings)
     family = load_family(teacher)
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
-    opened = datasets.open_source(data, settings.split, side)
-    if isinstance(opened, datasets.Stream):
-        raise ValueError(f"{data} is read as a stream, which cannot be cached; unpack its shards and use folder:DIR.")
+    examples = datasets.open_source(data, settings.split, side)
+    if isinstance(examples, datasets.Stream):
+        raise ValueError(f"{data} is a stream, which cannot be cached; unpack its shards and use folder:DIR.")
     tell("loading the encoders", 0, None)
     encoder = Encoder(pipeline(family, None, Setup(settings.weights, settings.device, seed=settings.seed)))
-    wanted = LatentCache(
+    manifest = LatentCache(
         data=data,
-        data_fingerprint=datasets.fingerprint(opened),
+        data_fingerprint=datasets.fingerprint(examples),
         split=settings.split,
         size=side,
         dtype=settings.dtype,
         encoder_sha256=encoder.sha256(),
-        examples=len(opened),
+        examples=len(examples),
     )
-    cache = _begun(output, wanted)
+    cache = _begin_or_resume(output, manifest)
     while not cache.finished:
-        cache = _add_shard(output, cache, opened, encoder, settings.per_shard, tell)
+        cache = _add_shard(output, cache, examples, encoder, settings.per_shard, tell)
     return cache
 
 
-def _begun(folder: Path, wanted: LatentCache) -> LatentCache:
+def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
+    """The manifest of a new cache, or that of an earlier call with the same data set and encoders."""
     path = folder / MANIFEST
     if not path.exists():
         if folder.exists() and any(folder.iterdir()):
-            raise ValueError(f"{folder} exists and holds no cache; name another output.")
+            raise ValueError(f"{folder} exists and is not a cache; name another output.")
         make_folder(folder)
-        wanted.save(path)
-        return wanted
-    found = LatentCache.load(path)
+        manifest.save(path)
+        return manifest
+    saved = LatentCache.load(path)
     for name in ("data", "data_fingerprint", "split", "size", "dtype", "encoder_sha256", "examples"):
-        if getattr(found, name) != getattr(wanted, name):
+        if getattr(saved, name) != getattr(manifest, name):
             raise ValueError(
-                f"{folder} holds another cache: its {name} is {getattr(found, name)}, and not {getattr(wanted, name)}; "
+                f"{folder} holds another cache: its {name} is {getattr(saved, name)}, not {getattr(manifest, name)}; "
                 "name another output."
             )
     clear_leftovers(folder)
-    return found
+    return saved
 
 
 def _add_shard(
@@ -100,10 +101,10 @@ def _add_shard(
 
 
 def _readable(data: Sequence[Any], numbers: range) -> list[Any]:
-    found = []
+    examples = []
     for i in numbers:
         try:
-            found.append(data[i])
+            examples.append(data[i])
         except BrokenExample:
             continue
-    return found
+    return examples

@@ -1,4 +1,4 @@
-"""Pictures and captions as the UNet sees them: latents from the VAE, states from the text encoder; both frozen."""
+"""Encodes pictures to latents and captions to text states, by a frozen VAE and a frozen text encoder."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from asdm.data.datasets import Encoded, Example
 from asdm.data.loader import Slot
 from asdm.models.loading import weights_sha256
 
-MEMORY_BYTES = 2**30  # of what is remembered, so that a small data set is encoded once
+MEMORY_BYTES = 2**30  # of encoded examples that are kept, so that a small data set is encoded once
 
 
 class Encoder:
     """VAE and text encoder of a pipeline, on the device where they are.
 
-    What a data set can look up by number is encoded one by one and remembered: the same bits whatever the order.
+    Examples with an index are encoded one by one and kept in memory, so that their bits do not depend on the batch.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -36,13 +36,13 @@ class Encoder:
 
     @torch.no_grad()
     def moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and spread (b, 4, h', w') of the latents of pictures (b, 3, h, w), scaled as the UNet wants them."""
-        found = self.vae.encode(images.to(self.device, next(self.vae.parameters()).dtype)).latent_dist
-        return found.mean.float() * self.factor, found.std.float() * self.factor
+        """Mean and spread (b, 4, h', w') of the latents of pictures (b, 3, h, w), scaled as the UNet expects them."""
+        posterior = self.vae.encode(images.to(self.device, next(self.vae.parameters()).dtype)).latent_dist
+        return posterior.mean.float() * self.factor, posterior.std.float() * self.factor
 
     @torch.no_grad()
     def states(self, captions: Sequence[str]) -> torch.Tensor:
-        """What the UNet attends to (b, tokens, c)."""
+        """Text states (b, tokens, c), which the UNet attends to."""
         tokens = self.tokenizer(
             list(captions),
             padding="max_length",
@@ -53,11 +53,11 @@ class Encoder:
         return self.text(tokens.to(self.device))[0].float()
 
     def nothing(self) -> torch.Tensor:
-        """The states (tokens, c) of no caption at all: what classifier-free guidance starts from."""
+        """The states (tokens, c) of the empty caption, for classifier-free guidance."""
         return self._remembered_states("")
 
     def encode(self, slots: Sequence[Slot]) -> list[Encoded]:
-        """Every slot's example, encoded; tensors are on the encoder's device."""
+        """The examples of all slots, encoded on the encoder's device."""
         ready: dict[int, Encoded] = {}
         together: list[tuple[int, Example]] = []
         for i, slot in enumerate(slots):
@@ -77,7 +77,7 @@ class Encoder:
 
     def _remembered(self, number: int, example: Example) -> Encoded:
         if number not in self._moments:
-            mean, std = (found[0] for found in self.moments(example.image[None]))
+            mean, std = (moment[0] for moment in self.moments(example.image[None]))
             self._keep(self._moments, number, (mean, std), 2 * mean.nbytes)
         else:
             mean, std = self._moments[number]
@@ -96,7 +96,7 @@ class Encoder:
             self._bytes += size
 
     def sha256(self) -> str:
-        """Hash of both encoders' weights, which decides whether a cache of theirs is still theirs."""
+        """Hash of both encoders' weights, by which a cache of latents is matched with them."""
         digest = hashlib.sha256(repr(self.factor).encode())
         for module in (self.vae, self.text):
             digest.update(weights_sha256(module).encode())

@@ -1,7 +1,7 @@
-"""Which examples a step gets, on which process, and how to go on from there after a stop.
+"""Deterministic, resumable batches that several processes share.
 
-A step's batch is one row of numbered places, and process r of w takes places r, r + w, … So the batch is the same
-however many processes share it. Which example is at a place follows from the seed and the step alone.
+A step's batch is a row of numbered positions; process r of w takes the positions r, r + w, …, so the batch does not
+depend on the number of processes. The example at a position follows from the seed and the step alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 class Slot(NamedTuple):
-    """An example, its place in the step's whole batch, and its number in the data set where it has one."""
+    """An example, its position in the step's whole batch, and its index in the data set if it has one."""
 
     position: int
     example: Example | Encoded
@@ -30,11 +30,11 @@ class Slot(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """This process's part of a step, and where the data are after it: what a checkpoint keeps."""
+    """This process's part of a batch, and the position in the data after it, which a checkpoint saves."""
 
     slots: list[Slot]
     place: dict[str, Any]
-    broken: int  # examples that could not be read, so far
+    broken: int  # unreadable examples so far
 
 
 class Share(NamedTuple):
@@ -45,14 +45,14 @@ class Share(NamedTuple):
 
 
 def seeded(*numbers: int) -> torch.Generator:
-    """A generator of its own for, say, (seed, stage, step, place): the same one wherever it is asked for."""
+    """A generator that depends on the numbers alone, such as (seed, stage, step, position)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def batches(
     data: Sequence[Any] | Stream, batch: int, seed: int, share: Share, step: int, place: dict[str, Any], workers: int
 ) -> Iterator[Batch]:
-    """This process's part of step `step` and all that follow, decoded by `workers` threads."""
+    """This process's batches from step `step` on, decoded by `workers` threads."""
     if isinstance(data, Stream):
         return _from_lanes(data, batch, seed, share, step, place, workers)
     return _by_number(data, batch, seed, share, step, place, workers)
@@ -61,24 +61,24 @@ def batches(
 def _by_number(
     data: Sequence[Any], batch: int, seed: int, share: Share, step: int, place: dict[str, Any], workers: int
 ) -> Iterator[Batch]:
-    """A new order every epoch; an epoch may end within a batch, so a set smaller than a batch will do."""
+    """Shuffled anew every epoch; an epoch may end within a batch, so the data set may be smaller than a batch."""
     if not len(data):
-        raise ValueError("the data set has no example to train on.")
+        raise ValueError("the data set is empty; training needs at least one example.")
     order = _Orders(len(data), seed)
     broken = int(place.get("broken", 0))
     with ThreadPoolExecutor(workers) as threads:
         while True:
             positions = range(share.rank, batch, share.world)
-            wanted = [(p, order.at(step * batch + p)) for p in positions]
-            found = list(threads.map(lambda pair: _whole_one(data, pair[1]), wanted))
-            broken += sum(skipped for _, _, skipped in found)
-            slots = [Slot(p, example, index) for (p, _), (index, example, _) in zip(wanted, found, strict=True)]
+            indices = [order.at(step * batch + position) for position in positions]
+            examples = list(threads.map(lambda index: _readable_from(data, index), indices))
+            broken += sum(skipped for _, _, skipped in examples)
+            slots = [Slot(p, example, index) for p, (index, example, _) in zip(positions, examples, strict=True)]
             step += 1
             yield Batch(slots, {"broken": broken}, broken)
 
 
 class _Orders:
-    """The example at each place of an endless row of shuffled epochs."""
+    """The example index at each place of an endless row of shuffled epochs."""
 
     def __init__(self, examples: int, seed: int) -> None:
         self.examples, self.seed, self.epoch = examples, seed, -1
@@ -91,25 +91,25 @@ class _Orders:
         return int(self.order[position])
 
 
-def _whole_one(data: Sequence[Any], index: int) -> tuple[int, Any, int]:
-    """The example `index`, or the next one that can be read: (its number, itself, how many could not be)."""
+def _readable_from(data: Sequence[Any], index: int) -> tuple[int, Any, int]:
+    """The first readable example from `index` on, as (its index, example, how many were skipped)."""
     for skipped in range(min(len(data), 1000)):
         at = (index + skipped) % len(data)
         try:
             return at, data[at], skipped
         except BrokenExample as error:
             last = error
-    raise ValueError(f"no example can be read: {last}") from None
+    raise ValueError(f"none of the examples can be read: {last}") from None
 
 
 def _from_lanes(
     data: Stream, batch: int, seed: int, share: Share, step: int, place: dict[str, Any], workers: int
 ) -> Iterator[Batch]:
-    """The n-th place of all batches in a row is fed by lane n mod lanes, so lanes are dealt out to processes whole."""
+    """Lane n mod lanes feeds the n-th position of all batches in a row, so that each lane belongs to one process."""
     if data.lanes % share.world:
         raise ValueError(
-            f"{data.lanes} lanes of shards cannot be shared by {share.world} processes: choose a number of processes "
-            f"that divides {data.lanes}, or more shards."
+            f"{data.lanes} lanes of shards cannot be split between {share.world} processes; choose a number of "
+            f"processes that divides {data.lanes}, or more shards."
         )
     places = {lane: dict(place.get(str(lane), {})) for lane in range(share.rank, data.lanes, share.world)}
     readers = {lane: data.read(seed, lane, at) for lane, at in places.items()}
@@ -130,19 +130,19 @@ def _from_lanes(
             yield Batch(sorted(slots, key=lambda slot: slot.position), now, broken)
 
 
-# ---------------------------------------------------------------------------------------------- ahead of the step
+# ---------------------------------------------------------------------------------------------- prefetching
 
 
 @contextmanager
 def ahead(source: Iterator[T], depth: int = 2) -> Iterator[Callable[[], T]]:
-    """Read `source` in a thread, up to `depth` items before they are asked for; an error comes when its item would."""
-    waiting: queue.Queue[Any] = queue.Queue(depth)
+    """Prefetch up to `depth` items of `source` in a thread; an error is raised when its item is taken."""
+    prefetched: queue.Queue[Any] = queue.Queue(depth)
     stop = threading.Event()
 
-    def give(item: Any) -> None:
+    def put(item: Any) -> None:
         while not stop.is_set():
             try:
-                waiting.put(item, timeout=0.1)
+                prefetched.put(item, timeout=0.1)
                 return
             except queue.Full:
                 continue
@@ -150,17 +150,17 @@ def ahead(source: Iterator[T], depth: int = 2) -> Iterator[Callable[[], T]]:
     def work() -> None:
         try:
             for item in source:
-                give((item, None))
+                put((item, None))
                 if stop.is_set():
                     return
         except BaseException as error:
-            give((None, error))
+            put((None, error))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
 
     def take() -> T:
-        item, error = waiting.get()
+        item, error = prefetched.get()
         if error is not None:
             raise error
         return item

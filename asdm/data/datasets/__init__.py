@@ -1,8 +1,8 @@
-"""Data sets: captioned pictures to train, judge and calibrate on. One file each.
+"""Data sets of captioned pictures, for training, judging and calibration. One file each.
 
-A file defines `open_data(split, size, source) -> Sequence[Example]`; `source` is where its files are, for a data set
-that does not bring its own. What is too large to be looked up by number is a `Stream` instead (`webdataset`), and what
-was encoded before gives `Encoded` instead of `Example` (`latents`).
+A file defines `open_data(split, size, source) -> Sequence[Example]`; `source` says where the files are, for a data set
+that does not come with its own. A data set without random access is a `Stream` instead (`webdataset`), and one that was
+encoded before yields `Encoded` instead of `Example` (`latents`).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from asdm.utils.io import sha256_of
 
 
 class Example(NamedTuple):
-    """A picture (3, h, w) in [-1, 1], and what it shows."""
+    """A picture (3, h, w) in [-1, 1] and its caption."""
 
     image: torch.Tensor
     caption: str
 
 
 class Encoded(NamedTuple):
-    """What VAE and text encoder make of an example: mean and spread (4, h, w) of its latent, and states (tokens, c)."""
+    """An encoded example: mean and standard deviation (4, h, w) of its latent, and text states (tokens, c)."""
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -33,34 +33,34 @@ class Encoded(NamedTuple):
 
 
 class BrokenExample(ValueError):
-    """An example that cannot be read; whoever trains leaves it out and counts it."""
+    """An example that cannot be read; training skips and counts it."""
 
 
 @runtime_checkable
 class Stream(Protocol):
-    """Examples that come one after the other, in lanes that do not know of each other."""
+    """A data set that is read in order, in independent lanes."""
 
     lanes: int
 
     def read(self, seed: int, lane: int, place: dict[str, int]) -> Iterator[tuple[Example, dict[str, int]]]:
-        """Examples of one lane without end, from `place` on ({}: the beginning), each with the place after it."""
+        """Endless examples of one lane from `place` on ({}: the beginning), each with the place after it."""
         ...
 
 
 def open_source(name: str, split: str, size: int) -> Any:
-    """The data set of `NAME` or `NAME:WHERE`, such as `emoji`, `folder:photos/`; raises ValueError with the choices."""
+    """Open `NAME` or `NAME:SOURCE`, such as `emoji` or `folder:photos/`; raises ValueError that lists the choices."""
     kind, _, source = name.partition(":")
     return registry.load(__name__, kind).open_data(split, size, source or None)
 
 
 def fingerprint(data: Any) -> str:
-    """What tells a data set from another, so that a run does not go on with other pictures."""
+    """Hash that identifies a data set, so that a run is not resumed with other pictures."""
     own = getattr(data, "fingerprint", None)
     return own if own else sha256_of([len(data), *data.captions])[:16]
 
 
 def captions_of(data: Sequence[Any] | Stream, count: int) -> list[str]:
-    """The first few captions of a data set, for pictures to look at."""
+    """The first `count` captions of a data set."""
     if isinstance(data, Stream):
         reader = data.read(0, 0, {})
         return [next(reader)[0].caption for _ in range(count)]

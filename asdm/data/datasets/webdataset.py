@@ -1,12 +1,12 @@
 """Tar shards of pictures and captions, as LAION's downloader writes them: `KEY.jpg`, `KEY.txt` and perhaps `KEY.json`.
 
-Shards are files or http(s) URLs and are read once through, from front to back; `{00000..00331}` and `*` expand. They
-are dealt out to lanes, which are dealt out to processes: a lane reads its shards in an order of its own in every pass,
-and shuffles what it reads block by block. So the pictures of a step follow from the seed and the lanes alone, however
-many processes there are, and a stopped run goes on at the shard where it was.
+Shards are files or http(s) URLs, read from front to back; `{00000..00331}` and `*` are expanded. They are distributed
+to lanes, and lanes to processes: a lane reads its shards in a new order in every pass, and shuffles the examples block
+by block. The pictures of a step follow from the seed and the number of lanes, not from the number of processes, and a
+resumed run continues in the shard where it stopped.
 
-A broken picture or caption is left out and counted. A shard that cannot be read, or ends early, is named, counted, and
-left out from there on.
+A broken picture or caption is skipped and counted. A shard that cannot be read, or is truncated, is reported, counted,
+and skipped from there on.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import IO
 import torch
 
 from asdm.data.datasets import Example
-from asdm.data.datasets._pictures import SUFFIXES, opened
+from asdm.data.datasets._pictures import SUFFIXES, decode_picture
 from asdm.data.loader import seeded
 from asdm.utils import console
 from asdm.utils.io import sha256_of
@@ -37,17 +37,17 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True)
 class Shards:
-    """A stream over tar shards; each lane has at least one."""
+    """A stream of tar shards; each lane has at least one."""
 
     shards: tuple[str, ...]
     size: int
     block: int = BLOCK
     most_lanes: int = LANES
-    _said: set[str] = field(default_factory=set, compare=False, repr=False)
+    _reported: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def lanes(self) -> int:
-        """A power of two, so that it divides most batches and numbers of processes."""
+        """A power of two, so that most batch sizes and numbers of processes are divisible by it."""
         lanes = 1
         while 2 * lanes <= min(self.most_lanes, len(self.shards)):
             lanes *= 2
@@ -55,14 +55,14 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """Changes with any shard's name, or size where it is a file, and with how they are dealt out."""
-        told = [(name, Path(name).stat().st_size if Path(name).exists() else None) for name in self.shards]
-        return sha256_of([told, self.size, self.block, self.lanes])[:16]
+        """Hash of the shards' names, the sizes of local ones, and how they are distributed."""
+        files = [(name, Path(name).stat().st_size if Path(name).exists() else None) for name in self.shards]
+        return sha256_of([files, self.size, self.block, self.lanes])[:16]
 
     def read(self, seed: int, lane: int, place: dict[str, int]) -> Iterator[tuple[Example, dict[str, int]]]:
-        """Examples of a lane without end. A place is a block's begin (pass, shard, example) and how far into it we are.
+        """Endless examples of a lane. A place is the start of a block (pass, shard, example) and the offset in it.
 
-        Raises ValueError where a whole pass gives no example.
+        Raises ValueError if a whole pass has no example.
         """
         at = BEGIN | place
         last_pass = at["pass"]
@@ -79,46 +79,46 @@ class Shards:
                     yield example, at
             at = after | {"broken": at["broken"]}
             if at["pass"] > last_pass + 1:
-                raise ValueError(f"none of the shards {_listed(self.shards)} holds a picture with a caption.")
+                raise ValueError(f"none of the shards {_listed(self.shards)} has a picture with a caption.")
 
     def _block(self, seed: int, lane: int, at: dict[str, int]) -> tuple[list[dict[str, bytes]], dict[str, int]]:
-        """The next block's examples, not yet decoded, and the place after it; a block ends with its pass."""
+        """The examples of the next block, not yet decoded, and the place after it; a block ends with its pass."""
         rows: list[dict[str, bytes]] = []
         shard, skip, broken = at["shard"], at["example"], at["broken"]
         names = self._order(seed, lane, at["pass"])
         while shard < len(names):
-            for seen, parts in self._groups_of(names[shard], skip):
+            for count, parts in self._groups_of(names[shard], skip):
                 if parts is None:
                     broken += 1
                     continue
                 rows.append(parts)
                 if len(rows) == self.block:
-                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": seen, "broken": broken}
+                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": count, "broken": broken}
             shard, skip = shard + 1, 0
         return rows, BEGIN | {"pass": at["pass"] + 1, "broken": broken}
 
     def _order(self, seed: int, lane: int, number: int) -> list[str]:
-        """A lane's shards in one pass: all shards are shuffled, and every lanes-th is this lane's."""
+        """The shards of a lane in one pass: all shards are shuffled, and this lane gets every lanes-th."""
         order = torch.randperm(len(self.shards), generator=seeded(seed, number, 0)).tolist()
         mine = order[lane :: self.lanes]
         return [self.shards[i] for i in mine]
 
     def _groups_of(self, name: str, skip: int) -> Iterator[tuple[int, dict[str, bytes] | None]]:
-        """(examples read so far, its files; None where the shard breaks) of a shard, from its example `skip` on."""
-        seen = 0
+        """(examples read so far, files of the example; None where the shard breaks), from example `skip` on."""
+        count = 0
         try:
             with _opened(name) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
                 for parts in _groups(tar, skip):
-                    seen += 1
-                    if seen > skip:
-                        yield seen, parts
+                    count += 1
+                    if count > skip:
+                        yield count, parts
         except (OSError, EOFError, tarfile.TarError) as error:
-            if name not in self._said:
-                self._said.add(name)
+            if name not in self._reported:
+                self._reported.add(name)
                 reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                console.say(f"Warning: the shard {name} is broken after {seen} examples: {reason}.")
-            if seen >= skip:
-                yield seen + 1, None
+                console.say(f"Warning: the shard {name} is broken after {count} examples: {reason}.")
+            if count >= skip:
+                yield count + 1, None
 
     def _example(self, parts: dict[str, bytes]) -> Example | None:
         picture = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
@@ -126,7 +126,7 @@ class Shards:
         if picture is None or caption is None:
             return None
         try:
-            return Example(opened(picture, self.size), caption.decode("utf-8").strip())
+            return Example(decode_picture(picture, self.size), caption.decode("utf-8").strip())
         except ValueError:  # UnicodeDecodeError is one
             return None
 
@@ -142,18 +142,18 @@ def _opened(name: str) -> IO[bytes]:
 
 
 class _Member(tarfile.TarInfo):
-    """tarfile takes a file that was cut between two members for a whole one; this does not."""
+    """tarfile accepts a file that is truncated between two members; this does not."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
-            raise tarfile.ReadError("it ends without its end mark") from None
+            raise tarfile.ReadError("it has no end-of-archive mark") from None
 
 
 def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[dict[str, bytes]]:
-    """Files of one key, which stand beside each other, as {suffix: contents}; the first `skip` without contents."""
+    """The adjacent files of each key as {suffix: contents}; the first `skip` keys without contents."""
     key, number = "", 0
     parts: dict[str, bytes] = {}
     for member in tar:
@@ -174,34 +174,34 @@ def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[dict[str, bytes]]:
 def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Shards:
     """The shards that `source` names: one, a list with commas, `{0000..0099}`, a pattern with `*`, or a folder.
 
-    Raises ValueError where it names none, or a file that is not there.
+    Raises ValueError if there are none, or if a file does not exist.
     """
     if not source:
-        raise ValueError("the data set webdataset needs to know its shards: webdataset:shards/{00000..00331}.tar.")
+        raise ValueError("the data set webdataset needs shards, such as webdataset:shards/{00000..00331}.tar.")
     names = [name for part in _split(source) for name in _expanded(part)]
     if not names:
-        raise ValueError(f"{source} names no shard.")
-    gone = [name for name in names if "://" not in name and not Path(name).is_file()]
-    if gone:
-        raise ValueError(f"the shard {_listed(gone)} does not exist.")
-    if odd := [name for name in names if "://" in name and not name.startswith(("http://", "https://"))]:
-        raise ValueError(f"the shard {odd[0]} is neither a file nor an http(s) URL.")
+        raise ValueError(f"no shard matches {source}.")
+    missing = [name for name in names if "://" not in name and not Path(name).is_file()]
+    if missing:
+        raise ValueError(f"the shard {_listed(missing)} does not exist.")
+    if other := [name for name in names if "://" in name and not name.startswith(("http://", "https://"))]:
+        raise ValueError(f"the shard {other[0]} is neither a file nor an http(s) URL.")
     return Shards(tuple(names), size)
 
 
 def _split(source: str) -> list[str]:
-    """At commas, except those in braces."""
+    """Split at commas outside braces."""
     return re.findall(r"(?:[^,{]|\{[^}]*\})+", source)
 
 
 def _expanded(part: str) -> list[str]:
     """`a{08..10}b` → a08b, a09b, a10b; a folder or pattern → its files, sorted."""
-    if found := re.search(r"\{(\d+)\.\.(\d+)\}", part):
-        first, last = found.groups()
+    if match := re.search(r"\{(\d+)\.\.(\d+)\}", part):
+        first, last = match.groups()
         width = len(first) if len(first) == len(last) or first.startswith("0") else 0
         numbers = range(int(first), int(last) + 1)
         return [
-            name for n in numbers for name in _expanded(f"{part[: found.start()]}{n:0{width}d}{part[found.end() :]}")
+            name for n in numbers for name in _expanded(f"{part[: match.start()]}{n:0{width}d}{part[match.end() :]}")
         ]
     if "://" in part:
         return [part]

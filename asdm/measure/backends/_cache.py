@@ -1,7 +1,6 @@
-"""Things that cost minutes to make, kept on disk: folders by key, bounded in bytes, the longest unused goes first.
+"""A disk cache of exported graphs: folders by key, bounded in bytes, the least recently used deleted first.
 
-They are in the folder `onnx` of the cache (`ASDM_CACHE`, `~/.cache/asdm` otherwise); `ASDM_CACHE_GB` is the bound (12
-otherwise).
+It is the folder `onnx` of `ASDM_CACHE` (default: `~/.cache/asdm`), and may hold `ASDM_CACHE_GB` (default: 12).
 """
 
 from __future__ import annotations
@@ -17,23 +16,23 @@ DEFAULT_GB = 12.0
 
 
 def folder() -> Path:
-    """Where the cache is."""
+    """The folder of the cache."""
     return cache_folder("onnx")
 
 
 def bound_bytes() -> int:
-    """What the cache may hold; raises ValueError where `ASDM_CACHE_GB` is no number."""
+    """The size limit; raises ValueError if `ASDM_CACHE_GB` is not a number."""
     text = os.environ.get("ASDM_CACHE_GB") or str(DEFAULT_GB)
     try:
         return int(float(text) * 1e9)
     except ValueError:
-        raise ValueError(f"ASDM_CACHE_GB is {text!r}; give the cache's bound as a number of GB, such as 12.") from None
+        raise ValueError(f"ASDM_CACHE_GB must be a number of GB, such as 12, got {text!r}.") from None
 
 
-def kept(key: str, needed_bytes: int, make: Callable[[Path], object]) -> Path:
-    """The folder `key`, which `make` fills where it is not there yet; about `needed_bytes` are cleared for it first.
+def get_or_make(key: str, needed_bytes: int, make: Callable[[Path], object]) -> Path:
+    """The folder `key`, filled by `make` if it does not exist; about `needed_bytes` are freed for it first.
 
-    Raises ValueError where the bound is too small for it, or the disk is.
+    Raises ValueError if the limit or the disk is too small.
     """
     path = folder() / key
     if not path.exists():
@@ -45,11 +44,11 @@ def kept(key: str, needed_bytes: int, make: Callable[[Path], object]) -> Path:
 
 
 def _clear(needed_bytes: int) -> None:
-    """Remove the longest unused entries until `needed_bytes` more are within the bound."""
+    """Delete the least recently used entries until `needed_bytes` more are within the limit."""
     bound = bound_bytes()
     if needed_bytes > bound:
         raise ValueError(
-            f"the exported graph takes {needed_bytes / 1e9:.1f} GB and the cache may hold {bound / 1e9:g}: "
+            f"the exported graph takes {needed_bytes / 1e9:.1f} GB, but the cache may hold {bound / 1e9:g} GB; "
             f"set ASDM_CACHE_GB={needed_bytes / 1e9 + 1:.0f} or more."
         )
     entries = sorted(_entries(), key=lambda path: path.stat().st_mtime_ns)
@@ -61,8 +60,8 @@ def _clear(needed_bytes: int) -> None:
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise ValueError(
-            f"the exported graph takes {needed_bytes / 1e9:.1f} GB and {free / 1e9:.1f} are free in {place}: "
-            "set ASDM_CACHE to a folder with more room."
+            f"the exported graph takes {needed_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in {place}; "
+            "set ASDM_CACHE to a folder with more space."
         )
 
 
@@ -72,5 +71,5 @@ def _entries() -> list[Path]:
 
 
 def size_bytes(path: Path) -> int:
-    """What the files of a folder take."""
+    """Bytes of all files in a folder."""
     return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

@@ -1,8 +1,8 @@
-"""A module as an ONNX graph: exported once, kept in a bounded cache, each node named after the module it came from.
+"""ONNX graphs of modules, exported once into a bounded cache, with every node named after its module.
 
-`torch.onnx.export` writes the path of modules that a node came from into `pkg.torch.onnx.name_scopes`. A runtime's
-optimiser drops that metadata but builds the names of fused and inserted nodes from those of the nodes and tensors
-that it had, so the path is put in front of every name: `down_blocks.0.resnets.1.conv1|node_conv2d_7`.
+`torch.onnx.export` writes the module path of a node into `pkg.torch.onnx.name_scopes`. A runtime's optimizer drops that
+metadata but builds the names of fused and inserted nodes from those of the original nodes and tensors, so the path is
+put in front of every name: `down_blocks.0.resnets.1.conv1|node_conv2d_7`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ PACKAGES = ("torch", "diffusers", "onnx", "onnxscript")
 
 
 class Call(nn.Module):
-    """`module` as a function of the tensors among `inputs`, in their order; its other arguments stay as they are."""
+    """`module` as a function of the tensors among `inputs`, in order; other arguments are fixed."""
 
     def __init__(self, module: nn.Module, inputs: dict[str, Any]) -> None:
         super().__init__()
@@ -66,13 +66,13 @@ def _name_of(path: Any) -> str:
 
 
 def cached(module: nn.Module, inputs: dict[str, Any]) -> Path:
-    """The file of the graph of one call with these shapes, exported where the cache does not have it yet."""
-    bytes_ = sum(p.numel() * 4 for p in module.parameters())
-    return _cache.kept(key_of(module, inputs), bytes_ + SPARE_BYTES, lambda at: export(module, inputs, at)) / MODEL
+    """The graph file of a call with these shapes, exported unless it is in the cache."""
+    needed_bytes = sum(p.numel() * 4 for p in module.parameters()) + SPARE_BYTES
+    return _cache.get_or_make(key_of(module, inputs), needed_bytes, lambda at: export(module, inputs, at)) / MODEL
 
 
 def export(module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: str | None = None) -> Path:
-    """Write `model.onnx` with its weights beside it; in fp32, whatever the module's dtype.
+    """Write `model.onnx` with its weights beside it, in fp32 whatever the module's dtype.
 
     With `batch_name`, the first dimension of every input is free and is called so. Raises ValueError where the
     graph cannot be made, in one sentence with the exporter's reason.
@@ -100,22 +100,22 @@ def export(module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: 
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """Parameters made in inference mode ask for no gradient meanwhile: the exporter could not copy that they do."""
-    made_there = [p for p in module.parameters() if p.is_inference() and p.requires_grad]
+    """Parameters created in inference mode require no gradient during the export, which cannot copy that flag."""
+    inference_parameters = [p for p in module.parameters() if p.is_inference() and p.requires_grad]
     with torch.inference_mode():
-        for parameter in made_there:
+        for parameter in inference_parameters:
             parameter.requires_grad_(False)
     try:
         yield
     finally:
         with torch.inference_mode():
-            for parameter in made_there:
+            for parameter in inference_parameters:
                 parameter.requires_grad_(True)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's warnings are about its own workings."""
+    """Silences the exporter's warnings, which are about its internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     try:
@@ -130,19 +130,19 @@ def _quiet() -> Iterator[None]:
 
 
 def put_scopes_into_names(model: Any) -> None:
-    """Put the path of modules in front of the name of every node and of every tensor that a node makes.
+    """Put the module path in front of the name of every node and of every tensor that a node computes.
 
-    A node that the exporter's own optimiser made has no path; it takes that of the node before it in the data flow.
+    A node that the exporter's own optimizer made has no path; it takes that of the node before it in the data flow.
     """
     outputs = set(model.graph.outputs)
     paths: dict[Any, str] = {}
     for i, node in enumerate(model.graph):
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes")
         makers = [value.producer() for value in node.inputs if value is not None]
-        found = [_module_path(ast.literal_eval(scopes))] if scopes else [paths[m] for m in makers if m in paths]
-        if not found:
+        candidates = [_module_path(ast.literal_eval(scopes))] if scopes else [paths[m] for m in makers if m in paths]
+        if not candidates:
             continue
-        paths[node] = path = found[0]
+        paths[node] = path = candidates[0]
         node.name = f"{path}{SEPARATOR}{i}_{node.op_type}"
         for value in node.outputs:
             if value not in outputs:
@@ -169,7 +169,7 @@ class Node(NamedTuple):
 
 
 class Scopes:
-    """Which part a node belongs to, by its name."""
+    """Maps the name of a node to the part that it belongs to."""
 
     def __init__(self, module: nn.Module, parts: Sequence[Part]) -> None:
         owners = {id(inner): part.fqn for part in parts for inner in part.modules}
@@ -191,27 +191,32 @@ class Scopes:
         A node without a path takes the part of the next node that has one, or where its name begins with one of
         `after_its_node`, of the last node that had one.
         """
-        found = [self.part_of(node.name) for node in nodes]
+        known = [self.part_of(node.name) for node in nodes]
         return [
-            part if part is not None else _neighbours(found, i, nodes[i].name.startswith(after_its_node))
-            for i, part in enumerate(found)
+            part if part is not None else _neighbours(known, i, nodes[i].name.startswith(after_its_node))
+            for i, part in enumerate(known)
         ]
 
     def times(
-        self, nodes: Sequence[Node], after_its_node: tuple[str, ...], whole_s: float, bare_s: float, told: Attribution
+        self,
+        nodes: Sequence[Node],
+        after_its_node: tuple[str, ...],
+        whole_s: float,
+        bare_s: float,
+        attribution: Attribution,
     ) -> dict[str, float]:
-        """Seconds of every part in an observed call of `whole_s`, scaled to the bare one; `told` learns how well."""
+        """Seconds of every part in an observed call of `whole_s`, scaled to the bare call; appends to `attribution`."""
         seconds = dict.fromkeys(self.parts.values(), 0.0)
         for node, part in zip(nodes, self.by_part(nodes, after_its_node), strict=True):
             if part:
                 seconds[part] += node.seconds
-        told.mapped.append(sum(seconds.values()) / sum(node.seconds for node in nodes))
-        told.slowdown.append(whole_s / bare_s)
+        attribution.mapped.append(sum(seconds.values()) / sum(node.seconds for node in nodes))
+        attribution.slowdown.append(whole_s / bare_s)
         return {part: part_s * bare_s / whole_s for part, part_s in seconds.items()}
 
 
 def _neighbours(parts: Sequence[str | None], i: int, before: bool) -> str:
-    """The nearest known part in the one direction, then in the other."""
+    """The nearest known part in one direction, or else in the other."""
     sides = [parts[:i][::-1], parts[i + 1 :]]
     near = [next((part for part in side if part is not None), None) for side in (sides if before else sides[::-1])]
     return next((part for part in near if part is not None), "")
@@ -221,7 +226,7 @@ def _neighbours(parts: Sequence[str | None], i: int, before: bool) -> str:
 
 
 def key_of(module: nn.Module, inputs: dict[str, Any]) -> str:
-    """Hash of all that decides the graph: versions, modules and their code, config, shapes, and every weight."""
+    """Hash of everything that the graph depends on: versions, modules and their code, config, shapes and weights."""
     digest = hashlib.sha256()
 
     def add(*values: Any) -> None:

@@ -25,7 +25,7 @@ WEIGHT_COPIES = 0
 ACTIVATION_COPIES = 0
 HOOKED = False
 DTYPES = ("fp32", "bf16", "fp16")
-DEVICES = ()  # all that torch has
+DEVICES = ()  # all of torch's
 
 GRAPHS = 256  # one for each unit: torch's own limit of graphs per function is 8, beyond which it stops compiling
 

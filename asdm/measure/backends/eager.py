@@ -1,4 +1,4 @@
-"""PyTorch as it is: operator by operator, unit times from hooks inside the real forward."""
+"""Eager PyTorch, with part times from hooks inside the real forward."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHT_COPIES = 0
 ACTIVATION_COPIES = 0
 HOOKED = True
 DTYPES = ("fp32", "bf16", "fp16")
-DEVICES = ()  # all that torch has
+DEVICES = ()  # all of torch's
 
 
 class EagerSession:
@@ -45,5 +45,5 @@ class EagerSession:
 
 
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> EagerSession:
-    """The UNet as it is, with marks around its parts on the clock that is given."""
+    """The UNet itself, with marks of the clock around its parts."""
     return EagerSession(unet, inputs, parts, clock)

@@ -1,6 +1,6 @@
-"""A runtime that does not exist: every part takes its MACs at a fixed rate, with seeded noise.
+"""A simulated runtime: every part takes its MACs at a fixed rate, with seeded noise.
 
-It needs no weights and no time, so that plans, reports and scripts can be tried, and tests have exact answers.
+It needs neither weights nor time, for trying out plans, reports and scripts, and for tests with exact results.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class FakeSession:
 
 
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> FakeSession:
-    """Times from a count of the UNet, which may live on the meta device; the clock is not asked."""
+    """Times computed from the MACs of the UNet, which may be on the meta device; the clock is not used."""
     meta = tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), inputs)
     counted = flops.count(unet, (), meta, parts)
     by_part = counted.by_part or {OTHER: counted.total}

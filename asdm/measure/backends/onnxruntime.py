@@ -58,7 +58,7 @@ class OnnxRuntimeSession:
         return bare_s, self.scopes.times(nodes, AFTER_ITS_NODE, whole_s, bare_s, self.attribution)
 
     def _profile(self) -> list[tuple[float, list[_onnx.Node]]]:
-        """Some profiled runs, in a session that is gone afterwards: Python can neither restart nor split a profile."""
+        """A few profiled runs in a session of their own, since Python can neither restart nor split a profile."""
         with tempfile.TemporaryDirectory() as folder:
             profiling = options()
             profiling.enable_profiling = True
@@ -70,13 +70,13 @@ class OnnxRuntimeSession:
 
 
 def options() -> ort.SessionOptions:
-    """Threads and denormals as torch has them."""
-    found = ort.SessionOptions()
-    found.intra_op_num_threads = torch.get_num_threads()
-    found.log_severity_level = 3
-    found.add_session_config_entry("session.set_denormal_as_zero", "1")
-    found.add_session_config_entry("session.force_spinning_stop", "1")  # or threads spin into a neighbour's run
-    return found
+    """Session options with torch's number of threads and flushed denormals."""
+    session_options = ort.SessionOptions()
+    session_options.intra_op_num_threads = torch.get_num_threads()
+    session_options.log_severity_level = 3
+    session_options.add_session_config_entry("session.set_denormal_as_zero", "1")
+    session_options.add_session_config_entry("session.force_spinning_stop", "1")  # or they spin into the next run
+    return session_options
 
 
 def read_profile(events: Sequence[dict[str, Any]]) -> Iterator[tuple[float, list[_onnx.Node]]]:
@@ -91,7 +91,7 @@ def read_profile(events: Sequence[dict[str, Any]]) -> Iterator[tuple[float, list
 
 
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> OnnxRuntimeSession:
-    """The UNet as ONNX Runtime runs it; its graph is exported where the cache does not have it."""
+    """A session of ONNX Runtime; the graph is exported unless it is in the cache."""
     return OnnxRuntimeSession(unet, inputs, parts, clock)
 
 
@@ -101,4 +101,4 @@ def evaluate(graph: Path, feed: dict[str, Any]) -> Any:
 
 
 def keep(graph: Path) -> None:
-    """An exported graph is what ONNX Runtime loads: it stays as it is."""
+    """Nothing to do: an exported graph is what ONNX Runtime loads."""

@@ -78,7 +78,7 @@ class OpenVinoSession:
 
 
 def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> OpenVinoSession:
-    """The UNet as OpenVINO runs it; its graph is exported where the cache does not have it."""
+    """A session of OpenVINO; the graph is exported unless it is in the cache."""
     return OpenVinoSession(unet, inputs, parts, clock)
 
 
@@ -88,7 +88,7 @@ def evaluate(graph: Path, feed: dict[str, Any]) -> Any:
 
 
 def keep(graph: Path) -> None:
-    """Write an exported graph in OpenVINO's own form beside it, in fp32, and remove the other."""
+    """Convert an exported graph to OpenVINO's own format in fp32, and delete the original."""
     model = ov.Core().read_model(graph)
     ov.save_model(model, graph.with_name(IR), compress_to_fp16=False)
     del model  # it maps the weights' file

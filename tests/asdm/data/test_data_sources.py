@@ -17,7 +17,7 @@ from PIL import Image
 
 from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
-from asdm.data.datasets._pictures import opened
+from asdm.data.datasets._pictures import decode_picture
 from asdm.data.datasets.latents import LatentCache
 from asdm.data.settings import CacheSettings
 from tests.pictures import picture, shard
@@ -32,7 +32,7 @@ def test_captions_beside_pictures_do_as_well(tmp_path: Path) -> None:
     data = folder.open_data("train", 16, str(tmp_path))
     assert data.captions == ("a cat",)
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(BrokenExample, match=r"a\.png: no whole picture"):
+    with pytest.raises(BrokenExample, match=r"a\.png: not a complete picture"):
         data[0]
 
 
@@ -51,7 +51,7 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
     wide.paste((0, 0, 0, 0), (0, 0, 20, 20))
     stream = io.BytesIO()
     wide.save(stream, "PNG")
-    image = opened(stream.getvalue(), 10)
+    image = decode_picture(stream.getvalue(), 10)
     assert image.shape == (3, 10, 10)
     assert image[:, 5, 1].tolist() == [1, 1, 1]
     assert image[:, 5, 8].tolist() == [1, -1, -1]
@@ -60,14 +60,14 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("folder", "needs to know which: folder:DIR"),
-        ("folder:nowhere", "nowhere is no folder"),
-        ("webdataset", "needs to know its shards"),
+        ("folder", "needs a folder: folder:DIR"),
+        ("folder:nowhere", "nowhere is not a folder"),
+        ("webdataset", "needs shards"),
         ("webdataset:no-{00..02}.tar", r"the shard no-00\.tar, no-01\.tar, no-02\.tar does not exist"),
         ("webdataset:s3://bucket/a.tar", "neither a file nor an http"),
-        ("latents", "needs to know its folder"),
-        ("latents:nowhere", "nowhere is no cache of latents"),
-        ("emoji:here", "brings its own pictures; leave out 'here'"),
+        ("latents", "needs a folder that `asdm cache` wrote"),
+        ("latents:nowhere", "nowhere is not a cache of latents"),
+        ("emoji:here", "has its own pictures; leave out 'here'"),
         ("tar:x", "unknown name 'tar' in datasets; choose from emoji, folder, latents, webdataset"),
     ],
 )
@@ -110,7 +110,7 @@ def test_what_is_broken_is_left_out_counted_and_named(tmp_path: Path, capsys: An
     first = [example.caption for example, _ in found[:14]]
     assert set(first) == {f"number {n}" for n in (0, 1, 2, 5, 6, 7, 8, 9, *range(10, 16))}
     said = capsys.readouterr().err
-    assert f"the shard {tmp_path}/b.tar is broken after 6 examples: it ends without its end mark." in said
+    assert f"the shard {tmp_path}/b.tar is broken after 6 examples: it has no end-of-archive mark." in said
     assert f"the shard {tmp_path}/c.tar is broken after 0 examples" in said
     assert said.count("b.tar is broken") == 1
     assert found[-1][1]["broken"] >= 4  # two pictures and two shards, in the first pass
@@ -118,7 +118,7 @@ def test_what_is_broken_is_left_out_counted_and_named(tmp_path: Path, capsys: An
 
 def test_shards_without_any_example_are_an_error_not_a_loop(tmp_path: Path) -> None:
     shard(tmp_path / "a.tar", range(3), broken=(0, 1, 2))
-    with pytest.raises(ValueError, match=r"none of the shards .*a\.tar holds a picture with a caption"):
+    with pytest.raises(ValueError, match=r"none of the shards .*a\.tar has a picture with a caption"):
         next(webdataset.open_data("train", 16, str(tmp_path)).read(0, 0, {}))
 
 
@@ -187,7 +187,7 @@ def test_a_broken_picture_gives_its_place_to_the_next_and_is_counted(photos: Pat
 
 def test_too_many_processes_for_the_shards_are_refused(shards: Path) -> None:
     data = webdataset.open_data("train", 16, str(shards))
-    with pytest.raises(ValueError, match="4 lanes of shards cannot be shared by 3 processes"):
+    with pytest.raises(ValueError, match="4 lanes of shards cannot be split between 3 processes"):
         next(loader.batches(data, 6, 0, loader.Share(0, 3), 0, {}, 2))
 
 
@@ -234,9 +234,9 @@ def test_a_cache_holds_what_the_encoders_make_and_goes_on_after_a_stop(
 
 
 def test_a_cache_of_other_encoders_or_another_size_is_refused(photos: Path, cached: Path, tiny_pipeline: Path) -> None:
-    with pytest.raises(ValueError, match="holds pictures of 64 pixels, and not 32; choose --size 64"):
+    with pytest.raises(ValueError, match="holds latents of 64 pixels, not 32; choose --size 64"):
         latents.open_data("train", 32, str(cached))
-    with pytest.raises(ValueError, match="holds another cache: its dtype is fp32, and not fp16"):
+    with pytest.raises(ValueError, match="holds another cache: its dtype is fp32, not fp16"):
         cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), cached, CacheSettings())
     record = LatentCache.load(cached / "cache.json")
     assert record.encoder_sha256
@@ -246,7 +246,7 @@ def test_a_lost_shard_is_named(photos: Path, tiny_pipeline: Path, tmp_path: Path
     output = tmp_path / "latents"
     cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), output, CacheSettings(dtype="fp32", per_shard=6))
     (output / "latents-00001.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is not as asdm cache left it"):
+    with pytest.raises(ValueError, match=r"latents-00001\.safetensors is missing or damaged"):
         latents.open_data("train", 64, str(output))
 
 

@@ -118,9 +118,9 @@ def relative(out: torch.Tensor, expected: torch.Tensor) -> float:
 @pytest.mark.parametrize(
     ("name", "dtype", "device", "words"),
     [
-        ("onnxruntime", "bf16", "cpu", "onnxruntime has no dtype bf16 here; choose from fp32"),
-        ("openvino", "fp16", "cpu", "openvino has no dtype fp16 here; choose from fp32"),
-        ("onnxruntime", "fp32", "cuda:0", "onnxruntime has no device cuda:0 here; choose from cpu"),
+        ("onnxruntime", "bf16", "cpu", "onnxruntime does not support the dtype bf16 here; choose from fp32"),
+        ("openvino", "fp16", "cpu", "openvino does not support the dtype fp16 here; choose from fp32"),
+        ("onnxruntime", "fp32", "cuda:0", "onnxruntime does not support the device cuda:0 here; choose from cpu"),
         ("vulkan", "fp32", "cpu", "unknown name 'vulkan' in backends; choose from compiled, eager, fake"),
     ],
 )
@@ -295,7 +295,7 @@ def test_the_cache_is_bounded_and_the_longest_unused_goes(tmp_path: Path, monkey
     monkeypatch.setenv("ASDM_CACHE_GB", "0.000003")  # 3 kB
 
     def kept(key: str) -> Path:
-        return _cache.kept(key, 1000, lambda folder: (folder / "graph").write_bytes(b"x" * 1000) and None)
+        return _cache.get_or_make(key, 1000, lambda folder: (folder / "graph").write_bytes(b"x" * 1000) and None)
 
     for key in "abc":
         kept(key)
@@ -304,10 +304,10 @@ def test_the_cache_is_bounded_and_the_longest_unused_goes(tmp_path: Path, monkey
     kept("d")
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["a", "c", "d"]
     assert (tmp_path / "emoji").exists()
-    with pytest.raises(ValueError, match=r"takes 0\.0 GB and the cache may hold 3e-06: set ASDM_CACHE_GB"):
-        _cache.kept("e", 4000, lambda _: None)
+    with pytest.raises(ValueError, match=r"takes 0\.0 GB, but the cache may hold 3e-06 GB; set ASDM_CACHE_GB"):
+        _cache.get_or_make("e", 4000, lambda _: None)
     monkeypatch.setenv("ASDM_CACHE_GB", "much")
-    with pytest.raises(ValueError, match="ASDM_CACHE_GB is 'much'"):
+    with pytest.raises(ValueError, match="ASDM_CACHE_GB must be a number of GB, such as 12, got 'much'"):
         kept("f")
 
 
@@ -319,7 +319,7 @@ def test_an_export_that_fails_leaves_nothing_in_the_cache(tmp_path: Path, monkey
         raise RuntimeError("out of ideas")
 
     with pytest.raises(RuntimeError, match="out of ideas"):
-        _cache.kept("key", 1000, half)
+        _cache.get_or_make("key", 1000, half)
     assert list((tmp_path / "onnx").iterdir()) == []
 
 
