@@ -54,5 +54,5 @@ def test_modes_and_the_plain_loop_take_turns(tiny_pipeline: Path, tmp_path: Path
 def test_a_turn_that_fails_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(script, "in_fresh_process", lambda function, *arguments: function(*arguments))
-    with pytest.raises(ValueError, match=r"the plain loop failed: .*no config of a diffusers UNet"):
+    with pytest.raises(ValueError, match=r"the plain loop failed: .*is not the config of a diffusers UNet"):
         script.measure(settings_for(tmp_path), lambda *_: None, "")
