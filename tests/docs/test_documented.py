@@ -19,6 +19,7 @@ import asdm.cli
 import asdm_prof.cli
 from asdm.utils import registry
 from tests.docs.documents import DOCS, LANGUAGES, ROOT, Command, blocks, commands, documents, shown_commands
+from tests.test_floors import FLOORS
 
 README = documents()["README.md"]
 APPS = {"asdm": typer.main.get_command(asdm.cli.app), "asdm-prof": typer.main.get_command(asdm_prof.cli.app)}
@@ -100,6 +101,16 @@ def test_every_file_of_a_seam_is_documented(package: str) -> None:
     page = f"docs/extending/{SEAMS[package]}.md"
     for name in registry.names(package):
         assert f"`{name}`" in documents()[page], f"{name} of {package} is not in {page}"
+
+
+def test_the_code_layout_lists_every_package_from_the_ground_up() -> None:
+    page = documents()["docs/extending/code-layout.md"]
+    for package, floors in FLOORS.items():
+        (listed,) = re.findall(rf"^```{{packages}} {package}\n(.*?)\n```", page, flags=re.DOTALL | re.MULTILINE)
+        floor_of = {name: i for i, floor in enumerate(floors) for name in floor if (ROOT / package / name).is_dir()}
+        names = listed.split()
+        assert {*names} == {*floor_of}
+        assert names == sorted(names, key=floor_of.__getitem__)
 
 
 def test_every_file_that_a_document_names_is_there() -> None:
