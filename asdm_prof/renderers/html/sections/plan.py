@@ -99,12 +99,11 @@ def _caption(report: Report, resolved: ResolvedPlan) -> str:
     """How many units stay, go and are replaced, and what time they take."""
     units = {unit.fqn: unit.share.median for unit in report.profile.units}
     gone = [fqn for fqn in resolved.gone if fqn in units]
-    replaced = [fqn for fqn in resolved.replaced if fqn in units]
     fates = [f"{len(units) - len(gone) - len(resolved.replaced)} stay"]
-    fates += [f"{len(gone)} are removed ({percent(sum(units[fqn] for fqn in gone))} of the time)"] if gone else []
-    if resolved.replaced:
-        time = percent(sum(units[fqn] for fqn in replaced))
-        fates.append(f"{len(resolved.replaced)} are replaced ({time} of the time)")
+    for what, fqns in (("removed", gone), ("replaced", [*resolved.replaced])):
+        if fqns:
+            time = percent(sum(units.get(fqn, 0.0) for fqn in fqns))
+            fates.append(f"{len(fqns)} {'is' if len(fqns) == 1 else 'are'} {what} ({time} of the time)")
     return f"Of {len(units)} units, {flat(listed(fates))}; a dashed outline is the size before."
 
 
