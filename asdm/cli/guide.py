@@ -1,4 +1,4 @@
-"""What to do next, given the files that are there: what `asdm` and `asdm-prof` show without a command."""
+"""What to do next, given the files that exist: what `asdm` and `asdm-prof` show without a command."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult
 from asdm.utils import io
 
-WELCOME = "Find out where a Stable Diffusion UNet spends its time, what of it can go, and make the smaller one."
+WELCOME = "Find out where a Stable Diffusion UNet spends its time and what is redundant, and build a smaller one."
 START = (
     ("asdm-prof profile sd15", "time every unit in place: 3 minutes on 2 cores, no weights needed"),
-    ("asdm-prof profile mini", "the small one that ships, with real weights: a minute"),
-    ("asdm-prof flops sd15", "only count: a few seconds"),
+    ("asdm-prof profile mini", "time the small model that ships, with its real weights: a minute"),
+    ("asdm-prof flops sd15", "count parameters and MACs only: a few seconds"),
 )
 
 
 @dataclass(frozen=True)
 class Step:
-    """A step of the chain: the file that it left, or the command that makes it; `about` says what is in the file."""
+    """A step of the chain: the file it wrote, or the command that writes it; `about` says what is in the file."""
 
     name: str
     command: str
@@ -33,25 +33,25 @@ class Step:
 
 
 def lines(now: float | None = None) -> list[str]:
-    """What is there, step by step, and the first command that is missing."""
+    """What has been done, step by step, and the command to run next."""
     steps = chain(time.time() if now is None else now)
     if not steps:
         width = max(len(command) for command, _ in START)
-        return [WELCOME, "", "Nothing is measured here yet. Start with one of", *_columns(START, width), "", HELP]
+        return [WELCOME, "", "Nothing is measured here yet. Start with one of:", *_columns(START, width), "", HELP]
     next_one = next((step for step in steps if step.path is None), None)
     shown = [
         f"  {'done' if step.path else 'next' if step is next_one else '    '}  {step.name:<8}{_what(step)}"
         for step in steps
     ]
-    said = f"Next:  {next_one.command}" if next_one else f"All is done. Open {steps[-1].path} in a browser."
-    more = besides(steps)
+    advice = f"Next:  {next_one.command}" if next_one else f"Everything is done. Open {steps[-1].path} in a browser."
+    more = optional_commands(steps)
     width = max((len(command) for command, _ in more), default=0)
-    offered = ["Besides:", *_columns(more, width)] if more else []
-    return [WELCOME, "", "What is here, newest first:", *shown, "", said, *offered, HELP]
+    offered = ["Also possible:", *_columns(more, width)] if more else []
+    return [WELCOME, "", "What is here:", *shown, "", advice, *offered, HELP]
 
 
-def besides(steps: list[Step]) -> tuple[tuple[str, str], ...]:
-    """What goes beyond the chain from here: the frontier, and where weights are real, damage and training."""
+def optional_commands(steps: list[Step]) -> tuple[tuple[str, str], ...]:
+    """Commands outside the chain: the frontier, and with real weights also damage and training."""
     profile = _profile(steps[0].path) if steps and steps[0].path else None
     plan = next((step.path for step in steps if step.name == "plan"), None)
     if profile is None or plan is None:
@@ -63,7 +63,9 @@ def besides(steps: list[Step]) -> tuple[tuple[str, str], ...]:
             (f"asdm-prof sensitivity {family}", "measured damage of every edit, for plan --damage", "damage.json"),
             (f"asdm distill {plan} --teacher {family} -o trained/", "train the student from its teacher", ""),
         ]
-    return tuple((command, why) for command, why, made in offers if not (made and any(io.REPORTS.glob(f"*/{made}"))))
+    return tuple(
+        (command, why) for command, why, output in offers if not (output and any(io.REPORTS.glob(f"*/{output}")))
+    )
 
 
 HELP = "All commands: asdm-prof --help, asdm --help."
@@ -78,7 +80,7 @@ def _what(step: Step) -> str:
 
 
 def chain(now: float) -> list[Step]:
-    """profile → plan → build → bench → report, each found by the hash in it; empty where nothing was profiled."""
+    """profile → plan → build → bench → report, matched by the hashes they record; empty if there is no profile."""
     profile = _first(io.REPORTS.glob("*/profile.json"), _profile)
     if profile is None:
         return []
@@ -88,22 +90,22 @@ def chain(now: float) -> list[Step]:
     steps = [Step("profile", "", path, f"{about}, {_age(path, now)}")]
 
     sha256 = io.sha256_of(data)
-    plan = _first(io.REPORTS.glob("*/plan*.json"), _loader(PruningPlan, lambda found: found.profile_sha256 == sha256))
-    steps.append(Step("plan", "asdm-prof plan --budget 0.8", *(_plan_told(plan) if plan else ())))
+    plan = _first(io.REPORTS.glob("*/plan*.json"), _loader(PruningPlan, lambda plan: plan.profile_sha256 == sha256))
+    steps.append(Step("plan", "asdm-prof plan --budget 0.8", *(_plan_summary(plan) if plan else ())))
 
     plan_sha256 = plan[1].sha256() if plan else None
     places = [*Path().glob("*/build.json"), *io.REPORTS.glob("*/build.json"), *io.REPORTS.glob("*/*/build.json")]
-    student = _first(places, _loader(BuildResult, lambda found: found.plan_sha256 == plan_sha256))
+    student = _first(places, _loader(BuildResult, lambda student: student.plan_sha256 == plan_sha256))
     plan_name = plan[0] if plan else "plan.json"
-    steps.append(Step("build", f"asdm build {plan_name} -o student/", *(_student_told(student) if student else ())))
+    steps.append(Step("build", f"asdm build {plan_name} -o student/", *(_student_summary(student) if student else ())))
 
     bench = _first(
         io.REPORTS.glob("*/bench*.json"),
-        _loader(BenchResult, lambda found: any(s.plan_sha256 and s.plan_sha256 == plan_sha256 for s in found.students)),
+        _loader(BenchResult, lambda bench: any(s.plan_sha256 and s.plan_sha256 == plan_sha256 for s in bench.students)),
     )
     source = f"{student[0].parent}/" if student else "student/"
     command = f"asdm bench --teacher {family} --student {source}"
-    steps.append(Step("bench", command, *(_bench_told(bench, plan_sha256) if bench else ())))
+    steps.append(Step("bench", command, *(_bench_summary(bench, plan_sha256) if bench else ())))
 
     newest = max(step.path.stat().st_mtime for step in steps if step.path)
     report = _first(io.REPORTS.glob("*/report.html"), lambda path: path.stat().st_mtime >= newest or None)
@@ -112,16 +114,16 @@ def chain(now: float) -> list[Step]:
 
 
 def _first(paths: Any, read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
-    """The newest file of which `read` makes something."""
+    """The newest file that `read` accepts, with what it read."""
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        found = read(path)
-        if found is not None:
-            return path, found
+        content = read(path)
+        if content is not None:
+            return path, content
     return None
 
 
 def _profile(path: Path) -> dict[str, Any] | None:
-    """A profile as plain values: reading it whole would import the profiler."""
+    """A profile as plain values, without importing the profiler; None for any other file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -132,35 +134,35 @@ def _profile(path: Path) -> dict[str, Any] | None:
 def _loader(model: Any, fits: Callable[[Any], bool]) -> Callable[[Path], Any]:
     def read(path: Path) -> Any:
         try:
-            found = model.load(path)
+            record = model.load(path)
         except ValueError:
             return None
-        return found if fits(found) else None
+        return record if fits(record) else None
 
     return read
 
 
-def _plan_told(found: tuple[Path, PruningPlan]) -> Iterator[Any]:
-    path, plan = found
+def _plan_summary(file: tuple[Path, PruningPlan]) -> Iterator[Any]:
+    path, plan = file
     yield path
     yield f"{plan.budget or plan.name}" + (f", predicted {plan.predicted.ratio:.2f}×" if plan.predicted else "")
 
 
-def _student_told(found: tuple[Path, BuildResult]) -> Iterator[Any]:
-    path, student = found
+def _student_summary(file: tuple[Path, BuildResult]) -> Iterator[Any]:
+    path, student = file
     yield path.parent
     yield f"{student.teacher_params / 1e6:.1f} M → {student.params / 1e6:.1f} M parameters"
 
 
-def _bench_told(found: tuple[Path, BenchResult], plan_sha256: str | None) -> Iterator[Any]:
-    path, bench = found
+def _bench_summary(file: tuple[Path, BenchResult], plan_sha256: str | None) -> Iterator[Any]:
+    path, bench = file
     own = next(student for student in bench.students if student.plan_sha256 == plan_sha256)
     yield path
     yield f"measured {own.unet_latency_ratio.median:.2f}× of {bench.teacher.name}"
 
 
 def _age(path: Path, now: float) -> str:
-    """How long ago a file was written, in the largest unit that counts above one."""
+    """How long ago a file was written, in the largest unit that gives at least 1."""
     seconds = max(now - path.stat().st_mtime, 0)
     for size, name in ((86400, "day"), (3600, "hour"), (60, "minute")):
         if seconds >= size:

@@ -92,7 +92,7 @@ def _stage_text(stage: StagePlan, settings: DistillSettings) -> str:
     terms = [f"{name} × {weight:g}{_places(stage, name)}" for name, weight in stage.weights.items()]
     lines.append(f"  losses: {', '.join(terms)}")
     if stage.left_out:
-        lines.append(f"  left out, as this student has no place for them: {', '.join(stage.left_out)}")
+        lines.append(f"  left out, because this student has no layers for them: {', '.join(stage.left_out)}")
     lines.append(f"  memory: about {_size(stage.memory.total)} ({_memory(stage.memory)})")
     return "\n".join(lines)
 
@@ -126,14 +126,14 @@ def result_text(result: DistillResult, output: Path) -> str:
         lines += _broken(stage)
     if result.paused_at is not None:
         lines.append(
-            f"Paused at step {result.paused_at}: {output}/paused is its student so far; the same command without "
-            "--until goes on."
+            f"Paused at step {result.paused_at}; the student so far is in {output}/paused. Repeat the command without "
+            "--until to resume."
         )
     else:
         wrote = f"Wrote {output}, a student of {result.family}."
-        lines.append(wrote if result.student_sha256 else "Run the other stages to finish.")
+        lines.append(wrote if result.student_sha256 else "Run the remaining stages to finish the student.")
     return "\n".join(lines)
 
 
 def _broken(stage: StageResult) -> list[str]:
-    return [f"  {stage.broken_examples} examples could not be read and were left out"] if stage.broken_examples else []
+    return [f"  {stage.broken_examples} examples could not be read and were skipped"] if stage.broken_examples else []

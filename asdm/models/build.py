@@ -55,7 +55,7 @@ def build_student(
 
     tell("loading the teacher", 0, None)
     unet = loading.load_unet(family, weights, device, dtype, setup.seed)
-    tell("operating", 0, None)
+    tell("applying the plan", 0, None)
     if first:
         student, _ = graft.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), resolved)
     else:
@@ -65,7 +65,7 @@ def build_student(
     result = record(plan, family, weights, shapes, small, applied, costs, stage1, audit).model_copy(
         update={"warning": plan.not_measured_at(device=device, dtype=dtype)}
     )
-    tell(f"saving {after.parameter_bytes / 2**30:.1f} GiB", 0, None)
+    tell("saving the student", 0, None)
     students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
     return result
 

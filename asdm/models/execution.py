@@ -26,12 +26,14 @@ def dtype_of(name: str) -> torch.dtype:
 def resolve(settings: type[S], given: Mapping[str, Any]) -> S:
     """Settings from what a user gave; without a device, the accelerator if there is one.
 
-    Raises ValueError for an unknown name.
+    Raises ValueError for an unknown name or a value out of bounds.
     """
     values = dict(given)
     if "device" in options(settings) and values.get("device") is None:
         values["device"] = default_device()
-    return from_keywords(settings, values)
+    chosen = from_keywords(settings, values)
+    check_bounds(chosen)
+    return chosen
 
 
 def check_setup(setup: Setup) -> None:

@@ -119,7 +119,8 @@ def _lines(title: str, counted: str) -> Tell:
             return
         last_stage, last_at = stage, now
         left = "" if eta_s is None else f", {left_text(eta_s)} left"
-        say(f"{title}: {stage}" + (f", {calls} {counted}{left}" if calls else ""))
+        what = counted.removesuffix("s") if calls == 1 else counted
+        say(f"{title}: {stage}" + (f", {calls} {what}{left}" if calls else ""))
 
     return tell
 

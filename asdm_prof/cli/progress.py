@@ -38,7 +38,7 @@ def watching(title: str, console: Console | None = None) -> Iterator[Watch]:
 
 def headline(title: str, status: Status) -> str:
     """Stage, calls so far and the time left, in one line."""
-    calls = f", {status.calls} calls" if status.calls else ""
+    calls = f", {status.calls} call{'s' if status.calls > 1 else ''}" if status.calls else ""
     left = "" if status.eta_s is None else f", {terminal.left_text(status.eta_s)} left"
     return f"{title}: {status.stage}{calls}{left}"
 

@@ -30,7 +30,7 @@ BUDGET = 0.8  # of the plan that must hold in every process
 def profile_again(family: str, settings: ProfileSettings, n: int, say: Callable[[str], None]) -> list[Profile]:
     """`n` profiles, each by a fresh process; raises ValueError for a number below 0, and where one fails."""
     if n < 0:
-        raise ValueError(f"processes {n + 1} is none; choose 1 or more.")
+        raise ValueError(f"processes must be at least 1, got {n + 1}.")
     found = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(n):

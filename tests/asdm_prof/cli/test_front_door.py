@@ -57,7 +57,7 @@ def test_each_file_moves_the_next_step_on(run: Any, tmp_path: Path) -> None:
     assert next_command(run("asdm").out) == "asdm-prof report"
     (folder / "report.html").write_text("<!doctype html>")
     done = run("asdm-prof")
-    assert "All is done. Open reports/sd15-eager/report.html" in done.out
+    assert "Everything is done. Open reports/sd15-eager/report.html" in done.out
     assert done.out.count("  done  ") == 5
     assert "859.0 M → 848.0 M parameters" in done.out
 
@@ -65,7 +65,7 @@ def test_each_file_moves_the_next_step_on(run: Any, tmp_path: Path) -> None:
 def test_beyond_the_chain_what_needs_real_weights_is_offered_only_with_them(run: Any, tmp_path: Path) -> None:
     folder = tmp_path / "reports" / "sd15-eager"
     synthetic.profile().save(folder / "profile.json")
-    assert "Besides:" not in run("asdm-prof").out
+    assert "Also possible:" not in run("asdm-prof").out
     synthetic.plan().save(folder / "plan.json")
     told = run("asdm-prof").out
     assert "asdm-prof frontier " in told
