@@ -158,7 +158,8 @@ def student_at_pause(context: TrainContext, stage: Stage, model: nn.Module) -> A
     student, last = gather_student(context, stage, model), context.recipe.stages[-1]
     if stage is last:
         return student
-    return graft.assemble(context.teacher, copy.deepcopy(student), last.plan, stage.plan.edits)[0]
+    plans = context.recipe.plans
+    return graft.assemble(context.teacher, copy.deepcopy(student), plans[last.name], plans[stage.name])[0]
 
 
 def save_paused_student(context: TrainContext, stage: Stage, student: Any, step: int) -> None:

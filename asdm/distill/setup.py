@@ -23,11 +23,12 @@ from asdm.unet.surgery import Applied
 
 def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
     """A stage's student with weights: the teacher pruned by the plan, or the combined UNet."""
+    plans = context.recipe.plans
     if stage.grafts_from is None:
-        student, applied = students.build(context.teacher, stage.plan)
+        student, applied = students.build(context.teacher, plans[stage.name])
         return make_trainable(student), applied
     if stage.grafts_from == TEACHER:
-        return graft.assemble(context.teacher, None, stage.plan)
+        return graft.assemble(context.teacher, None, plans[stage.name])
     source = stage_folder(context.folder, stage.grafts_from)
     if not source.is_dir():
         raise ValueError(
@@ -35,8 +36,7 @@ def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
             f"run --stage {stage.grafts_from} first."
         )
     first = loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
-    edits = next(other.plan.edits for other in context.recipe.stages if other.name == stage.grafts_from)
-    return graft.assemble(context.teacher, first, stage.plan, edits)
+    return graft.assemble(context.teacher, first, plans[stage.name], plans[stage.grafts_from])
 
 
 def make_objective(

@@ -16,9 +16,10 @@ from asdm.models import build, graft, loading
 from asdm.models import student as students
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import PruningPlan
+from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
 from asdm.unet import blocks, flops, hooks
-from asdm.unet.surgery import Applied
+from asdm.unet.surgery import Applied, resolved_on
 
 TEACHER = "teacher"  # `grafts_from` of a stage whose shallow blocks start as the teacher's
 
@@ -62,6 +63,11 @@ class ResolvedRecipe:
     def cost(self) -> flops.Count:
         """The teacher's parameters and MACs."""
         return build.count(self.family, self.meta_teacher)
+
+    @cached_property
+    def plans(self) -> dict[str, ResolvedPlan]:
+        """Stage → its plan, resolved against the teacher."""
+        return {stage.name: resolved_on(self.meta_teacher, stage.plan) for stage in self.stages}
 
 
 def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe: Recipe) -> ResolvedRecipe:
@@ -114,13 +120,15 @@ def check_pause(stages: Sequence[Stage], until: int, only: str | None) -> None:
 
 def meta_student(recipe: ResolvedRecipe, stage: Stage) -> tuple[Any, Applied]:
     """A stage's student on the meta device, frozen as in training."""
+    plan = recipe.plans[stage.name]
     if stage.grafts_from is None:
-        student, applied = students.build(recipe.meta_teacher, stage.plan)
+        student, applied = students.build(recipe.meta_teacher, plan)
         return make_trainable(student), applied
     if stage.grafts_from == TEACHER:
-        return graft.assemble(recipe.meta_teacher, None, stage.plan)
+        return graft.assemble(recipe.meta_teacher, None, plan)
     source = next(other for other in recipe.stages if other.name == stage.grafts_from)
-    return graft.assemble(recipe.meta_teacher, meta_student(recipe, source)[0], stage.plan, source.plan.edits)
+    first, _ = meta_student(recipe, source)
+    return graft.assemble(recipe.meta_teacher, first, plan, recipe.plans[source.name])
 
 
 def make_trainable(student: Any) -> Any:

@@ -31,22 +31,25 @@ def with_grafts(plan: ResolvedPlan) -> ResolvedPlan:
 
 
 def assemble(
-    teacher: nn.Module, stage1: nn.Module | None, plan: PruningPlan | ResolvedPlan, stage1_edits: Edits | None = None
+    teacher: nn.Module,
+    stage1: nn.Module | None,
+    plan: PruningPlan | ResolvedPlan,
+    stage1_plan: ResolvedPlan | Edits | None = None,
 ) -> tuple[UNet2DConditionModel, Applied]:
     """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, the rest the teacher's own.
 
     Grafted blocks have memory of their own and are trainable; without a stage-1 student they start as copies of what
     the plan leaves of the teacher's. Everything else shares the teacher's memory and is frozen, as is what
     `plan.frozen` names. The remaining layers of a grafted block match the stage-1 student's in order; what a
-    replacement adds (experts, gates) is made from the teacher. `stage1_edits` are the stage-1 student's edits, if
-    known. Raises ValueError naming the block that does not fit.
+    replacement adds (experts, gates) is made from the teacher. `stage1_plan` is the stage-1 student's plan or
+    edits, if known. Raises ValueError naming the block that does not fit.
     """
     resolved = resolved_on(teacher, plan)
     plan = resolved.plan
     if not resolved.grafted:
         raise ValueError(f"the plan {plan.name} grafts no blocks; add graft_block edits.")
     if stage1 is not None:
-        _check_same_layers(resolved, stage1_edits if stage1_edits is not None else _edits_of(stage1))
+        _check_same_layers(resolved, stage1_plan if stage1_plan is not None else _edits_of(stage1))
     student, applied = operate(teacher, resolved)
     here = {theirs: mine for mine, theirs in applied.name_map.items()}
     blocks, theirs = [here[block] for block in resolved.grafted], teacher.state_dict().keys()
@@ -95,10 +98,10 @@ def _edits_of(unet: Any) -> Edits | None:
     return parse_edits(unet.config["edits"]) if isinstance(unet, StudentUNet) else None
 
 
-def _check_same_layers(plan: ResolvedPlan, stage1_edits: Edits | None) -> None:
-    if stage1_edits is None:
+def _check_same_layers(plan: ResolvedPlan, stage1_plan: ResolvedPlan | Edits | None) -> None:
+    if stage1_plan is None:
         return
-    stage1 = resolve(plan.topology, stage1_edits)
+    stage1 = stage1_plan if isinstance(stage1_plan, ResolvedPlan) else resolve(plan.topology, stage1_plan)
     for block in plan.grafted:
         ours, theirs = (
             [layer for name, layer in sorted(resolved.removed_layers) if name == block] for resolved in (plan, stage1)
