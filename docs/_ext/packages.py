@@ -7,6 +7,7 @@ from pathlib import Path
 
 from docutils import nodes
 from docutils.parsers.rst import Directive
+from records import marked
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ class Packages(Directive):
             docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
             summary = " ".join(docstring.split("\n\n")[0].split())
             path = nodes.literal("", f"{self.arguments[0]}/{name}/")
-            items += nodes.list_item("", nodes.paragraph("", "", path, nodes.Text(f": {summary}")))
+            items += nodes.list_item("", nodes.paragraph("", "", path, nodes.Text(": "), *marked(summary)))
         return [items]
 
 

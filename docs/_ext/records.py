@@ -24,7 +24,7 @@ class Fields(Directive):
         module, name = self.arguments
         model = getattr(importlib.import_module(module), name)
         summary = " ".join((model.__doc__ or "").split("\n\n")[0].split())
-        return [nodes.paragraph("", "", *_marked(summary)), _table(model)]
+        return [nodes.paragraph("", "", *marked(summary)), _table(model)]
 
 
 def _table(model: Any) -> nodes.table:
@@ -35,7 +35,7 @@ def _table(model: Any) -> nodes.table:
     group += nodes.thead("", _row(*([nodes.Text(text)] for text in ("field", "type", "notes"))))
     group += nodes.tbody("", *(
         _row([nodes.literal("", field.alias or name)], [nodes.literal("", _type(field.annotation))],
-             _marked(comments.get(name, "")))
+             marked(comments.get(name, "")))
         for name, field in model.model_fields.items()
     ))  # fmt: skip
     return nodes.table("", group)
@@ -58,7 +58,7 @@ def _type(annotation: Any) -> str:
     return QUOTED_OR_MODULE.sub(r"\1\2", text).replace("NoneType", "None")
 
 
-def _marked(text: str) -> list[nodes.Node]:
+def marked(text: str) -> list[nodes.Node]:
     """Text whose `code` is set as code."""
     return [nodes.literal("", part) if i % 2 else nodes.Text(part) for i, part in enumerate(text.split("`")) if part]
 
