@@ -345,7 +345,7 @@ def test_budgets_of_several_kinds(run: Any, profiled: Path) -> None:
     plan = run("asdm-prof", "plan", "--budget", "0.9", "--params", "0.8", "--no-why")
     assert plan.code == 0, plan.err
     refused(run("asdm-prof", "plan"), "no budget; give one or more of --budget", "--memory")
-    refused(run("asdm-prof", "plan", "--params", "2"), "'2' for params", "a fraction (0.8)")
+    refused(run("asdm-prof", "plan", "--params", "2"), "for params", "got '2'", "a fraction (0.8)")
     refused(run("asdm-prof", "frontier", "--by", "beauty"), "'beauty'", "latency, macs, params")
     refused(run("asdm-prof", "frontier", "--best", "3"), "the best plans need a budget")
     both = run("asdm-prof", "plan", "--budget", "0.2", "--params", "0.9")
