@@ -427,7 +427,8 @@ def damage_of(source: Profile) -> Damage:
     rng = np.random.default_rng(3)
     sets: list[tuple[AnyEdit, ...]] = [(RemoveUnit(unit=u.fqn),) for u in source.units if u.kind == "transformer"]
     sets += [(ReplaceUnit(unit=option.unit, with_=option.replacement),) for option in source.options]
-    sets += [(RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1))]
+    down, up = source.topology.down_blocks[0], source.topology.up_blocks[-1]
+    sets += [(RemoveLayer(block=down, layer=1), RemoveLayer(block=up, layer=1))]
     sets += [(RemoveBlock(block="mid_block"),)]
     rows = tuple(
         EditDamage(

@@ -4,36 +4,54 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asdm.evaluate import metrics
 from asdm.plan.presets import PRESETS
 from asdm.utils.io import sha256_of
 from asdm_prof.planner import plan as planner
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.search.named_locks import FileLocks
+from asdm_prof.sensitivity import study
 from benchmarks import baselines
 from benchmarks.proof import __main__ as script
-from benchmarks.proof import evidence, run
+from benchmarks.proof import evidence, run, training
+from benchmarks.proof.plans import plans_of
 from benchmarks.proof.records import Proof
+from benchmarks.proof.rows import ROWS as ALL_ROWS
+from benchmarks.proof.rows import chosen_rows
+from benchmarks.proof.settings import ProofSettings
 from tests.asdm_prof import synthetic
 
 ROWS = "bk_sdm,a_sdm,ours,no_stage1"
+PROMPTS = 2
 
 
 def options(teacher: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    small = {"steps": 2, "batch": 2, "seeds": 1, "captions": 4, "drawing_steps": 1, "prompts": 2, "timesteps": 1}
-    given = small | {"plans": 0, "pairs": 4, "backend": "fake", "budget": "0.9", "rows": ROWS}
-    return {"output": output, "folder": None, "family": str(teacher)} | given | changes
+    small = {"steps": 2, "batch": 2, "captions": 4, "drawing_steps": 1, "threads": 1, "budget": "0.9"}
+    settings = asdict(ProofSettings(str(teacher), **small))
+    shown = {name: settings[name] for name in settings.keys() - {"data", "split", "judged_on"}}
+    measuring = {"seeds": 1, "prompts": PROMPTS, "timesteps": 1, "plans": 0, "pairs": 4, "backend": "fake"}
+    return {"output": output, "rows": ROWS} | shown | measuring | changes
 
 
 @pytest.fixture(scope="module")
 def finished(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder in which the experiment has run, in two sittings, and its students have been timed."""
+    """A folder in which the experiment has run, in two sittings, and its students have been timed.
+
+    The damage is made up; measuring it is the subject of `tests/asdm_prof/sensitivity`.
+    """
     output = tmp_path_factory.mktemp("proof")
+    profile = study.load_or_profile(output / "profile.json", str(tiny_pipeline), ProfileSettings(backend="fake"))
+    damage = synthetic.damage_of(profile).model_copy(update={"prompts": PROMPTS, "timesteps": (500,)})
+    damage.save(output / "damage.json")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(output)
+        patch.setattr(metrics, "HALVES", 8)  # behind the interval of a distance
         script.main(**options(tiny_pipeline, output, rows="bk_sdm"))
         script.main(**options(tiny_pipeline, output))
         script.main(**options(tiny_pipeline, output, latency=True))
@@ -41,9 +59,9 @@ def finished(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 
 def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
-    found = Proof.load(finished / "proof.json")
-    assert [row.name for row in found.rows] == ["teacher", "bk_sdm", "a_sdm", "ours", "no_stage1"]
-    teacher, *others = found.rows
+    proof = Proof.load(finished / "proof.json")
+    assert [row.name for row in proof.rows] == ["teacher", "bk_sdm", "a_sdm", "ours", "no_stage1"]
+    teacher, *others = proof.rows
     for row in others:
         (result,) = row.results
         assert (result.seed, result.pictures) == (0, 4)
@@ -54,11 +72,11 @@ def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
         assert len(row.latency.student_s) == len(row.latency.teacher_s) == 4
         assert row.params < teacher.params
     trainable = {row.name: row.results[0].trainable for row in others}
-    assert trainable["bk_sdm"] == found.rows[1].params
-    assert trainable["a_sdm"] == trainable["no_stage1"] < found.rows[2].params
-    assert found.row("a_sdm").latency == found.row("no_stage1").latency  # one plan, timed once
-    assert found.timing.backend == "fake"
-    assert set(found.noise) == set(teacher.results[0].metrics)
+    assert trainable["bk_sdm"] == proof.rows[1].params
+    assert trainable["a_sdm"] == trainable["no_stage1"] < proof.rows[2].params
+    assert proof.row("a_sdm").latency == proof.row("no_stage1").latency  # one plan, timed once
+    assert proof.timing.backend == "fake"
+    assert set(proof.noise) == set(teacher.results[0].metrics)
     assert {one.value for name, one in teacher.results[0].metrics.items() if "to_teacher" in name} == {0.0}
 
 
@@ -69,7 +87,7 @@ def test_the_same_command_again_does_nothing(
         raise AssertionError("a student was trained again")
 
     before = Proof.load(finished / "proof.json")
-    monkeypatch.setattr(run.distill, "distill", trains)
+    monkeypatch.setattr(training, "distill", trains)
     script.main(**options(tiny_pipeline, finished))
     assert Proof.load(finished / "proof.json") == before
 
@@ -78,7 +96,7 @@ def test_a_student_that_another_process_trains_is_left_to_it(
     finished: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
-    monkeypatch.setattr(run, "_student", lambda row, *_: trained.append(row.name))
+    monkeypatch.setattr(run, "train_and_judge", lambda row, *_: trained.append(row.name))
     locks = FileLocks(finished / "proof-work" / "locks")
     assert locks.take("no_clme-0")
     script.main(**options(tiny_pipeline, finished, rows=f"{ROWS},no_clme"))
@@ -91,11 +109,11 @@ def test_a_student_that_another_process_trains_is_left_to_it(
 
 
 def test_another_experiment_is_refused(finished: Path, tiny_pipeline: Path) -> None:
-    with pytest.raises(ValueError, match=r"holds another experiment: its batch is 2, and not 3"):
+    with pytest.raises(ValueError, match=r"holds another experiment: its batch is 2, not 3"):
         script.main(**options(tiny_pipeline, finished, batch=3))
     with pytest.raises(ValueError, match=r"unknown row 'best'; choose from teacher, bk_sdm"):
         script.main(**options(tiny_pipeline, finished, rows="best"))
-    with pytest.raises(ValueError, match="captions 99999 are more than"):
+    with pytest.raises(ValueError, match=r"captions must be at most \d+ for emoji held_out, got 99999"):
         script.main(**options(tiny_pipeline, finished, captions=99999))
 
 
@@ -116,15 +134,15 @@ def test_there_must_be_a_proof_to_time(tmp_path: Path) -> None:
 
 
 def test_rows_are_data_and_keep_their_order() -> None:
-    assert [row.name for row in run.chosen_rows(["ours", "a_sdm"])] == ["teacher", "a_sdm", "ours"]
-    known = {row.name for row in run.ROWS}
-    assert {row.rival for row in run.ROWS} | {row.ablates for row in run.ROWS} <= known | {None}
-    assert len({sha256_of(str(row)) for row in run.ROWS}) == len(run.ROWS)
+    assert [row.name for row in chosen_rows(["ours", "a_sdm"])] == ["teacher", "a_sdm", "ours"]
+    known = {row.name for row in ALL_ROWS}
+    assert {row.rival for row in ALL_ROWS} | {row.ablates for row in ALL_ROWS} <= known | {None}
+    assert len({sha256_of(str(row)) for row in ALL_ROWS}) == len(ALL_ROWS)
 
 
 def test_every_row_has_its_plan(tmp_path: Path) -> None:
     profile = synthetic.profile()
-    plans = run.plans_of(run.ROWS, profile, synthetic.damage_of(profile), "0.9", tmp_path)
+    plans = plans_of(ALL_ROWS, profile, synthetic.damage_of(profile), "0.9", tmp_path)
     assert [path.stem for path in sorted((tmp_path / "plans").iterdir())] == sorted(plans)
     used = {name: {getattr(edit, "with_", edit.op) for edit in plan.edits} for name, plan in plans.items()}
     assert used["a_sdm"] == {"remove_layer", "gri_attention", "cond_conv"}
