@@ -71,8 +71,8 @@ def plan(
     """
     from asdm_prof.planner import plan as planner
 
-    asked = str(budget) if isinstance(budget, str | float | int) else budget
-    return planner.make_plan(profile, asked, confidence, validation, damage)
+    budgets = str(budget) if isinstance(budget, str | float | int) else budget
+    return planner.make_plan(profile, budgets, confidence, validation, damage)
 
 
 def diff(before: Profile, after: Profile) -> Difference:
@@ -206,8 +206,8 @@ def report(
     else:
         path = Path(profile) / "profile.json" if Path(profile).is_dir() else Path(profile)
         collected = _collect.report(Profile.load(path), path)
-    given: dict[str, Any] = {"plan": plan, "benches": tuple(benches)}
-    collected = dataclasses.replace(collected, **{name: value for name, value in given.items() if value})
+    named: dict[str, Any] = {"plan": plan, "benches": tuple(benches)}
+    collected = dataclasses.replace(collected, **{name: value for name, value in named.items() if value})
     for renderer in renderers:
         if renderer.OUTPUT:
             check_writable(Path(folder) / renderer.OUTPUT, force)

@@ -124,7 +124,7 @@ def root_options(
         print("\n".join(guide.lines()))
 
 
-# ---------------------------------------------------------------------------------------------- what commands do alike
+# ---------------------------------------------------------------------------------------------- steps of a command
 
 
 def this_command(program: str) -> str:
@@ -133,7 +133,7 @@ def this_command(program: str) -> str:
 
 
 def source_of(plan: str) -> str:
-    """The plan file or preset that was named; a file that lies in a newer run's folder is found and named there."""
+    """The plan file or preset that was named; for a bare file name, the newest such file, which a message names."""
     source = str(io.find_input(Path(plan)))
     if source != plan:
         console.say(f"Using {source}, the newest {plan}.")

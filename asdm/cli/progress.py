@@ -1,4 +1,4 @@
-"""A distillation while it runs: its loss terms as shares, its pace and the time left; and what is said at its end."""
+"""A running distillation: shares of its loss terms, speed and time left; and the texts of its preview and result."""
 
 from __future__ import annotations
 
@@ -102,8 +102,8 @@ def _places(stage: StagePlan, name: str) -> str:
     return f" at {count} place{'s' if count > 1 else ''}" if count else ""
 
 
-def _memory(found: MemoryEstimate) -> str:
-    first, *more = (f"{name} {_size(getattr(found, name))}" for name in type(found).model_fields)
+def _memory(memory: MemoryEstimate) -> str:
+    first, *more = (f"{name} {_size(getattr(memory, name))}" for name in type(memory).model_fields)
     return f"{', '.join([first, *more[:2]])},\n          {', '.join(more[2:])}"
 
 
@@ -123,7 +123,7 @@ def result_text(result: DistillResult, output: Path) -> str:
     for stage in result.stages:
         lines.append(f"{stage.name} ({stage.mode}): {stage.steps:,} steps in {terminal.left_text(stage.seconds)}")
         lines += [f"  {name:<15} {stage.first[name]:.4g} → {stage.last[name]:.4g}" for name in stage.first]
-        lines += _broken(stage)
+        lines += _skipped(stage)
     if result.paused_at is not None:
         lines.append(
             f"Paused at step {result.paused_at}; the student so far is in {output}/paused. Repeat the command without "
@@ -135,5 +135,5 @@ def result_text(result: DistillResult, output: Path) -> str:
     return "\n".join(lines)
 
 
-def _broken(stage: StageResult) -> list[str]:
+def _skipped(stage: StageResult) -> list[str]:
     return [f"  {stage.broken_examples} examples could not be read and were skipped"] if stage.broken_examples else []

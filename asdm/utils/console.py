@@ -6,6 +6,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
@@ -45,6 +46,8 @@ def run(app: typer.Typer) -> None:
     """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    # Newer diffusers call this argument `dtype`; the oldest that we support knows `torch_dtype` alone.
+    warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated", category=FutureWarning)
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):

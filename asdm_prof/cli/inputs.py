@@ -104,7 +104,7 @@ def feasible(budgets: dict[str, str], profile: Profile | None = None) -> Iterato
 
 @contextmanager
 def resumable(path: Path) -> Iterator[Path]:
-    """The file beside `path` in which a run keeps what it has measured; an interrupted user is told how to go on."""
+    """The file beside `path` that keeps what a run has measured; after an interrupt, a message says how to resume."""
     run_file = path.with_name(f"{path.name}.run")
     try:
         yield run_file
