@@ -1,1 +1,1 @@
-"""What the commands of `asdm` write: versioned pydantic records, without torch."""
+"""Versioned records that the commands of `asdm` write; read without torch."""

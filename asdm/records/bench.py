@@ -1,4 +1,4 @@
-"""`asdm bench`: teacher and students measured in pairs, with the quality metrics that there are."""
+"""`asdm bench`: teacher and students measured in pairs, and the catalogue of quality metrics."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from asdm.utils.io import Frozen, later
 
 @dataclass(frozen=True)
 class Measure:
-    """A quality metric: its name in files, the one that papers give it, whether more is better, and its least value."""
+    """A quality metric: its name in files and in papers, whether more is better, and its least value."""
 
     name: str
     title: str
@@ -101,7 +101,7 @@ class Pipeline(Frozen):
 
 
 class Drawing(Frozen):
-    """One caption as teacher and students (in their order) drew it from one seed, beside the real picture.
+    """The images of one caption by teacher and students (in their order) from one seed, and the real picture.
 
     Each is a small PNG in base64.
     """
@@ -138,8 +138,8 @@ class BenchResult(UNetRun):
 
 
 def _bench_row(student: BenchStudent, macs: float) -> list[str]:
-    def ratio(found: Estimate | None) -> str:
-        return "" if found is None else f"{found.median:.2f}× [{found.low:.2f}, {found.high:.2f}]"
+    def ratio(value: Estimate | None) -> str:
+        return "" if value is None else f"{value.median:.2f}× [{value.low:.2f}, {value.high:.2f}]"
 
     return [
         student.name,

@@ -1,4 +1,4 @@
-"""`asdm build` and `asdm export`: what a student is made of, and how near an export is to PyTorch."""
+"""`asdm build` and `asdm export`: what a student consists of, and how near an export's output is to PyTorch's."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class FreezeAudit(Frozen):
 
 
 class DiffRow(Frozen):
-    """A unit or piece of glue of the teacher, and what became of it in the student."""
+    """A unit or glue part of the teacher, and whether it stays, goes or is replaced in the student."""
 
     fqn: str
     label: str
@@ -43,7 +43,7 @@ class DiffRow(Frozen):
 
 
 class BuildResult(Record):
-    """`asdm.build/1`: what a student is made of."""
+    """`asdm.build/1`: what a student consists of."""
 
     SCHEMA: ClassVar[str] = "asdm.build/1"
     schema_: Literal["asdm.build/1"] = Field("asdm.build/1", alias="schema")

@@ -11,7 +11,7 @@ from asdm.utils.io import Frozen, Record, later
 
 
 class DistillRun(Record):
-    """`asdm.run/1`: what a folder is being trained for; another run does not go on in it."""
+    """`asdm.run/1`: the run that a training folder belongs to; another run is refused in it."""
 
     SCHEMA: ClassVar[str] = "asdm.run/1"
     schema_: Literal["asdm.run/1"] = Field("asdm.run/1", alias="schema")

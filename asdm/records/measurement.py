@@ -1,4 +1,4 @@
-"""What every measured run records: estimates with their samples, the run's settings, MACs by kind of operation."""
+"""Fields that measured runs share: estimates with their samples, the run's settings, MACs by kind of operation."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Latency(Estimate):
 
 
 class Run(Record):
-    """What every record of a measured run says of itself: what was run, and on which machine."""
+    """The fields of every record of a measured run: what was run, and on which machine."""
 
     created_utc: str
     command: str
@@ -39,10 +39,10 @@ class Run(Record):
 
     @model_serializer(mode="wrap")
     def _in_order(self, dumped: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """A file tells what was run first, then what was found as its record declares it, then the environment."""
-        found = dumped(self)
+        """Order the file: what was run, then the results as the record declares them, then the environment."""
+        fields = dumped(self)
         places = {name: i for i, name in enumerate(RUN_FIRST)} | {"environment": len(RUN_FIRST) + 1}
-        return {name: found[name] for name in sorted(found, key=lambda name: places.get(name, len(RUN_FIRST)))}
+        return {name: fields[name] for name in sorted(fields, key=lambda name: places.get(name, len(RUN_FIRST)))}
 
 
 class UNetRun(Run):
@@ -62,7 +62,7 @@ RUN_FIRST = (
 
 
 class HostUse(Frozen):
-    """What was taken of a machine during a run: by others, in cores on average, and by the kernel for us."""
+    """Load on the machine during a run: by other programs in mean cores, and by the kernel for this process."""
 
     others_cores: float  # other programs
     steal_cores: float  # a hypervisor, for other machines
@@ -93,5 +93,5 @@ SMALL_MACS = 1e10  # of a whole UNet, below which it and its parts are counted i
 
 
 def mac_unit(whole: float) -> tuple[float, str]:
-    """The unit in which a model of so many MACs and its parts are shown, as (size, name)."""
+    """The unit in which a model of `whole` MACs and its parts are shown, as (size, name)."""
     return (1e6, "MMAC") if whole < SMALL_MACS else (1e9, "GMAC")

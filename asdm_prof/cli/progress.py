@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asdm.utils import console as terminal
-from asdm_prof.profiler.profile import Status, Watch
+from asdm_prof.profiler.progress import Status, Watch
 
 BAR = 24
 

@@ -1,1 +1,1 @@
-"""Where one UNet call spends its time, and whether the figures can be trusted."""
+"""Profiles of a UNet: latency and MACs of every unit, the roofline, and the checks of the trust box."""

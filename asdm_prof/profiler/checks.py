@@ -1,6 +1,6 @@
-"""The trust box: what was checked, the figure, whether it passed, and what to do where it did not.
+"""The trust box: each check with its value, whether it passed, and what to do if it did not.
 
-A check of the machine fails only where what it found could turn the order of two units that are told apart.
+A check of the machine fails only if the disturbance could change the order of two units whose intervals do not overlap.
 """
 
 from __future__ import annotations
@@ -36,20 +36,24 @@ def box(
     second: tuple[int, Macs, Macs] | None,
     uncounted_ops: dict[str, int],
     hook_cost_s: Sequence[float] = (),
-    seen: Attribution | None = None,
+    attribution: Attribution | None = None,
     host: HostUse | None = None,
 ) -> tuple[TrustLine, ...]:
-    """All checks of one profile; the ones that need a second count are left out where there is none.
+    """All checks of one profile; those that need a second count are left out without one.
 
-    `hook_cost_s` are hooked less bare seconds of neighbouring calls on a small image. `seen` says how part times were
-    had where they are not hooks inside the forward; then these two checks stand in for the hooks' cost.
+    `hook_cost_s` are hooked minus bare seconds of neighbouring calls on a small image. `attribution` says how part
+    times were derived if not by hooks inside the forward; two checks of it then replace that of the hooks' cost.
     """
     lines = [_operators(uncounted_ops)]
     if second:
         lines.append(_fvcore(*second))
     lines += [
-        _residual(parts, RESIDUAL_OF_NODES if seen else RESIDUAL),
-        *([_mapped(seen), _slowdown(seen)] if seen else [_overhead(whole, hooked_s, bare_s, hook_cost_s)]),
+        _residual(parts, RESIDUAL_OF_NODES if attribution else RESIDUAL),
+        *(
+            [_mapped(attribution), _slowdown(attribution)]
+            if attribution
+            else [_overhead(whole, hooked_s, bare_s, hook_cost_s)]
+        ),
         _noise(whole, hooked_s),
         _split_half(parts),
         _twins(parts),
@@ -67,7 +71,7 @@ def _operators(uncounted_ops: dict[str, int]) -> TrustLine:
         check="every operator is counted",
         value=f"not counted: {names}" if names else "none without a formula",
         passed=not names,
-        remedy="MACs are too low by these operators; add their formulas to asdm/flops.py.",
+        remedy="MACs are too low by these operators; add their formulas to asdm/unet/flops.py.",
     )
 
 
@@ -99,46 +103,46 @@ def _residual(parts: Sequence[PartRecord], limit: float) -> TrustLine:
 def _overhead(
     whole: WholeRecord, hooked_s: Sequence[float], bare_s: Sequence[float], hook_cost_s: Sequence[float]
 ) -> TrustLine:
-    """The hooks' seconds are the same at any image size, so a small image tells them apart from noise."""
+    """The cost of the hooks does not depend on the image size, so a small image separates it from noise."""
     n = min(len(hooked_s), len(bare_s))
     ratio = paired_ratio(hooked_s[:n], bare_s[:n])
     in_pairs = Estimate(median=ratio.median - 1, low=ratio.low - 1, high=ratio.high - 1)
-    found = estimate(hook_cost_s).scaled(1 / whole.latency_s.median) if hook_cost_s else in_pairs
-    value = f"overhead {found.median:+.2%} [{found.low:+.2%}, {found.high:+.2%}]"
+    overhead = estimate(hook_cost_s).scaled(1 / whole.latency_s.median) if hook_cost_s else in_pairs
+    value = f"overhead {overhead.median:+.2%} [{overhead.low:+.2%}, {overhead.high:+.2%}]"
     if hook_cost_s:
         value += f"; full-size pairs {in_pairs.median:+.1%} [{in_pairs.low:+.1%}, {in_pairs.high:+.1%}]"
     return TrustLine(
         check="hooks cost nothing",
         value=value,
-        passed=found.median <= OVERHEAD and found.high <= OVERHEAD_AT_WORST,
+        passed=overhead.median <= OVERHEAD and overhead.high <= OVERHEAD_AT_WORST,
         remedy=QUIET,
     )
 
 
-def _mapped(seen: Attribution) -> TrustLine:
-    found = estimate(seen.mapped)
+def _mapped(attribution: Attribution) -> TrustLine:
+    share = estimate(attribution.mapped)
     return TrustLine(
         check="the runtime's time lies in units",
-        value=f"{found.median:.1%} of its own node time [{found.low:.1%}, {found.high:.1%}] is in units and glue",
-        passed=found.low >= MAPPED,
+        value=f"{share.median:.1%} of its own node time [{share.low:.1%}, {share.high:.1%}] is in units and glue",
+        passed=share.low >= MAPPED,
         remedy="nodes of the runtime's graph could not be told a unit; the shares of units are too low by them.",
     )
 
 
-def _slowdown(seen: Attribution) -> TrustLine:
-    """The observed call is another call than the bare one: the nearer it is to it, the less was scaled."""
-    found = estimate(seen.slowdown)
-    change = abs(found.median - 1)
+def _slowdown(attribution: Attribution) -> TrustLine:
+    """Part times come from an observed call; the nearer its latency is to the bare call's, the less was scaled."""
+    ratio = estimate(attribution.slowdown)
+    change = abs(ratio.median - 1)
     return TrustLine(
         check="the observed call is like the bare one",
-        value=f"it takes {found.median:.3f}× its time [{found.low:.3f}, {found.high:.3f}]; part times are scaled",
-        passed=found.median <= SLOWDOWN and 1 / found.median <= SLOWDOWN,
+        value=f"it takes {ratio.median:.3f}× its time [{ratio.low:.3f}, {ratio.high:.3f}]; part times are scaled",
+        passed=ratio.median <= SLOWDOWN and 1 / ratio.median <= SLOWDOWN,
         remedy=f"shares of units are those of a call that differs by {change:.0%}; rank by them with care.",
     )
 
 
 def _roof(parts: Sequence[PartRecord]) -> TrustLine:
-    """Nothing can be faster than the machine's peaks, so a unit that is says that a peak was measured too low."""
+    """No unit can beat the machine's peaks; one that does shows that a peak was measured too low."""
     placed = [part for part in parts if part.roofline]
     best = max(placed, key=lambda part: part.roofline.attained if part.roofline else 0.0)
     attained = best.roofline.attained if best.roofline else 0.0
@@ -172,7 +176,7 @@ def _split_half(parts: Sequence[PartRecord]) -> TrustLine:
 
 
 def split_half(parts: Sequence[PartRecord]) -> float:
-    """Rank correlation of odd and even runs; redundancy ranks by latency per parameter, so that is what must repeat."""
+    """Rank correlation of odd and even runs by latency per parameter, which redundancy ranks by."""
     timed = [part for part in parts if part.kind != "glue"]
     return spearman(*([float(np.median(part.latency_s.samples[i::2])) / part.params for part in timed] for i in (0, 1)))
 
@@ -184,13 +188,13 @@ def told_apart(parts: Sequence[PartRecord]) -> list[tuple[PartRecord, PartRecord
 
 
 def could_turn(parts: Sequence[PartRecord], error: float) -> int:
-    """How many pairs that are told apart would change places if each of their shares were off by `error`."""
+    """How many of the pairs of `told_apart` would change places if each of their shares were off by `error`."""
     pairs = told_apart(parts)
     return sum(a.share.median * (1 - error) / a.params < b.share.median * (1 + error) / b.params for a, b in pairs)
 
 
 def _halves_turn(parts: Sequence[PartRecord]) -> int:
-    """How many pairs that are told apart stand in the other order in the odd or in the even runs alone."""
+    """How many of the pairs of `told_apart` have the opposite order in the odd or in the even runs alone."""
 
     def scores(part: PartRecord) -> np.ndarray:
         return np.array([np.median(part.latency_s.samples[i::2]) for i in (0, 1)]) / part.params
@@ -199,7 +203,7 @@ def _halves_turn(parts: Sequence[PartRecord]) -> int:
 
 
 def _host(host: HostUse, parts: Sequence[PartRecord]) -> TrustLine:
-    """Other programs and steal, during the timed calls alone; they matter where the halves then disagree."""
+    """Other programs and steal during the timed calls; they matter only if the two halves then disagree."""
     cores = os.cpu_count() or 1
     busy = host.others_cores + host.steal_cores > OTHERS * cores
     turned = _halves_turn(parts) if busy else 0
@@ -213,7 +217,7 @@ def _host(host: HostUse, parts: Sequence[PartRecord]) -> TrustLine:
 
 
 def _twins(parts: Sequence[PartRecord]) -> TrustLine:
-    """Units of one shape at one resolution do the same work; how far apart their shares are is an error bar."""
+    """Units of one shape at one resolution do the same work, so the spread of their shares is an error bar."""
     groups: dict[tuple[str, str, int, int], list[float]] = defaultdict(list)
     for part in parts:
         if part.kind != "glue":

@@ -1,4 +1,4 @@
-"""Exact parameters and MACs of a family as plain rows (`asdm.flops/1`), and of one image (Fig. 1)."""
+"""`asdm-prof flops`: exact parameters and MACs of a family's UNet (`asdm.flops/1`), and of one image (Fig. 1)."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ def component_costs(
     return rows
 
 
-def unit_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The table that people read: M parameters, MACs in G or M, share of the total."""
-    total = found["total"]
+def unit_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the table: parameters in M, MACs in G or M, share of the total."""
+    total = result["total"]
     macs, unit = mac_unit(total["macs"])
-    rows = [*found["units"], *found["glue"], {"fqn": "total"} | total]
+    rows = [*result["units"], *result["glue"], {"fqn": "total"} | total]
     return [
         {
             "unit": row["fqn"],
@@ -92,9 +92,9 @@ def unit_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def component_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
+def component_rows(result: dict[str, Any]) -> list[dict[str, Any]]:
     """Parameters and computation of one image: 30 steps with classifier-free guidance."""
-    whole = sum(row["macs"] * row["calls"] for row in found["components"])
+    whole = sum(row["macs"] * row["calls"] for row in result["components"])
     return [
         {
             "component": row["name"],
@@ -104,5 +104,5 @@ def component_rows(found: dict[str, Any]) -> list[dict[str, Any]]:
             "GMAC an image": f"{row['macs'] * row['calls'] / 1e9:.0f}",
             "%": f"{100 * row['macs'] * row['calls'] / whole:.1f}",
         }
-        for row in found["components"]
+        for row in result["components"]
     ]

@@ -1,4 +1,4 @@
-"""What a bug report needs: versions, machine, devices and extras; no names of users, files or hosts."""
+"""`asdm-prof env`: versions, machine, devices and extras for a bug report, without names of users, files or hosts."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors",
 def facts() -> dict[str, Any]:
     """The `asdm.env/1` JSON."""
     device = execution.default_device()
-    surroundings = machine.environment(device, torch.get_num_threads())
+    environment = machine.environment(device, torch.get_num_threads())
     return {
         "schema": "asdm.env/1",
         "asdm": __version__,
-        "environment": surroundings,
+        "environment": environment,
         "packages": {name: _version(name) for name in PACKAGES},
-        "extras": {name: f"{'there' if _there(name) else 'missing'} ({use})" for name, use in EXTRAS.items()},
+        "extras": {name: f"{'there' if _is_installed(name) else 'missing'} ({use})" for name, use in EXTRAS.items()},
         "torch": {
             "mkldnn": str(torch.backends.mkldnn.is_available()),
             "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -67,16 +67,16 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def lines(found: dict[str, Any]) -> list[str]:
-    """The facts as one line each, to be pasted."""
-    shown = [f"asdm {found['asdm']}"]
+def lines(report: dict[str, Any]) -> list[str]:
+    """The report as text, to be pasted into an issue."""
+    text = [f"asdm {report['asdm']}"]
     for group in ("environment", "packages", "torch", "extras", "settings", "choices"):
-        rows = found[group]
+        rows = report[group]
         if rows:
             width = max(map(len, rows))
-            shown += ["", group, *(f"  {name:<{width}}  {value}" for name, value in rows.items())]
-    return shown
+            text += ["", group, *(f"  {name:<{width}}  {value}" for name, value in rows.items())]
+    return text

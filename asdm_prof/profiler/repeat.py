@@ -1,8 +1,7 @@
-"""The same profile from several fresh processes: what one process cannot see of its own luck.
+"""The same profile from several new processes, to measure the variation between processes.
 
-Where memory lands, how threads are placed and where a runtime puts the code that it compiles is settled once in a
-process; intervals from its calls alone are then too narrow. Each process here is a new one, and measures the whole
-again.
+The placement of memory, threads and compiled code is fixed when a process starts, so the intervals from the calls of
+one process are too narrow. Each process here measures the whole profile again.
 """
 
 from __future__ import annotations
@@ -28,31 +27,31 @@ BUDGET = 0.8  # of the plan that must hold in every process
 
 
 def profile_again(family: str, settings: ProfileSettings, n: int, say: Callable[[str], None]) -> list[Profile]:
-    """`n` profiles, each by a fresh process; raises ValueError for a number below 0, and where one fails."""
+    """`n` profiles, each by a new process; raises ValueError for a negative number, or if a process fails."""
     if n < 0:
         raise ValueError(f"processes must be at least 1, got {n + 1}.")
-    found = []
+    profiles = []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(n):
             say(f"Process {i + 1} of {n + 1}")
             path = Path(folder) / f"profile-{i}.json"
             words = [sys.executable, "-c", MAIN, "profile", family, *_words(settings), "-o", str(path), "--json"]
-            done = subprocess.run(words, stdout=subprocess.DEVNULL)  # its progress goes to our stderr
-            if done.returncode:
-                raise ValueError(f"process {i + 1} of {n + 1} ended with {done.returncode}; its own message is above.")
-            found.append(Profile.load(path))
-    return found
+            process = subprocess.run(words, stdout=subprocess.DEVNULL)  # its progress goes to our stderr
+            if process.returncode:
+                raise ValueError(f"process {i + 1} of {n + 1} ended with {process.returncode}; its message is above.")
+            profiles.append(Profile.load(path))
+    return profiles
 
 
 def _words(settings: ProfileSettings) -> list[str]:
     """Settings as the options of `asdm-prof profile`."""
     names = ("weights", "backend", "device", "dtype", "threads", "seed", "batch", "size")
-    given = {name: getattr(settings, name) for name in names} | {"time-budget": settings.time_budget_s}
-    return [word for name, value in given.items() if value is not None for word in (f"--{name}", str(value))]
+    values = {name: getattr(settings, name) for name in names} | {"time-budget": settings.time_budget_s}
+    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
 
 
 def with_others(profile: Profile, others: Sequence[Profile]) -> Profile:
-    """A profile with what other processes measured of the same, and a line of the trust box on how far they agree."""
+    """A profile with the measurements of other processes, and a line of the trust box on their agreement."""
     everyone = [profile, *others]
     return profile.model_copy(
         update={
@@ -72,7 +71,7 @@ def _record(profile: Profile) -> ProcessRecord:
 
 
 def agreement(profiles: Sequence[Profile]) -> TrustLine:
-    """Fails where two processes tell units apart in opposite order, or a plan for one misses its budget in another."""
+    """Fails if two processes rank two units in opposite order, or a plan for one misses its budget in another."""
     shares = np.array([[unit.share.median for unit in profile.units] for profile in profiles])  # (processes, units)
     params = [unit.params for unit in profiles[0].units]
     alike = min(spearman(a / params, b / params) for a, b in itertools.combinations(shares, 2))
@@ -97,13 +96,13 @@ def agreement(profiles: Sequence[Profile]) -> TrustLine:
 
 
 def _turned(a: Profile, b: Profile) -> int:
-    """How many pairs of units both processes tell apart, in opposite order."""
+    """How many pairs of units both processes separate, but in opposite order."""
     ours = {(first.fqn, second.fqn) for first, second in told_apart(a.units)}
     return sum((second.fqn, first.fqn) in ours for first, second in told_apart(b.units))
 
 
 def _missed(profiles: Sequence[Profile]) -> float | None:
-    """The worst ratio of a plan for the budget in a process that it was not made in, where that is above the budget."""
+    """The worst ratio of a plan in a process other than its own, if that is above the budget, else None."""
     ratios = []
     for one, other in itertools.permutations(profiles, 2):
         try:

@@ -1,9 +1,9 @@
-"""What bounds a unit: arithmetic, memory or calls, against peaks that are measured in the same run.
+"""The roofline: whether arithmetic, memory or calls bound a unit, against peaks measured in the same run.
 
-One machine has several peaks: each runtime brings its own kernels and reaches its own rate in each dtype. So the
-arithmetic peak is taken through the very backend that is profiled: the faster of a square matrix product and a 3×3
-convolution. Bandwidth is a triad a = b + s·c over arrays that no cache holds, three transfers an element. The cost of
-a call is that of one of many tiny layers in a row.
+A machine has several peaks, since every runtime reaches its own rate in each dtype. The arithmetic peak is therefore
+measured in the profiled backend: the faster of a square matrix product and a 3×3 convolution. Bandwidth is a triad
+a = b + s·c over arrays that no cache holds, three transfers per element. The cost of a call is that of one of many tiny
+layers in a row.
 
 Conventions: one MAC is two FLOPs; a unit moves its parameters and the activations that go in and out once (what is
 moved between the operators inside is taken as cached); it makes as many calls as it has operators in eager PyTorch.
@@ -53,7 +53,7 @@ def _triad(device: str, clock: Clock) -> Callable[[], float]:
 
 
 def _best(call: Callable[[], float]) -> float:
-    """The shortest of as many calls as fit: a peak is what the machine can do when nothing disturbs it."""
+    """The shortest of the calls that fit into the time: a peak is the speed of the undisturbed machine."""
     times = [call(), call()]
     while sum(times) < SECONDS_EACH and len(times) < 1000:
         times.append(call())
@@ -61,7 +61,7 @@ def _best(call: Callable[[], float]) -> float:
 
 
 def place(macs: int, moved_bytes: int, calls: int, latency_s: float, peaks: Peaks) -> Roofline:
-    """A unit under the roof: the least time by each peak, what takes longest of them, and how near the unit comes."""
+    """A unit on the roofline: the least time by each peak, which of them is longest, and how near the unit comes."""
     least: dict[Bound, float] = {
         "compute": 2 * macs / peaks.flops_per_s,
         "memory": moved_bytes / peaks.bytes_per_s,

@@ -1,6 +1,6 @@
-"""What `asdm-prof` writes, as files: versioned, with every raw sample, so that all tables and pictures come from them.
+"""Versioned records that `asdm-prof` writes, with every raw sample; tables and pictures are rendered from them.
 
-One file per kind of record; all names can be had from here.
+One file per kind of record; all names are exported here.
 """
 
 from asdm_prof.records.comparison import ComparedPlan, ComparedProfile, Comparison

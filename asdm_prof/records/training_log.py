@@ -1,4 +1,4 @@
-"""A student's training, as its log tells it."""
+"""The log of a student's training, as the report reads it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class TrainingLog(Frozen):
 
     @classmethod
     def load(cls, path: Path) -> TrainingLog:
-        """Read a `log.jsonl`; a last line that is still being written is left out.
+        """Read a `log.jsonl`, without a last line that is still being written.
 
-        Raises ValueError where the file is missing, or no line of it is a step of a training.
+        Raises ValueError if the file is missing, or if no line of it is a training step.
         """
         if not path.is_file():
-            raise ValueError(f"{path} is no file; name the log.jsonl of an `asdm distill` run.")
+            raise ValueError(f"{path} is not a file; name the log.jsonl of an `asdm distill` run.")
         lines = [line for line in map(_line, path.read_text(encoding="utf-8", errors="replace").splitlines()) if line]
         rows = [_numbers(line) for line in lines]
         names = list(dict.fromkeys(name for row in rows for name in row if name not in NOT_TERMS))
@@ -43,12 +43,12 @@ class TrainingLog(Frozen):
 
 
 def _line(text: str) -> dict[str, Any]:
-    """One line of a log, empty where it is no step."""
+    """One line of a log; empty if it is not a step."""
     try:
-        found = json.loads(text, parse_constant=lambda _: None)
+        line = json.loads(text, parse_constant=lambda _: None)
     except json.JSONDecodeError:
         return {}
-    return found if isinstance(found, dict) and isinstance(found.get("step"), (int, float)) else {}
+    return line if isinstance(line, dict) and isinstance(line.get("step"), (int, float)) else {}
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:

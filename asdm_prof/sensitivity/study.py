@@ -25,6 +25,7 @@ from asdm_prof.planner import plan
 from asdm_prof.planner.choices import edits_key, make_choices
 from asdm_prof.planner.problem import Problem
 from asdm_prof.profiler import profile as profiler
+from asdm_prof.profiler import progress
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
 from asdm_prof.sensitivity import additivity, variants
@@ -103,7 +104,7 @@ def load_or_profile(
     family: str,
     settings: ProfileSettings,
     fresh: bool = False,
-    watch: profiler.Watch | None = None,
+    watch: progress.Watch | None = None,
     command: str = "",
 ) -> Profile:
     """The profile in `path` if it is of these weights, else a new one, which is saved there."""

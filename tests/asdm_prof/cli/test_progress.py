@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from asdm_prof.cli.progress import block_table, headline, split_fqn, watching
-from asdm_prof.profiler.profile import Status
+from asdm_prof.profiler.progress import Status
 
 PARTS = {
     "conv_in": [0.010],

@@ -167,7 +167,7 @@ def test_profile_in_fresh_processes_as_typed(run: Any, tmp_path: Path) -> None:
     assert last["passed"]
     assert "Spearman 1.000 between 2 processes" in last["value"]
     assert Profile.load(tmp_path / "p.json").sha256()
-    refused(run("asdm-prof", "profile", "sd15", "--processes", "0"), "processes must be at least 1, got 0")
+    refused(run("asdm-prof", "profile", "sd15", "--processes", "0"), "processes must be at least 1, got 0.")
 
 
 def test_older_profiles_keep_their_hash() -> None:

@@ -19,8 +19,9 @@ from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
 from asdm.unet import blocks
 from asdm_prof.analysis.rank import rank
-from asdm_prof.profiler import profile as profiler
-from asdm_prof.profiler.profile import Status, profile
+from asdm_prof.profiler import timing
+from asdm_prof.profiler.profile import profile
+from asdm_prof.profiler.progress import Status
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Profile
 from tests.conftest import SMALL, make_unet
@@ -203,11 +204,11 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
     family = load_family(str(tiny_folder))
     unet = loading.load_unet(family, str(tiny_folder))
     modules_before = [id(module) for module in unet.modules()]
-    taken = profiler._take(
+    taken = timing.time_unet(
         unet,
         example_inputs.unet_inputs(family),
         list(blocks.iter_parts(unet)),
-        profiler.replaceable(blocks.topology(unet), unet),
+        timing.replaceable(blocks.topology(unet), unet),
         eager,
         HostClock(),
         QUICK,
@@ -262,8 +263,8 @@ def test_a_slow_unit_of_few_parameters_leads_the_rank(faked: Profile) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"batch": 0}, "batch 0"),
-        ({"threads": -1}, "threads -1"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"threads": -1}, "threads must be at least 1, got -1"),
         ({"dtype": "fp64"}, "unknown dtype 'fp64'; choose from fp32, bf16, fp16"),
         ({"device": "tpu"}, "device 'tpu' is not available; choose from cpu"),
         ({"size": 500}, "size 500 does not fit sd15: choose a multiple of 64"),
@@ -283,7 +284,7 @@ def test_a_profile_says_how_part_times_were_had_where_they_are_not_hooks(
 ) -> None:
     """ONNX Runtime's node times: same units, a mapped share, and two checks in the place of the hooks' cost."""
     monkeypatch.setenv("ASDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(profiler, "REPLACEMENTS", ("cond_conv",))  # each is one more graph to export
+    monkeypatch.setattr(timing, "REPLACEMENTS", ("cond_conv",))  # each is one more graph to export
     folder = tmp_path / "small"
     make_unet(**SMALL).save_pretrained(folder, safe_serialization=True)
     found = profile(str(folder), replace(QUICK, backend="onnxruntime"))
@@ -304,7 +305,7 @@ def test_badly_mapped_times_fail_the_trust_box(faked: Profile) -> None:
     from asdm_prof.profiler import checks as trust
 
     seen = Attribution(mapped=[0.90, 0.91], slowdown=[1.5, 1.6])
-    lines = trust.box(faked.whole, list(faked.parts), [1.0] * 4, [1.0] * 4, None, {}, seen=seen)
+    lines = trust.box(faked.whole, list(faked.parts), [1.0] * 4, [1.0] * 4, None, {}, attribution=seen)
     failed = {line.check: line.value for line in lines if not line.passed}
     assert "90.5%" in failed["the runtime's time lies in units"]
     assert "1.550×" in failed["the observed call is like the bare one"]

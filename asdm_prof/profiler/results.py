@@ -1,0 +1,144 @@
+"""The records of a profile's parts, replacements and components."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import nn
+
+from asdm.measure.clocks import Clock
+from asdm.measure.statistics import estimate, latency
+from asdm.models import example_inputs, loading
+from asdm.models.components import components_of, count_call, time_calls
+from asdm.models.families import Family
+from asdm.plan.edits import ReplaceUnit
+from asdm.records.measurement import Macs
+from asdm.unet import blocks, flops, surgery
+from asdm_prof.profiler import roofline
+from asdm_prof.profiler.progress import Status, Watch
+from asdm_prof.profiler.settings import ProfileSettings
+from asdm_prof.profiler.timing import Timings, replaceable
+from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, WholeRecord
+
+
+def whole_record(counted: flops.Count, timings: Timings) -> WholeRecord:
+    """The whole UNet: its counts, and the latency of bare and of hooked calls."""
+    return WholeRecord(
+        params=counted.params,
+        peak_memory_bytes=counted.peak_memory_bytes,
+        thop_macs=counted.thop_macs,
+        latency_s=latency(timings.bare_s),
+        hooked_latency_s=latency(timings.hooked_s),
+        uncounted_ops=counted.uncounted_ops,
+        **mac_columns(counted.total),
+    )
+
+
+def unit_records(
+    parts: Sequence[blocks.Part], counted: flops.Count, timings: Timings, peaks: Peaks | None
+) -> list[PartRecord]:
+    """Units and glue, and last `other`: what runs between them."""
+    hooked = np.asarray(timings.hooked_s)
+    records = [_part_record(part, counted, timings.parts_s[part.fqn], hooked, peaks) for part in parts]
+    other_s = hooked - np.sum([timings.parts_s[part.fqn] for part in parts], axis=0)
+    return [*records, _other_record(parts, counted, other_s, hooked)]
+
+
+def mac_columns(macs: Macs) -> dict[str, int]:
+    return {"conv_macs": macs.conv_macs, "linear_macs": macs.linear_macs, "attention_macs": macs.attention_macs}
+
+
+def _part_record(
+    part: blocks.Part, counted: flops.Count, seconds: list[float], whole: np.ndarray, peaks: Peaks | None
+) -> PartRecord:
+    macs, moved, calls = counted.by_part[part.fqn], counted.moved_by_part[part.fqn], counted.calls_by_part[part.fqn]
+    part_latency = latency(seconds)
+    return PartRecord(
+        fqn=part.fqn,
+        label=part.label,
+        kind=part.kind,
+        block=part.block,
+        layer=part.layer,
+        params=part.params,
+        parameter_bytes=part.parameter_bytes,
+        peak_memory_bytes=counted.peak_by_part.get(part.fqn, 0),
+        moved_bytes=moved,
+        latency_s=part_latency,
+        share=estimate(np.asarray(seconds) / whole),
+        roofline=roofline.place(macs.macs, moved, calls, part_latency.median, peaks) if peaks else None,
+        **mac_columns(macs),
+    )
+
+
+def _other_record(
+    parts: Sequence[blocks.Part], counted: flops.Count, seconds: np.ndarray, whole: np.ndarray
+) -> PartRecord:
+    """What runs between the parts; its share is the residual of units + glue against the whole."""
+    params = counted.params - sum(part.params for part in parts)
+    return PartRecord(
+        fqn=blocks.OTHER,
+        label=blocks.OTHER,
+        kind="glue",
+        block="",
+        params=params,
+        peak_memory_bytes=counted.peak_by_part.get(blocks.OTHER, 0),
+        moved_bytes=counted.moved_by_part.get(blocks.OTHER, 0),
+        latency_s=latency(list(seconds)),
+        share=estimate(seconds / whole),
+        **mac_columns(counted.by_part[blocks.OTHER]),
+    )
+
+
+def option_records(
+    unet: nn.Module, timings: Timings, parts: Sequence[PartRecord], settings: ProfileSettings, family: Family
+) -> list[OptionRecord]:
+    """Each replacement's share of the *teacher's* latency: scaled, run by run, by the parts that were not replaced."""
+    records, shares = [], {part.fqn: part.share.median for part in parts}
+    for name, rows in timings.options_s.items():
+        swapped = {option.unit for option in replaceable(blocks.topology(unet), unet)[name]}
+        unchanged = [fqn for fqn in rows if fqn not in swapped]
+        unchanged_s = np.sum([rows[fqn] for fqn in unchanged], axis=0)
+        unchanged_share = sum(shares[fqn] for fqn in unchanged)
+        edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(swapped)]
+        shapes = loading.meta_unet(family)
+        surgery.apply_plan(shapes, surgery.resolved_on(shapes, edits))
+        inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta")
+        replaced = {part.fqn: part for part in blocks.iter_parts(shapes)}
+        counted = flops.count(shapes, (), inputs, list(replaced.values()))
+        for edit in edits:
+            seconds = np.asarray(rows[edit.unit])
+            records.append(
+                OptionRecord(
+                    unit=edit.unit,
+                    replacement=name,
+                    params=replaced[edit.unit].params,
+                    latency_s=latency(list(seconds)),
+                    share=estimate(seconds / unchanged_s * unchanged_share),
+                    **mac_columns(counted.by_part[edit.unit]),
+                )
+            )
+    return records
+
+
+def component_records(
+    family: Family, settings: ProfileSettings, device: str, clock: Clock, tell: Watch
+) -> tuple[ComponentRecord, ...]:
+    """Text encoders and VAE decoder: counted, and timed if `settings` say so."""
+    records = []
+    for component in components_of(family, settings.size):
+        counted = count_call(component)
+        component_latency = None
+        if settings.time_components:
+            tell(Status(f"timing the {component.name}"))
+            component_latency = latency(time_calls(component, device, settings.dtype, settings.seed, clock))
+        records.append(
+            ComponentRecord(
+                name=component.name,
+                params=counted.params,
+                calls_per_image=component.calls,
+                latency_s=component_latency,
+                **mac_columns(counted.total),
+            )
+        )
+    return tuple(records)

@@ -1,0 +1,171 @@
+"""Seconds of a UNet's calls and parts, of replacements in their places, and of the hooks.
+
+Unit times are taken in place by hooks inside the real forward. Hooked and bare calls alternate (A B B A), so that the
+cost of the hooks is measured too. Replacements are timed one after the other and after the UNet itself, so that at
+most one runtime's copy of the weights is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from asdm.measure import clocks, machine, repeats, statistics
+from asdm.measure.backends import Attribution, Session
+from asdm.measure.clocks import Clock
+from asdm.models import example_inputs
+from asdm.models.families import Family
+from asdm.plan.edits import ReplaceUnit
+from asdm.plan.topology import Topology
+from asdm.records.measurement import HostUse
+from asdm.unet import blocks, surgery
+from asdm.utils import registry
+from asdm_prof.profiler.progress import Status, Watch
+from asdm_prof.profiler.settings import ProfileSettings
+
+REPLACEMENTS = ("gri_attention", "cond_conv")
+
+
+def replaceable(shape: Topology, unet: nn.Module) -> dict[str, list[ReplaceUnit]]:
+    """The edits to time, by replacement: all that apply to units of the highest resolution with attention."""
+    with_attention = [
+        b for b in shape.down_blocks if any(u.kind == "transformer" and u.block == b for u in shape.units)
+    ]
+    if not with_attention:
+        return {}
+    pair = (with_attention[0], shape.mirror(with_attention[0]))
+    shallow = [unit.fqn for unit in shape.units if unit.block in pair]
+    edits_by_name = {}
+    for name in REPLACEMENTS:
+        replace = registry.load("asdm.unet.replacements", name).replace
+        edits = [
+            ReplaceUnit(unit=fqn, with_=name)
+            for fqn in shallow
+            if replace(unet.get_submodule(fqn), blocks.siblings(unet, fqn)) is not None
+        ]
+        if edits:
+            edits_by_name[name] = edits
+    return edits_by_name
+
+
+@dataclass
+class Timings:
+    """Raw seconds of every call, in the order of measurement."""
+
+    bare_s: list[float] = field(default_factory=list)
+    hooked_s: list[float] = field(default_factory=list)
+    parts_s: dict[str, list[float]] = field(default_factory=dict)
+    options_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # replacement → part → seconds
+    attribution: Attribution | None = None  # of the teacher's part times
+    host: HostUse | None = None  # while the teacher was timed
+
+
+def time_unet(
+    unet: nn.Module,
+    inputs: dict[str, Any],
+    parts: Sequence[blocks.Part],
+    options: dict[str, list[ReplaceUnit]],
+    backend: Any,
+    clock: Clock,
+    settings: ProfileSettings,
+    started: float,
+    tell: Watch,
+) -> Timings:
+    """Time the UNet itself, then with each replacement in place, in half as many calls as there were bare ones."""
+    timings = _time_teacher(unet, inputs, parts, len(options), backend, clock, settings, started, tell)
+    for name, edits in options.items():
+        modules = {edit.unit: surgery.replacement_for(unet, edit) for edit in edits}
+        tell(Status(f"opening with {name}"))
+        with surgery.swapped(unet, modules):
+            session: Session = backend.open_session(unet, inputs, list(blocks.iter_parts(unet)), clock)
+            timings.options_s[name] = _time_replacement(session, name, len(timings.bare_s) // 2, tell)
+        del session  # before the next one is opened: a runtime may hold weights of its own
+    return timings
+
+
+def _time_teacher(
+    unet: nn.Module,
+    inputs: dict[str, Any],
+    parts: Sequence[blocks.Part],
+    options: int,
+    backend: Any,
+    clock: Clock,
+    settings: ProfileSettings,
+    started: float,
+    tell: Watch,
+) -> Timings:
+    """Warm up, then hooked, bare, bare, hooked … until the interval is narrow; leaves the replacements their time."""
+    session: Session = backend.open_session(unet, inputs, parts, clock)
+    timings = Timings(parts_s={part.fqn: [] for part in parts}, attribution=session.attribution)
+    pattern = ("hooked", "bare", "bare", "hooked")
+
+    def hooked() -> float:
+        return _run_parts(timings.parts_s, session)
+
+    tell(Status("warming up"))
+    repeats.warm_up(session.run, budget_s=settings.time_budget_s / 10)
+    wall = clocks.HostClock()
+    left_s = settings.time_budget_s - wall.seconds(started, wall.mark())
+    host = machine.HostWatch()
+    samples = repeats.interleave(
+        {"hooked": hooked, "bare": session.run},
+        pattern,
+        wall,
+        settings.min_rounds,
+        budget_s=left_s * len(pattern) / (len(pattern) + options),
+        enough=lambda s: statistics.relative_half_width(s["hooked"]) <= settings.target,
+        progress=lambda n, eta: tell(Status("measuring", n, eta, timings.parts_s)),
+    )
+    timings.bare_s, timings.hooked_s, timings.host = samples["bare"], samples["hooked"], host.read()
+    return timings
+
+
+def _time_replacement(session: Session, name: str, calls: int, tell: Watch) -> dict[str, list[float]]:
+    """Seconds of every part, by fqn, with a replacement in place, after one call to warm up."""
+    rows: dict[str, list[float]] = {}
+    stage = f"measuring with {name}"
+    tell(Status(stage))
+    session.run()
+    repeats.interleave(
+        {name: lambda: _run_parts(rows, session)},
+        (name,),
+        clocks.HostClock(),
+        min_rounds=max(calls - 1, 2),
+        max_rounds=max(calls - 1, 2),
+        budget_s=math.inf,
+        progress=lambda n, eta: tell(Status(stage, n, eta, rows)),
+    )
+    return rows
+
+
+def _run_parts(rows: dict[str, list[float]], session: Session) -> float:
+    """Seconds of one call; those of its parts are appended to their rows."""
+    whole, times = session.run_parts()
+    for fqn, seconds in times.items():
+        rows.setdefault(fqn, []).append(seconds)
+    return whole
+
+
+def time_hooks(
+    family: Family,
+    unet: nn.Module,
+    parts: Sequence[blocks.Part],
+    backend: Any,
+    clock: Clock,
+    settings: ProfileSettings,
+    tell: Watch,
+) -> list[float]:
+    """Hooked minus bare seconds of neighbouring calls on the smallest image, which has the least noise."""
+    tell(Status("timing the hooks"))
+    inputs = example_inputs.unet_inputs(family, 1, family.size_step, settings.device, settings.dtype, settings.seed)
+    session: Session = backend.open_session(unet, inputs, parts, clock)
+    session.run()
+    calls = {"hooked": lambda: session.run_parts()[0], "bare": session.run}
+    samples = repeats.interleave(
+        calls, ("hooked", "bare", "bare", "hooked"), clocks.HostClock(), min_rounds=10, budget_s=15.0
+    )
+    return [hooked - bare for hooked, bare in zip(samples["hooked"], samples["bare"], strict=True)]
