@@ -17,8 +17,8 @@ AXES = {"latency": "UNet latency", "macs": "MACs", "params": "parameters"}
 
 def additivity(report: Report) -> Figure | None:
     """Random joint plans: the damage that single edits predict against the measured."""
-    found = report.damage.additivity if report.damage else None
-    if found is None:
+    fits = report.damage.additivity if report.damage else None
+    if fits is None:
         return None
     figure = new_figure(ONE_COLUMN, 2.8)
     axes = figure.subplots()
@@ -26,11 +26,11 @@ def additivity(report: Report) -> Figure | None:
         ("summed", "o", COLOURS["resnet"], "sum"),
         ("with_pairs", "s", COLOURS["transformer"], "with pairs of neighbours"),
     ):
-        x = [getattr(plan, name) for plan in found.plans]
-        fit = getattr(found, name)
-        axes.plot(x, [plan.damage.value for plan in found.plans], marker, color=colour, markersize=3,
+        x = [getattr(plan, name) for plan in fits.plans]
+        fit = getattr(fits, name)
+        axes.plot(x, [plan.damage.value for plan in fits.plans], marker, color=colour, markersize=3,
                   label=f"{label}: Spearman {fit.spearman.value:.2f}, R² {fit.r2.value:.2f}")  # fmt: skip
-    values = [v for plan in found.plans for v in (plan.summed, plan.with_pairs, plan.damage.value) if v > 0]
+    values = [v for plan in fits.plans for v in (plan.summed, plan.with_pairs, plan.damage.value) if v > 0]
     axes.plot([min(values), max(values)], [min(values), max(values)], color=QUIET, linewidth=0.7)
     powers_of_ten(axes, "xy")
     axes.set_xlabel("predicted damage")
@@ -41,18 +41,18 @@ def additivity(report: Report) -> Figure | None:
 
 def frontier(report: Report) -> Figure | None:
     """Every plan that no other beats in both cost and damage, those that were asked for, and the report's own plan."""
-    found = report.frontier
-    if found is None or not any(point.damage > 0 for point in found.points):
+    plans = report.frontier
+    if plans is None or not any(point.damage > 0 for point in plans.points):
         return None
     figure = new_figure(ONE_COLUMN, 2.6)
     axes = figure.subplots()
-    points = sorted((found.cost(point), point.damage) for point in found.points if point.damage > 0)
+    points = sorted((plans.cost(point), point.damage) for point in plans.points if point.damage > 0)
     axes.step(*zip(*points, strict=True), where="post", color=COLOURS["resnet"], linewidth=0.9)
     if len(points) <= MANY:
         axes.plot(*zip(*points, strict=True), "o", color=COLOURS["resnet"], markersize=2)
-    for shown, marker, label in ((found.best, "^", "best in budget"), (found.diverse, "D", "unlike each other")):
+    for shown, marker, label in ((plans.best, "^", "best in budget"), (plans.diverse, "D", "unlike each other")):
         if shown:
-            axes.plot([found.cost(p) for p in shown], [p.damage for p in shown], marker, markersize=3.5, label=label)
+            axes.plot([plans.cost(p) for p in shown], [p.damage for p in shown], marker, markersize=3.5, label=label)
     own = report.own_point()
     if own and own[1] > 0:
         axes.plot(*own, "s", color=COLOURS["transformer"], markersize=5)
@@ -61,9 +61,9 @@ def frontier(report: Report) -> Figure | None:
         powers_of_ten(axes, "y")
     else:
         axes.set_ylim(0, None)
-    axes.set_xlabel(f"{AXES.get(found.by, plain(found.by, 20))}, student / teacher")
-    axes.set_ylabel(f"damage ({plain(found.damage_from, 24)})")
-    if found.best or found.diverse:
+    axes.set_xlabel(f"{AXES.get(plans.by, plain(plans.by, 20))}, student / teacher")
+    axes.set_ylabel(f"damage ({plain(plans.damage_from, 24)})")
+    if plans.best or plans.diverse:
         axes.legend()
     return figure
 

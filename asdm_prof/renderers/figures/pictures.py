@@ -46,24 +46,24 @@ def quality(report: Report) -> Figure | None:
 
 def search(report: Report) -> Figure | None:
     """Every student of a search: latency against the quality that ranked them, with both 95 % intervals."""
-    found = report.search
-    if found is None or not found.students:
+    result = report.search
+    if result is None or not result.students:
         return None
-    measure = MEASURES[found.metric]
-    marks = [one.quality[found.metric] for one in found.students]
+    measure = MEASURES[result.metric]
+    marks = [one.quality[result.metric] for one in result.students]
     figure = new_figure(ONE_COLUMN, 2.4)
     axes = figure.subplots()
     if marks[0].teacher is not None:
         noise = marks[0].noise_floor or 0.0
         axes.axhspan(max(marks[0].teacher - noise, measure.lowest), marks[0].teacher + noise, color="#DDDDDD")
         axes.axhline(marks[0].teacher, color=QUIET, linewidth=0.8)
-    for one, mark in zip(found.students, marks, strict=True):
+    for one, mark in zip(result.students, marks, strict=True):
         colour = COLOURS["resnet" if one.in_front else "glue"]
         axes.hlines(mark.value, one.ratio.low, one.ratio.high, color=colour, linewidth=0.8)
         axes.vlines(one.ratio.median, mark.low, mark.high, color=colour, linewidth=0.8)
         axes.plot(one.ratio.median, mark.value, "o" if one.in_front else "s", color=colour, markersize=4)
-        told = f"{one.candidate}, {one.steps} steps"
-        axes.annotate(told, (one.ratio.median, mark.value), (3, 2), textcoords="offset points", size=5.5)
+        label = f"{one.candidate}, {one.steps} steps"
+        axes.annotate(label, (one.ratio.median, mark.value), (3, 2), textcoords="offset points", size=5.5)
     axes.set_xlabel("UNet latency, student / teacher")
     axes.set_title(
         f"{measure.title} ({measure.direction})\ncircles: no other is both faster and better", size=7, loc="left"

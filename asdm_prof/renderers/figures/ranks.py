@@ -54,16 +54,16 @@ def redundancy(report: Report) -> Figure | None:
 
 def rank_transfer(report: Report) -> Figure | None:
     """Rank correlation of the units between runtimes and settings, as a table of numbers in shades."""
-    found = report.comparison
-    if found is None:
+    comparison = report.comparison
+    if comparison is None:
         return None
-    names = [plain(profile.name, 28) for profile in found.profiles]
+    names = [plain(profile.name, 28) for profile in comparison.profiles]
     side = 1.2 + 0.42 * len(names)
     figure = new_figure(side + 0.8, side)
     axes = figure.subplots()
-    least = min(min(row) for row in found.spearman)
-    axes.imshow(found.spearman, cmap="Blues", vmin=min(least, 0.9) - 0.05, vmax=1.1)
-    for y, row in enumerate(found.spearman):
+    least = min(min(row) for row in comparison.spearman)
+    axes.imshow(comparison.spearman, cmap="Blues", vmin=min(least, 0.9) - 0.05, vmax=1.1)
+    for y, row in enumerate(comparison.spearman):
         for x, value in enumerate(row):
             axes.text(x, y, f"{value:.2f}", ha="center", va="center", size=6.5, color=INK)
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor")

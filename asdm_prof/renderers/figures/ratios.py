@@ -86,21 +86,23 @@ def _ratio_bar(axes: Axes, y: float, value: Estimate, what: str, colour: str, ha
 
 def validation(report: Report) -> Figure | None:
     """Random plans: the prediction with its 95 % interval against the paired measurement with its own."""
-    found = report.validation
-    if found is None:
+    result = report.validation
+    if result is None:
         return None
     figure = new_figure(ONE_COLUMN, 2.6)
     axes = figure.subplots()
-    edges = [edge for one in found.plans for edge in (one.low, one.high, one.measured_low, one.measured_high)]
+    edges = [edge for one in result.plans for edge in (one.low, one.high, one.measured_low, one.measured_high)]
     low, high = span(edges)
     axes.plot([low, high], [low, high], color=QUIET, linewidth=0.7)
-    for one in found.plans:
+    for one in result.plans:
         held = one.low <= one.measured_ratio <= one.high
         colour = COLOURS["resnet"] if held else COLOURS["transformer"]
         axes.hlines(one.measured_ratio, one.low, one.high, color=colour, linewidth=0.8)
         axes.vlines(one.predicted_ratio, one.measured_low, one.measured_high, color=colour, linewidth=0.8)
         axes.plot(one.predicted_ratio, one.measured_ratio, "o" if held else "s", color=colour, markersize=3)
-    hint = f"mean error {100 * found.mape:.1f} %, bias {100 * found.bias:+.1f} %\nsquares: outside their 95 % interval"
+    hint = (
+        f"mean error {100 * result.mape:.1f} %, bias {100 * result.bias:+.1f} %\nsquares: outside their 95 % interval"
+    )
     axes.text(0.03, 0.98, hint, va="top", size=6, color=QUIET, transform=axes.transAxes)
     axes.set(xlim=(low, high), ylim=(low, high))
     axes.set_xlabel("predicted UNet latency ratio")

@@ -42,10 +42,10 @@ class Axis:
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             for digits in ((1, 2, 5), (1, 3), (1,)):
-                found = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high]
-                if len(found) <= most + 2:
+                ticks = [d * 10.0**p for p in powers for d in digits if self.low <= d * 10.0**p <= self.high]
+                if len(ticks) <= most + 2:
                     break
-            return found
+            return ticks
         rough = (self.high - self.low) / most or 1.0
         size = 10.0 ** math.floor(math.log10(rough))
         step = next(d * size for d in (1, 2, 5, 10) if d * size >= rough * 0.999)
@@ -91,7 +91,7 @@ def speed(part: PartRecord) -> float:
     return 2 * part.macs / part.latency_s.median
 
 
-def roofline(profile: Profile, peaks: Peaks, index: Mapping[str, int], told: Mapping[str, str]) -> Markup:
+def roofline(profile: Profile, peaks: Peaks, index: Mapping[str, int], hints: Mapping[str, str]) -> Markup:
     """FLOPs per second of every part over its FLOPs per byte, under what this machine reaches at best."""
     parts = on_the_roofline(profile)
     best = peaks.flops_per_s / 1e9
@@ -105,7 +105,7 @@ def roofline(profile: Profile, peaks: Peaks, index: Mapping[str, int], told: Map
     for part in sorted(parts, key=lambda part: -part.latency_s.median):
         at = x(intensity(part)), y(speed(part) / 1e9)
         mark = shape(part.kind, *at, 5.0) if part.kind != "glue" else rect(at[0] - 4, at[1] - 4, 8, 8, "glue")
-        hint = tag("title", told[part.fqn])
+        hint = tag("title", hints[part.fqn])
         body.append(tag("g", hint, mark, class_="cell dot", data_node=index[part.fqn], data_level="part"))
     body += _named(parts, x, y)
     title = "Every part under the machine’s roofline: FLOPs per second over FLOPs per byte"
@@ -221,16 +221,16 @@ def _damage_axis(values: Sequence[float], start: float, end: float) -> Axis:
 
 def additivity(plans: Sequence[tuple[float, Interval]]) -> Markup:
     """Random joint plans: the damage that single edits predict across, what their students do up."""
-    values = [v for predicted, found in plans for v in (predicted, found.low, found.high) if v > 0]
+    values = [v for predicted, measured in plans for v in (predicted, measured.low, measured.high) if v > 0]
     x = _log_axis(values, LEFT, LEFT + HIGH)
     y = _log_axis(values, TOP + HIGH, TOP)
     body = [*_frame(x, y, "predicted from single edits", "measured damage")]
     body.append(line(x.start, y.start, x.end, y.end, "even"))
-    for predicted, found in plans:
+    for predicted, measured in plans:
         at = x(predicted)
-        hint = tag("title", f"predicted {number(predicted)}, measured {number(found.value)}")
-        bar = line(at, y(found.low), at, y(found.high), "bar")
-        body.append(tag("g", hint, bar, tag("circle", cx=at, cy=y(found.value), r=3.5, class_="point")))
+        hint = tag("title", f"predicted {number(predicted)}, measured {number(measured.value)}")
+        bar = line(at, y(measured.low), at, y(measured.high), "bar")
+        body.append(tag("g", hint, bar, tag("circle", cx=at, cy=y(measured.value), r=3.5, class_="point")))
     return svg("additivity", "Damage of joint plans, predicted and measured", LEFT + HIGH + 90, TOP + HIGH + FOOT, body)
 
 
@@ -259,10 +259,10 @@ BAR_LEFT, BAR_WIDTH, BAR_STEP = 124, 240, 24
 
 def quality_bars(name: str, metric: str, rows: Sequence[tuple[str, Metric | None]], better: str) -> Markup:
     """One metric of teacher and students as bars from zero; the noise floor around the teacher is shaded."""
-    found = [one for _, one in rows if one]
-    teacher = next((one.teacher for one in found if one.teacher is not None), None)
-    noise = next((one.noise_floor for one in found if one.noise_floor is not None), 0.0) or 0.0
-    values = [v for one in found for v in (one.low, one.high)] + (
+    metrics = [one for _, one in rows if one]
+    teacher = next((one.teacher for one in metrics if one.teacher is not None), None)
+    noise = next((one.noise_floor for one in metrics if one.noise_floor is not None), 0.0) or 0.0
+    values = [v for one in metrics for v in (one.low, one.high)] + (
         [teacher, teacher + noise] if teacher is not None else []
     )
     x = Axis(min(0.0, *values), max(*values, 1e-12), BAR_LEFT, BAR_LEFT + BAR_WIDTH)
@@ -322,8 +322,8 @@ def tradeoff(name: str, measure: Measure, students: Sequence[Student], teacher: 
     body += [line(x.start, y(teacher), x.end, y(teacher), "even"), text(x.end, TOP - 6, measure.direction, "end quiet")]
     for one in students:
         at = x(one.ratio.median), y(one.quality.median)
-        told = f"{one.name}: {ratio(one.ratio.median)}, {title} {number(one.quality.median)}"
-        told += f" [{number(one.quality.low)}, {number(one.quality.high)}]"
+        hint = f"{one.name}: {ratio(one.ratio.median)}, {title} {number(one.quality.median)}"
+        hint += f" [{number(one.quality.low)}, {number(one.quality.high)}]"
         bars = (
             line(x(one.ratio.low), at[1], x(one.ratio.high), at[1], "bar"),
             line(at[0], y(one.quality.low), at[0], y(one.quality.high), "bar"),
@@ -333,7 +333,7 @@ def tradeoff(name: str, measure: Measure, students: Sequence[Student], teacher: 
             if one.ours
             else rect(at[0] - 3.5, at[1] - 3.5, 7, 7, "glue")
         )
-        body.append(tag("g", tag("title", plain(told, 200)), *bars, mark))
+        body.append(tag("g", tag("title", plain(hint, 200)), *bars, mark))
     return svg(name, f"{plain(title)} at each latency", LEFT + CURVE_WIDTH + 40, TOP + PANEL_HIGH + FOOT, body)
 
 

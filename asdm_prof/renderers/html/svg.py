@@ -122,8 +122,8 @@ def _rank_x(row: Ranked) -> float:
 def _dot(row: Ranked, scale: Callable[[float], float]) -> Iterator[Markup]:
     x, y = _rank_x(row), scale(row.redundancy.median)
     bar = line(x, scale(row.redundancy.low), x, scale(row.redundancy.high), "bar")
-    told = f"{row.fqn}: {number(row.redundancy.median)}×, rank {row.rank}, tie group {row.tie_group}"
-    yield tag("g", tag("title", plain(told)), bar, shape(row.kind, x, y, 4.5))
+    hint = f"{row.fqn}: {number(row.redundancy.median)}×, rank {row.rank}, tie group {row.tie_group}"
+    yield tag("g", tag("title", plain(hint)), bar, shape(row.kind, x, y, 4.5))
     foot = TOP + HEIGHT + 10
     yield text(x + 4, foot, plain(row.label, 8), "end", transform=f"rotate(-90 {x + 4:.1f} {foot})")
 
@@ -286,12 +286,12 @@ def _ratio_axes(low: float, high: float, x: Callable[[float], float], y: Callabl
 
 def _prediction(student: Predicted, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[Markup]:
     measured, across = student.measured, student.predicted
-    told = f"{student.name or 'a random plan'}: predicted {ratio(across)}, measured {ratio(measured.median)}"
+    hint = f"{student.name or 'a random plan'}: predicted {ratio(across)}, measured {ratio(measured.median)}"
     bars = [line(x(across), y(measured.low), x(across), y(measured.high), "bar")]
     if student.bounds:
         bars.append(line(x(student.bounds[0]), y(measured.median), x(student.bounds[1]), y(measured.median), "bar"))
     dot = tag("circle", cx=x(across), cy=y(measured.median), r=5.0, class_="point own" if student.own else "point")
-    yield tag("g", tag("title", plain(told)), *bars, dot)
+    yield tag("g", tag("title", plain(hint)), *bars, dot)
 
 
 def _point_names(
