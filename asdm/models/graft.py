@@ -115,13 +115,13 @@ def _check_same_layers(plan: ResolvedPlan, stage1_plan: ResolvedPlan | Edits | N
 
 def _graft(block: nn.Module, source: nn.Module, name: str, added: set[str]) -> None:
     """Give `block` its own copy of `source`'s weights; it keeps what a replacement added and `source` lacks."""
-    own, given = block.state_dict(), source.state_dict()
-    wrong = sorted(given.keys() - own.keys()) + sorted(own.keys() - given.keys() - added)
-    wrong += [key for key in own.keys() & given.keys() if own[key].shape != given[key].shape]
+    own, theirs = block.state_dict(), source.state_dict()
+    wrong = sorted(theirs.keys() - own.keys()) + sorted(own.keys() - theirs.keys() - added)
+    wrong += [key for key in own.keys() & theirs.keys() if own[key].shape != theirs[key].shape]
     if wrong:
         raise ValueError(f"cannot graft {name}: {wrong[0]} differs between the stage-1 student and the plan.")
     block.load_state_dict(
-        {key: given.get(key, tensor).to(tensor.device, tensor.dtype, copy=True) for key, tensor in own.items()},
+        {key: theirs.get(key, tensor).to(tensor.device, tensor.dtype, copy=True) for key, tensor in own.items()},
         assign=True,
     )
 

@@ -177,12 +177,12 @@ class PruningPlan(Record):
 
     @model_validator(mode="after")
     def _no_edit_twice(self) -> Self:
-        seen = set()
+        keys = set()
         for edit in self.edits:
             key = edit.model_dump_json(by_alias=True)
-            if key in seen:
+            if key in keys:
                 raise ValueError(f"the edit {edit} appears twice")
-            seen.add(key)
+            keys.add(key)
         return self
 
     def sha256(self) -> str:

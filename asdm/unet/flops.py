@@ -314,9 +314,9 @@ def count_by_fvcore(model: nn.Module, args: Sequence[torch.Tensor]) -> Macs:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
     with torch.inference_mode(False), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the jit that fvcore rests on
-        found = analysis.by_operator()
+        counts = analysis.by_operator()
     return Macs(
-        conv_macs=int(found["conv"]),
-        linear_macs=int(found["linear"] + found["addmm"] + found["matmul"]),
-        attention_macs=int(found["scaled_dot_product_attention"] + found["bmm"]),
+        conv_macs=int(counts["conv"]),
+        linear_macs=int(counts["linear"] + counts["addmm"] + counts["matmul"]),
+        attention_macs=int(counts["scaled_dot_product_attention"] + counts["bmm"]),
     )

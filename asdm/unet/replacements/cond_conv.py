@@ -253,8 +253,8 @@ def _experts(unit: nn.Module, others: Sequence[nn.Module], place: str) -> list[n
     own = getattr(unit, place, None)
     if not isinstance(own, nn.Conv2d):
         return []
-    found = [getattr(other, place, None) for other in others]
-    return [conv for conv in found if isinstance(conv, nn.Conv2d) and conv.weight.shape == own.weight.shape]
+    candidates = [getattr(other, place, None) for other in others]
+    return [conv for conv in candidates if isinstance(conv, nn.Conv2d) and conv.weight.shape == own.weight.shape]
 
 
 def _time_channels(unit: Any, gate: str) -> int | None:
