@@ -68,3 +68,12 @@ def test_a_file_to_write_is_asked_for(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
     text = "a <!-- x -->old<!-- /x --> b <!-- y -->kept<!-- /y -->"
     assert script.between_marks(text, "x", "new") == "a <!-- x -->new<!-- /x --> b <!-- y -->kept<!-- /y -->"
+
+
+def test_the_readme_lists_every_benchmark() -> None:
+    folder = script.ROOT / "benchmarks"
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    modules = [path.stem for path in folder.glob("*.py") if path.name != "__init__.py"]
+    packages = [path.parent.name for path in folder.glob("*/__init__.py")]
+    scripts = [path.name for path in folder.glob("*.sh")]
+    assert [name for name in (*modules, *packages, *scripts) if name not in text] == []
