@@ -45,7 +45,7 @@ def compare_latency(
         clocks.HostClock(),
         rounds,
         budget_s=settings.time_budget_s,
-        enough=lambda taken: all(_half_width(paired_ratio(taken[i], taken["0"])) <= settings.target for i in order[1:]),
+        enough=lambda times: all(_half_width(paired_ratio(times[i], times["0"])) <= settings.target for i in order[1:]),
         progress=lambda calls_done, left_s: tell(f"{what} at batch {batch}", calls_done, left_s),
     )
     return [samples[name] for name in order]

@@ -125,7 +125,7 @@ def _mapped(attribution: Attribution) -> TrustLine:
         check="the runtime's time lies in units",
         value=f"{share.median:.1%} of its own node time [{share.low:.1%}, {share.high:.1%}] is in units and glue",
         passed=share.low >= MAPPED,
-        remedy="nodes of the runtime's graph could not be told a unit; the shares of units are too low by them.",
+        remedy="nodes of the runtime's graph could not be assigned to a unit; the shares of units are too low by them.",
     )
 
 

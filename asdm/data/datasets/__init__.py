@@ -8,12 +8,14 @@ encoded before yields `Encoded` instead of `Example` (`latents`).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 
 from asdm.utils import registry
 from asdm.utils.io import sha256_of
+
+E = TypeVar("E")
 
 
 class Example(NamedTuple):
@@ -30,6 +32,23 @@ class Encoded(NamedTuple):
     std: torch.Tensor
     states: torch.Tensor
     caption: str
+
+
+class Indexed(Sequence[E]):
+    """A data set whose examples have an index; a subclass defines `example` and `__len__`."""
+
+    def example(self, index: int) -> E:
+        """The example at an index; raises BrokenExample if it cannot be read."""
+        raise NotImplementedError
+
+    @overload
+    def __getitem__(self, index: int) -> E: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[E]: ...
+    def __getitem__(self, index: int | slice) -> E | list[E]:
+        if isinstance(index, slice):
+            return [self.example(i) for i in range(*index.indices(len(self)))]
+        return self.example(index)
 
 
 class BrokenExample(ValueError):

@@ -12,16 +12,16 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import torch
 
-from asdm.data.datasets import Example
+from asdm.data.datasets import Example, Indexed
 from asdm.utils.io import cache_folder, write_whole
 
 STYLES = ("twemoji", "openmoji")
@@ -55,7 +55,7 @@ HELD_OUT = (
 
 
 @dataclass(frozen=True)
-class Emoji(Sequence[Example]):
+class Emoji(Indexed[Example]):
     """Drawings: `pixels` is uint8 (n, 3, size, size) on white; the other fields have one entry per drawing."""
 
     pixels: torch.Tensor
@@ -83,13 +83,7 @@ class Emoji(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.names)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
         return Example(self.pixels[index].float() / 127.5 - 1, self.captions[index])
 
     def __add__(self, other: Emoji) -> Emoji:

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
-from asdm.data.datasets import BrokenExample, Example
+from asdm.data.datasets import BrokenExample, Example, Indexed
 from asdm.data.datasets._pictures import SUFFIXES, decode_picture
 from asdm.utils.io import sha256_of
 
 CAPTION_KEYS = ("text", "caption", "prompt")
 
 
-class Folder(Sequence[Example]):
+class Folder(Indexed[Example]):
     """Pictures of a folder and its subfolders, cropped to a square of `size` pixels on access."""
 
     def __init__(self, files: Sequence[Path], captions: Sequence[str], size: int) -> None:
@@ -33,13 +33,7 @@ class Folder(Sequence[Example]):
     def __len__(self) -> int:
         return len(self.files)
 
-    @overload
-    def __getitem__(self, index: int) -> Example: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Example]: ...
-    def __getitem__(self, index: int | slice) -> Example | list[Example]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Example:
         file = self.files[index]
         try:
             return Example(decode_picture(file.read_bytes(), self.size), self.captions[index])

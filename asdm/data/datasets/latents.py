@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Literal, overload
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 
-from asdm.data.datasets import Encoded
+from asdm.data.datasets import Encoded, Indexed
 from asdm.utils.io import Frozen, Record
 
 MANIFEST = "cache.json"
@@ -47,7 +47,7 @@ class LatentCache(Record):
         return self.next_index >= self.examples
 
 
-class Latents(Sequence[Encoded]):
+class Latents(Indexed[Encoded]):
     """Encoded examples, read from their shards on access."""
 
     def __init__(self, folder: Path, cache: LatentCache) -> None:
@@ -64,13 +64,7 @@ class Latents(Sequence[Encoded]):
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def example(self, index: int) -> Encoded:
         number = bisect.bisect_right(self._ends, index)
         row = index - (self._ends[number - 1] if number else 0)
         shard = self._read(number)
