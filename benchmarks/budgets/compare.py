@@ -1,8 +1,8 @@
 """Our plan against the baselines at every latency budget, on measured joint damage.
 
-Ours is the best by prediction, of which the few best are built and measured on the calibration data, and the one that
-does least there is taken: predictions are sums, and a student is not quite one. Then everyone is measured on other
-prompts, from a split that no plan was chosen by.
+Ours: the few best plans by prediction are built and measured on the calibration data, and the one of least damage there
+is taken, because a predicted damage is a sum of parts and a student's is not quite. Then all plans are measured on
+other prompts, from a split that none was chosen by.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def compare(
     everyone = _unique([*chosen.values(), *(edits for named in others.values() for edits in named.values())])
     prompts = min(settings.prompts, _pictures(damage, judged_on))
     judging = replace(settings, split=judged_on, prompts=prompts)
-    found = _measured(damage.family, everyone, judging, folder, "judging.run", tell)
-    rows = [_row(problem, ratio, chosen[ratio], others[ratio], found) for ratio in reached]
+    errors = _measured(damage.family, everyone, judging, folder, "judging.run", tell)
+    rows = [_row(problem, ratio, chosen[ratio], others[ratio], errors) for ratio in reached]
     return Budgets(
         created_utc=utc_now(),
         command=command,
@@ -98,35 +98,35 @@ def _measured(
 ) -> dict[frozenset[str], np.ndarray]:
     """Mean errors by prompt of each plan, by its key."""
     run_file = folder / name if folder else None
-    found = sensitivity.measure_damage(load_family(family), plans, settings, run_file, tell)
+    measured = sensitivity.measure_damage(load_family(family), plans, settings, run_file, tell)
     if run_file:
         run_file.unlink(missing_ok=True)
-    return {edits_key(edits): samples.mean(axis=1) for edits, samples in zip(plans, found.samples, strict=True)}
+    return {edits_key(edits): samples.mean(axis=1) for edits, samples in zip(plans, measured.samples, strict=True)}
 
 
 def _chosen(
     ours: dict[float, list[Edits]], damage: Damage, settings: SensitivitySettings, folder: Path | None, tell: Tell
 ) -> dict[float, Edits]:
-    """At each budget, of the candidates there and of what is within it from tighter ones, the one that does least."""
-    plans = _unique([edits for found in ours.values() for edits in found])
-    measured = _measured(damage.family, plans, settings, folder, "choosing.run", tell)
+    """At each budget, the plan of least damage among its candidates and those of tighter budgets."""
+    plans = _unique([edits for plans in ours.values() for edits in plans])
+    errors = _measured(damage.family, plans, settings, folder, "choosing.run", tell)
     best: dict[float, Edits] = {}
     for ratio in sorted(ours):
         within = [edits for tighter in ours if tighter <= ratio for edits in ours[tighter]]
-        best[ratio] = min(within, key=lambda edits: measured[edits_key(edits)].mean())
+        best[ratio] = min(within, key=lambda edits: errors[edits_key(edits)].mean())
     return best
 
 
 def _row(
-    problem: Problem, ratio: float, ours: Edits, others: dict[str, Edits], found: dict[frozenset[str], np.ndarray]
+    problem: Problem, ratio: float, ours: Edits, others: dict[str, Edits], errors: dict[frozenset[str], np.ndarray]
 ) -> BudgetRow:
     named = [("ours", ours), *others.items()]
-    contestants = [_contestant(problem, name, edits, found[edits_key(edits)]) for name, edits in named]
+    contestants = [_contestant(problem, name, edits, errors[edits_key(edits)]) for name, edits in named]
     contestants.sort(key=lambda one: (one.damage.value, not one.ours, one.name))
     rivals = [one for one in contestants if not one.ours and edits_key(one.edits) != edits_key(ours)]
     ahead = None
     if rivals:
-        gaps = statistics.estimate((np.array(rivals[0].by_prompt) - found[edits_key(ours)]).tolist(), np.mean)
+        gaps = statistics.estimate((np.array(rivals[0].by_prompt) - errors[edits_key(ours)]).tolist(), np.mean)
         ahead = Interval(value=gaps.median, low=gaps.low, high=gaps.high)
     return BudgetRow(budget=ratio, contestants=tuple(contestants), ahead=ahead, won=ahead is None or ahead.value > 0)
 

@@ -19,7 +19,7 @@ from asdm.records.bench import MEASURES, Measure
 from asdm.records.measurement import Estimate
 from benchmarks.proof.records import Judged, Proof, ProofRow
 
-# The perceptual distance is left out: its VGG has trained the paper's rows, so it may judge nobody.
+# The perceptual distance is left out: its VGG has trained the paper's rows, so it cannot judge them.
 JUDGES = tuple(measure for measure in MEASURES.values() if measure.name != "perceptual_to_teacher")
 NOT_COUNTED = ("kernel_distance",)  # in the verdict: it says what the Fréchet distance does
 HALF = 0.5  # of a rival's loss: the aim

@@ -22,19 +22,19 @@ def true_units() -> dict[str, int]:
 
 
 def test_the_truth_has_no_error() -> None:
-    found = script.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)
-    assert found["total_error"] == found["worst_unit_error"] == 0
-    assert found["of_true_costliest"] == 5
-    assert len(found["units"]) == 38
+    judged = script.judge(GOLDEN["total"]["macs"], true_units(), GOLDEN)
+    assert judged["total_error"] == judged["worst_unit_error"] == 0
+    assert judged["of_true_costliest"] == 5
+    assert len(judged["units"]) == 38
 
 
 def test_leaving_out_attention_is_seen() -> None:
     """Without QK and AV the total is 15.7 % low, the 64×64 Transformers 56.5 %, and the five costliest are others."""
     without = {fqn: row["macs"] - row["attention_macs"] for fqn, row in GOLDEN["units"].items()}
-    found = script.judge(sum(without.values()), without, GOLDEN)
-    assert found["total_error"] == pytest.approx(-0.157, abs=0.0005)
-    assert found["worst_unit_error"] == pytest.approx(-0.565, abs=0.0005)
-    assert found["of_true_costliest"] == 0
+    judged = script.judge(sum(without.values()), without, GOLDEN)
+    assert judged["total_error"] == pytest.approx(-0.157, abs=0.0005)
+    assert judged["worst_unit_error"] == pytest.approx(-0.565, abs=0.0005)
+    assert judged["of_true_costliest"] == 0
 
 
 def test_torch_and_fvcore_miss_attention_and_this_tool_does_not(tiny_unet: nn.Module) -> None:

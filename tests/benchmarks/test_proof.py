@@ -175,23 +175,23 @@ def test_a_quarter_of_the_rivals_loss_is_told_as_such() -> None:
 
 
 def test_a_defeat_is_told_too() -> None:
-    found = made_up()
+    proof = made_up()
     other = {"ours": "bk_sdm", "bk_sdm": "ours"}
-    results = {row.name: row.results for row in found.rows}
-    rows = [row.model_copy(update={"results": results[other.get(row.name, row.name)]}) for row in found.rows]
-    (verdict,) = evidence.verdicts(found.model_copy(update={"rows": tuple(rows)}))
+    results = {row.name: row.results for row in proof.rows}
+    rows = [row.model_copy(update={"results": results[other.get(row.name, row.name)]}) for row in proof.rows]
+    (verdict,) = evidence.verdicts(proof.model_copy(update={"rows": tuple(rows)}))
     assert not verdict.met
-    told = "worse in Fréchet distance, CLIP score, R@1, latent MSE to teacher: the aim is not met."
-    assert told in evidence.verdict_sentence(verdict)
+    sentence = "worse in Fréchet distance, CLIP score, R@1, latent MSE to teacher: the aim is not met."
+    assert sentence in evidence.verdict_sentence(verdict)
 
 
 def test_components_that_help_and_that_do_not() -> None:
-    found = evidence.groups(made_up())
-    assert [(name, [one.row.name for one in ones]) for name, ones in found.items()] == [
+    groups = evidence.groups(made_up())
+    assert [(name, [one.row.name for one in ones]) for name, ones in groups.items()] == [
         ("helped", ["no_clme"]),
         ("did not help", ["no_gri"]),
     ]
-    (clme,), (gri,) = found.values()
+    (clme,), (gri,) = groups.values()
     assert clme.bought["frechet_distance"].median == pytest.approx(0.3 * 8)
     assert clme.latency is not None
     assert clme.latency.value == pytest.approx(0.02)
@@ -207,17 +207,17 @@ def test_more_seeds_say_more_than_one() -> None:
 
 
 def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
-    found = made_up()
-    lucky = found.row("a_sdm").results[0].model_copy(update={"metrics": found.rows[0].results[0].metrics, "seed": 7})
+    proof = made_up()
+    lucky = proof.row("a_sdm").results[0].model_copy(update={"metrics": proof.rows[0].results[0].metrics, "seed": 7})
     rows = [
         row.model_copy(update={"results": {"a_sdm": (*row.results[:1], lucky), "no_clme": row.results[:1]}.get(
-            row.name, row.results)}) for row in found.rows
+            row.name, row.results)}) for row in proof.rows
     ]  # fmt: skip
-    uneven = found.model_copy(update={"rows": tuple(rows)})
-    (even,), (told,) = (
+    uneven = proof.model_copy(update={"rows": tuple(rows)})
+    (even,), (compared,) = (
         [one for one in evidence.components(proof_) if one.row.name == "no_clme"] for proof_ in (made_up(1), uneven)
     )
-    assert told.bought == even.bought
+    assert compared.bought == even.bought
     said = evidence.markdown(uneven, "proof.json")
     assert "(1 to 3 seeds; with 1, what training seeds do is not in the intervals; rows are compared" in said
 

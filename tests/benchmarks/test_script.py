@@ -46,9 +46,9 @@ def test_an_error_in_a_fresh_process_is_reported() -> None:
 
 
 def test_turns_tell_how_many_are_done_and_the_time_left() -> None:
-    told: list[tuple[str, int, float | None]] = []
-    assert list(script.in_turn("abc", "turns", lambda *progress: told.append(progress))) == ["a", "b", "c"]
-    assert [(label, done, eta_s is None) for label, done, eta_s in told] == [
+    reports: list[tuple[str, int, float | None]] = []
+    assert list(script.in_turn("abc", "turns", lambda *progress: reports.append(progress))) == ["a", "b", "c"]
+    assert [(label, done, eta_s is None) for label, done, eta_s in reports] == [
         ("turns", 0, True), ("turns", 1, False), ("turns", 2, False),
     ]  # fmt: skip
 
