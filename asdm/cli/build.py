@@ -19,8 +19,7 @@ def build(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the student (a diffusers folder).")],
     teacher: Annotated[
-        str | None,
-        typer.Option(help="Family or diffusers folder; default: the plan's family, and sd15 for a preset."),
+        str | None, typer.Option(help="Family or diffusers folder; default: the plan's family, and sd15 for a preset.")
     ] = None,
     stage1: Annotated[
         str | None,

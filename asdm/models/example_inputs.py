@@ -23,12 +23,7 @@ def latent_size(family: Family, size: int | None) -> int:
 
 
 def unet_inputs(
-    family: Family,
-    batch: int = 1,
-    size: int | None = None,
-    device: str = "cpu",
-    dtype: str = "fp32",
-    seed: int = 0,
+    family: Family, batch: int = 1, size: int | None = None, device: str = "cpu", dtype: str = "fp32", seed: int = 0
 ) -> dict[str, Any]:
     """Example arguments of one UNet call: latents (batch, 4, h, w), a timestep, text states (batch, tokens, width)."""
     latent, make = latent_size(family, size), _filler(device, dtype_of(dtype), seed)

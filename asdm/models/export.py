@@ -30,12 +30,7 @@ TRACED_BATCH, OTHER_BATCH = 2, 3
 
 
 def export(
-    source: str,
-    to: str,
-    output: Path,
-    setup: Setup = Setup(),
-    force: bool = False,
-    tell: Tell = lambda *_: None,
+    source: str, to: str, output: Path, setup: Setup = Setup(), force: bool = False, tell: Tell = lambda *_: None
 ) -> ExportResult:
     """Write the UNet of a family or of a student's folder to the folder `output`, whole or not at all.
 

@@ -90,11 +90,7 @@ def _pretrained(weights: str, device: str, dtype: str) -> nn.Module:
         cls = StudentUNet
     try:
         unet, info = cls.from_pretrained(
-            weights,
-            subfolder=subfolder,
-            torch_dtype=dtype_of(dtype),
-            use_safetensors=True,
-            output_loading_info=True,
+            weights, subfolder=subfolder, torch_dtype=dtype_of(dtype), use_safetensors=True, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,16 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from asdm.plan.edits import (
-    AnyEdit,
-    Edits,
-    GraftBlock,
-    PruningPlan,
-    RemoveBlock,
-    RemoveLayer,
-    RemoveUnit,
-    ReplaceUnit,
-)
+from asdm.plan.edits import AnyEdit, Edits, GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.topology import Topology, UnitShape, format_choices
 
 

@@ -66,10 +66,7 @@ def _block_units(name: str, block: Any) -> Iterator[Part]:
     resnets = list(getattr(block, "resnets", None) or [])
     attentions = list(getattr(block, "attentions", None) or [])
     for layer in range(max(len(resnets), len(attentions))):
-        for kind, siblings, attribute in (
-            ("resnet", resnets, "resnets"),
-            ("transformer", attentions, "attentions"),
-        ):
+        for kind, siblings, attribute in (("resnet", resnets, "resnets"), ("transformer", attentions, "attentions")):
             module = siblings[layer] if layer < len(siblings) else None
             if module is None or next(module.parameters(), None) is None:
                 continue

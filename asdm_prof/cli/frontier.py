@@ -8,16 +8,7 @@ import typer
 
 from asdm.cli.options import Force, Json, Output, save_and_print, target
 from asdm_prof.cli.inputs import budgets_of, damage_at, default_folder, feasible, profile_at, validation_at
-from asdm_prof.cli.options import (
-    Budget,
-    Confidence,
-    DamageFile,
-    Macs,
-    Memory,
-    Params,
-    ProfileOption,
-    ValidationFile,
-)
+from asdm_prof.cli.options import Budget, Confidence, DamageFile, Macs, Memory, Params, ProfileOption, ValidationFile
 
 
 def frontier(

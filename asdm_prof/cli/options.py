@@ -32,8 +32,7 @@ Confidence = Annotated[
     float, typer.Option("--confidence", help="Probability with which the latency budget is to hold, from 0.5 to 1.")
 ]
 ValidationFile = Annotated[
-    Path | None,
-    typer.Option("--validation", help="A validate.json, whose measured error replaces the assumed one."),
+    Path | None, typer.Option("--validation", help="A validate.json, whose measured error replaces the assumed one.")
 ]
 DamageFile = Annotated[
     Path | None,

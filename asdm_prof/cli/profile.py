@@ -6,16 +6,7 @@ from typing import Annotated
 
 import typer
 
-from asdm.cli.options import (
-    Force,
-    Json,
-    Output,
-    from_settings,
-    save_and_print,
-    target,
-    this_command,
-    warn_if_slow,
-)
+from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command, warn_if_slow
 from asdm.utils import console as terminal
 from asdm.utils import io
 from asdm_prof.cli.options import FamilyArgument

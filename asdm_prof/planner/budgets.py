@@ -93,11 +93,7 @@ def parse_budgets(asked: Mapping[str, str], profile: Profile) -> dict[str, float
     """
     if not asked:
         raise ValueError(NO_BUDGET)
-    whole = {
-        "macs": profile.whole.macs,
-        "params": profile.whole.params,
-        "memory": memory_bytes(profile),
-    }
+    whole = {"macs": profile.whole.macs, "params": profile.whole.params, "memory": memory_bytes(profile)}
     return {
         name: parse_budget(text, profile.whole.latency_s.median)
         if name == "latency"

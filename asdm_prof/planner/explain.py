@@ -23,11 +23,7 @@ TIE = 1e-12  # damages closer than that are one
 
 
 def explain(
-    problem: Problem,
-    solution: Solution,
-    budgets: Mapping[str, float],
-    below: float = 0.0,
-    tell: Tell = lambda *_: None,
+    problem: Problem, solution: Solution, budgets: Mapping[str, float], below: float = 0.0, tell: Tell = lambda *_: None
 ) -> Why:
     """The reasons behind a solution under budgets (shares of the teacher's)."""
     rows = budget_rows(problem, budgets, below)

@@ -95,9 +95,7 @@ def predict(edits: Sequence[EditDamage], pairs: Sequence[DamagePair], parts: Seq
 
 
 def judge(
-    edits: Sequence[EditDamage],
-    pairs: Sequence[DamagePair],
-    plans: Sequence[tuple[Sequence[int], Interval]],
+    edits: Sequence[EditDamage], pairs: Sequence[DamagePair], plans: Sequence[tuple[Sequence[int], Interval]]
 ) -> Additivity:
     """Both predictions against the measured damage of plans, each plan given as indices into the single edits."""
     joint = []

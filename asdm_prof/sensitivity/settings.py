@@ -19,6 +19,5 @@ class SensitivitySettings(Setup):
     prompts: Annotated[int, Option("Pictures with their captions, 2 or more.", at_least=2)] = 64
     timesteps: Annotated[int, Option("Noise levels per picture, spread over the schedule.", at_least=1)] = 8
     reuse: Annotated[
-        bool,
-        Option("Compute shared beginnings once, or run the plain loop to compare with.", flag="--reuse/--plain"),
+        bool, Option("Compute shared beginnings once, or run the plain loop to compare with.", flag="--reuse/--plain")
     ] = True
