@@ -15,12 +15,7 @@ from benchmarks.proof import evidence
 from benchmarks.proof.records import Proof, ProofRow
 
 # Who made a student, told apart by hue and marker: ours, BK-SDM's, the paper's, and what an ablation leaves of one.
-MAKERS = {
-    "ours": ("o", "#0072B2"),
-    "bk_sdm": ("D", "#CC79A7"),
-    "a_sdm": ("s", "#D55E00"),
-    "ablation": ("^", "#999999"),
-}
+MAKERS = {"ours": ("o", "#0072B2"), "bk_sdm": ("D", "#CC79A7"), "a_sdm": ("s", "#D55E00"), "ablation": ("^", "#999999")}
 
 
 def maker(row: ProofRow) -> str:

@@ -8,12 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from asdm_prof.renderers import FamilyCost, Report
-from asdm_prof.renderers._format import (
-    count,
-    count_unit,
-    plain,
-    plural,
-)
+from asdm_prof.renderers._format import count, count_unit, plain, plural
 from asdm_prof.renderers.figures.style import COMPONENTS, TWO_COLUMNS, new_figure
 
 # ---------------------------------------------------------------------------------------------- costs of a family

@@ -8,10 +8,7 @@ from matplotlib.figure import Figure
 
 from asdm.records.bench import MEASURES
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    metric_name,
-    plain,
-)
+from asdm_prof.renderers._format import metric_name, plain
 from asdm_prof.renderers.figures.ratios import _students
 from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, QUIET, TWO_COLUMNS, new_figure
 

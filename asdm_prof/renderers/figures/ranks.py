@@ -9,9 +9,7 @@ from matplotlib.ticker import LogLocator
 
 from asdm_prof.analysis.rank import rank
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    plain,
-)
+from asdm_prof.renderers._format import plain
 from asdm_prof.renderers.figures.style import (
     COLOURS,
     INK,

@@ -8,11 +8,7 @@ from matplotlib.figure import Figure
 from asdm.records.bench import BenchStudent
 from asdm.records.measurement import Estimate
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    plain,
-    ratio,
-    ratio_interval,
-)
+from asdm_prof.renderers._format import plain, ratio, ratio_interval
 from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, QUIET, name_points, new_figure, span
 
 # ---------------------------------------------------------------------------------------------- students

@@ -14,10 +14,7 @@ from asdm.records.measurement import Estimate
 from asdm_prof.analysis import structure as resemblance
 from asdm_prof.records import PartRecord, Profile
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    plain,
-    second_unit,
-)
+from asdm_prof.renderers._format import plain, second_unit
 from asdm_prof.renderers.figures.style import (
     COLOURS,
     HATCHES,

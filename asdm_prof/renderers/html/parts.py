@@ -13,16 +13,7 @@ from asdm_prof.analysis.edits import unit_damages
 from asdm_prof.analysis.tree import Node
 from asdm_prof.records import PartRecord
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    BOUNDS,
-    amount_text,
-    count,
-    number,
-    percent,
-    plain,
-    seconds,
-    seconds_interval,
-)
+from asdm_prof.renderers._format import BOUNDS, amount_text, count, number, percent, plain, seconds, seconds_interval
 from asdm_prof.renderers.html.svg import KINDS
 
 

@@ -188,10 +188,7 @@ def block_bars(profile: Profile, labels: dict[str, str]) -> Markup:
     step = min(118.0, 1000 / len(blocks))
     width = 90 + step * len(blocks)
     times, sizes = block_sums(profile, "time"), block_sums(profile, "params")
-    body: list[Markup] = [
-        text(0, 30, "latency, ms", "strong"),
-        text(0, 2 * REACH + 76, "parameters, M", "strong"),
-    ]
+    body: list[Markup] = [text(0, 30, "latency, ms", "strong"), text(0, 2 * REACH + 76, "parameters, M", "strong")]
     for place, block in enumerate(blocks):
         middle = 90 + step * (place + 0.5)
         body.append(text(middle, REACH + 46, plain(labels.get(block, block), 14), "middle strong"))

@@ -8,15 +8,7 @@ from typing import Any
 
 from asdm.records.measurement import Estimate
 from asdm_prof.records import Interval
-from asdm_prof.renderers._format import (
-    amount,
-    amount_interval,
-    decimals,
-    fixed,
-    plain,
-    ratio,
-    ratio_interval,
-)
+from asdm_prof.renderers._format import amount, amount_interval, decimals, fixed, plain, ratio, ratio_interval
 from asdm_prof.renderers.html.content import NONE, Cell, Column, Table
 
 Field = tuple[Column, Sequence[Cell]]  # a column with the cells below it

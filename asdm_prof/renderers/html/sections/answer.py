@@ -9,15 +9,7 @@ from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm_prof.analysis.tree import shallow_blocks, shallow_params, shallow_share
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    percent,
-    plain,
-    plural,
-    ratio,
-    ratio_interval,
-    seconds,
-    seconds_interval,
-)
+from asdm_prof.renderers._format import percent, plain, plural, ratio, ratio_interval, seconds, seconds_interval
 from asdm_prof.renderers.html.content import Card, Cards, Paragraph, Section, bounds, code, figure, listed
 
 

@@ -11,17 +11,7 @@ from markupsafe import Markup
 from asdm.records.bench import MEASURES, BenchResult, BenchStudent, BenchTeacher, Drawing
 from asdm.records.measurement import Estimate, mac_unit
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    fixed,
-    interval,
-    metric_name,
-    number,
-    plain,
-    plural,
-    ratio,
-    scaled,
-    second_unit,
-)
+from asdm_prof.renderers._format import fixed, interval, metric_name, number, plain, plural, ratio, scaled, second_unit
 from asdm_prof.renderers.html import charts
 from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Figure, Picture, Section, Table
 from asdm_prof.renderers.html.tables import (

@@ -5,17 +5,7 @@ from __future__ import annotations
 from asdm_prof.records import ComparedPlan, Comparison
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, ratio
-from asdm_prof.renderers.html.content import (
-    NONE,
-    Block,
-    Cell,
-    Column,
-    Paragraph,
-    Section,
-    Table,
-    code,
-    missing,
-)
+from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Paragraph, Section, Table, code, missing
 from asdm_prof.renderers.html.tables import name_cells, table
 
 GAIN_NOTE = "UNet latency, student / teacher, as each column's profile predicts it; * is above the plan's budget."

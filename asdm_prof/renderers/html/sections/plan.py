@@ -9,16 +9,7 @@ from asdm.plan.legality import ResolvedPlan
 from asdm_prof.analysis.edits import damage_of, option_of, shares, touched
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import (
-    amount_text,
-    number,
-    percent,
-    plain,
-    plural,
-    ratio,
-    ratio_interval,
-    seconds,
-)
+from asdm_prof.renderers._format import amount_text, number, percent, plain, plural, ratio, ratio_interval, seconds
 from asdm_prof.renderers.html import keys
 from asdm_prof.renderers.html.content import (
     Heading,

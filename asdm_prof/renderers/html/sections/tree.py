@@ -121,10 +121,7 @@ def tree_table(report: Report) -> Table:
             Column("latency", "ms", terminal_from=40, short="ms"),
             shortened(number_cells([1e3 * n.latency_s for n in nodes], 1), [number(1e3 * n.latency_s) for n in nodes]),
         ),
-        (
-            Column("95 %", terminal_from=100, on_page=False),
-            of_parts(lambda part: interval(part.latency_s, 1e-3)),
-        ),
+        (Column("95 %", terminal_from=100, on_page=False), of_parts(lambda part: interval(part.latency_s, 1e-3))),
         (
             Column("computation", macs_unit, terminal_from=54, short=macs_unit),
             shortened(number_cells([n.macs / macs for n in nodes], 2), [scaled(n.macs, macs) for n in nodes]),
