@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
-from pydantic import Field
 
 from asdm.cli.options import Force, this_command
 from asdm.measure import clocks, machine
@@ -38,11 +37,9 @@ class Turn(Frozen):
     peak_resident_bytes: int
 
 
-class Allocator(Run):
+class Allocator(Run, schema="asdm.allocator/1"):
     """`asdm.allocator/1`: one UNet with freed memory given back and kept, in processes that take turns."""
 
-    SCHEMA: ClassVar[str] = "asdm.allocator/1"
-    schema_: Literal["asdm.allocator/1"] = Field("asdm.allocator/1", alias="schema")
     batch: int
     turns: tuple[Turn, ...]
     latency_ratio: Estimate  # kept / as it is

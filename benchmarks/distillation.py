@@ -15,10 +15,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import Field
 
 from asdm.cli.options import Force, from_settings, this_command
 from asdm.distill import losses, recipes
@@ -82,11 +81,9 @@ class Loop(Frozen):
     plain_turns: tuple[Turn, ...]
 
 
-class DistillationCost(Record):
+class DistillationCost(Record, schema="asdm.distillation-cost/1"):
     """`asdm.distillation-cost/1`: what a training step takes, in pairs with the plain loop."""
 
-    SCHEMA: ClassVar[str] = "asdm.distillation-cost/1"
-    schema_: Literal["asdm.distillation-cost/1"] = Field("asdm.distillation-cost/1", alias="schema")
     created_utc: str
     command: str
     family: str

@@ -15,11 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from pydantic import Field
 from torch import nn
 
 from asdm.cli.options import Force, this_command
@@ -70,11 +69,9 @@ class Turn(Frozen):
     environment: dict[str, str]
 
 
-class Networks(Run):
+class Networks(Run, schema="asdm.networks/2"):
     """`asdm.networks/2`: replacements against their units, in pairs, in several processes."""
 
-    SCHEMA: ClassVar[str] = "asdm.networks/2"
-    schema_: Literal["asdm.networks/2"] = Field("asdm.networks/2", alias="schema")
     cases: tuple[NetworkCase, ...]
 
 

@@ -11,13 +11,12 @@ first and not with the second. glibc is told to keep memory, whose cost is anoth
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from pydantic import Field
 
 from asdm.cli.options import Force, this_command
 from asdm.measure import clocks, machine, repeats
@@ -59,11 +58,9 @@ class Slow(Frozen):
         return self.other_tensors > half > self.other_code
 
 
-class Placement(Run):
+class Placement(Run, schema="asdm.placement/1"):
     """`asdm.placement/1`: 3×3 convolutions (1, channels, height, width) in fresh processes."""
 
-    SCHEMA: ClassVar[str] = "asdm.placement/1"
-    schema_: Literal["asdm.placement/1"] = Field("asdm.placement/1", alias="schema")
     channels: int
     width: int
     heights: tuple[int, ...]

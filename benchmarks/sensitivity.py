@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import torch
 import typer
-from pydantic import Field
 
 from asdm.cli.options import Force, this_command
 from asdm.measure import clocks, machine, repeats
@@ -37,11 +36,9 @@ LOOPS = ("reuse", "kept", "beside")
 PATTERN = (*LOOPS, *reversed(LOOPS))
 
 
-class SensitivityCost(UNetRun):
+class SensitivityCost(UNetRun, schema="asdm.sensitivity-cost/1"):
     """`asdm.sensitivity-cost/1`: three loops over the same edits; a ratio is a loop's time / the time of `reuse`."""
 
-    SCHEMA: ClassVar[str] = "asdm.sensitivity-cost/1"
-    schema_: Literal["asdm.sensitivity-cost/1"] = Field("asdm.sensitivity-cost/1", alias="schema")
     edits: int
     prompts: int
     timesteps: int

@@ -6,7 +6,7 @@ A plan always speaks the teacher's names.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -135,13 +135,10 @@ class Why(Frozen):
     regrets: tuple[Regret, ...]
 
 
-class PruningPlan(Record):
+class PruningPlan(Record, schema="asdm.plan/1"):
     """`asdm.plan/1`: edits of one teacher, the budget they were made for, and the proof that they are the best."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, populate_by_name=True)
-    SCHEMA: ClassVar[str] = "asdm.plan/1"
-
-    schema_: Literal["asdm.plan/1"] = Field("asdm.plan/1", alias="schema")
     name: str = "plan"
     family: str
     teacher_config_sha256: str | None = None

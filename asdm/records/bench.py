@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -113,11 +112,9 @@ class Drawing(Frozen):
     students: tuple[str, ...]
 
 
-class BenchResult(UNetRun):
+class BenchResult(UNetRun, schema="asdm.bench/1"):
     """`asdm.bench/1`: teacher and students, measured in one process, in pairs."""
 
-    SCHEMA: ClassVar[str] = "asdm.bench/1"
-    schema_: Literal["asdm.bench/1"] = Field("asdm.bench/1", alias="schema")
     backend: str = "eager"
     teacher_config_sha256: str
     pipeline: Pipeline | None = None

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from asdm.utils.io import Frozen, Record, later
 
@@ -42,11 +40,9 @@ class DiffRow(Frozen):
     student_macs: int
 
 
-class BuildResult(Record):
+class BuildResult(Record, schema="asdm.build/1"):
     """`asdm.build/1`: what a student consists of."""
 
-    SCHEMA: ClassVar[str] = "asdm.build/1"
-    schema_: Literal["asdm.build/1"] = Field("asdm.build/1", alias="schema")
     name: str
     family: str
     weights: str
@@ -65,11 +61,9 @@ class BuildResult(Record):
     diff: tuple[DiffRow, ...] = ()
 
 
-class ExportResult(Record):
+class ExportResult(Record, schema="asdm.export/1"):
     """`asdm.export/1`: a UNet in another form, and how near its output is to PyTorch's."""
 
-    SCHEMA: ClassVar[str] = "asdm.export/1"
-    schema_: Literal["asdm.export/1"] = Field("asdm.export/1", alias="schema")
     family: str
     to: str
     dtype: str

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from asdm.records.build import FreezeAudit
 from asdm.utils.io import Frozen, Record, later
 
 
-class DistillRun(Record):
+class DistillRun(Record, schema="asdm.run/1"):
     """`asdm.run/1`: the run that a training folder belongs to; another run is refused in it."""
 
-    SCHEMA: ClassVar[str] = "asdm.run/1"
-    schema_: Literal["asdm.run/1"] = Field("asdm.run/1", alias="schema")
     created_utc: str
     command: str
     identity: dict[str, JsonValue]  # may never change
@@ -66,11 +62,9 @@ class StageResult(Frozen):
     overhead: float  # share of the time that was neither forward, backward nor step (optimizer, running average)
 
 
-class DistillResult(Record):
+class DistillResult(Record, schema="asdm.distill/1"):
     """`asdm.distill/1`: what a distillation did."""
 
-    SCHEMA: ClassVar[str] = "asdm.distill/1"
-    schema_: Literal["asdm.distill/1"] = Field("asdm.distill/1", alias="schema")
     created_utc: str
     name: str
     family: str

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 REPORTS = Path("reports")
 
@@ -30,10 +30,22 @@ def later(default: Any) -> Any:
 
 
 class Record(Frozen):
-    """A JSON file with a versioned schema, such as `asdm.profile/1`."""
+    """A JSON file with a versioned schema: `class Profile(Record, schema="asdm.profile/1")`."""
 
     SCHEMA: ClassVar[str]
-    schema_: str = Field(alias="schema")
+    schema_: str = Field("", alias="schema", validate_default=True)
+
+    def __init_subclass__(cls, schema: str | None = None, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if schema:
+            cls.SCHEMA = schema
+
+    @field_validator("schema_")
+    @classmethod
+    def _own_schema(cls, value: str) -> str:
+        if value not in ("", cls.SCHEMA):
+            raise ValueError(f"input should be {cls.SCHEMA!r}, got {value!r}")
+        return cls.SCHEMA
 
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"

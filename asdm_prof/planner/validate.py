@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
-from pydantic import Field
 from scipy.stats import t as student_t
 from torch import nn
 
@@ -38,11 +37,9 @@ CONFIDENCE = 0.95
 SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known: 1 % of the teacher, 10 % of a saving
 
 
-class ValidationRun(UnfinishedRun):
+class ValidationRun(UnfinishedRun, schema="asdm.validate-run/1"):
     """`asdm.validate-run/1`: what an unfinished run has measured so far."""
 
-    SCHEMA: ClassVar[str] = "asdm.validate-run/1"
-    schema_: Literal["asdm.validate-run/1"] = Field("asdm.validate-run/1", alias="schema")
     plans: tuple[ValidatedPlan, ...] = ()
 
 

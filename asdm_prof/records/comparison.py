@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
-
 from asdm.plan.edits import MeasuredAt, Prediction
 from asdm.records.measurement import Estimate
 from asdm.utils.io import Frozen, Record
@@ -31,11 +27,9 @@ class ComparedPlan(Frozen):
     predicted: tuple[Prediction | None, ...]
 
 
-class Comparison(Record):
+class Comparison(Record, schema="asdm.compare/1"):
     """`asdm.compare/1`: does a plan made for one runtime, dtype, thread count, size or batch hold in another?"""
 
-    SCHEMA: ClassVar[str] = "asdm.compare/1"
-    schema_: Literal["asdm.compare/1"] = Field("asdm.compare/1", alias="schema")
     created_utc: str
     command: str
     family: str

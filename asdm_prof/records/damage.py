@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from asdm.plan.edits import AnyEdit
 from asdm.utils.io import Frozen, Record
@@ -90,11 +88,9 @@ class Agreement(Frozen):
     edits: int
 
 
-class Damage(Record):
+class Damage(Record, schema="asdm.damage/1"):
     """`asdm.damage/1`: what each legal edit does to a teacher's output, and whether that adds up."""
 
-    SCHEMA: ClassVar[str] = "asdm.damage/1"
-    schema_: Literal["asdm.damage/1"] = Field("asdm.damage/1", alias="schema")
     created_utc: str
     command: str
     family: str

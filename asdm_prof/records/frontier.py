@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
-
 from asdm.plan.edits import AnyEdit
 from asdm.utils.io import Frozen, Record
 
@@ -21,11 +17,9 @@ class FrontierPoint(Frozen):
     edits: tuple[AnyEdit, ...]
 
 
-class Frontier(Record):
+class Frontier(Record, schema="asdm.frontier/1"):
     """`asdm.frontier/1`: every plan that no other beats, the teacher first; the best and unlike ones within budgets."""
 
-    SCHEMA: ClassVar[str] = "asdm.frontier/1"
-    schema_: Literal["asdm.frontier/1"] = Field("asdm.frontier/1", alias="schema")
     family: str
     teacher_config_sha256: str
     by: str  # what stands against damage: latency, macs or params

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -102,11 +102,9 @@ class ProcessRecord(Frozen):
     host: HostUse | None = None
 
 
-class Profile(UNetRun):
+class Profile(UNetRun, schema="asdm.profile/1"):
     """`asdm.profile/1`: one UNet, one runtime, one machine."""
 
-    SCHEMA: ClassVar[str] = "asdm.profile/1"
-    schema_: Literal["asdm.profile/1"] = Field("asdm.profile/1", alias="schema")
     title: str
     config_sha256: str
     latent: int  # latent pixels per side

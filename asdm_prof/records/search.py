@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 from pydantic import Field
 
 from asdm.plan.edits import AnyEdit, Prediction
@@ -41,11 +39,9 @@ class SearchedStudent(Frozen):
     folder: str  # the student's, below the output folder of that machine
 
 
-class Search(UNetRun):
+class Search(UNetRun, schema="asdm.search/1"):
     """`asdm.search/1`: students that were planned, trained by successive halving, and measured; the best first."""
 
-    SCHEMA: ClassVar[str] = "asdm.search/1"
-    schema_: Literal["asdm.search/1"] = Field("asdm.search/1", alias="schema")
     study: str
     teacher_config_sha256: str
     weights_sha256: str

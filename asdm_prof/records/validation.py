@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
-
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import UNetRun
 from asdm.utils.io import Frozen
@@ -40,11 +36,9 @@ class Correction(Frozen):
     helps: bool  # whether that is less
 
 
-class Validation(UNetRun):
+class Validation(UNetRun, schema="asdm.validate/1"):
     """`asdm.validate/1`: predicted against measured on random legal plans; errors are fractions of the teacher."""
 
-    SCHEMA: ClassVar[str] = "asdm.validate/1"
-    schema_: Literal["asdm.validate/1"] = Field("asdm.validate/1", alias="schema")
     teacher_config_sha256: str
     profile_sha256: str
     mape: float  # mean absolute error

@@ -10,11 +10,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
 from asdm.measure import clocks, machine, statistics
@@ -59,11 +58,9 @@ def damage_of(samples: np.ndarray) -> Interval:
     return Interval(value=mean.median, low=mean.low, high=mean.high)
 
 
-class Batch(Record):
+class Batch(Record, schema="asdm.damage-batch/1"):
     """The sums of one batch of prompts; batches add up."""
 
-    SCHEMA: ClassVar[str] = "asdm.damage-batch/1"
-    schema_: Literal["asdm.damage-batch/1"] = Field("asdm.damage-batch/1", alias="schema")
     samples: tuple[tuple[tuple[float, ...], ...], ...]  # sets, prompts, timesteps
     overlap: tuple[tuple[float, ...], ...]  # sets, sets; times the batch's prompts
     teacher_power: float  # times the batch's prompts
@@ -71,11 +68,9 @@ class Batch(Record):
     forward_s: float  # of those, inside the UNets
 
 
-class DamageRun(UnfinishedRun):
+class DamageRun(UnfinishedRun, schema="asdm.damage-run/1"):
     """`asdm.damage-run/1`: what an unfinished run has measured so far."""
 
-    SCHEMA: ClassVar[str] = "asdm.damage-run/1"
-    schema_: Literal["asdm.damage-run/1"] = Field("asdm.damage-run/1", alias="schema")
     batches: tuple[Batch, ...] = ()
 
 

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
-from pydantic import Field
-
 from asdm.plan.edits import AnyEdit
 from asdm.utils.io import Frozen, Record
 from asdm_prof.records.damage import Interval
@@ -40,11 +36,9 @@ class BudgetRow(Frozen):
         return next((one for one in self.contestants if not one.ours), None)
 
 
-class Budgets(Record):
+class Budgets(Record, schema="asdm.budgets/1"):
     """`asdm.budgets/1`: our plan against all baselines at each budget, on measured joint damage."""
 
-    SCHEMA: ClassVar[str] = "asdm.budgets/1"
-    schema_: Literal["asdm.budgets/1"] = Field("asdm.budgets/1", alias="schema")
     created_utc: str
     command: str
     family: str

@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
-from pydantic import Field
 
 from asdm.data.datasets import emoji
 from asdm.evaluate import quality
@@ -58,11 +57,9 @@ class Row(Frozen):
     metrics: dict[str, Metric]
 
 
-class MiniQuality(Record):
+class MiniQuality(Record, schema="asdm.mini-quality/1"):
     """`asdm.mini-quality/1`."""
 
-    SCHEMA: ClassVar[str] = "asdm.mini-quality/1"
-    schema_: Literal["asdm.mini-quality/1"] = Field("asdm.mini-quality/1", alias="schema")
     created_utc: str
     steps: int
     seed: int

@@ -12,12 +12,11 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import typer
-from pydantic import Field
 
 from asdm.data.datasets import emoji
 from asdm.evaluate import quality
@@ -61,11 +60,9 @@ class Trial(Frozen):
     frechet_distance: Metric
 
 
-class Trials(Record):
+class Trials(Record, schema="asdm.mini-trials/1"):
     """`asdm.mini-trials/1`."""
 
-    SCHEMA: ClassVar[str] = "asdm.mini-trials/1"
-    schema_: Literal["asdm.mini-trials/1"] = Field("asdm.mini-trials/1", alias="schema")
     created_utc: str
     trials: tuple[Trial, ...]
 

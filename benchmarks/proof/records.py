@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pydantic import Field, JsonValue
+from pydantic import JsonValue
 
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Estimate
@@ -74,11 +74,9 @@ class ProofTiming(Frozen):
     environment: dict[str, str]
 
 
-class Proof(Record):
+class Proof(Record, schema="asdm.proof/1"):
     """`asdm.proof/1`: students of one teacher, made in several ways from equal training, and what each is worth."""
 
-    SCHEMA: ClassVar[str] = "asdm.proof/1"
-    schema_: Literal["asdm.proof/1"] = Field("asdm.proof/1", alias="schema")
     created_utc: str
     command: str
     family: str

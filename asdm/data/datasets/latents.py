@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 
 from asdm.data.datasets import Encoded, Indexed
 from asdm.utils.io import Frozen, Record
@@ -26,11 +25,9 @@ class Shard(Frozen):
     captions: tuple[str, ...]
 
 
-class LatentCache(Record):
+class LatentCache(Record, schema="asdm.latents/1"):
     """`asdm.latents/1`: what is encoded, by which encoders, and how far."""
 
-    SCHEMA: ClassVar[str] = "asdm.latents/1"
-    schema_: Literal["asdm.latents/1"] = Field("asdm.latents/1", alias="schema")
     data: str
     data_fingerprint: str
     split: str

@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import ClassVar, Literal
 
 import pytest
-from pydantic import Field
 
 from asdm.utils import io
 from asdm.utils.io import Record, whole_folder
 
 
-class Note(Record):
-    SCHEMA: ClassVar[str] = "asdm.note/1"
-    schema_: Literal["asdm.note/1"] = Field("asdm.note/1", alias="schema")
+class Note(Record, schema="asdm.note/1"):
     text: str
     seconds: float = 0.0
 
