@@ -16,11 +16,9 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import this_command
-from asdm.utils import console as terminal
-from asdm.utils import io
+from asdm.utils import console as terminal, io
 from asdm_prof.cli.progress import watching
-from asdm_prof.planner import explain, frontier
-from asdm_prof.planner import plan as planner
+from asdm_prof.planner import explain, frontier, plan as planner
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.renderers import console, figures
 from asdm_prof.sensitivity import study

@@ -28,8 +28,7 @@ from asdm.distill.stages import make_trainable
 from asdm.distill.task import DistillationTask, Objective
 from asdm.measure import clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
-from asdm.models import example_inputs, execution, graft, loading
-from asdm.models import student as students
+from asdm.models import example_inputs, execution, graft, loading, student as students
 from asdm.models.families import load_family
 from asdm.models.networks import Vgg
 from asdm.records.measurement import Estimate, Latency

@@ -15,13 +15,11 @@ from torch import nn
 from asdm.distill.context import TrainContext
 from asdm.distill.run_folder import PAUSED, stage_folder
 from asdm.distill.stages import Stage, meta_student
-from asdm.models import build, graft, loading
-from asdm.models import student as students
+from asdm.models import build, graft, loading, student as students
 from asdm.models.loading import weights_sha256
 from asdm.records.build import FreezeAudit
 from asdm.records.distill import StageResult
-from asdm.unet import diff as treediff
-from asdm.unet import hooks
+from asdm.unet import diff as treediff, hooks
 from asdm.utils import snapshots
 
 

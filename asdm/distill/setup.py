@@ -14,8 +14,7 @@ from asdm.distill.run_folder import stage_folder
 from asdm.distill.settings import DistillSettings
 from asdm.distill.stages import TEACHER, Stage, active_terms, make_trainable
 from asdm.distill.task import Objective
-from asdm.models import example_inputs, graft, loading
-from asdm.models import student as students
+from asdm.models import example_inputs, graft, loading, student as students
 from asdm.models.families import load_family
 from asdm.unet import hooks
 from asdm.unet.surgery import Applied

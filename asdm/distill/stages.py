@@ -12,8 +12,7 @@ from torch import nn
 from asdm.distill import losses
 from asdm.distill.losses import Mode
 from asdm.distill.settings import DistillSettings, check_settings
-from asdm.models import build, graft, loading
-from asdm.models import student as students
+from asdm.models import build, graft, loading, student as students
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan

@@ -7,8 +7,7 @@ from pathlib import Path
 from torch import nn
 
 from asdm.measure import machine
-from asdm.models import example_inputs, execution, graft, loading
-from asdm.models import student as students
+from asdm.models import example_inputs, execution, graft, loading, student as students
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
 from asdm.plan import presets

@@ -10,8 +10,7 @@ from typing import Any
 import typer
 
 from asdm.cli.options import this_command
-from asdm.utils import console as terminal
-from asdm.utils import io
+from asdm.utils import console as terminal, io
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, Profile, Validation
 

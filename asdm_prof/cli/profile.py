@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command, warn_if_slow
-from asdm.utils import console as terminal
-from asdm.utils import io
+from asdm.utils import console as terminal, io
 from asdm_prof.cli.options import FamilyArgument
 from asdm_prof.profiler.settings import ProfileSettings
 

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Json, from_settings, this_command
-from asdm.utils import console as terminal
-from asdm.utils import io
+from asdm.utils import console as terminal, io
 from asdm_prof.cli.inputs import damage_at, feasible, profile_at, profile_of
 from asdm_prof.cli.options import DamageFile
 from asdm_prof.search.settings import SearchSettings, WorkerSettings

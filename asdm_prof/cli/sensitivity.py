@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, Without, from_settings, save_and_print, target, this_command
-from asdm.utils import console as terminal
-from asdm.utils import io
+from asdm.utils import console as terminal, io
 from asdm_prof.cli.inputs import resumable
 from asdm_prof.sensitivity.settings import SensitivitySettings
 

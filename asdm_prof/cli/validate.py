@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command
-from asdm.utils import console as terminal
-from asdm.utils import io
+from asdm.utils import console as terminal, io
 from asdm_prof.cli.inputs import profile_of, resumable
 from asdm_prof.cli.options import FamilyArgument
 from asdm_prof.planner.settings import ValidateSettings

@@ -11,8 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy.stats import norm
-from scipy.stats import t as student_t
+from scipy.stats import norm, t as student_t
 
 from asdm.plan.edits import AnyEdit, MeasuredAt, Prediction, Proof, PruningPlan
 from asdm.plan.legality import ResolvedPlan, is_legal_flow, resolve

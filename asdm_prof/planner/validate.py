@@ -18,8 +18,7 @@ from torch import nn
 from asdm.measure import backends, clocks, machine, repeats, statistics
 from asdm.measure.backends import Session
 from asdm.measure.statistics import paired_ratio
-from asdm.models import example_inputs, execution, loading
-from asdm.models import student as students
+from asdm.models import example_inputs, execution, loading, student as students
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import AnyEdit, PruningPlan
 from asdm.plan.legality import resolve

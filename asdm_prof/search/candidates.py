@@ -8,8 +8,7 @@ from typing import Any
 from asdm.models import loading
 from asdm.models.families import Family
 from asdm.plan.edits import PruningPlan
-from asdm_prof.planner import frontier
-from asdm_prof.planner import plan as planner
+from asdm_prof.planner import frontier, plan as planner
 from asdm_prof.planner.budgets import parse_budget
 from asdm_prof.records import Damage, FrontierPoint, Profile
 from asdm_prof.search.settings import SearchSettings

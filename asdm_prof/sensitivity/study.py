@@ -13,8 +13,7 @@ from asdm.evaluate.generation import generate_images
 from asdm.evaluate.metrics import JudgedImages
 from asdm.evaluate.metrics.clip_score import clip_scores
 from asdm.measure import machine, statistics
-from asdm.models import loading, networks, pipeline
-from asdm.models import student as students
+from asdm.models import loading, networks, pipeline, student as students
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import Edits, PruningPlan, RemoveUnit
 from asdm.plan.legality import ResolvedPlan
@@ -24,12 +23,10 @@ from asdm.utils.progress import Tell
 from asdm_prof.planner import plan
 from asdm_prof.planner.choices import edits_key, make_choices
 from asdm_prof.planner.problem import Problem
-from asdm_prof.profiler import profile as profiler
-from asdm_prof.profiler import progress
+from asdm_prof.profiler import profile as profiler, progress
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
-from asdm_prof.sensitivity import additivity, variants
-from asdm_prof.sensitivity import measure as sensitivity
+from asdm_prof.sensitivity import additivity, measure as sensitivity, variants
 from asdm_prof.sensitivity.measure import DamageMeasurement
 from asdm_prof.sensitivity.settings import SensitivitySettings
 

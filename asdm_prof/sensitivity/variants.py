@@ -22,8 +22,7 @@ from asdm.models import example_inputs, loading
 from asdm.models.families import Family
 from asdm.plan.edits import ReplaceUnit
 from asdm.plan.legality import ResolvedPlan, legal_edits
-from asdm.unet import blocks as units
-from asdm.unet import flops, surgery
+from asdm.unet import blocks as units, flops, surgery
 from asdm.unet.replacements import shared_copy
 from asdm.utils import registry
 

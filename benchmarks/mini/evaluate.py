@@ -26,8 +26,7 @@ from asdm.models.networks import Judge, Vgg
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.records.bench import Metric
-from asdm.utils import console
-from asdm.utils import io as files
+from asdm.utils import console, io as files
 from asdm.utils.io import Frozen, Record, utc_now
 from asdm.utils.progress import Tell
 from benchmarks.mini.picture_found import matches

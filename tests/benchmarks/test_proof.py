@@ -18,12 +18,10 @@ from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.search.named_locks import FileLocks
 from asdm_prof.sensitivity import study
 from benchmarks import baselines
-from benchmarks.proof import __main__ as script
-from benchmarks.proof import evidence, run, training
+from benchmarks.proof import __main__ as script, evidence, run, training
 from benchmarks.proof.plans import plans_of
 from benchmarks.proof.records import Proof
-from benchmarks.proof.rows import ROWS as ALL_ROWS
-from benchmarks.proof.rows import chosen_rows
+from benchmarks.proof.rows import ROWS as ALL_ROWS, chosen_rows
 from benchmarks.proof.settings import ProofSettings
 from tests.asdm_prof import synthetic
 

@@ -42,8 +42,7 @@ from asdm_prof.renderers import Report, html
 from asdm_prof.renderers.html.sections import with_sections
 from tests.asdm.models.test_adapters import lora_of
 from tests.asdm_prof import synthetic
-from tests.conftest import SMALL, TINY_WHOLE, make_unet
-from tests.conftest import run as call_unet
+from tests.conftest import SMALL, TINY_WHOLE, make_unet, run as call_unet
 from tests.docs.documents import ROOT, Block, Command, blocks, commands, documents
 from tests.docs.test_documented import SEAMS, options
 

@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from asdm.models import example_inputs, loading
-from asdm.models import student as students
+from asdm.models import example_inputs, loading, student as students
 from asdm.models.families import load_family
 from asdm.plan.edits import PruningPlan
 

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from asdm_prof.renderers._format import plain, tied
-from asdm_prof.renderers.html.content import Block, Cell, Column, Listing, Paragraph, Section, flat
-from asdm_prof.renderers.html.content import Table as Content
+from asdm_prof.renderers.html.content import Block, Cell, Column, Listing, Paragraph, Section, Table as Content, flat
 
 QUIET = "bright_black"
 COLOURS = {

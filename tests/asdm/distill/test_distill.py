@@ -17,8 +17,7 @@ from asdm.distill.dry_run import preview
 from asdm.distill.run_folder import claim_folder
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_optimizer
-from asdm.models import loading
-from asdm.models import student as students
+from asdm.models import loading, student as students
 from asdm.models.families import load_family
 from asdm.records.distill import DistillRun
 from asdm.unet.blocks import topology

@@ -13,8 +13,7 @@ from asdm.distill import losses, recipes
 from asdm.distill.dry_run import preview, saved_bytes
 from asdm.distill.losses import LossInputs, denoising, features, output, perceptual
 from asdm.distill.task import DistillationTask, Objective
-from asdm.models import graft
-from asdm.models import student as students
+from asdm.models import graft, student as students
 from asdm.models.networks import Vgg
 from asdm.plan import presets
 from asdm.plan.edits import GraftBlock, PruningPlan

@@ -19,8 +19,7 @@ from asdm.distill.context import TrainProgress
 from asdm.distill.sampling import RandomInputs
 from asdm.distill.stages import resolve_recipe
 from asdm.distill.trainer import balance_weights, learning_rate_at
-from asdm.models import loading
-from asdm.models import student as students
+from asdm.models import loading, student as students
 from asdm.models.families import load_family
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
 

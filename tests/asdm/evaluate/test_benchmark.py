@@ -16,8 +16,7 @@ from asdm.evaluate.image_latency import compose_image
 from asdm.evaluate.latency import noise_warning
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine
-from asdm.models import build, graft
-from asdm.models import student as students
+from asdm.models import build, graft, student as students
 from asdm.models.components import components_of
 from asdm.models.families import load_family
 from asdm.models.loading import meta_unet

@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from asdm.measure import clocks, statistics
-from asdm.measure import machine as host
+from asdm.measure import clocks, machine as host, statistics
 from asdm.measure.backends import eager, fake
 from asdm.measure.clocks import FakeClock
 from asdm.measure.repeats import interleave, warm_up

@@ -10,8 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 from asdm.cli import app
-from asdm.models import build, graft
-from asdm.models import student as students
+from asdm.models import build, graft, student as students
 from asdm.plan.edits import GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.records.build import BuildResult

@@ -11,8 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 
 from asdm.measure.backends import _onnx, onnxruntime
-from asdm.models import export as exporter
-from asdm.models import student as students
+from asdm.models import export as exporter, student as students
 from asdm.models.example_inputs import unet_inputs
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet

@@ -12,8 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 import asdm
-from asdm.models import build
-from asdm.models import student as students
+from asdm.models import build, student as students
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup

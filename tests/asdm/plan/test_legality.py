@@ -8,8 +8,7 @@ import math
 from itertools import chain
 
 import pytest
-from hypothesis import HealthCheck, event, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, event, given, settings, strategies as st
 
 from asdm.plan.edits import (
     Prediction,

@@ -14,8 +14,7 @@ from asdm.models import student as students
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.unet import flops
 from asdm.unet.blocks import iter_units, siblings
-from asdm.unet.replacements.gri_attention import GRIAttention
-from asdm.unet.replacements.gri_attention import replace as gri
+from asdm.unet.replacements.gri_attention import GRIAttention, replace as gri
 from asdm.unet.replacements.kv_downsample import DownsampledAttention
 from asdm.utils import registry
 from tests.conftest import hooks_on, make_unet, run, unet_args

@@ -8,13 +8,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from asdm.plan.edits import RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
-from asdm_prof.planner import explain, frontier, milp
-from asdm_prof.planner import plan as planner
+from asdm_prof.planner import explain, frontier, milp, plan as planner
 from asdm_prof.planner.budgets import memory_bytes, parse_budgets
 from asdm_prof.planner.choices import Choice
 from asdm_prof.planner.problem import Pair, Problem

@@ -9,16 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from asdm.measure.statistics import latency
 from asdm.plan.edits import RemoveBlock, RemoveLayer
 from asdm.plan.legality import resolve
 from asdm.plan.topology import Topology, UnitShape
 from asdm.records.measurement import Estimate
-from asdm_prof.planner import budgets
-from asdm_prof.planner import plan as planner
+from asdm_prof.planner import budgets, plan as planner
 from asdm_prof.planner.choices import Choice, make_choices
 from asdm_prof.records import OptionRecord, PartRecord, Profile
 from tests.asdm_prof import synthetic

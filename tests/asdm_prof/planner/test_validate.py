@@ -11,8 +11,7 @@ from scipy.stats import t as student_t
 
 from asdm.plan.edits import AnyEdit
 from asdm.plan.legality import resolve
-from asdm_prof.planner import plan as planner
-from asdm_prof.planner import validate
+from asdm_prof.planner import plan as planner, validate
 from asdm_prof.planner.choices import make_choices
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.profiler.profile import profile as measure_profile

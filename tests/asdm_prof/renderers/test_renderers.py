@@ -13,8 +13,7 @@ from rich.console import Console
 from asdm.plan.edits import Prediction, RemoveBlock, RemoveLayer
 from asdm.records.bench import Metric
 from asdm.records.measurement import Estimate
-from asdm_prof.renderers import Report, console, csv, figures
-from asdm_prof.renderers import _format as shown
+from asdm_prof.renderers import Report, _format as shown, console, csv, figures
 from tests.asdm_prof import synthetic
 
 HOSTILE = "[red]x\x1b[31m$\\frac"

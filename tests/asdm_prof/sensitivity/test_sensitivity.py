@@ -11,8 +11,7 @@ import pytest
 import torch
 
 from asdm.measure import machine
-from asdm.models import loading
-from asdm.models import student as students
+from asdm.models import loading, student as students
 from asdm.models.families import load_family
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
@@ -21,8 +20,7 @@ from asdm.unet.replacements import shared_copy
 from asdm.unet.surgery import resolved_on
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage
-from asdm_prof.sensitivity import additivity, calibration, study, variants
-from asdm_prof.sensitivity import measure as sensitivity
+from asdm_prof.sensitivity import additivity, calibration, measure as sensitivity, study, variants
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from tests.asdm_prof import synthetic
 from tests.conftest import hooks_on, unet_args
