@@ -20,30 +20,22 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 def main(
     part: Annotated[str, typer.Argument(help="vae, clip, unet, vgg or judge.")],
     folder: Annotated[Path, typer.Option(help="Folder for checkpoints and logs.")] = Path("mini-training"),
-    steps: Annotated[
-        int | None, typer.Option(help="Total steps; the learning rate decays over the second half.")
-    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Total; the learning rate decays over the second half.")] = None,
     stop_at: Annotated[int | None, typer.Option(help="Stop after this step; the same command continues.")] = None,
-    start: Annotated[
-        Path | None, typer.Option(help="A trained pipeline from which the UNet starts, instead of random weights.")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(help="A trained pipeline from which the UNet starts.")] = None,
     compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compiled", help="torch.compile the UNet: minutes at the start, then a third less time per step."
-        ),
+        bool, typer.Option("--compiled", help="Compile the UNet: minutes at the start, then a third less a step.")
     ] = False,
 ) -> None:
     """Train a part of the mini and write what users load."""
-    if compiled and part != "unet":
-        raise ValueError(f"--compiled is for unet, not for {part}.")
-    if start and part != "unet":
-        raise ValueError(f"--start is for unet, not for {part}.")
+    for option, value in (("--compiled", compiled), ("--start", start)):
+        if value and part != "unet":
+            raise ValueError(f"{option} is for unet, not for {part}.")
     if start and not (start / "unet").is_dir():
         raise ValueError(f"{start} has no folder unet; name a pipeline's folder, such as asdm/mini/weights.")
     network = registry.load("benchmarks.mini.parts", part)
-    options = (network.Hyperparameters(start=start, compiled=compiled),) if part == "unet" else ()
-    task = network.training_task(steps or network.DEFAULT_STEPS, folder, *options)
+    options = {"start": start, "compiled": compiled} if part == "unet" else {}
+    task = network.training_task(steps or network.DEFAULT_STEPS, folder, **options)
     with console.progress("Training", "steps") as tell:
         module = train(task, folder / "runs" / part, tell, stop_at=stop_at)
     network.ship(module, folder if part != "clip" else folder / "clip")

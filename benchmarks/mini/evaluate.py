@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 
@@ -29,7 +30,6 @@ from asdm.records.bench import Metric
 from asdm.utils import console, io as files
 from asdm.utils.io import Frozen, Record, utc_now
 from asdm.utils.progress import Tell
-from benchmarks.mini.picture_found import matches
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
 STEPS = 30
@@ -95,6 +95,21 @@ def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: Tell) -> 
                 Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=judged(drawn))
             )
     return MiniQuality(created_utc=utc_now(), steps=STEPS, seed=seed, psnr_db=psnr, rows=tuple(rows))
+
+
+def matches(images: torch.Tensor, own: torch.Tensor, others: torch.Tensor, candidates: int = CANDIDATES) -> np.ndarray:
+    """1 for every image (n, e) whose own real picture (n, e) is the nearest among `candidates`, else 0 (n,).
+
+    The other candidates are drawn from `others` (m, e). Raises ValueError where those are too few.
+    """
+    rng, hits = np.random.default_rng(0), []
+    for image, right in zip(images, own, strict=True):
+        wrong = others[~(others == right).all(1)]
+        if len(wrong) < candidates - 1:
+            raise ValueError(f"{candidates} pictures to choose from are needed, got {len(wrong) + 1}.")
+        wrong = wrong[torch.from_numpy(rng.permutation(len(wrong))[: candidates - 1])]
+        hits.append(float(right @ image > (wrong @ image).max()))
+    return np.array(hits)
 
 
 def _pool(captions: Sequence[str], pools: dict[str, tuple[str, ...]]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ ends with the same bits as one that was not.
 
 Checkpoints and the log are the library's (`asdm.utils.snapshots`, `asdm.distill.logger`). The loop is its own, as
 `asdm distill` trains a student against a frozen teacher and its encoders, while a part of the mini is trained from
-random weights with a loss of its own. Its batch order, learning rate schedule, betas, Muon and moving average differ
+random weights with a loss of its own. Its batch order, learning rate schedule, betas and moving average differ
 from the library's as well; the weights that ship were trained with these, and the library's would give other bits.
 """
 
@@ -45,7 +45,6 @@ class TrainingTask:
     weight_decay: float = 0.01
     warm_up: int = 100
     ema_decay: float = 0.997
-    muon: bool = False  # Muon for matrices and kernels, AdamW for the rest, at the same learning rate
     seed: int = 0
 
     def rate(self, step: int) -> float:
@@ -67,38 +66,22 @@ def step_generator(seed: int, number: int, stream: int = 0) -> torch.Generator:
 
 
 class Trainer:
-    """A task in training: its weights, their moving average, and the optimizers' moments."""
+    """A task in training: its weights, their moving average, and the optimizer's moments."""
 
     def __init__(self, task: TrainingTask, folder: Path) -> None:
         self.task, self.checkpoints, self.step = task, snapshots.prepare(folder / CHECKPOINTS), 0
-        self.names = [name for name, p in task.module.named_parameters() if p.requires_grad]
-        self.parameters = [p for p in task.module.parameters() if p.requires_grad]
-        self.ema = [p.detach().clone() for p in self.parameters]
-        self.matrices = {i: _as_matrix(p) for i, p in enumerate(self.parameters) if task.muon and _is_matrix(p)}
-        self.optimizers = self._optimizers()
+        self.parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
+        self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(), task.learning_rate, task.betas, weight_decay=task.weight_decay, foreach=True
+        )
         if checkpoint := snapshots.newest(self.checkpoints):
             self._resume(checkpoint)
-
-    def _optimizers(self) -> list[torch.optim.Optimizer]:
-        task, rest = self.task, [p for i, p in enumerate(self.parameters) if i not in self.matrices]
-        optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(rest, task.learning_rate, task.betas, weight_decay=task.weight_decay, foreach=True)
-        ]
-        if self.matrices:
-            optimizers.append(
-                torch.optim.Muon(
-                    list(self.matrices.values()),
-                    task.learning_rate,
-                    weight_decay=task.weight_decay,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
-        return optimizers
 
     def advance(self) -> dict[str, float]:
         """One step; returns the loss terms. Raises ValueError where the loss is not a number."""
         task, step = self.task, self.step
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+        for group in self.optimizer.param_groups:
             group["lr"] = task.rate(step)
         terms = task.loss(task.batch_of(step), step_generator(task.seed, step))
         values = {name: float(term.detach()) for name, term in terms.items()}
@@ -108,56 +91,39 @@ class Trainer:
             )
         task.module.zero_grad(set_to_none=True)
         terms["loss"].backward()
-        nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        for i, matrix in self.matrices.items():
-            gradient = self.parameters[i].grad
-            matrix.grad = None if gradient is None else gradient.reshape(matrix.shape)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
+        self.optimizer.step()
         decay = min(task.ema_decay, (1 + step) / (10 + step))  # so that the random start is forgotten early
         with torch.no_grad():
-            torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+            torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
         self.step += 1
         return values
 
     def save(self) -> None:
         """Write the checkpoint atomically, and drop the one before it."""
-        moments = {
-            f"{name}/{moment}": tensor
-            for i, name in enumerate(self.names)
-            for moment, tensor in self._moments(i).items()
-        }
-        tensors = {
-            "weights": dict(zip(self.names, self.parameters, strict=True)),
-            "average": dict(zip(self.names, self.ema, strict=True)),
-            "optimizer": moments,
-        }
+        state = self.optimizer.state
+        moments = {f"{n}/{moment}": t for n, p in self.parameters.items() for moment, t in state[p].items()}
+        weights: dict[str, torch.Tensor] = {**self.parameters}
+        tensors = {"weights": weights, "average": self.ema, "optimizer": moments}
         snapshots.write(self.checkpoints, self.step, tensors, {}, keep=1)
-
-    def _moments(self, i: int) -> dict[str, torch.Tensor]:
-        """The optimizer's state of parameter i."""
-        if i in self.matrices:
-            return self.optimizers[1].state[self.matrices[i]]
-        return self.optimizers[0].state[self.parameters[i]]
 
     def _resume(self, checkpoint: snapshots.Checkpoint) -> None:
         self.step = checkpoint.step
         weights, average = checkpoint.tensors("weights"), checkpoint.tensors("average")
-        index = {name: i for i, name in enumerate(self.names)}
         with torch.no_grad():
-            for name, parameter, ema in zip(self.names, self.parameters, self.ema, strict=True):
+            for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
-                ema.copy_(average[name])
+                self.ema[name].copy_(average[name])
             for key, tensor in checkpoint.tensors("optimizer").items():
                 name, _, moment = key.rpartition("/")
-                i = index[name]
-                self._moments(i)[moment] = _laid_out_as(self.parameters[i], tensor)
+                parameter = self.parameters[name]
+                self.optimizer.state[parameter][moment] = _laid_out_as(parameter, tensor)
 
     def use_average(self) -> nn.Module:
         """The module with the moving average as its weights."""
         with torch.no_grad():
-            for parameter, ema in zip(self.parameters, self.ema, strict=True):
-                parameter.copy_(ema)
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.ema[name])
         return self.task.module.eval()
 
 
@@ -166,16 +132,6 @@ def _laid_out_as(parameter: nn.Parameter, stored: torch.Tensor) -> torch.Tensor:
     if stored.shape != parameter.shape:
         return stored.clone()
     return torch.empty_like(parameter, dtype=stored.dtype, requires_grad=False).copy_(stored)
-
-
-def _is_matrix(parameter: torch.Tensor) -> bool:
-    """Kernels and projections; not biases, norms, or tables with few columns."""
-    return parameter.dim() > 1 and min(parameter.shape[0], parameter[0].numel()) > 4
-
-
-def _as_matrix(parameter: nn.Parameter) -> nn.Parameter:
-    """(rows, all else), in the parameter's own memory."""
-    return nn.Parameter(parameter.detach().view(len(parameter), -1))
 
 
 def train(

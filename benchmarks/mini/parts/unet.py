@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,28 +38,15 @@ MIN_SNR = 5.0  # γ of Min-SNR
 DEFAULT_STEPS = 3000
 
 
-@dataclass(frozen=True)
-class Hyperparameters:
-    """What `python -m benchmarks.mini.trials` compares in short runs before a long one."""
+def training_task(steps: int, folder: Path, start: Path | None = None, compiled: bool = False) -> TrainingTask:
+    """Denoise the latents of the training drawings, conditioned on their captions.
 
-    prediction: Literal["v_prediction", "epsilon"] = "v_prediction"
-    text: Literal["trained", "frozen"] = "trained"
-    optimizer: Literal["adamw", "muon"] = "adamw"
-    learning_rate: float = 1e-3
-    batch: int = 64
-    ema_decay: float = 0.997
-    bf16: bool = False
-    compiled: bool = False
-    start: Path | None = None  # a trained pipeline to start from, instead of random weights and the CLIP's text tower
-
-
-def training_task(steps: int, folder: Path, hyperparameters: Hyperparameters | None = None) -> TrainingTask:
-    """Denoise the latents of the training drawings, conditioned on their captions."""
+    `start` is a trained pipeline to start from, instead of random weights and the CLIP's text tower.
+    """
     from diffusers import DDIMScheduler, UNet2DConditionModel
     from diffusers.models.attention_processor import AttnProcessor
     from transformers import CLIPTextModel, CLIPTokenizerFast
 
-    hp = hyperparameters or Hyperparameters()
     data = load_drawings("train")
     latents = encode_drawings(data, folder)  # (n, variants, 4, 16, 16)
     words = CLIPTokenizerFast.from_pretrained(folder / "clip")
@@ -68,18 +54,15 @@ def training_task(steps: int, folder: Path, hyperparameters: Hyperparameters | N
     tokens, no_caption = tokenize(words, prompts).view(len(data), 2, -1), tokenize(words, [""])
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
     torch.manual_seed(0)
-    unet: Any
-    if hp.start:
-        unet = UNet2DConditionModel.from_pretrained(hp.start / "unet").float().train()
-    else:
-        unet = UNet2DConditionModel.from_config(CONFIG)
-    text: Any = CLIPTextModel.from_pretrained(hp.start / "text_encoder" if hp.start else folder / "clip")
-    text = text.float()
+    unet: Any = (
+        UNet2DConditionModel.from_pretrained(start / "unet") if start else UNet2DConditionModel.from_config(CONFIG)
+    )
+    text: Any = CLIPTextModel.from_pretrained(start / "text_encoder" if start else folder / "clip")
+    unet, text = unet.float().train(), text.float()
     unet.set_attn_processor(AttnProcessor())  # faster than flash attention at 16 channels a head
-    text.requires_grad_(hp.text == "trained")
-    if hp.compiled and hp.optimizer == "adamw":  # Muon wants each kernel as one matrix in memory
+    if compiled:
         unet.to(memory_format=torch.channels_last)
-    predict = torch.compile(unet) if hp.compiled else unet
+    predict = torch.compile(unet) if compiled else unet
 
     def loss(indices: torch.Tensor, generator: torch.Generator) -> LossTerms:
         b = len(indices)
@@ -92,26 +75,13 @@ def training_task(steps: int, folder: Path, hyperparameters: Hyperparameters | N
         a = alphas[t].view(b, 1, 1, 1)
         noisy, v = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
         states = text(torch.where(dropped, no_caption, tokens[indices, spelling])).last_hidden_state
-        with torch.autocast("cpu", torch.bfloat16, enabled=hp.bf16):
-            answer = predict(noisy, t, states, return_dict=False)[0].float()
+        error = (predict(noisy, t, states, return_dict=False)[0] - v).square().mean((1, 2, 3))
         snr = (a / (1 - a)).flatten()
-        if hp.prediction == "epsilon":
-            error, weight = (answer - noise).square().mean((1, 2, 3)), snr.clamp(max=MIN_SNR) / snr
-        else:
-            error, weight = (answer - v).square().mean((1, 2, 3)), snr.clamp(max=MIN_SNR) / (snr + 1)
+        weight = snr.clamp(max=MIN_SNR) / (snr + 1)
         return {"loss": (weight * error).mean(), "mse": error.mean()}
 
-    return TrainingTask(
-        "unet",
-        nn.ModuleDict({"unet": unet, "text_encoder": text}),
-        len(data),
-        loss,
-        steps,
-        batch=hp.batch,
-        learning_rate=hp.learning_rate,
-        ema_decay=hp.ema_decay,
-        muon=hp.optimizer == "muon",
-    )
+    module = nn.ModuleDict({"unet": unet, "text_encoder": text})
+    return TrainingTask("unet", module, len(data), loss, steps, batch=64, learning_rate=1e-3)
 
 
 def caption_variants(caption: str) -> tuple[str, str]:
@@ -139,7 +109,7 @@ def encode_drawings(data: Emoji, folder: Path) -> torch.Tensor:
     return torch.stack(variants, dim=1)
 
 
-def ship(module: Any, folder: Path, prediction: str = Hyperparameters.prediction) -> None:
+def ship(module: Any, folder: Path) -> None:
     """UNet, text encoder and scheduler beside the VAE, as one diffusers pipeline."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizerFast
@@ -149,7 +119,7 @@ def ship(module: Any, folder: Path, prediction: str = Hyperparameters.prediction
         text_encoder=to_half(module["text_encoder"]),
         tokenizer=CLIPTokenizerFast.from_pretrained(folder / "clip"),
         unet=to_half(module["unet"]),
-        scheduler=DDIMScheduler(**SCHEDULER | {"prediction_type": prediction}),
+        scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

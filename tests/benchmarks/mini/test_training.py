@@ -11,14 +11,14 @@ import torch
 from torch import nn
 
 from benchmarks.mini.parts import augment
-from benchmarks.mini.training import CHECKPOINTS, LOG, Trainer, TrainingTask, train
+from benchmarks.mini.training import CHECKPOINTS, LOG, TrainingTask, train
 
 
 def say_nothing(*_) -> None:
     pass
 
 
-def a_task(steps: int = 24, break_at: int | None = None, muon: bool = False) -> TrainingTask:
+def a_task(steps: int = 24, break_at: int | None = None) -> TrainingTask:
     """A small network that learns a line from noisy points; `break_at` makes its loss no number."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -32,7 +32,7 @@ def a_task(steps: int = 24, break_at: int | None = None, muon: bool = False) -> 
         error = (net(points[indices])[:, 0] - points[indices].sum(1) - noise).square().mean()
         return {"loss": error * float("nan") if taken == break_at else error, "error": error}
 
-    return TrainingTask("line", net, len(points), loss, steps, batch=16, learning_rate=1e-2, warm_up=5, muon=muon)
+    return TrainingTask("line", net, len(points), loss, steps, batch=16, learning_rate=1e-2, warm_up=5)
 
 
 def bits(module: nn.Module) -> list[torch.Tensor]:
@@ -43,11 +43,10 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("muon", [False, True])
-def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path, muon: bool):
-    whole = bits(train(a_task(muon=muon), tmp_path / "whole", say_nothing))
+def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path):
+    whole = bits(train(a_task(), tmp_path / "whole", say_nothing))
     for stop_at in (5, 17, None):
-        last = train(a_task(muon=muon), tmp_path / "parts", say_nothing, stop_at=stop_at)
+        last = train(a_task(), tmp_path / "parts", say_nothing, stop_at=stop_at)
     assert all(torch.equal(a, b) for a, b in zip(whole, bits(last), strict=True))
     logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
     terms = [[{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in log] for log in logs]
@@ -80,19 +79,8 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_pat
     assert contents(tmp_path / CHECKPOINTS) == before
 
 
-def test_muon_takes_kernels_and_projections_and_adamw_the_rest(tmp_path: Path):
-    trainer = Trainer(a_task(muon=True), tmp_path)
-    assert [trainer.names[i] for i in trainer.matrices] == ["2.weight"]
-    before = trainer.parameters[2].detach().clone()
-    trainer.advance()
-    assert not torch.equal(before, trainer.parameters[2])  # it moves in the memory of the network
-    assert set(trainer._moments(2)) == {"momentum_buffer"}
-    assert set(trainer._moments(0)) == {"step", "exp_avg", "exp_avg_sq"}
-
-
-@pytest.mark.parametrize("muon", [False, True])
-def test_the_loss_falls(tmp_path: Path, muon: bool):
-    train(a_task(steps=200, muon=muon), tmp_path, say_nothing)
+def test_the_loss_falls(tmp_path: Path):
+    train(a_task(steps=200), tmp_path, say_nothing)
     lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
     assert lines[-1]["loss"] < lines[0]["loss"] / 5
 
