@@ -27,6 +27,7 @@ from diffusers import UNet2DConditionModel
 
 import asdm.cli
 import asdm_prof.cli
+from asdm.cli.bench import print_tables
 from asdm.distill import losses
 from asdm.evaluate import metrics
 from asdm.models import student as students
@@ -36,6 +37,7 @@ from asdm.models.loading import meta_unet
 from asdm.models.pipeline import pipeline
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.plan.legality import resolve
+from asdm.records.bench import BenchResult
 from asdm.unet.blocks import topology
 from asdm.utils import registry
 from asdm_prof.renderers import Report, html
@@ -195,17 +197,30 @@ RECORDED = {
 }
 
 
-def sessions() -> list[tuple[Block, str, str]]:
+def sessions() -> list[Any]:
     """Each command of the `console` blocks with the output that is shown below it."""
     shown = []
     for block in blocks("console"):
         for part in re.split(r"^\$ ", block.text, flags=re.MULTILINE)[1:]:
             command, _, output = part.partition("\n")
-            shown.append((block, command, output))
+            marks = [pytest.mark.slow] if command.startswith("asdm distill") else []
+            shown.append(pytest.param(block, command, output, marks=marks, id=f"{block}: {command[:40]}"))
     return shown
 
 
-@pytest.mark.parametrize(("block", "command", "output"), sessions(), ids=lambda value: str(value)[:40])
+def replay(command: str, folder: Path) -> int:
+    """Print what a command prints, at full size from the record of a real run; its exit code."""
+    if command.startswith("asdm bench"):
+        print_tables(BenchResult.load(ROOT / "reports" / "sd15" / "bench.json"))
+        return 0
+    if command in RECORDED:
+        shutil.copy(ROOT / "reports" / "sd15" / "profile.json", folder)
+    else:
+        (folder / "reports").symlink_to(ROOT / "reports")
+    return Reader(folder, folder, folder).types(RECORDED.get(command, command))
+
+
+@pytest.mark.parametrize(("block", "command", "output"), sessions())
 def test_shown_output_is_what_the_command_prints(
     block: Block,
     command: str,
@@ -216,12 +231,7 @@ def test_shown_output_is_what_the_command_prints(
 ) -> None:
     """Line by line; `…` stands for anything that is left out."""
     monkeypatch.setenv("COLUMNS", "80")
-    if command in RECORDED:
-        shutil.copy(ROOT / "reports" / "sd15" / "profile.json", tmp_path)
-    else:
-        (tmp_path / "reports").symlink_to(ROOT / "reports")
-    code = Reader(tmp_path, tmp_path, tmp_path).types(RECORDED.get(command, command))
-    assert code == 0, capfd.readouterr().err
+    assert replay(command, tmp_path) == 0, capfd.readouterr().err
     printed = "\n".join(line.rstrip() for line in capfd.readouterr().out.splitlines())
     pattern = ".*".join(re.escape(piece) for piece in output.strip().split("…"))
     assert re.search(pattern, printed, flags=re.DOTALL), f"{block}: {command} prints\n{printed}"
