@@ -30,7 +30,8 @@ class Block:
 @cache
 def documents() -> dict[str, str]:
     """Every document's text by its path in the repository, in the order in which a user would read them."""
-    paths = [ROOT / "README.md", DOCS / "getting-started.md", *sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md"]
+    others = [ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md", ROOT / "asdm" / "mini" / "README.md"]
+    paths = [ROOT / "README.md", DOCS / "getting-started.md", *sorted(DOCS.rglob("*.md")), *others]
     unique = dict.fromkeys(path for path in paths if "_build" not in path.parts)
     return {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in unique}
 
