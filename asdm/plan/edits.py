@@ -162,24 +162,17 @@ class PruningPlan(Record, schema="asdm.plan/1"):
         """A warning naming the settings in use that differ from those of the plan's profile, or None."""
         if self.measured_at is None:
             return None
-        apart = [name for name, value in used.items() if getattr(self.measured_at, name) != value]
-        if not apart:
-            return None
-        differences = ", ".join(
-            f"{name} {used[name]} (measured at {getattr(self.measured_at, name)})" for name in apart
-        )
-        return (
-            f"{self.name} was not measured where it is used: {differences}; what it saves here may be another amount."
-        )
+        pairs = [(name, value, getattr(self.measured_at, name)) for name, value in used.items()]
+        apart = ", ".join(f"{name} {here} (measured at {there})" for name, here, there in pairs if here != there)
+        warning = f"{self.name} was not measured where it is used: {apart}; what it saves here may be another amount."
+        return warning if apart else None
 
     @model_validator(mode="after")
     def _no_edit_twice(self) -> Self:
-        keys = set()
-        for edit in self.edits:
-            key = edit.model_dump_json(by_alias=True)
-            if key in keys:
+        keys = [edit.model_dump_json(by_alias=True) for edit in self.edits]
+        for i, edit in enumerate(self.edits):
+            if keys[i] in keys[:i]:
                 raise ValueError(f"the edit {edit} appears twice")
-            keys.add(key)
         return self
 
     def sha256(self) -> str:

@@ -52,11 +52,7 @@ def resolve(topology: Topology, plan: PruningPlan | Iterable[AnyEdit]) -> Resolv
     edits = plan.edits
     removed_blocks = _removed_blocks(topology, edits)
     removed_layers = _removed_layers(topology, edits, removed_blocks)
-    gone = [
-        unit.fqn
-        for unit in topology.units
-        if unit.block in removed_blocks or (unit.block, unit.layer) in removed_layers
-    ]
+    gone = [u.fqn for u in topology.units if u.block in removed_blocks or (u.block, u.layer) in removed_layers]
     samplers = _removed_samplers(topology, removed_blocks)
     removed_units, replaced = _unit_edits(topology, edits, set(gone))
     grafted = _grafted_blocks(topology, edits, removed_blocks)
@@ -82,7 +78,7 @@ def legal_edits(topology: Topology, replacements: Iterable[tuple[str, str]] = ()
     Units that can become an identity; `replacements`, as (unit, name), in their own order; layers with layers of the
     mirrored block; the middle block; the deepest pair with the middle block.
     """
-    sets: list[Edits] = [(RemoveUnit(unit=unit.fqn),) for unit in topology.units if not why_no_identity(topology, unit)]
+    sets: list[Edits] = [(RemoveUnit(unit=unit.fqn),) for unit in topology.units if not why_no_identity(unit)]
     sets += [(ReplaceUnit(unit=unit, with_=name),) for unit, name in replacements]
     for down in topology.down_blocks:
         for layers in legal_layer_sets(topology, down)[1:]:
@@ -121,12 +117,9 @@ def _names(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -
 
 def _removed_blocks(topology: Topology, edits: Sequence[AnyEdit]) -> set[str]:
     removed: set[str] = set()
-    legal = [block for block in ("mid_block",) if block in topology.blocks]
-    if len(topology.down_blocks) > 1:
-        legal.append(topology.down_blocks[-1])
-    for edit in edits:
-        if not isinstance(edit, RemoveBlock):
-            continue
+    legal = ["mid_block"] if "mid_block" in topology.blocks else []
+    legal += topology.down_blocks[1:][-1:]  # a block by itself has to stay
+    for edit in (edit for edit in edits if isinstance(edit, RemoveBlock)):
         if edit.block not in legal:
             raise ValueError(f"cannot {edit}: only {' and '.join(legal) or 'no block'} may be removed whole.")
         removed.add(edit.block)
@@ -152,9 +145,7 @@ def _removed_samplers(topology: Topology, removed_blocks: set[str]) -> list[str]
 def _removed_layers(topology: Topology, edits: Sequence[AnyEdit], blocks: set[str]) -> set[tuple[str, int]]:
     removed: set[tuple[str, int]] = set()
     sides = (*topology.down_blocks, *topology.up_blocks)
-    for edit in edits:
-        if not isinstance(edit, RemoveLayer):
-            continue
+    for edit in (edit for edit in edits if isinstance(edit, RemoveLayer)):
         if edit.block not in sides:
             raise ValueError(
                 f"cannot {edit}: {edit.block!r} is neither a down nor an up block; {format_choices(sides)}"
@@ -171,9 +162,7 @@ def _removed_layers(topology: Topology, edits: Sequence[AnyEdit], blocks: set[st
 def _unit_edits(topology: Topology, edits: Sequence[AnyEdit], gone: set[str]) -> tuple[set[str], dict[str, str]]:
     removed: set[str] = set()
     replaced: dict[str, str] = {}
-    for edit in edits:
-        if not isinstance(edit, RemoveUnit | ReplaceUnit):
-            continue
+    for edit in (edit for edit in edits if isinstance(edit, RemoveUnit | ReplaceUnit)):
         unit = topology.unit(edit.unit)
         if unit.fqn in gone:
             raise ValueError(f"cannot {edit}: its layer or block is already removed.")
@@ -181,7 +170,7 @@ def _unit_edits(topology: Topology, edits: Sequence[AnyEdit], gone: set[str]) ->
             raise ValueError(f"cannot {edit}: this unit already has an edit.")
         if isinstance(edit, ReplaceUnit):
             replaced[unit.fqn] = edit.with_
-        elif reason := why_no_identity(topology, unit):
+        elif reason := why_no_identity(unit):
             raise ValueError(f"cannot {edit}: {reason}.")
         else:
             removed.add(unit.fqn)
@@ -190,9 +179,7 @@ def _unit_edits(topology: Topology, edits: Sequence[AnyEdit], gone: set[str]) ->
 
 def _grafted_blocks(topology: Topology, edits: Sequence[AnyEdit], removed: set[str]) -> tuple[str, ...]:
     grafted: list[str] = []
-    for edit in edits:
-        if not isinstance(edit, GraftBlock):
-            continue
+    for edit in (edit for edit in edits if isinstance(edit, GraftBlock)):
         if edit.block not in topology.blocks:
             raise ValueError(f"cannot {edit}: there is no such block; {format_choices(topology.blocks)}")
         if edit.block in removed:
@@ -203,13 +190,11 @@ def _grafted_blocks(topology: Topology, edits: Sequence[AnyEdit], removed: set[s
     return tuple(grafted)
 
 
-def why_no_identity(topology: Topology, unit: UnitShape) -> str | None:
+def why_no_identity(unit: UnitShape) -> str | None:
     """The reason why a unit cannot become an identity, or None if it can."""
-    if unit.kind == "transformer":
+    if unit.kind == "transformer" or unit.channels_in == unit.channels_out:
         return None
-    if unit.channels_in != unit.channels_out:
-        return f"it takes {unit.channels_in} channels to {unit.channels_out}, which an identity cannot"
-    return None
+    return f"it takes {unit.channels_in} channels to {unit.channels_out}, which an identity cannot"
 
 
 def _check_flow(topology: Topology, blocks: set[str], layers: set[tuple[str, int]]) -> None:
@@ -218,8 +203,7 @@ def _check_flow(topology: Topology, blocks: set[str], layers: set[tuple[str, int
     if problem is None:
         return
     for block, layer in sorted(layers):
-        partners = _partners(topology, blocks, layers, block)
-        if partners:
+        if partners := _partners(topology, blocks, layers, block):
             raise ValueError(
                 f"removing layer {layer} of {block} needs its mirrored layer gone as well ({problem}): "
                 f"remove layer {' or '.join(map(str, partners))} of {topology.mirror(block)} too."

@@ -20,35 +20,25 @@ def without_layers(topology: Topology, blocks: tuple[str, ...]) -> list[AnyEdit]
 
 def a_sdm(topology: Topology) -> list[AnyEdit]:
     """The paper's assembly (§2.2–2.4): a layer less in the shallowest pair, GRI on the attention left there."""
-    down = topology.down_blocks[0]
-    edits = without_layers(topology, (down,))
-    gone = set(resolve(topology, edits).gone)
-    shallow = (down, topology.mirror(down))
-    return edits + [
-        ReplaceUnit(unit=unit.fqn, with_="gri_attention")
-        for unit in topology.units
-        if unit.kind == "transformer" and unit.block in shallow and unit.fqn not in gone
-    ]
+    edits = without_layers(topology, topology.down_blocks[:1])
+    return _replace_shallow(topology, edits, "transformer", "gri_attention")
 
 
-def _a_sdm_clme(topology: Topology, gate: str) -> list[AnyEdit]:
-    edits = a_sdm(topology)
-    gone, shallow = set(resolve(topology, edits).gone), (topology.down_blocks[0], topology.up_blocks[-1])
-    return edits + [
-        ReplaceUnit(unit=unit.fqn, with_="cond_conv", options={"gate": gate})
-        for unit in topology.units
-        if unit.kind == "resnet" and unit.block in shallow and unit.fqn not in gone
-    ]
+def _replace_shallow(topology: Topology, edits: list[AnyEdit], kind: str, name: str, **options: str) -> list[AnyEdit]:
+    """`edits`, and every unit of a kind that they leave in the shallowest pair replaced with `name`."""
+    gone, down = resolve(topology, edits).gone, topology.down_blocks[0]
+    left = [u for u in topology.units if u.block in (down, topology.mirror(down)) and u.fqn not in gone]
+    return edits + [ReplaceUnit(unit=u.fqn, with_=name, options=options) for u in left if u.kind == kind]
 
 
 def a_sdm_clme(topology: Topology) -> list[AnyEdit]:
     """`a_sdm` with the pruned layers' kernels as experts (§2.3) in the ResNets left there, gated by their input."""
-    return _a_sdm_clme(topology, "input")
+    return _replace_shallow(topology, a_sdm(topology), "resnet", "cond_conv", gate="input")
 
 
 def a_sdm_clme_timestep(topology: Topology) -> list[AnyEdit]:
     """`a_sdm_clme` with gates on the timestep, which fold into plain convolutions."""
-    return _a_sdm_clme(topology, "timestep")
+    return _replace_shallow(topology, a_sdm(topology), "resnet", "cond_conv", gate="timestep")
 
 
 def bk_sdm_base(topology: Topology) -> list[AnyEdit]:

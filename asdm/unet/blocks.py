@@ -7,7 +7,7 @@ A *part* is a stretch of the forward that is timed and counted as one: a unit (R
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,28 +94,17 @@ def _glue(name: str, *modules: nn.Module) -> Part:
 
 def topology(unet: UNet) -> Topology:
     """The topology that plans are checked against; works on the meta device."""
-    units, samplers, blocks = [], {}, []
-    for name, block in iter_blocks(unet):
-        blocks.append(name)
-        for unit in _block_units(name, block):
-            inside, outside = _channels(unit.modules[0])
-            units.append(
-                UnitShape(
-                    fqn=unit.fqn, label=unit.label, kind=unit.kind, block=name, layer=unit.layer,
-                    channels_in=inside, channels_out=outside,
-                )
-            )  # fmt: skip
-        for attribute in ("downsamplers", "upsamplers"):
-            if getattr(block, attribute, None):
-                samplers[name] = f"{name}.{attribute}.0"
-    return Topology(
-        channels_stem=unet.conv_in.out_channels, blocks=tuple(blocks), samplers=samplers, units=tuple(units)
-    )
+    blocks, units = dict(iter_blocks(unet)), tuple(map(_unit_shape, iter_units(unet)))
+    kinds = ("downsamplers", "upsamplers")
+    samplers = {name: f"{name}.{kind}.0" for name, block in blocks.items() for kind in kinds if getattr(block, kind, 0)}
+    return Topology(channels_stem=unet.conv_in.out_channels, blocks=tuple(blocks), samplers=samplers, units=units)
 
 
-def _channels(module: Any) -> tuple[int, int]:
-    inside = module.in_channels
-    return inside, getattr(module, "out_channels", None) or inside
+def _unit_shape(unit: Part) -> UnitShape:
+    module: Any = unit.modules[0]
+    inside, outside = module.in_channels, getattr(module, "out_channels", None) or module.in_channels
+    names = {name: getattr(unit, name) for name in ("fqn", "label", "kind", "block", "layer")}
+    return UnitShape(**names, channels_in=inside, channels_out=outside)
 
 
 def skips(unet: UNet) -> list[str]:
@@ -183,9 +172,8 @@ def siblings(unet: UNet, fqn: str) -> tuple[nn.Module, ...]:
 def counterpart(unet: UNet, block: str, other: UNet) -> str:
     """The block of `other` at the resolution of `block` in `unet`; raises ValueError if there is none."""
     side, _, index = block.partition(".")
-    name = block
-    if side == "up_blocks":
-        name = f"{side}.{len(other.up_blocks) - len(unet.up_blocks) + int(index)}"
+    apart = len(other.up_blocks) - len(unet.up_blocks)
+    name = f"{side}.{apart + int(index)}" if side == "up_blocks" else block
     if name not in dict(iter_blocks(other)):
         raise ValueError(f"there is no counterpart of {block} in a UNet of {len(list(iter_blocks(other)))} blocks.")
     return name
@@ -214,8 +202,7 @@ def delete_layer(unet: UNet, block: str, layer: int) -> None:
     """Drop index `layer` from a block's ResNets and Transformers; what follows moves up one place."""
     module: Any = unet.get_submodule(block)
     for attribute in ("resnets", "attentions"):
-        siblings = getattr(module, attribute, None)
-        if siblings:
+        if siblings := getattr(module, attribute, None):
             del siblings[layer]
 
 
@@ -237,13 +224,9 @@ def delete_deepest_pair(unet: UNet) -> None:
 @contextmanager
 def hooked(parts: Sequence[Part], before: Callable[[str], Any], after: Callable[[str], Any]) -> Iterator[None]:
     """Call `before(fqn)` and `after(fqn)` around every module of every part; nothing is left hooked."""
-    handles = []
-    try:
+    with ExitStack() as stack:
         for part in parts:
             for module in part.modules:
-                handles.append(module.register_forward_pre_hook(lambda _m, _i, fqn=part.fqn: before(fqn)))
-                handles.append(module.register_forward_hook(lambda _m, _i, _o, fqn=part.fqn: after(fqn)))
+                stack.callback(module.register_forward_pre_hook(lambda _m, _i, fqn=part.fqn: before(fqn)).remove)
+                stack.callback(module.register_forward_hook(lambda _m, _i, _o, fqn=part.fqn: after(fqn)).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()

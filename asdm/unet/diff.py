@@ -23,17 +23,13 @@ def diff(teacher: nn.Module, teacher_macs: flops.Count, student: nn.Module, stud
     for part in blocks.iter_parts(teacher):
         left = None if part.fqn in applied.removed else after[part.fqn]
         replacement = applied.replaced.get(part.fqn)
+        own = {name: getattr(part, name) for name in ("fqn", "label", "kind", "block", "layer", "params")}
         rows.append(
             DiffRow(
-                fqn=part.fqn,
-                label=part.label,
-                kind=part.kind,
-                block=part.block,
-                layer=part.layer,
+                **own,
                 fate="goes" if left is None else "replaced" if replacement else "stays",
                 replacement=replacement,
                 student_fqn=left.fqn if left else None,
-                params=part.params,
                 macs=teacher_macs.by_part[part.fqn].macs,
                 student_params=left.params if left else 0,
                 student_macs=student_macs.by_part[left.fqn].macs if left else 0,

@@ -73,7 +73,7 @@ def count(model: nn.Module, args: Sequence[Any], kwargs: dict[str, Any], parts: 
         stack.enter_context(hooked(parts, counter.enter, counter.leave) if parts else nullcontext())
         stack.enter_context(_CountAttention(counter))
         stack.enter_context(counter)
-        counter.hand_over(model(*args, **kwargs))
+        counter.read(model(*args, **kwargs), "")  # by the caller
     by_part = {part.fqn: counter.macs(part.fqn) for part in parts} | ({OTHER: counter.macs(OTHER)} if parts else {})
     return Count(
         params=sum(p.numel() for p in parameters),
@@ -117,68 +117,14 @@ FORMULAS = {
 
 # Free by convention, beside views and pointwise operators, which torch tags itself.
 FREE = {
-    "_adaptive_avg_pool2d",
-    "_local_scalar_dense",
-    "_reshape_alias",
-    "_safe_softmax",
-    "_softmax",
-    "_to_copy",
-    "_unsafe_view",
-    "alias",
-    "all",
-    "amax",
-    "amin",
-    "any",
-    "arange",
-    "argmax",
-    "avg_pool2d",
-    "cat",
-    "clone",
-    "constant_pad_nd",
-    "contiguous",
-    "copy_",
-    "cumsum",
-    "detach",
-    "embedding",
-    "empty",
-    "equal",
-    "expand",
-    "fill_",
-    "flip",
-    "full",
-    "full_like",
-    "gather",
-    "index",
-    "index_put",
-    "lift_fresh",
-    "masked_fill",
-    "max",
-    "mean",
-    "min",
-    "native_group_norm",
-    "native_layer_norm",
-    "new_empty",
-    "new_ones",
-    "new_zeros",
-    "ones",
-    "ones_like",
-    "repeat",
-    "replication_pad2d",
-    "roll",
-    "scalar_tensor",
-    "select_scatter",
-    "slice_scatter",
-    "split",
-    "split_with_sizes",
-    "stack",
-    "sum",
-    "tril",
-    "triu",
-    "unbind",
-    "upsample_nearest2d",
-    "zeros",
-    "zeros_like",
-}
+    "_adaptive_avg_pool2d", "_local_scalar_dense", "_reshape_alias", "_safe_softmax", "_softmax", "_to_copy",
+    "_unsafe_view", "alias", "all", "amax", "amin", "any", "arange", "argmax", "avg_pool2d", "cat", "clone",
+    "constant_pad_nd", "contiguous", "copy_", "cumsum", "detach", "embedding", "empty", "equal", "expand", "fill_",
+    "flip", "full", "full_like", "gather", "index", "index_put", "lift_fresh", "masked_fill", "max", "mean", "min",
+    "native_group_norm", "native_layer_norm", "new_empty", "new_ones", "new_zeros", "ones", "ones_like", "repeat",
+    "replication_pad2d", "roll", "scalar_tensor", "select_scatter", "slice_scatter", "split", "split_with_sizes",
+    "stack", "sum", "tril", "triu", "unbind", "upsample_nearest2d", "zeros", "zeros_like",
+}  # fmt: skip
 
 
 def _is_free(func: Any) -> bool:
@@ -224,7 +170,7 @@ class _Counter(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if not func.is_view:
             self.calls[self.open[-1]] += 1
-            self._read((args, kwargs), self.open[-1])
+            self.read((args, kwargs), self.open[-1])
         if func in FORMULAS:
             column, formula = FORMULAS[func]
             self.add(column, formula(*args, out=out))  # type: ignore[operator]
@@ -235,11 +181,7 @@ class _Counter(TorchDispatchMode):
         self._follow(out)
         return out
 
-    def hand_over(self, out: Any) -> None:
-        """What the model returns is read by the caller."""
-        self._read(out, "")
-
-    def _read(self, values: Any, reader: str) -> None:
+    def read(self, values: Any, reader: str) -> None:
         """Count a storage once for its maker and once for each other part that reads it."""
         for tensor in tree_iter(values):
             if not isinstance(tensor, torch.Tensor):

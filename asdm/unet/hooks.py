@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -44,29 +45,17 @@ def captured_calls(model: nn.Module, fqns: Iterable[str]) -> Iterator[dict[str, 
 
 @contextmanager
 def _listening(model: nn.Module, fqns: Iterable[str], report: Callable[[str, Call], None]) -> Iterator[None]:
-    model, handles = bare(model), []
-    modules = {fqn: _named(model, fqn) for fqn in fqns}
-
-    def hook(fqn: str) -> Any:
-        def after(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-            report(fqn, Call(args, kwargs, output))
-
-        return after
-
-    try:
+    modules = {fqn: _named(bare(model), fqn) for fqn in fqns}
+    with ExitStack() as stack:
         for fqn, module in modules.items():
-            handles.append(module.register_forward_hook(hook(fqn), with_kwargs=True))
+            hook = partial(lambda fqn, _, *call: report(fqn, Call(*call)), fqn)
+            stack.callback(module.register_forward_hook(hook, with_kwargs=True).remove)
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def first_tensor(output: Any) -> torch.Tensor:
     """The feature map in what a module returned."""
-    if isinstance(output, torch.Tensor):
-        return output
-    return first_tensor(output[0])
+    return output if isinstance(output, torch.Tensor) else first_tensor(output[0])
 
 
 def bare(model: nn.Module) -> Any:

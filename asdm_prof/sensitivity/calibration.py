@@ -76,7 +76,7 @@ def unit_scores(teacher: nn.Module, inputs: dict[str, Any]) -> dict[str, dict[st
     batch.
     """
     shape = units.topology(teacher)
-    removable = [part for part in units.iter_units(teacher) if not why_no_identity(shape, shape.unit(part.fqn))]
+    removable = [part for part in units.iter_units(teacher) if not why_no_identity(shape.unit(part.fqn))]
     cosine: dict[str, float] = {}
 
     def looking_at(fqn: str) -> Callable[..., None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -87,12 +86,6 @@ def with_self_attention(unit: nn.Module, kind: type[MapAttention]) -> nn.Module 
 def _tell_size(unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """A Transformer unit flattens its map before its blocks see it, so the size is passed on here."""
     x = args[0] if args else kwargs["hidden_states"]
-    for attention in _map_attentions(unit):
-        attention.size = (x.shape[-2], x.shape[-1])
-
-
-def _map_attentions(unit: nn.Module) -> Iterator[MapAttention]:
     for parent, name in self_attentions(unit):
-        attention = getattr(parent, name)
-        if isinstance(attention, MapAttention):
-            yield attention
+        if isinstance(attention := getattr(parent, name), MapAttention):
+            attention.size = (x.shape[-2], x.shape[-1])

@@ -125,10 +125,10 @@ class Timesteps:
     def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook of the UNet."""
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        if not getattr(timestep, "is_meta", False):
-            self.choose(timestep)
-        else:
+        if getattr(timestep, "is_meta", False):
             self.places = [0]  # shapes alone, which are the same for all
+        else:
+            self.choose(timestep)
 
     def after(self, unet: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the UNet."""
@@ -143,7 +143,7 @@ def _geometry(conv: nn.Conv2d) -> dict[str, Any]:
 
 def convolve(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
     """`conv` of (b, c, h, w) with a kernel for each image, or with one for all of them."""
-    if _batch_is_free(kernels):
+    if torch.compiler.is_exporting() and not isinstance(kernels.shape[0], int):  # the batch is free
         return _as_products(conv, x, kernels)
     if len(kernels) == 1:
         return _convolved(conv, x, kernels[0])
@@ -189,10 +189,6 @@ def _workspace(weight: torch.Tensor) -> torch.Tensor:
                 _kept.views.clear()
             _kept.views[key] = _kept.memory[: weight.nbytes].view(weight.dtype).view(1, -1)
     return _kept.views[key]
-
-
-def _batch_is_free(kernels: torch.Tensor) -> bool:
-    return torch.compiler.is_exporting() and not isinstance(kernels.shape[0], int)
 
 
 def _as_products(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
