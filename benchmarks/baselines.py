@@ -77,7 +77,7 @@ def greedy(problem: Problem, ratio: float) -> Edits | None:
 def random(problem: Problem, ratio: float, n: int, seed: int) -> list[Edits]:
     """`n` random legal plans at or just below `ratio`."""
     rng = np.random.default_rng([seed, round(1e6 * ratio)])
-    return [plan.draw_plan_of(problem, ratio, rng) for _ in range(n)]
+    return [plan.draw_plan(problem, ratio, rng) for _ in range(n)]
 
 
 def at(problem: Problem, ratio: float, fixed_plans: Mapping[str, Edits], n: int, seed: int) -> dict[str, Edits]:

@@ -79,7 +79,7 @@ def _shadow_price(problem: Problem, solution: Solution, rows: Mapping[str, Seque
         return ShadowPrice(damage=0.0, per=unit, slack=0.0)
     programme = Rows.of(problem, [*_flat(rows, without=name), *rows[name]])
     duals = programme.duals(programme.damage, len(rows[name]))
-    slack = min(_slack(solution, row) for row in rows[name])
+    slack = min(sum(row.get(i, 0.0) for i in solution.chosen) - low for row, low, _ in rows[name])
     step, saves = _next_step(problem, solution, rows, name)
     return ShadowPrice(
         damage=max(0.0, sum(duals)) / programme.scale / whole,
@@ -88,11 +88,6 @@ def _shadow_price(problem: Problem, solution: Solution, rows: Mapping[str, Seque
         next_step=None if step is None else step * whole,
         next_saves=saves,
     )
-
-
-def _slack(solution: Solution, row: Row) -> float:
-    coefficients, low, _ = row
-    return sum(coefficients.get(i, 0.0) for i in solution.chosen) - low
 
 
 def _next_step(
@@ -107,9 +102,7 @@ def _next_step(
         programme.add({**coefficients, slack: 1.0}, low, high)
     limit = programme.scale * solution.damage
     programme.add(dict(enumerate(programme.damage)), -np.inf, limit - max(1e-6 * limit, SOLVER_TOLERANCE))
-    cost = np.zeros(programme.columns)
-    cost[slack] = 1.0
-    optimum = programme.minimise(cost)
+    optimum = programme.minimise({slack: 1.0})
     if optimum is None:
         return None, None
     step = float(optimum.fun)
@@ -120,12 +113,12 @@ def _next_step(
 
 def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Tell) -> list[Regret]:
     """For every unit, the best plan that treats it differently from this one."""
-    choices, chosen = problem.choices, set(solution.chosen)
+    choices = problem.choices
     units = [u.fqn for u in problem.profile.topology.units if any(u.fqn in c.touches for c in choices)]
     regrets = []
     for n, fqn in enumerate(units):
         tell("weighing other choices", n, None)
-        own = next((i for i in chosen if fqn in choices[i].touches), None)
+        own = next((i for i in solution.chosen if fqn in choices[i].touches), None)
         if own is None:
             forced: Row = ({i: 1.0 for i, c in enumerate(choices) if fqn in c.touches}, 1, np.inf)
         else:

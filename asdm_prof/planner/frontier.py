@@ -86,28 +86,23 @@ def _point(problem: Problem, solution: Solution, validation: Validation | None) 
 # ---------------------------------------------------------------------------------------------- decisions
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Exclusive options, each a choice by its column; taking none is always one."""
-
-    options: tuple[int, ...]
+Decision = tuple[int, ...]  # exclusive options, each a choice by its column; taking none is always one
 
 
 def decisions(problem: Problem) -> list[Decision]:
     """The decisions in an order that keeps dependent ones close together: pair of blocks by pair of blocks."""
     shape, choices = problem.profile.topology, problem.choices
     whole_blocks = tuple(i for i, c in enumerate(choices) if c.edit.op == "remove_block")
-    ordered = [Decision(whole_blocks)] if whole_blocks else []
+    ordered = [whole_blocks] if whole_blocks else []
     downs = list(reversed(shape.down_blocks))
     groups = [[b, shape.mirror(b)] for b in downs]
     groups[0].insert(1, "mid_block")
     for down, group in zip(downs, groups, strict=True):
         if sets := problem.layer_sets.get(down):
-            ordered.append(Decision(tuple(sets)))
+            ordered.append(tuple(sets))
         for unit in sorted((u for u in shape.units if u.block in group), key=lambda u: (u.block, u.kind, u.layer)):
-            own = tuple(i for i, c in enumerate(choices) if c.touches == {unit.fqn} and hasattr(c.edit, "unit"))
-            if own:
-                ordered.append(Decision(own))
+            if own := tuple(i for i, c in enumerate(choices) if c.touches == {unit.fqn} and hasattr(c.edit, "unit")):
+                ordered.append(own)
     return ordered
 
 
@@ -133,7 +128,7 @@ def exact_frontier(problem: Problem, by: str = "latency") -> list[Solution]:
     partial = _Partial(np.zeros(1), np.zeros(1), np.zeros((1, len(problem.choices)), dtype=bool))
     ordered = decisions(problem)
     for n, decision in enumerate(ordered):
-        later = {i for other in ordered[n + 1 :] for i in other.options}
+        later = {i for other in ordered[n + 1 :] for i in other}
         partial = _undominated(rules.close(_taken(partial, decision, saves, rules), later), rules.open_columns(later))
     order = np.argsort(partial.saving, kind="stable")
     chosen = [tuple(np.flatnonzero(partial.taken[row]).tolist()) for row in order]
@@ -144,7 +139,7 @@ def exact_frontier(problem: Problem, by: str = "latency") -> list[Solution]:
 def _taken(partial: _Partial, decision: Decision, saves: np.ndarray, rules: _Rules) -> _Partial:
     """Every partial plan without the decision, and with each of its options that is legal."""
     parts = [partial]
-    for option in decision.options:
+    for option in decision:
         rows = np.flatnonzero(~partial.taken[:, rules.conflicts[option]].any(axis=1))
         taken = partial.taken[rows].copy()
         extra = np.full(len(rows), rules.damage[option])

@@ -34,14 +34,14 @@ def best(problem: Problem, rows: Sequence[Row], fastest: bool = True) -> Solutio
     """The plan of least damage under the rows; with `fastest`, the fastest plan of that damage. None: no legal plan."""
     programme = Rows.of(problem, rows)
     damage = programme.damage
-    optimum = programme.minimise(damage)
+    optimum = programme.minimise(dict(enumerate(damage)))
     if optimum is None:
         return None
     chosen = _chosen(problem, optimum)
     if fastest:
         programme.add(dict(enumerate(damage)), -np.inf, optimum.fun + max(abs(optimum.fun) * 1e-9, SOLVER_TOLERANCE))
         least = problem.damage(chosen)  # experts may bring back more than is lost: it can be below 0
-        again = programme.minimise([-s for s in problem.saving])
+        again = programme.minimise({i: -saving for i, saving in enumerate(problem.saving)})
         if again is not None and problem.damage(_chosen(problem, again)) <= least + 1e-9 * abs(least):
             chosen = _chosen(problem, again)
     bound = float(optimum.mip_dual_bound) / programme.scale
@@ -58,9 +58,7 @@ def most_saved(problem: Problem, name: str, rows: Sequence[Row] = ()) -> float |
     slack = programme.helper(whole=False)
     for coefficients, low, _ in budget_rows(problem, {name: 0.0})[name]:
         programme.add({**coefficients, slack: 1.0}, low, np.inf)
-    cost = np.zeros(programme.columns)
-    cost[slack] = 1.0
-    optimum = programme.minimise(cost)
+    optimum = programme.minimise({slack: 1.0})
     return None if optimum is None else float(optimum.fun)
 
 
@@ -71,9 +69,7 @@ def relaxed(problem: Problem, budgets: Mapping[str, float], below: float) -> dic
     for name, rows in budget_rows(problem, budgets, below).items():
         for coefficients, low, high in rows:
             programme.add({**coefficients, slacks[name]: 1.0}, low, high)
-    cost = np.zeros(programme.columns)
-    cost[list(slacks.values())] = 1.0
-    optimum = programme.minimise(cost)
+    optimum = programme.minimise(dict.fromkeys(slacks.values(), 1.0))
     assert optimum is not None, "with budgets of the whole teacher there is a plan"
     return {name: budgets[name] + float(optimum.x[column]) for name, column in slacks.items()}
 
@@ -126,9 +122,7 @@ class Rows:
     @property
     def damage(self) -> np.ndarray:
         """Costs of all columns, times `scale`."""
-        costs = np.zeros(self.columns)
-        costs[list(self.costs)] = list(self.costs.values())
-        return costs * self.scale
+        return self._objective(self.costs) * self.scale
 
     def helper(self, cost: float = 0.0, whole: bool = True) -> int:
         self.columns += 1
@@ -147,19 +141,19 @@ class Rows:
         where = np.array(i, np.int32), np.array(j, np.int32)  # what older releases of HiGHS's wrapper take
         return csr_array((v, where), shape=(len(self.rows), self.columns))
 
-    def _objective(self, cost: Sequence[float] | np.ndarray) -> np.ndarray:
+    def _objective(self, costs: Mapping[int, float]) -> np.ndarray:
         objective = np.zeros(self.columns)
-        objective[: len(cost)] = cost
+        objective[list(costs)] = list(costs.values())
         return objective
 
-    def minimise(self, cost: Sequence[float] | np.ndarray) -> OptimizeResult | None:
-        """The optimum with its proof, or None if no plan is legal."""
+    def minimise(self, costs: Mapping[int, float]) -> OptimizeResult | None:
+        """The optimum under costs by column, with its proof, or None if no plan is legal."""
         whole = np.ones(self.columns, dtype=int)
         whole[self.real] = 0
         limits = LinearConstraint(self._matrix(), [row[1] for row in self.rows], [row[2] for row in self.rows])
         with _silent_stdout():
             result = milp(
-                self._objective(cost),
+                self._objective(costs),
                 integrality=whole,
                 bounds=Bounds(0, 1),
                 constraints=limits,
@@ -178,7 +172,7 @@ class Rows:
         upper = np.vstack([-matrix[above], matrix[under]])
         limits = np.concatenate([-low[above], high[under]])
         with _silent_stdout():
-            result: Any = linprog(self._objective(cost), A_ub=upper, b_ub=limits, bounds=(0, 1), method="highs")
+            result: Any = linprog(cost, A_ub=upper, b_ub=limits, bounds=(0, 1), method="highs")
         if result.status != 0:
             return [0.0] * rows
         of_low = np.zeros(len(self.rows))

@@ -54,8 +54,7 @@ def margin(profile: Profile, confidence: float, validation: Validation | None = 
     variance = MODEL_ERROR**2 + sum(_sigma(part.share) ** 2 for part in profile.units)
     for unit in {option.unit for option in profile.options}:
         variance += max(_sigma(option.share) ** 2 for option in profile.options if option.unit == unit)
-    sigma = math.sqrt(variance)
-    return float(norm.ppf(confidence)) * sigma
+    return float(norm.ppf(confidence)) * math.sqrt(variance)
 
 
 def price(profile: Profile, plan: ResolvedPlan | Sequence[AnyEdit], validation: Validation | None = None) -> Prediction:
@@ -231,27 +230,17 @@ def check_damage(profile: Profile, damage: Damage) -> None:
         )
 
 
-def draw_plan(profile: Profile, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
+def draw_plan(problem: Problem, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
     """A random legal plan predicted at or just below `ratio`: the cheapest at random prices per second saved.
 
     Experts save nothing, so each is taken with probability one half where a neighbour is pruned. `ratio` must be
-    reachable: at least `fastest_ratio(profile)`.
+    reachable: at least `reachable(problem, "latency")`.
     """
-    return draw_plan_of(Problem.of(profile), ratio, rng)
-
-
-def draw_plan_of(problem: Problem, ratio: float, rng: np.random.Generator) -> tuple[AnyEdit, ...]:
-    """`draw_plan` among the choices of a problem."""
     saving = np.array(problem.saving)
     prices = np.abs(saving) * rng.exponential(size=len(saving))
     hosts = [host for host, _ in problem.hosts]
     prices[hosts] *= rng.choice([-1.0, 1.0], size=len(hosts))
     rows = milp.Rows.of(problem, [(dict(enumerate(saving)), 1 - ratio, np.inf)])
-    result = rows.minimise(prices)
+    result = rows.minimise(dict(enumerate(prices)))
     assert result is not None, f"no legal plan reaches {ratio}"
     return problem.edits([i for i in range(len(saving)) if result.x[i] > 0.5])
-
-
-def fastest_ratio(profile: Profile) -> float:
-    """The ratio of the fastest legal plan."""
-    return reachable(Problem.of(profile), "latency")

@@ -100,7 +100,8 @@ def _experts(
         c.edit.unit: i for i, c in enumerate(choices) if isinstance(c.edit, ReplaceUnit) and c.edit.with_ == EXPERTS
     }
     resnets = {unit.fqn: unit for unit in profile.topology.units if unit.kind == "resnet"}
-    pruned = {fqn: _removers(choices, fqn) for fqn in resnets}
+    removals = [(i, c.touches) for i, c in enumerate(choices) if isinstance(c.edit, RemoveLayer | RemoveUnit)]
+    pruned = {fqn: [i for i, touches in removals if fqn in touches] for fqn in resnets}  # its block stays
 
     def beside(fqn: str) -> list[str]:
         return [other for other in resnets if other != fqn and resnets[other].block == resnets[fqn].block]
@@ -119,11 +120,6 @@ def _experts(
                 lost = CONVOLUTION_WEIGHT * 9 * math.prod(kernel) / profile.whole.params
                 worth.append(Experts(tuple(pruned[fqn]), tuple(takers), RECOVERED_BY_EXPERTS * lost))
     return tuple(needs), tuple(worth)
-
-
-def _removers(choices: Sequence[Choice], fqn: str) -> list[int]:
-    """The columns of the choices that prune a unit but keep its block."""
-    return [i for i, c in enumerate(choices) if fqn in c.touches and isinstance(c.edit, RemoveLayer | RemoveUnit)]
 
 
 def _kernels(unit: UnitShape) -> tuple[tuple[int, int], tuple[int, int]]:

@@ -27,6 +27,7 @@ from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 from asdm_prof.planner import plan as planner
+from asdm_prof.planner.problem import Problem
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
 from asdm_prof.records.unfinished import UnfinishedRun
@@ -55,8 +56,12 @@ def validate(
     Raises ValueError for a profile of another model, too few plans, too little memory, or another run's file.
     """
     family = load_family(family) if isinstance(family, str) else family
-    _check(family, profile, settings)
-    run = _open_run(run_file, profile, settings)
+    check_bounds(settings)
+    if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
+        raise ValueError(f"the profile is of {profile.family}, not of {family.name}; profile {family.name} first.")
+    execution.check_device(profile.device)
+    run_sha256 = sha256_of([profile.sha256(), vars(settings)])
+    run = ValidationRun(run_sha256=run_sha256).resumed_from(run_file, "profile")
     plans = draw_plans(profile, settings.plans, settings.seed)
     with machine.quiet_torch(profile.threads) as threads:
         for validated in _measure(family, profile, settings, plans[len(run.plans) :], tell):
@@ -65,17 +70,12 @@ def validate(
                 run.save(run_file, force=True)
         facts = machine.environment(profile.device, threads)
     return Validation(
+        **(planner.measured_at(profile).model_dump() | {"threads": threads}),
         created_utc=utc_now(),
         command=command,
         family=family.name,
         weights=settings.weights or profile.weights,
-        backend=profile.backend,
-        dtype=profile.dtype,
-        device=profile.device,
-        threads=threads,
         seed=settings.seed,
-        batch=profile.batch,
-        size=profile.size,
         teacher_config_sha256=profile.config_sha256,
         profile_sha256=profile.sha256(),
         plans=run.plans,
@@ -84,30 +84,20 @@ def validate(
     )
 
 
-def _check(family: Family, profile: Profile, settings: ValidateSettings) -> None:
-    check_bounds(settings)
-    if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
-        raise ValueError(f"the profile is of {profile.family}, not of {family.name}; profile {family.name} first.")
-    execution.check_device(profile.device)
-
-
-def _open_run(run_file: Path | None, profile: Profile, settings: ValidateSettings) -> ValidationRun:
-    return ValidationRun(run_sha256=sha256_of([profile.sha256(), vars(settings)])).resumed_from(run_file, "profile")
-
-
 # ---------------------------------------------------------------------------------------------- plans
 
 
 def draw_plans(profile: Profile, n: int, seed: int) -> list[tuple[AnyEdit, ...]]:
     """`n` random legal plans, one in each of `n` equal steps from 95 to 40 % of the teacher or the lowest reachable."""
-    lowest = max(FASTEST, planner.fastest_ratio(profile))
+    problem = Problem.of(profile)
+    lowest = max(FASTEST, planner.reachable(problem, "latency"))
     if lowest >= SLOWEST:
         raise ValueError(
             f"no legal plan is faster than {lowest:.2f} of {profile.family}; there is nothing to validate."
         )
     targets = SLOWEST - (SLOWEST - lowest) * (np.arange(n) + 0.5) / n
     rng = np.random.default_rng(seed)
-    return [planner.draw_plan(profile, float(target), rng) for target in targets]
+    return [planner.draw_plan(problem, float(target), rng) for target in targets]
 
 
 # ---------------------------------------------------------------------------------------------- measuring
@@ -153,7 +143,7 @@ def _measure(
             settings.min_rounds,
             budget_s=settings.time_budget_s,
             enough=lambda s: _half_width(s) <= settings.target,
-            progress=partial(_tell_of, tell, stage, after),
+            progress=partial(lambda stage, after, calls, eta_s: tell(stage, calls, eta_s + after), stage, after),
         )
         del second, student  # before the next one is built: a runtime may hold its own copy of the weights
         measured = paired_ratio(samples["student"], samples["teacher"])
@@ -169,10 +159,6 @@ def _measure(
             student_s=tuple(samples["student"]),
             edits=edits,
         )
-
-
-def _tell_of(tell: Tell, stage: str, after: float, calls: int, eta_s: float) -> None:
-    tell(stage, calls, eta_s + after)
 
 
 def _half_width(samples: dict[str, list[float]]) -> float:

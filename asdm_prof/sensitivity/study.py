@@ -69,29 +69,20 @@ def measure_sensitivity(
         assert chosen is not None, "plans are drawn from the problem's own choices"
         joint.append(([place[edits_key(problem.choices[i].edits)] for i in chosen], sensitivity.damage_of(samples)))
     verdict = additivity.judge(edits, pairs, joint) if joint else None
+    asked = {name: getattr(settings, name) for name in ("data", "split", "prompts", "seed", "dtype", "device")}
+    names = ("weights", "weights_sha256", "timesteps", "threads", "prediction_type", "teacher_power", "work")
     return Damage(
+        **asked,
+        **{name: getattr(measured, name) for name in names},
         created_utc=utc_now(),
         command=command,
         family=family.name,
-        weights=measured.weights,
-        weights_sha256=measured.weights_sha256,
         teacher_config_sha256=measured.config_sha256,
-        data=settings.data,
-        split=settings.split,
-        prompts=settings.prompts,
-        timesteps=measured.timesteps,
-        seed=settings.seed,
-        dtype=settings.dtype,
-        device=settings.device,
-        threads=measured.threads,
         size=settings.size or family.size,
-        prediction_type=measured.prediction_type,
-        teacher_power=measured.teacher_power,
         edits=tuple(edits),
         pairs=tuple(pairs) if verdict and verdict.used == "pairs" else (),
         additivity=verdict,
         agreement=tuple(additivity.agreement(edits, _scores(drawn_with, measured))),
-        work=measured.work,
         environment=machine.environment(settings.device, measured.threads),
     )
 
@@ -182,7 +173,7 @@ def draw_joint_plans(profile: Profile, singles: Sequence[ResolvedPlan], n: int, 
         raise ValueError(f"no legal plan is below {lowest:.2f} of {profile.family}; skip joint plans (--plans 0).")
     rng = np.random.default_rng(seed)
     targets = HIGHEST - (HIGHEST - lowest) * (np.arange(n) + 0.5) / n
-    return [plan.draw_plan_of(problem, float(target), rng) for target in targets]
+    return [plan.draw_plan(problem, float(target), rng) for target in targets]
 
 
 # ---------------------------------------------------------------------------------------------- CLIP score
