@@ -155,7 +155,7 @@ class Rows:
             result = milp(
                 self._objective(costs),
                 integrality=whole,
-                bounds=Bounds(0, 1),
+                bounds=Bounds(0, 2 - whole),  # slacks need room: exactly 1 can be all that is left to them
                 constraints=limits,
                 options={"mip_rel_gap": 0.0, "disp": False},
             )
