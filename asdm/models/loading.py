@@ -42,7 +42,10 @@ def unet_config_sha256(config: Any) -> str:
 def weights_sha256(module: nn.Module) -> str:
     """Hash of a module's tensors by name, dtype, shape and bytes; it distinguishes teachers of the same config."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    tensors = module.state_dict()
+    if all(name.startswith("text_model.") for name in tensors):  # CLIPTextModel of transformers 4, unlike that of 5
+        tensors = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
+    for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
