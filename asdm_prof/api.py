@@ -6,7 +6,8 @@ Nothing is printed, and no file is written unless an output is named. ValueError
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,8 +100,7 @@ def build(
     from asdm.models.build import build_student
     from asdm.models.execution import resolve
 
-    with tempfile.TemporaryDirectory() as folder:
-        source = _source(plan, Path(folder), 0)
+    with _sources(plan) as (source,):
         return build_student(source, teacher, Path(output), stage1, resolve(Setup, settings), force)
 
 
@@ -120,18 +120,10 @@ def distill(
     from asdm.distill import recipes, run
     from asdm.models.execution import resolve
 
-    with tempfile.TemporaryDirectory() as folder:
-        return run.distill(
-            _source(plan, Path(folder), 0),
-            teacher,
-            Path(output),
-            resolve(DistillSettings, settings),
-            recipes.load(recipe),
-            stage,
-            force,
-            on_progress=watch,
-            command=f"asdm_prof.distill(…, {str(output)!r})",
-        )
+    folder, wanted, stages = Path(output), resolve(DistillSettings, settings), recipes.load(recipe)
+    command = f"asdm_prof.distill(…, {str(output)!r})"
+    with _sources(plan) as (source,):
+        return run.distill(source, teacher, folder, wanted, stages, stage, force, on_progress=watch, command=command)
 
 
 @takes(BenchSettings)
@@ -143,17 +135,20 @@ def bench(
     from asdm.models.execution import resolve
 
     several = [students] if isinstance(students, PruningPlan | str | Path) else list(students)
-    with tempfile.TemporaryDirectory() as folder:
-        sources = [_source(student, Path(folder), i) for i, student in enumerate(several)]
-        command = f"asdm_prof.bench({teacher!r}, …)"
+    command = f"asdm_prof.bench({teacher!r}, …)"
+    with _sources(*several) as sources:
         return benchmark.bench(teacher, sources, resolve(BenchSettings, settings), command=command)
 
 
-def _source(plan: PruningPlan | str | Path, folder: Path, n: int) -> str:
-    """What the builder reads: a plan in memory becomes a file."""
-    if isinstance(plan, PruningPlan):
-        return str(plan.save(folder / f"plan-{n}.json"))
-    return str(find_input(Path(plan)))
+@contextmanager
+def _sources(*plans: PruningPlan | str | Path) -> Iterator[list[str]]:
+    """What the builder reads: a plan in memory becomes a file for as long as the `with`."""
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            plan.save(Path(folder) / f"plan-{i}.json") if isinstance(plan, PruningPlan) else find_input(Path(plan))
+            for i, plan in enumerate(plans)
+        ]
+        yield [str(file) for file in files]
 
 
 @takes(GenerateSettings)

@@ -11,6 +11,13 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
 
 from asdm.distill.context import TrainContext
 from asdm.distill.run_folder import PAUSED, stage_folder
@@ -27,19 +34,11 @@ def capture_state(
     model: nn.Module, optimizer: Any, ema: Any, parameters: Sequence[nn.Parameter], accelerator: Any
 ) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """A checkpoint's tensors by their own names, whatever wraps or shards the model, and its plain state."""
-    from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-
     weights = trainable_state(model)
     gathered: Any = get_optimizer_state_dict(model, optimizer.optimizer, options=_options())
-    moments = gathered.get("state", {})  # gathered by the main process only
-    tensors = {
-        "weights": weights,
-        "optimizer": {
-            f"{name}/{key}": torch.as_tensor(value)
-            for name, entries in moments.items()
-            for key, value in entries.items()
-        },
-    }
+    state = gathered.get("state", {})  # gathered by the main process only
+    moments = {f"{name}/{key}": torch.as_tensor(v) for name, entries in state.items() for key, v in entries.items()}
+    tensors = {"weights": weights, "optimizer": moments}
     plain: dict[str, Any] = {"scaler": accelerator.scaler.state_dict() if accelerator.scaler else None}
     if ema:
         with ema_weights(ema, parameters):
@@ -57,8 +56,6 @@ def restore_state(
     accelerator: Any,
 ) -> None:
     """Load what `capture_state` saved, bit by bit."""
-    from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
-
     weights: dict[str, Any] = dict(checkpoint.tensors("weights"))
     if accelerator.is_main_process and weights.keys() != trainable_state(model).keys():
         raise ValueError(
@@ -84,15 +81,11 @@ def restore_state(
 
 def trainable_state(model: nn.Module) -> dict[str, Any]:
     """The trained weights, unsharded, by their names in the task."""
-    from torch.distributed.checkpoint.state_dict import get_model_state_dict
-
     return get_model_state_dict(model, options=_options())
 
 
-def _options(strict: bool = True) -> Any:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions
-
-    return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True, strict=strict)
+def _options(strict: bool = True, frozen: bool = False) -> StateDictOptions:
+    return StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=not frozen, strict=strict)
 
 
 @contextmanager
@@ -127,23 +120,17 @@ def save_student(context: TrainContext, stage: Stage, model: nn.Module, result: 
     """Save a stage's student as a diffusers folder, atomically."""
     student = gather_student(context, stage, model)
     if context.accelerator.is_main_process:
-        texts = {
-            "stage.json": result.model_dump_json(indent=1) + "\n",
-            "student_sha256": weights_sha256(student) + "\n",
-        }
-        _save(context, stage, stage, student, result.audit, stage_folder(context.folder, stage.name), texts)
+        sha256, path = weights_sha256(student), stage_folder(context.folder, stage.name)
+        texts = {"stage.json": result.model_dump_json(indent=1) + "\n", "student_sha256": sha256 + "\n"}
+        _save(context, stage, stage, student, result.audit, path, texts)
     context.accelerator.wait_for_everyone()
 
 
 def gather_student(context: TrainContext, stage: Stage, model: nn.Module) -> Any:
     """The student; where it is sharded, a new one with the weights of all processes."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
     student = hooks.bare(model).student
     if context.accelerator.distributed_type == "FSDP":
-        weights: dict[str, Any] = get_model_state_dict(
-            model, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
-        )
+        weights: dict[str, Any] = get_model_state_dict(model, options=_options(frozen=True))
         student, _ = meta_student(context.recipe, stage)
         tensors = {name.removeprefix("student."): tensor.contiguous() for name, tensor in weights.items()}
         if context.accelerator.is_main_process:

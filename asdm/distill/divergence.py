@@ -17,10 +17,17 @@ SPIKE_GRACE_STEPS = 50  # of a stage, before its running means are good enough t
 class Diverged(ValueError):
     """A loss or gradient is not finite, or a loss spiked; training stopped before it reached the weights."""
 
+    def __init__(self, name: str, problem: str, step: int, stage: str, saved: int) -> None:
+        checkpoint = f"its checkpoint of step {saved} is kept" if saved else "there is no earlier checkpoint"
+        super().__init__(
+            f"{name} {problem} at step {step + 1} (stage {stage}), so training stopped; {checkpoint}. Continue with "
+            "the same command, --amend and, for example, a lower --learning-rate."
+        )
+
 
 def check_losses(
     values: Mapping[str, float],
-    running_means: Mapping[str, float],
+    means: Mapping[str, float],
     spike: float,
     step: int,
     offset: int,
@@ -30,19 +37,10 @@ def check_losses(
     """Raise Diverged for the first term that is not finite or exceeds `spike` times its running mean."""
     for name, value in values.items():
         if not abs(value) < float("inf"):
-            raise Diverged(divergence_message(name, f"is {value}", step + offset, stage, saved))
-        if spike and step >= SPIKE_GRACE_STEPS and value > spike * max(running_means[name], losses.TINY):
-            problem = f"jumped to {value:.4g} (its running mean is {running_means[name]:.4g}; --spike {spike:g})"
-            raise Diverged(divergence_message(name, problem, step + offset, stage, saved))
-
-
-def divergence_message(name: str, problem: str, step: int, stage: str, saved: int) -> str:
-    """The error that names what diverged and where, and says how to continue."""
-    checkpoint = f"its checkpoint of step {saved} is kept" if saved else "there is no earlier checkpoint"
-    return (
-        f"{name} {problem} at step {step + 1} (stage {stage}), so training stopped; {checkpoint}. Continue with the "
-        "same command, --amend and, for example, a lower --learning-rate."
-    )
+            raise Diverged(name, f"is {value}", step + offset, stage, saved)
+        if spike and step >= SPIKE_GRACE_STEPS and value > spike * max(means[name], losses.TINY):
+            problem = f"jumped to {value:.4g} (its running mean is {means[name]:.4g}; --spike {spike:g})"
+            raise Diverged(name, problem, step + offset, stage, saved)
 
 
 def average_over_processes(

@@ -19,6 +19,7 @@ from asdm.plan.edits import AnyEdit, PruningPlan, RemoveLayer, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.plan.topology import Topology
 
+BK_SDM = {"denoising": 1.0, "output": 1.0, "features": 1.0}
 SAS = {"denoising": 1.0, "output": 1.0, "mid_block": 1.0, "perceptual": 0.1}
 BLOCKWISE = {"denoising": 1.0, "output": 1.0, "blocks": 1.0}
 
@@ -38,12 +39,7 @@ def progressive_incubation(topology: Topology, plan: PruningPlan, steps: int) ->
         raise ValueError(f"--steps must be at least 2 for two stages, got {steps}.")
     combined = with_grafts(resolve(topology, plan)).plan
     return (
-        Stage(
-            "compressed",
-            compressed_plan(topology, plan),
-            steps // 2,
-            {"denoising": 1.0, "output": 1.0, "features": 1.0},
-        ),
+        Stage("compressed", compressed_plan(topology, plan), steps // 2, BK_SDM),
         Stage("combined", combined, steps - steps // 2, SAS, grafts_from="compressed"),
     )
 
@@ -55,13 +51,10 @@ def without_incubation(topology: Topology, plan: PruningPlan, steps: int) -> tup
 
 def bk_sdm(topology: Topology, plan: PruningPlan, steps: int) -> tuple[Stage, ...]:
     """BK-SDM's single stage: all of the student is trained with denoising + output + Σ features, not normalised."""
-    weights = {"denoising": 1.0, "output": 1.0, "features": 1.0}
-    return (Stage("distilled", plan, steps, weights, normalise=False),)
+    return (Stage("distilled", plan, steps, BK_SDM, normalise=False),)
 
 
-RECIPES: dict[str, Recipe] = {
-    recipe.__name__: recipe for recipe in (progressive_incubation, without_incubation, bk_sdm)
-}
+RECIPES: dict[str, Recipe] = {f.__name__: f for f in (progressive_incubation, without_incubation, bk_sdm)}
 
 
 def load(name: str) -> Recipe:
@@ -89,9 +82,8 @@ def compressed_plan(topology: Topology, plan: PruningPlan) -> PruningPlan:
     In the plan's blocks it removes exactly what the plan removes, so that the trained blocks can be grafted.
     """
     kept = resolve(topology, plan.edits)
-    touched = {block for block, _ in kept.removed_layers} | kept.removed_blocks
+    touched = {block for block, _ in kept.removed_layers} | kept.removed_blocks | set(kept.grafted)
     touched |= {topology.unit(fqn).block for fqn in (*kept.removed_units, *kept.replaced)}
-    touched |= set(kept.grafted)
     edits: list[AnyEdit] = [edit for edit in plan.edits if _removes_weights(edit)]
     for down in topology.down_blocks:
         up = topology.mirror(down)
@@ -115,10 +107,7 @@ def _removes_weights(edit: AnyEdit) -> bool:
 
 
 def adjust(
-    recipe: Recipe,
-    mode: str | None = None,
-    weights: Mapping[str, float] | None = None,
-    normalise: bool | None = None,
+    recipe: Recipe, mode: str | None = None, weights: Mapping[str, float] | None = None, normalise: bool | None = None
 ) -> Recipe:
     """A recipe with another mode for its grafting stages, other weights, or raw or normalised features.
 
@@ -131,7 +120,8 @@ def adjust(
         stages = [_in_mode(stage, mode) for stage in recipe(topology, plan, steps)]
         for name in weights or {}:
             if not any(_term_for(stage, name) for stage in stages):
-                raise ValueError(f"no stage has a loss term {name!r}; choose from {_terms_of(stages)}.")
+                terms = "; ".join(f"{', '.join(losses.legal(stage.mode))} in {stage.name}" for stage in stages)
+                raise ValueError(f"no stage has a loss term {name!r}; choose from {terms}.")
         return tuple(_with_weights(stage, weights or {}, normalise) for stage in stages)
 
     return changed
@@ -149,17 +139,10 @@ def _term_for(stage: Stage, name: str) -> str | None:
     return term if stage_name in ("", stage.name) and losses.is_legal(term, stage.mode) else None
 
 
-def _terms_of(stages: Sequence[Stage]) -> str:
-    return "; ".join(f"{', '.join(losses.legal(stage.mode))} in {stage.name}" for stage in stages)
-
-
 def _with_weights(stage: Stage, weights: Mapping[str, float], normalise: bool | None) -> Stage:
-    merged = dict(stage.weights)
-    for name, weight in weights.items():
-        if term := _term_for(stage, name):
-            merged[term] = weight
-    normal = stage.normalise if normalise is None else normalise
-    return replace(stage, weights={name: weight for name, weight in merged.items() if weight}, normalise=normal)
+    changes = {term: weight for name, weight in weights.items() if (term := _term_for(stage, name))}
+    merged = {term: weight for term, weight in {**stage.weights, **changes}.items() if weight}
+    return replace(stage, weights=merged, normalise=stage.normalise if normalise is None else normalise)
 
 
 def parse_weights(texts: Sequence[str]) -> dict[str, float]:

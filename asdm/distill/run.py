@@ -10,21 +10,9 @@ from pathlib import Path
 import torch
 
 from asdm.data import datasets
+from asdm.distill import run_folder
 from asdm.distill.checkpoint import save_paused_student
 from asdm.distill.context import ProgressCallback, TrainContext, load_context, make_accelerator
-from asdm.distill.run_folder import (
-    PAUSED,
-    RESULT,
-    check_folder,
-    check_not_passed,
-    claim_folder,
-    finished_result,
-    finished_stages,
-    publish_student,
-    run_lock,
-    stage_folder,
-    step_reached,
-)
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_student
 from asdm.distill.stages import Recipe, check_pause, end_step, resolve_recipe, select_stages
@@ -65,21 +53,22 @@ def distill(
     selected = select_stages(resolved.stages, only)
     if until is not None:
         check_pause(resolved.stages, until, only)
-    check_folder(output)
+    run_folder.check_folder(output)
     accelerator = make_accelerator(settings)
     torch.manual_seed(settings.seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    lock = run_lock(output) if accelerator.is_main_process else nullcontext()
+    lock = run_folder.run_lock(output) if accelerator.is_main_process else nullcontext()
     with lock:
         context = load_context(resolved, settings, output, accelerator, on_progress)
         if accelerator.is_main_process:
-            claim_folder(output, _run_record(context, command), force, amend, step_reached(output, resolved))
+            record, step = _run_record(context, command), run_folder.step_reached(output, resolved)
+            run_folder.claim_folder(output, record, force, amend, step)
         accelerator.wait_for_everyone()
-        if not amend and (earlier := finished_result(output, resolved.stages)):
+        if not amend and (earlier := run_folder.finished_result(output, resolved.stages)):
             return earlier
-        results = dict(finished_stages(output, resolved.stages))
-        check_not_passed(output, resolved, until)
+        results = run_folder.finished_stages(output, resolved.stages)
+        run_folder.check_not_passed(output, resolved, until)
         for stage in selected:
             if stage.name not in results:
                 stage_result = train_stage(context, stage, until)
@@ -125,9 +114,9 @@ def _finish(context: TrainContext, results: list[StageResult], until: int | None
     recipe, last = context.recipe, context.recipe.stages[-1].name
     complete = len(results) == len(recipe.stages)
     if context.accelerator.is_main_process and complete:
-        publish_student(stage_folder(context.folder, last), context.folder)
-        shutil.rmtree(context.folder / PAUSED, ignore_errors=True)
-    sha256_file = stage_folder(context.folder, last) / "student_sha256"
+        run_folder.publish_student(run_folder.stage_folder(context.folder, last), context.folder)
+        shutil.rmtree(context.folder / run_folder.PAUSED, ignore_errors=True)
+    sha256_file = run_folder.stage_folder(context.folder, last) / "student_sha256"
     result = DistillResult(
         created_utc=utc_now(),
         name=recipe.plan.name,
@@ -140,5 +129,5 @@ def _finish(context: TrainContext, results: list[StageResult], until: int | None
         paused_at=None if complete else until,
     )
     if context.accelerator.is_main_process:
-        result.save(context.folder / RESULT, force=True)
+        result.save(context.folder / run_folder.RESULT, force=True)
     return result

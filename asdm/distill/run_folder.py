@@ -12,12 +12,10 @@ from typing import Any
 from asdm.distill.stages import ResolvedRecipe, Stage
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import locks, snapshots
-from asdm.utils.io import brief, check_writable, make_folder, utc_now, write_whole
+from asdm.utils.io import brief, check_writable, make_folder, utc_now
 from asdm.utils.snapshots import clear_leftovers
 
-RUN, LOCK = "run.json", "run.lock"
-RESULT = "distill.json"
-PAUSED = "paused"
+RUN, RESULT, LOCK, PAUSED = "run.json", "distill.json", "run.lock", "paused"
 
 
 def claim_folder(
@@ -73,8 +71,7 @@ def _another_run(folder: Path, key: str, existing: Any, wanted: Any) -> str:
 
 
 def _write(folder: Path, run: DistillRun) -> DistillRun:
-    make_folder(folder)
-    write_whole(folder / RUN, run.to_json(), force=True)
+    run.save(folder / RUN, force=True)
     return run
 
 
@@ -113,12 +110,10 @@ def stage_folder(folder: Path, stage: str) -> Path:
     return folder / "stages" / stage
 
 
-def finished_stages(folder: Path, stages: Sequence[Stage]) -> Iterator[tuple[str, StageResult]]:
-    """Name and result of each stage that is done."""
-    for stage in stages:
-        path = stage_folder(folder, stage.name) / "stage.json"
-        if path.exists():
-            yield stage.name, StageResult.model_validate_json(path.read_text())
+def finished_stages(folder: Path, stages: Sequence[Stage]) -> dict[str, StageResult]:
+    """The result of each stage that is done, by its name."""
+    files = {stage.name: stage_folder(folder, stage.name) / "stage.json" for stage in stages}
+    return {name: StageResult.model_validate_json(file.read_text()) for name, file in files.items() if file.exists()}
 
 
 def step_reached(folder: Path, recipe: ResolvedRecipe) -> int:

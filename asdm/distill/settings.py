@@ -27,8 +27,7 @@ class DistillSettings:
     """
 
     data: Annotated[
-        str,
-        Option("emoji, folder:DIR, webdataset:SHARDS ({0000..0099} expands; files or URLs) or latents:DIR."),
+        str, Option("emoji, folder:DIR, webdataset:SHARDS ({0000..0099} expands; files or URLs) or latents:DIR.")
     ] = "emoji"
     steps: Annotated[int, Option("Optimizer steps of all stages together.", at_least=1)] = 10_000
     split: Split = "train"

@@ -12,9 +12,9 @@ from asdm.distill import losses
 from asdm.distill.context import TrainContext
 from asdm.distill.run_folder import stage_folder
 from asdm.distill.settings import DistillSettings
-from asdm.distill.stages import TEACHER, Stage, active_terms, make_trainable
+from asdm.distill.stages import Stage, active_terms, build_student
 from asdm.distill.task import Objective
-from asdm.models import example_inputs, graft, loading, student as students
+from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
 from asdm.unet import hooks
 from asdm.unet.surgery import Applied
@@ -22,20 +22,17 @@ from asdm.unet.surgery import Applied
 
 def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
     """A stage's student with weights: the teacher pruned by the plan, or the combined UNet."""
-    plans = context.recipe.plans
-    if stage.grafts_from is None:
-        student, applied = students.build(context.teacher, plans[stage.name])
-        return make_trainable(student), applied
-    if stage.grafts_from == TEACHER:
-        return graft.assemble(context.teacher, None, plans[stage.name])
-    source = stage_folder(context.folder, stage.grafts_from)
-    if not source.is_dir():
-        raise ValueError(
-            f"the stage {stage.name} grafts blocks of the stage {stage.grafts_from}, whose student is not in {source}; "
-            f"run --stage {stage.grafts_from} first."
-        )
-    first = loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
-    return graft.assemble(context.teacher, first, plans[stage.name], plans[stage.grafts_from])
+
+    def load_student(name: str) -> nn.Module:
+        source = stage_folder(context.folder, name)
+        if not source.is_dir():
+            raise ValueError(
+                f"the stage {stage.name} grafts blocks of the stage {name}, whose student is not in {source}; "
+                f"run --stage {name} first."
+            )
+        return loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
+
+    return build_student(context.recipe, stage, context.teacher, load_student)
 
 
 def make_objective(

@@ -119,15 +119,21 @@ def check_pause(stages: Sequence[Stage], until: int, only: str | None) -> None:
 
 def meta_student(recipe: ResolvedRecipe, stage: Stage) -> tuple[Any, Applied]:
     """A stage's student on the meta device, frozen as in training."""
-    plan = recipe.plans[stage.name]
-    if stage.grafts_from is None:
-        student, applied = students.build(recipe.meta_teacher, plan)
+    by_name = {other.name: other for other in recipe.stages}
+    return build_student(recipe, stage, recipe.meta_teacher, lambda name: meta_student(recipe, by_name[name])[0])
+
+
+def build_student(
+    recipe: ResolvedRecipe, stage: Stage, teacher: nn.Module, load_student: Callable[[str], nn.Module]
+) -> tuple[Any, Applied]:
+    """A stage's student from its teacher and, where it grafts, from the student of the stage that it grafts from."""
+    plan, source = recipe.plans[stage.name], stage.grafts_from
+    if source is None:
+        student, applied = students.build(teacher, plan)
         return make_trainable(student), applied
-    if stage.grafts_from == TEACHER:
-        return graft.assemble(recipe.meta_teacher, None, plan)
-    source = next(other for other in recipe.stages if other.name == stage.grafts_from)
-    first, _ = meta_student(recipe, source)
-    return graft.assemble(recipe.meta_teacher, first, plan, recipe.plans[source.name])
+    if source == TEACHER:
+        return graft.assemble(teacher, None, plan)
+    return graft.assemble(teacher, load_student(source), plan, recipe.plans[source])
 
 
 def make_trainable(student: Any) -> Any:

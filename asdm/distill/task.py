@@ -64,16 +64,8 @@ class DistillationTask(nn.Module):
             maps = {name: pairs for name, term in self._terms.items() if term.COMPARES == "block_outputs"}
         else:
             prediction, teacher_prediction, maps = self._end_to_end(unet_inputs)
-        inputs = LossInputs(
-            prediction=prediction,
-            teacher_prediction=teacher_prediction,
-            target=target,
-            noisy=noisy,
-            alpha=alpha,
-            prediction_type=self.objective.prediction_type,
-            min_snr=self.objective.min_snr,
-            normalise=self.objective.normalise,
-        )
+        how = {name: getattr(self.objective, name) for name in ("prediction_type", "min_snr", "normalise")}
+        inputs = LossInputs(prediction, teacher_prediction, target, noisy, alpha, **how)
         networks = self.objective.networks
         # Block outputs first: the trainer sums the losses in this order.
         order = sorted(self._terms, key=lambda name: self._terms[name].COMPARES != "block_outputs")

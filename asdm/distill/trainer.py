@@ -23,7 +23,7 @@ from asdm.distill.checkpoint import (
     student_at_pause,
 )
 from asdm.distill.context import TrainContext, TrainProgress
-from asdm.distill.divergence import Diverged, average_over_processes, check_losses, divergence_message, stop_on_signal
+from asdm.distill.divergence import Diverged, average_over_processes, check_losses, stop_on_signal
 from asdm.distill.logger import LOG, TrainLogger, first_and_last_losses, read_log, save_validation_images
 from asdm.distill.sampling import RandomInputs, task_inputs
 from asdm.distill.settings import DistillSettings, micro_batch
@@ -139,7 +139,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                 norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip or float("inf")))
                 busy += time.perf_counter() - before
                 if not norm < float("inf") and settings.dtype != "fp16":  # fp16's scaler skips such a step
-                    raise Diverged(divergence_message("the gradient", f"is {norm}", step + offset, stage.name, saved))
+                    raise Diverged("the gradient", f"is {norm}", step + offset, stage.name, saved)
 
                 # Save the weights from before this step's update: this forward has shown that they are sound.
                 if (save_now or stop) and step > saved:
@@ -155,7 +155,8 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                 if ema:
                     ema.step(parameters)
                 busy += time.perf_counter() - before
-                running_means = {n: updated_mean(running_means.get(n, v), v) for n, v in values.items()}
+                decay = RUNNING_MEAN_DECAY
+                running_means = {n: decay * running_means.get(n, v) + (1 - decay) * v for n, v in values.items()}
                 step, data_position = step + 1, batch.place
 
                 # Log the step, report progress, and draw validation images.
@@ -231,17 +232,8 @@ def learning_rate_at(settings: DistillSettings, steps: int, step: int) -> float:
     if step < warm_up:
         return settings.learning_rate * (step + 1) / (warm_up + 1)
     done = (step - warm_up) / max(steps - warm_up, 1)
-    decay = {
-        "constant": 1.0,
-        "linear": 1 - done,
-        "cosine": 0.5 * (1 + math.cos(math.pi * done)),
-    }
+    decay = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + math.cos(math.pi * done))}
     return settings.learning_rate * decay[settings.schedule]
-
-
-def updated_mean(mean: float, value: float) -> float:
-    """The running mean after another value."""
-    return RUNNING_MEAN_DECAY * mean + (1 - RUNNING_MEAN_DECAY) * value
 
 
 def balance_weights(weights: Mapping[str, float], running_means: Mapping[str, float]) -> dict[str, float]:

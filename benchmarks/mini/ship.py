@@ -44,9 +44,7 @@ def _forget_origin(config: Path) -> None:
         config.write_text(json.dumps(values, indent=2) + "\n")
 
 
-def main(
-    folder: Annotated[Path, typer.Argument(help="Where the parts were trained.")] = Path("mini-training"),
-) -> None:
+def main(folder: Annotated[Path, typer.Argument(help="Where the parts were trained.")] = Path("mini-training")) -> None:
     """Copy trained weights and logs into the package."""
     console.say(f"{ship(folder) / 1e6:.1f} MB of weights are in {HERE}.")
 
