@@ -10,20 +10,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
+
+from torch import nn
 
 from asdm.evaluate.compared import ComparedUNet, load_weights, with_distinct_names, without_weights
-from asdm.evaluate.image_latency import compose_image, run_images, time_components
-from asdm.evaluate.judging import judge_all, open_judgement
-from asdm.evaluate.latency import compare_latency
-from asdm.evaluate.memory import require_memory
-from asdm.evaluate.results import student_record, teacher_record
+from asdm.evaluate.latency import ImageLatency, compare_latency, compose_image, run_images, time_components
+from asdm.evaluate.quality import judge_all, open_judgement
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import backends, clocks, machine
-from asdm.models import execution, loading
-from asdm.models.families import load_family
+from asdm.measure.statistics import latency, paired_ratio
+from asdm.models import build, example_inputs, execution, graft, loading
+from asdm.models.families import Family, load_family
 from asdm.plan import presets
-from asdm.records.bench import BenchResult, Pipeline
-from asdm.utils.io import utc_now
+from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, ImageParts, Metric, Pipeline
+from asdm.unet import flops
 from asdm.utils.progress import Tell
 
 MOST_KEPT = 16
@@ -53,7 +54,7 @@ def bench(
     shapes = loading.meta_unet(family, settings.dtype)
     drafts = with_distinct_names([without_weights(source, shapes, family, settings) for source in sources])
     judging = open_judgement(settings) if settings.quality else None
-    require_memory(shapes, family, drafts, settings, backend)
+    _require_memory(shapes, family, drafts, settings, backend)
 
     tell("loading", 0, None)
     unet, students = shapes, drafts
@@ -67,42 +68,30 @@ def bench(
         compare = partial(compare_latency, backend, everyone, family, settings, clock, tell)
         single = compare(settings.batch, settings.min_rounds, "UNet")
         batch = settings.batch * (2 if settings.guided else 1)
-        step = single
-        if settings.guided:
-            step = compare(batch, settings.guided_rounds, "guided step", warm_ups=1)  # only the batch is new
+        # Only the batch is new in a guided step.
+        step = compare(batch, settings.guided_rounds, "guided step", warm_ups=1) if settings.guided else single
         parts = time_components(family, settings, clock, tell) if backend.NEEDS_WEIGHTS else {}
         images = run_images(everyone, family, settings, clock, tell) if settings.run_image else None
         judged, drawings = (
-            judge_all(judging, everyone, family, settings, tell) if judging else ([{} for _ in everyone], ())
+            judge_all(judging, everyone, family, settings, tell) if judging else ([{}] * len(everyone), ())
         )
-        facts = machine.environment(settings.device, threads)
+        run = loading.run_facts(family, weights, settings.backend, settings, threads, command)
 
-    composed = [compose_image(step, i, parts, settings) for i in range(len(everyone))] if parts else None
+    composed = images is None
+    if parts and composed:
+        images = [compose_image(step, i, parts, settings) for i in range(len(everyone))]
+    pipeline = Pipeline(steps=settings.steps, guidance_scale=settings.guidance_scale, composed=composed)
+    guided = step if settings.guided else None
     return BenchResult(
-        created_utc=utc_now(),
-        command=command,
-        family=family.name,
-        weights=loading.weights_name(family, weights),
-        backend=settings.backend,
-        dtype=settings.dtype,
-        device=settings.device,
-        threads=threads,
-        seed=settings.seed,
-        batch=settings.batch,
-        size=settings.size or family.size,
+        **run,
         teacher_config_sha256=loading.unet_config_sha256(first.shapes.config),
-        pipeline=Pipeline(steps=settings.steps, guidance_scale=settings.guidance_scale, composed=images is None)
-        if parts or images
-        else None,
-        teacher=teacher_record(first, family, settings, single[0], step[0], parts, images or composed),
+        pipeline=pipeline if images else None,
+        teacher=_teacher_record(first, family, settings, single[0], step[0], parts, images),
         students=tuple(
-            student_record(
-                student, i, family, settings, single, step if settings.guided else None, images or composed, threads
-            ).model_copy(update={"quality": judged[i]})
+            _student_record(student, i, family, settings, single, guided, images, judged[i], run)
             for i, student in enumerate(students, 1)
         ),
         drawings=drawings,
-        environment=facts,
     )
 
 
@@ -119,3 +108,95 @@ def _check(sources: Sequence[str], settings: BenchSettings) -> None:
         raise ValueError(f"--keep {settings.keep} needs --quality, which generates the pictures.")
     if not 0 <= settings.keep <= min(settings.pictures, MOST_KEPT):
         raise ValueError(f"keep must be between 0 and {min(settings.pictures, MOST_KEPT)}, got {settings.keep}.")
+
+
+def _require_memory(
+    shapes: nn.Module, family: Family, students: Sequence[ComparedUNet], settings: BenchSettings, backend: Any
+) -> None:
+    """Raises ValueError unless the comparison fits into free memory.
+
+    Counted are the teacher, the peak of its activations at the guided batch, students loaded from disk, and the copies
+    that a runtime's sessions make.
+    """
+    if not backend.NEEDS_WEIGHTS:
+        return
+    batch = settings.batch * (2 if settings.guided else 1)
+    inputs = example_inputs.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
+    counted = flops.count(shapes, (), inputs)
+    from_disk = sum(
+        student.is_folder or bool(student.resolved and graft.stage1_of(student.resolved.plan)) for student in students
+    )
+    session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
+    in_torch = counted.peak_memory_bytes + from_disk * counted.parameter_bytes
+    need = int(1.1 * in_torch + (1 + len(students)) * session) + machine.SPARE_BYTES
+    many = f" with {len(students)} students at a time" if session and len(students) > 1 else ""
+    machine.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}{many}")
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def _counts(compared: ComparedUNet, family: Family, settings: BenchSettings) -> dict[str, Any]:
+    """The fields of a record that name a UNet and say what it holds and computes."""
+    counted = build.count(family, compared.shapes, settings.dtype, settings.batch, settings.size)
+    return {
+        "name": compared.name, "params": counted.params, "macs": counted.total.macs,
+        "peak_memory_bytes": counted.peak_memory_bytes,
+    }  # fmt: skip
+
+
+def _teacher_record(
+    compared: ComparedUNet,
+    family: Family,
+    settings: BenchSettings,
+    seconds: list[float],
+    step: list[float],
+    parts: dict[str, tuple[int, list[float]]],
+    images: list[ImageLatency] | None,
+) -> BenchTeacher:
+    texts = [times for name, (_, times) in parts.items() if name.startswith("text_encoder")]
+    image_parts = None
+    if texts and "vae_decoder" in parts:
+        text_encoder_s = latency([sum(times) for times in zip(*texts, strict=False)])
+        decoder_s = latency(parts["vae_decoder"][1])
+        image_parts = ImageParts(text_encoder_s=text_encoder_s, unet_step_s=latency(step), vae_decoder_s=decoder_s)
+    return BenchTeacher(
+        **_counts(compared, family, settings),
+        unet_latency_s=latency(seconds),
+        image_latency_s=images[0].latency_s if images else None,
+        image_parts=image_parts,
+    )
+
+
+def _student_record(
+    compared: ComparedUNet,
+    i: int,
+    family: Family,
+    settings: BenchSettings,
+    single: list[list[float]],
+    guided: list[list[float]] | None,
+    images: list[ImageLatency] | None,
+    quality: dict[str, Metric],
+    run: dict[str, Any],
+) -> BenchStudent:
+    plan = compared.resolved.plan if compared.resolved else None
+    predicted = plan.predicted if plan else None
+    used = {name: run[name] for name in ("backend", "dtype", "device", "threads", "batch", "size")}
+    return BenchStudent(
+        **_counts(compared, family, settings),
+        source=compared.source,
+        removed=compared.removed,
+        replaced=compared.replaced,
+        plan_sha256=plan.sha256() if plan else None,
+        unet_latency_s=latency(single[i]),
+        paired_teacher_latency_s=latency(single[0]),
+        unet_latency_ratio=paired_ratio(single[i], single[0]),
+        guided_latency_ratio=paired_ratio(guided[i], guided[0]) if guided else None,
+        predicted_ratio=predicted.ratio if predicted else None,
+        predicted_low=predicted.low if predicted else None,
+        predicted_high=predicted.high if predicted else None,
+        image_latency_s=images[i].latency_s if images else None,
+        image_latency_ratio=images[i].ratio if images else None,
+        warning=plan.not_measured_at(**used) if plan else None,
+        quality=quality,
+    )

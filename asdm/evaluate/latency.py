@@ -1,20 +1,28 @@
-"""UNet latency of teacher and students, interleaved, until the ratios' intervals are narrow or the budget ends."""
+"""Latency of teacher and students, interleaved: of UNet calls, and of whole images, composed of parts or run."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from torch import nn
 
 from asdm.evaluate.compared import ComparedUNet
 from asdm.evaluate.settings import BenchSettings
-from asdm.measure import clocks, repeats
+from asdm.measure import clocks, repeats, statistics
 from asdm.measure.clocks import Clock
-from asdm.measure.statistics import paired_ratio
+from asdm.measure.statistics import estimate, paired_ratio
 from asdm.models import example_inputs
+from asdm.models.components import components_of, time_calls
 from asdm.models.families import Family
+from asdm.models.pipeline import pipeline
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import Estimate
 from asdm.utils.progress import Tell
+
+PROMPT = "a photograph of an astronaut riding a horse"
 
 
 def compare_latency(
@@ -71,3 +79,84 @@ def noise_warning(result: BenchResult, settings: BenchSettings) -> str | None:
         f"{what} is known to ±{_half_width(widest):.3f}, and the target is ±{settings.target:g}; close other programs "
         "or raise --time-budget."
     )
+
+
+# ---------------------------------------------------------------------------------------------- whole images
+
+
+def time_components(
+    family: Family, settings: BenchSettings, clock: Clock, tell: Tell
+) -> dict[str, tuple[int, list[float]]]:
+    """Seconds of the text encoders and the VAE decoder, and how often an image calls them."""
+    times = {}
+    for component in components_of(family, settings.size, settings.guided):
+        tell(f"timing the {component.name}", 0, None)
+        seconds = time_calls(component, settings.device, settings.dtype, settings.seed, clock)
+        times[component.name] = (component.calls, seconds)
+    return times
+
+
+def compose_image(
+    step: list[list[float]], i: int, parts: dict[str, tuple[int, list[float]]], settings: BenchSettings
+) -> ImageLatency:
+    """Text encoding + steps · UNet + decoding for the i-th UNet; the interval resamples all parts together."""
+
+    def whole(draw: Callable[[list[float]], Any], j: int) -> Any:
+        return settings.steps * draw(step[j]) + sum(calls * draw(times) for calls, times in parts.values())
+
+    def median(times: list[float]) -> float:
+        return float(np.median(times))
+
+    def draws(times: list[float]) -> np.ndarray:  # one seed: teacher and student are resampled alike
+        return statistics.bootstrap(np.asarray(times))
+
+    ours, theirs = whole(draws, i), whole(draws, 0)
+    return ImageLatency(
+        _interval(whole(median, i), ours), _interval(whole(median, i) / whole(median, 0), ours / theirs)
+    )
+
+
+@dataclass(frozen=True)
+class ImageLatency:
+    """Seconds of one image, and their ratio to the teacher's."""
+
+    latency_s: Estimate
+    ratio: Estimate
+
+
+def _interval(value: float, draws: np.ndarray) -> Estimate:
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(median=value, low=float(low), high=float(high))
+
+
+def run_images(
+    everyone: Sequence[ComparedUNet], family: Family, settings: BenchSettings, clock: Clock, tell: Tell
+) -> list[ImageLatency]:
+    """Runs the real pipeline from prompt to pixels, teacher and students interleaved."""
+    pipe = pipeline(family, everyone[0].unet, settings)
+
+    def run(unet: nn.Module) -> float:
+        pipe.register_modules(unet=unet)
+        return clocks.timed(
+            lambda: pipe(
+                PROMPT,
+                num_inference_steps=settings.steps,
+                guidance_scale=settings.guidance_scale,
+                height=settings.size or family.size,
+                width=settings.size or family.size,
+                output_type="np",
+            ),
+            clock,
+        )
+
+    calls = {str(i): (lambda unet=compared.unet: run(unet)) for i, compared in enumerate(everyone)}
+    order = list(calls)
+    samples = repeats.interleave(
+        calls,
+        (*order, *reversed(order)),
+        clocks.HostClock(),
+        min_rounds=settings.image_rounds,
+        max_rounds=settings.image_rounds,
+        progress=lambda calls_done, left_s: tell("whole image", calls_done, left_s),
+    )
+    return [ImageLatency(estimate(samples[i]), paired_ratio(samples[i], samples["0"])) for i in order]

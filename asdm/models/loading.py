@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from asdm.measure import machine
 from asdm.models.execution import RANDOM, SHIPPED, dtype_of
 from asdm.models.families import Family
 from asdm.models.random_weights import materialise
-from asdm.utils.io import read_json, sha256_of
+from asdm.models.settings import Setup
+from asdm.utils.io import read_json, sha256_of, utc_now
 
 
 def meta_unet(family: Family, dtype: str = "fp32") -> nn.Module:
@@ -62,6 +64,18 @@ def weights_name(family: Family, weights: str) -> str:
     """The name of weights in a record: those in this package are `shipped`, wherever it is installed."""
     ours = family.folder and family.folder.is_relative_to(Path(__file__).parents[1])
     return SHIPPED if ours and weights == str(family.folder) else weights
+
+
+def run_facts(
+    family: Family, weights: str, backend: str, settings: Setup, threads: int, command: str
+) -> dict[str, Any]:
+    """The fields of a record of a run of whole UNets: what ran when, where, and with which settings."""
+    return {
+        "created_utc": utc_now(), "command": command, "family": family.name, "weights": weights_name(family, weights),
+        "backend": backend, "dtype": settings.dtype, "device": settings.device, "threads": threads,
+        "seed": settings.seed, "batch": settings.batch, "size": settings.size or family.size,
+        "environment": machine.environment(settings.device, threads),
+    }  # fmt: skip
 
 
 def load_unet(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from asdm.measure import backends, clocks, machine
@@ -11,10 +12,9 @@ from asdm.measure.clocks import Clock
 from asdm.measure.statistics import estimate
 from asdm.models import example_inputs, execution, loading
 from asdm.models.families import Family, load_family
+from asdm.records.measurement import Macs
 from asdm.unet import blocks, flops
-from asdm.utils.io import utc_now
 from asdm_prof.profiler import checks, roofline
-from asdm_prof.profiler.fvcore import count_again
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.results import component_records, option_records, unit_records, whole_record
 from asdm_prof.profiler.settings import ProfileSettings
@@ -22,6 +22,7 @@ from asdm_prof.profiler.timing import replaceable, time_hooks, time_unet
 from asdm_prof.records import Profile
 
 SESSIONS = 2  # at a time: a runtime may measure the parts in a session of its own
+POSITIONAL = ("sample", "timestep", "encoder_hidden_states")
 
 
 def profile(
@@ -58,14 +59,14 @@ def profile(
     inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, device, settings.dtype, settings.seed)
     parts = list(blocks.iter_parts(unet))
     options = replaceable(topology, unet)
-    fvcore_count = count_again(family, unet, device, settings, tell) if backend.NEEDS_WEIGHTS else None
+    fvcore_count = _count_again(family, unet, settings, tell) if backend.NEEDS_WEIGHTS else None
     with machine.quiet_torch(settings.threads) as threads:
         hook_cost_s = time_hooks(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
         timings = time_unet(unet, inputs, parts, options, backend, clock, settings, started, tell)
         components = component_records(family, settings, device, clock, tell)
         tell(Status("measuring peaks"))
         peaks = roofline.calibrate(backend, settings.dtype, device, clock) if backend.NEEDS_WEIGHTS else None
-        facts = machine.environment(device, threads)
+        run = loading.run_facts(family, weights, settings.backend, settings, threads, command)
 
     records = unit_records(parts, counted, timings, peaks)
     whole = whole_record(counted, timings)
@@ -75,19 +76,9 @@ def profile(
         timings.host,
     )  # fmt: skip
     return Profile(
-        created_utc=utc_now(),
-        command=command,
-        family=family.name,
+        **run,
         title=family.title,
-        weights=loading.weights_name(family, weights),
         config_sha256=loading.unet_config_sha256(shapes.config),
-        backend=settings.backend,
-        dtype=settings.dtype,
-        device=device,
-        threads=threads,
-        seed=settings.seed,
-        batch=settings.batch,
-        size=settings.size or family.size,
         latent=example_inputs.latent_size(family, settings.size),
         topology=topology,
         whole=whole,
@@ -101,7 +92,6 @@ def profile(
         trust=trust,
         host=timings.host,
         weights_sha256=loading.weights_sha256(unet) if backend.NEEDS_WEIGHTS and weights != execution.RANDOM else None,
-        environment=facts,
     )
 
 
@@ -114,3 +104,27 @@ def _require_memory(backend: Any, counted: flops.Count, family: Family, settings
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     need = int(1.1 * counted.peak_memory_bytes + SESSIONS * session) + machine.SPARE_BYTES
     machine.require_memory(need, settings.device, f"profiling {family.name} in {settings.dtype}")
+
+
+# ---------------------------------------------------------------------------------------------- fvcore
+
+
+def _count_again(family: Family, unet: nn.Module, settings: ProfileSettings, tell: Watch) -> tuple[int, Macs, Macs]:
+    """(pixels, our count, fvcore's count) of a small image with the real tensors."""
+    tell(Status("counting again with fvcore"))
+    size = 2 * family.size_step
+    inputs = example_inputs.unet_inputs(family, 1, size, settings.device, settings.dtype)
+    ours = flops.count(loading.meta_unet(family), (), example_inputs.unet_inputs(family, 1, size, "meta"))
+    return size, ours.total, flops.count_by_fvcore(_Positional(unet, inputs), [inputs[name] for name in POSITIONAL])
+
+
+class _Positional(nn.Module):
+    """A UNet that takes three tensors and returns one, as a jit trace needs it."""
+
+    def __init__(self, unet: nn.Module, inputs: dict[str, Any]) -> None:
+        super().__init__()
+        self.unet = unet
+        self.rest = {name: value for name, value in inputs.items() if name not in POSITIONAL}
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        return self.unet(sample, timestep, text, **self.rest)[0]

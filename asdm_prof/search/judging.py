@@ -10,9 +10,8 @@ from typing import Any
 import torch
 
 from asdm.data import datasets
-from asdm.evaluate import judging
 from asdm.evaluate.generation import GeneratedImages, generate_images
-from asdm.evaluate.quality import Judgement
+from asdm.evaluate.quality import Judgement, judgement
 from asdm.evaluate.settings import BenchSettings
 from asdm.models import loading
 from asdm.models.families import load_family
@@ -76,5 +75,5 @@ class StudentJudge:
             if isinstance(data, datasets.Stream) or not isinstance(data[0], datasets.Example):
                 raise ValueError(f"{settings.data} has no pictures that can be judged by; choose emoji or folder:DIR.")
             bench_settings = BenchSettings(pictures=settings.prompts, judge=settings.judge)
-            self._judgement = judging.judgement(data, f"{settings.data} has {len(data)}", bench_settings)
+            self._judgement = judgement(data, f"{settings.data} has {len(data)}", bench_settings)
         return self._judgement

@@ -12,8 +12,7 @@ from diffusers import UNet2DConditionModel
 
 from asdm.evaluate.benchmark import bench
 from asdm.evaluate.compared import ComparedUNet, load_weights, with_distinct_names, without_weights
-from asdm.evaluate.image_latency import compose_image
-from asdm.evaluate.latency import noise_warning
+from asdm.evaluate.latency import compose_image, noise_warning
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine
 from asdm.models import build, graft, student as students
