@@ -110,10 +110,8 @@ def compose_image(
     def draws(times: list[float]) -> np.ndarray:  # one seed: teacher and student are resampled alike
         return statistics.bootstrap(np.asarray(times))
 
-    ours, theirs = whole(draws, i), whole(draws, 0)
-    return ImageLatency(
-        _interval(whole(median, i), ours), _interval(whole(median, i) / whole(median, 0), ours / theirs)
-    )
+    ours, theirs, ours_s, theirs_s = whole(draws, i), whole(draws, 0), whole(median, i), whole(median, 0)
+    return ImageLatency(statistics.interval(ours_s, ours), statistics.interval(ours_s / theirs_s, ours / theirs))
 
 
 @dataclass(frozen=True)
@@ -122,11 +120,6 @@ class ImageLatency:
 
     latency_s: Estimate
     ratio: Estimate
-
-
-def _interval(value: float, draws: np.ndarray) -> Estimate:
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return Estimate(median=value, low=float(low), high=float(high))
 
 
 def run_images(

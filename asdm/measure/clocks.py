@@ -62,7 +62,7 @@ class SyncClock(HostClock):
         torch.accelerator.synchronize()
 
 
-class FakeClock:
+class FakeClock(HostClock):
     """A clock that only moves by `advance`."""
 
     def __init__(self) -> None:
@@ -73,12 +73,6 @@ class FakeClock:
 
     def mark(self) -> float:
         return self.now
-
-    def seconds(self, start: float, end: float) -> float:
-        return end - start
-
-    def synchronize(self) -> None:
-        pass
 
 
 def clock_for(device: str) -> Clock:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata as metadata
 import os
 import platform
 import time
@@ -77,8 +78,6 @@ def require_memory(needed_bytes: int, device: str, what: str) -> None:
 
 def environment(device: str, threads: int) -> dict[str, str]:
     """What a latency depends on: hardware, software and load; profiles compare only if these agree."""
-    import importlib.metadata as metadata
-
     import psutil
 
     facts = {
@@ -95,10 +94,7 @@ def environment(device: str, threads: int) -> dict[str, str]:
         "asdm": __version__,
     }
     for package in ("torch", "diffusers", "transformers", "onnxruntime", "openvino"):
-        try:
-            facts[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            facts[package] = "not installed"
+        facts[package] = package_version(package)
     if malloc := _malloc_settings():
         facts["malloc"] = malloc
     if device.startswith("cuda"):
@@ -107,6 +103,14 @@ def environment(device: str, threads: int) -> dict[str, str]:
         facts["gpu"] = torch.cuda.get_device_name(device)
         facts["cuda"] = str(torch.version.cuda)
     return facts
+
+
+def package_version(package: str) -> str:
+    """The version of a distribution, or "not installed"."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}

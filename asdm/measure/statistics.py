@@ -17,9 +17,13 @@ def estimate(samples: Sequence[float], statistic: Callable[..., Any] = np.median
     values = np.asarray(samples, dtype=float)
     if values.size == 0:
         raise ValueError("no samples to estimate from")
-    resampled = bootstrap(values, statistic)
-    low, high = np.quantile(resampled, [0.025, 0.975])
-    return Estimate(median=float(statistic(values)), low=float(low), high=float(high))
+    return interval(float(statistic(values)), bootstrap(values, statistic))
+
+
+def interval(value: float, draws: np.ndarray) -> Estimate:
+    """A value with the 95 % interval of its resampled draws."""
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return Estimate(median=value, low=float(low), high=float(high))
 
 
 def bootstrap(values: np.ndarray, statistic: Callable[..., Any] = np.median) -> np.ndarray:
@@ -31,14 +35,13 @@ def bootstrap(values: np.ndarray, statistic: Callable[..., Any] = np.median) -> 
 
 def latency(samples: Sequence[float]) -> Latency:
     """Samples in seconds with their median and its 95 % interval."""
-    interval = estimate(samples)
-    return Latency(median=interval.median, low=interval.low, high=interval.high, samples=tuple(samples))
+    return Latency(**estimate(samples).model_dump(), samples=tuple(samples))
 
 
 def relative_half_width(samples: Sequence[float]) -> float:
     """Half of the 95 % interval of the median, as a fraction of the median."""
-    interval = estimate(samples)
-    return (interval.high - interval.low) / 2 / interval.median
+    median = estimate(samples)
+    return (median.high - median.low) / 2 / median.median
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float:

@@ -87,11 +87,9 @@ def _graph(unet: nn.Module, family: Family, backend: Any, folder: Path, size: in
 
 def _difference(unet: nn.Module, inputs: dict[str, Any], backend: Any, folder: Path) -> float:
     """Largest difference of the graph's output from PyTorch's, as a share of the largest output."""
-    call = _onnx.Call(unet, inputs)
     with torch.inference_mode():
         expected = unet(**inputs)[0]
-    feed = {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
-    out = torch.from_numpy(backend.evaluate(folder / _onnx.MODEL, feed))
+    out = torch.from_numpy(backend.evaluate(folder / _onnx.MODEL, _onnx.Call(unet, inputs).feed()))
     return float((out - expected).abs().max() / expected.abs().max()) if out.shape == expected.shape else float("inf")
 
 

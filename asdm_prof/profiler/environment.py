@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata as metadata
-import importlib.util
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -31,14 +30,12 @@ PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors",
 
 def facts() -> dict[str, Any]:
     """The `asdm.env/1` JSON."""
-    device = execution.default_device()
-    environment = machine.environment(device, torch.get_num_threads())
     return {
         "schema": "asdm.env/1",
         "asdm": __version__,
-        "environment": environment,
-        "packages": {name: _version(name) for name in PACKAGES},
-        "extras": {name: f"{'there' if _is_installed(name) else 'missing'} ({use})" for name, use in EXTRAS.items()},
+        "environment": machine.environment(execution.default_device(), torch.get_num_threads()),
+        "packages": {name: machine.package_version(name) for name in PACKAGES},
+        "extras": {name: f"{'there' if find_spec(name) else 'missing'} ({use})" for name, use in EXTRAS.items()},
         "torch": {
             "mkldnn": str(torch.backends.mkldnn.is_available()),
             "cpu": torch.backends.cpu.get_cpu_capability(),
@@ -58,17 +55,6 @@ SEAMS = {
     "data sets": "asdm.data.datasets",
     "renderers": "asdm_prof.renderers",
 }
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _is_installed(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
 
 
 def lines(report: dict[str, Any]) -> list[str]:

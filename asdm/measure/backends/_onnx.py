@@ -3,6 +3,9 @@
 `torch.onnx.export` writes the module path of a node into `pkg.torch.onnx.name_scopes`. A runtime's optimizer drops that
 metadata but builds the names of fused and inserted nodes from those of the original nodes and tensors, so the path is
 put in front of every name: `down_blocks.0.resnets.1.conv1|node_conv2d_7`.
+
+The cache is the folder `onnx` of `ASDM_CACHE` (default: `~/.cache/asdm`), and may hold `ASDM_CACHE_GB` (default: 12):
+folders by key, the least recently used deleted first.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import importlib.metadata as metadata
 import inspect
 import json
 import logging
+import os
 import re
+import shutil
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +31,10 @@ from torch import nn
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_unflatten
 
 from asdm import __version__
-from asdm.measure.backends import Attribution, _cache
+from asdm.measure.backends import Attribution
+from asdm.measure.clocks import Clock
 from asdm.unet.blocks import Part
+from asdm.utils.io import cache_folder, make_folder, whole_folder
 
 MODEL = "model.onnx"
 OUTPUT = "out_sample"
@@ -35,6 +42,7 @@ SEPARATOR = "|"  # between the path of modules and the name that the exporter ga
 THROUGH_DICT = re.compile(r"\.?__dict__\['_modules'\]\['([^']+)'\]")
 SPARE_BYTES = 64 << 20  # the graph itself, beside its weights
 PACKAGES = ("torch", "diffusers", "onnx", "onnxscript")
+DEFAULT_GB = 12.0
 
 
 class Call(nn.Module):
@@ -46,7 +54,8 @@ class Call(nn.Module):
         leaves, self.spec = tree_flatten_with_path(inputs)
         self.fixed = [None if isinstance(leaf, torch.Tensor) else leaf for _, leaf in leaves]
         self.places = [i for i, (_, leaf) in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        self.names = [_name_of(leaves[i][0]) for i in self.places]
+        # The innermost key of an argument: `added_cond_kwargs["time_ids"]` → `time_ids`.
+        self.names = [keystr(leaves[i][0][-1:]).strip("[]'\"") for i in self.places]
         self.tensors = tuple(leaves[i][1] for i in self.places)
 
     def forward(self, *tensors: torch.Tensor) -> torch.Tensor:
@@ -56,10 +65,10 @@ class Call(nn.Module):
         out = self.module(**tree_unflatten(leaves, self.spec))
         return out[0] if isinstance(out, tuple) else out
 
-
-def _name_of(path: Any) -> str:
-    """The innermost key of an argument: `added_cond_kwargs["time_ids"]` → `time_ids`."""
-    return keystr(path[-1:]).strip("[]'\"")
+    def feed(self) -> dict[str, Any]:
+        """The tensors by name as arrays, in fp32 like the graph."""
+        tensors = (tensor.float() if tensor.is_floating_point() else tensor for tensor in self.tensors)
+        return {name: tensor.numpy() for name, tensor in zip(self.names, tensors, strict=True)}
 
 
 # ---------------------------------------------------------------------------------------------- export
@@ -68,7 +77,7 @@ def _name_of(path: Any) -> str:
 def cached(module: nn.Module, inputs: dict[str, Any]) -> Path:
     """The graph file of a call with these shapes, exported unless it is in the cache."""
     needed_bytes = sum(p.numel() * 4 for p in module.parameters()) + SPARE_BYTES
-    return _cache.get_or_make(key_of(module, inputs), needed_bytes, lambda at: export(module, inputs, at)) / MODEL
+    return get_or_make(key_of(module, inputs), needed_bytes, lambda at: export(module, inputs, at)) / MODEL
 
 
 def export(module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: str | None = None) -> Path:
@@ -175,6 +184,7 @@ class Scopes:
         owners = {id(inner): part.fqn for part in parts for inner in part.modules}
         named = module.named_modules(remove_duplicate=False)
         self.parts = {path: owners[id(inner)] for path, inner in named if id(inner) in owners}
+        self.attribution = Attribution()
 
     def part_of(self, name: str) -> str | None:
         """The part whose module's path leads the name; "" for a path outside every part; None without a path."""
@@ -198,21 +208,25 @@ class Scopes:
         ]
 
     def times(
-        self,
-        nodes: Sequence[Node],
-        after_its_node: tuple[str, ...],
-        whole_s: float,
-        bare_s: float,
-        attribution: Attribution,
+        self, nodes: Sequence[Node], after_its_node: tuple[str, ...], whole_s: float, bare_s: float
     ) -> dict[str, float]:
         """Seconds of every part in an observed call of `whole_s`, scaled to the bare call; appends to `attribution`."""
         seconds = dict.fromkeys(self.parts.values(), 0.0)
         for node, part in zip(nodes, self.by_part(nodes, after_its_node), strict=True):
             if part:
                 seconds[part] += node.seconds
-        attribution.mapped.append(sum(seconds.values()) / sum(node.seconds for node in nodes))
-        attribution.slowdown.append(whole_s / bare_s)
+        self.attribution.mapped.append(sum(seconds.values()) / sum(node.seconds for node in nodes))
+        self.attribution.slowdown.append(whole_s / bare_s)
         return {part: part_s * bare_s / whole_s for part, part_s in seconds.items()}
+
+
+class GraphSession:
+    """What the runtimes of exported graphs share: the graph's file, its inputs, and the parts of its nodes."""
+
+    def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
+        self.clock, self.scopes = clock, Scopes(unet, parts)
+        self.attribution = self.scopes.attribution
+        self.graph, self.feed = cached(unet, inputs), Call(unet, inputs).feed()
 
 
 def _neighbours(parts: Sequence[str | None], i: int, before: bool) -> str:
@@ -222,7 +236,51 @@ def _neighbours(parts: Sequence[str | None], i: int, before: bool) -> str:
     return next((part for part in near if part is not None), "")
 
 
-# ---------------------------------------------------------------------------------------------- key
+# ---------------------------------------------------------------------------------------------- cache
+
+
+def _bound_bytes() -> int:
+    """The size limit; raises ValueError if `ASDM_CACHE_GB` is not a number."""
+    text = os.environ.get("ASDM_CACHE_GB") or str(DEFAULT_GB)
+    try:
+        return int(float(text) * 1e9)
+    except ValueError:
+        raise ValueError(f"ASDM_CACHE_GB must be a number of GB, such as 12, got {text!r}.") from None
+
+
+def get_or_make(key: str, needed_bytes: int, make: Callable[[Path], object]) -> Path:
+    """The folder `key`, filled by `make` if it does not exist; about `needed_bytes` are freed for it first.
+
+    Raises ValueError if the limit or the disk is too small.
+    """
+    path = cache_folder("onnx") / key
+    if not path.exists():
+        _clear(needed_bytes)
+        with whole_folder(path) as temporary:
+            make(temporary)
+    os.utime(path)
+    return path
+
+
+def _clear(needed_bytes: int) -> None:
+    """Delete the least recently used entries until `needed_bytes` more are within the limit."""
+    bound = _bound_bytes()
+    if needed_bytes > bound:
+        raise ValueError(
+            f"the exported graph takes {needed_bytes / 1e9:.1f} GB, but the cache may hold {bound / 1e9:g} GB; "
+            f"set ASDM_CACHE_GB={needed_bytes / 1e9 + 1:.0f} or more."
+        )
+    place = make_folder(cache_folder("onnx"))
+    entries = sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
+    sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in entries}
+    while entries and sum(sizes[path] for path in entries) + needed_bytes > bound:
+        shutil.rmtree(entries.pop(0), ignore_errors=True)
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise ValueError(
+            f"the exported graph takes {needed_bytes / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free in {place}; "
+            "set ASDM_CACHE to a folder with more space."
+        )
 
 
 def key_of(module: nn.Module, inputs: dict[str, Any]) -> str:

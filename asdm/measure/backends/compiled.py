@@ -8,7 +8,6 @@ much of it lies in the parts, is recorded: where fusing across units gains littl
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,8 +16,9 @@ import torch
 from torch import nn
 
 from asdm.measure.backends import Attribution
+from asdm.measure.backends.eager import timed_in_parts
 from asdm.measure.clocks import Clock, timed
-from asdm.unet.blocks import Part, hooked
+from asdm.unet.blocks import Part
 
 NEEDS_WEIGHTS = True
 WEIGHT_COPIES = 0
@@ -31,7 +31,10 @@ GRAPHS = 256  # one for each unit: torch's own limit of graphs per function is 8
 
 
 class CompiledSession:
-    """Compiles at the first call, which takes minutes for a large UNet."""
+    """The UNet, compiled as a whole for `run` and part by part for `run_parts`; the UNet itself is not changed.
+
+    The first call compiles, which takes minutes for a large UNet.
+    """
 
     def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
         self.attribution = Attribution()
@@ -48,15 +51,8 @@ class CompiledSession:
 
     def run_parts(self) -> tuple[float, dict[str, float]]:
         bare_s = self.run()
-        starts: dict[str, list[Any]] = defaultdict(list)
-        ends: dict[str, list[Any]] = defaultdict(list)
-        mark, seconds = self.clock.mark, self.clock.seconds
-        with (
-            self._part_by_part(),
-            hooked(self.parts, lambda fqn: starts[fqn].append(mark()), lambda fqn: ends[fqn].append(mark())),
-        ):
-            whole_s = self._timed(self.unet)
-        parts_s = {fqn: sum(map(seconds, starts[fqn], ends[fqn])) for fqn in starts}
+        with self._part_by_part():
+            whole_s, parts_s = timed_in_parts(lambda: self._timed(self.unet), self.parts, self.clock)
         self.attribution.mapped.append(sum(parts_s.values()) / whole_s)
         self.attribution.slowdown.append(whole_s / bare_s)
         return bare_s, {fqn: part_s * bare_s / whole_s for fqn, part_s in parts_s.items()}
@@ -83,6 +79,4 @@ def _many_graphs() -> Iterator[None]:
         yield
 
 
-def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> CompiledSession:
-    """The UNet, compiled as a whole for `run` and part by part for `run_parts`; the UNet itself is not changed."""
-    return CompiledSession(unet, inputs, parts, clock)
+open_session = CompiledSession

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ DEVICES = ()  # all of torch's
 
 
 class EagerSession:
-    """Marks go into the stream around each part; they are read after the call, so the device never waits."""
+    """The UNet itself, with marks of the clock around its parts, which are read after the call: no device waits."""
 
     attribution = None
 
@@ -35,15 +35,16 @@ class EagerSession:
         return self.unet(**self.inputs)[0]
 
     def run_parts(self) -> tuple[float, dict[str, float]]:
-        starts: dict[str, list[Any]] = defaultdict(list)
-        ends: dict[str, list[Any]] = defaultdict(list)
-        mark = self.clock.mark
-        with hooked(self.parts, lambda fqn: starts[fqn].append(mark()), lambda fqn: ends[fqn].append(mark())):
-            whole = self.run()
-        seconds = self.clock.seconds
-        return whole, {fqn: sum(seconds(a, b) for a, b in zip(starts[fqn], ends[fqn], strict=True)) for fqn in starts}
+        return timed_in_parts(self.run, self.parts, self.clock)
 
 
-def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> EagerSession:
-    """The UNet itself, with marks of the clock around its parts."""
-    return EagerSession(unet, inputs, parts, clock)
+def timed_in_parts(run: Callable[[], float], parts: Sequence[Part], clock: Clock) -> tuple[float, dict[str, float]]:
+    """Seconds of a call of the UNet by `run`, and of each of its parts by fqn."""
+    starts: dict[str, list[Any]] = defaultdict(list)
+    ends: dict[str, list[Any]] = defaultdict(list)
+    with hooked(parts, lambda fqn: starts[fqn].append(clock.mark()), lambda fqn: ends[fqn].append(clock.mark())):
+        whole_s = run()
+    return whole_s, {fqn: sum(map(clock.seconds, starts[fqn], ends[fqn])) for fqn in starts}
+
+
+open_session = EagerSession

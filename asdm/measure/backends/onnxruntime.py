@@ -19,7 +19,7 @@ import onnxruntime as ort
 import torch
 from torch import nn
 
-from asdm.measure.backends import Attribution, _onnx
+from asdm.measure.backends import _onnx
 from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part
 
@@ -34,14 +34,11 @@ PROFILED_RUNS = 5
 AFTER_ITS_NODE = ("ReorderOutput", "Transpose", "gemm_output_reshape")  # inserted by ONNX Runtime; others go before
 
 
-class OnnxRuntimeSession:
-    """A session of the exported graph with as many threads as torch has."""
+class OnnxRuntimeSession(_onnx.GraphSession):
+    """A session with as many threads as torch has; the graph is exported unless it is in the cache."""
 
     def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
-        self.attribution = Attribution()
-        self.clock, self.scopes = clock, _onnx.Scopes(unet, parts)
-        self.graph, call = _onnx.cached(unet, inputs), _onnx.Call(unet, inputs)
-        self.feed = {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
+        super().__init__(unet, inputs, parts, clock)
         self.session = ort.InferenceSession(self.graph, options(), providers=["CPUExecutionProvider"])
         self.profiled: list[tuple[float, list[_onnx.Node]]] = []
 
@@ -55,7 +52,7 @@ class OnnxRuntimeSession:
         self.profiled = self.profiled or self._profile()
         whole_s, nodes = self.profiled.pop()
         bare_s = self.run()
-        return bare_s, self.scopes.times(nodes, AFTER_ITS_NODE, whole_s, bare_s, self.attribution)
+        return bare_s, self.scopes.times(nodes, AFTER_ITS_NODE, whole_s, bare_s)
 
     def _profile(self) -> list[tuple[float, list[_onnx.Node]]]:
         """A few profiled runs in a session of their own, since Python can neither restart nor split a profile."""
@@ -90,9 +87,7 @@ def read_profile(events: Sequence[dict[str, Any]]) -> Iterator[tuple[float, list
             nodes = []
 
 
-def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> OnnxRuntimeSession:
-    """A session of ONNX Runtime; the graph is exported unless it is in the cache."""
-    return OnnxRuntimeSession(unet, inputs, parts, clock)
+open_session = OnnxRuntimeSession
 
 
 def evaluate(graph: Path, feed: dict[str, Any]) -> Any:

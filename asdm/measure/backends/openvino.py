@@ -2,9 +2,9 @@
 
 Part times come from the time of every node, which OpenVINO counts (`PERF_COUNT`) in each call of a session with parts,
 bare or not: it is a time stamp a node, and a second copy of the weights for calls without it is not worth its memory.
-Which part a node belongs to stands in its name (see `_onnx`): OpenVINO
-names what it fuses after the last node that it fused, and a change of layout after the node before it. The few nodes
-without a path in their name (a normalisation is taken from inside its operator) belong to the node after them.
+Which part a node belongs to stands in its name (see `_onnx`): OpenVINO names what it fuses after the last node that it
+fused, and a change of layout after the node before it. The few nodes without a path in their name (a normalisation is
+taken from inside its operator) belong to the node after them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import openvino as ov
 import torch
 from torch import nn
 
-from asdm.measure.backends import Attribution, _onnx
+from asdm.measure.backends import _onnx
 from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part
 
@@ -33,24 +33,18 @@ IR = "openvino_model.xml"
 PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16"}
 
 
-class OpenVinoSession:
-    """A compiled graph with as many threads as torch has."""
+class OpenVinoSession(_onnx.GraphSession):
+    """A compiled graph with as many threads as torch has; the graph is exported unless it is in the cache."""
 
     def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
-        self.attribution = Attribution()
-        self.clock, self.scopes = clock, _onnx.Scopes(unet, parts)
-        call = _onnx.Call(unet, inputs)
-        self.feed = {
-            name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-            for name, tensor in zip(call.names, call.tensors, strict=True)
-        }
+        super().__init__(unet, inputs, parts, clock)
         config = {
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "INFERENCE_PRECISION_HINT": PRECISION[next(unet.parameters()).dtype],
             "PERFORMANCE_HINT": "LATENCY",
             "PERF_COUNT": bool(parts),
         }
-        self.request = ov.compile_model(_onnx.cached(unet, inputs), "CPU", config).create_infer_request()
+        self.request = ov.compile_model(self.graph, "CPU", config).create_infer_request()
         self.calls = 0
 
     def _infer(self) -> Any:
@@ -68,7 +62,7 @@ class OpenVinoSession:
         whole_s = self.run()
         # A mean is cut to whole microseconds, so what nothing ran for may come out a little below 0.
         nodes = [_onnx.Node(name, max(s - before.get(name, 0.0), 0.0)) for name, s in self._node_seconds().items()]
-        return whole_s, self.scopes.times(nodes, (), whole_s, whole_s, self.attribution)
+        return whole_s, self.scopes.times(nodes, (), whole_s, whole_s)
 
     def _node_seconds(self) -> dict[str, float]:
         """Seconds of every node in all calls so far, of which OpenVINO gives the mean."""
@@ -77,9 +71,7 @@ class OpenVinoSession:
         return {n.node_name: n.real_time.total_seconds() * self.calls for n in self.request.get_profiling_info()}
 
 
-def open_session(unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> OpenVinoSession:
-    """A session of OpenVINO; the graph is exported unless it is in the cache."""
-    return OpenVinoSession(unet, inputs, parts, clock)
+open_session = OpenVinoSession
 
 
 def evaluate(graph: Path, feed: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from asdm.measure import backends
-from asdm.measure.backends import Attribution, _cache, _onnx, fake, onnxruntime, openvino
+from asdm.measure.backends import Attribution, _onnx, fake, onnxruntime, openvino
 from asdm.measure.clocks import HostClock
 from asdm.plan.edits import ReplaceUnit
 from asdm.unet.blocks import iter_parts, iter_units
@@ -245,7 +245,7 @@ def test_neighbours_lend_their_part_as_the_optimised_graph_would(
 
 def test_times_are_shares_of_the_observed_call_scaled_to_the_bare_one(small: nn.Module) -> None:
     """3 of 4 ms of nodes lie in conv_in; the observed call took 5 ms and the bare one 10."""
-    scopes, told = _onnx.Scopes(small, list(iter_parts(small))), Attribution()
+    scopes = _onnx.Scopes(small, list(iter_parts(small)))
     nodes = [
         _onnx.Node("conv_in|0_Conv", 0.001),
         _onnx.Node("ReorderOutput_1", 0.001),
@@ -253,10 +253,10 @@ def test_times_are_shares_of_the_observed_call_scaled_to_the_bare_one(small: nn.
         _onnx.Node("conv_in|3_Add", 0.000),
         _onnx.Node("add_embedding|4_Gemm", 0.001),
     ]
-    times = scopes.times(nodes, ("ReorderOutput",), 0.005, 0.010, told)
+    times = scopes.times(nodes, ("ReorderOutput",), 0.005, 0.010)
     assert times["conv_in"] == pytest.approx(0.003 * 10 / 5)
     assert sum(times.values()) == times["conv_in"]
-    assert told == Attribution(mapped=[pytest.approx(0.75)], slowdown=[pytest.approx(0.5)])
+    assert scopes.attribution == Attribution(mapped=[pytest.approx(0.75)], slowdown=[pytest.approx(0.5)])
 
 
 # ---------------------------------------------------------------------------------------------- the cache
@@ -295,7 +295,7 @@ def test_the_cache_is_bounded_and_the_longest_unused_goes(tmp_path: Path, monkey
     monkeypatch.setenv("ASDM_CACHE_GB", "0.000003")  # 3 kB
 
     def kept(key: str) -> Path:
-        return _cache.get_or_make(key, 1000, lambda folder: (folder / "graph").write_bytes(b"x" * 1000) and None)
+        return _onnx.get_or_make(key, 1000, lambda folder: (folder / "graph").write_bytes(b"x" * 1000) and None)
 
     for key in "abc":
         kept(key)
@@ -305,7 +305,7 @@ def test_the_cache_is_bounded_and_the_longest_unused_goes(tmp_path: Path, monkey
     assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["a", "c", "d"]
     assert (tmp_path / "emoji").exists()
     with pytest.raises(ValueError, match=r"takes 0\.0 GB, but the cache may hold 3e-06 GB; set ASDM_CACHE_GB"):
-        _cache.get_or_make("e", 4000, lambda _: None)
+        _onnx.get_or_make("e", 4000, lambda _: None)
     monkeypatch.setenv("ASDM_CACHE_GB", "much")
     with pytest.raises(ValueError, match="ASDM_CACHE_GB must be a number of GB, such as 12, got 'much'"):
         kept("f")
@@ -319,7 +319,7 @@ def test_an_export_that_fails_leaves_nothing_in_the_cache(tmp_path: Path, monkey
         raise RuntimeError("out of ideas")
 
     with pytest.raises(RuntimeError, match="out of ideas"):
-        _cache.get_or_make("key", 1000, half)
+        _onnx.get_or_make("key", 1000, half)
     assert list((tmp_path / "onnx").iterdir()) == []
 
 
