@@ -93,13 +93,8 @@ def progress(title: str, counted: str = "calls") -> Iterator[Tell]:
     if not console.is_terminal:
         yield _lines(title, counted)
         return
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(20),
-        TimeElapsedColumn(),
-        TextColumn("{task.fields[left]}"),
-    )
+    stage_text, time_left = TextColumn("{task.description}"), TextColumn("{task.fields[left]}")
+    columns = (SpinnerColumn(), stage_text, BarColumn(20), TimeElapsedColumn(), time_left)
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(title, total=None, left="")
 
@@ -162,13 +157,9 @@ def _rich(rows: Sequence[dict[str, Any]], title: str) -> Table:
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(rows[0] if rows else []):
         cells = [str(row[name]) for row in rows]
-        number = all(cell[:1].isdigit() or not cell for cell in cells)
-        table.add_column(
-            name,
-            justify="right" if number else "left",
-            no_wrap=True,
-            min_width=max(map(len, [name, *cells])) if i else None,
-        )
+        numbers = all(cell[:1].isdigit() or not cell for cell in cells)
+        width = max(map(len, [name, *cells])) if i else None
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=True, min_width=width)
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
     return table

@@ -95,22 +95,18 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} does not exist.")
     try:
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-    except _NoNumber as error:
-        raise ValueError(f"{path} has the value {error}, which is not a number in JSON.") from None
     except json.JSONDecodeError as error:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file.") from None
-
-
-class _NoNumber(Exception):
-    """NaN or an infinity in a JSON file."""
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from None
 
 
 def _no_constant(name: str) -> float:
-    raise _NoNumber(name)
+    raise ValueError(f"has the value {name}, which is not a number in JSON.")
 
 
 def _check_schema(data: Any, schema: str, source: str) -> None:

@@ -14,6 +14,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # not on Windows, where nothing is locked
+    fcntl = None
+
 GATE, FLOOR = "asdm-timing-gate.lock", "asdm-timing-floor.lock"
 
 
@@ -76,7 +82,6 @@ def open_lock(path: Path) -> int:
 
 def lock(handle: int, shared: bool = False, wait: bool = True) -> bool:
     """Lock a file handle; False if another process holds the lock and `wait` is False."""
-    fcntl = _fcntl()
     if fcntl is None:
         return True
     try:
@@ -88,13 +93,5 @@ def lock(handle: int, shared: bool = False, wait: bool = True) -> bool:
 
 def unlock(handle: int) -> None:
     """Release the lock of a file handle."""
-    if fcntl := _fcntl():
+    if fcntl is not None:
         fcntl.flock(handle, fcntl.LOCK_UN)
-
-
-def _fcntl() -> Any:
-    try:
-        import fcntl
-    except ImportError:  # not on Windows, where nothing is locked
-        return None
-    return fcntl

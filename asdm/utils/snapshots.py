@@ -80,10 +80,7 @@ def one_sentence(what: str, folder: Path) -> Iterator[None]:
 
 def newest(folder: Path) -> Checkpoint | None:
     """The last complete checkpoint of a folder, or None."""
-    for path in reversed(_folders(folder)):
-        if checkpoint := _load(path):
-            return checkpoint
-    return None
+    return next(filter(None, map(_load, reversed(_folders(folder)))), None)
 
 
 def clear_leftovers(folder: Path) -> None:

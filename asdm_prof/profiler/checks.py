@@ -47,17 +47,11 @@ def box(
     lines = [_operators(uncounted_ops)]
     if second:
         lines.append(_fvcore(*second))
-    lines += [
-        _residual(parts, RESIDUAL_OF_NODES if attribution else RESIDUAL),
-        *(
-            [_mapped(attribution), _slowdown(attribution)]
-            if attribution
-            else [_overhead(whole, hooked_s, bare_s, hook_cost_s)]
-        ),
-        _noise(whole, hooked_s),
-        _split_half(parts),
-        _twins(parts),
-    ]
+    if attribution:
+        lines += [_residual(parts, RESIDUAL_OF_NODES), _mapped(attribution), _slowdown(attribution)]
+    else:
+        lines += [_residual(parts, RESIDUAL), _overhead(whole, hooked_s, bare_s, hook_cost_s)]
+    lines += [_noise(hooked_s), _split_half(parts), _twins(parts)]
     if any(part.roofline for part in parts):
         lines.append(_roof(parts))
     if host:
@@ -65,14 +59,15 @@ def box(
     return tuple(lines)
 
 
+def _line(check: str, passed: bool, value: str, remedy: str = QUIET) -> TrustLine:
+    return TrustLine(check=check, value=value, passed=passed, remedy=remedy)
+
+
 def _operators(uncounted_ops: dict[str, int]) -> TrustLine:
     names = ", ".join(sorted(uncounted_ops))
-    return TrustLine(
-        check="every operator is counted",
-        value=f"not counted: {names}" if names else "none without a formula",
-        passed=not names,
-        remedy="MACs are too low by these operators; add their formulas to asdm/unet/flops.py.",
-    )
+    value = f"not counted: {names}" if names else "none without a formula"
+    remedy = "MACs are too low by these operators; add their formulas to asdm/unet/flops.py."
+    return _line("every operator is counted", not names, value, remedy)
 
 
 def _fvcore(size: int, ours: Macs, theirs: Macs) -> TrustLine:
@@ -82,22 +77,15 @@ def _fvcore(size: int, ours: Macs, theirs: Macs) -> TrustLine:
     value = (
         f"{', '.join(differ)} differ, {off:.2%} in all" if differ else f"equal at {size} px: {ours.macs / 1e9:.3f} GMAC"
     )
-    return TrustLine(
-        check="MACs agree with fvcore",
-        value=value,
-        passed=not differ,
-        remedy="one of the two counts misses an operator: compare `asdm-prof flops` by column.",
-    )
+    remedy = "one of the two counts misses an operator: compare `asdm-prof flops` by column."
+    return _line("MACs agree with fvcore", not differ, value, remedy)
 
 
 def _residual(parts: Sequence[PartRecord], limit: float) -> TrustLine:
     other = next(part for part in parts if part.fqn == "other").share
-    return TrustLine(
-        check="units + glue = whole",
-        value=f"residual {other.median:.2%} [{other.low:.2%}, {other.high:.2%}]",
-        passed=abs(other.median) <= limit,
-        remedy="time is spent outside every unit: look for hooks or code of your own in the UNet's forward.",
-    )
+    value = f"residual {other.median:.2%} [{other.low:.2%}, {other.high:.2%}]"
+    remedy = "time is spent outside every unit: look for hooks or code of your own in the UNet's forward."
+    return _line("units + glue = whole", abs(other.median) <= limit, value, remedy)
 
 
 def _overhead(
@@ -111,34 +99,22 @@ def _overhead(
     value = f"overhead {overhead.median:+.2%} [{overhead.low:+.2%}, {overhead.high:+.2%}]"
     if hook_cost_s:
         value += f"; full-size pairs {in_pairs.median:+.1%} [{in_pairs.low:+.1%}, {in_pairs.high:+.1%}]"
-    return TrustLine(
-        check="hooks cost nothing",
-        value=value,
-        passed=overhead.median <= OVERHEAD and overhead.high <= OVERHEAD_AT_WORST,
-        remedy=QUIET,
-    )
+    return _line("hooks cost nothing", overhead.median <= OVERHEAD and overhead.high <= OVERHEAD_AT_WORST, value)
 
 
 def _mapped(attribution: Attribution) -> TrustLine:
     share = estimate(attribution.mapped)
-    return TrustLine(
-        check="the runtime's time lies in units",
-        value=f"{share.median:.1%} of its own node time [{share.low:.1%}, {share.high:.1%}] is in units and glue",
-        passed=share.low >= MAPPED,
-        remedy="nodes of the runtime's graph could not be assigned to a unit; the shares of units are too low by them.",
-    )
+    value = f"{share.median:.1%} of its own node time [{share.low:.1%}, {share.high:.1%}] is in units and glue"
+    remedy = "nodes of the runtime's graph could not be assigned to a unit; the shares of units are too low by them."
+    return _line("the runtime's time lies in units", share.low >= MAPPED, value, remedy)
 
 
 def _slowdown(attribution: Attribution) -> TrustLine:
     """Part times come from an observed call; the nearer its latency is to the bare call's, the less was scaled."""
     ratio = estimate(attribution.slowdown)
-    change = abs(ratio.median - 1)
-    return TrustLine(
-        check="the observed call is like the bare one",
-        value=f"it takes {ratio.median:.3f}× its time [{ratio.low:.3f}, {ratio.high:.3f}]; part times are scaled",
-        passed=ratio.median <= SLOWDOWN and 1 / ratio.median <= SLOWDOWN,
-        remedy=f"shares of units are those of a call that differs by {change:.0%}; rank by them with care.",
-    )
+    value = f"it takes {ratio.median:.3f}× its time [{ratio.low:.3f}, {ratio.high:.3f}]; part times are scaled"
+    remedy = f"shares of units are those of a call that differs by {abs(ratio.median - 1):.0%}; rank by them with care."
+    return _line("the observed call is like the bare one", 1 / SLOWDOWN <= ratio.median <= SLOWDOWN, value, remedy)
 
 
 def _roof(parts: Sequence[PartRecord]) -> TrustLine:
@@ -146,33 +122,22 @@ def _roof(parts: Sequence[PartRecord]) -> TrustLine:
     placed = [part for part in parts if part.roofline]
     best = max(placed, key=lambda part: part.roofline.attained if part.roofline else 0.0)
     attained = best.roofline.attained if best.roofline else 0.0
-    return TrustLine(
-        check="no unit beats the roofline",
-        value=f"{best.label} comes nearest: {attained:.0%} of what the peaks allow",
-        passed=attained <= ROOF,
-        remedy="the peaks were measured while something else ran; " + QUIET,
-    )
+    value = f"{best.label} comes nearest: {attained:.0%} of what the peaks allow"
+    remedy = "the peaks were measured while something else ran; " + QUIET
+    return _line("no unit beats the roofline", attained <= ROOF, value, remedy)
 
 
-def _noise(whole: WholeRecord, hooked_s: Sequence[float]) -> TrustLine:
+def _noise(hooked_s: Sequence[float]) -> TrustLine:
     low, high = np.quantile(hooked_s, [0.25, 0.75])
     half = relative_half_width(hooked_s)
-    return TrustLine(
-        check="the machine was quiet",
-        value=f"median ± {half:.1%}, half of {len(hooked_s)} calls within {(high - low) / np.median(hooked_s):.1%}",
-        passed=half <= NOISE,
-        remedy=QUIET,
-    )
+    value = f"median ± {half:.1%}, half of {len(hooked_s)} calls within {(high - low) / np.median(hooked_s):.1%}"
+    return _line("the machine was quiet", half <= NOISE, value)
 
 
 def _split_half(parts: Sequence[PartRecord]) -> TrustLine:
     agreement = split_half(parts)
-    return TrustLine(
-        check="both halves rank alike",
-        value=f"Spearman {agreement:.3f} over {sum(part.kind != 'glue' for part in parts)} units",
-        passed=agreement >= SAME_RANKS,
-        remedy=QUIET,
-    )
+    value = f"Spearman {agreement:.3f} over {sum(part.kind != 'glue' for part in parts)} units"
+    return _line("both halves rank alike", agreement >= SAME_RANKS, value)
 
 
 def split_half(parts: Sequence[PartRecord]) -> float:
@@ -208,12 +173,9 @@ def _host(host: HostUse, parts: Sequence[PartRecord]) -> TrustLine:
     busy = host.others_cores + host.steal_cores > OTHERS * cores
     turned = _halves_turn(parts) if busy else 0
     value = f"others took {host.others_cores:.2f} of {cores} cores, steal {host.steal_cores:.2f}"
-    return TrustLine(
-        check="the machine was ours alone",
-        value=f"{value}; {turned} pairs of the rank turn between its halves" if turned else value,
-        passed=not turned,
-        remedy=QUIET,
-    )
+    if turned:
+        value += f"; {turned} pairs of the rank turn between its halves"
+    return _line("the machine was ours alone", not turned, value)
 
 
 def _twins(parts: Sequence[PartRecord]) -> TrustLine:
@@ -226,9 +188,7 @@ def _twins(parts: Sequence[PartRecord]) -> TrustLine:
     worst = max(spreads, default=0.0)
     turned = could_turn(parts, worst / 2) if worst > TWINS else 0
     value = f"worst of {len(spreads)} groups: {worst:.1%} apart" if spreads else "no two units are alike"
-    return TrustLine(
-        check="identical units take the same time",
-        value=f"{value}, which could turn {turned} pairs of the rank" if turned else value,
-        passed=not turned,
-        remedy="differences between units below this spread mean nothing; " + QUIET,
-    )
+    if turned:
+        value += f", which could turn {turned} pairs of the rank"
+    remedy = "differences between units below this spread mean nothing; " + QUIET
+    return _line("identical units take the same time", not turned, value, remedy)

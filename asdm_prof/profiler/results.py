@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -38,55 +39,34 @@ def whole_record(counted: flops.Count, timings: Timings) -> WholeRecord:
 def unit_records(
     parts: Sequence[blocks.Part], counted: flops.Count, timings: Timings, peaks: Peaks | None
 ) -> list[PartRecord]:
-    """Units and glue, and last `other`: what runs between them."""
-    hooked = np.asarray(timings.hooked_s)
-    records = [_part_record(part, counted, timings.parts_s[part.fqn], hooked, peaks) for part in parts]
-    other_s = hooked - np.sum([timings.parts_s[part.fqn] for part in parts], axis=0)
-    return [*records, _other_record(parts, counted, other_s, hooked)]
+    """Units and glue, and last `other`: what runs between them, the residual of units + glue against the whole."""
+    hooked_s = np.asarray(timings.hooked_s)
+    records = []
+    for part in parts:
+        fqn, seconds = part.fqn, np.asarray(timings.parts_s[part.fqn])
+        work = counted.by_part[fqn].macs, counted.moved_by_part[fqn], counted.calls_by_part[fqn]
+        placed = roofline.place(*work, float(np.median(seconds)), peaks) if peaks else None
+        own = {name: getattr(part, name) for name in ("label", "kind", "block", "layer", "params", "parameter_bytes")}
+        records.append(_part_record(fqn, counted, seconds, hooked_s, **own, roofline=placed))
+    other_s = hooked_s - np.sum([timings.parts_s[part.fqn] for part in parts], axis=0)
+    params = counted.params - sum(part.params for part in parts)
+    other = {"label": blocks.OTHER, "kind": "glue", "block": "", "params": params}
+    return [*records, _part_record(blocks.OTHER, counted, other_s, hooked_s, **other)]
 
 
 def mac_columns(macs: Macs) -> dict[str, int]:
     return {"conv_macs": macs.conv_macs, "linear_macs": macs.linear_macs, "attention_macs": macs.attention_macs}
 
 
-def _part_record(
-    part: blocks.Part, counted: flops.Count, seconds: list[float], whole: np.ndarray, peaks: Peaks | None
-) -> PartRecord:
-    macs, moved, calls = counted.by_part[part.fqn], counted.moved_by_part[part.fqn], counted.calls_by_part[part.fqn]
-    part_latency = latency(seconds)
+def _part_record(fqn: str, counted: flops.Count, seconds: np.ndarray, hooked_s: np.ndarray, **facts: Any) -> PartRecord:
     return PartRecord(
-        fqn=part.fqn,
-        label=part.label,
-        kind=part.kind,
-        block=part.block,
-        layer=part.layer,
-        params=part.params,
-        parameter_bytes=part.parameter_bytes,
-        peak_memory_bytes=counted.peak_by_part.get(part.fqn, 0),
-        moved_bytes=moved,
-        latency_s=part_latency,
-        share=estimate(np.asarray(seconds) / whole),
-        roofline=roofline.place(macs.macs, moved, calls, part_latency.median, peaks) if peaks else None,
-        **mac_columns(macs),
-    )
-
-
-def _other_record(
-    parts: Sequence[blocks.Part], counted: flops.Count, seconds: np.ndarray, whole: np.ndarray
-) -> PartRecord:
-    """What runs between the parts; its share is the residual of units + glue against the whole."""
-    params = counted.params - sum(part.params for part in parts)
-    return PartRecord(
-        fqn=blocks.OTHER,
-        label=blocks.OTHER,
-        kind="glue",
-        block="",
-        params=params,
-        peak_memory_bytes=counted.peak_by_part.get(blocks.OTHER, 0),
-        moved_bytes=counted.moved_by_part.get(blocks.OTHER, 0),
-        latency_s=latency(list(seconds)),
-        share=estimate(seconds / whole),
-        **mac_columns(counted.by_part[blocks.OTHER]),
+        fqn=fqn,
+        peak_memory_bytes=counted.peak_by_part.get(fqn, 0),
+        moved_bytes=counted.moved_by_part.get(fqn, 0),
+        latency_s=latency(seconds.tolist()),
+        share=estimate(seconds / hooked_s),
+        **facts,
+        **mac_columns(counted.by_part[fqn]),
     )
 
 

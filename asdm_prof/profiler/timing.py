@@ -28,6 +28,7 @@ from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
 
 REPLACEMENTS = ("gri_attention", "cond_conv")
+PATTERN = ("hooked", "bare", "bare", "hooked")
 
 
 def replaceable(shape: Topology, unet: nn.Module) -> dict[str, list[ReplaceUnit]]:
@@ -76,47 +77,35 @@ def time_unet(
     tell: Watch,
 ) -> Timings:
     """Time the UNet itself, then with each replacement in place, in half as many calls as there were bare ones."""
-    timings = _time_teacher(unet, inputs, parts, len(options), backend, clock, settings, started, tell)
+    teacher = backend.open_session(unet, inputs, parts, clock)
+    timings = _time_teacher(teacher, parts, len(options), settings, started, tell)
+    del teacher  # before the next session is opened: a runtime may hold weights of its own
     for name, edits in options.items():
         modules = {edit.unit: surgery.replacement_for(unet, edit) for edit in edits}
         tell(Status(f"opening with {name}"))
         with surgery.swapped(unet, modules):
             session: Session = backend.open_session(unet, inputs, list(blocks.iter_parts(unet)), clock)
             timings.options_s[name] = _time_replacement(session, name, len(timings.bare_s) // 2, tell)
-        del session  # before the next one is opened: a runtime may hold weights of its own
+        del session
     return timings
 
 
 def _time_teacher(
-    unet: nn.Module,
-    inputs: dict[str, Any],
-    parts: Sequence[blocks.Part],
-    options: int,
-    backend: Any,
-    clock: Clock,
-    settings: ProfileSettings,
-    started: float,
-    tell: Watch,
+    session: Session, parts: Sequence[blocks.Part], options: int, settings: ProfileSettings, started: float, tell: Watch
 ) -> Timings:
     """Warm up, then hooked, bare, bare, hooked … until the interval is narrow; leaves the replacements their time."""
-    session: Session = backend.open_session(unet, inputs, parts, clock)
     timings = Timings(parts_s={part.fqn: [] for part in parts}, attribution=session.attribution)
-    pattern = ("hooked", "bare", "bare", "hooked")
-
-    def hooked() -> float:
-        return _run_parts(timings.parts_s, session)
-
     tell(Status("warming up"))
     repeats.warm_up(session.run, budget_s=settings.time_budget_s / 10)
     wall = clocks.HostClock()
     left_s = settings.time_budget_s - wall.seconds(started, wall.mark())
     host = machine.HostWatch()
     samples = repeats.interleave(
-        {"hooked": hooked, "bare": session.run},
-        pattern,
+        {"hooked": lambda: _run_parts(timings.parts_s, session), "bare": session.run},
+        PATTERN,
         wall,
         settings.min_rounds,
-        budget_s=left_s * len(pattern) / (len(pattern) + options),
+        budget_s=left_s * len(PATTERN) / (len(PATTERN) + options),
         enough=lambda s: statistics.relative_half_width(s["hooked"]) <= settings.target,
         progress=lambda n, eta: tell(Status("measuring", n, eta, timings.parts_s)),
     )
@@ -165,7 +154,5 @@ def time_hooks(
     session: Session = backend.open_session(unet, inputs, parts, clock)
     session.run()
     calls = {"hooked": lambda: session.run_parts()[0], "bare": session.run}
-    samples = repeats.interleave(
-        calls, ("hooked", "bare", "bare", "hooked"), clocks.HostClock(), min_rounds=10, budget_s=15.0
-    )
+    samples = repeats.interleave(calls, PATTERN, clocks.HostClock(), min_rounds=10, budget_s=15.0)
     return [hooked - bare for hooked, bare in zip(samples["hooked"], samples["bare"], strict=True)]
