@@ -26,11 +26,7 @@ BATCH = 8
 
 
 def cache_latents(
-    data: str,
-    teacher: str,
-    output: Path,
-    settings: CacheSettings = CacheSettings(),
-    tell: Tell = lambda *_: None,
+    data: str, teacher: str, output: Path, settings: CacheSettings = CacheSettings(), tell: Tell = lambda *_: None
 ) -> LatentCache:
     """Encode a data set into the folder `output`, resuming an earlier call with the same arguments.
 
@@ -70,11 +66,9 @@ def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
         return manifest
     saved = LatentCache.load(path)
     for name in ("data", "data_fingerprint", "split", "size", "dtype", "encoder_sha256", "examples"):
-        if getattr(saved, name) != getattr(manifest, name):
-            raise ValueError(
-                f"{folder} holds another cache: its {name} is {getattr(saved, name)}, not {getattr(manifest, name)}; "
-                "name another output."
-            )
+        its, ours = getattr(saved, name), getattr(manifest, name)
+        if its != ours:
+            raise ValueError(f"{folder} holds another cache: its {name} is {its}, not {ours}; name another output.")
     clear_leftovers(folder)
     return saved
 

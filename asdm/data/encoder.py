@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -26,8 +27,7 @@ class Encoder:
         for module in (self.vae, self.text):
             module.eval().requires_grad_(False)
         self.factor = float(self.vae.config.scaling_factor)
-        self._moments: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._states: dict[str, torch.Tensor] = {}
+        self._kept: dict[int | str, tuple[torch.Tensor, ...]] = {}  # moments by index, states by caption
         self._bytes = 0
 
     @property
@@ -54,7 +54,7 @@ class Encoder:
 
     def nothing(self) -> torch.Tensor:
         """The states (tokens, c) of the empty caption, for classifier-free guidance."""
-        return self._remembered_states("")
+        return self._states_of("")
 
     def encode(self, slots: Sequence[Slot]) -> list[Encoded]:
         """The examples of all slots, encoded on the encoder's device."""
@@ -65,7 +65,8 @@ class Encoder:
                 mean, std, states = (x.to(self.device).float() for x in slot.example[:3])
                 ready[i] = Encoded(mean, std, states, slot.example.caption)
             elif slot.number is not None:
-                ready[i] = self._remembered(slot.number, slot.example)
+                mean, std = self._remembered(slot.number, partial(self.moments, slot.example.image[None]))
+                ready[i] = Encoded(mean, std, self._states_of(slot.example.caption), slot.example.caption)
             else:
                 together.append((i, slot.example))
         if together:
@@ -75,25 +76,19 @@ class Encoder:
                 ready[i] = Encoded(mean[row], std[row], states[row], example.caption)
         return [ready[i] for i in range(len(slots))]
 
-    def _remembered(self, number: int, example: Example) -> Encoded:
-        if number not in self._moments:
-            mean, std = (moment[0] for moment in self.moments(example.image[None]))
-            self._keep(self._moments, number, (mean, std), 2 * mean.nbytes)
-        else:
-            mean, std = self._moments[number]
-        return Encoded(mean, std, self._remembered_states(example.caption), example.caption)
+    def _states_of(self, caption: str) -> torch.Tensor:
+        return self._remembered(caption, lambda: (self.states([caption]),))[0]
 
-    def _remembered_states(self, caption: str) -> torch.Tensor:
-        if caption in self._states:
-            return self._states[caption]
-        states = self.states([caption])[0]
-        self._keep(self._states, caption, states, states.nbytes)
-        return states
-
-    def _keep(self, where: dict[Any, Any], key: Any, value: Any, size: int) -> None:
+    def _remembered(self, key: int | str, encode: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
+        """What `encode` gives for a batch of one, without the batch; kept as long as there is memory."""
+        if key in self._kept:
+            return self._kept[key]
+        encoded = tuple(tensor[0] for tensor in encode())
+        size = sum(tensor.nbytes for tensor in encoded)
         if self._bytes + size <= MEMORY_BYTES:
-            where[key] = value
+            self._kept[key] = encoded
             self._bytes += size
+        return encoded
 
     def sha256(self) -> str:
         """Hash of both encoders' weights, by which a cache of latents is matched with them."""

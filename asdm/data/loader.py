@@ -67,8 +67,8 @@ def _by_number(
     order = _Orders(len(data), seed)
     broken = int(place.get("broken", 0))
     with ThreadPoolExecutor(workers) as threads:
+        positions = range(share.rank, batch, share.world)
         while True:
-            positions = range(share.rank, batch, share.world)
             indices = [order.at(step * batch + position) for position in positions]
             examples = list(threads.map(lambda index: _readable_from(data, index), indices))
             broken += sum(skipped for _, _, skipped in examples)

