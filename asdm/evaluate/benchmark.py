@@ -15,7 +15,14 @@ from typing import Any
 from torch import nn
 
 from asdm.evaluate.compared import ComparedUNet, load_weights, with_distinct_names, without_weights
-from asdm.evaluate.latency import ImageLatency, compare_latency, compose_image, run_images, time_components
+from asdm.evaluate.latency import (
+    ComponentTimes,
+    ImageLatency,
+    compare_latency,
+    compose_image,
+    run_images,
+    time_components,
+)
 from asdm.evaluate.quality import judge_all, open_judgement
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import backends, clocks, machine
@@ -82,13 +89,14 @@ def bench(
         images = [compose_image(step, i, parts, settings) for i in range(len(everyone))]
     pipeline = Pipeline(steps=settings.steps, guidance_scale=settings.guidance_scale, composed=composed)
     guided = step if settings.guided else None
+    counts = [_counts(compared, family, settings) for compared in everyone]
     return BenchResult(
         **run,
         teacher_config_sha256=loading.unet_config_sha256(first.shapes.config),
         pipeline=pipeline if images else None,
-        teacher=_teacher_record(first, family, settings, single[0], step[0], parts, images),
+        teacher=_teacher_record(counts[0], single[0], step[0], parts, images[0] if images else None),
         students=tuple(
-            _student_record(student, i, family, settings, single, guided, images, judged[i], run)
+            _student_record(student, i, counts[i], single, guided, images, judged[i], run)
             for i, student in enumerate(students, 1)
         ),
         drawings=drawings,
@@ -146,13 +154,7 @@ def _counts(compared: ComparedUNet, family: Family, settings: BenchSettings) -> 
 
 
 def _teacher_record(
-    compared: ComparedUNet,
-    family: Family,
-    settings: BenchSettings,
-    seconds: list[float],
-    step: list[float],
-    parts: dict[str, tuple[int, list[float]]],
-    images: list[ImageLatency] | None,
+    counts: dict[str, Any], seconds: list[float], step: list[float], parts: ComponentTimes, image: ImageLatency | None
 ) -> BenchTeacher:
     texts = [times for name, (_, times) in parts.items() if name.startswith("text_encoder")]
     image_parts = None
@@ -161,9 +163,9 @@ def _teacher_record(
         decoder_s = latency(parts["vae_decoder"][1])
         image_parts = ImageParts(text_encoder_s=text_encoder_s, unet_step_s=latency(step), vae_decoder_s=decoder_s)
     return BenchTeacher(
-        **_counts(compared, family, settings),
+        **counts,
         unet_latency_s=latency(seconds),
-        image_latency_s=images[0].latency_s if images else None,
+        image_latency_s=image.latency_s if image else None,
         image_parts=image_parts,
     )
 
@@ -171,8 +173,7 @@ def _teacher_record(
 def _student_record(
     compared: ComparedUNet,
     i: int,
-    family: Family,
-    settings: BenchSettings,
+    counts: dict[str, Any],
     single: list[list[float]],
     guided: list[list[float]] | None,
     images: list[ImageLatency] | None,
@@ -183,7 +184,7 @@ def _student_record(
     predicted = plan.predicted if plan else None
     used = {name: run[name] for name in ("backend", "dtype", "device", "threads", "batch", "size")}
     return BenchStudent(
-        **_counts(compared, family, settings),
+        **counts,
         source=compared.source,
         removed=compared.removed,
         replaced=compared.replaced,

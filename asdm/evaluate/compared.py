@@ -38,7 +38,7 @@ class ComparedUNet:
 def without_weights(source: str, teacher: nn.Module, family: Family, settings: BenchSettings) -> ComparedUNet:
     """A student on the meta device, where a plan that does not fit its teacher is found before anything is loaded."""
     if Path(source).is_dir():
-        return _folder_without_weights(Path(source), source, teacher, family, settings)
+        return _folder_without_weights(source, teacher, family, settings)
     resolved = read_plan(source, teacher, family.name)
     shapes, applied = _built(resolved, teacher, lambda stage1: loading.meta_unet(stage1, settings.dtype))
     return ComparedUNet(resolved.plan.name, source, shapes, shapes, resolved, applied.removed, applied.replaced)
@@ -58,11 +58,9 @@ def with_distinct_names(students: Sequence[ComparedUNet]) -> list[ComparedUNet]:
     return named
 
 
-def _folder_without_weights(
-    folder: Path, source: str, teacher: nn.Module, family: Family, settings: BenchSettings
-) -> ComparedUNet:
+def _folder_without_weights(source: str, teacher: nn.Module, family: Family, settings: BenchSettings) -> ComparedUNet:
     """A student's folder; the plan in it, where there is one, is checked against the teacher."""
-    shapes = loading.meta_unet(load_family(source), settings.dtype)
+    folder, shapes = Path(source), loading.meta_unet(load_family(source), settings.dtype)
     path = folder / "plan.json"
     resolved = read_plan(str(path), teacher, family.name) if path.exists() else None
     record = BuildResult.load(folder / "build.json") if (folder / "build.json").exists() else None

@@ -23,6 +23,7 @@ from asdm.records.measurement import Estimate
 from asdm.utils.progress import Tell
 
 PROMPT = "a photograph of an astronaut riding a horse"
+ComponentTimes = dict[str, tuple[int, list[float]]]  # by name: calls per image, and the seconds of measured calls
 
 
 def compare_latency(
@@ -84,10 +85,8 @@ def noise_warning(result: BenchResult, settings: BenchSettings) -> str | None:
 # ---------------------------------------------------------------------------------------------- whole images
 
 
-def time_components(
-    family: Family, settings: BenchSettings, clock: Clock, tell: Tell
-) -> dict[str, tuple[int, list[float]]]:
-    """Seconds of the text encoders and the VAE decoder, and how often an image calls them."""
+def time_components(family: Family, settings: BenchSettings, clock: Clock, tell: Tell) -> ComponentTimes:
+    """How often an image calls the text encoders and the VAE decoder, and the seconds of their calls."""
     times = {}
     for component in components_of(family, settings.size, settings.guided):
         tell(f"timing the {component.name}", 0, None)
@@ -96,9 +95,7 @@ def time_components(
     return times
 
 
-def compose_image(
-    step: list[list[float]], i: int, parts: dict[str, tuple[int, list[float]]], settings: BenchSettings
-) -> ImageLatency:
+def compose_image(step: list[list[float]], i: int, parts: ComponentTimes, settings: BenchSettings) -> ImageLatency:
     """Text encoding + steps · UNet + decoding for the i-th UNet; the interval resamples all parts together."""
 
     def whole(draw: Callable[[list[float]], Any], j: int) -> Any:

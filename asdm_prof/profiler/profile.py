@@ -48,7 +48,8 @@ def profile(
     # Counting on the meta device is exact and fast, and tells how much memory the measurement needs.
     tell(Status("counting"))
     shapes = loading.meta_unet(family, settings.dtype)
-    counted = _count(shapes, family, settings)
+    inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta", settings.dtype)
+    counted = flops.count(shapes, (), inputs, list(blocks.iter_parts(shapes)))
     topology = blocks.topology(shapes)
 
     unet = shapes
@@ -93,11 +94,6 @@ def profile(
         host=timings.host,
         weights_sha256=loading.weights_sha256(unet) if backend.NEEDS_WEIGHTS and weights != execution.RANDOM else None,
     )
-
-
-def _count(shapes: nn.Module, family: Family, settings: ProfileSettings) -> flops.Count:
-    inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta", settings.dtype)
-    return flops.count(shapes, (), inputs, list(blocks.iter_parts(shapes)))
 
 
 def _require_memory(backend: Any, counted: flops.Count, family: Family, settings: ProfileSettings) -> None:

@@ -20,13 +20,9 @@ from asdm.measure.backends.eager import timed_in_parts
 from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part
 
-NEEDS_WEIGHTS = True
-WEIGHT_COPIES = 0
-ACTIVATION_COPIES = 0
-HOOKED = False
-DTYPES = ("fp32", "bf16", "fp16")
-DEVICES = ()  # all of torch's
-
+NEEDS_WEIGHTS, HOOKED = True, False
+WEIGHT_COPIES, ACTIVATION_COPIES = 0, 0
+DTYPES, DEVICES = ("fp32", "bf16", "fp16"), ()  # all devices of torch's
 GRAPHS = 256  # one for each unit: torch's own limit of graphs per function is 8, beyond which it stops compiling
 
 

@@ -12,12 +12,9 @@ from torch import nn
 from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part, hooked
 
-NEEDS_WEIGHTS = True
-WEIGHT_COPIES = 0
-ACTIVATION_COPIES = 0
-HOOKED = True
-DTYPES = ("fp32", "bf16", "fp16")
-DEVICES = ()  # all of torch's
+NEEDS_WEIGHTS, HOOKED = True, True
+WEIGHT_COPIES, ACTIVATION_COPIES = 0, 0
+DTYPES, DEVICES = ("fp32", "bf16", "fp16"), ()  # all devices of torch's
 
 
 class EagerSession:

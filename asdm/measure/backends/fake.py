@@ -17,12 +17,9 @@ from asdm.measure.clocks import Clock
 from asdm.unet import flops
 from asdm.unet.blocks import OTHER, Part
 
-NEEDS_WEIGHTS = False
-WEIGHT_COPIES = 0
-ACTIVATION_COPIES = 0
-HOOKED = False
-DTYPES = ("fp32", "bf16", "fp16")
-DEVICES = ()
+NEEDS_WEIGHTS, HOOKED = False, False
+WEIGHT_COPIES, ACTIVATION_COPIES = 0, 0
+DTYPES, DEVICES = ("fp32", "bf16", "fp16"), ()
 SECONDS_PER_MAC = 1e-11
 SECONDS_PER_PART = 1e-3
 NOISE = 0.01
@@ -33,8 +30,8 @@ class FakeSession:
 
     attribution = None
 
-    def __init__(self, times: dict[str, float], seed: int = 0) -> None:
-        self.times, self.rng = times, np.random.default_rng(seed)
+    def __init__(self, times: dict[str, float]) -> None:
+        self.times, self.rng = times, np.random.default_rng(0)
 
     def run(self) -> float:
         return self.run_parts()[0]

@@ -23,13 +23,10 @@ from asdm.measure.backends import _onnx
 from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part
 
-NEEDS_WEIGHTS = True
+NEEDS_WEIGHTS, HOOKED = True, False
 WEIGHT_COPIES = 1
 ACTIVATION_COPIES = 11  # as measured on SD 1.5 at batch 1 and 2: its arena, and attention that is written out
-HOOKED = False
-DTYPES = ("fp32",)
-DEVICES = ("cpu",)
-
+DTYPES, DEVICES = ("fp32",), ("cpu",)
 PROFILED_RUNS = 5
 AFTER_ITS_NODE = ("ReorderOutput", "Transpose", "gemm_output_reshape")  # inserted by ONNX Runtime; others go before
 

@@ -21,10 +21,8 @@ from asdm.measure.backends import _onnx
 from asdm.measure.clocks import Clock, timed
 from asdm.unet.blocks import Part
 
-NEEDS_WEIGHTS = True
-WEIGHT_COPIES = 1
-ACTIVATION_COPIES = 1
-HOOKED = False
+NEEDS_WEIGHTS, HOOKED = True, False
+WEIGHT_COPIES, ACTIVATION_COPIES = 1, 1
 HAS_BF16 = "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")  # or the hint is passed over
 DTYPES = ("fp32", "bf16") if HAS_BF16 else ("fp32",)
 DEVICES = ("cpu",)
