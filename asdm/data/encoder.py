@@ -43,12 +43,9 @@ class Encoder:
     @torch.no_grad()
     def states(self, captions: Sequence[str]) -> torch.Tensor:
         """Text states (b, tokens, c), which the UNet attends to."""
+        length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
-            list(captions),
-            padding="max_length",
-            truncation=True,
-            max_length=self.tokenizer.model_max_length,
-            return_tensors="pt",
+            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
         return self.text(tokens.to(self.device))[0].float()
 

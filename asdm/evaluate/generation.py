@@ -34,18 +34,11 @@ def generate_images(
 ) -> GeneratedImages:
     """One image per caption; the i-th has seed `first_seed` + i, whatever the model and the batch."""
     images, latents = [], []
+    options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": size, "width": size}
     for start in range(0, len(captions), batch):
         prompts = list(captions[start : start + batch])
         generators = [torch.Generator().manual_seed(first_seed + start + i) for i in range(len(prompts))]
-        latent = pipeline(
-            prompts,
-            num_inference_steps=steps,
-            guidance_scale=guidance_scale,
-            generator=generators,
-            output_type="latent",
-            height=size,
-            width=size,
-        ).images
+        latent = pipeline(prompts, generator=generators, output_type="latent", **options).images
         latents.append(latent.float().cpu())
         images.append(decode_latents(pipeline.vae, latent).cpu())
         tell(start + len(prompts), None)

@@ -124,20 +124,13 @@ def run_images(
 ) -> list[ImageLatency]:
     """Runs the real pipeline from prompt to pixels, teacher and students interleaved."""
     pipe = pipeline(family, everyone[0].unet, settings)
+    side = settings.size or family.size
+    options = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale}
+    options |= {"height": side, "width": side}
 
     def run(unet: nn.Module) -> float:
         pipe.register_modules(unet=unet)
-        return clocks.timed(
-            lambda: pipe(
-                PROMPT,
-                num_inference_steps=settings.steps,
-                guidance_scale=settings.guidance_scale,
-                height=settings.size or family.size,
-                width=settings.size or family.size,
-                output_type="np",
-            ),
-            clock,
-        )
+        return clocks.timed(lambda: pipe(PROMPT, output_type="np", **options), clock)
 
     calls = {str(i): (lambda unet=compared.unet: run(unet)) for i, compared in enumerate(everyone)}
     order = list(calls)
