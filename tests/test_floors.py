@@ -78,7 +78,6 @@ NO_TORCH = [
     "asdm_prof.analysis.transfer",
     "asdm_prof.search.halving",
     "asdm_prof.search.named_locks",
-    "asdm_prof.search.storage",
     "asdm_prof.search.study",
 ]
 

@@ -78,7 +78,7 @@ class Halving:
     @staticmethod
     def _units(rung: int) -> int:
         """Steps that a rung adds to a candidate, in steps of the first rung."""
-        return 2**rung - (2 ** (rung - 1) if rung else 0)
+        return 2 ** max(rung - 1, 0)
 
     def steps_until(self, rung: int) -> int:
         """Steps that a candidate has trained at the end of a rung."""

@@ -10,7 +10,7 @@ measured in pairs in one process; a worker on another kind of machine is refused
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -24,20 +24,20 @@ from asdm.distill.settings import check_settings
 from asdm.measure import machine
 from asdm.models import loading
 from asdm.models.families import Family, load_family
-from asdm.records.bench import MEASURES
+from asdm.plan.edits import PruningPlan
+from asdm.records.bench import MEASURES, Metric
+from asdm.records.measurement import Estimate
 from asdm.utils import io
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 from asdm_prof.analysis.diff import MACHINE
-from asdm_prof.records import Damage, Profile, Search
-from asdm_prof.search.candidates import new_study
-from asdm_prof.search.context import SearchContext
-from asdm_prof.search.halving import Halving
-from asdm_prof.search.result import conclude
+from asdm_prof.planner import frontier, plan as planner
+from asdm_prof.planner.budgets import parse_budget
+from asdm_prof.records import Damage, FrontierPoint, Profile, Rung, Search, SearchedStudent
+from asdm_prof.search.halving import Halving, Job
 from asdm_prof.search.settings import SearchSettings, WorkerSettings
-from asdm_prof.search.storage import open_study, without_password
-from asdm_prof.search.training import training_settings
-from asdm_prof.search.worker import Worker
+from asdm_prof.search.study import SharedStudy, open_study, without_password
+from asdm_prof.search.worker import SearchContext, Worker, training_settings
 
 RESULT = "search.json"
 
@@ -105,4 +105,149 @@ def identity(context: SearchContext) -> dict[str, Any]:
         "teacher_sha256": loading.weights_sha256(teacher),
         "data_fingerprint": datasets.fingerprint(data),
         **{name: facts[name] for name in MACHINE if name in facts},
+    }
+
+
+# ---------------------------------------------------------------------------------------------- candidates
+
+
+def new_study(
+    family: Family, settings: SearchSettings, profile: Profile, damage: Damage | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The settings that a new study takes from its profile, and the plans of its candidates, as JSON.
+
+    Raises ValueError for a profile or damage of another model, or where there are fewer plans than candidates.
+    """
+    if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
+        raise ValueError(f"the profile was taken of {profile.family}, not of {family.name}; profile {family.name}.")
+    points, apart = diverse_points(profile, settings, damage)
+    damage_sha256 = damage.sha256() if damage else None
+    budget_ratio = parse_budget(settings.budget, profile.whole.latency_s.median)
+    plans = [
+        PruningPlan(
+            name=f"candidate-{number:02d}",
+            family=family.name,
+            teacher_config_sha256=profile.config_sha256,
+            edits=point.edits,
+            budget=settings.budget.strip(),
+            budget_ratio=budget_ratio,
+            damage_from=planner.MEASURED if damage else planner.STRUCTURAL_PRIOR,
+            predicted=planner.price(profile, point.edits),
+            profile_sha256=profile.sha256(),
+            damage_sha256=damage_sha256,
+            measured_at=planner.measured_at(profile),
+        ).model_dump(mode="json", by_alias=True)
+        for number, point in enumerate(points)
+    ]
+    facts = {
+        "profile_sha256": profile.sha256(),
+        "damage_sha256": damage_sha256,
+        "budget_ratio": budget_ratio,
+        "found_apart": apart,
+        "damages": [point.damage for point in points],
+        **{f"timed_{name}": getattr(profile, name) for name in ("backend", "dtype", "device", "threads", "batch")},
+        "size": profile.size,
+    }
+    return facts, plans
+
+
+def diverse_points(
+    profile: Profile, settings: SearchSettings, damage: Damage | None
+) -> tuple[Sequence[FrontierPoint], int]:
+    """As many plans as there are candidates, and in how many choices each two differ: `settings.apart`, or fewer."""
+    points: Sequence[FrontierPoint] = ()
+    budget = {"latency": settings.budget}
+    for apart in range(settings.apart, 0, -1):
+        points = frontier.make_frontier(profile, damage, asked=budget, diverse=settings.candidates, apart=apart).diverse
+        if len(points) == settings.candidates:
+            return points, apart
+    raise ValueError(
+        f"there are only {len(points)} plans within the budget {settings.budget} for {settings.candidates} candidates; "
+        f"choose --candidates {len(points)} or fewer, or a higher --budget."
+    )
+
+
+# ---------------------------------------------------------------------------------------------- result
+
+
+def conclude(context: SearchContext, study: SharedStudy, command: str) -> Search:
+    """The record of a search whose rungs have ended, from its study alone: every worker writes the same."""
+    known, settings = study.settings, context.settings
+    students = _mark_front(list(_students(context, study)), settings.metric, study.maximise)
+    halving, attempts = study.halving, study.attempts()
+    return Search(
+        created_utc=io.utc_now(),
+        command=command,
+        family=context.family.name,
+        weights=loading.weights_name(context.family, context.weights),
+        **{name: known[f"timed_{name}"] for name in ("backend", "dtype", "device", "threads", "batch")},
+        **{name: known[name] for name in ("size", "teacher_config_sha256", "profile_sha256", "damage_sha256")},
+        **{name: getattr(settings, name) for name in ("seed", "budget", "metric", "recipe", "data", "split")},
+        study=study.optuna_study.study_name,
+        weights_sha256=known["teacher_sha256"],
+        budget_ratio=known["budget_ratio"],
+        maximise=study.maximise,
+        learning_rate=settings.learning_rate,
+        training_batch=settings.batch,
+        pictures=settings.prompts,
+        rungs=tuple(Rung(candidates=size, steps=halving.steps_until(n)) for n, size in enumerate(halving.sizes)),
+        training_steps=sum(halving.steps_of(attempt.job) for attempt in attempts if attempt.fate == "done"),
+        trials={fate: sum(one.fate == fate for one in attempts) for fate in ("done", "diverged", "left", "died")},
+        students=students,
+        failed=_failures(study, {student.candidate for student in students}),
+        environment=machine.environment(settings.device, int(known["threads"])),
+    )
+
+
+def _students(context: SearchContext, study: SharedStudy) -> Iterator[SearchedStudent]:
+    """Every candidate's last measurement: the last rung first, and within a rung the best first."""
+    trials = {(trial.params["rung"], trial.params["candidate"]): trial for trial in study.measured_trials()}
+    measured = {attempt.job: attempt for attempt in study.attempts() if attempt.fate == "done"}
+    listed: set[int] = set()
+    for job in sorted(measured, key=lambda job: (-job.rung, measured[job].rank)):
+        if job.candidate not in listed:
+            listed.add(job.candidate)
+            yield _student(context, study, job, trials[job.rung, job.candidate], measured[job].over_budget)
+
+
+def _student(context: SearchContext, study: SharedStudy, job: Job, trial: Any, over_budget: float) -> SearchedStudent:
+    plan = PruningPlan.parse(study.plans[job.candidate], f"candidate {job.candidate}")
+    latency, quality = trial.user_attrs["latency"], trial.user_attrs["quality"]
+    assert plan.predicted is not None, "every candidate was planned on a profile"
+    return SearchedStudent(
+        candidate=job.candidate,
+        rung=job.rung,
+        steps=study.halving.steps_until(job.rung),
+        edits=plan.edits,
+        plan_sha256=plan.sha256(),
+        predicted=plan.predicted,
+        damage=study.settings["damages"][job.candidate],
+        ratio=Estimate(**latency["ratio"]),
+        **{name: latency[name] for name in ("student_s", "teacher_s", "macs", "params")},
+        quality={name: Metric(**metric) for name, metric in quality.items()},
+        within_budget=over_budget <= 0,
+        in_front=False,
+        host=trial.user_attrs["host"],
+        folder=str(context.student_folder(job).relative_to(context.output)),
+    )
+
+
+def _mark_front(students: Sequence[SearchedStudent], metric: str, maximise: bool) -> tuple[SearchedStudent, ...]:
+    """The students, marked where no other is at least as good in both latency and quality and better in one."""
+    sign = -1 if maximise else 1
+    points = [(student.ratio.median, sign * student.quality[metric].value) for student in students]
+
+    def dominated(point: tuple[float, float]) -> bool:
+        return any(a <= point[0] and b <= point[1] and (a, b) != point for a, b in points)
+
+    marked = zip(students, points, strict=True)
+    return tuple(student.model_copy(update={"in_front": not dominated(point)}) for student, point in marked)
+
+
+def _failures(study: SharedStudy, measured: set[int]) -> dict[str, str]:
+    """Why candidates have no measurement."""
+    return {
+        str(attempt.job.candidate): str(trial.user_attrs.get("why", "its worker died each time"))
+        for trial, attempt in zip(study.trials(), study.attempts(), strict=True)
+        if attempt.job.candidate not in measured and attempt.fate in ("diverged", "died")
     }

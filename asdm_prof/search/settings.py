@@ -55,8 +55,7 @@ class WorkerSettings:
     """What each worker of a study may have of its own."""
 
     storage: Annotated[
-        str | None,
-        Option("postgresql://USER@HOST/DATABASE, for workers on several machines; default: a file."),
+        str | None, Option("postgresql://USER@HOST/DATABASE, for workers on several machines; default: a file.")
     ] = None
     study: Annotated[str | None, Option("Name of the study; default: FAMILY-BUDGET.")] = None
     checkpoint_s: CheckpointSeconds = 600.0

@@ -1,4 +1,5 @@
-"""The study that all workers of a search share: Optuna keeps its trials, named locks tell who is alive.
+"""The study that all workers of a search share: Optuna keeps its trials, in a journal file of one machine or in
+PostgreSQL for workers on many; named locks tell who is alive.
 
 A trial is one attempt at a job. Its worker holds a lock named after it until it ends; the lock is released when the
 worker dies, so no clock decides who is alive. Reading and deciding (which jobs are due, which workers died, who takes
@@ -11,15 +12,24 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlsplit
 
+from asdm.utils import locks
+from asdm.utils.io import brief
+from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.search.halving import Attempt, Halving, Job
-from asdm_prof.search.named_locks import NamedLocks, held
+from asdm_prof.search.named_locks import DatabaseLocks, FileLocks, NamedLocks, held
 
-RATIO, QUALITY = 0, 1  # a trial's two values
+MISSING = "asdm-prof search needs the packages of the extra 'search'; pip install 'asdm-prof[search]'."
+JOURNAL = "study.jsonl"
+QUALITY = 1  # the second of a trial's two values; the first is the latency ratio
 
 
 def host_id() -> str:
@@ -93,13 +103,8 @@ class SharedStudy:
                 job = next((job for job in due if self._may_take(job, has_checkpoint)), None)
                 if job is None:
                     return None
-                self.optuna_study.enqueue_trial(
-                    {"candidate": job.candidate, "rung": job.rung},
-                    user_attrs={
-                        "steps": self.halving.steps_until(job.rung),
-                        "plan": json.dumps(self.plans[job.candidate]),
-                    },
-                )
+                attrs = {"steps": self.halving.steps_until(job.rung), "plan": json.dumps(self.plans[job.candidate])}
+                self.optuna_study.enqueue_trial(asdict(job), user_attrs=attrs)
             # A worker that died between the two calls has left its trial waiting: `ask` gives that one.
             trial = self.optuna_study.ask(self._distributions())
             self.locks.take(f"trial-{trial.number}")
@@ -148,13 +153,123 @@ class SharedStudy:
     def _distributions(self) -> dict[str, Any]:
         from optuna.distributions import IntDistribution
 
-        return {
-            "candidate": IntDistribution(0, self.halving.candidates - 1),
-            "rung": IntDistribution(0, self.halving.rungs - 1),
-        }
+        counts = {"candidate": self.halving.candidates, "rung": self.halving.rungs}
+        return {name: IntDistribution(0, count - 1) for name, count in counts.items()}
 
-    @contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self) -> AbstractContextManager[None]:
         """Read and decide while no other worker does."""
-        with held(self.locks, "decide"):
-            yield
+        return held(self.locks, "decide")
+
+
+# ---------------------------------------------------------------------------------------------- opening a study
+
+
+@contextmanager
+def open_study(
+    storage: str | None,
+    name: str,
+    folder: Path,
+    settings: Mapping[str, Any],
+    maximise: bool,
+    begin: Callable[[], tuple[Mapping[str, Any], list[dict[str, Any]]]],
+) -> Iterator[SharedStudy]:
+    """The study of a search; a new one gets more settings and the candidates' plans from `begin()`.
+
+    `settings` must equal those of an existing study. Raises ValueError for a study of another search, a storage that is
+    not PostgreSQL or does not answer, and where the extra is missing.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError:
+        raise ValueError(MISSING) from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    url = database_url(storage) if storage else None
+    with _connection_errors(storage):
+        named_locks: NamedLocks = (
+            DatabaseLocks(url.replace("+psycopg", "", 1), name) if url else FileLocks(folder / "locks")
+        )
+        try:
+            with held(named_locks, "decide"):
+                optuna_study = optuna.create_study(
+                    study_name=name,
+                    storage=optuna.storages.RDBStorage(url) if url else _journal(folder / JOURNAL),
+                    sampler=optuna.samplers.RandomSampler(),  # nothing is sampled: every trial is enqueued
+                    directions=("minimize", "maximize" if maximise else "minimize"),
+                    load_if_exists=True,
+                )
+                if "plans" not in optuna_study.user_attrs:
+                    more_settings, plans = begin()
+                    optuna_study.set_user_attr("settings", {**settings, **more_settings})
+                    optuna_study.set_user_attr("plans", plans)  # last: it marks the study as complete
+                known = optuna_study.user_attrs["settings"]
+                _check_same(settings, known, name, storage or str(folder))
+            study = SharedStudy(optuna_study, named_locks, known, tuple(optuna_study.user_attrs["plans"]), maximise)
+            named_locks.take(f"host-{study.host}", shared=True, wait=True)
+            yield study
+        finally:
+            named_locks.close()
+
+
+def _check_same(settings: Mapping[str, Any], known: Mapping[str, Any], name: str, place: str) -> None:
+    """Raises ValueError naming the first setting in which two searches differ."""
+    for key, value in settings.items():
+        if known.get(key) == value:
+            continue
+        study, theirs, ours = f"the study {name} in {without_password(place)}", brief(known.get(key)), brief(value)
+        if key in MACHINE:
+            raise ValueError(
+                f"{study} is measured on machines whose {key} is {theirs}, and this machine's is {ours}; latencies of "
+                "different machines cannot be compared."
+            )
+        raise ValueError(
+            f"{study} belongs to another search: its {key} is {theirs}, not {ours}; use the same value, or choose "
+            "another --study or --output."
+        )
+
+
+def database_url(storage: str) -> str:
+    """A PostgreSQL URL with the driver that the extra installs; raises ValueError for any other storage."""
+    scheme, separator, rest = storage.partition("://")
+    if not separator or scheme not in ("postgresql", "postgres", "postgresql+psycopg"):
+        raise ValueError(
+            f"storage must look like postgresql://USER@HOST/DATABASE, got {without_password(storage)!r}; leave it out "
+            "to use a file."
+        )
+    return f"postgresql+psycopg://{rest}"
+
+
+def without_password(storage: str) -> str:
+    """A storage's address with its password hidden."""
+    password = urlsplit(storage).password if "://" in storage else None
+    return storage.replace(f":{password}@", ":…@") if password else storage
+
+
+@contextmanager
+def _connection_errors(storage: str | None) -> Iterator[None]:
+    """Turns the errors of a database that does not answer into one sentence."""
+    import optuna
+
+    errors: tuple[type[Exception], ...] = (optuna.exceptions.StorageInternalError,)
+    if storage:
+        try:
+            import psycopg
+            import sqlalchemy
+        except ModuleNotFoundError:
+            raise ValueError(MISSING) from None
+        errors = (*errors, psycopg.Error, sqlalchemy.exc.SQLAlchemyError)
+    try:
+        yield
+    except errors as error:
+        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        place = without_password(storage or "of the study")
+        raise ValueError(f"the storage {place} does not answer: {reason}.") from None
+
+
+def _journal(path: Path) -> Any:
+    """A journal on this machine's disk, whose lock does not outlive a killed worker."""
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    handle = locks.open_lock(path.with_name(f"{path.name}.lock"))
+    lock: Any = SimpleNamespace(acquire=partial(locks.lock, handle), release=partial(locks.unlock, handle))
+    return JournalStorage(JournalFileBackend(str(path), lock))

@@ -4,18 +4,196 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
 
+import torch
+
+from asdm.data import datasets
+from asdm.distill import recipes
+from asdm.distill.context import TrainProgress
 from asdm.distill.divergence import Diverged
+from asdm.distill.run import distill
+from asdm.distill.run_folder import PAUSED
+from asdm.distill.settings import DistillSettings
+from asdm.evaluate import benchmark
+from asdm.evaluate.generation import GeneratedImages, generate_images
+from asdm.evaluate.quality import Judgement, judgement
+from asdm.evaluate.settings import BenchSettings
+from asdm.models import example_inputs, loading
+from asdm.models.families import Family, load_family
+from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan
+from asdm.records.bench import Metric
+from asdm.utils.locks import MachineLock
 from asdm.utils.progress import Tell
-from asdm_prof.search.context import SearchContext
-from asdm_prof.search.judging import StudentJudge
+from asdm_prof.search.halving import Job
+from asdm_prof.search.settings import SearchSettings
 from asdm_prof.search.study import Claim, SharedStudy
-from asdm_prof.search.timing import time_candidate
-from asdm_prof.search.training import train_candidate
 
 POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class SearchContext:
+    """A search's teacher and settings, with the folders of its candidates under `output`."""
+
+    family: Family
+    teacher: str
+    settings: SearchSettings
+    output: Path
+    host: MachineLock = field(default_factory=MachineLock)
+
+    @property
+    def weights(self) -> str:
+        return self.settings.weights or loading.default_weights(self.family)
+
+    def pixels(self, size: int | None = None) -> int:
+        """Pixels per side of the pictures."""
+        return example_inputs.latent_size(self.family, size) * self.family.vae_factor
+
+    def plan_file(self, candidate: int) -> Path:
+        return self.output / "candidates" / f"{candidate:02d}" / "plan.json"
+
+    def training_folder(self, candidate: int) -> Path:
+        return self.output / "candidates" / f"{candidate:02d}" / "training"
+
+    def has_checkpoint(self, job: Job) -> bool:
+        """Whether the candidate's training so far lies in this process's folder."""
+        return (self.training_folder(job.candidate) / "run.json").exists()
+
+    def student_folder(self, job: Job) -> Path:
+        """Where a candidate's student lies at the end of a rung."""
+        training = self.training_folder(job.candidate)
+        return training if job.rung == self.settings.rungs - 1 else training / PAUSED
+
+
+# ---------------------------------------------------------------------------------------------- time, train, judge
+
+
+def time_candidate(context: SearchContext, study: SharedStudy, candidate: int, tell: Tell) -> dict[str, Any]:
+    """A candidate's UNet latency, MACs and parameters; measured once, as training does not change its shape."""
+    for trial in study.measured_trials():
+        if trial.params["candidate"] == candidate:
+            return dict(trial.user_attrs["latency"])
+    known = study.settings
+    settings = BenchSettings(
+        weights=context.weights,
+        **{name: known[f"timed_{name}"] for name in ("backend", "dtype", "device", "threads", "batch")},
+        seed=context.settings.seed,
+        size=known["size"],
+        steps=1,
+        guidance_scale=0.0,
+        time_budget_s=context.settings.time_budget_s,
+    )
+    tell("waiting for the machine", 0, None)
+    with context.host.timing():
+        result = benchmark.bench(context.teacher, [str(context.plan_file(candidate))], settings, tell)
+    (student,) = result.students
+    return {
+        "ratio": student.unet_latency_ratio.model_dump(),
+        "student_s": student.unet_latency_s.samples,
+        "teacher_s": student.paired_teacher_latency_s.samples,
+        "macs": student.macs,
+        "params": student.params,
+    }
+
+
+def training_settings(
+    settings: SearchSettings, steps: int, size: int | None = None, checkpoint_s: float = 600.0
+) -> DistillSettings:
+    """How a candidate trains, as `asdm distill` takes it."""
+    names = ("data", "split", "seed", "weights", "device", "dtype", "batch", "learning_rate", "threads")
+    shared = {name: getattr(settings, name) for name in names}
+    return DistillSettings(steps=steps, size=size, checkpoint_s=checkpoint_s, **shared)
+
+
+def train_candidate(context: SearchContext, study: SharedStudy, job: Job, checkpoint_s: float, tell: Tell) -> None:
+    """Train a candidate from its last checkpoint to the end of the job's rung."""
+    halving, attempts, settings = study.halving, study.attempts(), context.settings
+    steps_after = halving.steps_left(attempts) - halving.steps_of(job)  # of the whole search, after this job
+    workers = sum(attempt.fate == "open" for attempt in attempts)
+    with context.host.working() as pause:
+
+        def on_progress(status: TrainProgress) -> None:
+            pause()
+            eta_s = None
+            if status.eta_s is not None:
+                eta_s = status.eta_s + steps_after / workers * settings.batch / status.images_per_s
+            tell(f"training, {status.stage}", status.step, eta_s)
+
+        distill(
+            str(context.plan_file(job.candidate)),
+            context.teacher,
+            context.training_folder(job.candidate),
+            training_settings(settings, halving.final_steps, study.settings["size"], checkpoint_s),
+            recipes.load(settings.recipe),
+            on_progress=on_progress,
+            command="asdm-prof search",
+            until=halving.steps_until(job.rung),
+        )
+
+
+class StudentJudge:
+    """A search's judge at one picture size; it loads the data and draws the teacher's pictures once."""
+
+    def __init__(self, context: SearchContext, size: int | None) -> None:
+        self._context, self._size = context, size
+        self._judge: Callable[[GeneratedImages], dict[str, Metric]] | None = None
+
+    def metrics(self, student: Path, tell: Tell) -> dict[str, Metric]:
+        """Every metric of what the student in a folder draws."""
+        family, settings = self._context.family, self._context.settings
+        setup = Setup(self._context.weights, settings.device, "fp32", seed=settings.seed, size=self._size)
+        with self._context.host.working() as pause, torch.inference_mode():
+
+            def drawing(who: str, count: int, eta_s: float | None) -> None:
+                pause()
+                tell(f"{who} draws", count, None)
+
+            unet = loading.load_unet(load_family(str(student)), str(student), settings.device, "fp32")
+            whole_pipeline = pipeline(family, unet, setup)
+            judge = self._beside_the_teacher(whole_pipeline, setup, drawing)
+            whole_pipeline.register_modules(unet=unet)
+            drawn = self._draw(whole_pipeline, settings.seed, partial(drawing, "the student"))
+            tell("judging", 0, None)
+            return judge(drawn)
+
+    def _beside_the_teacher(
+        self, whole_pipeline: Any, setup: Setup, drawing: Tell
+    ) -> Callable[[GeneratedImages], dict[str, Metric]]:
+        """The judge of students; the teacher draws twice: from their seeds, and from others for the noise floor."""
+        if self._judge is None:
+            unet = loading.load_unet(self._context.family, self._context.weights, setup.device, "fp32", setup.seed)
+            whole_pipeline.register_modules(unet=unet)
+            seeds = (setup.seed, setup.seed + self._context.settings.prompts)
+            teacher, again = (self._draw(whole_pipeline, seed, partial(drawing, "the teacher")) for seed in seeds)
+            self._judge = self._judgement.beside(teacher, again)
+        return self._judge
+
+    def _draw(self, whole_pipeline: Any, seed: int, tell: Callable[[int, float | None], None]) -> GeneratedImages:
+        context, settings = self._context, self._context.settings
+        guidance = context.family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+        captions, pixels = self._judgement.captions, context.pixels(self._size)
+        return generate_images(whole_pipeline, captions, seed, settings.draw_steps, guidance, tell, size=pixels)
+
+    @cached_property
+    def _judgement(self) -> Judgement:
+        """The networks that judge, with the real pictures: the same ones in every worker."""
+        settings = self._context.settings
+        data = datasets.open_source(settings.data, settings.split, self._context.pixels(self._size))
+        if isinstance(data, datasets.Stream) or not isinstance(data[0], datasets.Example):
+            raise ValueError(f"{settings.data} has no pictures that can be judged by; choose emoji or folder:DIR.")
+        bench_settings = BenchSettings(pictures=settings.prompts, judge=settings.judge)
+        return judgement(data, f"{settings.data} has {len(data)}", bench_settings)
+
+
+# ---------------------------------------------------------------------------------------------- the worker
 
 
 class Worker:

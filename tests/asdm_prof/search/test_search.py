@@ -31,7 +31,7 @@ from asdm_prof.records import Search
 from asdm_prof.renderers import figures, html
 from asdm_prof.search.halving import Job
 from asdm_prof.search.search import RESULT
-from asdm_prof.search.storage import database_url
+from asdm_prof.search.study import database_url
 from tests import children
 from tests.asdm.distill.training import WEIGHTS
 from tests.asdm_prof import synthetic
