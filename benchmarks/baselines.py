@@ -82,14 +82,16 @@ def random(problem: Problem, ratio: float, n: int, seed: int) -> list[Edits]:
 
 def at(problem: Problem, ratio: float, fixed_plans: Mapping[str, Edits], n: int, seed: int) -> dict[str, Edits]:
     """Every baseline that is within a latency budget by the profile, by name."""
-    plans = {name: edits for name, edits in fixed_plans.items() if _ratio(problem, edits) <= ratio}
+    predicted = {name: predicted_ratio(problem.profile, edits) for name, edits in fixed_plans.items()}
+    plans = {name: fixed_plans[name] for name, known in predicted.items() if known is not None and known <= ratio}
     if (edits := greedy(problem, ratio)) is not None:
         plans["greedy"] = edits
     return plans | {f"random {i + 1}": edits for i, edits in enumerate(random(problem, ratio, n, seed))}
 
 
-def _ratio(problem: Problem, edits: Edits) -> float:
+def predicted_ratio(profile: Profile, edits: Edits) -> float | None:
+    """Latency by the profile, student / teacher; None with a replacement that it did not time."""
     try:
-        return plan.price(problem.profile, edits).ratio
-    except ValueError:  # a replacement that the profile did not time
-        return np.inf
+        return plan.price(profile, edits).ratio
+    except ValueError:
+        return None

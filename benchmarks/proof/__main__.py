@@ -35,11 +35,9 @@ from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks import script
 from benchmarks.proof import evidence
 from benchmarks.proof.figures import PROOF
-from benchmarks.proof.latency import time_rows
 from benchmarks.proof.records import Proof
-from benchmarks.proof.rows import chosen_rows
-from benchmarks.proof.run import prove
-from benchmarks.proof.settings import ProofSettings
+from benchmarks.proof.rows import ProofSettings, chosen_rows
+from benchmarks.proof.run import prove, time_rows
 
 
 @from_settings

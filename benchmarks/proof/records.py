@@ -24,13 +24,13 @@ class Judged(Frozen):
 
 
 class ProofResult(Frozen):
-    """One student: a row trained from one seed. The teacher, who is not trained, has one with seed None."""
+    """One student: a row trained from one seed. The teacher, which is not trained, has one with seed None."""
 
-    seed: int | None
-    seconds: float  # of training steps, on whatever else the machine did meanwhile
-    pictures: int  # seen in training, repeats included
-    peak_memory_bytes: int  # counted: weights, encoders, gradients, moments, average, activations
-    trainable: int  # parameters of the last stage that learn
+    seed: int | None = None
+    seconds: float = 0.0  # of training steps, on whatever else the machine did meanwhile
+    pictures: int = 0  # seen in training, repeats included
+    peak_memory_bytes: int = 0  # counted: weights, encoders, gradients, moments, average, activations
+    trainable: int = 0  # parameters of the last stage that learn
     student_sha256: str | None
     metrics: dict[str, Judged]
 
@@ -50,15 +50,15 @@ class ProofRow(Frozen):
 
     name: str
     what: str
-    plan_name: str
-    recipe: str  # "" for the teacher
-    rival: str | None  # the row that it is compared with at its own latency
-    ablates: str | None  # the row that it is but for one thing
-    plan_sha256: str | None
-    edits: tuple[AnyEdit, ...]
+    plan_name: str = ""
+    recipe: str = ""  # the teacher has none
+    rival: str | None = None  # the row that it is compared with at its own latency
+    ablates: str | None = None  # the row that it is but for one thing
+    plan_sha256: str | None = None
+    edits: tuple[AnyEdit, ...] = ()
     params: int
     macs: int
-    predicted_ratio: float | None
+    predicted_ratio: float | None = None
     latency: ProofLatency | None = None
     results: tuple[ProofResult, ...] = ()
 

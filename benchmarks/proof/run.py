@@ -2,32 +2,34 @@
 
 All rows see the same number of pictures with the same optimizer, schedule and seeds; the captions that are drawn were
 held out of every training, and are drawn from the same noise. Results are saved after every student, and an interrupted
-run resumes, in the middle of a training too. Latency is measured apart, when the machine is quiet (latency.py).
+run resumes, in the middle of a training too. Latency is measured apart, when all is quiet (`time_rows`).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from asdm.distill.stages import meta_student
-from asdm.measure import machine
+from asdm.evaluate import benchmark
+from asdm.evaluate.settings import BenchSettings
+from asdm.measure import machine, statistics
 from asdm.models import build, loading
 from asdm.plan.edits import PruningPlan
-from asdm.utils.io import utc_now
+from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
-from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage, Profile
 from asdm_prof.search.named_locks import FileLocks, held
-from benchmarks.proof.judging import ProofJudge
-from benchmarks.proof.plans import plans_of
-from benchmarks.proof.records import Proof, ProofResult, ProofRow
-from benchmarks.proof.rows import ROWS, TEACHER, Row
-from benchmarks.proof.settings import ProofSettings
-from benchmarks.proof.training import resolved_recipe, train_and_judge
+from benchmarks import baselines
+from benchmarks.proof.records import Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
+from benchmarks.proof.rows import ROWS, TEACHER, ProofSettings, Row, plans_of
+from benchmarks.proof.training import ProofJudge, train_and_judge
 
 
 def prove(
@@ -38,9 +40,9 @@ def prove(
     damage: Damage,
     path: Path,
     folder: Path,
-    force: bool = False,
-    tell: Tell = lambda *_: None,
-    command: str = "",
+    force: bool,
+    tell: Tell,
+    command: str,
 ) -> Proof:
     """Train and judge every row from every seed that the proof in `path` lacks, one seed after another.
 
@@ -52,21 +54,20 @@ def prove(
     try:
         with held(locks, "proof"):
             plans = plans_of(rows, profile, damage, settings.budget, folder)
-            judge = ProofJudge.of(settings, folder)
-            new = _new_proof(settings, profile, damage, judge, rows, plans, folder, command)
+            judge = ProofJudge(settings, folder)
+            new = _new_proof(judge, profile, damage, rows, plans, command)
             proof = new if force or not path.exists() else _resumed(path, new)
             proof.save(path, force=True)
             if not proof.rows[0].results:
                 judge.with_teacher(proof, tell).save(path, force=True)
-        for seed in seeds:
-            for row in rows[1:]:
-                if not locks.take(job := f"{row.name}-{seed}"):
-                    continue
-                if not _has(path, row, seed):
-                    result = train_and_judge(row, seed, settings, judge, folder, _prefixed(tell, row, seed))
-                    with held(locks, "proof"):
-                        _with_result(Proof.load(path), row, result).save(path, force=True)
-                locks.drop(job)
+        for seed, row in itertools.product(seeds, rows[1:]):
+            if not locks.take(job := f"{row.name}-{seed}"):
+                continue
+            if not _has(path, row, seed):
+                result = train_and_judge(row, seed, judge, tell)
+                with held(locks, "proof"):
+                    _with_result(Proof.load(path), row, result).save(path, force=True)
+            locks.drop(job)
         return Proof.load(path)
     finally:
         locks.close()
@@ -77,70 +78,53 @@ def _has(path: Path, row: Row, seed: int) -> bool:
     return saved is not None and seed in [result.seed for result in saved.results]
 
 
-def _prefixed(tell: Tell, row: Row, seed: int) -> Tell:
-    return lambda stage, count, eta_s: tell(f"{row.name}, seed {seed}: {stage}", count, eta_s)
-
-
 def _with_result(proof: Proof, row: Row, result: ProofResult) -> Proof:
     """The proof with one more student, in the order of seeds."""
-    rows = []
-    for saved in proof.rows:
-        results = (*saved.results, result) if saved.name == row.name else saved.results
-        in_order = sorted(results, key=lambda each: each.seed or 0)
-        rows.append(saved.model_copy(update={"results": tuple(in_order)}))
-    return proof.model_copy(update={"rows": tuple(rows)})
+    rows = {saved.name: saved for saved in proof.rows}
+    results = sorted((*rows[row.name].results, result), key=lambda each: each.seed or 0)
+    rows[row.name] = rows[row.name].model_copy(update={"results": tuple(results)})
+    return proof.model_copy(update={"rows": tuple(rows.values())})
 
 
 def _new_proof(
-    settings: ProofSettings,
+    judge: ProofJudge,
     profile: Profile,
     damage: Damage,
-    judge: ProofJudge,
     rows: Sequence[Row],
     plans: Mapping[str, PruningPlan],
-    folder: Path,
     command: str,
 ) -> Proof:
     """The proof before any training: what each row is made of."""
-    count = build.count(judge.family, judge.shapes)
-    first = ProofRow(name=TEACHER, what=rows[0].what, plan_name="", recipe="", rival=None, ablates=None,
-                     plan_sha256=None, edits=(), params=count.params, macs=count.total.macs,
-                     predicted_ratio=None)  # fmt: skip
+    teacher = loading.meta_unet(judge.family)
+    count = build.count(judge.family, teacher)
+    first = ProofRow(name=TEACHER, what=rows[0].what, params=count.params, macs=count.total.macs)
     return Proof(
         created_utc=utc_now(),
         command=command,
         family=judge.family.name,
-        teacher_config_sha256=loading.unet_config_sha256(judge.shapes.config),
+        teacher_config_sha256=loading.unet_config_sha256(teacher.config),
         weights_sha256=judge.weights_sha256,
         profile_sha256=profile.sha256(),
         damage_sha256=damage.sha256(),
-        identity=settings.identity(),
+        identity=judge.settings.identity(),
         noise={},
-        rows=(first, *(_new_row(row, plans[row.name], settings, profile, folder) for row in rows[1:])),
-        environment=machine.environment("cpu", settings.threads or torch.get_num_threads()),
+        rows=(first, *(_new_row(row, plans[row.name], judge, profile) for row in rows[1:])),
+        environment=machine.environment("cpu", judge.settings.threads or torch.get_num_threads()),
     )
 
 
-def _new_row(row: Row, plan: PruningPlan, settings: ProofSettings, profile: Profile, folder: Path) -> ProofRow:
-    recipe = resolved_recipe(row, settings, folder)
+def _new_row(row: Row, plan: PruningPlan, judge: ProofJudge, profile: Profile) -> ProofRow:
+    recipe = judge.resolved_recipe(row)
     student, _ = meta_student(recipe, recipe.stages[-1])
     count = build.count(recipe.family, student)
-    try:
-        predicted = planner.price(profile, plan.edits).ratio
-    except ValueError:  # a replacement that the profile did not time
-        predicted = None
     return ProofRow(
-        name=row.name,
-        what=row.what,
+        **{name: getattr(row, name) for name in ("name", "what", "recipe", "rival", "ablates")},
         plan_name=row.plan,
-        recipe=row.recipe,
-        rival=row.rival,
-        ablates=row.ablates,
         plan_sha256=plan.sha256(),
         edits=plan.edits,
         params=count.params,
         macs=count.total.macs,
-        predicted_ratio=predicted,
+        predicted_ratio=baselines.predicted_ratio(profile, plan.edits),
     )
 
 
@@ -163,3 +147,47 @@ def _resumed(path: Path, new: Proof) -> Proof:
             )
     rows = {row.name: row for row in new.rows} | saved_rows
     return saved.model_copy(update={"rows": tuple(rows[row.name] for row in ROWS if row.name in rows)})
+
+
+# ---------------------------------------------------------------------------------------------- latency
+
+
+def time_rows(
+    proof: Proof, settings: ProofSettings, folder: Path, backend: str, pairs: int, tell: Tell, command: str
+) -> Proof:
+    """The proof with every row's latency: each plan's student, with the teacher's weights, in pairs with the teacher.
+
+    Rows of one plan are timed once. The machine should be otherwise idle.
+    """
+    if pairs < 4:
+        raise ValueError(f"pairs must be at least 4, got {pairs}.")
+    shapes = {  # the edits alone decide a student's latency
+        row.name: sha256_of([edit.model_dump(mode="json", by_alias=True) for edit in row.edits])
+        for row in proof.rows[1:]
+    }
+    first_rows = {sha256: name for name, sha256 in reversed(shapes.items())}
+    result = benchmark.bench(
+        settings.family,
+        [str(folder / "plans" / f"{name}.json") for name in first_rows.values()],
+        BenchSettings(
+            backend=backend,
+            threads=settings.threads,
+            guidance_scale=1.0,
+            min_rounds=math.ceil(pairs / 2),
+            time_budget_s=math.inf,
+            target=math.inf,
+        ),
+        tell,
+        command,
+    )
+    latencies = {}
+    for sha256, student in zip(first_rows, result.students, strict=True):
+        student_s, teacher_s = student.unet_latency_s.samples, student.paired_teacher_latency_s.samples
+        mean_ratio = statistics.estimate(np.divide(student_s, teacher_s), np.mean)
+        latencies[sha256] = ProofLatency(plan_sha256=sha256, ratio=student.unet_latency_ratio, mean_ratio=mean_ratio,
+                                         student_s=student_s, teacher_s=teacher_s)  # fmt: skip
+    first, *others = proof.rows
+    rows = (first, *(row.model_copy(update={"latency": latencies[shapes[row.name]]}) for row in others))
+    timing = ProofTiming(created_utc=result.created_utc, command=command, backend=backend, threads=result.threads,
+                         batch=result.batch, environment=result.environment)  # fmt: skip
+    return proof.model_copy(update={"rows": rows, "timing": timing})

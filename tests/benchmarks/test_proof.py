@@ -19,10 +19,8 @@ from asdm_prof.search.named_locks import FileLocks
 from asdm_prof.sensitivity import study
 from benchmarks import baselines
 from benchmarks.proof import __main__ as script, evidence, run, training
-from benchmarks.proof.plans import plans_of
 from benchmarks.proof.records import Proof
-from benchmarks.proof.rows import ROWS as ALL_ROWS, chosen_rows
-from benchmarks.proof.settings import ProofSettings
+from benchmarks.proof.rows import ROWS as ALL_ROWS, ProofSettings, chosen_rows, plans_of
 from tests.asdm_prof import synthetic
 
 ROWS = "bk_sdm,a_sdm,ours,no_stage1"
