@@ -8,22 +8,20 @@ glibc reads its settings when a process starts, so each turn is a process of its
 from __future__ import annotations
 
 import os
-import resource
 from typing import Annotated, Any
 
 import torch
 import typer
 
-from asdm.cli.options import Force, this_command
+from asdm.cli.options import Force
 from asdm.measure import clocks, machine
 from asdm.measure.machine import KEEP_MEMORY
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import example_inputs, execution, loading
 from asdm.models.families import load_family
 from asdm.records.measurement import Estimate, HostUse, Latency, Run
-from asdm.utils import console
-from asdm.utils.io import Frozen, check_writable, utc_now
-from benchmarks.script import FamilyName, JsonFile, in_fresh_process, in_turn, run
+from asdm.utils.io import Frozen, check_writable
+from benchmarks.script import FamilyName, JsonFile, finish, in_fresh_processes, resident_peak_bytes, run, run_fields
 
 KEPT = (False, True, True, False)  # whether each process keeps freed memory
 
@@ -65,27 +63,21 @@ def time_unet(name: str, batch: int, calls: int) -> Turn:
         environment={variable: os.environ[variable] for variable in KEEP_MEMORY if variable in os.environ},
         latency_s=latency(samples),
         host=host,
-        peak_resident_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,  # KiB on Linux
+        peak_resident_bytes=resident_peak_bytes(),
     )
 
 
-def compare(family: str, batch: int, turns: list[Turn], command: str) -> Allocator:
+def compare(family: str, batch: int, turns: list[Turn]) -> Allocator:
     """The record of all turns; a ratio pairs calls that had the same place in their turns."""
 
     def samples(kept: bool) -> list[float]:
         return [s for turn in turns if bool(turn.environment) is kept for s in turn.latency_s.samples]
 
     return Allocator(
-        created_utc=utc_now(),
-        command=command,
-        family=family,
-        dtype="fp32",
-        device="cpu",
-        threads=torch.get_num_threads(),
+        **run_fields("allocator", family, torch.get_num_threads()),
         batch=batch,
         turns=tuple(turns),
         latency_ratio=paired_ratio(samples(True), samples(False)),
-        environment=machine.environment("cpu", torch.get_num_threads()),
     )
 
 
@@ -109,16 +101,10 @@ def main(
 ) -> None:
     """Time a UNet with freed memory given back and kept, in fresh processes that take turns."""
     check_writable(output, force)
-    with console.progress("Comparing", "processes") as tell:
-        turns = [
-            in_fresh_process(time_unet, family, batch, calls, keep_memory=keep_memory)
-            for keep_memory in in_turn(KEPT, "fresh processes", tell)
-        ]
-    result = compare(family, batch, turns, this_command("python -m benchmarks.allocator"))
-    result.save(output, force)
-    console.emit([row(turn) for turn in turns], console.Format.table)
+    result = compare(family, batch, in_fresh_processes(time_unet, family, batch, calls, keep_memory=KEPT))
     ratio = result.latency_ratio
-    console.say(f"Kept / as it is: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]. Wrote {output}")
+    summary = f"Kept / as it is: {ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]. "
+    finish(result, output, force, map(row, result.turns), summary)
 
 
 if __name__ == "__main__":

@@ -19,24 +19,24 @@ from typing import Annotated, Any, Literal
 
 import torch
 
-from asdm.cli.options import Force, from_settings, this_command
+from asdm.cli.options import Force, from_settings
 from asdm.distill import losses, recipes
 from asdm.distill.losses import perceptual
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_ema, make_optimizer
 from asdm.distill.stages import make_trainable
 from asdm.distill.task import DistillationTask, Objective
-from asdm.measure import clocks, machine
+from asdm.measure import clocks
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import example_inputs, execution, graft, loading, student as students
 from asdm.models.families import load_family
 from asdm.models.networks import Vgg
-from asdm.records.measurement import Estimate, Latency
+from asdm.records.measurement import Estimate, Latency, Run
 from asdm.utils import console
-from asdm.utils.io import Frozen, Record, check_writable, utc_now
+from asdm.utils.io import Frozen, check_writable
 from asdm.utils.progress import Tell
 from asdm.utils.settings import Option
-from benchmarks.script import JsonFile, in_fresh_process, in_turn, run
+from benchmarks.script import JsonFile, finish, in_fresh_process, in_turn, resident_peak_bytes, run, run_fields
 
 LOOPS = ("plain", "end_to_end", "blockwise")
 
@@ -80,20 +80,13 @@ class Loop(Frozen):
     plain_turns: tuple[Turn, ...]
 
 
-class DistillationCost(Record, schema="asdm.distillation-cost/1"):
+class DistillationCost(Run, schema="asdm.distillation-cost/1"):
     """`asdm.distillation-cost/1`: what a training step takes, in pairs with the plain loop."""
 
-    created_utc: str
-    command: str
-    family: str
     plan: str
     size: int
     batch: int
-    dtype: str
-    device: str
-    threads: int
     loops: tuple[Loop, ...]
-    environment: dict[str, str]
 
 
 # ---------------------------------------------------------------------------------------------- one turn
@@ -148,65 +141,46 @@ def make_loop(name: str, settings: LoopSettings) -> tuple[DistillationTask, Any,
     terms = tuple(term for term in stage.weights if places.get(term, True))
     vgg = Vgg.load().to(settings.device)
     adapter = torch.randn(3, family.unet.get("in_channels", 4) + 1, generator=torch.Generator().manual_seed(0))
+    networks = {"perceptual": perceptual.LatentVgg(vgg, adapter.to(settings.device))}
     objective = Objective(
-        terms=terms,
-        places=places,
-        prediction_type=family.prediction_type,
-        mode=stage.mode,
-        networks={"perceptual": perceptual.LatentVgg(vgg, adapter.to(settings.device))},
+        terms=terms, places=places, prediction_type=family.prediction_type, mode=stage.mode, networks=networks
     )
     training = DistillSettings(data="none", steps=2, device=settings.device)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters, training)
-    return (
-        DistillationTask(student.train(), teacher, applied, objective),
-        optimizer,
-        make_ema(parameters, training),
-    )
+    return DistillationTask(student.train(), teacher, applied, objective), optimizer, make_ema(parameters, training)
 
 
 def _peak(device: str) -> int:
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated(device))
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resident_peak_bytes()
 
 
 # ---------------------------------------------------------------------------------------------- pairs
 
 
-def measure(settings: LoopSettings, tell: Tell, command: str) -> DistillationCost:
+def measure(settings: LoopSettings, tell: Tell) -> DistillationCost:
     """Both modes against the plain loop, each in `rounds` pairs of processes."""
     loops = []
     for mode in LOOPS[1:]:
         turns: dict[str, list[Turn]] = {mode: [], "plain": []}
         order = ["plain", mode, mode, "plain"] * settings.rounds
         for name in in_turn(order[: 2 * settings.rounds], f"{mode} against plain", tell):
-            turns[name].append(_run_in_fresh_process(name, settings))
+            try:
+                turns[name].append(in_fresh_process(run_loop, name, asdict(settings)))
+            except ValueError as error:
+                raise ValueError(f"the {name} loop failed: {error}") from None
         loops.append(_compare(mode, turns[mode], turns["plain"]))
     family = load_family(settings.family)
     threads = settings.threads or torch.get_num_threads()
     return DistillationCost(
-        created_utc=utc_now(),
-        command=command,
-        family=family.name,
+        **run_fields("distillation", family.name, threads, settings.device, settings.dtype),
         plan=settings.plan,
         size=settings.size or family.size,
         batch=settings.batch,
-        dtype=settings.dtype,
-        device=settings.device,
-        threads=threads,
         loops=tuple(loops),
-        environment=machine.environment(settings.device, threads),
     )
-
-
-def _run_in_fresh_process(name: str, settings: LoopSettings) -> Turn:
-    try:
-        return in_fresh_process(run_loop, name, asdict(settings))
-    except ValueError as error:
-        raise ValueError(f"the {name} loop failed: {error}") from None
 
 
 def _compare(name: Any, turns: list[Turn], plain: list[Turn]) -> Loop:
@@ -249,10 +223,8 @@ def main(output: JsonFile, *, settings: LoopSettings, force: Force = False) -> N
     """Time a stage-2 step against the plain loop with two whole UNets, in pairs."""
     check_writable(output, force)
     with console.progress("Comparing", "turns") as tell:
-        result = measure(settings, tell, this_command("python -m benchmarks.distillation"))
-    result.save(output, force)
-    console.emit([row(loop) for loop in result.loops], console.Format.table)
-    console.say(f"Wrote {output}")
+        result = measure(settings, tell)
+    finish(result, output, force, map(row, result.loops))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 import typer
 from torch import nn
 
-from asdm.cli.options import Force, this_command
+from asdm.cli.options import Force
 from asdm.measure import clocks, machine, repeats, statistics
 from asdm.measure.statistics import estimate, latency, paired_ratio
 from asdm.models import example_inputs, loading, random_weights
@@ -30,9 +31,8 @@ from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Estimate, Latency, Run
 from asdm.unet import blocks, surgery
 from asdm.unet.replacements.cond_conv import fold
-from asdm.utils import console
-from asdm.utils.io import Frozen, check_writable, utc_now
-from benchmarks.script import FamilyName, JsonFile, Threads, in_fresh_process, in_turn, run
+from asdm.utils.io import Frozen, check_writable
+from benchmarks.script import FamilyName, JsonFile, Threads, finish, in_fresh_processes, run, run_fields
 
 ATTENTIONS = ("gri_attention", "kv_downsample")
 BATCHES = (1, 2, 8)
@@ -61,14 +61,6 @@ class NetworkCase(Frozen):
     processes: tuple[Measured, ...]
 
 
-class Turn(Frozen):
-    """All pairs as one fresh process measured them."""
-
-    threads: int
-    cases: tuple[NetworkCase, ...]
-    environment: dict[str, str]
-
-
 class Networks(Run, schema="asdm.networks/2"):
     """`asdm.networks/2`: replacements against their units, in pairs, in several processes."""
 
@@ -91,42 +83,28 @@ class Pair:
     kwargs: dict[str, Any]
 
 
-def time_pairs(name: str, threads: int | None, budget_s: float) -> Turn:
+def time_pairs(name: str, threads: int | None, budget_s: float) -> Networks:
     """Every pair of a family, with random weights on the CPU, `budget_s` seconds each, in this process."""
+    family = load_family(name)
     with machine.quiet_torch(threads) as used:
-        cases = tuple(_time(pair, budget_s) for pair in pairs(load_family(name)))
-        return Turn(threads=used, cases=cases, environment=machine.environment("cpu", used))
+        cases = tuple(_time(pair, budget_s) for pair in pairs(family))
+        return Networks(**run_fields("networks", family.name, used), cases=cases)
 
 
-def combine(family: str, turns: list[Turn], command: str) -> Networks:
-    """The record of all turns."""
-    return Networks(
-        created_utc=utc_now(),
-        command=command,
-        family=family,
-        dtype="fp32",
-        device="cpu",
-        threads=turns[-1].threads,
-        cases=tuple(_over_processes(same) for same in zip(*(turn.cases for turn in turns), strict=True)),
-        environment=turns[-1].environment,
-    )
+def combine(turns: list[Networks]) -> Networks:
+    """The record of all processes."""
+    cases = tuple(_over_processes(same) for same in zip(*(turn.cases for turn in turns), strict=True))
+    last = turns[-1]
+    return Networks(**run_fields("networks", last.family, last.threads, environment=last.environment), cases=cases)
 
 
 def _over_processes(same: tuple[NetworkCase, ...]) -> NetworkCase:
     processes = tuple(measured for case in same for measured in case.processes)
-    ratios = [measured.latency_ratio.median for measured in processes]
     if len(processes) == 1:
-        ratios = _ratios(processes[0])
-    updated = {
-        "latency_ratio": estimate(ratios),
-        "speed_up": estimate([1 / ratio for ratio in ratios]),
-        "processes": processes,
-    }
-    return same[0].model_copy(update=updated)
-
-
-def _ratios(measured: Measured) -> list[float]:
-    return [n / o for n, o in zip(measured.latency_s.samples, measured.original_latency_s.samples, strict=True)]
+        return same[0]
+    ratios = [measured.latency_ratio.median for measured in processes]
+    speed_up = estimate([1 / ratio for ratio in ratios])
+    return same[0].model_copy(update={"latency_ratio": estimate(ratios), "speed_up": speed_up, "processes": processes})
 
 
 def pairs(family: Family) -> Iterator[Pair]:
@@ -200,28 +178,19 @@ def _time(pair: Pair, budget_s: float) -> NetworkCase:
     }
     for call in calls.values():
         repeats.warm_up(call, budget_s=budget_s / 10)
-    samples = repeats.interleave(
-        calls,
-        ("original", "new", "new", "original"),
-        clock,
-        min_rounds=10,
-        budget_s=budget_s,
-        enough=lambda s: (
-            statistics.relative_half_width([n / o for n, o in zip(s["new"], s["original"], strict=True)]) < 0.005
-        ),
-    )
+
+    def precise(samples: dict[str, list[float]]) -> bool:
+        return statistics.relative_half_width(np.divide(samples["new"], samples["original"])) < 0.005
+
+    pattern = ("original", "new", "new", "original")
+    samples = repeats.interleave(calls, pattern, clock, min_rounds=10, budget_s=budget_s, enough=precise)
     measured = Measured(
         original_latency_s=latency(samples["original"]),
         latency_s=latency(samples["new"]),
         latency_ratio=paired_ratio(samples["new"], samples["original"]),
     )
     return NetworkCase(
-        unit=pair.unit,
-        replacement=pair.replacement,
-        level=pair.level,
-        batch=pair.batch,
-        channels=pair.channels,
-        height=pair.height,
+        **{name: getattr(pair, name) for name in ("unit", "replacement", "level", "batch", "channels", "height")},
         latency_ratio=measured.latency_ratio,
         speed_up=paired_ratio(samples["original"], samples["new"]),
         processes=(measured,),
@@ -255,16 +224,9 @@ def main(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}.")
     check_writable(output, force)
-    name = load_family(family).name
-    with console.progress("Comparing", "processes") as tell:
-        turns = [
-            in_fresh_process(time_pairs, family, threads, time_budget, keep_memory=keep_memory)
-            for _ in in_turn(range(processes), "fresh processes", tell)
-        ]
-    result = combine(name, turns, this_command("python -m benchmarks.networks"))
-    result.save(output, force)
-    console.emit([row(case) for case in result.cases], console.Format.table)
-    console.say(f"Wrote {output}")
+    turns = in_fresh_processes(time_pairs, family, threads, time_budget, keep_memory=[keep_memory] * processes)
+    result = combine(turns)
+    finish(result, output, force, map(row, result.cases))
 
 
 if __name__ == "__main__":

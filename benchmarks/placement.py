@@ -18,12 +18,11 @@ import torch
 import torch.nn.functional as F
 import typer
 
-from asdm.cli.options import Force, this_command
+from asdm.cli.options import Force
 from asdm.measure import clocks, machine, repeats
 from asdm.records.measurement import Run
-from asdm.utils import console
-from asdm.utils.io import Frozen, check_writable, utc_now
-from benchmarks.script import JsonFile, Threads, in_fresh_process, in_turn, run
+from asdm.utils.io import Frozen, check_writable
+from benchmarks.script import JsonFile, Threads, finish, in_fresh_processes, run, run_fields
 
 CHANNELS, WIDTH = 320, 32  # SD 1.5's shallowest ResNets, at half their width
 LOWEST = 20  # rows of the smallest map; each next shape has one more
@@ -98,7 +97,7 @@ def ratios(turns: list[Turn], way: str) -> np.ndarray:
     return seconds / np.median(seconds, axis=0)
 
 
-def compare(turns: list[Turn], command: str) -> Placement:
+def compare(turns: list[Turn]) -> Placement:
     """The record of all turns, with what was slow in one process and not in the others."""
     by_way = {way: ratios(turns, way) for way in WAYS}
     low, high = np.quantile(by_way["first"], [0.025, 0.975])
@@ -108,19 +107,13 @@ def compare(turns: list[Turn], command: str) -> Placement:
         for i, j in np.argwhere(by_way["first"] > SLOW)
     )
     return Placement(
-        created_utc=utc_now(),
-        command=command,
-        family="sd15",
-        dtype="fp32",
-        device="cpu",
-        threads=turns[-1].threads,
+        **run_fields("placement", "sd15", turns[-1].threads, environment=turns[-1].environment),
         channels=CHANNELS,
         width=WIDTH,
         heights=heights,
         processes=tuple(turns),
         middle_95=(float(low), float(high)),
         slow=slow,
-        environment=turns[-1].environment,
     )
 
 
@@ -147,20 +140,14 @@ def main(
         if count < 3:
             raise ValueError(f"{name} must be at least 3, got {count}.")
     check_writable(output, force)
-    with console.progress("Placing", "processes") as tell:
-        turns = [
-            in_fresh_process(time_shapes, threads, shapes, keep_memory=True)
-            for _ in in_turn(range(processes), "fresh processes", tell)
-        ]
-    result = compare(turns, this_command("python -m benchmarks.placement"))
-    result.save(output, force)
-    console.emit([row(slow) for slow in result.slow], console.Format.table)
+    result = compare(in_fresh_processes(time_shapes, threads, shapes, keep_memory=[True] * processes))
     low, high = result.middle_95
     by_code = sum(slow.hangs_on_code for slow in result.slow)
-    console.say(
+    summary = (
         f"{len(result.slow)} of {processes * shapes} are a tenth slower than in other processes, {by_code} of them "
-        f"with other tensors too but not with other code; 95 % are within {low:.3f} to {high:.3f}. Wrote {output}"
+        f"with other tensors too but not with other code; 95 % are within {low:.3f} to {high:.3f}. "
     )
+    finish(result, output, force, map(row, result.slow), summary)
 
 
 if __name__ == "__main__":

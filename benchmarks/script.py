@@ -1,4 +1,4 @@
-"""What the benchmarks share: options, fresh processes, progress over turns, and marked places of docs/results.md."""
+"""What the benchmarks share: options, records of runs, fresh processes, and marked places of docs/results.md."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import importlib
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 from pydantic import TypeAdapter
 
+from asdm.cli.options import this_command
+from asdm.measure import machine
 from asdm.measure.machine import KEEP_MEMORY
 from asdm.utils import console, io
+from asdm.utils.io import Record
 from asdm.utils.progress import Tell
 
 ROOT = Path(__file__).parents[1]
@@ -35,6 +39,33 @@ def run(main: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(main)
     console.run(app)
+
+
+def run_fields(
+    module: str,
+    family: str,
+    threads: int,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    environment: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """The fields of a benchmark's record that say what was run, when and where; by default in this process."""
+    return {
+        "created_utc": io.utc_now(),
+        "command": this_command(f"python -m benchmarks.{module}"),
+        "family": family,
+        "dtype": dtype,
+        "device": device,
+        "threads": threads,
+        "environment": environment or machine.environment(device, threads),
+    }
+
+
+def finish(result: Record, output: Path, force: bool, rows: Iterable[Mapping[str, Any]], summary: str = "") -> None:
+    """Save a result, print its rows as a table, and say what follows and where it was written."""
+    result.save(output, force)
+    console.emit(list(rows), console.Format.table)
+    console.say(f"{summary}Wrote {output}")
 
 
 # ---------------------------------------------------------------------------------------------- fresh processes
@@ -56,6 +87,20 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any, keep_memory: b
         lines = process.stderr.strip().splitlines()
         raise ValueError(lines[-1] if lines else "the process was killed, perhaps because memory ran out")
     return _result_type(function).validate_json(process.stdout.splitlines()[-1])
+
+
+def in_fresh_processes(function: Callable[..., T], *arguments: Any, keep_memory: Sequence[bool]) -> list[T]:
+    """What a function returns in one fresh process after another; `keep_memory` is said of each."""
+    with console.progress("Comparing", "processes") as tell:
+        return [
+            in_fresh_process(function, *arguments, keep_memory=kept)
+            for kept in in_turn(keep_memory, "fresh processes", tell)
+        ]
+
+
+def resident_peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # KiB on Linux
 
 
 def _result_type(function: Callable[..., T]) -> TypeAdapter[T]:

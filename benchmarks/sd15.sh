@@ -18,7 +18,7 @@ OUT=${OUT:-reports/sd15}
 "$BIN/asdm" bench --teacher sd15 --student a_sdm --student a_sdm_clme --backend onnxruntime --time-budget 120 \
   -o "$OUT/runtimes/bench-onnxruntime.json" --force # 22 GB: a session each
 "$BIN/python" -m benchmarks.students "$OUT"/bench*.json "$OUT"/runtimes/bench*.json --readme
-"$BIN/python" -m benchmarks.pooled a_sdm "$OUT"/bench*.json --readme
+"$BIN/python" -m benchmarks.students "$OUT"/bench*.json --pooled a_sdm --readme
 "$BIN/python" -m benchmarks.networks -o "$OUT/networks.json" --force
 "$BIN/python" -m benchmarks.networks --keep-memory -o "$OUT/networks-kept.json" --force
 "$BIN/python" -m benchmarks.placement -o "$OUT/placement.json" --force

@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from asdm.cli.options import Force, this_command
+from asdm.cli.options import Force
 from asdm.measure import clocks, machine, repeats
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import example_inputs, loading
@@ -30,7 +30,7 @@ from asdm_prof.sensitivity import variants
 from asdm_prof.sensitivity.calibration import make_calibration
 from asdm_prof.sensitivity.measure import squared
 from asdm_prof.sensitivity.settings import SensitivitySettings
-from benchmarks.script import FamilyName, JsonFile, Threads, run
+from benchmarks.script import FamilyName, JsonFile, Threads, finish, run, run_fields
 
 LOOPS = ("reuse", "kept", "beside")
 PATTERN = (*LOOPS, *reversed(LOOPS))
@@ -75,12 +75,12 @@ def main(
     io.check_writable(output, force)
     settings = SensitivitySettings(prompts=prompts, timesteps=timesteps, threads=threads)
     known = load_family(family)
-    weights = settings.weights or loading.default_weights(known)
-    teacher = loading.load_unet(known, weights, settings.device, settings.dtype, settings.seed)
+    weights, device = settings.weights or loading.default_weights(known), settings.device
+    teacher = loading.load_unet(known, weights, device, settings.dtype, settings.seed)
     sets = variants.measurable_edits(teacher)
     ordered = variants.make_variants(teacher, sets)
     inputs = make_calibration(known, teacher, settings).inputs(slice(0, prompts))
-    clock = clocks.clock_for(settings.device)
+    clock = clocks.clock_for(device)
     errors: dict[str, list[torch.Tensor]] = {}
 
     def timed(name: str) -> float:
@@ -89,43 +89,29 @@ def main(
         return clock.seconds(began, clock.mark())
 
     with machine.quiet_torch(threads) as used, console.progress("Timing") as tell:
-        seconds = repeats.interleave(
-            {name: partial(timed, name) for name in LOOPS},
-            PATTERN,
-            clocks.HostClock(),
-            rounds,
-            budget_s=math.inf,
-            progress=lambda n, eta_s: tell("loops", n, eta_s),
-        )
+        loops = {name: partial(timed, name) for name in LOOPS}
+        progress = partial(tell, "loops")
+        seconds = repeats.interleave(loops, PATTERN, clocks.HostClock(), rounds, budget_s=math.inf, progress=progress)
     macs = variants.step_macs(known, settings.size, ordered)
     reuse = variants.work_of(ordered, macs, reuse=True)
     plain = reuse["plain_forwards"]
     result = SensitivityCost(
-        created_utc=io.utc_now(),
-        command=this_command("python -m benchmarks.sensitivity"),
-        family=known.name,
+        **run_fields("sensitivity", known.name, used, device, settings.dtype),
         weights=loading.weights_name(known, weights),
         backend="eager",
-        dtype=settings.dtype,
-        device=settings.device,
-        threads=used,
         seed=settings.seed,
         batch=prompts * timesteps,
         size=example_inputs.latent_size(known, settings.size) * known.vae_factor,
         edits=len(sets),
         prompts=prompts,
         timesteps=timesteps,
-        identical=all(
-            torch.equal(a, b) for name in LOOPS[1:] for a, b in zip(errors["reuse"], errors[name], strict=True)
-        ),
+        identical=all(all(map(torch.equal, errors["reuse"], errors[name])) for name in LOOPS[1:]),
         forwards={"reuse": reuse["done_forwards"], "kept": plain, "beside": plain - 1 + len(sets)},
         seconds={name: latency(taken) for name, taken in seconds.items()},
         ratio={name: paired_ratio(seconds[name], seconds["reuse"]) for name in LOOPS[1:]},
-        environment=machine.environment(settings.device, used),
     )
-    result.save(output, force)
-    console.emit([row(result, name) for name in LOOPS], console.Format.table)
-    console.say(f"The errors are {'the same to the bit' if result.identical else 'NOT the same'}. Wrote {output}")
+    summary = f"The errors are {'the same to the bit' if result.identical else 'NOT the same'}. "
+    finish(result, output, force, (row(result, name) for name in LOOPS), summary)
 
 
 def row(result: SensitivityCost, name: str) -> dict[str, str]:

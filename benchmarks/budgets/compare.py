@@ -16,6 +16,7 @@ import numpy as np
 from asdm.measure import clocks, machine, statistics
 from asdm.models.families import load_family
 from asdm.plan.edits import AnyEdit
+from asdm.utils import registry
 from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
 from asdm_prof.planner import plan
@@ -28,7 +29,9 @@ from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks import baselines
 from benchmarks.budgets.records import BudgetRow, Budgets, Contestant
 
-EACH = tuple(round(0.95 - 0.05 * i, 2) for i in range(10))
+JUDGED_ON = "held_out"
+RANDOM = 5  # random plans at each budget
+RATIOS = tuple(round(0.95 - 0.05 * i, 2) for i in range(10))
 Edits = tuple[AnyEdit, ...]
 
 
@@ -36,15 +39,12 @@ def compare(
     profile: Profile,
     damage: Damage,
     settings: SensitivitySettings,
-    judged_on: str = "held_out",
-    ratios: Sequence[float] = EACH,
-    candidates: int = 10,
-    random: int = 5,
-    folder: Path | None = None,
-    tell: Tell = lambda *_: None,
-    command: str = "",
+    candidates: int,
+    folder: Path,
+    tell: Tell,
+    command: str,
 ) -> Budgets:
-    """Everyone within each of `ratios` of the teacher's latency, by the profile; unreachable ones are left out.
+    """Everyone within each of `RATIOS` of the teacher's latency, by the profile; unreachable ones are left out.
 
     `settings` are those that `damage` was measured with. Unfinished measurements are kept in `folder` and continued.
     """
@@ -52,15 +52,18 @@ def compare(
     began = clock.mark()
     plan.check_damage(profile, damage)
     problem = Problem.of(profile, damage=damage)
-    reached = [ratio for ratio in ratios if ratio >= plan.reachable(problem, "latency")]
-    ours = {ratio: _candidates(problem, ratio, candidates) for ratio in reached}
+    reached = [ratio for ratio in RATIOS if ratio >= plan.reachable(problem, "latency")]
+    ours = {
+        ratio: [problem.edits(one.chosen) for one in k_plans(problem, {"latency": ratio}, 0.0, candidates)]
+        for ratio in reached
+    }
     chosen = _chosen(ours, damage, settings, folder, tell)
-    others = {ratio: baselines.at(problem, ratio, baselines.fixed(profile.topology), random, settings.seed)
-              for ratio in reached}  # fmt: skip
+    fixed = baselines.fixed(profile.topology)
+    others = {ratio: baselines.at(problem, ratio, fixed, RANDOM, settings.seed) for ratio in reached}
     everyone = _unique([*chosen.values(), *(edits for named in others.values() for edits in named.values())])
-    prompts = min(settings.prompts, _pictures(damage, judged_on))
-    judging = replace(settings, split=judged_on, prompts=prompts)
-    errors = _measured(damage.family, everyone, judging, folder, "judging.run", tell)
+    pictures = registry.load("asdm.data.datasets", damage.data).open_data(JUDGED_ON, damage.size)
+    judging = replace(settings, split=JUDGED_ON, prompts=min(settings.prompts, len(pictures)))
+    errors = _measured(damage.family, everyone, judging, folder / "judging.run", tell)
     rows = [_row(problem, ratio, chosen[ratio], others[ratio], errors) for ratio in reached]
     return Budgets(
         created_utc=utc_now(),
@@ -70,8 +73,8 @@ def compare(
         profile_sha256=profile.sha256(),
         damage_sha256=damage.sha256(),
         candidates=candidates,
-        split=judged_on,
-        prompts=prompts,
+        split=judging.split,
+        prompts=judging.prompts,
         timesteps=damage.timesteps,
         rows=tuple(rows),
         seconds=clock.seconds(began, clock.mark()),
@@ -79,37 +82,25 @@ def compare(
     )
 
 
-def _pictures(damage: Damage, split: str) -> int:
-    from asdm.utils import registry
-
-    return len(registry.load("asdm.data.datasets", damage.data).open_data(split, damage.size))
-
-
-def _candidates(problem: Problem, ratio: float, k: int) -> list[Edits]:
-    return [problem.edits(one.chosen) for one in k_plans(problem, {"latency": ratio}, 0.0, k)]
-
-
 def _unique(plans: Sequence[Edits]) -> list[Edits]:
     return list({edits_key(edits): edits for edits in plans}.values())
 
 
 def _measured(
-    family: str, plans: Sequence[Edits], settings: SensitivitySettings, folder: Path | None, name: str, tell: Tell
+    family: str, plans: Sequence[Edits], settings: SensitivitySettings, run_file: Path, tell: Tell
 ) -> dict[frozenset[str], np.ndarray]:
     """Mean errors by prompt of each plan, by its key."""
-    run_file = folder / name if folder else None
     measured = sensitivity.measure_damage(load_family(family), plans, settings, run_file, tell)
-    if run_file:
-        run_file.unlink(missing_ok=True)
+    run_file.unlink(missing_ok=True)
     return {edits_key(edits): samples.mean(axis=1) for edits, samples in zip(plans, measured.samples, strict=True)}
 
 
 def _chosen(
-    ours: dict[float, list[Edits]], damage: Damage, settings: SensitivitySettings, folder: Path | None, tell: Tell
+    ours: dict[float, list[Edits]], damage: Damage, settings: SensitivitySettings, folder: Path, tell: Tell
 ) -> dict[float, Edits]:
     """At each budget, the plan of least damage among its candidates and those of tighter budgets."""
     plans = _unique([edits for plans in ours.values() for edits in plans])
-    errors = _measured(damage.family, plans, settings, folder, "choosing.run", tell)
+    errors = _measured(damage.family, plans, settings, folder / "choosing.run", tell)
     best: dict[float, Edits] = {}
     for ratio in sorted(ours):
         within = [edits for tighter in ours if tighter <= ratio for edits in ours[tighter]]

@@ -18,7 +18,7 @@ def test_processes_take_turns_and_keep_memory_or_not(tiny_folder, tmp_path, caps
                 patch.setitem(os.environ, name, value)
             return function(*arguments)
 
-    monkeypatch.setattr(script, "in_fresh_process", run_here)
+    monkeypatch.setattr("benchmarks.script.in_fresh_process", run_here)
     monkeypatch.setattr(script, "KEPT", (False, True))
     path = tmp_path / "allocator.json"
     script.main(path, str(tiny_folder), calls=3)

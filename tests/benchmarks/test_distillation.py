@@ -55,4 +55,4 @@ def test_a_turn_that_fails_is_named(tmp_path: Path, monkeypatch: Any) -> None:
     (tmp_path / "config.json").write_text("{}")
     monkeypatch.setattr(script, "in_fresh_process", lambda function, *arguments: function(*arguments))
     with pytest.raises(ValueError, match=r"the plain loop failed: .*is not the config of a diffusers UNet"):
-        script.measure(settings_for(tmp_path), lambda *_: None, "")
+        script.measure(settings_for(tmp_path), lambda *_: None)

@@ -54,7 +54,7 @@ def test_the_script_writes_a_record_that_reads_back(tiny_folder, tmp_path, capsy
         kept.append(keep_memory)
         return function(*arguments)
 
-    monkeypatch.setattr(script, "in_fresh_process", run_here)
+    monkeypatch.setattr("benchmarks.script.in_fresh_process", run_here)
     script.main(path, str(tiny_folder), threads=1, processes=2, time_budget=0.01, keep_memory=True)
     assert kept == [True, True]
     record = script.Networks.load(path)

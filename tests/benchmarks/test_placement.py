@@ -29,7 +29,7 @@ def test_a_shape_is_compared_with_itself_in_other_processes():
 
 def test_what_is_slow_in_one_process_is_listed_with_what_it_hangs_on():
     code = {(1, 4, "first"): 1.5, (1, 4, "other_tensors"): 1.48, (3, 0, "first"): 1.05}
-    record = script.compare(made_up(code), "python -m benchmarks.placement")
+    record = script.compare(made_up(code))
     (one,) = record.slow
     assert (one.process, one.height) == (1, script.LOWEST + 4)
     assert (one.first, one.other_tensors, one.other_code) == pytest.approx((1.5, 1.48, 1.0))

@@ -6,7 +6,7 @@ import pytest
 
 from asdm.measure.statistics import paired_ratio
 from asdm.records.bench import BenchResult
-from benchmarks import pooled as script
+from benchmarks import students as script
 from benchmarks.script import RESULTS, ROOT, between_marks
 
 FILES = sorted((ROOT / "reports" / "sd15").glob("bench*.json"))
@@ -28,8 +28,8 @@ def test_the_figure_is_that_of_all_pairs() -> None:
 
 
 def test_the_results_page_quotes_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """After new measurements: `python -m benchmarks.pooled a_sdm reports/sd15/bench*.json --readme`."""
-    script.main("a_sdm", FILES)
+    """After new measurements: `python -m benchmarks.students reports/sd15/bench*.json --pooled a_sdm --readme`."""
+    script.main(FILES, "a_sdm")
     text = script.sentence(*script.pooled("a_sdm", [BenchResult.load(path) for path in FILES]))
     assert f"a_sdm: over all {text}." in capsys.readouterr().out
     page = RESULTS.read_text(encoding="utf-8")
