@@ -143,27 +143,22 @@ def _convolution_pairs(unet: Any, family: Family) -> Iterator[Pair]:
         random_weights.materialise(unet.get_submodule(block))
         fqn, height = f"{block}.resnets.{layer}", _height(family, down)
         plain = unet.get_submodule(fqn)
-
-        def clme(gate: str, fqn: str = fqn) -> nn.Module:
-            return surgery.replacement_for(unet, ReplaceUnit(unit=fqn, with_="cond_conv", options={"gate": gate}))
-
-        def pair(
-            name: str, batch: int, new: nn.Module, fqn: str = fqn, plain: Any = plain, height: int = height
-        ) -> Pair:
-            time = blocks.time_embeddings(unet, [TIMESTEPS[0]]).expand(batch, -1).contiguous()
-            x = torch.randn(batch, plain.in_channels, height, height)
-            return Pair(fqn, name, "unit", batch, plain.in_channels, height, plain, new, (x, time), {})
-
-        by_input, by_time = clme("input"), clme("timestep")
-        for batch in BATCHES:
-            yield pair("cond_conv by input", batch, by_input)
-        yield pair("cond_conv by timestep", 1, by_time)
+        by_input, by_time = (
+            surgery.replacement_for(unet, ReplaceUnit(unit=fqn, with_="cond_conv", options={"gate": gate}))
+            for gate in ("input", "timestep")
+        )
+        replacements = [("cond_conv by input", batch, by_input) for batch in BATCHES]
+        replacements.append(("cond_conv by timestep", 1, by_time))
         for timesteps in (TIMESTEPS[:1], TIMESTEPS):
             with surgery.swapped(unet, {fqn: by_time}):
                 folded: Any = fold(unet, timesteps).get_submodule(fqn)
             if len(timesteps) > 1:
                 folded.conv1.timesteps.choose(timesteps[0])  # as the UNet does once a call
-            yield pair(f"cond_conv folded for {len(timesteps)}", 1, folded)
+            replacements.append((f"cond_conv folded for {len(timesteps)}", 1, folded))
+        for name, batch, new in replacements:
+            time = blocks.time_embeddings(unet, [TIMESTEPS[0]]).expand(batch, -1).contiguous()
+            x = torch.randn(batch, plain.in_channels, height, height)
+            yield Pair(fqn, name, "unit", batch, plain.in_channels, height, plain, new, (x, time), {})
 
 
 def _height(family: Family, block: str) -> int:

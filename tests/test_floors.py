@@ -77,7 +77,6 @@ NO_TORCH = [
     "asdm_prof.analysis.diff",
     "asdm_prof.analysis.transfer",
     "asdm_prof.search.halving",
-    "asdm_prof.search.named_locks",
     "asdm_prof.search.study",
 ]
 

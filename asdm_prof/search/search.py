@@ -34,7 +34,7 @@ from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.planner import frontier, plan as planner
 from asdm_prof.planner.budgets import parse_budget
 from asdm_prof.records import Damage, FrontierPoint, Profile, Rung, Search, SearchedStudent
-from asdm_prof.search.halving import Halving, Job
+from asdm_prof.search.halving import Halving
 from asdm_prof.search.settings import SearchSettings, WorkerSettings
 from asdm_prof.search.study import SharedStudy, open_study, without_password
 from asdm_prof.search.worker import SearchContext, Worker, training_settings
@@ -205,31 +205,28 @@ def _students(context: SearchContext, study: SharedStudy) -> Iterator[SearchedSt
     measured = {attempt.job: attempt for attempt in study.attempts() if attempt.fate == "done"}
     listed: set[int] = set()
     for job in sorted(measured, key=lambda job: (-job.rung, measured[job].rank)):
-        if job.candidate not in listed:
-            listed.add(job.candidate)
-            yield _student(context, study, job, trials[job.rung, job.candidate], measured[job].over_budget)
-
-
-def _student(context: SearchContext, study: SharedStudy, job: Job, trial: Any, over_budget: float) -> SearchedStudent:
-    plan = PruningPlan.parse(study.plans[job.candidate], f"candidate {job.candidate}")
-    latency, quality = trial.user_attrs["latency"], trial.user_attrs["quality"]
-    assert plan.predicted is not None, "every candidate was planned on a profile"
-    return SearchedStudent(
-        candidate=job.candidate,
-        rung=job.rung,
-        steps=study.halving.steps_until(job.rung),
-        edits=plan.edits,
-        plan_sha256=plan.sha256(),
-        predicted=plan.predicted,
-        damage=study.settings["damages"][job.candidate],
-        ratio=Estimate(**latency["ratio"]),
-        **{name: latency[name] for name in ("student_s", "teacher_s", "macs", "params")},
-        quality={name: Metric(**metric) for name, metric in quality.items()},
-        within_budget=over_budget <= 0,
-        in_front=False,
-        host=trial.user_attrs["host"],
-        folder=str(context.student_folder(job).relative_to(context.output)),
-    )
+        if job.candidate in listed:
+            continue
+        listed.add(job.candidate)
+        facts = trials[job.rung, job.candidate].user_attrs
+        plan = PruningPlan.parse(study.plans[job.candidate], f"candidate {job.candidate}")
+        assert plan.predicted is not None, "every candidate was planned on a profile"
+        yield SearchedStudent(
+            candidate=job.candidate,
+            rung=job.rung,
+            steps=study.halving.steps_until(job.rung),
+            edits=plan.edits,
+            plan_sha256=plan.sha256(),
+            predicted=plan.predicted,
+            damage=study.settings["damages"][job.candidate],
+            ratio=Estimate(**facts["latency"]["ratio"]),
+            **{name: facts["latency"][name] for name in ("student_s", "teacher_s", "macs", "params")},
+            quality={name: Metric(**metric) for name, metric in facts["quality"].items()},
+            within_budget=measured[job].over_budget <= 0,
+            in_front=False,
+            host=facts["host"],
+            folder=str(context.student_folder(job).relative_to(context.output)),
+        )
 
 
 def _mark_front(students: Sequence[SearchedStudent], metric: str, maximise: bool) -> tuple[SearchedStudent, ...]:

@@ -60,7 +60,7 @@ def compare(
     chosen = _chosen(ours, damage, settings, folder, tell)
     fixed = baselines.fixed(profile.topology)
     others = {ratio: baselines.at(problem, ratio, fixed, RANDOM, settings.seed) for ratio in reached}
-    everyone = _unique([*chosen.values(), *(edits for named in others.values() for edits in named.values())])
+    everyone = [*chosen.values(), *(edits for named in others.values() for edits in named.values())]
     pictures = registry.load("asdm.data.datasets", damage.data).open_data(JUDGED_ON, damage.size)
     judging = replace(settings, split=JUDGED_ON, prompts=min(settings.prompts, len(pictures)))
     errors = _measured(damage.family, everyone, judging, folder / "judging.run", tell)
@@ -82,25 +82,22 @@ def compare(
     )
 
 
-def _unique(plans: Sequence[Edits]) -> list[Edits]:
-    return list({edits_key(edits): edits for edits in plans}.values())
-
-
 def _measured(
     family: str, plans: Sequence[Edits], settings: SensitivitySettings, run_file: Path, tell: Tell
 ) -> dict[frozenset[str], np.ndarray]:
-    """Mean errors by prompt of each plan, by its key."""
-    measured = sensitivity.measure_damage(load_family(family), plans, settings, run_file, tell)
+    """Mean errors by prompt of each plan, by its key; equal plans are measured once."""
+    unique = {edits_key(edits): edits for edits in plans}
+    measured = sensitivity.measure_damage(load_family(family), list(unique.values()), settings, run_file, tell)
     run_file.unlink(missing_ok=True)
-    return {edits_key(edits): samples.mean(axis=1) for edits, samples in zip(plans, measured.samples, strict=True)}
+    return {key: samples.mean(axis=1) for key, samples in zip(unique, measured.samples, strict=True)}
 
 
 def _chosen(
     ours: dict[float, list[Edits]], damage: Damage, settings: SensitivitySettings, folder: Path, tell: Tell
 ) -> dict[float, Edits]:
     """At each budget, the plan of least damage among its candidates and those of tighter budgets."""
-    plans = _unique([edits for plans in ours.values() for edits in plans])
-    errors = _measured(damage.family, plans, settings, folder / "choosing.run", tell)
+    candidates = [edits for plans in ours.values() for edits in plans]
+    errors = _measured(damage.family, candidates, settings, folder / "choosing.run", tell)
     best: dict[float, Edits] = {}
     for ratio in sorted(ours):
         within = [edits for tighter in ours if tighter <= ratio for edits in ours[tighter]]

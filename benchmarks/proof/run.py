@@ -25,7 +25,7 @@ from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 from asdm_prof.records import Damage, Profile
-from asdm_prof.search.named_locks import FileLocks, held
+from asdm_prof.search.study import FileLocks, held
 from benchmarks import baselines
 from benchmarks.proof.records import Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
 from benchmarks.proof.rows import ROWS, TEACHER, ProofSettings, Row, plans_of
@@ -63,7 +63,8 @@ def prove(
         for seed, row in itertools.product(seeds, rows[1:]):
             if not locks.take(job := f"{row.name}-{seed}"):
                 continue
-            if not _has(path, row, seed):
+            done = {(saved.name, result.seed) for saved in Proof.load(path).rows for result in saved.results}
+            if (row.name, seed) not in done:
                 result = train_and_judge(row, seed, judge, tell)
                 with held(locks, "proof"):
                     _with_result(Proof.load(path), row, result).save(path, force=True)
@@ -71,11 +72,6 @@ def prove(
         return Proof.load(path)
     finally:
         locks.close()
-
-
-def _has(path: Path, row: Row, seed: int) -> bool:
-    saved = Proof.load(path).row(row.name)
-    return saved is not None and seed in [result.seed for result in saved.results]
 
 
 def _with_result(proof: Proof, row: Row, result: ProofResult) -> Proof:

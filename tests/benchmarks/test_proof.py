@@ -15,7 +15,7 @@ from asdm.plan.presets import PRESETS
 from asdm.utils.io import sha256_of
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.settings import ProfileSettings
-from asdm_prof.search.named_locks import FileLocks
+from asdm_prof.search.study import FileLocks
 from asdm_prof.sensitivity import study
 from benchmarks import baselines
 from benchmarks.proof import __main__ as script, evidence, run, training
