@@ -56,7 +56,7 @@ def main(
     plan = explain.with_reasons(profile, planner.make_plan(profile, BUDGET, damage=damage), damage=damage)
     plan.save(output / "plan.json", force=True)
     with terminal.progress("Comparing") as tell:
-        compared = compare(profile, damage, settings, candidates=candidates, folder=output, tell=tell, command=command)
+        compared = compare(profile, damage, settings, candidates, output, tell, command)
     compared.save(output / "budgets.json", force=True)
     terminal.emit(rows_of(compared), terminal.Format.table)
     figures.render(report.collect(output / "profile.json"), output, report.FIGURES)

@@ -42,12 +42,7 @@ def run(main: Callable[..., None]) -> None:
 
 
 def run_fields(
-    module: str,
-    family: str,
-    threads: int,
-    device: str = "cpu",
-    dtype: str = "fp32",
-    environment: Mapping[str, str] | None = None,
+    module: str, family: str, threads: int, device: str = "cpu", dtype: str = "fp32", environment: Any = None
 ) -> dict[str, Any]:
     """The fields of a benchmark's record that say what was run, when and where; by default in this process."""
     return {

@@ -36,17 +36,12 @@ Edits = tuple[AnyEdit, ...]
 
 
 def compare(
-    profile: Profile,
-    damage: Damage,
-    settings: SensitivitySettings,
-    candidates: int,
-    folder: Path,
-    tell: Tell,
-    command: str,
+    profile: Profile, damage: Damage, settings: SensitivitySettings, best: int, folder: Path, tell: Tell, command: str
 ) -> Budgets:
     """Everyone within each of `RATIOS` of the teacher's latency, by the profile; unreachable ones are left out.
 
-    `settings` are those that `damage` was measured with. Unfinished measurements are kept in `folder` and continued.
+    `settings` are those that `damage` was measured with; the `best` plans by prediction are candidates. Unfinished
+    measurements are kept in `folder` and continued.
     """
     clock = clocks.HostClock()
     began = clock.mark()
@@ -54,7 +49,7 @@ def compare(
     problem = Problem.of(profile, damage=damage)
     reached = [ratio for ratio in RATIOS if ratio >= plan.reachable(problem, "latency")]
     ours = {
-        ratio: [problem.edits(one.chosen) for one in k_plans(problem, {"latency": ratio}, 0.0, candidates)]
+        ratio: [problem.edits(one.chosen) for one in k_plans(problem, {"latency": ratio}, 0.0, best)]
         for ratio in reached
     }
     chosen = _chosen(ours, damage, settings, folder, tell)
@@ -72,7 +67,7 @@ def compare(
         weights_sha256=damage.weights_sha256,
         profile_sha256=profile.sha256(),
         damage_sha256=damage.sha256(),
-        candidates=candidates,
+        candidates=best,
         split=judging.split,
         prompts=judging.prompts,
         timesteps=damage.timesteps,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +53,8 @@ def prove(
     locks = FileLocks(folder / "locks")
     try:
         with held(locks, "proof"):
-            plans = plans_of(rows, profile, damage, settings.budget, folder)
             judge = ProofJudge(settings, folder)
-            new = _new_proof(judge, profile, damage, rows, plans, command)
+            new = _new_proof(judge, profile, damage, rows, command)
             proof = new if force or not path.exists() else _resumed(path, new)
             proof.save(path, force=True)
             if not proof.rows[0].results:
@@ -82,15 +81,9 @@ def _with_result(proof: Proof, row: Row, result: ProofResult) -> Proof:
     return proof.model_copy(update={"rows": tuple(rows.values())})
 
 
-def _new_proof(
-    judge: ProofJudge,
-    profile: Profile,
-    damage: Damage,
-    rows: Sequence[Row],
-    plans: Mapping[str, PruningPlan],
-    command: str,
-) -> Proof:
-    """The proof before any training: what each row is made of."""
+def _new_proof(judge: ProofJudge, profile: Profile, damage: Damage, rows: Sequence[Row], command: str) -> Proof:
+    """The proof before any training: what each row is made of, with every plan saved in the judge's folder."""
+    plans = plans_of(rows, profile, damage, judge.settings.budget, judge.folder)
     teacher = loading.meta_unet(judge.family)
     count = build.count(judge.family, teacher)
     first = ProofRow(name=TEACHER, what=rows[0].what, params=count.params, macs=count.total.macs)
