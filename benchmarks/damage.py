@@ -50,7 +50,7 @@ def main(
     with terminal.progress("Measuring damage") as tell:
         sha256, path = profile.weights_sha256, output / "damage.json"
         damage = study.load_or_measure_damage(path, family, settings, plans, sha256, fresh, tell, command)
-    console.print_damage(damage, console.stdout_console())
+    console.print_record(damage, console.stdout_console())
     front = frontier.make_frontier(profile, damage, "latency", {"latency": BUDGET}, 10, 10)
     front.save(output / "frontier.json", force=True)
     plan = explain.with_reasons(profile, planner.make_plan(profile, BUDGET, damage=damage), damage=damage)

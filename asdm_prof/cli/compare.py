@@ -33,4 +33,4 @@ def compare(
     path = target(output, io.run_folder(family, "compare"), "compare.json", force)
     with feasible({"latency": budget or ""}):
         result = transfer.compare(measured, plans, budget, this_command("asdm-prof"))
-    save_and_print(result, path, force, as_json, lambda: console.print_comparison(result, console.stdout_console()))
+    save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))

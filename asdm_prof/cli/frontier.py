@@ -40,4 +40,4 @@ def frontier(
     damages, validated = damage_at(damage), validation_at(validation)
     with feasible(budgets, measured):
         result = make_frontier(measured, damages, by, budgets, best, diverse, apart, confidence, validated)
-    save_and_print(result, path, force, as_json, lambda: console.print_frontier(result, console.stdout_console()))
+    save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))

@@ -59,5 +59,5 @@ def search(
     if as_json:
         print(result.to_json(), end="")
     else:
-        console.print_search(result, console.stdout_console())
+        console.print_record(result, console.stdout_console())
     terminal.say(f"Wrote {folder / searching.RESULT}")

@@ -39,5 +39,5 @@ def sensitivity(
         result = measure_sensitivity(family, settings, plans, clip, replacement, run_file, tell, command)
     if result.weights == "random":
         terminal.say("Warning: the weights are random; their damages say nothing about a trained model.")
-    save_and_print(result, path, force, as_json, lambda: console.print_damage(result, console.stdout_console()))
+    save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))
     run_file.unlink(missing_ok=True)

@@ -45,5 +45,5 @@ def validate(
     command = this_command("asdm-prof")
     with resumable(path) as run_file, terminal.progress("Validating") as tell:
         result = validation.validate(family, measured, settings, run_file, tell, command)
-    save_and_print(result, path, force, as_json, lambda: console.print_validation(result, console.stdout_console()))
+    save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))
     run_file.unlink(missing_ok=True)

@@ -5,15 +5,17 @@ Tables take the width they may use: 80 columns without wrapping; wider shows mor
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, Validation
 from asdm_prof.renderers import Report
+from asdm_prof.renderers._format import plain, seconds
 from asdm_prof.renderers.console.changes import change_text, diff_table
-from asdm_prof.renderers.console.infeasible import infeasible_lines
 from asdm_prof.renderers.console.layout import print_sections, rich_table, stdout_console
 from asdm_prof.renderers.html.sections import IN_TERMINAL, QUESTIONS, comparison, damage, frontier, search, validation
 from asdm_prof.renderers.html.sections.plan import plan_lines
@@ -21,12 +23,15 @@ from asdm_prof.renderers.html.sections.tree import tree_table as tree_content
 from asdm_prof.renderers.html.sections.units import unit_table
 
 __all__ = [
-    "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_comparison", "print_damage",
-    "print_frontier", "print_report", "print_search", "print_validation", "rank_table", "render", "stdout_console",
-    "tree_table",
+    "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_record", "print_report",
+    "rank_table", "render", "stdout_console", "tree_table",
 ]  # fmt: skip
 
 OUTPUT = None
+# The sections of what commands write, where each has `of_record`.
+SECTIONS: dict[type, Any] = {
+    Comparison: comparison, Damage: damage, Frontier: frontier, Search: search, Validation: validation
+}  # fmt: skip
 
 
 def render(report: Report, folder: Path) -> list[Path]:
@@ -53,26 +58,33 @@ def rank_table(profile: Profile, width: int) -> Table:
     return rich_table(unit_table(Report(profile)), width)
 
 
-def print_comparison(record: Comparison, console: Console) -> None:
-    """The rank matrix, and each plan's price by every profile."""
-    print_sections(console, comparison.of_record(record))
+def print_record(record: Comparison | Damage | Frontier | Search | Validation, console: Console) -> None:
+    """Print what a command found out: the answer, its tables, and what it took."""
+    print_sections(console, SECTIONS[type(record)].of_record(record))
 
 
-def print_damage(record: Damage, console: Console) -> None:
-    """Every edit from least to most damage, whether damages add up, and what it took."""
-    print_sections(console, damage.of_record(record))
-
-
-def print_frontier(record: Frontier, console: Console) -> None:
-    """Some plans along the frontier, and in full the best and the diverse ones within budgets."""
-    print_sections(console, frontier.of_record(record))
-
-
-def print_search(record: Search, console: Console) -> None:
-    """The students on the front, every student that was measured, and what it took."""
-    print_sections(console, search.of_record(record))
-
-
-def print_validation(record: Validation, console: Console) -> None:
-    """The answer in a sentence, every plan, and what the errors taught."""
-    print_sections(console, validation.of_record(record))
+def infeasible_lines(
+    lowest: float,
+    alone: Mapping[str, float],
+    relaxed: Mapping[str, float],
+    asked: Mapping[str, str],
+    profile: Profile | None,
+) -> list[str]:
+    """What is reachable where budgets cannot be met: each by itself, and the cheapest change that makes them meet."""
+    budgets = " and ".join(plain(text if name == "latency" else f"{text} of {name}") for name, text in asked.items())
+    if len(asked) > 1:
+        each, together = (
+            ", ".join(f"{name} {share:.3f}" for name, share in shares.items()) for shares in (alone, relaxed)
+        )
+        return [
+            f"Error: no legal plan reaches the budgets {budgets} together. Lowest reachable by itself, of the "
+            f"teacher's: {each}. Cheapest relaxation of all: {together}."
+        ]
+    name = next(iter(asked))
+    share = lowest if name == "latency" else alone[name]
+    whole = "" if name == "latency" else f"'s {name}"
+    time = f", {seconds(lowest * profile.whole.latency_s.median)}" if profile is not None and not whole else ""
+    return [
+        f"Error: no legal plan reaches the budget {budgets}; the lowest reachable is {share:.3f} of the teacher{whole}"
+        f"{time}."
+    ]

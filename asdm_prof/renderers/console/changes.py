@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from rich.table import Table
 from rich.text import Text
@@ -13,25 +12,16 @@ from asdm_prof.renderers._format import number, plain, seconds
 from asdm_prof.renderers.console.layout import COLOURS, blank_table
 
 
-@dataclass(frozen=True)
-class Column:
-    """A column that shows from a terminal width on."""
-
-    title: str
-    from_width: int
-    cell: Callable[[PartChange], str]
-
-
 def diff_table(difference: Difference, width: int) -> Table:
     """The whole and every part, before and after; bold where the interval excludes that nothing changed."""
     table = blank_table()
     table.add_column("B / A", no_wrap=True, overflow="ellipsis", max_width=24 if width < 100 else 40)
-    columns = [column for column in DIFF_COLUMNS if width >= column.from_width]
-    for column in columns:
-        table.add_column(column.title, justify="right", no_wrap=True)
+    columns = {title: cell for title, from_width, cell in DIFF_COLUMNS if width >= from_width}
+    for title in columns:
+        table.add_column(title, justify="right", no_wrap=True)
     for part in (difference.whole, *difference.parts):
         name = Text(plain(part.label if width < 100 else part.fqn), style=COLOURS.get(part.kind, "bold"))
-        cells = [column.cell(part) for column in columns]
+        cells = [cell(part) for cell in columns.values()]
         table.add_row(name, *cells, style="bold" if part.p50.is_real else "")
     return table
 
@@ -58,12 +48,12 @@ def _change(what: str) -> Callable[[PartChange], str]:
     return cell
 
 
-DIFF_COLUMNS: tuple[Column, ...] = (
-    Column("A", 60, lambda part: seconds(part.p50.a)),
-    Column("B", 60, lambda part: seconds(part.p50.b)),
-    Column("p50", 0, lambda part: change_text(part.p50)),
-    Column("p95", 80, _change("p95")),
-    Column("share", 76, _change("share")),
-    Column("MACs", 90, _change("macs")),
-    Column("params", 90, _change("params")),
+DIFF_COLUMNS: tuple[tuple[str, int, Callable[[PartChange], str]], ...] = (  # title, from which width on, cell
+    ("A", 60, lambda part: seconds(part.p50.a)),
+    ("B", 60, lambda part: seconds(part.p50.b)),
+    ("p50", 0, lambda part: change_text(part.p50)),
+    ("p95", 80, _change("p95")),
+    ("share", 76, _change("share")),
+    ("MACs", 90, _change("macs")),
+    ("params", 90, _change("params")),
 )

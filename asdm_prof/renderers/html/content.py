@@ -76,9 +76,9 @@ class Heading:
     text: str
 
 
-def missing(*spans: str) -> Paragraph:
-    """What the report lacks, and the command that makes it; the page alone says so."""
-    return Paragraph(spans, "missing", "page")
+def missing(lack: str, command: str, purpose: str) -> Paragraph:
+    """What the report lacks, the command that makes it, and what that does; the page alone says so."""
+    return Paragraph([lack, code(command), purpose], "missing", "page")
 
 
 @dataclass(frozen=True)

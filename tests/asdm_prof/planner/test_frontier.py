@@ -375,8 +375,8 @@ def test_under_other_budgets_every_plan_of_the_frontier_keeps_them() -> None:
 
 def test_the_console_tells_damage_frontier_and_why(capsys: pytest.CaptureFixture[str]) -> None:
     damage, profile = synthetic.damage(), synthetic.profile()
-    console.print_damage(damage, console.stdout_console())
-    console.print_frontier(synthetic.report().frontier, console.stdout_console())
+    console.print_record(damage, console.stdout_console())
+    console.print_record(synthetic.report().frontier, console.stdout_console())
     text = capsys.readouterr().out
     for one in damage.edits:
         assert amount(one.damage.value) in text

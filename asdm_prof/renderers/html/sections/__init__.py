@@ -1,4 +1,4 @@
-"""The sections of a report, one file each: `section(report)` gives its sentences, tables and pictures, or None.
+"""The sections of a report, a file each: `section(report)` gives its sentences, tables and pictures, or None.
 
 They stand here in the order of the page, under the five questions that a report answers.
 """
@@ -7,33 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 from asdm_prof.renderers import Report
 from asdm_prof.renderers.html.content import Section
-from asdm_prof.renderers.html.sections import (
-    answer,
-    bench,
-    blocks,
-    comparison,
-    damage,
-    environment,
-    families,
-    frontier,
-    plan,
-    prediction,
-    redundancy,
-    reproduce,
-    roofline,
-    search,
-    sources,
-    structure,
-    training,
-    tree,
-    trust,
-    units,
-    validation,
-    why,
-)
 
 MakeSection = Callable[[Report], Section | None]
 
@@ -48,49 +25,36 @@ class Question:
     short: str = ""
 
 
+def _makers(*names: str) -> tuple[MakeSection, ...]:
+    """The functions behind names of sections: a file's `section`, or after a point another of its functions."""
+    parts = [name.partition(".") for name in names]
+    return tuple(getattr(import_module(f"{__name__}.{file}"), own or "section") for file, _, own in parts)
+
+
 QUESTIONS = (
-    Question("answer", "The answer", (answer.section,)),
+    Question("answer", "The answer", _makers("answer")),
     Question(
-        "time",
-        "Where does the time go?",
-        (tree.section, roofline.section, blocks.section, structure.section, families.section),
+        "time", "Where does the time go?", _makers("tree", "roofline", "paper.blocks", "structure", "paper.families")
     ),
     Question(
         "redundancy",
         "What is redundant, and how sure are we?",
-        (redundancy.section, damage.section, units.section),
+        _makers("units.redundancy", "damage", "units"),
         "What is redundant?",
     ),
     Question(
         "plan",
         "What would it buy?",
-        (
-            plan.section,
-            why.section,
-            frontier.section,
-            prediction.section,
-            validation.section,
-            bench.section,
-            training.section,
-            search.section,
-        ),
+        _makers("plan", "why", "frontier", "validation.students", "validation", "bench", "training", "search"),
     ),
     Question(
         "trust",
         "Can I believe it?",
-        (trust.section, comparison.section, reproduce.section, sources.section, environment.section),
+        _makers("trust", "comparison", "provenance.commands", "provenance.sources", "provenance.environment"),
     ),
 )
 # What a terminal shows of a report; commands print the other records by themselves.
-IN_TERMINAL = (
-    answer.section,
-    tree.section,
-    roofline.section,
-    units.section,
-    plan.section,
-    bench.section,
-    trust.section,
-)
+IN_TERMINAL = _makers("answer", "tree", "roofline", "units", "plan", "bench", "trust")
 
 
 def with_sections(question: str, *sections: MakeSection) -> tuple[Question, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from asdm_prof.records import ComparedPlan, Comparison
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, ratio
-from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Paragraph, Section, Table, code, missing
+from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Paragraph, Section, Table, missing
 from asdm_prof.renderers.html.tables import name_cells, table
 
 GAIN_NOTE = "UNet latency, student / teacher, as each column's profile predicts it; * is above the plan's budget."
@@ -15,7 +15,7 @@ def section(report: Report) -> Section:
     """Rank transfer between profiles."""
     title, comparison = "Does it hold in another runtime or setting?", report.comparison
     if comparison is None:
-        command = code("asdm-prof compare A B --budget 0.8")
+        command = "asdm-prof compare A B --budget 0.8"
         purpose = " says whether two profiles, such as fp32’s and bf16’s, rank units alike."
         return Section(title, [missing("This profile has not been compared with another. ", command, purpose)])
     blocks: list[Block] = [Paragraph([answer(comparison)]), ranks_table(comparison)]

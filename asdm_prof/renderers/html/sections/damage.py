@@ -20,7 +20,6 @@ from asdm_prof.renderers.html.content import (
     Picture,
     Section,
     Table,
-    code,
     missing,
 )
 from asdm_prof.renderers.html.parts import damage_word
@@ -32,7 +31,7 @@ def section(report: Report) -> Section:
     """The units' own edits in the order of their redundancy, and every edit as a table."""
     damage, profile = report.damage, report.profile
     if damage is None or not damage.edits:
-        command = code(f"asdm-prof sensitivity {plain(profile.family)} --data emoji -o damage.json")
+        command = f"asdm-prof sensitivity {plain(profile.family)} --data emoji -o damage.json"
         purpose = " measures what each edit does to the output, on real weights."
         return Section("", [missing("Damage was not measured for this report. ", command, purpose)])
     damages = unit_damages(damage)

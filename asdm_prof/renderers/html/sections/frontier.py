@@ -23,7 +23,6 @@ from asdm_prof.renderers.html.content import (
     Sentence,
     Span,
     Table,
-    code,
     missing,
     picture,
 )
@@ -47,7 +46,7 @@ def section(report: Report) -> Section:
     """The least damage at each cost, with the report's own plan."""
     title, frontier = "The frontier: what each latency costs", report.frontier
     if frontier is None or not frontier.points:
-        command = code("asdm-prof frontier --json")
+        command = "asdm-prof frontier --json"
         purpose = " finds the least damage at every latency."
         return Section(title, [missing("No frontier belongs to this report. ", command, purpose)])
     spots, own_point = _spots(frontier, frontier.points), report.own_point()

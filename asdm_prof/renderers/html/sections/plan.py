@@ -17,7 +17,6 @@ from asdm_prof.renderers.html.content import (
     Paragraph,
     Section,
     Span,
-    code,
     flat,
     listed,
     missing,
@@ -27,7 +26,7 @@ from asdm_prof.renderers.html.parts import hints, numbers
 from asdm_prof.renderers.html.sections.why import why_lines
 from asdm_prof.renderers.html.unet_svg import Mark, u_picture
 
-COMMAND = code("asdm-prof plan --budget 0.8")
+COMMAND = "asdm-prof plan --budget 0.8"
 
 
 def section(report: Report) -> Section:

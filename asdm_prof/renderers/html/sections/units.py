@@ -1,4 +1,4 @@
-"""Every unit as a row: the table that can be sorted, filtered and copied."""
+"""Redundancy: a dot with its interval for every unit, and a table that can be sorted, filtered and copied."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from markupsafe import Markup
 
 from asdm.records.measurement import mac_unit
 from asdm_prof.analysis.edits import unit_damages
+from asdm_prof.analysis.rank import Ranked
 from asdm_prof.records import PartRecord
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import fixed, number, percent, plain, second_unit
-from asdm_prof.renderers.html.content import Cell, Column, Controls, Section, Table
-from asdm_prof.renderers.html.svg import KINDS
+from asdm_prof.renderers._format import fixed, number, percent, plain, plural, second_unit
+from asdm_prof.renderers.html import keys
+from asdm_prof.renderers.html.content import Cell, Column, Controls, Paragraph, Section, Table, picture
+from asdm_prof.renderers.html.svg import KINDS, redundancy_dots
 from asdm_prof.renderers.html.tables import Field, damage_cell, interval_cells, number_cells, shortened, table
 
 TOOLS = Markup(
@@ -21,8 +23,34 @@ TOOLS = Markup(
     'Transformer …" autocomplete="off" aria-controls="table-units"></label>\n'
     '<button type="button" id="copy">Copy as CSV</button>\n<output id="status" class="quiet"></output>\n</div>'
 )
+EXPLAINED = (
+    "A unit’s redundancy is its share of the time divided by its share of the parameters: at 10× it takes ten times as "
+    "long as its size suggests. Units whose intervals overlap with that of the first of their tie group cannot be "
+    "distinguished from it."
+)
 SHOWN_IN_TERMINAL = 10
 TERMINAL_ORDER = ("rank", "tie group", "unit", "redundancy", "share", "parameters", "latency")
+
+
+def redundancy(report: Report) -> Section:
+    """What redundancy is, and a dot for every unit."""
+    ranked = report.ranked
+    key = [*keys.marks(), *keys.texts("bar: 95 % interval", "bracket: tie group")]
+    drawn = picture(redundancy_dots(ranked), "Redundancy of each unit", _caption(ranked), key)
+    return Section("", [Paragraph([EXPLAINED], medium="page"), drawn])
+
+
+def _caption(ranked: Sequence[Ranked]) -> str:
+    """How many units are redundant, which stand first, and how many groups can be told apart."""
+    over = sum(row.redundancy.median > 1 for row in ranked)
+    first = [row for row in ranked if row.tie_group == 1]
+    names = ", ".join(row.label for row in first[:6]) + (", …" if len(first) > 6 else "")
+    return plain(
+        f"{over} of {len(ranked)} units take more time than their size suggests (above 1×). Most of all: {names}, at "
+        f"{number(first[0].redundancy.median)}×. Brackets join the units that this run cannot distinguish: "
+        f"{plural(ranked[-1].tie_group, 'group')}.",
+        400,
+    )
 
 
 def section(report: Report) -> Section:
