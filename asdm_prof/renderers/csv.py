@@ -31,29 +31,15 @@ def units_frame(profile: Profile) -> pd.DataFrame:
 
 
 def _row(part: PartRecord, ranked: Ranked | None) -> dict[str, Any]:
-    return {
-        "fqn": part.fqn,
-        "label": part.label,
-        "kind": part.kind,
-        "block": part.block,
-        "layer": part.layer,
-        "params": part.params,
-        "conv_macs": part.conv_macs,
-        "linear_macs": part.linear_macs,
-        "attention_macs": part.attention_macs,
-        "macs": part.macs,
-        "latency_median_s": part.latency_s.median,
-        "latency_low_s": part.latency_s.low,
-        "latency_high_s": part.latency_s.high,
-        "share": part.share.median,
-        "share_low": part.share.low,
-        "share_high": part.share.high,
+    latency, share, roofline = part.latency_s, part.share, part.roofline
+    names = ("fqn", "label", "kind", "block", "layer", "params", "conv_macs", "linear_macs", "attention_macs", "macs")
+    times = {f"latency_{name}_s": getattr(latency, name) for name in ("median", "low", "high")}
+    shares = {"share": share.median, "share_low": share.low, "share_high": share.high}
+    places = {
         "redundancy": ranked.redundancy.median if ranked else None,
         "rank": ranked.rank if ranked else None,
         "tie_group": ranked.tie_group if ranked else None,
-        "peak_memory_bytes": part.peak_memory_bytes,
-        "parameter_bytes": part.parameter_bytes,
-        "moved_bytes": part.moved_bytes,
-        "bound": part.roofline.bound if part.roofline else None,
-        "attained": part.roofline.attained if part.roofline else None,
     }
+    sizes = {name: getattr(part, name) for name in ("peak_memory_bytes", "parameter_bytes", "moved_bytes")}
+    bound = {"bound": roofline.bound if roofline else None, "attained": roofline.attained if roofline else None}
+    return {name: getattr(part, name) for name in names} | times | shares | places | sizes | bound

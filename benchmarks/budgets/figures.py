@@ -5,7 +5,7 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 
 from asdm_prof.renderers import Report
-from asdm_prof.renderers.figures.style import COLOURS, INK, TWO_COLUMNS, new_figure, powers_of_ten
+from asdm_prof.renderers.figures.style import COLOURS, INK, TWO_COLUMNS, one_panel, powers_of_ten
 from benchmarks.budgets.records import Budgets
 
 # Baselines told apart by hue, marker and name; ours is the line.
@@ -21,8 +21,7 @@ def damage_at_budgets(report: Report) -> Figure | None:
     budgets: Budgets | None = report.extra.get("budgets")
     if budgets is None or not budgets.rows:
         return None
-    figure = new_figure(TWO_COLUMNS, 3.0)
-    axes = figure.subplots()
+    figure, axes = one_panel(TWO_COLUMNS, 3.0)
     for name, (marker, colour) in RIVALS.items():
         points = [(row.budget, one.damage.value) for row in budgets.rows for one in row.contestants
                   if one.name.split(" ")[0] == name]  # fmt: skip
@@ -35,7 +34,6 @@ def damage_at_budgets(report: Report) -> Figure | None:
     axes.vlines(ratios, [one.low for one in ours], [one.high for one in ours], color=INK, linewidth=0.8)
     powers_of_ten(axes, "y")
     axes.invert_xaxis()
-    axes.set_xlabel("latency budget (share of the teacher’s UNet call)")
-    axes.set_ylabel("measured damage (mean square error)")
+    axes.set(xlabel="latency budget (share of the teacher’s UNet call)", ylabel="measured damage (mean square error)")
     figure.legend(loc="outside right center")
     return figure

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from asdm.records.bench import Measure
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain
-from asdm_prof.renderers.figures.style import COLOURS, INK, QUIET, TWO_COLUMNS, new_figure
+from asdm_prof.renderers.figures.style import COLOURS, INK, QUIET, TWO_COLUMNS, cross, new_figure
 from benchmarks.proof import evidence
 from benchmarks.proof.records import Proof, ProofRow
 
@@ -54,9 +54,7 @@ def _tradeoff(axes: Axes, proof: Proof, rows: Sequence[ProofRow], measure: Measu
             continue
         marker, colour = MAKERS[maker(row)]
         x, y = row.latency.ratio, quality.estimate()
-        axes.hlines(y.median, x.low, x.high, color=colour, linewidth=0.8)
-        axes.vlines(x.median, y.low, y.high, color=colour, linewidth=0.8)
-        axes.plot(x.median, y.median, marker, color=colour, markersize=4)
+        cross(axes, x, y, marker, colour)
         axes.annotate(str(number), (x.median, y.median), (3, 2), textcoords="offset points", size=5.5)
     axes.set_xlabel("UNet latency, student / teacher")
     axes.set_title(f"{measure.title} ({measure.direction})", size=7, loc="left")
@@ -67,11 +65,9 @@ def _row_legend(axes: Axes, rows: Sequence[ProofRow]) -> None:
     for number, row in enumerate(rows, 1):
         marker, colour = MAKERS[maker(row)]
         y = 1 - (number - 0.5) / max(len(rows), 8)
-        edge = axes.transAxes
-        axes.plot(0.03, y, marker, color=colour, markersize=4, transform=edge, clip_on=False)
-        axes.text(
-            0.08, y, f"{number}  {plain(row.name, 16)}: {plain(row.what, 44)}", size=5.5, va="center", transform=edge
-        )
+        axes.plot(0.03, y, marker, color=colour, markersize=4, transform=axes.transAxes, clip_on=False)
+        name = f"{number}  {plain(row.name, 16)}: {plain(row.what, 44)}"
+        axes.text(0.08, y, name, size=5.5, va="center", transform=axes.transAxes)
 
 
 def components(report: Report) -> Figure | None:

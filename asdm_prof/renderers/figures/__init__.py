@@ -15,13 +15,10 @@ from matplotlib.figure import Figure
 
 from asdm.utils.io import write_whole
 from asdm_prof.renderers import Report
-from asdm_prof.renderers.figures.costs import fig1_costs
-from asdm_prof.renderers.figures.damages import additivity, damage, frontier
-from asdm_prof.renderers.figures.pictures import quality, search
-from asdm_prof.renderers.figures.ranks import rank_transfer, redundancy
-from asdm_prof.renderers.figures.ratios import predicted_vs_measured, students, validation
+from asdm_prof.renderers.figures.bench import predicted_vs_measured, quality, search, students, validation
+from asdm_prof.renderers.figures.costs import fig1_costs, fig2_latency_and_parameters, roofline, structure, units_share
+from asdm_prof.renderers.figures.pruning import additivity, damage, frontier, rank_transfer, redundancy
 from asdm_prof.renderers.figures.style import STYLE
-from asdm_prof.renderers.figures.units import fig2_latency_and_parameters, roofline, structure, units_share
 
 OUTPUT = "figures"
 METADATA: dict[str, dict[str, None]] = {

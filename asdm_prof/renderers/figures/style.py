@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from asdm.records.measurement import Estimate
 from asdm_prof.renderers._format import plain
 
 STYLE = Path(__file__).with_name("paper.mplstyle")
@@ -25,6 +27,26 @@ INK, QUIET = "#222222", "#767676"
 
 def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def one_panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes."""
+    figure = new_figure(width, height)
+    return figure, figure.subplots()
+
+
+def cross(axes: Axes, x: Estimate, y: Estimate, marker: str, colour: str, size: float = 4) -> None:
+    """A point with its intervals in both directions."""
+    axes.hlines(y.median, x.low, x.high, color=colour, linewidth=0.8)
+    axes.vlines(x.median, y.low, y.high, color=colour, linewidth=0.8)
+    axes.plot(x.median, y.median, marker, color=colour, markersize=size)
+
+
+def row_names(axes: Axes, names: Sequence[str], air: float = 0.6, **look: Any) -> None:
+    """Names of rows that run from top to bottom."""
+    axes.set_yticks(range(len(names)), names, **look)
+    axes.set_ylim(len(names) - 1 + air, -air)
+    axes.tick_params(axis="y", length=0)
 
 
 def kind_legend(figure: Figure, kinds: Sequence[str]) -> None:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from markupsafe import Markup
 
 from asdm.plan.topology import Topology
 from asdm_prof.analysis.tree import Node
-from asdm_prof.records import Profile
+from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import percent, plain
+from asdm_prof.renderers.html.parts import hints, numbers
 from asdm_prof.renderers.html.svg import CHARACTER, line, rect, svg, tag, text
 
 # ---------------------------------------------------------------------------------------------- icicle
@@ -23,56 +24,46 @@ BOTTOM = 168
 STRIP = 12
 
 
-def icicle(root: Node, index: Mapping[str, int], hints: Mapping[str, str]) -> Markup:
+def icicle(report: Report) -> Markup:
     """Whole → block → layer → unit from top to bottom, in the order in which data flows; width is time."""
+    root, index, lines = report.tree, numbers(report), hints(report)
+
+    def cells(node: Node, left: float, top: float) -> Iterator[Markup]:
+        width = WIDTH * node.latency_s / root.latency_s
+        height = BOTTOM - top if node.level == "part" else BANDS[node.level][1]
+        yield _cell(node, left, top, width, height, index[node.name], lines[node.name])
+        for child in node.children:
+            yield from cells(child, left, top + height + 2)
+            left += WIDTH * child.latency_s / root.latency_s
+
     title = f"Where the time of the {plain(root.label)} UNet goes: whole, blocks, layers and units in data-flow order"
-    return svg("icicle", title, WIDTH, BOTTOM, _cells(root, 0.0, 0.0, root.latency_s, index, hints), role="group")
-
-
-def _cells(
-    node: Node, left: float, top: float, whole: float, index: Mapping[str, int], hints: Mapping[str, str]
-) -> Iterator[Markup]:
-    width = WIDTH * node.latency_s / whole
-    height = BOTTOM - top if node.level == "part" else BANDS[node.level][1]
-    yield _cell(node, left, top, width, height, index[node.name], hints[node.name])
-    for child in node.children:
-        yield from _cells(child, left, top + height + 2, whole, index, hints)
-        left += WIDTH * child.latency_s / whole
+    return svg("icicle", title, WIDTH, BOTTOM, cells(root, 0.0, 0.0), role="group")
 
 
 def _cell(node: Node, x: float, y: float, width: float, height: float, number: int, hint: str) -> Markup:
     kind = node.kind or "group"
     inside = [rect(x, y, width, height, f"fill {kind}"), rect(x, y, width, height, f"{kind}-mark")]
     placed = node.parts[0].roofline if node.level == "part" else None
-    if placed:
-        inside += _attained(kind, placed.attained, x, y + height - STRIP, width)
+    if placed:  # a strip at the foot: the deeper its colour, the nearer the part is to the machine’s roofline
+        foot, depth = y + height - STRIP, min(max(placed.attained, 0.0), 1.0)
+        inside.append(rect(x, foot - 1, width, STRIP + 1, "under"))
+        inside.append(rect(x, foot, width, STRIP, kind, fill_opacity=depth))
     name = short_name(node)
+    inside.append(_label(name, x, y + 17 if height > 40 else y + height / 2 + 4.5, width, f"on-{kind} strong"))
     if height > 40:
-        inside.append(_label(name, x, y + 17, width, f"on-{kind} strong"))
         inside.append(_label(percent(node.share), x, y + 33, width, f"on-{kind} value"))
-    else:
-        inside.append(_label(name, x, y + height / 2 + 4.5, width, f"on-{kind} strong"))
     return tag("g", tag("title", hint), *inside, class_="cell", data_node=number, data_level=node.level)
-
-
-def _attained(kind: str, share: float, x: float, y: float, width: float) -> list[Markup]:
-    """A strip at the foot of a cell: the deeper its colour, the nearer the part is to the machine’s roofline."""
-    depth = min(max(share, 0.0), 1.0)
-    shade = rect(x, y, width, STRIP, kind, fill_opacity=depth)
-    return [rect(x, y - 1, width, STRIP + 1, "under"), shade]
 
 
 def _label(content: str, x: float, y: float, width: float, class_: str) -> Markup:
     need = len(content) * CHARACTER + 5
-    return text(
-        x + width / 2, y, content, f"middle {class_}", data_need=need, visibility=None if need <= width else "hidden"
-    )
+    hidden = None if need <= width else "hidden"
+    return text(x + width / 2, y, content, f"middle {class_}", data_need=need, visibility=hidden)
 
 
 def short_name(node: Node) -> str:
     """What fits into a cell: `t0` for `dn0.t0`, a block's own label otherwise."""
-    label = node.label.rpartition(".")[2] if node.level == "part" else node.label
-    return plain(label, 60)
+    return plain(node.label.rpartition(".")[2] if node.level == "part" else node.label, 60)
 
 
 # ---------------------------------------------------------------------------------------------- the U
@@ -101,34 +92,20 @@ class _Row:
     height: float = 0.0
 
 
-def u_picture(
-    name: str,
-    title: str,
-    profile: Profile,
-    root: Node,
-    index: Mapping[str, int],
-    hints: Mapping[str, str],
-    marks: Mapping[str, Mark] | None = None,
-) -> Markup:
+def u_picture(name: str, title: str, report: Report, marks: Mapping[str, Mark] | None = None) -> Markup:
     """The UNet as a U: one line per skip, a square's area is its part's time, and the plan's edits where given."""
-    return _Drawing(profile, root, index, hints, marks or {}).draw(name, title)
+    return _Drawing(report, marks or {}).draw(name, title)
 
 
 class _Drawing:
     """The U of one profile, while it is drawn."""
 
-    def __init__(
-        self,
-        profile: Profile,
-        root: Node,
-        index: Mapping[str, int],
-        hints: Mapping[str, str],
-        marks: Mapping[str, Mark],
-    ) -> None:
-        self.profile, self.root, self.index, self.hints, self.marks = profile, root, index, hints, marks
+    def __init__(self, report: Report, marks: Mapping[str, Mark]) -> None:
+        profile = self.profile = report.profile
+        self.index, self.hints, self.marks = numbers(report), hints(report), marks
         self.parts = {part.fqn: part for part in profile.parts}
         self.largest = max(part.latency_s.median for part in profile.parts)
-        self.nodes = {node.name: node for _, node in root.walk()}
+        self.nodes = {node.name: node for _, node in report.tree.walk()}
         self.rows = self._placed(_rows(profile.topology))
         self.margin = 120 if marks else 0  # for the names of replacements on the right
 
@@ -142,7 +119,7 @@ class _Drawing:
         placed, y = [], 4.0
         for row in rows:
             height = max([18.0, *(self._side(fqn) + 7 for fqn in (*row.left, *row.right))])
-            placed.append(_Row(row.left, row.right, row.left_depth, row.right_depth, y, height))
+            placed.append(replace(row, y=y, height=height))
             y += height
         return placed
 
@@ -174,7 +151,7 @@ class _Drawing:
         elif mark.replacement is None:
             inside = _crossed(x, y, side)
         else:
-            inside = [*_solid(part.kind, x, y, side * math.sqrt(mark.size)), _outline(x, y, side, "was changed")]
+            inside = [*_solid(part.kind, x, y, side * math.sqrt(mark.size)), _box(x, y, side, "was changed")]
         node = self.nodes[fqn]
         name = short_name(node)
         if side >= 22 and len(name) <= 4 and (mark is None or mark.replacement):
@@ -185,12 +162,9 @@ class _Drawing:
 
     def _notes(self, fqns: tuple[str, ...], x: float, y: float) -> Iterator[Markup]:
         """What replaces the units of a row, one line each, beside the row."""
-        lines = []
-        for fqn in fqns:
-            mark = self.marks.get(fqn)
-            if mark and mark.replacement and fqn in self.nodes:
-                new = mark.replacement.replace("_", " ")
-                lines.append(f"{plain(short_name(self.nodes[fqn]), 4)} → {plain(new, 14)}")
+        new = {fqn: self.marks[fqn].replacement for fqn in fqns if fqn in self.marks and fqn in self.nodes}
+        lines = [f"{plain(short_name(self.nodes[fqn]), 4)} → {plain(name.replace('_', ' '), 14)}"
+                 for fqn, name in new.items() if name]  # fmt: skip
         for place, shown in enumerate(lines):
             yield text(x, y + 4.5 + 15 * (place - (len(lines) - 1) / 2), shown, "note halo")
 
@@ -210,11 +184,8 @@ class _Drawing:
                 continue
             y = (own[0].y + own[-1].y + own[-1].height) / 2
             down = block.startswith("down_blocks.")
-            x = (
-                _left(own[0].left_depth) - 12
-                if down
-                else _right(own[-1].right_depth) + 2 * SLOT + 34 + (self.margin if self._is_changed(own) else 0)
-            )
+            after = 2 * SLOT + 34 + (self.margin if self._is_changed(own) else 0)
+            x = _left(own[0].left_depth) - 12 if down else _right(own[-1].right_depth) + after
             side = " end" if down else ""
             yield text(x, y - 2, plain(node.label, 10), f"strong{side}")
             yield text(x, y + 14, percent(node.share), f"quiet{side}")
@@ -236,10 +207,10 @@ class _Drawing:
 
     def _aside(self, bottom: float) -> Iterator[Markup]:
         """Glue that has no place along the flow: the time embedding, and what runs between the parts."""
-        drawn = {"conv_in", "conv_out"}
-        outside = [part for part in self.profile.glue if not part.block and part.fqn not in drawn]
         y = bottom + 56.0
-        for part in outside:
+        for part in self.profile.glue:
+            if part.block or part.fqn in ("conv_in", "conv_out"):
+                continue
             half = max(self._side(part.fqn) / 2, 8.0)
             y -= half
             yield from self._square(part.fqn, LARGEST / 2, y)
@@ -255,19 +226,18 @@ def _right(depth: int) -> float:
     return U_WIDTH - EDGE - INDENT * depth - 2 * SLOT
 
 
-def _solid(kind: str, x: float, y: float, side: float) -> list[Markup]:
-    corner = (x - side / 2, y - side / 2, side, side)
-    return [rect(*corner, f"fill {kind}"), rect(*corner, f"{kind}-mark")]
-
-
-def _outline(x: float, y: float, side: float, class_: str) -> Markup:
+def _box(x: float, y: float, side: float, class_: str) -> Markup:
     return rect(x - side / 2, y - side / 2, side, side, class_)
+
+
+def _solid(kind: str, x: float, y: float, side: float) -> list[Markup]:
+    return [_box(x, y, side, f"fill {kind}"), _box(x, y, side, f"{kind}-mark")]
 
 
 def _crossed(x: float, y: float, side: float) -> list[Markup]:
     half = side / 2
     cross = f"M{x - half:.1f} {y - half:.1f}l{side:.1f} {side:.1f}m0 {-side:.1f}l{-side:.1f} {side:.1f}"
-    return [_outline(x, y, side, "was gone"), tag("path", d=cross, class_="cross")]
+    return [_box(x, y, side, "was gone"), tag("path", d=cross, class_="cross")]
 
 
 def _rows(topology: Topology) -> list[_Row]:
@@ -318,7 +288,6 @@ def small_u(name: str, title: str, topology: Topology, gone: Collection[str], re
     for step, fqn in enumerate(mid):
         place(fqn, (3 - len(mid) / 2) * GAP + step * GAP, len(rows) * GAP + 4)
     height = (len(rows) + bool(mid)) * GAP + 4
-    width = 6 * GAP
     return tag(
         "svg",
         tag("title", title, id=f"{name}-title"),
@@ -326,8 +295,8 @@ def small_u(name: str, title: str, topology: Topology, gone: Collection[str], re
         class_="small-u",
         role="img",
         aria_labelledby=f"{name}-title",
-        viewBox=f"0 0 {width} {height}",
-        style=f"width:{width}px",
+        viewBox=f"0 0 {6 * GAP} {height}",
+        style=f"width:{6 * GAP}px",
     )
 
 

@@ -22,7 +22,6 @@ from asdm_prof.renderers.html.content import (
     missing,
     picture,
 )
-from asdm_prof.renderers.html.parts import hints, numbers
 from asdm_prof.renderers.html.sections.why import why_lines
 from asdm_prof.renderers.html.unet_svg import Mark, u_picture
 
@@ -82,7 +81,7 @@ def _picture(report: Report, plan: PruningPlan, resolved: ResolvedPlan) -> Marku
         size = option.latency_s.median / part.latency_s.median if part and option else 1.0
         marks[fqn] = Mark(name, size, why.get(fqn, ""))
     title = "The UNet after the plan: what stays, what goes, what is replaced"
-    return u_picture("plan-picture", title, profile, report.tree, numbers(report), hints(report), marks)
+    return u_picture("plan-picture", title, report, marks)
 
 
 def _caption(report: Report, resolved: ResolvedPlan) -> str:

@@ -14,7 +14,7 @@ from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import interval, number, percent, plain, scaled
 from asdm_prof.renderers.html import keys
 from asdm_prof.renderers.html.content import Cell, Column, Figure, Picture, Section, Table
-from asdm_prof.renderers.html.parts import hints, numbers, share_of
+from asdm_prof.renderers.html.parts import share_of
 from asdm_prof.renderers.html.svg import KINDS, tag
 from asdm_prof.renderers.html.tables import number_cells, shortened, table
 from asdm_prof.renderers.html.unet_svg import icicle, u_picture
@@ -35,25 +35,18 @@ CARD = tag(
 
 def section(report: Report) -> Section:
     """The whole, its blocks, layers and parts, in the order in which data flows."""
-    profile, places, lines = report.profile, numbers(report), hints(report)
+    profile = report.profile
     title = f"The {plain(profile.title)} UNet as a U; the area of a square is its time"
     key = keys.kinds()
     if any(part.roofline for part in profile.parts):
         key += keys.texts("strip at the foot: the deeper, the nearer to the roofline")
-    u = Picture(u_picture("u-picture", title, profile, report.tree, places, lines), "The UNet as a U")
-    return Section(
-        "",
-        [
-            Figure(
-                [Picture(icicle(report.tree, places, lines), "Icicle of the UNet")],
-                _icicle_captions(report.tree),
-                key,
-                tools=_measure_switch(),
-            ),
-            Figure([u], [_u_caption(profile)], aside=CARD),
-            tree_table(report),
-        ],
-    )
+    whole = [Picture(icicle(report), "Icicle of the UNet")]
+    u = [Picture(u_picture("u-picture", title, report), "The UNet as a U")]
+    figures = [
+        Figure(whole, _icicle_captions(report.tree), key, tools=_measure_switch()),
+        Figure(u, [_u_caption(profile)], aside=CARD),
+    ]
+    return Section("", [*figures, tree_table(report)])
 
 
 def _measure_switch() -> Markup:
