@@ -7,18 +7,7 @@ from collections.abc import Iterator
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain
 from asdm_prof.renderers.html import charts
-from asdm_prof.renderers.html.content import (
-    NONE,
-    Block,
-    Cell,
-    Column,
-    Figure,
-    Listing,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-)
+from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Figure, Listing, Paragraph, Picture, Section
 from asdm_prof.renderers.html.tables import name_cells, table
 from benchmarks.proof import evidence
 from benchmarks.proof.records import Proof
@@ -40,7 +29,11 @@ def section(report: Report) -> Section | None:
     pictures = list(_tradeoffs(proof))
     if pictures:
         blocks.append(Figure(pictures, [_caption(proof)]))
-    blocks.append(_table(proof))
+    rows = evidence.table(proof)
+    first, *names = rows[0]
+    fields = [(Column(first, numeric=False), name_cells((row[first] for row in rows), 40))]
+    fields += [(Column(name), [_cell(row[name]) for row in rows]) for name in names]
+    blocks.append(table("proof", "Every row of the proof, and the teacher’s own noise.", fields))
     for name, components in evidence.groups(proof).items():
         sentences = [[plain(evidence.component_sentence(one), 600)] for one in components]
         blocks += [Paragraph([GROUPS[name]], "plans-name"), Listing(sentences)]
@@ -69,15 +62,6 @@ def _tradeoffs(proof: Proof) -> Iterator[Picture]:
             noise = evidence.noise_floor(proof, measure.name)
             drawn = charts.tradeoff(f"proof-{place}", measure, students, teacher.value, noise)
             yield Picture(drawn, "Quality at each latency")
-
-
-def _table(proof: Proof) -> Table:
-    """Every row of the proof; every cell with what it sorts by."""
-    rows = evidence.table(proof)
-    first, *names = rows[0]
-    fields = [(Column(first, numeric=False), name_cells((row[first] for row in rows), 40))]
-    fields += [(Column(name), [_cell(row[name]) for row in rows]) for name in names]
-    return table("proof", "Every row of the proof, and the teacher’s own noise.", fields)
 
 
 def _cell(text: str) -> Cell:

@@ -19,6 +19,7 @@ from asdm_prof.renderers._format import plain, tied
 from asdm_prof.renderers.html.content import Span
 from asdm_prof.renderers.html.parts import island
 from asdm_prof.renderers.html.sections import QUESTIONS, Question
+from asdm_prof.renderers.html.svg import tag
 
 OUTPUT = "report.html"
 HERE = Path(__file__).parent
@@ -50,16 +51,8 @@ def page(report: Report, questions: Sequence[Question] = QUESTIONS) -> str:
 
 def _sections(report: Report, question: Question) -> list[dict[str, object]]:
     """The sections that there is data for, with the blocks that the page shows."""
-    sections = [make(report) for make in question.sections]
-    return [
-        {
-            "title": section.title,
-            "anchor": section.anchor,
-            "blocks": [block for block in section.blocks if block.medium != "terminal"],
-        }
-        for section in sections
-        if section
-    ]
+    sections = [section for make in question.sections if (section := make(report))]
+    return [vars(one) | {"blocks": [block for block in one.blocks if block.medium != "terminal"]} for one in sections]
 
 
 def inline(sentence: Iterable[str]) -> Markup:
@@ -71,11 +64,6 @@ def _piece(text: str) -> Markup:
     if not isinstance(text, Span):
         return escape(tied(text))
     if text.style == "code":
-        return Markup("<code>{}</code>").format(str(text))
-    if text.style in ("figure", "strong"):
-        return Markup("<b{}>{}</b>").format(
-            Markup(' class="figure"' if text.style == "figure" else ""), tied(str(text))
-        )
-    return Markup("<span{}>{}</span>").format(
-        Markup(' class="{}"').format(text.style) if text.style else "", tied(str(text))
-    )
+        return tag("code", str(text))
+    bold = text.style in ("figure", "strong")
+    return tag("b" if bold else "span", tied(str(text)), class_=None if text.style == "strong" else text.style or None)

@@ -18,15 +18,9 @@ def section(report: Report) -> Section:
     lead = time_sentence(report.profile)
     plan = [" ", *plan_sentence(report)]
     cards = [_latency_card(report), _shallow_card(report), _plan_card(report), _trust_card(report)]
-    return Section(
-        "",
-        [
-            Paragraph([*lead, *plan], "lead", "page"),
-            Paragraph([*lead, *(plan if report.plan else [])], "lead", "terminal"),
-            Paragraph([conditions(report.profile)], "quiet"),
-            Cards(cards),
-        ],
-    )
+    on_page = Paragraph([*lead, *plan], "lead", "page")
+    in_terminal = Paragraph([*lead, *(plan if report.plan else [])], "lead", "terminal")
+    return Section("", [on_page, in_terminal, Paragraph([conditions(report.profile)], "quiet"), Cards(cards)])
 
 
 def time_sentence(profile: Profile) -> list[str]:

@@ -12,18 +12,9 @@ from asdm.records.bench import MEASURES, BenchResult, BenchStudent, BenchTeacher
 from asdm.records.measurement import Estimate, mac_unit
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import fixed, interval, metric_name, number, plain, plural, ratio, scaled, second_unit
-from asdm_prof.renderers.html import charts
+from asdm_prof.renderers.html import charts, tables
 from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Figure, Picture, Section, Table
-from asdm_prof.renderers.html.tables import (
-    Field,
-    interval_cells,
-    name_cells,
-    number_cells,
-    places,
-    ratio_cell,
-    ratio_cells,
-    table,
-)
+from asdm_prof.renderers.html.tables import Field
 
 TERMINAL_ORDER = ("model", "UNet", "predicted", "whole image", "computation", "parameters", "GB peak", "latency")
 PICTURE_BYTES = 115_000  # of base64, over all benchmarks: with these a report stays below half a megabyte
@@ -31,10 +22,8 @@ PICTURE_BYTES = 115_000  # of base64, over all benchmarks: with these a report s
 
 def section(report: Report) -> Section | None:
     """Every benchmark of this teacher."""
-    drawn = max(sum(bool(bench.drawings) for bench in report.benches), 1)
-    blocks = [
-        block for place, bench in enumerate(report.benches, 1) for block in _blocks(bench, place, PICTURE_BYTES / drawn)
-    ]
+    room = PICTURE_BYTES / max(sum(bool(bench.drawings) for bench in report.benches), 1)
+    blocks = [block for place, bench in enumerate(report.benches, 1) for block in _blocks(bench, place, room)]
     return Section("What did it buy?", blocks) if blocks else None
 
 
@@ -43,8 +32,13 @@ def _blocks(bench: BenchResult, place: int, room: float) -> Iterator[Block]:
     yield bench_table(bench, place, metrics)
     if metrics:
         yield _quality_table(bench)
-        bars = [_quality_bars(bench, metric, f"quality-{place}-{nth}") for nth, metric in enumerate(metrics)]
-        yield Figure([Picture(svg, "A quality metric") for svg in bars], [_quality_caption(bench)])
+        pictures = []
+        for nth, metric in enumerate(metrics):
+            rows = [(student.name, student.quality.get(metric)) for student in bench.students]
+            better = MEASURES[metric].direction if metric in MEASURES else ""
+            bars = charts.quality_bars(f"quality-{place}-{nth}", metric, rows, better)
+            pictures.append(Picture(bars, "A quality metric"))
+        yield Figure(pictures, [_quality_caption(bench)])
     drawings = _drawings_table(bench, place, room)
     if drawings.rows:
         yield drawings
@@ -61,23 +55,17 @@ def bench_table(bench: BenchResult, place: int, metrics: Sequence[str]) -> Table
         "guided batch": ("guided", None, None, [student.guided_latency_ratio for student in students]),
         "whole image": ("image", 56, 70, [student.image_latency_ratio for student in students]),
     }
-    predicted = [ratio_cell(s.predicted_ratio, s.predicted_low, s.predicted_high) for s in students]
-    names = name_cells([f"{teacher.name} (teacher)", *(student.name for student in students)])
+    predicted = [tables.ratio_cell(s.predicted_ratio, s.predicted_low, s.predicted_high) for s in students]
+    names = tables.name_cells([f"{teacher.name} (teacher)", *(student.name for student in students)])
+    sizes = tables.number_cells([model.params / 1e6 for model in models])
+    computations = tables.number_cells([model.macs / macs for model in models])
+    times = tables.interval_cells([model.unet_latency_s for model in models], scale)
     peaks = [scaled(model.peak_memory_bytes, 1e9) for model in models]
     fields: list[Field] = [
         (Column("model", numeric=False, terminal_from=0, short="student / teacher"), names),
-        (
-            Column("parameters", "M", terminal_from=80, short="M params"),
-            number_cells([model.params / 1e6 for model in models]),
-        ),
-        (
-            Column("computation", macs_unit, terminal_from=76, short=macs_unit),
-            number_cells([model.macs / macs for model in models]),
-        ),
-        (
-            Column("latency", second, terminal_from=100, short=second),
-            interval_cells([model.unet_latency_s for model in models], scale),
-        ),
+        (Column("parameters", "M", terminal_from=80, short="M params"), sizes),
+        (Column("computation", macs_unit, terminal_from=76, short=macs_unit), computations),
+        (Column("latency", second, terminal_from=100, short=second), times),
         (Column("GB peak", terminal_from=90, on_page=False), [Cell(peak) for peak in peaks]),
     ]
     if any(student.predicted_ratio for student in students):
@@ -85,21 +73,21 @@ def bench_table(bench: BenchResult, place: int, metrics: Sequence[str]) -> Table
     for name, (short, width, bounds_width, values) in ratios.items():
         if any(values):
             column = Column(name, "student / teacher", terminal_from=width, bounds_from=bounds_width, short=short)
-            fields.append((column, [Cell(ratio(1), value=1.0), *ratio_cells(values)]))
+            fields.append((column, [Cell(ratio(1), value=1.0), *tables.ratio_cells(values)]))
     for metric in metrics:
         fields.append((Column(metric_name(metric, 24)), _quality_cells(metric, students)))
-    return table(f"bench-{place}", _conditions(bench), fields, terminal_order=TERMINAL_ORDER)
+    return tables.table(f"bench-{place}", _conditions(bench), fields, terminal_order=TERMINAL_ORDER)
 
 
 def _quality_cells(metric: str, students: Sequence[BenchStudent]) -> list[Cell]:
     """A metric down the students, with the teacher's own value and noise on top."""
     results = [student.quality.get(metric) for student in students]
-    values = interval_cells([Estimate(median=r.value, low=r.low, high=r.high) if r else None for r in results])
+    values = tables.interval_cells([Estimate(median=r.value, low=r.low, high=r.high) if r else None for r in results])
     known = next((result for result in results if result and result.teacher is not None), None)
     if known is None or known.teacher is None:
         return [NONE, *values]
-    noise = "" if known.noise_floor is None else f"noise {fixed(known.noise_floor, places([known.noise_floor]))}"
-    return [Cell(fixed(known.teacher, places([known.teacher])), noise, known.teacher), *values]
+    noise = "" if known.noise_floor is None else f"noise {fixed(known.noise_floor, tables.places([known.noise_floor]))}"
+    return [Cell(fixed(known.teacher, tables.places([known.teacher])), noise, known.teacher), *values]
 
 
 def _quality_table(bench: BenchResult) -> Table:
@@ -109,18 +97,13 @@ def _quality_table(bench: BenchResult) -> Table:
     teachers = ["" if r.teacher is None else number(r.teacher) for *_, r in rows]
     floors = ["" if r.noise_floor is None else number(r.noise_floor) for *_, r in rows]
     fields: list[Field] = [
-        (Column("student", numeric=False, terminal_from=0), name_cells(name for name, *_ in rows)),
-        (Column("metric", numeric=False, terminal_from=0), name_cells(name for _, name, _ in rows)),
+        (Column("student", numeric=False, terminal_from=0), tables.name_cells(name for name, *_ in rows)),
+        (Column("metric", numeric=False, terminal_from=0), tables.name_cells(name for _, name, _ in rows)),
         (Column("value", terminal_from=0, bounds_from=0), values),
         (Column("teacher", terminal_from=0), [Cell(text) for text in teachers]),
         (Column("noise floor", terminal_from=0), [Cell(text) for text in floors]),
     ]
-    return table("quality", "Quality of the students’ pictures.", fields, medium="terminal")
-
-
-def _quality_bars(bench: BenchResult, metric: str, name: str) -> Markup:
-    rows = [(student.name, student.quality.get(metric)) for student in bench.students]
-    return charts.quality_bars(name, metric, rows, MEASURES[metric].direction if metric in MEASURES else "")
+    return tables.table("quality", "Quality of the students’ pictures.", fields, medium="terminal")
 
 
 def _quality_caption(bench: BenchResult) -> str:

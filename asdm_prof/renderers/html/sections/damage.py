@@ -10,18 +10,7 @@ from asdm_prof.records import Additivity, Damage, Interval, Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import amount_text, between, number, percent, plain, plural, seconds
 from asdm_prof.renderers.html import charts, keys
-from asdm_prof.renderers.html.content import (
-    Block,
-    Cell,
-    Column,
-    Figure,
-    Heading,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-    missing,
-)
+from asdm_prof.renderers.html.content import Cell, Column, Figure, Heading, Paragraph, Picture, Section, Table, missing
 from asdm_prof.renderers.html.parts import damage_word
 from asdm_prof.renderers.html.svg import LEFT, STEP
 from asdm_prof.renderers.html.tables import Field, damage_cell, table
@@ -44,7 +33,7 @@ def section(report: Report) -> Section:
     return Section("", [drawn, damage_table(damage, profile), *_additivity(damage)])
 
 
-def _additivity(damage: Damage) -> Iterator[Block]:
+def _additivity(damage: Damage) -> Iterator[Heading | Figure]:
     """Whether damages of single edits add up to that of a plan."""
     measured = damage.additivity
     if measured is None:
@@ -54,19 +43,15 @@ def _additivity(damage: Damage) -> Iterator[Block]:
     label = "Damage of joint plans, predicted and measured"
     pictures = [Picture(charts.additivity(drawable), label)] if drawable else []
     yield Heading("Does damage add up?")
-    caption = (
-        f"{additivity_sentence(measured)} The chart shows that prediction; on the line it agrees with the measurement."
-    )
-    yield Figure(pictures, [caption])
+    caption = "The chart shows that prediction; on the line it agrees with the measurement."
+    yield Figure(pictures, [f"{additivity_sentence(measured)} {caption}"])
 
 
 def of_record(damage: Damage) -> list[Section]:
     """What `asdm-prof sensitivity` prints: the answer, every edit, whether they add up, and what it took."""
     lines = [additivity_sentence(damage.additivity)] if damage.additivity else []
-    lines += [
-        f"{plain(one.score).capitalize()}: Spearman {_fit(one.spearman)} over {one.edits} edits."
-        for one in damage.agreement
-    ]
+    for one in damage.agreement:
+        lines.append(f"{plain(one.score).capitalize()}: Spearman {_fit(one.spearman)} over {one.edits} edits.")
     lines.append(_work_sentence(damage))
     return [
         Section("", [Paragraph([damage_sentence(damage)], "lead")]),
@@ -100,13 +85,11 @@ def _caption(damage: Damage, damages: dict[str, tuple[AnyEdit, Interval]]) -> st
 def additivity_sentence(measured: Additivity) -> str:
     """How well single edits predict random joint plans, summed or with their neighbours."""
     fits = {"the sum": measured.summed, "the sum and pairs of neighbours": measured.with_pairs}
-    scores = "; ".join(
-        f"{name}: Spearman {_fit(fit.spearman)}, R² {_fit(fit.r2)}, of a straight line {_fit(fit.r2_line)}"
-        for name, fit in fits.items()
-    )
-    used = "the sum" if measured.used == "sum" else "the sum and pairs of neighbours"
+    scores = [f"{name}: Spearman {_fit(fit.spearman)}, R² {_fit(fit.r2)}, of a straight line {_fit(fit.r2_line)}"
+              for name, fit in fits.items()]  # fmt: skip
+    used = [*fits][0 if measured.used == "sum" else 1]
     plans = plural(len(measured.plans), "random joint plan")
-    return f"{plans}, predicted from single edits by {scores}. Plans use {used}."
+    return f"{plans}, predicted from single edits by {'; '.join(scores)}. Plans use {used}."
 
 
 def _fit(value: Interval) -> str:
@@ -127,11 +110,9 @@ def damage_table(damage: Damage, profile: Profile | None = None) -> Table:
     """Every edit, least damage first, with the share of the profile that it is about."""
     rows = sorted(damage.edits, key=lambda row: row.damage.value)
     names = [" and ".join(map(str, row.edits)) for row in rows]
+    edits = [Cell(plain(name, 120), short=plain(name, 90)) for name in names]
     fields: list[Field] = [
-        (
-            Column("edit", numeric=False, terminal_from=0),
-            [Cell(plain(name, 120), short=plain(name, 90)) for name in names],
-        ),
+        (Column("edit", numeric=False, terminal_from=0), edits),
         (Column("damage", terminal_from=0, bounds_from=0), [damage_cell(row.damage) for row in rows]),
     ]
     if profile:

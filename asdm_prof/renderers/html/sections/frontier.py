@@ -13,20 +13,8 @@ from asdm_prof.records import Frontier, FrontierPoint
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import amount, exponent, plain, plural, ratio, seconds
 from asdm_prof.renderers.html import charts
-from asdm_prof.renderers.html.content import (
-    Cell,
-    Column,
-    Gallery,
-    Listing,
-    Paragraph,
-    Section,
-    Sentence,
-    Span,
-    Table,
-    missing,
-    picture,
-)
-from asdm_prof.renderers.html.tables import table
+from asdm_prof.renderers.html.content import Column, Gallery, Listing, Paragraph, Section, Span, Table, missing, picture
+from asdm_prof.renderers.html.tables import name_cells, table
 from asdm_prof.renderers.html.unet_svg import small_u
 
 SHOWN_PLANS = 6
@@ -54,14 +42,8 @@ def section(report: Report) -> Section:
     chosen = {"best": _spots(frontier, frontier.best), "unlike": _spots(frontier, frontier.diverse)}
     drawn = charts.frontier(spots, own, chosen, AXES.get(frontier.by, plain(frontier.by, 40)))
     caption = _caption(frontier, spots, own, report.profile.whole.latency_s.median)
-    return Section(
-        title,
-        [
-            picture(drawn, "Latency against damage", caption),
-            *_galleries(report.profile.topology, frontier),
-            Paragraph([EXPLAINED], "quiet small", "page"),
-        ],
-    )
+    chart, explained = picture(drawn, "Latency against damage", caption), Paragraph([EXPLAINED], "quiet small", "page")
+    return Section(title, [chart, *_galleries(report.profile.topology, frontier), explained])
 
 
 def of_record(frontier: Frontier) -> list[Section]:
@@ -82,14 +64,15 @@ def of_record(frontier: Frontier) -> list[Section]:
 
 def points_table(points: Sequence[FrontierPoint]) -> Table:
     """Plans with what they cost and do, a line each, in the order given."""
-    fields = [
-        (Column("latency", terminal_from=0), [Cell(seconds(point.latency_s)) for point in points]),
-        (Column("×", terminal_from=0), [Cell(ratio(point.ratio)) for point in points]),
-        (Column("MACs", terminal_from=0), [Cell(ratio(point.macs)) for point in points]),
-        (Column("params", terminal_from=0), [Cell(ratio(point.params)) for point in points]),
-        (Column("damage", terminal_from=0), [Cell(exponent(point.damage)) for point in points]),
-        (Column("edits", terminal_from=0), [Cell(str(len(point.edits))) for point in points]),
-    ]
+    texts = {
+        "latency": [seconds(point.latency_s) for point in points],
+        "×": [ratio(point.ratio) for point in points],
+        "MACs": [ratio(point.macs) for point in points],
+        "params": [ratio(point.params) for point in points],
+        "damage": [exponent(point.damage) for point in points],
+        "edits": [str(len(point.edits)) for point in points],
+    }
+    fields = [(Column(name, terminal_from=0), name_cells(column)) for name, column in texts.items()]
     return table("points", "Plans of the frontier.", fields)
 
 
@@ -136,7 +119,7 @@ def _galleries(topology: Topology, frontier: Frontier) -> Iterator[Gallery]:
             yield Gallery(title, items)
 
 
-def _small_plans(topology: Topology, points: Sequence[FrontierPoint], name: str) -> Iterator[tuple[Markup, Sentence]]:
+def _small_plans(topology: Topology, points: Sequence[FrontierPoint], name: str) -> Iterator[tuple[Markup, list[Span]]]:
     """Each plan as a small U; those that do not fit the profile's UNet are left out."""
     for i, point in enumerate(points):
         try:

@@ -11,17 +11,7 @@ from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import amount_text, number, percent, plain, plural, ratio, ratio_interval, seconds
 from asdm_prof.renderers.html import keys
-from asdm_prof.renderers.html.content import (
-    Heading,
-    Listing,
-    Paragraph,
-    Section,
-    Span,
-    flat,
-    listed,
-    missing,
-    picture,
-)
+from asdm_prof.renderers.html.content import Heading, Listing, Paragraph, Section, Span, flat, listed, missing, picture
 from asdm_prof.renderers.html.sections.why import why_lines
 from asdm_prof.renderers.html.unet_svg import Mark, u_picture
 
@@ -39,21 +29,13 @@ def section(report: Report) -> Section:
     if resolved is None:
         lead = f"The plan does not fit this UNet: {plain(problem, 400)} "
         return Section("", [missing(lead, COMMAND, " makes one that does."), *lines])
-    drawn = picture(
-        _picture(report, plan, resolved), "The UNet after the plan", _caption(report, resolved), keys.fates()
-    )
+    u, caption = _picture(report, plan, resolved), _caption(report, resolved)
+    drawn = picture(u, "The UNet after the plan", caption, keys.fates())
     items = [[Span(plain(str(edit)), "strong"), f" – {_reason(report, edit)}."] for edit in plan.edits]
     nothing = [["The plan has no edits: its student is the teacher."]]
-    return Section(
-        "",
-        [
-            Paragraph([_facts(plan)], "quiet", "page"),
-            drawn,
-            Heading("Each edit, and why"),
-            Listing(items or nothing, "reasons", ordered=True, medium="page"),
-            *lines,
-        ],
-    )
+    reasons = Listing(items or nothing, "reasons", ordered=True, medium="page")
+    facts = Paragraph([_facts(plan)], "quiet", "page")
+    return Section("", [facts, drawn, Heading("Each edit, and why"), reasons, *lines])
 
 
 def _facts(plan: PruningPlan) -> str:
@@ -69,11 +51,8 @@ def _facts(plan: PruningPlan) -> str:
 
 def _picture(report: Report, plan: PruningPlan, resolved: ResolvedPlan) -> Markup:
     profile = report.profile
-    why = {
-        part.fqn: plain(f"{edit}: {_reason(report, edit)}", 400)
-        for edit in plan.edits
-        for part in touched(profile, edit)
-    }
+    why = {part.fqn: plain(f"{edit}: {_reason(report, edit)}", 400)
+           for edit in plan.edits for part in touched(profile, edit)}  # fmt: skip
     marks = {fqn: Mark(reason=why.get(fqn, "")) for fqn in resolved.gone}
     parts = {part.fqn: part for part in profile.parts}
     for fqn, name in resolved.replaced.items():
@@ -131,12 +110,9 @@ def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
         lines.append(f"Damage is as measured in {plain(plan.damage_sha256[:12])}.")
     elif plan.damage_from is not None:
         lines.append(f"Damage is from the {plain(plan.damage_from)}.")
-    if plan.proof is not None:
-        proof = plan.proof
-        lines.append(
-            f"Solver: {plain(proof.status)}; damage {number(proof.damage)}, proven bound {number(proof.bound)}, "
-            f"gap {number(proof.gap)}."
-        )
+    if (proof := plan.proof) is not None:
+        bound = f"proven bound {number(proof.bound)}, gap {number(proof.gap)}"
+        lines.append(f"Solver: {plain(proof.status)}; damage {number(proof.damage)}, {bound}.")
     if plan.why is not None:
         lines += why_lines(plan.why)
     return lines
@@ -145,9 +121,8 @@ def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
 def _promise(plan: PruningPlan) -> str:
     at = f" at {plain(plan.budget)}" if plan.budget else ""
     text = f"{plain(plan.name).capitalize()}{at} makes {plural(len(plan.edits), 'edit')}"
-    if plan.predicted is None:
+    if (predicted := plan.predicted) is None:
         return f"{text}."
-    predicted = plan.predicted
     interval = ratio_interval(predicted)
     return f"{text}: predicted {ratio(predicted.ratio)} {interval}, {seconds(predicted.latency_s)} a call."
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from operator import attrgetter
 
 from markupsafe import Markup
 
 from asdm.records.measurement import mac_unit
 from asdm_prof.analysis.tree import Node
-from asdm_prof.records import PartRecord, Profile
+from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import interval, number, percent, plain, scaled
 from asdm_prof.renderers.html import keys
@@ -94,40 +93,30 @@ def tree_table(report: Report) -> Table:
     macs, macs_unit = mac_unit(report.tree.macs)
     ranks = {row.fqn: str(row.rank) for row in report.ranked}
 
-    def of_parts(text: Callable[[PartRecord], str]) -> list[Cell]:
-        return [Cell(text(node.parts[0]) if node.level == "part" else "") for node in nodes]
-
     def sums(what: str) -> list[Cell]:
         return [Cell(scaled(sum(getattr(part, what) for part in node.parts), macs)) for node in nodes]
 
+    def sizes(what: str, unit: float) -> list[Cell]:
+        values = [getattr(node, what) for node in nodes]
+        return shortened(number_cells([v / unit for v in values], 2), [scaled(v, unit) for v in values])
+
+    shares = shortened(number_cells([100 * n.share for n in nodes], 2), [percent(n.share) for n in nodes])
+    times = shortened(number_cells([1e3 * n.latency_s for n in nodes], 1), [number(1e3 * n.latency_s) for n in nodes])
+    intervals = [interval(n.parts[0].latency_s, 1e-3) if n.level == "part" else "" for n in nodes]
+    peaks = number_cells([n.peak_memory_bytes / 1e6 for n in nodes], 0)
     operators = [
         (Column(name, macs_unit, terminal_from=120, short=name, on_page=False), sums(f"{name}_macs"))
         for name in ("conv", "linear", "attention")
     ]
     fields = [
         (Column("part", numeric=False, terminal_from=0, short=""), [_name(node, depth) for depth, node in walked]),
-        (
-            Column("share", "%", terminal_from=0, short="share"),
-            shortened(number_cells([100 * n.share for n in nodes], 2), [percent(n.share) for n in nodes]),
-        ),
-        (
-            Column("latency", "ms", terminal_from=40, short="ms"),
-            shortened(number_cells([1e3 * n.latency_s for n in nodes], 1), [number(1e3 * n.latency_s) for n in nodes]),
-        ),
-        (Column("95 %", terminal_from=100, on_page=False), of_parts(lambda part: interval(part.latency_s, 1e-3))),
-        (
-            Column("computation", macs_unit, terminal_from=54, short=macs_unit),
-            shortened(number_cells([n.macs / macs for n in nodes], 2), [scaled(n.macs, macs) for n in nodes]),
-        ),
+        (Column("share", "%", terminal_from=0, short="share"), shares),
+        (Column("latency", "ms", terminal_from=40, short="ms"), times),
+        (Column("95 %", terminal_from=100, on_page=False), [Cell(text) for text in intervals]),
+        (Column("computation", macs_unit, terminal_from=54, short=macs_unit), sizes("macs", macs)),
         *operators,
-        (
-            Column("parameters", "M", terminal_from=66, short="M params"),
-            shortened(number_cells([n.params / 1e6 for n in nodes], 2), [scaled(n.params, 1e6) for n in nodes]),
-        ),
-        (
-            Column("peak memory", "MB", terminal_from=136, short="MB peak"),
-            number_cells([n.peak_memory_bytes / 1e6 for n in nodes], 0),
-        ),
+        (Column("parameters", "M", terminal_from=66, short="M params"), sizes("params", 1e6)),
+        (Column("peak memory", "MB", terminal_from=136, short="MB peak"), peaks),
         (Column("rank", terminal_from=110, on_page=False), [Cell(ranks.get(node.name, "")) for node in nodes]),
     ]
     bars = [node.share / longest if depth else 0.0 for depth, node in walked]

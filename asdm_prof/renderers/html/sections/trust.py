@@ -25,13 +25,8 @@ def section(report: Report) -> Section:
 
 
 def _item(line: TrustLine) -> list[str]:
-    item = [
-        Span("✓ passed" if line.passed else "✗ failed", "verdict"),
-        " ",
-        Span(plain(line.check), ""),
-        " ",
-        Span(plain(line.value), "quiet"),
-    ]
+    verdict = Span("✓ passed" if line.passed else "✗ failed", "verdict")
+    item = [verdict, " ", Span(plain(line.check), ""), " ", Span(plain(line.value), "quiet")]
     if line.remedy and not line.passed:
         item += [" ", Span(f"What to do: {plain(line.remedy)}", "remedy")]
     return item
@@ -41,11 +36,9 @@ def _table(profile: Profile) -> Table:
     """One line per check, for the terminal."""
     lines = profile.trust
     values = [f"{line.value}: {line.remedy}" if line.remedy and not line.passed else line.value for line in lines]
+    verdicts = [Cell("passed") if line.passed else Cell("FAILED", kind="failed") for line in lines]
     fields = [
-        (
-            Column("", numeric=False, terminal_from=0),
-            [Cell("passed") if line.passed else Cell("FAILED", kind="failed") for line in lines],
-        ),
+        (Column("", numeric=False, terminal_from=0), verdicts),
         (Column("", numeric=False, terminal_from=0, wraps=True), [Cell(plain(line.check)) for line in lines]),
         (Column("", numeric=False, terminal_from=0, wraps=True), [Cell(plain(value)) for value in values]),
     ]

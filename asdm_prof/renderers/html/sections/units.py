@@ -67,37 +67,26 @@ def unit_table(report: Report) -> Table:
     parts = [units[row.fqn] for row in ranked]
     scale, second = second_unit(min(part.latency_s.median for part in parts))
     macs, macs_unit = mac_unit(profile.whole.macs)
-    redundancies = shortened(
-        interval_cells([row.redundancy for row in ranked]), [number(row.redundancy.median) for row in ranked]
-    )
-    sizes = [f"{100 * row.params_share:.2f} %" for row in ranked]
-    times = [number(1e3 * row.latency_s.median) for row in ranked]
+    names = [Cell(plain(row.fqn), short=plain(row.label), kind=row.kind) for row in ranked]
+    redundancies = interval_cells([row.redundancy for row in ranked])
+    redundancies = shortened(redundancies, [number(row.redundancy.median) for row in ranked])
+    sizes = number_cells([part.params / 1e6 for part in parts])
+    sizes = shortened(sizes, [f"{100 * row.params_share:.2f} %" for row in ranked])
+    times = interval_cells([part.latency_s for part in parts], scale)
+    times = shortened(times, [number(1e3 * row.latency_s.median) for row in ranked])
+    shares = interval_cells([part.share for part in parts], 1e-2)
+    shares = shortened(shares, [percent(row.latency_share.median) for row in ranked])
     fields: list[Field] = [
         (Column("rank", terminal_from=0), number_cells([row.rank for row in ranked], 0)),
-        (
-            Column("unit", numeric=False, terminal_from=0, full_from=100),
-            [Cell(plain(row.fqn), short=plain(row.label), kind=row.kind) for row in ranked],
-        ),
+        (Column("unit", numeric=False, terminal_from=0, full_from=100), names),
         (Column("kind", numeric=False), [Cell(KINDS[row.kind]) for row in ranked]),
-        (
-            Column("parameters", "M", terminal_from=70, short="of params"),
-            shortened(number_cells([part.params / 1e6 for part in parts]), sizes),
-        ),
+        (Column("parameters", "M", terminal_from=70, short="of params"), sizes),
         *(
             (Column(name, macs_unit), number_cells([getattr(part, f"{name}_macs") / macs or None for part in parts]))
             for name in ("conv", "linear", "attention")
         ),
-        (
-            Column("latency", second, terminal_from=80, short="ms"),
-            shortened(interval_cells([part.latency_s for part in parts], scale), times),
-        ),
-        (
-            Column("share", "%", terminal_from=60, short="of time"),
-            shortened(
-                interval_cells([part.share for part in parts], 1e-2),
-                [percent(row.latency_share.median) for row in ranked],
-            ),
-        ),
+        (Column("latency", second, terminal_from=80, short="ms"), times),
+        (Column("share", "%", terminal_from=60, short="of time"), shares),
         (Column("redundancy", "×", terminal_from=0, bounds_from=50, short="redundancy"), redundancies),
         (Column("tie group", terminal_from=0, short="tie"), number_cells([row.tie_group for row in ranked], 0)),
     ]
