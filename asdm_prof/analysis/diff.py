@@ -90,7 +90,9 @@ def diff(a: Profile, b: Profile) -> Difference:
     """Every part that both profiles have, in data-flow order, and the whole."""
     ours, theirs = ({part.fqn: part for part in profile.parts} for profile in (a, b))
     return Difference(
-        whole=_whole_change(a, b),
+        whole=PartChange(
+            fqn=WHOLE, label="whole UNet", kind="whole", share=_exact(1, 1), **_measures(a.whole, b.whole)
+        ),
         parts=tuple(_part_change(part, theirs[fqn], a, b) for fqn, part in ours.items() if fqn in theirs),
         only_in_a=tuple(fqn for fqn in ours if fqn not in theirs),
         only_in_b=tuple(fqn for fqn in theirs if fqn not in ours),
@@ -99,33 +101,17 @@ def diff(a: Profile, b: Profile) -> Difference:
 
 
 def _part_change(a: PartRecord, b: PartRecord, whole_a: Profile, whole_b: Profile) -> PartChange:
+    shares = [np.asarray(part.latency_s.samples) / np.asarray(whole.whole.hooked_latency_s.samples)
+              for part, whole in ((a, whole_a), (b, whole_b))]  # fmt: skip
+    share = _sampled(shares[0], shares[1], 0.5)
+    return PartChange(fqn=a.fqn, label=a.label, kind=a.kind, share=share, **_measures(a, b))
+
+
+def _measures(a: Any, b: Any) -> dict[str, Change]:
+    """What changed of a part, or of the whole, in time, MACs and parameters."""
     seconds = (a.latency_s.samples, b.latency_s.samples)
-    wholes = (whole_a.whole.hooked_latency_s.samples, whole_b.whole.hooked_latency_s.samples)
-    shares = [np.asarray(part) / np.asarray(whole) for part, whole in zip(seconds, wholes, strict=True)]
-    return PartChange(
-        fqn=a.fqn,
-        label=a.label,
-        kind=a.kind,
-        p50=_sampled(*seconds, 0.5),
-        p95=_sampled(*seconds, 0.95),
-        share=_sampled(shares[0], shares[1], 0.5),
-        macs=_exact(a.macs, b.macs),
-        params=_exact(a.params, b.params),
-    )
-
-
-def _whole_change(a: Profile, b: Profile) -> PartChange:
-    seconds = (a.whole.latency_s.samples, b.whole.latency_s.samples)
-    return PartChange(
-        fqn=WHOLE,
-        label="whole UNet",
-        kind="whole",
-        p50=_sampled(*seconds, 0.5),
-        p95=_sampled(*seconds, 0.95),
-        share=_exact(1, 1),
-        macs=_exact(a.whole.macs, b.whole.macs),
-        params=_exact(a.whole.params, b.whole.params),
-    )
+    times = {"p50": _sampled(*seconds, 0.5), "p95": _sampled(*seconds, 0.95)}
+    return times | {"macs": _exact(a.macs, b.macs), "params": _exact(a.params, b.params)}
 
 
 def _sampled(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, quantile: float) -> Change:

@@ -6,13 +6,12 @@ and parameters stand side by side.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from asdm.measure.statistics import estimate, spearman
+from asdm.measure.statistics import spearman
 from asdm.records.measurement import Estimate
-from asdm_prof.analysis.tree import shallow_blocks
-from asdm_prof.records import PartRecord, Profile
+from asdm_prof.analysis.tree import shallow_blocks, time_share
+from asdm_prof.records import Profile
 
 
 @dataclass(frozen=True)
@@ -44,8 +43,7 @@ def rows(ours: Profile, theirs: Profile) -> list[Row]:
             f"{', '.join(ours.topology.blocks)}; only models of the same blocks stand beside each other."
         )
     groups: dict[str, tuple[str, ...]] = {block: (block,) for block in ours.topology.blocks}
-    first, last = shallow_blocks(ours)
-    groups[f"{first} and {last}"] = (first, last)
+    groups[" and ".join(shallow_blocks(ours))] = shallow_blocks(ours)
     return [Row(name, _shares(ours, blocks), _shares(theirs, blocks)) for name, blocks in groups.items()]
 
 
@@ -59,12 +57,7 @@ def rank_agreement(ours: Profile, theirs: Profile) -> tuple[float, int]:
 def _shares(profile: Profile, blocks: tuple[str, ...]) -> Shares:
     inside = [part for part in profile.parts if part.block in blocks]
     return Shares(
-        time=estimate([part / whole for part, whole in zip(_runs(inside), _runs(profile.parts), strict=True)]),
+        time=time_share(profile, blocks),
         macs=sum(part.macs for part in inside) / profile.whole.macs,
         params=sum(part.params for part in inside) / profile.whole.params,
     )
-
-
-def _runs(parts: list[PartRecord] | tuple[PartRecord, ...]) -> Iterator[float]:
-    """Their time together, run by run."""
-    return map(sum, zip(*(part.latency_s.samples for part in parts), strict=False))

@@ -51,33 +51,22 @@ def tree_of(profile: Profile) -> Node:
     """The profile as a tree in data-flow order; stem, time embedding, head and `other` hang on the root."""
     root = Node("unet", profile.title, "unet", parts=list(profile.parts))
     for part in profile.parts:
-        block = _block_of(part)
-        if block is None:
-            root.children.append(_leaf(part))
-            continue
-        parent = _child(root, block, part.label.partition(".")[0], "block")
-        parent.parts.append(part)
-        if part.layer is not None:
-            parent = _child(parent, f"{block}.layer.{part.layer}", f"layer {part.layer}", "layer")
-            parent.parts.append(part)
-        parent.children.append(_leaf(part))
+        parent = root
+        if part.block:
+            parent = _child(root, part.block, part.label.partition(".")[0], "block", part)
+            if part.layer is not None:
+                parent = _child(parent, f"{part.block}.layer.{part.layer}", f"layer {part.layer}", "layer", part)
+        parent.children.append(Node(part.fqn, part.label, "part", part.kind, [part]))
     return root
 
 
-def _block_of(part: PartRecord) -> str | None:
-    return part.block or None
-
-
-def _leaf(part: PartRecord) -> Node:
-    return Node(part.fqn, part.label, "part", part.kind, [part])
-
-
-def _child(parent: Node, name: str, label: str, level: str) -> Node:
-    for child in parent.children:
-        if child.name == name:
-            return child
-    node = Node(name, label, level)
-    parent.children.append(node)
+def _child(parent: Node, name: str, label: str, level: str, part: PartRecord) -> Node:
+    """The child of that name, with one part more; made where the parent has none yet."""
+    node = next((child for child in parent.children if child.name == name), None)
+    if node is None:
+        node = Node(name, label, level)
+        parent.children.append(node)
+    node.parts.append(part)
     return node
 
 
@@ -88,9 +77,13 @@ def shallow_blocks(profile: Profile) -> tuple[str, str]:
 
 def shallow_share(profile: Profile) -> Estimate:
     """The shallow blocks' part of all parts' time, run by run."""
-    blocks = shallow_blocks(profile)
-    inside = _runs([part for part in profile.parts if part.block in blocks])
-    return estimate([a / b for a, b in zip(inside, _runs(profile.parts), strict=True)])
+    return time_share(profile, shallow_blocks(profile))
+
+
+def time_share(profile: Profile, blocks: Sequence[str]) -> Estimate:
+    """Some blocks' part of all parts' time, run by run."""
+    inside = [part for part in profile.parts if part.block in blocks]
+    return estimate([a / b for a, b in zip(_runs(inside), _runs(profile.parts), strict=True)])
 
 
 def _runs(parts: Sequence[PartRecord]) -> list[float]:

@@ -151,11 +151,8 @@ class Verdict:
 def verdicts(proof: Proof) -> list[Verdict]:
     """Every row that has a rival, where both have results."""
     pairs = [(row, proof.row(row.rival)) for row in trained(proof) if row.rival]
-    return [
-        Verdict(row, rival, tuple(_shares(proof, *alike(row, rival))))
-        for row, rival in pairs
-        if rival and rival.results
-    ]
+    both = [(row, rival) for row, rival in pairs if rival and rival.results]
+    return [Verdict(row, rival, tuple(_shares(proof, *alike(row, rival)))) for row, rival in both]
 
 
 def alike(row: ProofRow, other: ProofRow) -> tuple[ProofRow, ProofRow]:
@@ -273,9 +270,8 @@ def groups(proof: Proof) -> dict[str, list[Component]]:
     by_effect: dict[str, list[Component]] = {"helped": [], "mixed": [], "did not help": [], "hurt": []}
     for one in components(proof):
         helped, hurt = bool(one.helped()), bool(one.hurt())
-        by_effect["mixed" if helped and hurt else "helped" if helped else "hurt" if hurt else "did not help"].append(
-            one
-        )
+        effect = "mixed" if helped and hurt else "helped" if helped else "hurt" if hurt else "did not help"
+        by_effect[effect].append(one)
     return {name: ones for name, ones in by_effect.items() if ones}
 
 

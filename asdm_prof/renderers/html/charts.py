@@ -53,11 +53,9 @@ class Axis:
         return [n * step for n in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
 
-def _frame(x: Axis, y: Axis, across: str, up: str, x_unit: str = "", y_unit: str = "") -> Iterator[Markup]:
+def _frame(x: Axis, y: Axis, across: str, up: str, x_unit: str = "") -> Iterator[Markup]:
     """Grid lines, ticks and the names of both axes."""
-    for tick in y.ticks():
-        yield line(x.start, y(tick), x.end, y(tick), "grid")
-        yield text(x.start - 8, y(tick) + 4, f"{tick:.6g}{y_unit}", "end quiet")
+    yield from _levels(y, x.start, x.end, 8, ".6g")
     for tick in x.ticks():
         yield line(x(tick), y.start, x(tick), y.start + 5, "axis")
         yield text(x(tick), y.start + 20, f"{tick:.6g}{x_unit}", "middle quiet")
@@ -65,6 +63,13 @@ def _frame(x: Axis, y: Axis, across: str, up: str, x_unit: str = "", y_unit: str
     yield text((x.start + x.end) / 2, y.start + 42, across, "middle strong")
     middle = (y.start + y.end) / 2
     yield text(11, middle, up, "middle strong", transform=f"rotate(-90 11 {middle:.0f})")
+
+
+def _levels(y: Axis, left: float, right: float, gap: float, form: str, most: int = 6) -> Iterator[Markup]:
+    """Grid lines with their values before them."""
+    for tick in y.ticks(most):
+        yield line(left, y(tick), right, y(tick), "grid")
+        yield text(left - gap, y(tick) + 4, f"{tick:{form}}", "end quiet")
 
 
 def _points(pairs: Iterable[tuple[float, float]]) -> str:
@@ -100,7 +105,8 @@ def roofline(profile: Profile, peaks: Peaks, index: Mapping[str, int], hints: Ma
     ridge = peaks.flops_per_s / peaks.bytes_per_s
     foot = max(x.low, y.low * 1e9 / peaks.bytes_per_s)
     roof = [(foot, foot * peaks.bytes_per_s / 1e9), (ridge, best), (x.high, best)]
-    body = [*_frame(x, y, "FLOPs per byte moved", "GFLOP/s"), _roof((x(a), y(b)) for a, b in roof)]
+    body = [*_frame(x, y, "FLOPs per byte moved", "GFLOP/s")]
+    body.append(tag("polyline", points=_points((x(a), y(b)) for a, b in roof), class_="roof"))
     body += _ceilings(peaks, x, y)
     for part in sorted(parts, key=lambda part: -part.latency_s.median):
         at = x(intensity(part)), y(speed(part) / 1e9)
@@ -114,10 +120,6 @@ def roofline(profile: Profile, peaks: Peaks, index: Mapping[str, int], hints: Ma
 
 def _log_axis(values: Sequence[float], start: float, end: float) -> Axis:
     return Axis(min(values) / 1.4, max(values) * 1.4, start, end, log=True)
-
-
-def _roof(points: Iterable[tuple[float, float]]) -> Markup:
-    return tag("polyline", points=_points(points), class_="roof")
 
 
 def _ceilings(peaks: Peaks, x: Axis, y: Axis) -> Iterator[Markup]:
@@ -262,17 +264,13 @@ def quality_bars(name: str, metric: str, rows: Sequence[tuple[str, Metric | None
     metrics = [one for _, one in rows if one]
     teacher = next((one.teacher for one in metrics if one.teacher is not None), None)
     noise = next((one.noise_floor for one in metrics if one.noise_floor is not None), 0.0) or 0.0
-    values = [v for one in metrics for v in (one.low, one.high)] + (
-        [teacher, teacher + noise] if teacher is not None else []
-    )
+    values = [v for one in metrics for v in (one.low, one.high)]
+    values += [teacher, teacher + noise] if teacher is not None else []
     x = Axis(min(0.0, *values), max(*values, 1e-12), BAR_LEFT, BAR_LEFT + BAR_WIDTH)
     bars = [("teacher", teacher, None)] if teacher is not None else []
     shown: list[tuple[str, float | None, Metric | None]] = [*bars, *((n, m.value if m else None, m) for n, m in rows)]
     bottom = 28 + BAR_STEP * len(shown)
-    body: list[Markup] = [
-        text(0, 14, metric_name(metric), "strong"),
-        text(BAR_LEFT + BAR_WIDTH + 62, 14, better, "end quiet"),
-    ]
+    body = [text(0, 14, metric_name(metric), "strong"), text(BAR_LEFT + BAR_WIDTH + 62, 14, better, "end quiet")]
     if teacher is not None and noise > 0:
         a, b = x(max(teacher - noise, x.low)), x(min(teacher + noise, x.high))
         body.append(rect(a, 24, b - a, bottom - 22, "band"))
@@ -324,16 +322,11 @@ def tradeoff(name: str, measure: Measure, students: Sequence[Student], teacher: 
         at = x(one.ratio.median), y(one.quality.median)
         hint = f"{one.name}: {ratio(one.ratio.median)}, {title} {number(one.quality.median)}"
         hint += f" [{number(one.quality.low)}, {number(one.quality.high)}]"
-        bars = (
-            line(x(one.ratio.low), at[1], x(one.ratio.high), at[1], "bar"),
-            line(at[0], y(one.quality.low), at[0], y(one.quality.high), "bar"),
-        )
-        mark = (
-            tag("circle", cx=at[0], cy=at[1], r=4.5, class_="point own")
-            if one.ours
-            else rect(at[0] - 3.5, at[1] - 3.5, 7, 7, "glue")
-        )
-        body.append(tag("g", tag("title", plain(hint, 200)), *bars, mark))
+        across = line(x(one.ratio.low), at[1], x(one.ratio.high), at[1], "bar")
+        up = line(at[0], y(one.quality.low), at[0], y(one.quality.high), "bar")
+        circle = tag("circle", cx=at[0], cy=at[1], r=4.5, class_="point own")
+        mark = circle if one.ours else rect(at[0] - 3.5, at[1] - 3.5, 7, 7, "glue")
+        body.append(tag("g", tag("title", plain(hint, 200)), across, up, mark))
     return svg(name, f"{plain(title)} at each latency", LEFT + CURVE_WIDTH + 40, TOP + PANEL_HIGH + FOOT, body)
 
 
@@ -358,11 +351,7 @@ def loss_curve(name: str, term: str, log: TrainingLog) -> Markup:
     top = max((value for _, value in curve), default=1.0)
     y = Axis(min(0.0, *(value for _, value in curve)), top * 1.05 or 1.0, TOP + 12 + CURVE_HEIGHT, TOP + 12)
     body = [text(0, 14, plain(term.replace("_", " "), 50), "strong")]
-    for tick in y.ticks(4):
-        body += [
-            line(x.start, y(tick), x.end, y(tick), "grid"),
-            text(x.start - 8, y(tick) + 4, f"{tick:.4g}", "end quiet"),
-        ]
+    body += _levels(y, x.start, x.end, 8, ".4g", 4)
     for tick in x.ticks(4):
         body.append(text(x(tick), y.start + 18, f"{tick:.0f}", "middle quiet"))
     for stage, first in log.stages.items():
@@ -386,21 +375,15 @@ def damage_dots(rows: Sequence[tuple[str, str, Interval | None]], left: float, s
     width = left + step * len(rows) + 16
     low = min(max(amount.low, amount.value / 10) for amount in known)
     y = Axis(low / 1.3, max(amount.high for amount in known) * 1.3, 12 + DAMAGE_HEIGHT, 12, log=True)
-    body: list[Markup] = []
-    for tick in y.ticks(4):
-        body += [
-            line(left - 6, y(tick), width, y(tick), "grid"),
-            text(left - 10, y(tick) + 4, f"{tick:.3g}", "end quiet"),
-        ]
+    body = list(_levels(y, left - 6, width, 4, ".3g", 4))
     for place, (fqn, label, done) in enumerate(rows):
         at = left + step * (place + 0.5)
         foot = DAMAGE_HEIGHT + 22
         body.append(text(at + 4, foot, plain(label, 8), "end", transform=f"rotate(-90 {at + 4:.1f} {foot})"))
         if done is None or done.value <= 0:
             continue
-        title = tag("title", plain(f"{fqn}: damage {amount_text(done)}", 200))
+        hint = tag("title", plain(f"{fqn}: damage {amount_text(done)}", 200))
         bar = line(at, y(max(done.low, y.low)), at, y(done.high), "bar")
-        body.append(tag("g", title, bar, tag("circle", cx=at, cy=y(done.value), r=4.0, class_="point own")))
-    return svg(
-        "damage-dots", "Damage of each unit’s own edit, in the order above", max(width, 420), DAMAGE_HEIGHT + 74, body
-    )
+        body.append(tag("g", hint, bar, tag("circle", cx=at, cy=y(done.value), r=4.0, class_="point own")))
+    title = "Damage of each unit’s own edit, in the order above"
+    return svg("damage-dots", title, max(width, 420), DAMAGE_HEIGHT + 74, body)

@@ -19,6 +19,7 @@ CHARACTER = 7.2  # pixels that a character of the 13-pixel type takes
 LINE = 15  # pixels from one label to the next
 BAND = 0.05  # "close" in predicted against measured, as a share of the teacher's latency
 KINDS = {"resnet": "ResNet", "transformer": "Transformer", "glue": "glue"}
+Scale = Callable[[float], float]  # from a value to pixels
 COMPONENTS = {"text_encoder": "text encoder", "unet": "UNet", "vae_decoder": "VAE decoder"}
 
 # ---------------------------------------------------------------------------------------------- elements
@@ -91,12 +92,12 @@ def redundancy_dots(ranked: Sequence[Ranked]) -> Markup:
     return svg("redundancy-dots", title, max(width, 420), TOP + HEIGHT + FOOT, body)
 
 
-def _log_scale(low: float, high: float) -> Callable[[float], float]:
+def _log_scale(low: float, high: float) -> Scale:
     a, b = math.log(low / 1.15), math.log(high * 1.15)
     return lambda value: TOP + HEIGHT * (b - max(math.log(value), a)) / (b - a)
 
 
-def _log_axis(scale: Callable[[float], float], low: float, high: float, width: float) -> Iterator[Markup]:
+def _log_axis(scale: Scale, low: float, high: float, width: float) -> Iterator[Markup]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     for tick in (digit * 10.0**power for power in powers for digit in (1, 2, 5)):
         if low / 1.1 <= tick <= high * 1.1:
@@ -106,7 +107,7 @@ def _log_axis(scale: Callable[[float], float], low: float, high: float, width: f
         yield text(LEFT, scale(1) + 17, "as much time as its size suggests", "quiet halo")
 
 
-def _brackets(ranked: Sequence[Ranked], scale: Callable[[float], float]) -> Iterator[Markup]:
+def _brackets(ranked: Sequence[Ranked], scale: Scale) -> Iterator[Markup]:
     for group, members in groupby(ranked, key=lambda row: row.tie_group):
         rows = list(members)
         left, right = _rank_x(rows[0]) - STEP * 0.38, _rank_x(rows[-1]) + STEP * 0.38
@@ -119,7 +120,7 @@ def _rank_x(row: Ranked) -> float:
     return LEFT + STEP * (row.rank - 0.5)
 
 
-def _dot(row: Ranked, scale: Callable[[float], float]) -> Iterator[Markup]:
+def _dot(row: Ranked, scale: Scale) -> Iterator[Markup]:
     x, y = _rank_x(row), scale(row.redundancy.median)
     bar = line(x, scale(row.redundancy.low), x, scale(row.redundancy.high), "bar")
     hint = f"{row.fqn}: {number(row.redundancy.median)}×, rank {row.rank}, tie group {row.tie_group}"
@@ -145,12 +146,9 @@ def family_bars(costs: Sequence[FamilyCost]) -> Markup:
 
 def by_family(costs: Sequence[FamilyCost]) -> list[list[FamilyCost]]:
     """Families as they come, each with its components in the order in which an image passes them."""
-    order = list(COMPONENTS)
     families = {cost.family: [one for one in costs if one.family == cost.family] for cost in costs}
-    return [
-        sorted(rows, key=lambda c: order.index(c.component) if c.component in order else 0)
-        for rows in families.values()
-    ]
+    place = {component: nth for nth, component in enumerate(COMPONENTS)}
+    return [sorted(rows, key=lambda cost: place.get(cost.component, 0)) for rows in families.values()]
 
 
 def _family_panel(
@@ -239,7 +237,8 @@ class Predicted:
 
 def prediction_scatter(name: str, students: Sequence[Predicted]) -> Markup:
     """Predicted ratio across, measured ratio up, the line where they are equal, and a band of ±0.05× around it."""
-    low, high = _ratio_span(students)
+    values = [v for s in students for v in (s.predicted, s.measured.low, s.measured.high)]
+    low, high = max(math.floor(10 * min(values) - 0.5) / 10, 0.0), math.ceil(10 * max(values) + 0.5) / 10
 
     def x(value: float) -> float:
         return MARGIN + PLOT * (value - low) / (high - low)
@@ -263,13 +262,7 @@ def prediction_scatter(name: str, students: Sequence[Predicted]) -> Markup:
     return svg(name, title, MARGIN + PLOT + 230, PLOT + 62, body)
 
 
-def _ratio_span(students: Iterable[Predicted]) -> tuple[float, float]:
-    values = [v for s in students for v in (s.predicted, s.measured.low, s.measured.high)]
-    low, high = math.floor(10 * min(values) - 0.5) / 10, math.ceil(10 * max(values) + 0.5) / 10
-    return max(low, 0.0), high
-
-
-def _ratio_axes(low: float, high: float, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[Markup]:
+def _ratio_axes(low: float, high: float, x: Scale, y: Scale) -> Iterator[Markup]:
     for step in range(round(10 * (high - low)) + 1):
         tick = low + step / 10
         yield line(MARGIN - 5, y(tick), MARGIN, y(tick), "axis")
@@ -281,7 +274,7 @@ def _ratio_axes(low: float, high: float, x: Callable[[float], float], y: Callabl
     yield text(14, 12 + PLOT / 2, "measured", "middle strong", transform=f"rotate(-90 14 {12 + PLOT / 2:.0f})")
 
 
-def _prediction(student: Predicted, x: Callable[[float], float], y: Callable[[float], float]) -> Iterator[Markup]:
+def _prediction(student: Predicted, x: Scale, y: Scale) -> Iterator[Markup]:
     measured, across = student.measured, student.predicted
     hint = f"{student.name or 'a random plan'}: predicted {ratio(across)}, measured {ratio(measured.median)}"
     bars = [line(x(across), y(measured.low), x(across), y(measured.high), "bar")]
@@ -291,9 +284,7 @@ def _prediction(student: Predicted, x: Callable[[float], float], y: Callable[[fl
     yield tag("g", tag("title", plain(hint)), *bars, dot)
 
 
-def _point_names(
-    students: Sequence[Predicted], x: Callable[[float], float], y: Callable[[float], float]
-) -> Iterator[Markup]:
+def _point_names(students: Sequence[Predicted], x: Scale, y: Scale) -> Iterator[Markup]:
     """Names beside the plot, from top to bottom as the dots are, each on a line of its own."""
     taken = 14.0  # the name of the line
     for student in sorted(students, key=lambda one: -one.measured.median):

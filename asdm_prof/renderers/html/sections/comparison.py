@@ -51,25 +51,19 @@ def answer(comparison: Comparison) -> str:
 def ranks_table(comparison: Comparison) -> Table:
     """Rank correlation of the units, profile by profile; beside it each profile's own odd and even runs."""
     names = [plain(profile.name, 40) for profile in comparison.profiles]
-    columns = [comparison.spearman[i] for i in range(len(names))]
     fields = [(Column("profile", numeric=False, terminal_from=0, short="", wraps=True), name_cells(names))]
-    for name, values in zip(names, zip(*columns, strict=True), strict=True):
-        fields.append(
-            (Column(name, terminal_from=0, wraps=True), [Cell(f"{value:.3f}", value=value) for value in values])
-        )
     halves = [profile.split_half for profile in comparison.profiles]
-    fields.append(
-        (Column("own halves", terminal_from=0, wraps=True), [Cell(f"{half:.3f}", value=half) for half in halves])
-    )
+    for name, values in zip([*names, "own halves"], [*zip(*comparison.spearman, strict=True), halves], strict=True):
+        cells = [Cell(f"{value:.3f}", value=value) for value in values]
+        fields.append((Column(name, terminal_from=0, wraps=True), cells))
     return table("spearman", "Rank correlation of the units’ redundancy, profile by profile.", fields)
 
 
 def plans_table(comparison: Comparison) -> Table:
     """Every plan's predicted ratio under every profile."""
     plans = comparison.plans
-    fields = [
-        (Column("plan", numeric=False, terminal_from=0, short="", wraps=True), name_cells((p.name for p in plans), 60))
-    ]
+    plan_column = Column("plan", numeric=False, terminal_from=0, short="", wraps=True)
+    fields = [(plan_column, name_cells((plan.name for plan in plans), 60))]
     for place, profile in enumerate(comparison.profiles):
         name = plain(profile.name, 40)
         column = Column(name, "student / teacher", terminal_from=0, short=name, wraps=True)
