@@ -25,7 +25,7 @@ from torch import nn
 from asdm.cli.options import Force
 from asdm.measure import clocks, machine, repeats, statistics
 from asdm.measure.statistics import estimate, latency, paired_ratio
-from asdm.models import example_inputs, loading, random_weights
+from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Estimate, Latency, Run
@@ -110,7 +110,7 @@ def _over_processes(same: tuple[NetworkCase, ...]) -> NetworkCase:
 def pairs(family: Family) -> Iterator[Pair]:
     """The pairs one after the other; only the blocks in use take memory."""
     unet: Any = loading.meta_unet(family)
-    random_weights.materialise(unet.time_embedding)
+    loading.materialise(unet.time_embedding)
     yield from _attention_pairs(unet, family)
     yield from _convolution_pairs(unet, family)
 
@@ -121,7 +121,7 @@ def _attention_pairs(unet: Any, family: Family) -> Iterator[Pair]:
         fqn = f"{block}.attentions.0"
         if not block.startswith("down_blocks.") or fqn not in {unit.fqn for unit in blocks.iter_units(unet)}:
             continue
-        random_weights.materialise(module)
+        loading.materialise(module)
         unit, height = unet.get_submodule(fqn), _height(family, block)
         x = torch.randn(1, unit.in_channels, height, height)
         text = example_inputs.unet_inputs(family)["encoder_hidden_states"]
@@ -140,7 +140,7 @@ def _convolution_pairs(unet: Any, family: Family) -> Iterator[Pair]:
     shape = blocks.topology(unet)
     down, up = shape.down_blocks[0], shape.up_blocks[-1]
     for block, layer in ((down, 0), (up, shape.layers(up)[-1])):
-        random_weights.materialise(unet.get_submodule(block))
+        loading.materialise(unet.get_submodule(block))
         fqn, height = f"{block}.resnets.{layer}", _height(family, down)
         plain = unet.get_submodule(fqn)
         by_input, by_time = (

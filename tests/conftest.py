@@ -19,9 +19,8 @@ import asdm_prof.cli
 from asdm.models.execution import RANDOM
 from asdm.models.families import Family, load_family
 from asdm.models.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_VAE
-from asdm.models.loading import meta_unet
+from asdm.models.loading import materialise, meta_unet
 from asdm.models.pipeline import pipeline
-from asdm.models.random_weights import materialise
 from asdm.models.settings import Setup
 from tests.commands import Result
 from tests.pictures import cached, photos, shards, sources  # noqa: F401  (fixtures)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,21 +91,20 @@ def chain(now: float) -> list[Step]:
 
     sha256 = io.sha256_of(data)
     plan = _first(io.REPORTS.glob("*/plan*.json"), _loader(PruningPlan, lambda plan: plan.profile_sha256 == sha256))
-    steps.append(Step("plan", "asdm-prof plan --budget 0.8", *(_plan_summary(plan) if plan else ())))
+    steps.append(Step("plan", "asdm-prof plan --budget 0.8", *((plan[0], _about_plan(plan[1])) if plan else ())))
 
     plan_sha256 = plan[1].sha256() if plan else None
     places = [*Path().glob("*/build.json"), *io.REPORTS.glob("*/build.json"), *io.REPORTS.glob("*/*/build.json")]
     student = _first(places, _loader(BuildResult, lambda student: student.plan_sha256 == plan_sha256))
-    plan_name = plan[0] if plan else "plan.json"
-    steps.append(Step("build", f"asdm build {plan_name} -o student/", *(_student_summary(student) if student else ())))
+    command = f"asdm build {plan[0] if plan else 'plan.json'} -o student/"
+    steps.append(Step("build", command, *((student[0].parent, _about_student(student[1])) if student else ())))
 
     bench = _first(
         io.REPORTS.glob("*/bench*.json"),
         _loader(BenchResult, lambda bench: any(s.plan_sha256 and s.plan_sha256 == plan_sha256 for s in bench.students)),
     )
-    source = f"{student[0].parent}/" if student else "student/"
-    command = f"asdm bench --teacher {family} --student {source}"
-    steps.append(Step("bench", command, *(_bench_summary(bench, plan_sha256) if bench else ())))
+    command = f"asdm bench --teacher {family} --student {student[0].parent if student else 'student'}/"
+    steps.append(Step("bench", command, *((bench[0], _about_bench(bench[1], plan_sha256)) if bench else ())))
 
     newest = max(step.path.stat().st_mtime for step in steps if step.path)
     report = _first(io.REPORTS.glob("*/report.html"), lambda path: path.stat().st_mtime >= newest or None)
@@ -116,8 +115,7 @@ def chain(now: float) -> list[Step]:
 def _first(paths: Any, read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
     """The newest file that `read` accepts, with what it read."""
     for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
-        content = read(path)
-        if content is not None:
+        if (content := read(path)) is not None:
             return path, content
     return None
 
@@ -142,23 +140,17 @@ def _loader(model: Any, fits: Callable[[Any], bool]) -> Callable[[Path], Any]:
     return read
 
 
-def _plan_summary(file: tuple[Path, PruningPlan]) -> Iterator[Any]:
-    path, plan = file
-    yield path
-    yield f"{plan.budget or plan.name}" + (f", predicted {plan.predicted.ratio:.2f}×" if plan.predicted else "")
+def _about_plan(plan: PruningPlan) -> str:
+    return f"{plan.budget or plan.name}" + (f", predicted {plan.predicted.ratio:.2f}×" if plan.predicted else "")
 
 
-def _student_summary(file: tuple[Path, BuildResult]) -> Iterator[Any]:
-    path, student = file
-    yield path.parent
-    yield f"{student.teacher_params / 1e6:.1f} M → {student.params / 1e6:.1f} M parameters"
+def _about_student(student: BuildResult) -> str:
+    return f"{student.teacher_params / 1e6:.1f} M → {student.params / 1e6:.1f} M parameters"
 
 
-def _bench_summary(file: tuple[Path, BenchResult], plan_sha256: str | None) -> Iterator[Any]:
-    path, bench = file
+def _about_bench(bench: BenchResult, plan_sha256: str | None) -> str:
     own = next(student for student in bench.students if student.plan_sha256 == plan_sha256)
-    yield path
-    yield f"measured {own.unet_latency_ratio.median:.2f}× of {bench.teacher.name}"
+    return f"measured {own.unet_latency_ratio.median:.2f}× of {bench.teacher.name}"
 
 
 def _age(path: Path, now: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -15,7 +15,7 @@ import typer
 
 from asdm import __version__
 from asdm.utils import console, io, registry
-from asdm.utils.settings import Option, flag, options
+from asdm.utils.settings import flag, options
 
 
 def one_of(package: str) -> Callable[[str], list[str]]:
@@ -52,7 +52,7 @@ def from_settings(command: Callable[..., None]) -> Callable[..., None]:
     parameters: list[inspect.Parameter] = []
     classes: dict[str, tuple[Any, list[str]]] = {}
     for parameter in inspect.signature(command, eval_str=True).parameters.values():
-        base, *notes = get_args(parameter.annotation) if _is_annotated(parameter) else [parameter.annotation]
+        base, *notes = _base_and_notes(parameter.annotation)
         if is_dataclass(base):
             left_out = {name for note in notes if isinstance(note, Without) for name in note.names}
             own = list(_parameters_of(base, left_out))
@@ -74,8 +74,8 @@ def from_settings(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _is_annotated(parameter: inspect.Parameter) -> bool:
-    return get_origin(parameter.annotation) is Annotated
+def _base_and_notes(annotation: Any) -> Sequence[Any]:
+    return get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
 
 
 def _parameters_of(settings: Any, left_out: set[str]) -> Iterator[inspect.Parameter]:
@@ -84,21 +84,12 @@ def _parameters_of(settings: Any, left_out: set[str]) -> Iterator[inspect.Parame
     defaults = {field.name: field.default for field in fields(settings)}
     for name, option in options(settings).items():
         if name not in left_out:
-            yield _parameter(name, option, hints[name], defaults[name])
-
-
-def _parameter(name: str, option: Option, hint: Any, default: Any) -> inspect.Parameter:
-    if option.automatic:
-        hint, default = hint | None, None
-    info = typer.Option(
-        flag(name, option), help=option.help, autocompletion=one_of(option.seam) if option.seam else None
-    )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=inspect.Parameter.empty if default is MISSING else default,
-        annotation=Annotated[hint, info],
-    )
+            completion = one_of(option.seam) if option.seam else None
+            info = typer.Option(flag(name, option), help=option.help, autocompletion=completion)
+            hint, default = (hints[name] | None, None) if option.automatic else (hints[name], defaults[name])
+            default = inspect.Parameter.empty if default is MISSING else default
+            kind = inspect.Parameter.KEYWORD_ONLY
+            yield inspect.Parameter(name, kind, default=default, annotation=Annotated[hint, info])
 
 
 # ---------------------------------------------------------------------------------------------- the whole program

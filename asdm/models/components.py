@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 from asdm.measure.clocks import Clock, timed
-from asdm.models.example_inputs import latent_size
+from asdm.models.example_inputs import filler, latent_size
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
-from asdm.models.random_weights import materialise
+from asdm.models.loading import materialise
 from asdm.unet import flops
 
 
@@ -59,11 +59,7 @@ def _vae_decoder(family: Family, size: int | None) -> Component:
     latent, channels = latent_size(family, size), family.vae.get("latent_channels", 4)
 
     def inputs(device: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if device == "meta":
-            return (torch.empty((1, channels, latent, latent), device=device, dtype=dtype),), {}
-        return (
-            torch.randn((1, channels, latent, latent), generator=torch.Generator().manual_seed(0)).to(device, dtype),
-        ), {}
+        return (filler(device, dtype, seed=0)(1, channels, latent, latent),), {}
 
     return Component("vae_decoder", AutoencoderKL.from_config(family.vae).decoder.eval(), inputs, calls=1)
 

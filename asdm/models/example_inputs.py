@@ -26,7 +26,7 @@ def unet_inputs(
     family: Family, batch: int = 1, size: int | None = None, device: str = "cpu", dtype: str = "fp32", seed: int = 0
 ) -> dict[str, Any]:
     """Example arguments of one UNet call: latents (batch, 4, h, w), a timestep, text states (batch, tokens, width)."""
-    latent, make = latent_size(family, size), _filler(device, dtype_of(dtype), seed)
+    latent, make = latent_size(family, size), filler(device, dtype_of(dtype), seed)
     config = family.unet
     width = config.get("cross_attention_dim", 1280)
     width = width[0] if isinstance(width, list | tuple) else width
@@ -43,7 +43,8 @@ def unet_inputs(
     return inputs
 
 
-def _filler(device: str, dtype: torch.dtype, seed: int) -> Callable[..., torch.Tensor]:
+def filler(device: str, dtype: torch.dtype, seed: int) -> Callable[..., torch.Tensor]:
+    """A function from a shape to normal noise; consecutive calls draw from one generator."""
     if device == "meta":
         return lambda *shape: torch.empty(shape, device="meta", dtype=dtype)
     generator = torch.Generator().manual_seed(seed)

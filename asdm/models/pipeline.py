@@ -14,8 +14,7 @@ from asdm.models.components import components_of
 from asdm.models.example_inputs import latent_size
 from asdm.models.execution import RANDOM, check_setup, dtype_of
 from asdm.models.families import Family, load_family
-from asdm.models.loading import default_weights, load_unet
-from asdm.models.random_weights import materialise
+from asdm.models.loading import default_weights, load_unet, materialise
 from asdm.models.settings import GenerateSettings, Setup
 from asdm.utils.progress import Tell
 

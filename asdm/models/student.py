@@ -45,10 +45,8 @@ class StudentUNet(UNet2DConditionModel):
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' own; raises ValueError if the config does not describe the tensors, as after folding."""
         with torch.device("meta"):
-            loads = {
-                name: tensor.shape for name, tensor in type(self).from_config(_public(self.config)).state_dict().items()
-            }
-        has = {name: tensor.shape for name, tensor in self.state_dict().items()}
+            loads = _shapes(type(self).from_config(_public(self.config)).state_dict())
+        has = _shapes(self.state_dict())
         if wrong := sorted(name for name in has.keys() | loads.keys() if has.get(name) != loads.get(name)):
             raise ValueError(
                 f"this student's tensors are not those of its edits ({wrong[0]} differs), so it could not be loaded "
@@ -132,8 +130,11 @@ def _plain(teacher: nn.Module, plan: ResolvedPlan, weights: dict[str, torch.Tens
     if plan.removed_units or plan.replaced:
         return None
     student = UNet2DConditionModel.from_config(_pruned_config(_public(teacher.config), plan))
-    shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
-    return student if shapes == {name: tensor.shape for name, tensor in weights.items()} else None
+    return student if _shapes(student.state_dict()) == _shapes(weights) else None
+
+
+def _shapes(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in weights.items()}
 
 
 def _public(config: Any) -> dict[str, Any]:
@@ -144,20 +145,16 @@ def _public(config: Any) -> dict[str, Any]:
 def _pruned_config(config: dict[str, Any], plan: ResolvedPlan) -> dict[str, Any]:
     """diffusers' config of a UNet after whole layers and blocks were removed."""
     teacher = plan.topology
-    layers = [
-        sum((block, layer) not in plan.removed_layers for layer in teacher.layers(block))
-        for block in teacher.down_blocks
-    ]
+    kept = [[(block, n) not in plan.removed_layers for n in teacher.layers(block)] for block in teacher.down_blocks]
+    layers = list(map(sum, kept))
     if "mid_block" in plan.removed_blocks:
         config["mid_block_type"] = None
     if plan.removes_deepest_pair:
         layers = layers[:-1]
-        for key in _PER_DOWN_BLOCK:
-            if isinstance(config.get(key), list | tuple):
-                config[key] = list(config[key])[:-1]
-        for key in _PER_UP_BLOCK:
-            if isinstance(config.get(key), list | tuple):
-                config[key] = list(config[key])[1:]
+        for keys, left in ((_PER_DOWN_BLOCK, slice(None, -1)), (_PER_UP_BLOCK, slice(1, None))):
+            for key in keys:
+                if isinstance(config.get(key), list | tuple):
+                    config[key] = list(config[key])[left]
     config["layers_per_block"] = layers[0] if len(set(layers)) == 1 else layers
     return config
 

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import typer
 
 from asdm.cli.options import root_options
 from asdm.utils import console
-from asdm_prof.cli import (
-    compare,
-    diff,
-    env,
-    flops,
-    frontier,
-    plan,
-    profile,
-    rank,
-    report,
-    search,
-    sensitivity,
-    validate,
-)
 
 COMMANDS = (
-    flops.flops, profile.profile, rank.rank, plan.plan, frontier.frontier, sensitivity.sensitivity,
-    compare.compare, validate.validate, search.search, diff.diff, report.report, env.env,
+    "flops", "profile", "rank", "plan", "frontier", "sensitivity",
+    "compare", "validate", "search", "diff", "report", "env",
 )  # fmt: skip
 
 app = typer.Typer(
@@ -32,8 +20,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.callback(invoke_without_command=True)(root_options)
-for command in COMMANDS:
-    app.command()(command)
+for name in COMMANDS:  # each is the function of its name in the module of its name
+    app.command()(getattr(import_module(f"{__name__}.{name}"), name))
 
 
 def main() -> None:

@@ -12,9 +12,8 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from asdm.cli import options
-from asdm.models import execution, random_weights
-from asdm.models.loading import load_unet, meta_unet, unet_config_sha256
-from asdm.models.random_weights import materialise
+from asdm.models import execution, loading
+from asdm.models.loading import load_unet, materialise, meta_unet, unet_config_sha256
 from asdm.models.settings import Setup
 from tests.conftest import TINY, TINY_FAMILY, make_unet, run, unet_args
 
@@ -94,7 +93,7 @@ def test_buffers_that_number_positions_are_filled():
 def test_a_weight_longer_than_the_tile_is_filled_to_its_end():
     with torch.device("meta"):
         layer = torch.nn.Linear(2003, 1009)
-    assert layer.weight.numel() > 2 * random_weights._TILE
+    assert layer.weight.numel() > 2 * loading._TILE
     weight = materialise(layer).weight.detach()
     assert (weight != 0).float().mean() > 0.999
     assert not torch.equal(weight[0], weight[-1])
