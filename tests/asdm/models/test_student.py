@@ -462,5 +462,5 @@ def test_a_folded_student_is_saved_where_its_config_says_so_and_refused_where_no
     once.save_pretrained(tmp_path / "once")
     again = students.StudentUNet.from_pretrained(tmp_path / "once").eval()
     assert torch.equal(run(again), run(student))
-    with pytest.raises(ValueError, match="would not load again; save the student as it was built"):
+    with pytest.raises(ValueError, match="could not be loaded again; save the student as it was built"):
         fold(student, [7, 8]).save_pretrained(tmp_path / "twice")
