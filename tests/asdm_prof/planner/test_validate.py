@@ -90,6 +90,7 @@ def test_a_validation_survives_its_file(validated: Validation, tmp_path: Path) -
     assert Validation.load(path) == validated
 
 
+@pytest.mark.serial
 def test_students_of_a_real_unet_are_measured_in_pairs(tiny_folder: Path) -> None:
     profile = measure_profile(str(tiny_folder), ProfileSettings(time_budget_s=3, min_rounds=2, threads=1))
     found = validate.validate(str(tiny_folder), profile, ValidateSettings(plans=3, min_rounds=2, time_budget_s=1))
