@@ -15,7 +15,7 @@ $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 ## Profile SD1.5, plan at 0.8, build the student, measure it against its teacher. The page is written as soon as there
-## is a profile, again with the plan, and with the figures at the end (8 minutes on 2 cores, the first page after 4).
+## is a profile, again with the plan, and with the figures at the end (7 minutes on 2 cores, the first page after 3).
 profile: report = $(BIN)/asdm-prof report $(RUN)/profile.json -o $(RUN) --force
 profile: $(INSTALLED)
 	$(BIN)/asdm-prof profile sd15 -o $(RUN)/profile.json

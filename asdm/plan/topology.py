@@ -56,6 +56,7 @@ class Topology(Frozen):
 
 
 def format_choices(choices: Sequence[str], wanted: str = "") -> str:
+    """The choices as the end of an error, those nearest to `wanted` if it names a block that exists."""
     prefix = wanted.rpartition(".")[0].rpartition(".")[0]
     near = [choice for choice in choices if prefix and choice.startswith(prefix)] or list(choices)
     shown = ", ".join(near[:8]) + (f", … ({len(near)} in all)" if len(near) > 8 else "")

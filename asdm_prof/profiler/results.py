@@ -55,6 +55,7 @@ def unit_records(
 
 
 def mac_columns(macs: Macs) -> dict[str, int]:
+    """MACs by kind of operation, as the fields of a record."""
     return {"conv_macs": macs.conv_macs, "linear_macs": macs.linear_macs, "attention_macs": macs.attention_macs}
 
 

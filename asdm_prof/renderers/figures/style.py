@@ -26,6 +26,7 @@ INK, QUIET = "#222222", "#767676"
 
 
 def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of `width` × `height` inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
@@ -50,6 +51,7 @@ def row_names(axes: Axes, names: Sequence[str], air: float = 0.6, **look: Any) -
 
 
 def kind_legend(figure: Figure, kinds: Sequence[str]) -> None:
+    """Hue and hatch of each kind, above the figure."""
     patches = [Patch(facecolor=COLOURS[k], hatch=HATCHES[k], edgecolor="white", label=KINDS[k]) for k in kinds]
     figure.legend(handles=patches, loc="outside upper right", ncols=len(patches))
 
@@ -62,6 +64,7 @@ def bracket(axes: Axes, ranks: list[int], group: int) -> None:
 
 
 def marker_legend(figure: Figure) -> None:
+    """Hue and marker of ResNets and Transformers, above the figure."""
     lines = [
         Line2D([], [], linestyle="", marker=MARKERS[k], color=COLOURS[k], markersize=3.5, label=KINDS[k])
         for k in ("transformer", "resnet")
