@@ -63,10 +63,13 @@ def from_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**values: Any) -> None:
+        from asdm.measure.device import use_device
         from asdm.models import execution
 
         for name, (settings, names) in classes.items():
             values[name] = execution.resolve(settings, {field: values.pop(field) for field in names})
+            if hasattr(values[name], "device"):
+                use_device(values[name].device)
         command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -146,7 +149,7 @@ def warn_if_slow(device: str, dtype: str, backend: str = "eager") -> None:
     """Warn before a run that would take hours."""
     from asdm.models import execution
 
-    if backend in ("eager", "compiled") and (warning := execution.slow_dtype(device, dtype)):
+    if backend.partition(":")[0] in ("eager", "compiled") and (warning := execution.slow_dtype(device, dtype)):
         console.say(f"Warning: {warning}")
 
 

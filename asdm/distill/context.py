@@ -15,6 +15,7 @@ from asdm.data.encoder import Encoder
 from asdm.distill import losses
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import ResolvedRecipe
+from asdm.measure.device import use_device
 from asdm.models import example_inputs, loading
 from asdm.models.loading import weights_sha256
 from asdm.models.pipeline import pipeline
@@ -98,12 +99,16 @@ def load_context(
 
 
 def make_accelerator(settings: DistillSettings) -> Any:
-    """accelerate's Accelerator, for the processes that `accelerate launch` started, or for this one alone."""
+    """accelerate's Accelerator, for the processes that `accelerate launch` started, or for this one alone.
+
+    It takes torch's current GPU, so one that the settings name by its number becomes that first.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
     if AcceleratorState._shared_state and not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)  # left by an earlier run in this process
+    use_device(settings.device)
     precision = {"fp32": "no"}.get(settings.dtype, settings.dtype)
     return Accelerator(mixed_precision=precision, cpu=settings.device == "cpu")
 

@@ -71,7 +71,7 @@ def bench(
     first = ComparedUNet(family.name, weights, shapes, unet)
     everyone = [first, *students]
 
-    with machine.quiet_torch(settings.threads) as threads:
+    with machine.quiet_torch(settings.threads, settings.device) as threads:
         compare = partial(compare_latency, backend, everyone, family, settings, clock, tell)
         single = compare(settings.batch, settings.min_rounds, "UNet")
         batch = settings.batch * (2 if settings.guided else 1)

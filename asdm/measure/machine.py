@@ -11,14 +11,15 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from asdm import __version__
+from asdm.measure.device import is_gpu, on_device
 from asdm.records.measurement import HostUse
 
 SPARE_BYTES = 1 << 29  # for Python, torch and the scratch space of a forward
 
 
 @contextmanager
-def quiet_torch(threads: int | None) -> Iterator[int]:
-    """Inference mode, a fixed number of threads, denormals flushed; yields the number of threads."""
+def quiet_torch(threads: int | None, device: str = "cpu") -> Iterator[int]:
+    """Inference mode on a device, a fixed number of threads, denormals flushed; yields the number of threads."""
     import torch
 
     before = torch.get_num_threads()
@@ -26,7 +27,7 @@ def quiet_torch(threads: int | None) -> Iterator[int]:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)
     try:
-        with torch.inference_mode():
+        with on_device(device), torch.inference_mode():
             yield torch.get_num_threads()
     finally:
         torch.set_num_threads(before)
@@ -34,8 +35,7 @@ def quiet_torch(threads: int | None) -> Iterator[int]:
 
 def free_memory_bytes(device: str) -> int:
     """Bytes still available on `device`: the smallest of what machine, container and process limit allow."""
-    kind = device.partition(":")[0]
-    if kind == "cuda":
+    if is_gpu(device):
         import torch
 
         return int(torch.cuda.mem_get_info(device)[0])
@@ -97,7 +97,7 @@ def environment(device: str, threads: int) -> dict[str, str]:
         facts[package] = package_version(package)
     if malloc := _malloc_settings():
         facts["malloc"] = malloc
-    if device.startswith("cuda"):
+    if is_gpu(device):
         import torch
 
         facts["gpu"] = torch.cuda.get_device_name(device)

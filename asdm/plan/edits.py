@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from asdm.records.measurement import device_kind
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, Record, first_problem, later, sha256_of
 
@@ -135,6 +136,11 @@ class Why(Frozen):
     regrets: tuple[Regret, ...]
 
 
+def _alike(name: str, here: str | int, there: str | int) -> bool:
+    """Whether two settings are the same; of devices, whether they are of one kind."""
+    return device_kind(str(here)) == device_kind(str(there)) if name == "device" else here == there
+
+
 class PruningPlan(Record, schema="asdm.plan/1"):
     """`asdm.plan/1`: edits of one teacher, the budget they were made for, and the proof that they are the best."""
 
@@ -163,7 +169,8 @@ class PruningPlan(Record, schema="asdm.plan/1"):
         if self.measured_at is None:
             return None
         pairs = [(name, value, getattr(self.measured_at, name)) for name, value in used.items()]
-        apart = ", ".join(f"{name} {here} (measured at {there})" for name, here, there in pairs if here != there)
+        unlike = [pair for pair in pairs if not _alike(*pair)]
+        apart = ", ".join(f"{name} {here} (measured at {there})" for name, here, there in unlike)
         warning = f"{self.name} was not measured where it is used: {apart}; what it saves here may be another amount."
         return warning if apart else None
 

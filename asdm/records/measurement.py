@@ -9,6 +9,11 @@ from pydantic import SerializerFunctionWrapHandler, model_serializer
 from asdm.utils.io import Frozen, Record, later
 
 
+def device_kind(device: str) -> str:
+    """What sort of device it is: `cuda` of `cuda:1`."""
+    return device.partition(":")[0]
+
+
 class Estimate(Frozen):
     """A median with its 95 % interval."""
 

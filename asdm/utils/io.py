@@ -231,7 +231,7 @@ def _one_sentence(path: Path) -> Iterator[None]:
 def run_folder(*parts: str) -> Path:
     """An unused folder name for one run, `reports/<family>-<backend>-<dtype>-<utc time>`; the folder is not created."""
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
-    stem = REPORTS / "-".join([*(part.replace("/", "_").strip("._") for part in parts), stamp])
+    stem = REPORTS / "-".join([*(part.replace("/", "_").replace(":", "-").strip("._") for part in parts), stamp])
     path, n = stem, 1
     while path.exists():
         n += 1

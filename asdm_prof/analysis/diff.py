@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from asdm.measure.statistics import bootstrap
-from asdm.records.measurement import Estimate
+from asdm.records.measurement import Estimate, device_kind
 from asdm.utils.io import Frozen
 from asdm_prof.records import PartRecord, Profile
 
@@ -71,8 +71,8 @@ class Difference(Frozen):
 
 def fingerprint(profile: Profile) -> dict[str, str]:
     """What two profiles must agree in for their times to compare: model, settings, hardware and runtime."""
-    settings = {name: str(getattr(profile, name)) for name in SETTINGS}
-    facts = (*MACHINE, profile.backend)  # a runtime's own version, where the backend is a package
+    settings = {name: str(getattr(profile, name)) for name in SETTINGS} | {"device": device_kind(profile.device)}
+    facts = (*MACHINE, profile.backend.partition(":")[0])  # a runtime's own version, where the backend is a package
     return settings | {name: profile.environment[name] for name in facts if name in profile.environment}
 
 

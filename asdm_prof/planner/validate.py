@@ -63,7 +63,7 @@ def validate(
     run_sha256 = sha256_of([profile.sha256(), vars(settings)])
     run = ValidationRun(run_sha256=run_sha256).resumed_from(run_file, "profile")
     plans = draw_plans(profile, settings.plans, settings.seed)
-    with machine.quiet_torch(profile.threads) as threads:
+    with machine.quiet_torch(profile.threads, profile.device) as threads:
         for validated in _measure(family, profile, settings, plans[len(run.plans) :], tell):
             run = run.model_copy(update={"plans": (*run.plans, validated)})
             if run_file:

@@ -61,7 +61,7 @@ def profile(
     parts = list(blocks.iter_parts(unet))
     options = replaceable(topology, unet)
     fvcore_count = _count_again(family, unet, settings, tell) if backend.NEEDS_WEIGHTS else None
-    with machine.quiet_torch(settings.threads) as threads:
+    with machine.quiet_torch(settings.threads, settings.device) as threads:
         hook_cost_s = time_hooks(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
         timings = time_unet(unet, inputs, parts, options, backend, clock, settings, started, tell)
         components = component_records(family, settings, device, clock, tell)

@@ -26,7 +26,7 @@ from asdm.models import loading
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import MEASURES, Metric
-from asdm.records.measurement import Estimate
+from asdm.records.measurement import Estimate, device_kind
 from asdm.utils import io
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
@@ -100,6 +100,7 @@ def identity(context: SearchContext) -> dict[str, Any]:
     data = datasets.open_source(settings.data, settings.split, context.pixels())
     return {
         **{key: value for key, value in asdict(settings).items() if key != "weights"},
+        "device": device_kind(settings.device),  # workers may have a card each, all of one name
         "threads": facts["threads"],
         "teacher_config_sha256": loading.unet_config_sha256(loading.meta_unet(context.family).config),
         "teacher_sha256": loading.weights_sha256(teacher),

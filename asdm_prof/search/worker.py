@@ -30,6 +30,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import Metric
+from asdm.records.measurement import device_kind
 from asdm.utils.locks import MachineLock
 from asdm.utils.progress import Tell
 from asdm_prof.search.halving import Job
@@ -81,10 +82,11 @@ def time_candidate(context: SearchContext, study: SharedStudy, candidate: int, t
     for trial in study.measured_trials():
         if trial.params["candidate"] == candidate:
             return dict(trial.user_attrs["latency"])
-    known = study.settings
+    known, own = study.settings, context.settings.device
     settings = BenchSettings(
         weights=context.weights,
-        **{name: known[f"timed_{name}"] for name in ("backend", "dtype", "device", "threads", "batch")},
+        device=own if device_kind(own) == device_kind(known["timed_device"]) else known["timed_device"],
+        **{name: known[f"timed_{name}"] for name in ("backend", "dtype", "threads", "batch")},
         seed=context.settings.seed,
         size=known["size"],
         steps=1,

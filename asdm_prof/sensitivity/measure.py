@@ -94,7 +94,7 @@ def measure_damage(
     tell("building the students", 0, None)
     teacher: Any = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
     plans = [surgery.resolved_on(teacher, edits) for edits in (sets(teacher) if callable(sets) else sets)]
-    with machine.quiet_torch(settings.threads) as threads:
+    with machine.quiet_torch(settings.threads, settings.device) as threads:
         ordered = make_variants(teacher, plans)
         tell("preparing the data", 0, None)
         data = make_calibration(family, teacher, settings)

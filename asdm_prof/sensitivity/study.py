@@ -206,7 +206,7 @@ def with_clip_scores(
         )
         return clip_scores(JudgedImages.of(judge, images).embeddings, own)
 
-    with machine.quiet_torch(settings.threads):
+    with machine.quiet_torch(settings.threads, settings.device):
         before = scores(teacher)
         for n, one in enumerate(edits):
             tell(f"drawing with edit {n + 1} of {len(edits)}", 0, None)

@@ -9,13 +9,17 @@ A file defines the constants
 - `DTYPES` and `DEVICES`: the dtypes and devices that it supports (`cuda` includes `cuda:1`; empty: all),
 
 and `open_session(unet, inputs, parts, clock) -> Session`, which runs in the UNet's own dtype.
+
+It may also define `MODES`, each typed behind its name (`compiled:reduce-overhead`) and given to `open_session` as
+`mode`, and `check()`, which raises ValueError where this machine lacks something else that it needs.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
+from functools import partial
+from types import SimpleNamespace
 from typing import Any, Protocol
 
+from asdm.records.measurement import device_kind
 from asdm.utils import registry
 
 
@@ -46,12 +50,28 @@ class Session(Protocol):
 
 
 def load(name: str, dtype: str, device: str) -> Any:
-    """The backend's module; raises ValueError for an unknown name, missing extra, or unsupported dtype or device."""
-    backend = registry.load(__name__, name)
+    """The backend's module, or what stands for it in a mode, such as `compiled:reduce-overhead`.
+
+    Raises ValueError for an unknown name or mode, a missing extra, an unsupported dtype or device, and whatever else
+    the machine lacks.
+    """
+    file, _, mode = name.partition(":")
+    backend = registry.load(__name__, file)
     for what, value, choices in (("dtype", dtype, backend.DTYPES), ("device", device, backend.DEVICES)):
-        if choices and value.partition(":")[0] not in choices:
+        if choices and device_kind(value) not in choices:
             raise ValueError(f"{name} does not support the {what} {value} here; choose from {', '.join(choices)}.")
-    return backend
+    if hasattr(backend, "check"):
+        backend.check()
+    return _in_mode(backend, file, mode) if mode else backend
+
+
+def _in_mode(backend: Any, file: str, mode: str) -> Any:
+    """The backend's constants, and its sessions in a mode."""
+    modes = getattr(backend, "MODES", ())
+    if mode not in modes:
+        choices = ", ".join([file, *(f"{file}:{name}" for name in modes)])
+        raise ValueError(f"unknown mode {mode!r} of {file}; choose from {choices}.")
+    return SimpleNamespace(**vars(backend) | {"open_session": partial(backend.open_session, mode=mode)})
 
 
 def session_bytes(backend: Any, parameter_bytes: int, peak_memory_bytes: int) -> int:

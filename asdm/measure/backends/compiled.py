@@ -1,29 +1,34 @@
-"""torch.compile of the whole UNet.
+"""torch.compile of the whole UNet, in torch's mode `default`, or as `compiled:reduce-overhead` (with CUDA graphs) or
+`compiled:max-autotune` (with CUDA graphs, and each kernel the fastest of several).
 
 A hook inside a compiled graph would break it, and the compiler fuses across units, so a unit has no time of its own
 in there. Part times come from a second form of the same call, in which every part is compiled by itself and the rest
-is left as it is; they are scaled to a bare run of the whole beside it. How much slower the second form is, and how
-much of it lies in the parts, is recorded: where fusing across units gains little, the scale is near 1.
+is left as it is; they are scaled to a bare run of the whole beside it. Where the whole runs as CUDA graphs, so does
+this form. How much slower the second form is, and how much of it lies in the parts, is recorded: where fusing across
+units gains little, the scale is near 1.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import nn
 
 from asdm.measure.backends import Attribution
-from asdm.measure.backends.eager import timed_in_parts
+from asdm.measure.backends.cudagraph import Replay
 from asdm.measure.clocks import Clock, timed
+from asdm.measure.marks import PartMarks
 from asdm.unet.blocks import Part
 
 NEEDS_WEIGHTS, HOOKED = True, False
 WEIGHT_COPIES, ACTIVATION_COPIES = 0, 0
 DTYPES, DEVICES = ("fp32", "bf16", "fp16"), ()  # all devices of torch's
 GRAPHS = 256  # one for each unit: torch's own limit of graphs per function is 8, beyond which it stops compiling
+MODES = ("reduce-overhead", "max-autotune")
+# The modes of single parts, which are captured together.
+WITHOUT_CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
 
 
 class CompiledSession:
@@ -32,26 +37,47 @@ class CompiledSession:
     The first call compiles, which takes minutes for a large UNet.
     """
 
-    def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
+    def __init__(
+        self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock, mode: str = "default"
+    ) -> None:
         self.attribution = Attribution()
         self.unet, self.inputs, self.parts, self.clock = unet, inputs, parts, clock
-        self.whole = torch.compile(unet, dynamic=False)
-        self.forwards = {module: torch.compile(module.forward, dynamic=False) for p in parts for module in p.modules}
+        self.device = next(unet.parameters()).device
+        self.replayed = mode in WITHOUT_CUDA_GRAPHS and self.device.type == "cuda"
+        self.whole = torch.compile(unet, dynamic=False, mode=mode)
+        part_mode = WITHOUT_CUDA_GRAPHS.get(mode, mode)
+        self.forwards = {
+            module: torch.compile(module.forward, dynamic=False, mode=part_mode) for p in parts for module in p.modules
+        }
+        self.marks = PartMarks(parts, clock)
 
     def run(self) -> float:
         return self._timed(self.whole)
 
     def output(self) -> torch.Tensor:
         with _many_graphs():
-            return self.whole(**self.inputs)[0]
+            return self.whole(**self.inputs)[0].clone()
 
     def run_parts(self) -> tuple[float, dict[str, float]]:
         bare_s = self.run()
-        with self._part_by_part():
-            whole_s, parts_s = timed_in_parts(lambda: self._timed(self.unet), self.parts, self.clock)
+        whole_s, parts_s = self._replayed_parts() if self.replayed else self._called_parts()
         self.attribution.mapped.append(sum(parts_s.values()) / whole_s)
         self.attribution.slowdown.append(whole_s / bare_s)
         return bare_s, {fqn: part_s * bare_s / whole_s for fqn, part_s in parts_s.items()}
+
+    def _called_parts(self) -> tuple[float, dict[str, float]]:
+        with self._part_by_part(), self.marks.hooked():
+            whole_s = self._timed(self.unet)
+        return whole_s, self.marks.seconds()
+
+    def _replayed_parts(self) -> tuple[float, dict[str, float]]:
+        whole_s = self._replay.seconds()
+        return whole_s, self._replay.marks.seconds()
+
+    @cached_property
+    def _replay(self) -> Replay:
+        with self._part_by_part(), _many_graphs():
+            return Replay(lambda: self.unet(**self.inputs), self.parts, self.device)
 
     def _timed(self, call: Callable[..., Any]) -> float:
         with _many_graphs():

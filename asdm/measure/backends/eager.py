@@ -1,16 +1,14 @@
 """Eager PyTorch, with part times from hooks inside the real forward."""
 
-from __future__ import annotations
-
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
 from asdm.measure.clocks import Clock, timed
-from asdm.unet.blocks import Part, hooked
+from asdm.measure.marks import PartMarks
+from asdm.unet.blocks import Part
 
 NEEDS_WEIGHTS, HOOKED = True, True
 WEIGHT_COPIES, ACTIVATION_COPIES = 0, 0
@@ -23,7 +21,8 @@ class EagerSession:
     attribution = None
 
     def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
-        self.unet, self.inputs, self.parts, self.clock = unet, inputs, parts, clock
+        self.unet, self.inputs, self.clock = unet, inputs, clock
+        self.marks = PartMarks(parts, clock)
 
     def run(self) -> float:
         return timed(lambda: self.unet(**self.inputs), self.clock)
@@ -32,16 +31,9 @@ class EagerSession:
         return self.unet(**self.inputs)[0]
 
     def run_parts(self) -> tuple[float, dict[str, float]]:
-        return timed_in_parts(self.run, self.parts, self.clock)
-
-
-def timed_in_parts(run: Callable[[], float], parts: Sequence[Part], clock: Clock) -> tuple[float, dict[str, float]]:
-    """Seconds of a call of the UNet by `run`, and of each of its parts by fqn."""
-    starts: dict[str, list[Any]] = defaultdict(list)
-    ends: dict[str, list[Any]] = defaultdict(list)
-    with hooked(parts, lambda fqn: starts[fqn].append(clock.mark()), lambda fqn: ends[fqn].append(clock.mark())):
-        whole_s = run()
-    return whole_s, {fqn: sum(map(clock.seconds, starts[fqn], ends[fqn])) for fqn in starts}
+        with self.marks.hooked():
+            whole_s = self.run()
+        return whole_s, self.marks.seconds()
 
 
 open_session = EagerSession

@@ -153,6 +153,16 @@ def test_another_setting_is_unlike(change: dict[str, Any]) -> None:
     assert set(diff.unlike(profile, profile.model_copy(update=change))) == set(change)
 
 
+def test_cards_of_one_name_are_alike_and_a_mode_has_the_version_of_its_runtime() -> None:
+    first = elsewhere(synthetic.profile(), gpu="NVIDIA H100", compiled="1").model_copy(
+        update={"device": "cuda", "backend": "compiled:reduce-overhead"}
+    )
+    assert diff.unlike(first, first.model_copy(update={"device": "cuda:1"})) == {}
+    assert set(diff.unlike(first, elsewhere(first, gpu="NVIDIA A100"))) == {"gpu"}
+    assert set(diff.unlike(first, elsewhere(first, compiled="2"))) == {"compiled"}
+    assert set(diff.unlike(first, first.model_copy(update={"backend": "compiled"}))) == {"backend"}
+
+
 # ---------------------------------------------------------------------------------------------- as typed
 
 

@@ -138,6 +138,9 @@ def test_a_plan_remembers_where_it_was_measured(tmp_path: Path) -> None:
     said = plan.not_measured_at(**same | {"dtype": "bf16", "batch": 4})
     assert said is not None
     assert "dtype bf16 (measured at fp32), batch 4 (measured at 1)" in said
+    assert "device cuda" in str(plan.not_measured_at(**same | {"device": "cuda"}))
+    on_gpu = planner.make_plan(synthetic.profile().model_copy(update={"device": "cuda"}), "0.8")
+    assert on_gpu.not_measured_at(**same | {"device": "cuda:1"}) is None, "a card has its twins' times"
     assert synthetic.plan().not_measured_at(dtype="bf16") is None, "a plan without a profile has nothing to say"
 
 

@@ -25,17 +25,21 @@ from asdm.distill.logger import read_log
 from asdm.distill.run import distill
 from asdm.distill.settings import DistillSettings
 from asdm.evaluate import metrics
+from asdm.models.families import load_family
 from asdm_prof.profiler import profile as profiler
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Search
 from asdm_prof.renderers import figures, html
 from asdm_prof.search.halving import Job
-from asdm_prof.search.search import RESULT
+from asdm_prof.search.search import RESULT, identity
+from asdm_prof.search.settings import SearchSettings
 from asdm_prof.search.study import database_url
+from asdm_prof.search.worker import SearchContext
 from tests import children
 from tests.asdm.distill.training import WEIGHTS
 from tests.asdm_prof import synthetic
 from tests.commands import files_in, refused
+from tests.fake_cuda import FakeCuda
 
 FIRST = 2  # steps of the first rung
 
@@ -59,6 +63,22 @@ def search_command(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
         return ["search", tiny_pipeline, *text.split(), *more]
 
     return line
+
+
+def test_workers_on_two_cards_of_one_name_share_a_search(
+    tiny_pipeline: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeCuda().patch(monkeypatch)
+    family = load_family(str(tiny_pipeline))
+
+    def identity_on(device: str) -> dict[str, Any]:
+        settings = SearchSettings(budget="0.8", data=f"folder:{photos}", device=device)
+        return identity(SearchContext(family, str(tiny_pipeline), settings, tmp_path))
+
+    first, second = identity_on("cuda:0"), identity_on("cuda:1")
+    assert first == second
+    assert (first["device"], first["gpu"]) == ("cuda", "NVIDIA H100")
+    assert identity_on("cpu") != first
 
 
 # ---------------------------------------------------------------------------------------------- one worker, a file

@@ -1,0 +1,214 @@
+"""Measuring on a GPU, on stubs of torch.cuda that keep a clock and a log: which card, which events, which graphs."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from asdm.distill.context import make_accelerator
+from asdm.distill.settings import DistillSettings
+from asdm.measure import backends, clocks, device, machine
+from asdm.measure.backends import compiled, cudagraph, eager
+from asdm.unet import blocks
+from tests.conftest import hooks_on, make_unet, unet_args
+from tests.fake_cuda import FakeCuda, slow
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    return FakeCuda().patch(monkeypatch)
+
+
+@pytest.fixture
+def timed_unet(tiny_unet: nn.Module, cuda: FakeCuda) -> dict[str, float]:
+    """The tiny UNet's n-th part takes n ms of the card and what is outside of them 1,000; seconds of each part."""
+    parts = list(blocks.iter_parts(tiny_unet))
+    for i, part in enumerate(parts):
+        slow(part.modules[0], cuda, i + 1)
+    slow(tiny_unet, cuda, 1000)
+    return {part.fqn: pytest.approx((i + 1) / 1e3) for i, part in enumerate(parts)}
+
+
+# ---------------------------------------------------------------------------------------------- which card
+
+
+def test_events_are_of_the_card_that_is_measured(cuda: FakeCuda) -> None:
+    clock = clocks.clock_for("cuda:1")
+    assert clocks.timed(lambda: cuda.work(250), clock) == pytest.approx(0.25)
+    assert (set(cuda.recorded), set(cuda.synchronized)) == ({1}, {1})
+
+
+def test_a_measurement_makes_its_card_the_current_one(cuda: FakeCuda) -> None:
+    with machine.quiet_torch(None, "cuda:1"):
+        assert cuda.card == 1
+    assert cuda.card == 0
+
+
+@pytest.mark.parametrize(("name", "card"), [("cuda:1", 1), ("cuda", 0), ("cpu", 0), ("cuda:7", 0)])
+def test_a_process_works_on_the_card_that_was_named(name: str, card: int, cuda: FakeCuda) -> None:
+    device.use_device(name)
+    assert cuda.card == card
+
+
+def test_every_command_that_takes_a_device_makes_it_current(cuda: FakeCuda, run: Any) -> None:
+    missing = run("asdm", "generate", "a cat", "-o", "a.png", "--family", "nowhere", "--device", "cuda:1")
+    assert (missing.code, cuda.card) == (2, 1)
+
+
+def test_training_takes_the_card_that_was_named(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = []
+    monkeypatch.setattr("accelerate.Accelerator", lambda **_: cards.append(cuda.card))
+    make_accelerator(DistillSettings(device="cuda:1"))
+    assert cards == [1]
+
+
+# ---------------------------------------------------------------------------------------------- eager
+
+
+def test_events_are_made_once_and_used_again(tiny_unet: nn.Module, cuda: FakeCuda, timed_unet: Any) -> None:
+    session = eager.open_session(tiny_unet, unet_args(), list(blocks.iter_parts(tiny_unet)), clocks.clock_for("cuda"))
+    with torch.inference_mode():
+        first, made = session.run_parts(), cuda.made
+        again = session.run_parts()
+    assert first[1] == again[1] == timed_unet
+    assert cuda.made - made == 2, "the ends of the call"
+
+
+# ---------------------------------------------------------------------------------------------- one graph
+
+
+def test_a_graph_is_captured_once_and_gives_every_part_its_time(
+    tiny_unet: nn.Module, cuda: FakeCuda, timed_unet: Any
+) -> None:
+    parts, before = list(blocks.iter_parts(tiny_unet)), hooks_on(tiny_unet)
+    with torch.inference_mode():
+        session = cudagraph.open_session(tiny_unet, unet_args(), parts, clocks.clock_for("cuda:1"))
+        runs = [session.run_parts() for _ in range(3)]
+        bare = [session.run() for _ in range(2)]
+        assert session.output() == pytest.approx(tiny_unet(**unet_args())[0])
+    assert [times for _, times in runs] == [timed_unet] * 3
+    assert [whole for whole, _ in runs] == pytest.approx([1 + sum(range(1, len(parts) + 1)) / 1e3] * 3)
+    assert bare == pytest.approx([runs[0][0]] * 2)
+    assert (cuda.captures, cuda.replays) == (2, 3 + 2 + 1)
+    assert hooks_on(tiny_unet) == before
+
+
+def test_a_capture_is_warmed_up_on_its_own_stream_and_both_graphs_share_memory(
+    tiny_unet: nn.Module, cuda: FakeCuda, timed_unet: Any
+) -> None:
+    with torch.inference_mode():
+        session = cudagraph.open_session(tiny_unet, unet_args(), [], clocks.clock_for("cuda"))
+        session.run_parts()
+    assert set(cuda.warm_ups) == {session.bare.stream}
+    assert session.hooked.stream is session.bare.stream
+    assert cuda.pools == [None, session.bare.graph.pool()]
+
+
+def test_a_student_without_parts_is_one_graph(tiny_unet: nn.Module, cuda: FakeCuda) -> None:
+    with torch.inference_mode():
+        cudagraph.open_session(tiny_unet, unet_args(), [], clocks.clock_for("cuda")).run()
+    assert cuda.captures == 1
+
+
+def test_what_cannot_be_captured_is_told_in_one_sentence(cuda: FakeCuda) -> None:
+    class Waits(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            if cuda.capturing is not None:
+                raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors …")
+            return super().forward(input)
+
+    words = "cannot become a CUDA graph: CUDA error: operation not permitted when stream is capturing; choose --backend"
+    with pytest.raises(ValueError, match=words):
+        cudagraph.open_session(Waits(2, 2), {"input": torch.ones(1, 2)}, (), clocks.clock_for("cuda"))
+
+
+def test_a_full_card_stays_a_full_card(cuda: FakeCuda) -> None:
+    class Large(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            if cuda.capturing is not None:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+            return input
+
+    with pytest.raises(torch.OutOfMemoryError):
+        cudagraph.open_session(Large(2, 2), {"input": torch.ones(1, 2)}, (), clocks.clock_for("cuda"))
+
+
+def test_cudagraph_says_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r"^cudagraph does not support the device cpu here; choose from cuda\.$"):
+        backends.load("cudagraph", "fp32", "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.version, "hip", "7.1")
+        with pytest.raises(ValueError, match="ROCm does not offer; choose eager"):
+            backends.load("cudagraph", "fp16", "cuda")
+
+    class OldEvent:
+        def __new__(cls, enable_timing: bool = False) -> Any: ...
+
+    monkeypatch.setattr(torch.cuda, "Event", OldEvent)
+    with pytest.raises(ValueError, match=rf"torch can from 2\.9 on; this is {torch.__version__[:4]}"):
+        backends.load("cudagraph", "fp16", "cuda:1")
+
+
+# ---------------------------------------------------------------------------------------------- compiled
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The mode of every compilation, none of which takes place."""
+    modes: list[str] = []
+
+    def compile(module: Any, dynamic: bool, mode: str) -> Any:
+        modes.append(mode)
+        return module
+
+    monkeypatch.setattr(torch, "compile", compile)
+    return modes
+
+
+@pytest.mark.parametrize(
+    ("name", "whole", "parts"),
+    [
+        ("compiled", "default", "default"),
+        ("compiled:reduce-overhead", "reduce-overhead", "default"),
+        ("compiled:max-autotune", "max-autotune", "max-autotune-no-cudagraphs"),
+    ],
+)
+def test_a_mode_is_typed_behind_the_backend(name: str, whole: str, parts: str, compilations: list[str]) -> None:
+    unet = make_unet()
+    backend = backends.load(name, "fp32", "cpu")
+    backend.open_session(unet, unet_args(), list(blocks.iter_parts(unet)), clocks.HostClock())
+    assert (compilations[0], set(compilations[1:])) == (whole, {parts})
+    assert (backend.HOOKED, backend.NEEDS_WEIGHTS) == (compiled.HOOKED, compiled.NEEDS_WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        (
+            "compiled:fast",
+            "unknown mode 'fast' of compiled; choose from compiled, compiled:reduce-overhead, compiled:m",
+        ),
+        ("eager:fast", "unknown mode 'fast' of eager; choose from eager."),
+    ],
+)
+def test_an_unknown_mode_gets_one_sentence(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        backends.load(name, "fp32", "cpu")
+
+
+def test_parts_of_a_mode_with_graphs_are_timed_in_a_graph(
+    tiny_unet: nn.Module, cuda: FakeCuda, timed_unet: Any, compilations: list[str]
+) -> None:
+    clock = clocks.clock_for("cuda")
+    session = backends.load("compiled:reduce-overhead", "fp16", "cuda").open_session(
+        tiny_unet, unet_args(), list(blocks.iter_parts(tiny_unet)), clock
+    )
+    session.replayed = True  # the UNet itself is on the CPU here
+    with torch.inference_mode():
+        whole, times = session.run_parts()
+        session.run_parts()
+    assert cuda.captures == 1
+    assert times == timed_unet
+    assert whole == pytest.approx(2.128)
+    assert session.attribution.slowdown[0] == pytest.approx(1.0)
