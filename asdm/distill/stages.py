@@ -18,6 +18,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
 from asdm.unet import blocks, flops, hooks
+from asdm.unet.inputs import check_caption_only
 from asdm.unet.surgery import Applied, resolved_on
 
 TEACHER = "teacher"  # `grafts_from` of a stage whose shallow blocks start as the teacher's
@@ -73,10 +74,7 @@ def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe:
     """The stages of a recipe for a plan and a teacher; raises ValueError for settings or terms that do not fit."""
     check_settings(settings)
     family = load_family(teacher)
-    if len(family.text_encoders) > 1 or family.unet.get("addition_embed_type"):
-        raise ValueError(
-            f"asdm distill supports UNets conditioned on a caption alone; {family.name}'s takes more inputs."
-        )
+    check_caption_only(family.unet, family.name, "asdm distill")
     shapes = loading.meta_unet(family)
     resolved = students.read_plan(source, shapes, family.name)
     stages = recipe(resolved.topology, resolved.plan, settings.steps)

@@ -9,6 +9,7 @@ import torch
 
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
+from asdm.unet.inputs import forward_inputs
 
 
 def latent_size(family: Family, size: int | None) -> int:
@@ -25,22 +26,9 @@ def latent_size(family: Family, size: int | None) -> int:
 def unet_inputs(
     family: Family, batch: int = 1, size: int | None = None, device: str = "cpu", dtype: str = "fp32", seed: int = 0
 ) -> dict[str, Any]:
-    """Example arguments of one UNet call: latents (batch, 4, h, w), a timestep, text states (batch, tokens, width)."""
-    latent, make = latent_size(family, size), filler(device, dtype_of(dtype), seed)
-    config = family.unet
-    width = config.get("cross_attention_dim", 1280)
-    width = width[0] if isinstance(width, list | tuple) else width
-    inputs: dict[str, Any] = {
-        "sample": make(batch, config.get("in_channels", 4), latent, latent),
-        "timestep": torch.full((batch,), 500, device=device),
-        "encoder_hidden_states": make(batch, family.tokens, width),
-        "return_dict": False,
-    }
-    if config.get("addition_embed_type") == "text_time":
-        ids = 6 * config["addition_time_embed_dim"]
-        pooled = config["projection_class_embeddings_input_dim"] - ids
-        inputs["added_cond_kwargs"] = {"text_embeds": make(batch, pooled), "time_ids": make(batch, 6)}
-    return inputs
+    """Example arguments of one UNet call, with all conditions that its config asks for (`asdm.unet.inputs`)."""
+    side, make = latent_size(family, size), filler(device, dtype_of(dtype), seed)
+    return forward_inputs(family.unet, batch, (side, side), family.tokens, make, device)
 
 
 def filler(device: str, dtype: torch.dtype, seed: int) -> Callable[..., torch.Tensor]:

@@ -27,8 +27,12 @@ def meta_unet(family: Family, dtype: str = "fp32") -> nn.Module:
     student = family.unet.get("_class_name") == "StudentUNet"
     if student:
         from asdm.models.student import StudentUNet as UNet2DConditionModel
-    with torch.device("meta"):
-        unet = UNet2DConditionModel.from_config(family.unet).eval()
+    try:
+        with torch.device("meta"):
+            unet = UNet2DConditionModel.from_config(family.unet).eval()
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RuntimeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"diffusers cannot build a UNet of {family.name}'s config: {reason.rstrip('.')}.") from None
     return nn.Module.to(unet, dtype_of(dtype))
 
 

@@ -102,7 +102,8 @@ def topology(unet: UNet) -> Topology:
 
 def _unit_shape(unit: Part) -> UnitShape:
     module: Any = unit.modules[0]
-    inside, outside = module.in_channels, getattr(module, "out_channels", None) or module.in_channels
+    inside = module.in_channels if hasattr(module, "in_channels") else module.query_dim  # a bare attention's
+    outside = inside if unit.kind == "transformer" else module.out_channels
     names = {name: getattr(unit, name) for name in ("fqn", "label", "kind", "block", "layer")}
     return UnitShape(**names, channels_in=inside, channels_out=outside)
 

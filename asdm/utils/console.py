@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
+from functools import cache
 from typing import Any
 
 import typer
@@ -42,8 +43,15 @@ def say(message: str) -> None:
     log().print(escape(message))
 
 
+@cache
+def say_once(message: str) -> None:
+    """Print a message on stderr, unless this command has printed it before."""
+    say(message)
+
+
 def run(app: typer.Typer) -> None:
     """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted."""
+    say_once.cache_clear()
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Newer diffusers call this argument `dtype`; the oldest that we support knows `torch_dtype` alone.

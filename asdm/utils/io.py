@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 REPORTS = Path("reports")
+CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ", "||||||| ")
 
 
 class Frozen(BaseModel):
@@ -94,8 +95,12 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        text = path.read_text(encoding="utf-8")
+        return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
+        for number, line in enumerate(text.splitlines(), start=1):
+            if line.startswith(CONFLICT_MARKERS):
+                raise ValueError(f"{path}: line {number} is a git conflict marker; resolve the conflict.") from None
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None

@@ -9,7 +9,7 @@ from asdm.models.components import components_of, count_call
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
 from asdm.records.measurement import Macs, mac_unit
-from asdm.unet import blocks, flops
+from asdm.unet import blocks, config, flops
 
 STEPS, GUIDANCE_CALLS = 30, 2  # of one image, as the paper counts it (§3.2)
 RULES = ("thop",)
@@ -45,6 +45,7 @@ def flops_of(name: str, batch: int = 1, size: int | None = None, like: str | Non
         "glue": [row for row in rows if row["kind"] == "glue"],
         "components": component_costs(family, size, total, like),
         "uncounted_ops": sorted(counted.uncounted_ops),
+        "note": config.note(family.unet),
     }
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import nn
 
 from asdm.measure import backends, clocks, machine
+from asdm.measure.backends._onnx import Call
 from asdm.measure.clocks import Clock
 from asdm.measure.statistics import estimate
 from asdm.models import example_inputs, execution, loading
@@ -22,7 +22,6 @@ from asdm_prof.profiler.timing import replaceable, time_hooks, time_unet
 from asdm_prof.records import Profile
 
 SESSIONS = 2  # at a time: a runtime may measure the parts in a session of its own
-POSITIONAL = ("sample", "timestep", "encoder_hidden_states")
 
 
 def profile(
@@ -111,16 +110,5 @@ def _count_again(family: Family, unet: nn.Module, settings: ProfileSettings, tel
     size = 2 * family.size_step
     inputs = example_inputs.unet_inputs(family, 1, size, settings.device, settings.dtype)
     ours = flops.count(loading.meta_unet(family), (), example_inputs.unet_inputs(family, 1, size, "meta"))
-    return size, ours.total, flops.count_by_fvcore(_Positional(unet, inputs), [inputs[name] for name in POSITIONAL])
-
-
-class _Positional(nn.Module):
-    """A UNet that takes three tensors and returns one, as a jit trace needs it."""
-
-    def __init__(self, unet: nn.Module, inputs: dict[str, Any]) -> None:
-        super().__init__()
-        self.unet = unet
-        self.rest = {name: value for name, value in inputs.items() if name not in POSITIONAL}
-
-    def forward(self, sample: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        return self.unet(sample, timestep, text, **self.rest)[0]
+    call = Call(unet, inputs)
+    return size, ours.total, flops.count_by_fvcore(call, call.tensors)

@@ -27,6 +27,7 @@ from asdm.models.families import Family, load_family
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate, device_kind
+from asdm.unet.inputs import check_caption_only
 from asdm.utils import io
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
@@ -85,6 +86,7 @@ def search(
 def check(family: Family, settings: SearchSettings) -> None:
     """Raises ValueError naming the first bad setting, its value and the choices."""
     check_bounds(settings)
+    check_caption_only(family.unet, family.name, "asdm-prof search")
     Halving(settings.candidates, settings.rungs, settings.steps)
     recipes.load(settings.recipe)
     check_settings(training_settings(settings, steps=1))

@@ -43,10 +43,6 @@ def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySetti
 
     The choice of images and the noise depend on the seed alone. Raises ValueError for a data set that is too small.
     """
-    if family.unet.get("addition_embed_type"):
-        raise ValueError(
-            f"{family.name}'s UNet takes more than a caption at each call; sensitivity supports one text encoder."
-        )
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, side)
     if len(data) < settings.prompts:

@@ -22,6 +22,7 @@ from asdm.models.families import Family, load_family
 from asdm.plan.edits import Edits
 from asdm.plan.legality import ResolvedPlan
 from asdm.unet import surgery
+from asdm.unet.inputs import check_caption_only
 from asdm.utils.io import Record, sha256_of
 from asdm.utils.progress import Tell
 from asdm_prof.records import Interval, Work
@@ -90,6 +91,7 @@ def measure_damage(
     began = clock.mark()
     family = load_family(family) if isinstance(family, str) else family
     execution.check_setup(settings)
+    check_caption_only(family.unet, family.name, "asdm-prof sensitivity")
     weights = settings.weights or loading.default_weights(family)
     tell("building the students", 0, None)
     teacher: Any = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)

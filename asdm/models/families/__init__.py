@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from asdm.utils import registry
+from asdm.unet import config
+from asdm.utils import console, registry
 from asdm.utils.io import read_json
 
 
@@ -78,14 +79,12 @@ def _config_title(file: Path) -> str:
 
 def _of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Family:
     """The family of a UNet's config, and of those in the pipeline's `folder` where there is one."""
-    unet = read_json(unet_file)
-    if not isinstance(unet, dict) or "block_out_channels" not in unet:
-        raise ValueError(f"{unet_file} is not the config of a diffusers UNet: it has no block_out_channels.")
+    unet = _unet_config(unet_file)
 
     def beside(name: str) -> Any:
         return read_json(folder / name) if folder and (folder / name).exists() else None
 
-    texts = [config for config in map(beside, ("text_encoder/config.json", "text_encoder_2/config.json")) if config]
+    texts = [text for text in map(beside, ("text_encoder/config.json", "text_encoder_2/config.json")) if text]
     vae, scheduler = beside("vae/config.json"), beside("scheduler/scheduler_config.json") or {}
     factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
     return Family(
@@ -99,6 +98,17 @@ def _of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Fami
         prediction_type=scheduler.get("prediction_type", "epsilon"),
         folder=folder,
     )
+
+
+def _unet_config(file: Path) -> dict[str, Any]:
+    """The UNet's config in a file, checked, without keys that are no setting of a UNet; these are named once."""
+    content = read_json(file)
+    config.check(content, str(file))
+    if stray := config.stray_keys(content):
+        console.say_once(f"{file}: ignoring {', '.join(stray)}, which are no settings of a UNet.")
+    if note := config.note(content):
+        console.say_once(f"{file}: {note}")
+    return {key: value for key, value in content.items() if key not in stray}
 
 
 def _square(sample_size: Any) -> int:

@@ -1,7 +1,7 @@
 """Nothing in a unit's place: the feature map goes through unchanged (`remove_unit`).
 
-diffusers' blocks call a Transformer unit with `return_dict=False` and take the first of a tuple, and a ResNet unit
-with the time embedding, so there is one identity for each.
+diffusers' blocks call a Transformer unit with `return_dict=False` and take the first of a tuple, a bare attention
+(Kandinsky, DeepFloyd IF) for a tensor, and a ResNet unit with the time embedding, so there is one identity for each.
 """
 
 from __future__ import annotations
@@ -31,8 +31,17 @@ class ResnetPassThrough(nn.Module):
         return input_tensor
 
 
+class AttentionPassThrough(nn.Module):
+    """An identity that is called as a bare attention, which adds its input to its output itself."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return hidden_states
+
+
 def replace(unit: nn.Module, siblings: Sequence[nn.Module] = ()) -> nn.Module | None:
     """The identity that fits the unit's call, or None for a ResNet that changes the channel count."""
     if hasattr(unit, "transformer_blocks"):
         return TransformerPassThrough()
+    if hasattr(unit, "to_q"):
+        return AttentionPassThrough()
     return ResnetPassThrough() if unit.in_channels == unit.out_channels else None

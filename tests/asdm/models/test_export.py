@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -152,3 +153,24 @@ def test_what_cannot_be_exported_gets_one_sentence(
 ) -> None:
     with pytest.raises(ValueError, match=words):
         exporter.export(str(student), to, tmp_path / "out", Setup(**change))
+
+
+def test_every_condition_of_a_unet_is_an_input_of_its_graph(tmp_path: Path) -> None:
+    unet = make_unet(
+        **SMALLEST,
+        time_cond_proj_dim=24,
+        num_class_embeds=10,
+        encoder_hid_dim=48,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=32 + 5 * 8,  # as wide as the text and five numbers: SDXL's refiner
+    )
+    unet.save_pretrained(tmp_path / "unet", safe_serialization=True)
+    result = exporter.export(str(tmp_path / "unet"), "onnx", tmp_path / "onnx")
+    assert (result.batch, result.why_fixed) == (None, None)
+    graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
+    shapes = {node.name: [d.dim_value for d in node.type.tensor_type.shape.dim[1:]] for node in graph.input}
+    assert shapes == {
+        "sample": [4, 16, 16], "timestep": [], "encoder_hidden_states": [77, 48], "class_labels": [],
+        "timestep_cond": [24], "text_embeds": [32], "time_ids": [5],
+    }  # fmt: skip

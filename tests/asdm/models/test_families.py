@@ -133,7 +133,8 @@ def test_a_family_has_weights_where_its_folder_has_some(tiny_folder, tmp_path):
     ("content", "words"),
     [
         (None, "neither unet/config.json nor config.json"),
-        ('{"_class_name": "AutoencoderKL"}', "not the config of a diffusers UNet"),
+        ('{"_class_name": "AutoencoderKL"}', "class AutoencoderKL is not supported; choose"),
+        ('{"_class_name": "UNet2DConditionModel"}', "not the config of a diffusers UNet"),
         ("[]", "not the config of a diffusers UNet"),
         ("{", "not valid JSON"),
     ],
@@ -235,5 +236,5 @@ def test_a_down_block_may_have_layers_of_its_own_number(tmp_path):
 
 def test_a_config_of_something_else_is_refused(tmp_path):
     (tmp_path / "vae.json").write_text('{"_class_name": "AutoencoderKL"}')
-    with pytest.raises(ValueError, match="not the config of a diffusers UNet"):
+    with pytest.raises(ValueError, match="class AutoencoderKL is not supported"):
         load_family(str(tmp_path / "vae.json"))

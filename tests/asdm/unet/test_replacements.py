@@ -11,13 +11,13 @@ from diffusers.models.attention_processor import Attention, AttnProcessor, AttnP
 from torch import nn
 
 from asdm.models import student as students
-from asdm.plan.edits import PruningPlan, ReplaceUnit
+from asdm.plan.edits import PruningPlan, RemoveUnit, ReplaceUnit
 from asdm.unet import flops
 from asdm.unet.blocks import iter_units, siblings
 from asdm.unet.replacements.gri_attention import GRIAttention, replace as gri
 from asdm.unet.replacements.kv_downsample import DownsampledAttention
 from asdm.utils import registry
-from tests.conftest import hooks_on, make_unet, run, unet_args
+from tests.conftest import SMALLEST, hooks_on, make_unet, run, unet_args
 
 REPLACEMENTS = registry.names("asdm.unet.replacements")
 UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.resnets.0", "up_blocks.3.resnets.2"]
@@ -510,3 +510,16 @@ def test_gri_refuses_what_it_cannot_do(attention):
         module(x, encoder_hidden_states=x)
     with pytest.raises(ValueError, match="expected 4×4 tokens, got 12"):
         module(tokens(3, 4))
+
+
+def test_a_bare_attention_goes_and_the_rest_runs_on():
+    """Kandinsky's and DeepFloyd IF's blocks hold attentions without a Transformer around them."""
+    blocks_of = {"down_block_types": ["SimpleCrossAttnDownBlock2D"], "up_block_types": ["SimpleCrossAttnUpBlock2D"]}
+    teacher = make_unet(**SMALLEST | blocks_of, resnet_time_scale_shift="scale_shift")
+    unit = "down_blocks.0.attentions.0"
+    student, applied = students.build(teacher, PruningPlan(family="small", edits=(RemoveUnit(unit=unit),)))
+    with torch.no_grad():
+        teacher.get_submodule(unit).to_out[0].weight.zero_()  # adds nothing to its input
+        teacher.get_submodule(unit).to_out[0].bias.zero_()
+    assert applied.removed == (unit,)
+    torch.testing.assert_close(run(student), run(teacher))
