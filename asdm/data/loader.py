@@ -64,7 +64,7 @@ def _by_number(
     """Shuffled anew every epoch; an epoch may end within a batch, so the data set may be smaller than a batch."""
     if not len(data):
         raise ValueError("the data set is empty; training needs at least one example.")
-    order = _Orders(len(data), seed)
+    order = Orders(len(data), seed)
     broken = int(place.get("broken", 0))
     with ThreadPoolExecutor(workers) as threads:
         positions = range(share.rank, batch, share.world)
@@ -77,7 +77,7 @@ def _by_number(
             yield Batch(slots, {"broken": broken}, broken)
 
 
-class _Orders:
+class Orders:
     """The example index at each place of an endless row of shuffled epochs."""
 
     def __init__(self, examples: int, seed: int) -> None:

@@ -1,13 +1,13 @@
 """One resumable training loop for every part of the mini.
 
-All randomness follows from (seed, step): batch, noise and dropout depend on a step's number alone. A checkpoint is
-therefore weights, their moving average, optimizer moments and a step number, and a run that was interrupted and resumed
-ends with the same bits as one that was not.
+All randomness follows from the seed and the number of pictures seen: batch, noise and dropout depend on nothing else. A
+checkpoint is therefore weights, their moving average, optimizer moments and that number, and a run that was killed and
+resumed ends with the same bits as one that was not. As everything is counted in pictures, a run may go on with another
+batch size, or on a GPU.
 
-Checkpoints and the log are the library's (`asdm.utils.snapshots`, `asdm.distill.logger`). The loop is its own, as
-`asdm distill` trains a student against a frozen teacher and its encoders, while a part of the mini is trained from
-random weights with a loss of its own. Its batch order, learning rate schedule, betas and moving average differ
-from the library's as well; the weights that ship were trained with these, and the library's would give other bits.
+Order, checkpoints and log are the library's (`asdm.data.loader`, `asdm.utils.snapshots`, `asdm.distill.logger`). The
+loop is its own, as `asdm distill` trains a student against a frozen teacher and its encoders, while a part of the mini
+is trained from random weights with a loss of its own.
 """
 
 from __future__ import annotations
@@ -20,56 +20,59 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from asdm.data.loader import Orders, seeded
 from asdm.distill.logger import JsonlWriter
 from asdm.utils import snapshots
 from asdm.utils.progress import Tell
 
 LossTerms = dict[str, torch.Tensor]
+Loss = Callable[[torch.Tensor, torch.Generator], LossTerms]  # (indices, generator) → terms; "loss" is the total
 CHECKPOINTS = "checkpoints"
 LOG = "log.jsonl"
-LOG_EVERY = 10
+LOG_EVERY = 10  # steps
 
 
 @dataclass(frozen=True)
 class TrainingTask:
-    """What is trained, on what, and how; `loss(indices, generator)` gives named terms, of which "loss" is the total."""
+    """What is trained, on what, and how; all lengths in pictures."""
 
     name: str
     module: nn.Module
     examples: int
-    loss: Callable[[torch.Tensor, torch.Generator], LossTerms]
-    steps: int
+    loss: Loss
+    pictures: int
     batch: int
     learning_rate: float
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.01
-    warm_up: int = 100
-    ema_decay: float = 0.997
+    warm_up: int = 6_400
+    average_over: int = 20_000
     seed: int = 0
+    last_loss: Loss | None = None  # takes the place of `loss` at the end: for its last `last_pictures`
+    last_pictures: int = 0
+    last_cost: float = 1.0  # of a picture then, in pictures of before
 
-    def rate(self, step: int) -> float:
+    def rate(self, seen: int) -> float:
         """Learning rate: linear warm-up, constant, linear decay over the second half."""
-        rising = (step + 1) / self.warm_up
-        falling = (self.steps - step) / (self.steps / 2)
+        rising = (seen + self.batch) / self.warm_up
+        falling = (self.pictures - seen) / (self.pictures / 2)
         return self.learning_rate * min(1.0, rising, falling)
 
-    def batch_of(self, step: int) -> torch.Tensor:
-        """Indices (batch,) of a step: a new order every epoch, without the last incomplete batch."""
-        epoch, position = divmod(step, self.examples // self.batch)
-        order = torch.randperm(self.examples, generator=step_generator(self.seed, epoch, 1))
-        return order[position * self.batch : (position + 1) * self.batch]
+    def loss_at(self, seen: int) -> Loss:
+        return self.last_loss if self.last_loss and seen >= self.pictures - self.last_pictures else self.loss
 
-
-def step_generator(seed: int, number: int, stream: int = 0) -> torch.Generator:
-    """The generator of one step (or epoch) of one stream; the weights that ship were trained with these seeds."""
-    return torch.Generator().manual_seed((seed * 1_000_003 + number) * 4 + stream)
+    def cost(self, seen: int) -> float:
+        """What the pictures so far have cost, in pictures of the beginning; for the time left."""
+        return seen + max(0, seen - (self.pictures - self.last_pictures)) * (self.last_cost - 1)
 
 
 class Trainer:
     """A task in training: its weights, their moving average, and the optimizer's moments."""
 
     def __init__(self, task: TrainingTask, folder: Path) -> None:
-        self.task, self.checkpoints, self.step = task, snapshots.prepare(folder / CHECKPOINTS), 0
+        self.task, self.checkpoints = task, snapshots.prepare(folder / CHECKPOINTS)
+        self.seen, self.step = 0, 0
+        self.orders = Orders(task.examples, task.seed)
         self.parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
         self.optimizer = torch.optim.AdamW(
@@ -80,23 +83,26 @@ class Trainer:
 
     def advance(self) -> dict[str, float]:
         """One step; returns the loss terms. Raises ValueError where the loss is not a number."""
-        task, step = self.task, self.step
+        task, seen = self.task, self.seen
         for group in self.optimizer.param_groups:
-            group["lr"] = task.rate(step)
-        terms = task.loss(task.batch_of(step), step_generator(task.seed, step))
+            group["lr"] = task.rate(seen)
+        indices = torch.tensor([self.orders.at(seen + i) for i in range(task.batch)])
+        terms = task.loss_at(seen)(indices, seeded(task.seed, seen, 1))
         values = {name: float(term.detach()) for name, term in terms.items()}
         if values["loss"] != values["loss"]:
             raise ValueError(
-                f"the loss of {task.name} is not a number at step {step}; the last checkpoint is in {self.checkpoints}."
+                f"the loss of {task.name} is not a number after {seen} pictures; the last checkpoint is in "
+                f"{self.checkpoints}."
             )
         task.module.zero_grad(set_to_none=True)
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         self.optimizer.step()
-        decay = min(task.ema_decay, (1 + step) / (10 + step))  # so that the random start is forgotten early
+        horizon = min(task.average_over, seen / 9 + 10 / 9 * task.batch)  # so that the random start is forgotten early
         with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.values()), [p.detach() for p in self.parameters.values()], 1 - decay)
-        self.step += 1
+            new = [p.detach() for p in self.parameters.values()]
+            torch._foreach_lerp_(list(self.ema.values()), new, min(1.0, task.batch / horizon))
+        self.seen, self.step = seen + task.batch, self.step + 1
         return values
 
     def save(self) -> None:
@@ -105,10 +111,10 @@ class Trainer:
         moments = {f"{n}/{moment}": t for n, p in self.parameters.items() for moment, t in state[p].items()}
         weights: dict[str, torch.Tensor] = {**self.parameters}
         tensors = {"weights": weights, "average": self.ema, "optimizer": moments}
-        snapshots.write(self.checkpoints, self.step, tensors, {}, keep=1)
+        snapshots.write(self.checkpoints, self.step, tensors, {"seen": self.seen}, keep=1)
 
     def _resume(self, checkpoint: snapshots.Checkpoint) -> None:
-        self.step = checkpoint.step
+        self.step, self.seen = checkpoint.step, checkpoint.state["seen"]
         weights, average = checkpoint.tensors("weights"), checkpoint.tensors("average")
         with torch.no_grad():
             for name, parameter in self.parameters.items():
@@ -128,34 +134,36 @@ class Trainer:
 
 
 def _laid_out_as(parameter: nn.Parameter, stored: torch.Tensor) -> torch.Tensor:
-    """The stored moment with its parameter's strides, so that a resumed step gives the same bits."""
+    """The stored moment with its parameter's strides and device, so that a resumed step gives the same bits."""
     if stored.shape != parameter.shape:
         return stored.clone()
     return torch.empty_like(parameter, dtype=stored.dtype, requires_grad=False).copy_(stored)
 
 
 def train(
-    task: TrainingTask, folder: Path, tell: Tell, checkpoint_s: float = 60.0, stop_at: int | None = None
+    task: TrainingTask, folder: Path, tell: Tell, checkpoint_s: float = 180.0, stop_at: int | None = None
 ) -> nn.Module:
-    """Train to the last step, from the folder's checkpoint where there is one; returns the averaged module."""
+    """Train to the last picture, from the folder's checkpoint where there is one; returns the averaged module."""
     trainer = Trainer(task, folder)
     log = JsonlWriter(folder / LOG, trainer.step - 1)  # lines count steps from 0
-    began, first, saved = time.monotonic(), trainer.step, time.monotonic()
-    end = min(task.steps, stop_at or task.steps)
+    began, first, saved = time.monotonic(), trainer.seen, time.monotonic()
+    end = min(task.pictures, stop_at or task.pictures)
     task.module.train()
     try:
-        while trainer.step < end:
+        while trainer.seen < end:
+            rate = task.rate(trainer.seen)
             terms = trainer.advance()
             now = time.monotonic()
-            pace = (now - began) / (trainer.step - first)
+            spent = (now - began) / (task.cost(trainer.seen) - task.cost(first))  # seconds for a picture of the start
             if (trainer.step - 1) % LOG_EVERY == 0:
-                line = {"step": trainer.step - 1, "rate": task.rate(trainer.step - 1)} | terms
-                log.write(line | {"images_per_s": round(task.batch / pace, 1)})
-            tell(task.name, trainer.step, pace * (end - trainer.step))
+                line = {"step": trainer.step - 1, "pictures": trainer.seen, "rate": rate} | terms
+                log.write(line | {"images_per_s": round((trainer.seen - first) / (now - began), 1)})
+            tell(task.name, trainer.seen, spent * max(0.0, task.cost(end) - task.cost(trainer.seen)))
             if now - saved > checkpoint_s:
                 trainer.save()
                 saved = now
-        trainer.save()
+        if trainer.seen > first:
+            trainer.save()
     finally:
         log.close()
     return trainer.use_average()

@@ -12,7 +12,7 @@ import hashlib
 import importlib.metadata
 import importlib.resources
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -52,6 +52,9 @@ HELD_OUT = (
     # parts unknown
     "koala", "sunflower", "carrot", "trumpet", "dolphin", "cherries",
 )  # fmt: skip
+
+
+SplitOf = Callable[[Mapping[str, Any]], str | None]  # Unicode's entry → its split, or None
 
 
 @dataclass(frozen=True)
@@ -105,8 +108,13 @@ def open_data(split: str = "train", size: int = 64, source: str | None = None) -
         raise ValueError(f"the data set emoji has its own pictures; leave out {source!r}.")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
-    drawings = _drawings(size)
-    rows = [row for row in _without_duplicates(drawings) if row["split"] == split]
+    return open_split(split, size, split_of)
+
+
+def open_split(split: str, size: int, split_of: SplitOf) -> Emoji:
+    """The drawings that `split_of` puts into one split, at `size` pixels; rendered once and cached."""
+    drawings = _drawings(size, split_of)
+    rows = [row for row in _without_duplicates(_catalogue(split_of), drawings) if row["split"] == split]
     facts = (tuple(row[key] for row in rows) for key in ("name", "style", "category", "subcategory"))
     return Emoji(torch.stack([drawings[row["file"]] for row in rows]), *facts)
 
@@ -115,11 +123,11 @@ def open_data(split: str = "train", size: int = 64, source: str | None = None) -
 
 
 @cache
-def _catalogue() -> tuple[dict[str, str], ...]:
+def _catalogue(split_of: SplitOf) -> tuple[dict[str, str], ...]:
     """One row per drawing, in Unicode's order, with both styles of a name next to each other."""
     rows = []
     for entry in _entries():
-        split = _split_of(entry)
+        split = split_of(entry)
         files = _svg_files(entry["unified"])
         if split and files:
             for style, file in zip(STYLES, files, strict=True):
@@ -128,7 +136,7 @@ def _catalogue() -> tuple[dict[str, str], ...]:
     return tuple(rows)
 
 
-def _split_of(entry: dict[str, Any]) -> str | None:
+def split_of(entry: Mapping[str, Any]) -> str | None:
     """The split of an entry; None for flags, families, keycaps and skin tones, which look alike or show letters."""
     if entry["category"] in ("Flags", "Component") or entry["subcategory"] in ("family", "keycap"):
         return None
@@ -179,10 +187,9 @@ def _missing(error: ModuleNotFoundError) -> ValueError:
 # ---------------------------------------------------------------------------------------------- drawings
 
 
-def _without_duplicates(drawings: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
+def _without_duplicates(rows: Sequence[dict[str, str]], drawings: dict[str, torch.Tensor]) -> Iterator[dict[str, str]]:
     """The catalogue without names whose drawing in either style equals an earlier one."""
     earlier: set[bytes] = set()
-    rows = _catalogue()
     for pair in zip(rows[::2], rows[1::2], strict=True):
         drawn = {row["style"].encode() + drawings[row["file"]].numpy().tobytes() for row in pair}
         if not drawn & earlier:
@@ -191,11 +198,11 @@ def _without_duplicates(drawings: dict[str, torch.Tensor]) -> Iterator[dict[str,
 
 
 @cache
-def _drawings(size: int) -> dict[str, torch.Tensor]:
+def _drawings(size: int, split_of: SplitOf) -> dict[str, torch.Tensor]:
     """Every drawing by its file, uint8 (3, size, size) on white."""
     from safetensors.torch import load, save
 
-    files = [row["file"] for row in _catalogue()]
+    files = [row["file"] for row in _catalogue(split_of)]
     stored = cache_folder("emoji") / f"{_fingerprint(files, size)}.safetensors"
     if stored.exists():
         pixels = load(stored.read_bytes())["pixels"]

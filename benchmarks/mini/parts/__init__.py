@@ -1,7 +1,8 @@
 """The mini's networks, one file each. Order of training: vae, clip, unet; vgg and judge are independent.
 
-A file defines `training_task(steps, folder) -> TrainingTask` and `ship(module, folder)`, which writes what users load,
-in fp16. `folder` is where the networks that it depends on were trained.
+A file defines `FOLDER`, the name of what is trained; `PICTURES`, how many it takes; `training_task(pictures, output) ->
+TrainingTask`; and `ship(module, folder)`, which writes what users load, in fp16. `output` holds one folder for each
+trained part.
 """
 
 from __future__ import annotations
@@ -17,24 +18,28 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 
-from asdm.data.datasets import emoji
+from asdm.data.datasets.emoji import Emoji
 from asdm.utils.io import write_whole
+from benchmarks.mini import captions
+
+SMALL = 64  # pixels: what the UNet sees first, and what the networks beside it see
 
 
-def load_drawings(*splits: str) -> emoji.Emoji:
+def load_drawings(*splits: str, size: int = SMALL) -> Emoji:
     """The drawings of several splits."""
-    first, *more = (emoji.open_data(split) for split in splits)
+    first, *more = (captions.open_data(split, size) for split in splits)
     for other in more:
         first = first + other
     return first
 
 
-def augment(images: torch.Tensor, generator: torch.Generator, pixels: int = 3) -> torch.Tensor:
-    """(b, 3, h, w) moved by up to `pixels` each, half of them mirrored, on white."""
-    b, _, h, w = images.shape
+def augment(images: torch.Tensor, generator: torch.Generator, pixels: int = 3, size: int | None = None) -> torch.Tensor:
+    """(b, 3, s, s) moved by up to `pixels` each, half of them mirrored, on white; with `size`, a crop of that size."""
+    b, _, s, _ = images.shape
+    size = size or s
     padded = F.pad(images, (pixels,) * 4, value=1.0)
-    dx, dy = (torch.randint(0, 2 * pixels + 1, (b, 1), generator=generator) for _ in range(2))
-    rows, columns = dy + torch.arange(h), dx + torch.arange(w)  # (b, h), (b, w)
+    dx, dy = (torch.randint(0, s - size + 2 * pixels + 1, (b, 1), generator=generator) for _ in range(2))
+    rows, columns = dy + torch.arange(size), dx + torch.arange(size)  # (b, size) each
     mirror = torch.rand(b, 1, generator=generator) < 0.5
     columns = torch.where(mirror, columns.flip(1), columns)
     at = torch.arange(b)[:, None, None]

@@ -16,8 +16,9 @@ from benchmarks.mini.training import LossTerms, TrainingTask
 TOKENS = 16
 VOCABULARY = 1280
 WIDTH = 128
-DEFAULT_STEPS = 400
-SHIPPED = PIPELINE.parent / "clip"
+PICTURES = 51_200
+FOLDER = "clip"
+SHIPPED = PIPELINE.parent / FOLDER
 
 
 def tokenizer() -> Any:
@@ -62,7 +63,7 @@ def config(tokenizer: Any) -> Any:
     )  # fmt: skip
 
 
-def training_task(steps: int, folder: Path) -> TrainingTask:
+def training_task(pictures: int, folder: Path) -> TrainingTask:
     """Match captions and drawings, without held-out ones."""
     from transformers import CLIPModel
 
@@ -79,7 +80,7 @@ def training_task(steps: int, folder: Path) -> TrainingTask:
         total = (F.cross_entropy(scores, labels) + F.cross_entropy(scores.T, labels)) / 2
         return {"loss": total, "right": (scores.argmax(1) == labels).float().mean()}
 
-    return TrainingTask("clip", clip, len(images), loss, steps, batch=128, learning_rate=1e-3)
+    return TrainingTask("clip", clip, len(images), loss, pictures, batch=128, learning_rate=1e-3, average_over=40_000)
 
 
 def ship(clip: Any, folder: Path) -> None:

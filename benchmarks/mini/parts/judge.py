@@ -12,10 +12,11 @@ from asdm.models.networks import Judge
 from benchmarks.mini.parts import augment, load_drawings, ship_network
 from benchmarks.mini.training import LossTerms, TrainingTask
 
-DEFAULT_STEPS = 4000
+FOLDER = "judge"
+PICTURES = 512_000
 
 
-def training_task(steps: int, folder: Path) -> TrainingTask:
+def training_task(pictures: int, folder: Path) -> TrainingTask:
     """Match captions and drawings despite noise, blur and small shifts."""
     data = load_drawings("train", "held_out", "train", "held_out", "others")  # twice per epoch, as these are judged
     images, captions = data.images(), data.captions
@@ -36,7 +37,7 @@ def training_task(steps: int, folder: Path) -> TrainingTask:
         total = (F.cross_entropy(scores, matches) + F.cross_entropy(scores.T, matches)) / 2
         return {"loss": total, "right": (scores.argmax(1) == matches).float().mean()}
 
-    return TrainingTask("judge", judge, len(images), loss, steps, batch=128, learning_rate=2e-3)
+    return TrainingTask("judge", judge, len(images), loss, pictures, batch=128, learning_rate=2e-3, average_over=40_000)
 
 
 def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -50,4 +51,4 @@ def degrade(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 def ship(judge: Any, folder: Path) -> None:
     """config.json and model.safetensors."""
-    ship_network(judge, judge.config, folder / "judge")
+    ship_network(judge, judge.config, folder)

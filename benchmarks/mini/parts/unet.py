@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from asdm.data.datasets.emoji import Emoji
 from asdm.models.families._parts import STABLE_DIFFUSION_UNET
-from benchmarks.mini.parts import load_drawings, to_half
+from benchmarks.mini import captions, latents
+from benchmarks.mini.parts import to_half
 from benchmarks.mini.parts.clip import save_vocabulary, tokenize
 from benchmarks.mini.training import LossTerms, TrainingTask
 
 CONFIG: dict[str, Any] = STABLE_DIFFUSION_UNET | {
-    "sample_size": 16,
+    "sample_size": captions.SIZE // 4,
     "block_out_channels": [32, 64, 128, 128],
     "cross_attention_dim": 128,
     "attention_head_dim": 2,  # diffusers means the number of heads
@@ -32,56 +32,59 @@ SCHEDULER: dict[str, Any] = {
     "set_alpha_to_one": False,
     "steps_offset": 1,
 }
-SHIFTS = ((0, 0), (-2, 0), (2, 0), (0, -2), (0, 2))  # pixels; each drawing is also trained on with small shifts
+FOLDER = "weights"
 CAPTION_DROPOUT = 0.1
 MIN_SNR = 5.0  # γ of Min-SNR
-DEFAULT_STEPS = 3000
+PICTURES = 1_600_000
+LAST_SHARE = 1 / 6  # of the pictures are seen at full size: a third of the time
+LAST_COST = 2.5  # of a picture at full size in small ones, by multiply-adds
 
 
-def training_task(steps: int, folder: Path, start: Path | None = None, compiled: bool = False) -> TrainingTask:
-    """Denoise the latents of the training drawings, conditioned on their captions.
-
-    `start` is a trained pipeline to start from, instead of random weights and the CLIP's text tower.
-    """
+def training_task(
+    pictures: int, folder: Path, batch: int = 64, device: str = "cpu", compiled: bool = False
+) -> TrainingTask:
+    """Denoise the latents of the training drawings, small ones first, conditioned on their captions."""
     from diffusers import DDIMScheduler, UNet2DConditionModel
-    from diffusers.models.attention_processor import AttnProcessor
     from transformers import CLIPTextModel, CLIPTokenizerFast
 
-    data = load_drawings("train")
-    latents = encode_drawings(data, folder)  # (n, variants, 4, 16, 16)
+    data = latents.load(folder)
     words = CLIPTokenizerFast.from_pretrained(folder / "clip")
-    prompts = [variant for caption in data.captions for variant in caption_variants(caption)]
-    tokens, no_caption = tokenize(words, prompts).view(len(data), 2, -1), tokenize(words, [""])
+    spellings = [variant for caption in data.captions for variant in caption_variants(caption)]
+    tokens, no_caption = tokenize(words, spellings).view(len(data.captions), 2, -1), tokenize(words, [""])
     alphas = DDIMScheduler(**SCHEDULER).alphas_cumprod
     torch.manual_seed(0)
-    unet: Any = (
-        UNet2DConditionModel.from_pretrained(start / "unet") if start else UNet2DConditionModel.from_config(CONFIG)
-    )
-    text: Any = CLIPTextModel.from_pretrained(start / "text_encoder" if start else folder / "clip")
-    unet, text = unet.float().train(), text.float()
-    unet.set_attn_processor(AttnProcessor())  # faster than flash attention at 16 channels a head
-    if compiled:
-        unet.to(memory_format=torch.channels_last)
+    unet: Any = UNet2DConditionModel.from_config(CONFIG).to(memory_format=torch.channels_last)
+    text: Any = CLIPTextModel.from_pretrained(folder / "clip").float()
+    module = nn.ModuleDict({"unet": unet, "text_encoder": text}).to(device).train()
     predict = torch.compile(unet) if compiled else unet
 
-    def loss(indices: torch.Tensor, generator: torch.Generator) -> LossTerms:
+    def loss(encoded: torch.Tensor, indices: torch.Tensor, generator: torch.Generator) -> LossTerms:
         b = len(indices)
-        which = torch.randint(latents.shape[1], (b,), generator=generator)
-        spelling = torch.randint(2, (b,), generator=generator)
+        mirrored, spelling = (torch.randint(2, (b,), generator=generator) for _ in range(2))
         dropped = torch.rand(b, 1, generator=generator) < CAPTION_DROPOUT
         t = torch.randint(1000, (b,), generator=generator)
-        noise = torch.randn(b, *latents.shape[2:], generator=generator)
-        x = latents[indices, which]
-        a = alphas[t].view(b, 1, 1, 1)
+        noise = torch.randn(b, *encoded.shape[2:], generator=generator)
+        x, a = encoded[indices, mirrored], alphas[t].view(b, 1, 1, 1)
         noisy, v = a.sqrt() * x + (1 - a).sqrt() * noise, a.sqrt() * noise - (1 - a).sqrt() * x
-        states = text(torch.where(dropped, no_caption, tokens[indices, spelling])).last_hidden_state
-        error = (predict(noisy, t, states, return_dict=False)[0] - v).square().mean((1, 2, 3))
         snr = (a / (1 - a)).flatten()
         weight = snr.clamp(max=MIN_SNR) / (snr + 1)
+        prompts = torch.where(dropped, no_caption, tokens[indices, spelling])
+        noisy, v, t, weight, prompts = (tensor.to(device) for tensor in (noisy, v, t, weight, prompts))
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=has_fast_bf16(device)):
+            predicted = predict(noisy, t, text(prompts).last_hidden_state, return_dict=False)[0]
+        error = (predicted.float() - v).square().mean((1, 2, 3))
         return {"loss": (weight * error).mean(), "mse": error.mean()}
 
-    module = nn.ModuleDict({"unet": unet, "text_encoder": text})
-    return TrainingTask("unet", module, len(data), loss, steps, batch=64, learning_rate=1e-3)
+    return TrainingTask(
+        "unet", module, len(data.captions), partial(loss, data.small), pictures, batch,
+        learning_rate=1e-3 * (batch / 64) ** 0.5, average_over=64_000,
+        last_loss=partial(loss, data.full), last_pictures=round(LAST_SHARE * pictures), last_cost=LAST_COST,
+    )  # fmt: skip
+
+
+def has_fast_bf16(device: str) -> bool:
+    """Whether bf16 pays: on a GPU, and on a CPU with AMX."""
+    return device != "cpu" or torch.cpu._is_amx_tile_supported()
 
 
 def caption_variants(caption: str) -> tuple[str, str]:
@@ -89,40 +92,20 @@ def caption_variants(caption: str) -> tuple[str, str]:
     return caption, f"{'an' if caption[0] in 'aeiouAEIOU' else 'a'} {caption}"
 
 
-@torch.no_grad()
-def encode_drawings(data: Emoji, folder: Path) -> torch.Tensor:
-    """Latents (n, variants, 4, 16, 16) of every drawing, shifted, and mirrored where its name allows that.
-
-    "sky & weather" is not mirrored: a first quarter moon would become a last quarter moon.
-    """
-    from diffusers import AutoencoderKL
-
-    vae: Any = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float32)
-    images = data.images()
-    may_mirror = torch.tensor([kind != "sky & weather" for kind in data.subcategories])[:, None, None, None]
-    variants = []
-    for version in (images, torch.where(may_mirror, images.flip(-1), images)):
-        padded = F.pad(version, (2, 2, 2, 2), value=1.0)
-        for dx, dy in SHIFTS:
-            shifted = padded[:, :, 2 + dy : 2 + dy + images.shape[2], 2 + dx : 2 + dx + images.shape[3]]
-            variants.append(torch.cat([vae.encode(part).latent_dist.mean for part in shifted.split(64)]))
-    return torch.stack(variants, dim=1)
-
-
 def ship(module: Any, folder: Path) -> None:
-    """UNet, text encoder and scheduler beside the VAE, as one diffusers pipeline."""
+    """UNet, text encoder and scheduler, with the VAE and the tokenizer that are beside the folder."""
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
     from transformers import CLIPTokenizerFast
 
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=torch.float16),
+        vae=AutoencoderKL.from_pretrained(folder.parent / "vae", torch_dtype=torch.float16),
         text_encoder=to_half(module["text_encoder"]),
-        tokenizer=CLIPTokenizerFast.from_pretrained(folder / "clip"),
+        tokenizer=CLIPTokenizerFast.from_pretrained(folder.parent / "clip"),
         unet=to_half(module["unet"]),
         scheduler=DDIMScheduler(**SCHEDULER),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    pipeline.save_pretrained(folder / "weights", safe_serialization=True)
-    save_vocabulary(pipeline.tokenizer, folder / "weights" / "tokenizer")
+    pipeline.save_pretrained(folder, safe_serialization=True)
+    save_vocabulary(pipeline.tokenizer, folder / "tokenizer")

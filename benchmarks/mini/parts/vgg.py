@@ -13,10 +13,11 @@ from asdm.models.networks import Vgg
 from benchmarks.mini.parts import augment, load_drawings, ship_network
 from benchmarks.mini.training import LossTerms, TrainingTask
 
-DEFAULT_STEPS = 600
+FOLDER = "vgg"
+PICTURES = 38_400
 
 
-def training_task(steps: int, folder: Path) -> TrainingTask:
+def training_task(pictures: int, folder: Path) -> TrainingTask:
     """Classify every drawing that is not held out."""
     data = load_drawings("train", "others")
     images, classes = data.images(), sorted(set(data.subcategories))
@@ -32,9 +33,9 @@ def training_task(steps: int, folder: Path) -> TrainingTask:
         right = (scores.argmax(1) == labels[indices]).float().mean()
         return {"loss": F.cross_entropy(scores, labels[indices], label_smoothing=0.1), "right": right}
 
-    return TrainingTask("vgg", vgg, len(images), loss, steps, batch=64, learning_rate=1e-3)
+    return TrainingTask("vgg", vgg, len(images), loss, pictures, batch=64, learning_rate=1e-3)
 
 
 def ship(vgg: Any, folder: Path) -> None:
     """config.json and model.safetensors."""
-    ship_network(vgg, vgg.config, folder / "vgg")
+    ship_network(vgg, vgg.config, folder)

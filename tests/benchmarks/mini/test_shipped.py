@@ -36,7 +36,9 @@ def test_it_has_stable_diffusions_topology():
     shapes, sd15 = meta_unet(load_family("mini")), meta_unet(load_family("sd15"))
     assert [unit.fqn for unit in blocks.iter_units(shapes)] == [unit.fqn for unit in blocks.iter_units(sd15)]
     assert len(list(blocks.iter_units(shapes))) == 38
-    assert all(load_family("mini").unet[key] == value for key, value in unet_part.CONFIG.items())
+    assert all(
+        load_family("mini").unet[key] == value for key, value in unet_part.CONFIG.items() if key != "sample_size"
+    )
 
 
 def test_plain_diffusers_loads_and_runs_it():

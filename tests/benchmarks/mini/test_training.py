@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ def say_nothing(*_) -> None:
     pass
 
 
-def a_task(steps: int = 24, break_at: int | None = None) -> TrainingTask:
+def a_task(steps: int = 24, batch: int = 16, break_at: int | None = None) -> TrainingTask:
     """A small network that learns a line from noisy points; `break_at` makes its loss no number."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -32,7 +33,7 @@ def a_task(steps: int = 24, break_at: int | None = None) -> TrainingTask:
         error = (net(points[indices])[:, 0] - points[indices].sum(1) - noise).square().mean()
         return {"loss": error * float("nan") if taken == break_at else error, "error": error}
 
-    return TrainingTask("line", net, len(points), loss, steps, batch=16, learning_rate=1e-2, warm_up=5)
+    return TrainingTask("line", net, len(points), loss, 16 * steps, batch, learning_rate=1e-2, warm_up=80)
 
 
 def bits(module: nn.Module) -> list[torch.Tensor]:
@@ -45,7 +46,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path):
     whole = bits(train(a_task(), tmp_path / "whole", say_nothing))
-    for stop_at in (5, 17, None):
+    for stop_at in (5 * 16, 17 * 16, None):
         last = train(a_task(), tmp_path / "parts", say_nothing, stop_at=stop_at)
     assert all(torch.equal(a, b) for a, b in zip(whole, bits(last), strict=True))
     logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
@@ -56,10 +57,10 @@ def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path):
 
 def test_steps_after_the_last_checkpoint_are_taken_again(tmp_path: Path):
     whole = bits(train(a_task(), tmp_path / "whole", say_nothing))
-    train(a_task(), tmp_path / "killed", say_nothing, stop_at=9)
+    train(a_task(), tmp_path / "killed", say_nothing, stop_at=9 * 16)
     checkpoints = tmp_path / "killed" / CHECKPOINTS
     shutil.copytree(checkpoints, tmp_path / "kept")
-    train(a_task(), tmp_path / "killed", say_nothing, stop_at=21)
+    train(a_task(), tmp_path / "killed", say_nothing, stop_at=21 * 16)
     shutil.rmtree(checkpoints)
     shutil.copytree(tmp_path / "kept", checkpoints)  # as if it had died before the next checkpoint
     with (tmp_path / "killed" / LOG).open("a") as log:
@@ -71,10 +72,10 @@ def test_steps_after_the_last_checkpoint_are_taken_again(tmp_path: Path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tmp_path: Path):
-    train(a_task(), tmp_path, say_nothing, stop_at=8)
+    train(a_task(), tmp_path, say_nothing, stop_at=8 * 16)
     before = contents(tmp_path / CHECKPOINTS)
     assert before
-    with pytest.raises(ValueError, match="loss of line is not a number at step 11"):
+    with pytest.raises(ValueError, match="loss of line is not a number after 176 pictures"):
         train(a_task(break_at=4), tmp_path, say_nothing)
     assert contents(tmp_path / CHECKPOINTS) == before
 
@@ -85,19 +86,33 @@ def test_the_loss_falls(tmp_path: Path):
     assert lines[-1]["loss"] < lines[0]["loss"] / 5
 
 
-def test_an_epoch_shows_every_example_once_and_the_next_in_another_order():
-    task = a_task()
-    first, second = (torch.cat([task.batch_of(epoch * 3 + i) for i in range(3)]) for epoch in (0, 1))
-    assert len(set(first.tolist())) == 48 == len(first)
-    assert first.tolist() != second.tolist()
+def test_another_batch_size_goes_on_where_the_run_stopped(tmp_path: Path):
+    train(a_task(), tmp_path, say_nothing, stop_at=160)
+    train(a_task(batch=32), tmp_path, say_nothing)
+    lines = [json.loads(line) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert [(line["step"], line["pictures"]) for line in lines] == [(0, 16), (10, 192)]
+    assert lines[-1]["rate"] == a_task().rate(160)
+
+
+def test_the_last_pictures_have_a_loss_of_their_own_which_the_time_left_counts(tmp_path: Path):
+    first = a_task()
+
+    def last_loss(indices: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        return {name: 0 * term for name, term in first.loss(indices, generator).items()}
+
+    task = replace(first, last_loss=last_loss, last_pictures=64, last_cost=3.0)
+    assert (task.cost(0), task.cost(320), task.cost(384)) == (0, 320, 320 + 3 * 64)
+    train(task, tmp_path, say_nothing)
+    losses = {line["step"]: line["loss"] for line in map(json.loads, (tmp_path / LOG).read_text().splitlines())}
+    assert losses[10] > 0 == losses[20]
 
 
 def test_the_rate_rises_stays_and_falls_to_nothing():
     task = a_task(steps=100)
     assert task.rate(0) == pytest.approx(1e-2 / 5)
-    assert task.rate(4) == task.rate(50) == pytest.approx(1e-2)
-    assert task.rate(75) == pytest.approx(1e-2 / 2)
-    assert task.rate(99) == pytest.approx(1e-2 / 50)
+    assert task.rate(64) == task.rate(800) == pytest.approx(1e-2)
+    assert task.rate(1200) == pytest.approx(1e-2 / 2)
+    assert task.rate(1584) == pytest.approx(1e-2 / 50)
 
 
 def test_shaken_pictures_are_moved_or_mirrored_on_white():
@@ -108,3 +123,10 @@ def test_shaken_pictures_are_moved_or_mirrored_on_white():
     assert ((moved == -1).sum((1, 2, 3)) == 3).all()
     assert {row for row, _ in places} == {1, 2, 3}
     assert {column for _, column in places} == {2, 3, 4, 5}  # mirrored: 3 → 4
+
+
+def test_crops_of_large_pictures_come_from_everywhere():
+    ramp = torch.arange(64.0).view(1, 1, 8, 8).expand(64, 3, 8, 8)
+    crops = augment(ramp, torch.Generator().manual_seed(0), pixels=0, size=4)
+    assert crops.shape == (64, 3, 4, 4)
+    assert {float(crop.min()) // 8 for crop in crops} == {0, 1, 2, 3, 4}  # the rows where crops begin

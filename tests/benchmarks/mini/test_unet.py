@@ -1,38 +1,95 @@
-"""The training of the UNet, from a trained pipeline."""
+"""The UNet's data and training: small drawings first, the same bits after a stop, one file for another machine."""
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 
-from asdm.data.datasets import emoji
+from asdm.data.datasets.emoji import Emoji
 from asdm.mini import PIPELINE
+from asdm.models.families import load_family
+from benchmarks.mini import captions, latents, shares, training
 from benchmarks.mini.parts import unet
-from benchmarks.mini.training import step_generator
 
 MINI = PIPELINE.parent
+TINY = unet.CONFIG | {"block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
+
+
+def say_nothing(*_) -> None:
+    pass
+
+
+def few_drawings(*splits: str, size: int) -> Emoji:
+    """Eight pictures of noise, each with its mirror image."""
+    pixels = torch.randint(256, (8, 3, size, size), generator=torch.Generator().manual_seed(size), dtype=torch.uint8)
+    names = tuple(f"thing {i}" for i in range(8))
+    return Emoji(pixels, names, ("twemoji", "openmoji") * 4, ("Objects",) * 8, ("tool",) * 8)
 
 
 @pytest.fixture
-def trained_before(tmp_path: Path) -> Path:
+def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a trained VAE and CLIP, and few drawings to encode."""
     for part, where in (("vae", MINI / "weights" / "vae"), ("clip", MINI / "clip")):
         (tmp_path / part).symlink_to(where)
+    monkeypatch.setattr(latents, "load_drawings", few_drawings)
+    monkeypatch.setattr(unet, "CONFIG", TINY)
     return tmp_path
 
 
-def few_drawings(*_: str) -> emoji.Emoji:
-    data = emoji.open_data("train")
-    return emoji.Emoji(*(getattr(data, field.name)[:8] for field in fields(data)))
+def test_it_resumes_with_the_same_bits_and_draws_small_pictures_first(encoders: Path, monkeypatch: pytest.MonkeyPatch):
+    latents.encode(encoders, say_nothing)
+    sizes = []
+    task = unet.training_task(24, encoders, batch=4)
+    task.module["unet"].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-1]))
+    whole = training.train(task, encoders / "whole", say_nothing)
+    assert sizes == [16] * 5 + [24]
+    for stop_at in (8, 20, None):  # the last one at full size
+        parts = training.train(
+            unet.training_task(24, encoders, batch=4), encoders / "parts", say_nothing, stop_at=stop_at
+        )
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
+    unet.ship(parts, encoders / unet.FOLDER)
+    assert load_family(str(encoders / unet.FOLDER)).size == captions.SIZE
 
 
-def test_a_run_goes_on_from_a_trained_pipeline(trained_before: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(unet, "load_drawings", few_drawings)
-    fresh, begun = (unet.training_task(1, trained_before, start) for start in (None, PIPELINE))
-    shipped = UNet2DConditionModel.from_pretrained(PIPELINE / "unet")
-    assert torch.equal(begun.module["unet"].conv_in.weight, shipped.conv_in.weight.float())
-    losses = [task.loss(torch.arange(8), step_generator(0, 0))["mse"].item() for task in (fresh, begun)]
-    assert losses[1] < 0.5 * losses[0]
+def test_latents_are_made_once_and_need_no_drawings_afterwards(encoders: Path, monkeypatch: pytest.MonkeyPatch):
+    data = latents.encode(encoders, say_nothing)
+    assert data.small.shape == (8, 2, 4, 16, 16)
+    assert data.full.shape == (8, 2, 4, 24, 24)
+    assert data.captions[:2] == ("thing 0, twemoji style", "thing 1, openmoji style")
+    monkeypatch.setattr(latents, "load_drawings", None)
+    assert torch.equal(latents.encode(encoders, say_nothing).full, data.full)
+
+
+def test_other_vaes_latents_are_refused(encoders: Path):
+    with pytest.raises(ValueError, match=r"latents.safetensors does not exist; python -m benchmarks.mini vae clip"):
+        latents.load(encoders)
+    latents.encode(encoders, say_nothing)
+    (encoders / "vae").unlink()
+    (encoders / "vae").mkdir()
+    (encoders / latents.VAE).write_bytes(b"another")
+    with pytest.raises(ValueError, match="was encoded by another VAE"):
+        latents.load(encoders)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "may"),
+    [
+        ("first quarter moon", "sky & weather", False),
+        ("left-facing fist", "hand-fingers-closed", False),
+        ("globe showing Americas", "place-map", False),
+        ("red heart", "heart", True),
+    ],
+)
+def test_only_what_keeps_its_name_is_mirrored(name: str, kind: str, may: bool):
+    assert latents.may_be_mirrored(name, kind) is may
+
+
+def test_its_levels_have_stable_diffusions_shares():
+    small, full = (shares.of(shares.second_edition(size)) for size in (64, captions.SIZE))
+    top = "down_blocks.0 + up_blocks.3"
+    assert 8e6 <= full.parameters <= 11.5e6
+    assert all(0.34 <= counted.macs_share[top] <= 0.48 for counted in (small, full))
+    assert pytest.approx(full.macs / small.macs, rel=0.02) == unet.LAST_COST
