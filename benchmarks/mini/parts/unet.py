@@ -56,7 +56,7 @@ def training_task(
     unet: Any = UNet2DConditionModel.from_config(CONFIG).to(memory_format=torch.channels_last)
     text: Any = CLIPTextModel.from_pretrained(folder / "clip").float()
     module = nn.ModuleDict({"unet": unet, "text_encoder": text}).to(device).train()
-    predict = torch.compile(unet) if compiled else unet
+    predict = torch.compile(unet, dynamic=False) if compiled else unet
 
     def loss(encoded: torch.Tensor, indices: torch.Tensor, generator: torch.Generator) -> LossTerms:
         b = len(indices)

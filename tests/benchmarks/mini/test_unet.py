@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from asdm.data.datasets.emoji import Emoji
 from asdm.mini import PIPELINE
 from asdm.models.families import load_family
 from benchmarks.mini import captions, latents, shares, training
+from benchmarks.mini.__main__ import app
 from benchmarks.mini.parts import unet
 
 MINI = PIPELINE.parent
@@ -38,14 +40,14 @@ def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_it_resumes_with_the_same_bits_and_draws_small_pictures_first(encoders: Path, monkeypatch: pytest.MonkeyPatch):
+def test_it_resumes_with_the_same_bits_and_sees_small_pictures_first(encoders: Path):
     latents.encode(encoders, say_nothing)
     sizes = []
     task = unet.training_task(24, encoders, batch=4)
     task.module["unet"].register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[-1]))
     whole = training.train(task, encoders / "whole", say_nothing)
     assert sizes == [16] * 5 + [24]
-    for stop_at in (8, 20, None):  # the last one at full size
+    for stop_at in (8, None):
         parts = training.train(
             unet.training_task(24, encoders, batch=4), encoders / "parts", say_nothing, stop_at=stop_at
         )
@@ -85,6 +87,25 @@ def test_other_vaes_latents_are_refused(encoders: Path):
 )
 def test_only_what_keeps_its_name_is_mirrored(name: str, kind: str, may: bool):
     assert latents.may_be_mirrored(name, kind) is may
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["vae", "unet", "--batch", "32"], "--batch is for unet alone, not for vae unet"),
+        (["unet", "--device", "cuda:9"], "device 'cuda:9' is not available; choose from cpu"),
+        (["unet"], "latents.safetensors does not exist; python -m benchmarks.mini vae clip latents makes it"),
+        (
+            ["latents"],
+            "diffusion_pytorch_model.safetensors does not exist; train it with python -m benchmarks.mini vae",
+        ),
+        (["decoder"], "unknown name 'decoder' in parts; choose from clip, judge, unet, vae, vgg"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_in_one_sentence(arguments: list[str], message: str, tmp_path: Path):
+    result = CliRunner().invoke(app, [*arguments, "-o", str(tmp_path)])
+    assert isinstance(result.exception, ValueError)
+    assert message in str(result.exception)
 
 
 def test_its_levels_have_stable_diffusions_shares():
