@@ -1,24 +1,26 @@
 """torch.cuda as far as measuring uses it: cards, streams, events and graphs on a clock that tests move."""
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-
-from asdm.models import components, example_inputs, loading
+from torch.overrides import TorchFunctionMode
 
 
 class FakeCuda:
     """Some cards of one name; tensors stay on the CPU, and `ms` passes only by `work`.
 
     `recorded` has the card of every event that was recorded, `made` counts events, `captures` and `replays` graphs.
+    `held` and `peak` are what is allocated, and was at most since the last reset, in bytes.
     """
 
     def __init__(self, cards: int = 2) -> None:
+        self.held, self.peak, self.resets = 1 << 20, 3 << 20, 0
         self.cards, self.card, self.ms = cards, 0, 0.0
         self.side_stream: Any = None
         self.capturing: Any = None
@@ -67,8 +69,8 @@ class FakeCuda:
             finally:
                 self.capturing = None
 
-    def patch(self, monkeypatch: pytest.MonkeyPatch) -> "FakeCuda":
-        """Put this in the place of torch.cuda, and keep tensors where they are."""
+    def patch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Put this in the place of torch.cuda."""
         fake, cuda = self, torch.cuda
 
         class Stream:
@@ -122,31 +124,91 @@ class FakeCuda:
             "synchronize": lambda device=None: self.synchronized.append(self.number(device)),
             "mem_get_info": lambda device=None: (64 << 30, 80 << 30),
             "get_device_name": lambda device=None: "NVIDIA H100",
+            "get_device_properties": lambda device=None: SimpleNamespace(
+                uuid=f"card-{self.number(device)}", L2_cache_size=50 << 20, major=9, minor=0
+            ),
+            "memory_allocated": lambda device=None: self.held,
+            "max_memory_allocated": lambda device=None: self.peak,
+            "reset_peak_memory_stats": lambda device=None: setattr(self, "resets", self.resets + 1),
         }  # fmt: skip
         for name, value in values.items():
             monkeypatch.setattr(cuda, name, value)
         monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
         monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: SimpleNamespace(type="cuda"))
         monkeypatch.setattr(torch.accelerator, "device_count", lambda: self.cards)
-        for module, name in ((loading, "load_unet"), (example_inputs, "unet_inputs"), (components, "time_calls")):
-            monkeypatch.setattr(module, name, _on_the_cpu(getattr(module, name)))
-        return self
 
 
-def _on_the_cpu(function: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        words = ["cpu" if str(word).startswith("cuda") else word for word in args]
-        return function(*words, **{k: "cpu" if str(v).startswith("cuda") else v for k, v in kwargs.items()})
+class _TensorsStay(TorchFunctionMode):
+    """What asks for a tensor on a GPU gets it on the CPU."""
 
-    return call
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.device:
+            return func(*args, **(kwargs or {}))
+        return func(*map(_here, args), **{name: _here(value) for name, value in (kwargs or {}).items()})
 
 
-def slow(module: nn.Module, cuda: FakeCuda, ms: float) -> None:
-    """The module's kernels take `ms`."""
+def _here(value: Any) -> Any:
+    named = isinstance(value, torch.device) or (isinstance(value, str) and value.startswith("cuda"))
+    return "cpu" if named and torch.device(value).type == "cuda" else value
+
+
+@contextmanager
+def fake_cuda(cards: int = 2) -> Iterator[FakeCuda]:
+    """The stubs in the place of torch.cuda, for the length of a `with`."""
+    with pytest.MonkeyPatch.context() as patch, _TensorsStay():
+        fake = FakeCuda(cards)
+        fake.patch(patch)
+        yield fake
+
+
+class FakeNvml(ModuleType):
+    """pynvml with what a test says it tells; what it is not told, it does not support."""
+
+    NVML_CLOCK_SM, NVML_CLOCK_MEM, NVML_TEMPERATURE_GPU = 1, 2, 0
+
+    class NVMLError(Exception):
+        pass
+
+    def __init__(self, **told: Any) -> None:
+        super().__init__("pynvml")
+        self.told, self.uuids = told, list[str]()
+
+    def nvmlInit(self) -> None: ...
+
+    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
+        self.uuids.append(uuid)
+        return uuid
+
+    def nvmlSystemGetDriverVersion(self) -> str:
+        return "580.95"
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("nvmlDeviceGet"):
+            raise AttributeError(name)
+
+        def read(handle: str, *arguments: Any) -> Any:
+            key = "".join([name.removeprefix("nvmlDeviceGet"), *map(str, arguments)])
+            if key not in self.told:
+                raise self.NVMLError("not supported")
+            value = self.told[key]
+            return value() if callable(value) else value
+
+        return read
+
+
+def with_nvml(monkeypatch: pytest.MonkeyPatch, **told: Any) -> FakeNvml:
+    """NVML that tells this: `MigMode=[0, 0]`, `ClockInfo1=1980`, …"""
+    nvml = FakeNvml(**told)
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    return nvml
+
+
+def slow(module: nn.Module, cuda: FakeCuda, ms: float, launch_ms: float = 0.0) -> None:
+    """The module's kernels take `ms`, and wait `launch_ms` for Python where they are no graph."""
     forward = module.forward
 
     def later(*args: Any, **kwargs: Any) -> Any:
-        cuda.work(ms)
+        cuda.work(ms if cuda.capturing else ms + launch_ms)
         return forward(*args, **kwargs)
 
     module.forward = later  # type: ignore[method-assign]

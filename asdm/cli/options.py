@@ -67,9 +67,12 @@ def from_settings(command: Callable[..., None]) -> Callable[..., None]:
         from asdm.models import execution
 
         for name, (settings, names) in classes.items():
-            values[name] = execution.resolve(settings, {field: values.pop(field) for field in names})
+            given = {field: values.pop(field) for field in names}
+            values[name] = execution.resolve(settings, given)
             if hasattr(values[name], "device"):
                 use_device(values[name].device)
+                if sentence := execution.chosen_on_a_gpu(values[name], given):
+                    console.say(sentence)
         command(**values)
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

@@ -82,7 +82,7 @@ def bench(
         judged, drawings = (
             judge_all(judging, everyone, family, settings, tell) if judging else ([{}] * len(everyone), ())
         )
-        run = loading.run_facts(family, weights, settings.backend, settings, threads, command)
+        run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
     composed = images is None
     if parts and composed:
@@ -183,6 +183,8 @@ def _student_record(
     plan = compared.resolved.plan if compared.resolved else None
     predicted = plan.predicted if plan else None
     used = {name: run[name] for name in ("backend", "dtype", "device", "threads", "batch", "size")}
+    if guided and plan and plan.measured_at and plan.measured_at.batch == 2 * used["batch"]:
+        used["batch"] *= 2  # it was made for the guided step, which is measured too
     return BenchStudent(
         **counts,
         source=compared.source,

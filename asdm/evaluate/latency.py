@@ -56,6 +56,7 @@ def compare_latency(
         budget_s=settings.time_budget_s,
         enough=lambda times: all(_half_width(paired_ratio(times[i], times["0"])) <= settings.target for i in order[1:]),
         progress=lambda calls_done, left_s: tell(f"{what} at batch {batch}", calls_done, left_s),
+        floor_s=repeats.least_seconds(settings.device),
     )
     return [samples[name] for name in order]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.models.settings import Backend, Setup
+from asdm.models.settings import Backend, Setup, TimedDtype
 from asdm.utils.settings import Option
 
 Judge = Annotated[
@@ -18,6 +18,7 @@ class BenchSettings(Setup):
     """How to compare: the defaults are what `asdm bench` does."""
 
     backend: Backend = "eager"
+    dtype: TimedDtype = "fp32"
     steps: Annotated[int, Option("Denoising steps per image.", at_least=1)] = 30
     guidance_scale: Annotated[
         float | None,

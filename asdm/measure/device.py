@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from asdm.records.measurement import device_kind
 
@@ -27,11 +28,32 @@ def use_device(device: str) -> None:
 
 @contextmanager
 def on_device(device: str) -> Iterator[None]:
-    """A GPU as torch's current device, for the length of a `with`."""
+    """A GPU as torch's current device that computes fp32 in full, for the length of a `with`."""
     if not is_gpu(device):
         yield
         return
     import torch
 
-    with torch.cuda.device(device):
+    with torch.cuda.device(device), _full_fp32():
         yield
+
+
+@contextmanager
+def _full_fp32() -> Iterator[None]:
+    """No TF32: torch's default, TF32 in convolutions and not in products, distorts the shares of units in fp32."""
+    import torch
+
+    product: Any = torch.backends.cuda.matmul
+    convolution: Any = torch.backends.cudnn
+    name: str = "allow_tf32"
+    full: Any = False
+    if hasattr(torch.backends, "fp32_precision"):  # from torch 2.9 on; both ways in one process are an error
+        convolution, name, full = convolution.conv, "fp32_precision", "ieee"
+    before = [(place, getattr(place, name)) for place in (product, convolution)]
+    try:
+        for place, _ in before:
+            setattr(place, name, full)
+        yield
+    finally:
+        for place, value in before:
+            setattr(place, name, value)

@@ -98,10 +98,9 @@ def environment(device: str, threads: int) -> dict[str, str]:
     if malloc := _malloc_settings():
         facts["malloc"] = malloc
     if is_gpu(device):
-        import torch
+        from asdm.measure import gpu
 
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = str(torch.version.cuda)
+        facts |= gpu.facts(device)
     return facts
 
 

@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from asdm.measure.clocks import Clock
+from asdm.measure.device import is_gpu
 
 Progress = Callable[[int, float], None]  # (calls so far, estimated seconds left)
 MIN_ROUNDS = 2  # run whatever the budget
+GPU_FLOOR_S = 2.0  # a few calls on a GPU are over before its clock has settled
+
+
+def least_seconds(device: str) -> float:
+    """Seconds that a measurement lasts at least, however soon there are enough samples."""
+    return GPU_FLOOR_S if is_gpu(device) else 0.0
 
 
 def warm_up(
@@ -37,27 +44,30 @@ def interleave(
     budget_s: float = 120.0,
     enough: Callable[[dict[str, list[float]]], bool] | None = None,
     progress: Progress | None = None,
+    floor_s: float = 0.0,
 ) -> dict[str, list[float]]:
     """Run `calls` in the order of `pattern`, round after round: the i-th samples of two names are neighbours.
 
-    With the pattern A B B A, a drift of the machine affects both alike. Stops after `min_rounds` rounds as soon as
-    `enough(samples)` holds (at once without `enough`), or before the round that would exceed `budget_s`; at least two
-    rounds are run. `progress` counts down to the end of the budget or of the last round, whichever comes first; where
-    `enough` holds before that, the run stops early.
+    With the pattern A B B A, a drift of the machine affects both alike. Stops after `min_rounds` rounds and `floor_s`
+    seconds as soon as `enough(samples)` holds (at once without `enough`), after `max_rounds` if `floor_s` seconds are
+    over, or before the round that would exceed `budget_s`; at least two rounds are run. `progress` counts down to the
+    end of the budget or of the last round, whichever comes first; where `enough` holds before that, the run stops
+    early.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     most_calls = len(pattern) * (max_rounds if enough else min(min_rounds, max_rounds))
-    started, rounds, ran = clock.mark(), 0, 0
-    while rounds < max_rounds:
+    started, rounds, ran, spent = clock.mark(), 0, 0, 0.0
+    while rounds < max_rounds or spent < floor_s:
         for name in pattern:
             samples[name].append(calls[name]())
             ran += 1
             if progress:
                 spent = clock.seconds(started, clock.mark())
-                progress(ran, _seconds_left(spent, ran, MIN_ROUNDS * len(pattern), most_calls, budget_s))
+                left_s = _seconds_left(spent, ran, MIN_ROUNDS * len(pattern), most_calls, budget_s)
+                progress(ran, max(left_s, min(floor_s, budget_s) - spent))
         rounds += 1
         spent = clock.seconds(started, clock.mark())
-        done = rounds >= min_rounds and (enough is None or enough(samples))
+        done = rounds >= min_rounds and spent >= floor_s and (enough is None or enough(samples))
         if done or (rounds >= MIN_ROUNDS and spent + spent / rounds > budget_s):
             break
     return samples

@@ -7,12 +7,14 @@ from typing import Any, TypeVar
 
 import torch
 
+from asdm.measure.device import is_gpu
 from asdm.models.settings import DTYPES, Setup
 from asdm.utils.settings import check_bounds, from_keywords, options
 
 S = TypeVar("S")
 RANDOM = "random"
 SHIPPED = "shipped"
+ON_A_GPU = {"dtype": "fp16", "batch": 2}  # where a command works them out: what is deployed, in a guided step
 
 
 def dtype_of(name: str) -> torch.dtype:
@@ -24,16 +26,31 @@ def dtype_of(name: str) -> torch.dtype:
 
 
 def resolve(settings: type[S], given: Mapping[str, Any]) -> S:
-    """Settings from what a user gave; without a device, the accelerator if there is one.
+    """Settings from what a user gave, and where a setting is automatic, what suits the machine.
 
-    Raises ValueError for an unknown name or a value out of bounds.
+    That is the accelerator if there is one, and on a GPU what `ON_A_GPU` says. Raises ValueError for an unknown name or
+    a value out of bounds.
     """
     values = dict(given)
-    if "device" in options(settings) and values.get("device") is None:
+    left_out = [name for name, option in options(settings).items() if option.automatic and values.get(name) is None]
+    if "device" in left_out:
         values["device"] = default_device()
+    for name in left_out:
+        if name in ON_A_GPU:
+            values[name] = ON_A_GPU[name] if is_gpu(str(values.get("device"))) else getattr(settings, name)
     chosen = from_keywords(settings, values)
     check_bounds(chosen)
     return chosen
+
+
+def chosen_on_a_gpu(settings: Any, given: Mapping[str, Any]) -> str | None:
+    """One sentence on what a user left out and a GPU was chosen for; None on a CPU and where all was given."""
+    automatic = [name for name, option in options(type(settings)).items() if option.automatic]
+    names = [name for name in automatic if name in ON_A_GPU and given.get(name) is None]
+    if not names or not is_gpu(settings.device):
+        return None
+    values = ", ".join(f"{name} {getattr(settings, name)}" for name in names)
+    return f"Chosen for this GPU: {values}; {' and '.join(f'--{name}' for name in names)} would choose otherwise."
 
 
 def check_setup(setup: Setup) -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from asdm.measure import machine
+from asdm.measure.device import is_gpu
 from asdm.models.execution import RANDOM, SHIPPED, dtype_of
 from asdm.models.families import Family
 from asdm.models.settings import Setup
@@ -72,14 +73,18 @@ def weights_name(family: Family, weights: str) -> str:
 
 
 def run_facts(
-    family: Family, weights: str, backend: str, settings: Setup, threads: int, command: str
+    family: Family, weights: str, backend: str, settings: Setup, threads: int, command: str, unet: nn.Module
 ) -> dict[str, Any]:
     """The fields of a record of a run of whole UNets: what ran when, where, and with which settings."""
+    environment = machine.environment(settings.device, threads)
+    if is_gpu(settings.device):  # whose convolutions take other kernels for another format
+        weight = next(p for p in unet.parameters() if p.dim() == 4)
+        environment["memory_format"] = "contiguous" if weight.is_contiguous() else "channels_last"
     return {
         "created_utc": utc_now(), "command": command, "family": family.name, "weights": weights_name(family, weights),
         "backend": backend, "dtype": settings.dtype, "device": settings.device, "threads": threads,
         "seed": settings.seed, "batch": settings.batch, "size": settings.size or family.size,
-        "environment": machine.environment(settings.device, threads),
+        "environment": environment,
     }  # fmt: skip
 
 

@@ -13,6 +13,9 @@ Weights = Annotated[
 Device = Annotated[str, Option("cpu, cuda, cuda:1, …; default: the accelerator if there is one.", automatic=True)]
 DTYPES = ("fp32", "bf16", "fp16")
 Dtype = Annotated[str, Option("fp32, bf16 or fp16.", choices=DTYPES)]
+TimedDtype = Annotated[
+    str, Option("fp32, bf16 or fp16; default: fp16 on a GPU, else fp32.", choices=DTYPES, automatic=True)
+]
 Threads = Annotated[int | None, Option("CPU threads; default: what torch chooses.", at_least=1)]
 Size = Annotated[int | None, Option("Pixels per side; default: the size the family was made for.")]
 Backend = Annotated[

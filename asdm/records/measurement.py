@@ -75,6 +75,17 @@ class HostUse(Frozen):
     page_faults_per_s: float | None = later(None)  # of this process, that no disk was read for
 
 
+class GpuUse(Frozen):
+    """A GPU during a run, as NVML told it; None is what the card or its driver keeps to itself."""
+
+    sm_mhz: int | None = None  # the lowest clock of its multiprocessors that was seen
+    temperature_c: int | None = None  # the highest that was seen
+    slowed_by: tuple[str, ...] = ()  # what held the clock down
+    other_processes: int | None = None
+    power_w: float | None = None  # the mean
+    joules_per_call: float | None = None  # of the UNet, with the pauses between two calls
+
+
 class Macs(Frozen):
     """Multiply-adds by kind of operation; one MAC is two FLOPs."""
 

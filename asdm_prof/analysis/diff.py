@@ -21,7 +21,10 @@ from asdm.utils.io import Frozen
 from asdm_prof.records import PartRecord, Profile
 
 SETTINGS = ("config_sha256", "backend", "dtype", "device", "threads", "batch", "size")
-MACHINE = ("machine", "cpu", "cores", "gpu", "cuda", "torch", "malloc")
+MACHINE = (
+    "machine", "cpu", "cores", "gpu", "driver", "cuda", "cudnn", "torch", "malloc", "cudnn_benchmark", "fp32_products",
+    "fp32_convolutions", "sdpa", "memory_format", "mig", "gpu_power_limit",
+)  # fmt: skip
 METRICS = ("p50", "p95", "share", "macs", "params")
 WHOLE = "whole"
 

@@ -58,6 +58,8 @@ def _new_profile(family: str, weights: str | None, wanted: Mapping[str, Any]) ->
 
     values = {name: value for name, value in wanted.items() if value is not None}
     settings = execution.resolve(ProfileSettings, {"weights": weights, **values})
+    if sentence := execution.chosen_on_a_gpu(settings, values):
+        terminal.say(sentence)
     with watching("Profiling") as watch:
         profile = measure(family, settings, watch, command=this_command("asdm-prof"))
     path = profile.save(default_folder(profile) / "profile.json")

@@ -144,6 +144,7 @@ def _measure(
             budget_s=settings.time_budget_s,
             enough=lambda s: _half_width(s) <= settings.target,
             progress=partial(lambda stage, after, calls, eta_s: tell(stage, calls, eta_s + after), stage, after),
+            floor_s=repeats.least_seconds(profile.device),
         )
         del second, student  # before the next one is built: a runtime may hold its own copy of the weights
         measured = paired_ratio(samples["student"], samples["teacher"])

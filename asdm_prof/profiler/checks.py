@@ -14,6 +14,7 @@ import numpy as np
 from asdm.measure.backends import Attribution
 from asdm.measure.statistics import estimate, paired_ratio, relative_half_width, spearman
 from asdm.records.measurement import Estimate, HostUse, Macs
+from asdm_prof.profiler.gpu import GPU_QUIET, GpuFindings, checks as gpu_checks
 from asdm_prof.records import PartRecord, TrustLine, WholeRecord
 
 RESIDUAL, RESIDUAL_OF_NODES = 0.02, 0.05
@@ -38,6 +39,7 @@ def box(
     hook_cost_s: Sequence[float] = (),
     attribution: Attribution | None = None,
     host: HostUse | None = None,
+    gpu: GpuFindings | None = None,
 ) -> tuple[TrustLine, ...]:
     """All checks of one profile; those that need a second count are left out without one.
 
@@ -56,6 +58,9 @@ def box(
         lines.append(_roof(parts))
     if host:
         lines.append(_host(host, parts))
+    if gpu:
+        lines = [line.model_copy(update={"remedy": line.remedy.replace(QUIET, GPU_QUIET)}) for line in lines]
+        lines += gpu_checks(gpu)
     return tuple(lines)
 
 

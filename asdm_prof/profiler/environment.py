@@ -24,6 +24,7 @@ EXTRAS = {
     "bitsandbytes": "optimizer adamw8bit",
     "optuna": "asdm-prof search",
     "psycopg": "asdm-prof search on many machines",
+    "pynvml": "state and energy of a GPU",
 }
 PACKAGES = ("numpy", "scipy", "pandas", "pydantic", "accelerate", "safetensors", "fvcore", "torchmetrics", "matplotlib")
 

@@ -14,7 +14,7 @@ from asdm.models import example_inputs, execution, loading
 from asdm.models.families import Family, load_family
 from asdm.records.measurement import Macs
 from asdm.unet import blocks, flops
-from asdm_prof.profiler import checks, roofline
+from asdm_prof.profiler import checks, gpu, roofline
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.results import component_records, option_records, unit_records, whole_record
 from asdm_prof.profiler.settings import ProfileSettings
@@ -63,17 +63,20 @@ def profile(
     with machine.quiet_torch(settings.threads, settings.device) as threads:
         hook_cost_s = time_hooks(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
         timings = time_unet(unet, inputs, parts, options, backend, clock, settings, started, tell)
+        if timings.gpu and backend.NEEDS_WEIGHTS:
+            tell(Status("examining the GPU"))
+            gpu.examine(timings.gpu, unet, inputs, parts, clock, settings)
         components = component_records(family, settings, device, clock, tell)
         tell(Status("measuring peaks"))
         peaks = roofline.calibrate(backend, settings.dtype, device, clock) if backend.NEEDS_WEIGHTS else None
-        run = loading.run_facts(family, weights, settings.backend, settings, threads, command)
+        run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
     records = unit_records(parts, counted, timings, peaks)
     whole = whole_record(counted, timings)
     attribution = timings.attribution
     trust = checks.box(
         whole, records, timings.hooked_s, timings.bare_s, fvcore_count, counted.uncounted_ops, hook_cost_s, attribution,
-        timings.host,
+        timings.host, timings.gpu,
     )  # fmt: skip
     return Profile(
         **run,
@@ -91,6 +94,7 @@ def profile(
         observed_slowdown=estimate(attribution.slowdown) if attribution else None,
         trust=trust,
         host=timings.host,
+        gpu=timings.gpu.use if timings.gpu else None,
         weights_sha256=loading.weights_sha256(unet) if backend.NEEDS_WEIGHTS and weights != execution.RANDOM else None,
     )
 

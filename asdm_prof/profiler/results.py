@@ -17,6 +17,7 @@ from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Macs
 from asdm.unet import blocks, flops, surgery
 from asdm_prof.profiler import roofline
+from asdm_prof.profiler.gpu import GpuFindings
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.profiler.timing import Timings, replaceable
@@ -33,6 +34,7 @@ def whole_record(counted: flops.Count, timings: Timings) -> WholeRecord:
         hooked_latency_s=latency(timings.hooked_s),
         uncounted_ops=counted.uncounted_ops,
         **mac_columns(counted.total),
+        **(timings.gpu.of_whole() if timings.gpu else {}),
     )
 
 
@@ -40,13 +42,15 @@ def unit_records(
     parts: Sequence[blocks.Part], counted: flops.Count, timings: Timings, peaks: Peaks | None
 ) -> list[PartRecord]:
     """Units and glue, and last `other`: what runs between them, the residual of units + glue against the whole."""
-    hooked_s = np.asarray(timings.hooked_s)
+    hooked_s, gpu = np.asarray(timings.hooked_s), timings.gpu or GpuFindings()
     records = []
     for part in parts:
         fqn, seconds = part.fqn, np.asarray(timings.parts_s[part.fqn])
         work = counted.by_part[fqn].macs, counted.moved_by_part[fqn], counted.calls_by_part[fqn]
-        placed = roofline.place(*work, float(np.median(seconds)), peaks) if peaks else None
+        gpu_s = gpu.kernels_of(fqn)
+        placed = roofline.place(*work, float(np.median(seconds)), peaks, gpu_s) if peaks else None
         own = {name: getattr(part, name) for name in ("label", "kind", "block", "layer", "params", "parameter_bytes")}
+        own |= {"gpu_s": gpu_s, "attention_kernels": gpu.attention_kernels.get(fqn, ())}
         records.append(_part_record(fqn, counted, seconds, hooked_s, **own, roofline=placed))
     other_s = hooked_s - np.sum([timings.parts_s[part.fqn] for part in parts], axis=0)
     params = counted.params - sum(part.params for part in parts)

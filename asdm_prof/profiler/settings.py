@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.models.settings import Backend, Setup
+from asdm.models.settings import Backend, Setup, TimedDtype
 from asdm.utils.settings import Option
 
 
@@ -14,6 +14,11 @@ class ProfileSettings(Setup):
     """How to measure: the defaults are what `asdm-prof profile sd15` does."""
 
     backend: Backend = "eager"
+    dtype: TimedDtype = "fp32"
+    batch: Annotated[
+        int,
+        Option("Images per UNet call; default: 2 on a GPU, as in a guided step, else 1.", at_least=1, automatic=True),
+    ] = 1
     time_budget_s: Annotated[float, Option("Seconds for the whole profile, in each process.", flag="--time-budget")] = (
         180.0  # at 4 s a call SD 1.5 gets its five rounds
     )

@@ -17,6 +17,7 @@ from torch import nn
 from asdm.measure import clocks, machine, repeats, statistics
 from asdm.measure.backends import Attribution, Session
 from asdm.measure.clocks import Clock
+from asdm.measure.device import is_gpu
 from asdm.models import example_inputs
 from asdm.models.families import Family
 from asdm.plan.edits import ReplaceUnit
@@ -24,6 +25,7 @@ from asdm.plan.topology import Topology
 from asdm.records.measurement import HostUse
 from asdm.unet import blocks, surgery
 from asdm.utils import registry
+from asdm_prof.profiler.gpu import GpuFindings, GpuRun
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
 
@@ -63,6 +65,7 @@ class Timings:
     options_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # replacement → part → seconds
     attribution: Attribution | None = None  # of the teacher's part times
     host: HostUse | None = None  # while the teacher was timed
+    gpu: GpuFindings | None = None  # likewise
 
 
 def time_unet(
@@ -99,17 +102,30 @@ def _time_teacher(
     repeats.warm_up(session.run, budget_s=settings.time_budget_s / 10)
     wall = clocks.HostClock()
     left_s = settings.time_budget_s - wall.seconds(started, wall.mark())
-    host = machine.HostWatch()
+    host, gpu = machine.HostWatch(), GpuRun(settings.device) if is_gpu(settings.device) else None
+
+    def progress(calls: int, eta_s: float) -> None:
+        tell(Status("measuring", calls, eta_s, timings.parts_s))
+        if gpu:
+            gpu.watch.look()
+
     samples = repeats.interleave(
-        {"hooked": lambda: _run_parts(timings.parts_s, session), "bare": session.run},
+        {
+            "hooked": lambda: _run_parts(timings.parts_s, session),
+            "bare": gpu.walled(session.run) if gpu else session.run,
+        },
         PATTERN,
         wall,
         settings.min_rounds,
         budget_s=left_s * len(PATTERN) / (len(PATTERN) + options),
         enough=lambda s: statistics.relative_half_width(s["hooked"]) <= settings.target,
-        progress=lambda n, eta: tell(Status("measuring", n, eta, timings.parts_s)),
+        progress=progress,
+        floor_s=repeats.least_seconds(settings.device),
     )
     timings.bare_s, timings.hooked_s, timings.host = samples["bare"], samples["hooked"], host.read()
+    timings.gpu = gpu.end(len(timings.bare_s) + len(timings.hooked_s)) if gpu else None
+    if timings.gpu and settings.backend == "cudagraph":  # its own seconds are the kernels'
+        timings.gpu.kernels_s, timings.gpu.parts_s = timings.bare_s, timings.parts_s
     return timings
 
 

@@ -7,11 +7,11 @@ from typing import Literal
 from pydantic import Field
 
 from asdm.plan.topology import Topology
-from asdm.records.measurement import Estimate, HostUse, Latency, Macs, UNetRun, mac_unit
+from asdm.records.measurement import Estimate, GpuUse, HostUse, Latency, Macs, UNetRun, mac_unit
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, later
 
-Bound = Literal["compute", "memory", "overhead"]
+Bound = Literal["compute", "memory", "overhead", "launch"]
 
 
 class Peaks(Frozen):
@@ -33,6 +33,7 @@ class Roofline(Frozen):
     compute_s: float
     memory_s: float
     overhead_s: float
+    launch_s: float | None = later(None)  # of the measured seconds, those in which a GPU waited for the next kernel
     bound: Bound
     attained: float  # the roof's seconds (compute or memory) / measured seconds; 1 is the roof itself
 
@@ -52,6 +53,8 @@ class PartRecord(Macs):
     latency_s: Latency
     share: Estimate  # of the whole UNet, run by run
     roofline: Roofline | None = later(None)
+    gpu_s: float | None = later(None)  # of its kernels alone, on a GPU
+    attention_kernels: tuple[str, ...] = later(())  # of its scaled dot-product attentions, in order, on a GPU
 
 
 class OptionRecord(Macs):
@@ -82,6 +85,10 @@ class WholeRecord(Macs):
     latency_s: Latency
     hooked_latency_s: Latency
     uncounted_ops: dict[str, int] = Field(default_factory=dict)
+    measured_peak_bytes: int | None = later(None)  # of an eager call on a GPU, weights included
+    gpu_s: Estimate | None = later(None)  # of the kernels alone, on a GPU
+    wall_s: Estimate | None = later(None)  # from Python's call until the GPU is done
+    gpu_busy: Estimate | None = later(None)  # gpu_s / wall_s; the rest is the share of launches
 
 
 class TrustLine(Frozen):
@@ -121,6 +128,7 @@ class Profile(UNetRun, schema="asdm.profile/1"):
     observed_slowdown: Estimate | None = later(None)  # seconds of the calls that gave the part times / of bare ones
     trust: tuple[TrustLine, ...]
     host: HostUse | None = later(None)
+    gpu: GpuUse | None = later(None)
     processes: tuple[ProcessRecord, ...] = later(())  # the profile's own first
     weights_sha256: str | None = later(None)  # where they are real ones
 
@@ -156,6 +164,13 @@ class Profile(UNetRun, schema="asdm.profile/1"):
     def steps_batch(self) -> int:
         """UNet calls per step and image: two with classifier-free guidance."""
         return 2 if self.guidance_scale > 1 else 1
+
+    @property
+    def joules_per_image(self) -> float | None:
+        """What the UNet takes for one image, where a GPU told it."""
+        if self.gpu is None or self.gpu.joules_per_call is None:
+            return None
+        return self.gpu.joules_per_call * self.steps * self.steps_batch / self.batch
 
     def _repr_html_(self) -> str:
         """The answer, the blocks and the trust box, for notebooks; `asdm_prof.report` makes the whole page."""

@@ -17,7 +17,8 @@ from asdm_prof.records import Interval, Profile
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 COUNT_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 KERNEL_WORTH_A_WORD = 0.05  # of the CPU time
-BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls"}  # what a part is bound by
+# What a part is bound by.
+BOUNDS = {"compute": "arithmetic", "memory": "memory", "overhead": "calls", "launch": "launches"}
 
 
 def metric_name(metric: str, most: int = 34) -> str:

@@ -1,5 +1,7 @@
 """Measuring on a GPU, on stubs of torch.cuda that keep a clock and a log: which card, which events, which graphs."""
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -8,16 +10,22 @@ from torch import nn
 
 from asdm.distill.context import make_accelerator
 from asdm.distill.settings import DistillSettings
-from asdm.measure import backends, clocks, device, machine
+from asdm.evaluate.settings import BenchSettings
+from asdm.measure import backends, clocks, device, gpu, machine, repeats
+from asdm.measure.attention import sdpa_kernels
 from asdm.measure.backends import compiled, cudagraph, eager
+from asdm.models.execution import resolve
+from asdm.models.settings import Setup
 from asdm.unet import blocks
+from asdm_prof.profiler.settings import ProfileSettings
 from tests.conftest import hooks_on, make_unet, unet_args
-from tests.fake_cuda import FakeCuda, slow
+from tests.fake_cuda import FakeCuda, fake_cuda, slow, with_nvml
 
 
 @pytest.fixture
-def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
-    return FakeCuda().patch(monkeypatch)
+def cuda() -> Iterator[FakeCuda]:
+    with fake_cuda() as fake:
+        yield fake
 
 
 @pytest.fixture
@@ -212,3 +220,135 @@ def test_parts_of_a_mode_with_graphs_are_timed_in_a_graph(
     assert times == timed_unet
     assert whole == pytest.approx(2.128)
     assert session.attribution.slowdown[0] == pytest.approx(1.0)
+
+
+# ---------------------------------------------------------------------------------------------- precision
+
+
+def precisions() -> tuple[str, str]:
+    return torch.backends.cuda.matmul.fp32_precision, torch.backends.cudnn.conv.fp32_precision
+
+
+@pytest.mark.skipif(not hasattr(torch.backends, "fp32_precision"), reason="torch before 2.9")
+def test_fp32_is_fp32_in_products_and_convolutions_alike(cuda: FakeCuda) -> None:
+    before = precisions()
+    assert before[1] == "tf32", "torch's default"
+    assert gpu.facts("cuda")["fp32_convolutions"] == "tf32"
+    with machine.quiet_torch(None, "cuda:1"):
+        assert precisions() == ("ieee", "ieee")
+        facts = gpu.facts("cuda:1")
+        assert (facts["fp32_products"], facts["fp32_convolutions"]) == ("ieee", "ieee")
+    assert precisions() == before
+    with machine.quiet_torch(None, "cpu"):
+        assert precisions() == before, "a CPU's measurement leaves them alone"
+
+
+# ---------------------------------------------------------------------------------------------- fingerprint
+
+TOLD = {
+    "MigMode": [0, 0], "EnforcedPowerLimit": 700_000, "ClockInfo1": 1755, "MaxClockInfo1": 1980, "ClockInfo2": 2619,
+    "MaxClockInfo2": 2619, "Temperature0": 61, "CurrentClocksThrottleReasons": 0x4 | 0x1,
+    "ComputeRunningProcesses": ["this one", "another"],
+}  # fmt: skip
+
+
+def test_the_environment_has_what_a_gpus_times_depend_on(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvml = with_nvml(monkeypatch, **TOLD)
+    facts = machine.environment("cuda:1", threads=2)
+    assert nvml.uuids == ["GPU-card-1"]
+    expected = {
+        "gpu": "NVIDIA H100", "driver": "580.95", "mig": "off", "gpu_power_limit": "700 W", "gpu_temperature": "61 °C",
+        "gpu_clocks": "SM 1755 of 1980 MHz memory 2619 of 2619 MHz", "gpu_slowed_by": "its power limit",
+        "gpu_other_processes": "1", "cudnn_benchmark": "False",
+    }  # fmt: skip
+    assert expected.items() <= facts.items()
+    assert {"flash", "math"} <= set(facts["sdpa"].split())
+    assert facts["cuda"] == str(torch.version.cuda)
+
+
+def test_what_a_card_does_not_tell_is_left_out(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_nvml(monkeypatch)
+    facts = gpu.facts("cuda")
+    assert (facts["driver"], facts["gpu_slowed_by"]) == ("580.95", "nothing")
+    assert not {"mig", "gpu_power_limit", "gpu_clocks", "gpu_temperature", "gpu_other_processes"} & set(facts)
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert "driver" not in gpu.facts("cuda")
+    assert gpu.GpuWatch("cuda").read(calls=3) is None
+
+
+def test_a_watch_adds_up_energy_and_keeps_what_slowed_the_card(cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 1.0, 2.0, 4.0])  # created, looked at, looked at again, read
+    energy, clock, reasons = iter([5_000, 9_000]), iter([1980, 1500, 1900]), iter([0x20, 0x0, 0x8])
+    monkeypatch.setattr(gpu.time, "perf_counter", lambda: next(now))
+    with_nvml(
+        monkeypatch, TotalEnergyConsumption=lambda: next(energy), ClockInfo1=lambda: next(clock), Temperature0=70,
+        CurrentClocksThrottleReasons=lambda: next(reasons), ComputeRunningProcesses=["this one"],
+    )  # fmt: skip
+    monkeypatch.setattr(gpu, "LOOK_EVERY_S", 0.0)
+    watch = gpu.GpuWatch("cuda")
+    now = iter([1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 4.0])
+    watch.look()
+    watch.look()
+    use = watch.read(calls=8)
+    assert use is not None
+    assert (use.joules_per_call, use.power_w) == (4.0 / 8, 4.0 / 4.0)
+    assert (use.sm_mhz, use.temperature_c, use.other_processes) == (1500, 70, 0)
+    assert use.slowed_by == ("its temperature", "the hardware")
+
+
+def test_the_most_memory_of_a_call_counts_what_it_found(cuda: FakeCuda) -> None:
+    assert gpu.peak_bytes(lambda: None, "cuda", held_bytes=1000) == (3 << 20) - (1 << 20) + 1000
+    assert (cuda.resets, set(cuda.synchronized)) == (1, {0})
+
+
+def test_every_attention_says_which_kernel_it_takes(tiny_unet: nn.Module) -> None:
+    parts = list(blocks.iter_parts(tiny_unet))
+    with torch.inference_mode():
+        kernels = sdpa_kernels(tiny_unet, unet_args(), parts)
+        with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            plain = sdpa_kernels(tiny_unet, unet_args(), parts)
+    assert set(kernels) == {part.fqn for part in parts if part.kind == "transformer"}
+    assert set(kernels.values()) == {("flash", "flash")}, "self-attention, then that to the text"
+    assert set(plain.values()) == {("math", "math")}
+
+
+# ---------------------------------------------------------------------------------------------- how long
+
+
+def test_a_measurement_on_a_gpu_lasts_a_few_seconds_at_least() -> None:
+    assert repeats.least_seconds("cuda:1") > 0 == repeats.least_seconds("cpu")
+    clock = clocks.FakeClock()
+
+    def call() -> float:
+        clock.advance(0.01)
+        return 0.01
+
+    def rounds(**settings: Any) -> int:
+        return len(repeats.interleave({"a": call}, "a", clock, min_rounds=5, **settings)["a"])
+
+    assert rounds(floor_s=2.0) == pytest.approx(200, abs=1)
+    assert rounds(floor_s=2.0, max_rounds=20, enough=lambda _: False) == pytest.approx(200, abs=1)
+    assert rounds(floor_s=2.0, budget_s=0.5) == pytest.approx(50, abs=1), "the budget comes first"
+    assert rounds() == 5
+
+
+# ---------------------------------------------------------------------------------------------- defaults
+
+
+def test_a_gpu_is_measured_in_fp16_at_the_batch_of_a_guided_step(cuda: FakeCuda) -> None:
+    chosen = resolve(ProfileSettings, {})
+    assert (chosen.device, chosen.dtype, chosen.batch) == ("cuda", "fp16", 2)
+    assert resolve(BenchSettings, {"device": "cuda:1"}).dtype == "fp16"
+    given = {"device": "cuda:1", "dtype": "bf16", "batch": 1}
+    own = resolve(ProfileSettings, given)
+    assert {name: getattr(own, name) for name in given} == given
+    on_cpu = resolve(ProfileSettings, {"device": "cpu"})
+    assert (on_cpu.dtype, on_cpu.batch) == ("fp32", 1)
+    assert resolve(Setup, {}).dtype == "fp32", "what is not timed keeps its dtype"
+
+
+def test_what_was_chosen_for_a_gpu_is_said(cuda: FakeCuda, run: Any) -> None:
+    words = ["asdm-prof", "profile", "nowhere", "-o", "p.json"]
+    assert "Chosen for this GPU: dtype fp16, batch 2; --dtype and --batch would choose otherwise." in run(*words).err
+    assert "Chosen" not in run(*words, "--dtype", "fp32", "--batch", "1").err
+    assert "Chosen" not in run(*words, "--device", "cpu").err

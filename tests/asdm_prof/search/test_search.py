@@ -39,7 +39,7 @@ from tests import children
 from tests.asdm.distill.training import WEIGHTS
 from tests.asdm_prof import synthetic
 from tests.commands import files_in, refused
-from tests.fake_cuda import FakeCuda
+from tests.fake_cuda import fake_cuda
 
 FIRST = 2  # steps of the first rung
 
@@ -65,17 +65,15 @@ def search_command(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
     return line
 
 
-def test_workers_on_two_cards_of_one_name_share_a_search(
-    tiny_pipeline: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    FakeCuda().patch(monkeypatch)
+def test_workers_on_two_cards_of_one_name_share_a_search(tiny_pipeline: Path, photos: Path, tmp_path: Path) -> None:
     family = load_family(str(tiny_pipeline))
 
     def identity_on(device: str) -> dict[str, Any]:
         settings = SearchSettings(budget="0.8", data=f"folder:{photos}", device=device)
         return identity(SearchContext(family, str(tiny_pipeline), settings, tmp_path))
 
-    first, second = identity_on("cuda:0"), identity_on("cuda:1")
+    with fake_cuda():
+        first, second = identity_on("cuda:0"), identity_on("cuda:1")
     assert first == second
     assert (first["device"], first["gpu"]) == ("cuda", "NVIDIA H100")
     assert identity_on("cpu") != first
