@@ -47,6 +47,8 @@ def bench(
     for one in result.students:
         if one.warning:
             console.say(f"Warning: {one.warning}")
+    for what, error in result.out_of_memory.items():
+        console.say(f"Warning: there was too little memory for the {what}, which is left out: {error}")
     if warning := latency.noise_warning(result, settings):
         console.say(f"Warning: {warning}")
 

@@ -12,8 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from torch import nn
-
+from asdm.evaluate import memory
 from asdm.evaluate.compared import ComparedUNet, load_weights, with_distinct_names, without_weights
 from asdm.evaluate.latency import (
     ComponentTimes,
@@ -27,14 +26,14 @@ from asdm.evaluate.quality import judge_all, open_judgement
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import backends, clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
-from asdm.models import build, example_inputs, execution, graft, loading
+from asdm.models import build, execution, loading
 from asdm.models.families import Family, load_family
 from asdm.plan import presets
-from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, ImageParts, Metric, Pipeline
-from asdm.unet import flops
+from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Drawing, ImageParts, Metric, Pipeline
 from asdm.utils.progress import Tell
 
 MOST_KEPT = 16
+Judged = tuple[list[dict[str, Metric]], tuple[Drawing, ...]]
 
 
 def bench(
@@ -61,7 +60,7 @@ def bench(
     shapes = loading.meta_unet(family, settings.dtype)
     drafts = with_distinct_names([without_weights(source, shapes, family, settings) for source in sources])
     judging = open_judgement(settings) if settings.quality else None
-    _require_memory(shapes, family, drafts, settings, backend)
+    memory.require(shapes, family, drafts, settings, backend)
 
     tell("loading", 0, None)
     unet, students = shapes, drafts
@@ -71,35 +70,47 @@ def bench(
     first = ComparedUNet(family.name, weights, shapes, unet)
     everyone = [first, *students]
 
+    lost: dict[str, str] = {}  # for want of memory
     with machine.quiet_torch(settings.threads, settings.device) as threads:
         compare = partial(compare_latency, backend, everyone, family, settings, clock, tell)
         single = compare(settings.batch, settings.min_rounds, "UNet")
-        batch = settings.batch * (2 if settings.guided else 1)
-        # Only the batch is new in a guided step.
-        step = compare(batch, settings.guided_rounds, "guided step", warm_ups=1) if settings.guided else single
-        parts = time_components(family, settings, clock, tell) if backend.NEEDS_WEIGHTS else {}
-        images = run_images(everyone, family, settings, clock, tell) if settings.run_image else None
-        judged, drawings = (
-            judge_all(judging, everyone, family, settings, tell) if judging else ([{}] * len(everyone), ())
-        )
+        peaks = memory.measured_peaks(everyone, family, settings, backend)
+        # What runs out of memory from here on leaves the timings before it.
+        kept = partial(memory.unless_full, lost=lost)
+        guided = None
+        if settings.guided:  # only the batch is new in a guided step
+            again = partial(compare, 2 * settings.batch, settings.guided_rounds, "guided step", warm_ups=1)
+            guided = kept("guided step", again, otherwise=None)
+        parts: ComponentTimes = {}
+        images = None
+        if backend.NEEDS_WEIGHTS:
+            parts = kept("parts of an image", lambda: time_components(family, settings, clock, tell), otherwise={})
+        if settings.run_image:
+            images = kept("whole image", lambda: run_images(everyone, family, settings, clock, tell), otherwise=None)
+        not_judged: Judged = [{}] * len(everyone), ()
+        judged, drawings = not_judged
+        if judging:
+            judge = partial(judge_all, judging, everyone, family, settings, tell)
+            judged, drawings = kept("quality", judge, otherwise=not_judged)
         run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
+    step = guided if settings.guided else single
     composed = images is None
-    if parts and composed:
+    if parts and step and composed:
         images = [compose_image(step, i, parts, settings) for i in range(len(everyone))]
     pipeline = Pipeline(steps=settings.steps, guidance_scale=settings.guidance_scale, composed=composed)
-    guided = step if settings.guided else None
-    counts = [_counts(compared, family, settings) for compared in everyone]
+    counts = [_counts(*one, family, settings) for one in zip(everyone, peaks, strict=True)]
     return BenchResult(
         **run,
         teacher_config_sha256=loading.unet_config_sha256(first.shapes.config),
         pipeline=pipeline if images else None,
-        teacher=_teacher_record(counts[0], single[0], step[0], parts, images[0] if images else None),
+        teacher=_teacher_record(counts[0], single[0], step[0] if step else [], parts, images[0] if images else None),
         students=tuple(
             _student_record(student, i, counts[i], single, guided, images, judged[i], run)
             for i, student in enumerate(students, 1)
         ),
         drawings=drawings,
+        out_of_memory=lost,
     )
 
 
@@ -118,38 +129,17 @@ def _check(sources: Sequence[str], settings: BenchSettings) -> None:
         raise ValueError(f"keep must be between 0 and {min(settings.pictures, MOST_KEPT)}, got {settings.keep}.")
 
 
-def _require_memory(
-    shapes: nn.Module, family: Family, students: Sequence[ComparedUNet], settings: BenchSettings, backend: Any
-) -> None:
-    """Raises ValueError unless the comparison fits into free memory.
-
-    Counted are the teacher, the peak of its activations at the guided batch, students loaded from disk, and the copies
-    that a runtime's sessions make.
-    """
-    if not backend.NEEDS_WEIGHTS:
-        return
-    batch = settings.batch * (2 if settings.guided else 1)
-    inputs = example_inputs.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
-    counted = flops.count(shapes, (), inputs)
-    from_disk = sum(
-        student.is_folder or bool(student.resolved and graft.stage1_of(student.resolved.plan)) for student in students
-    )
-    session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
-    in_torch = counted.peak_memory_bytes + from_disk * counted.parameter_bytes
-    need = int(1.1 * in_torch + (1 + len(students)) * session) + machine.SPARE_BYTES
-    many = f" with {len(students)} students at a time" if session and len(students) > 1 else ""
-    machine.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}{many}")
-
-
 # ---------------------------------------------------------------------------------------------- records
 
 
-def _counts(compared: ComparedUNet, family: Family, settings: BenchSettings) -> dict[str, Any]:
+def _counts(
+    compared: ComparedUNet, measured_peak: int | None, family: Family, settings: BenchSettings
+) -> dict[str, Any]:
     """The fields of a record that name a UNet and say what it holds and computes."""
     counted = build.count(family, compared.shapes, settings.dtype, settings.batch, settings.size)
     return {
         "name": compared.name, "params": counted.params, "macs": counted.total.macs,
-        "peak_memory_bytes": counted.peak_memory_bytes,
+        "peak_memory_bytes": counted.peak_memory_bytes, "measured_peak_bytes": measured_peak,
     }  # fmt: skip
 
 
@@ -158,7 +148,7 @@ def _teacher_record(
 ) -> BenchTeacher:
     texts = [times for name, (_, times) in parts.items() if name.startswith("text_encoder")]
     image_parts = None
-    if texts and "vae_decoder" in parts:
+    if step and texts and "vae_decoder" in parts:
         text_encoder_s = latency([sum(times) for times in zip(*texts, strict=False)])
         decoder_s = latency(parts["vae_decoder"][1])
         image_parts = ImageParts(text_encoder_s=text_encoder_s, unet_step_s=latency(step), vae_decoder_s=decoder_s)

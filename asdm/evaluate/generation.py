@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 THUMBNAIL = 96  # pixels
+DRAWN_AT_ONCE = 16  # pictures
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ def generate_images(
     steps: int,
     guidance_scale: float,
     tell: Callable[[int, float | None], None] = lambda *_: None,
-    batch: int = 16,
+    batch: int = DRAWN_AT_ONCE,
     size: int | None = None,
 ) -> GeneratedImages:
     """One image per caption; the i-th has seed `first_seed` + i, whatever the model and the batch."""

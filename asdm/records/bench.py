@@ -62,6 +62,7 @@ class BenchTeacher(Frozen):
     params: int
     macs: int
     peak_memory_bytes: int
+    measured_peak_bytes: int | None = later(None)  # of an eager call on a GPU, weights included
     unet_latency_s: Latency
     image_latency_s: Estimate | None = None
     image_parts: ImageParts | None = None
@@ -75,6 +76,7 @@ class BenchStudent(Frozen):
     params: int
     macs: int
     peak_memory_bytes: int
+    measured_peak_bytes: int | None = later(None)  # of an eager call on a GPU, weights included
     removed: tuple[str, ...]
     replaced: dict[str, str]
     plan_sha256: str | None = None
@@ -121,6 +123,7 @@ class BenchResult(UNetRun, schema="asdm.bench/1"):
     teacher: BenchTeacher
     students: tuple[BenchStudent, ...]
     drawings: tuple[Drawing, ...] = later(())  # those that were asked to be kept
+    out_of_memory: dict[str, str] = later({})  # what was left out for want of memory → the error
 
     def _repr_html_(self) -> str:
         """Teacher and students as ratios, for notebooks."""

@@ -14,7 +14,7 @@ import numpy as np
 from asdm.measure.backends import Attribution
 from asdm.measure.statistics import estimate, paired_ratio, relative_half_width, spearman
 from asdm.records.measurement import Estimate, HostUse, Macs
-from asdm_prof.profiler.gpu import GPU_QUIET, GpuFindings, checks as gpu_checks
+from asdm_prof.profiler.gpu_checks import GPU_QUIET, GpuFindings, checks as gpu_checks
 from asdm_prof.records import PartRecord, TrustLine, WholeRecord
 
 RESIDUAL, RESIDUAL_OF_NODES = 0.02, 0.05

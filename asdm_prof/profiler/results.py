@@ -17,7 +17,7 @@ from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Macs
 from asdm.unet import blocks, flops, surgery
 from asdm_prof.profiler import roofline
-from asdm_prof.profiler.gpu import GpuFindings
+from asdm_prof.profiler.gpu_checks import GpuFindings
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.profiler.timing import Timings, replaceable

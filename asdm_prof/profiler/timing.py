@@ -25,7 +25,8 @@ from asdm.plan.topology import Topology
 from asdm.records.measurement import HostUse
 from asdm.unet import blocks, surgery
 from asdm.utils import registry
-from asdm_prof.profiler.gpu import GpuFindings, GpuRun
+from asdm_prof.profiler.gpu import GpuRun
+from asdm_prof.profiler.gpu_checks import GpuFindings
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 
 from asdm.measure.machine import KEEP_MEMORY
-from asdm.plan.edits import Prediction
+from asdm.plan.edits import MeasuredAt, Prediction
 from asdm.records.bench import MEASURES
 from asdm.records.measurement import Estimate
 from asdm_prof.records import Interval, Profile
@@ -152,6 +153,32 @@ def kernel_sentence(profile: Profile) -> str:
         f"The kernel took {percent(host.kernel_share or 0.0)} of the CPU time{faults}: memory is given back and "
         f"fetched again. In a process started with {keep}, glibc keeps it."
     )
+
+
+def execution(at: MeasuredAt) -> str:
+    """Where a plan's prices come from, and so where they hold."""
+    where = f"{at.backend}, {at.dtype} on {at.device}, {plural(at.threads, 'thread')}"
+    return plain(f"{where}, batch {at.batch}, {at.size} px")
+
+
+def gpu_sentences(profile: Profile) -> str:
+    """What a GPU told besides the times of calls: how busy it was, its memory, its energy, the SDPA kernels."""
+    whole, told = profile.whole, []
+    if whole.gpu_s and whole.wall_s and whole.gpu_busy:
+        told.append(
+            f"The kernels alone take {seconds(whole.gpu_s.median)} of the {seconds(whole.wall_s.median)} of a call by "
+            f"the wall’s clock: launches take {percent(max(1 - whole.gpu_busy.median, 0.0))}."
+        )
+    if whole.measured_peak_bytes is not None:
+        measured, counted = (number(n / 1e9) for n in (whole.measured_peak_bytes, whole.peak_memory_bytes))
+        told.append(f"A call allocates {measured} GB at most; counted were {counted} GB.")
+    if profile.joules_per_image is not None:
+        told.append(f"The UNet takes {number(profile.joules_per_image)} J for an image of {profile.steps} steps.")
+    kernels = Counter(kernel for unit in profile.units for kernel in unit.attention_kernels)
+    if kernels:
+        counts = ", ".join(f"{n} by {plain(kernel)}" for kernel, n in kernels.most_common())
+        told.append(f"Attentions by SDPA kernel: {counts}.")
+    return " ".join(told)
 
 
 def plain(name: str, longest: int = 200) -> str:

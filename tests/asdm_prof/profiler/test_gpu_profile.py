@@ -11,10 +11,16 @@ from asdm.measure import repeats
 from asdm.measure.clocks import clock_for
 from asdm.records.measurement import Estimate, GpuUse
 from asdm.unet import blocks
-from asdm_prof.profiler import checks, gpu, profile as profiler, roofline
-from asdm_prof.profiler.gpu import GpuFindings, GpuRun
+from asdm_prof.analysis.transfer import compare
+from asdm_prof.planner.plan import make_plan
+from asdm_prof.profiler import checks, gpu, gpu_checks, profile as profiler, roofline
+from asdm_prof.profiler.gpu import GpuRun
+from asdm_prof.profiler.gpu_checks import GpuFindings
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Peaks, Profile, TrustLine
+from asdm_prof.renderers.html.sections.comparison import answer
+from asdm_prof.renderers.html.sections.plan import plan_lines
+from asdm_prof.renderers.html.sections.roofline import section
 from tests.asdm_prof import synthetic
 from tests.conftest import SMALL, make_unet, unet_args
 from tests.fake_cuda import FakeCuda, fake_cuda, slow, with_nvml
@@ -174,7 +180,7 @@ def findings(**facts: Any) -> GpuFindings:
 
 
 def line(found: GpuFindings, check: str) -> TrustLine:
-    return next(line for line in gpu.checks(found) if check in line.check)
+    return next(line for line in gpu_checks.checks(found) if check in line.check)
 
 
 def test_a_gpu_that_waits_for_launches_is_told_what_to_do() -> None:
@@ -189,7 +195,7 @@ def test_a_gpu_that_waits_for_launches_is_told_what_to_do() -> None:
 
 def test_other_processes_and_a_slowed_clock_fail() -> None:
     good = findings(use=GpuUse(sm_mhz=1980, temperature_c=50, other_processes=0))
-    assert all(found.passed for found in gpu.checks(good))
+    assert all(found.passed for found in gpu_checks.checks(good))
     bad = findings(use=GpuUse(sm_mhz=1200, temperature_c=87, other_processes=2, slowed_by=("its temperature",)))
     assert line(bad, "ours alone").remedy.startswith("another process uses the GPU")
     clock = line(bad, "clock")
@@ -224,3 +230,46 @@ def test_a_forward_that_cannot_be_captured_leaves_a_profile(cuda: FakeCuda, tiny
         gpu.examine(found, tiny_unet, unet_args(), [], clock_for("cuda"), ProfileSettings(device="cuda"))
     assert found.no_graph.startswith("this forward cannot become a CUDA graph: operation not permitted")
     assert (found.kernels_s, found.launched, found.peak_bytes is not None) == ([], True, True)
+
+
+# ---------------------------------------------------------------------------------------------- what is shown
+
+
+def test_the_page_and_the_terminal_tell_what_the_gpu_told() -> None:
+    profile = synthetic.profile()
+    call = Estimate(median=0.02, low=0.02, high=0.02)
+    whole = profile.whole.model_copy(
+        update={
+            "gpu_s": call.scaled(0.4), "wall_s": call, "gpu_busy": call.scaled(20), "measured_peak_bytes": 2_500_000_000
+        }
+    )  # fmt: skip
+    units = tuple(
+        unit.model_copy(update={"attention_kernels": ("flash", "efficient")}) if unit.kind == "transformer" else unit
+        for unit in profile.units
+    )
+    told = {
+        "whole": whole,
+        "units": units,
+        "peaks": synthetic.PEAKS,
+        "gpu": GpuUse(joules_per_call=3.0),
+        "steps": 20,
+        "guidance_scale": 1.0,
+    }
+    report = replace(synthetic.report(), profile=profile.model_copy(update=told))
+    text = "".join(str(block) for block in section(report).blocks)
+    for words in (
+        "The kernels alone take 8.00 ms of the 20.0 ms of a call by the wall’s clock: launches take 60 %.",
+        "A call allocates 2.50 GB at most; counted were",
+        "The UNet takes 60.0 J for an image of 20 steps.",
+        "Attentions by SDPA kernel: 16 by flash, 16 by efficient.",
+    ):
+        assert words in text
+    assert "SDPA" not in "".join(str(block) for block in section(synthetic.report()).blocks)
+
+
+def test_a_plan_and_a_comparison_say_for_which_execution_they_hold() -> None:
+    in_graphs = synthetic.profile().model_copy(update={"backend": "cudagraph", "device": "cuda", "dtype": "fp16"})
+    plan = make_plan(in_graphs, "0.8")
+    assert "It holds for cudagraph, fp16 on cuda, 2 threads, batch 1, 512 px." in plan_lines(plan, in_graphs)
+    both = compare([(in_graphs, "a.json"), (in_graphs.model_copy(update={"backend": "eager"}), "b.json")])
+    assert answer(both).endswith("What is told here holds for cudagraph, eager.")

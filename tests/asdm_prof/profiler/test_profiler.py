@@ -268,7 +268,7 @@ def test_a_slow_unit_of_few_parameters_leads_the_rank(faked: Profile) -> None:
         ({"dtype": "fp64"}, "unknown dtype 'fp64'; choose from fp32, bf16, fp16"),
         ({"device": "tpu"}, "device 'tpu' is not available; choose from cpu"),
         ({"size": 500}, "size 500 does not fit sd15: choose a multiple of 64"),
-        ({"backend": "vulkan"}, "unknown name 'vulkan' in backends; choose from compiled, eager"),
+        ({"backend": "vulkan"}, "unknown name 'vulkan' in backends; choose from compiled, cudagraph, eager"),
     ],
 )
 def test_bad_settings_get_one_sentence(change: dict[str, Any], words: str) -> None:

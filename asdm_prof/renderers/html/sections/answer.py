@@ -45,7 +45,8 @@ def conditions(profile: Profile) -> str:
     """What the profile was taken on, and with which settings."""
     run = f"{profile.backend}, {profile.dtype} on {profile.device}, {plural(profile.threads, 'thread')}"
     shape = f"batch {profile.batch}, {profile.size} px, {profile.weights} weights"
-    return plain(f"{profile.environment.get('cpu', 'unknown processor')}: {run}, {shape}.")
+    machine = profile.environment.get("gpu") or profile.environment.get("cpu", "unknown processor")
+    return plain(f"{machine}: {run}, {shape}.")
 
 
 def plan_sentence(report: Report) -> list[str]:

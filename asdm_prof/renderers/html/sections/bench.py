@@ -13,10 +13,32 @@ from asdm.records.measurement import Estimate, mac_unit
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import fixed, interval, metric_name, number, plain, plural, ratio, scaled, second_unit
 from asdm_prof.renderers.html import charts, tables
-from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Figure, Picture, Section, Table
+from asdm_prof.renderers.html.content import (
+    NONE,
+    Block,
+    Cell,
+    Column,
+    Figure,
+    Paragraph,
+    Picture,
+    Section,
+    Table,
+    flat,
+    listed,
+)
 from asdm_prof.renderers.html.tables import Field
 
-TERMINAL_ORDER = ("model", "UNet", "predicted", "whole image", "computation", "parameters", "GB peak", "latency")
+TERMINAL_ORDER = (
+    "model",
+    "UNet",
+    "predicted",
+    "whole image",
+    "computation",
+    "parameters",
+    "GB peak",
+    "measured peak",
+    "latency",
+)
 PICTURE_BYTES = 115_000  # of base64, over all benchmarks: with these a report stays below half a megabyte
 
 
@@ -30,6 +52,9 @@ def section(report: Report) -> Section | None:
 def _blocks(bench: BenchResult, place: int, room: float) -> Iterator[Block]:
     metrics = list(dict.fromkeys(name for student in bench.students for name in student.quality))
     yield bench_table(bench, place, metrics)
+    if bench.out_of_memory:
+        left_out = flat(listed([[plain(what)] for what in bench.out_of_memory]))
+        yield Paragraph([f"There was too little memory for the {left_out}."], "quiet")
     if metrics:
         yield _quality_table(bench)
         pictures = []
@@ -68,6 +93,9 @@ def bench_table(bench: BenchResult, place: int, metrics: Sequence[str]) -> Table
         (Column("latency", second, terminal_from=100, short=second), times),
         (Column("GB peak", terminal_from=90, on_page=False), [Cell(peak) for peak in peaks]),
     ]
+    if teacher.measured_peak_bytes is not None:
+        measured = [(model.measured_peak_bytes or 0) / 1e9 for model in models]
+        fields.append((Column("measured peak", "GB", terminal_from=110), tables.number_cells(measured)))
     if any(student.predicted_ratio for student in students):
         fields.append((Column("predicted", "student / teacher", terminal_from=50), [NONE, *predicted]))
     for name, (short, width, bounds_width, values) in ratios.items():

@@ -39,11 +39,12 @@ def answer(comparison: Comparison) -> str:
     names = [profile.name for profile in comparison.profiles]
     least, i, j = min((comparison.spearman[i][j], i, j) for j in range(len(names)) for i in range(j))
     own = min(profile.split_half for profile in comparison.profiles)
+    backends = dict.fromkeys(profile.measured_at.backend for profile in comparison.profiles)
     pair = f"{names[i]} and {names[j]} rank the units of {comparison.family}"
     sentence = f"{pair} with" if len(names) == 2 else f"Of {len(names)} profiles, {pair} least alike:"
     return plain(
         f"{sentence} Spearman {least:.3f}. A profile’s own odd and even runs agree in {own:.3f} or more; no other "
-        "profile can agree better.",
+        f"profile can agree better. What is told here holds for {', '.join(backends)}.",
         400,
     )
 

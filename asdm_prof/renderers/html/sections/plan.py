@@ -9,7 +9,17 @@ from asdm.plan.legality import ResolvedPlan
 from asdm_prof.analysis.edits import damage_of, option_of, shares, touched
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import amount_text, number, percent, plain, plural, ratio, ratio_interval, seconds
+from asdm_prof.renderers._format import (
+    amount_text,
+    execution,
+    number,
+    percent,
+    plain,
+    plural,
+    ratio,
+    ratio_interval,
+    seconds,
+)
 from asdm_prof.renderers.html import keys
 from asdm_prof.renderers.html.content import Heading, Listing, Paragraph, Section, Span, flat, listed, missing, picture
 from asdm_prof.renderers.html.sections.why import why_lines
@@ -45,6 +55,7 @@ def _facts(plan: PruningPlan) -> str:
         f"damage from {plan.damage_from}" if plan.damage_from else "",
         f"confidence {percent(plan.confidence)}" if plan.confidence else "",
         f"solver: {plan.proof.status}, gap {plan.proof.gap:g}" if plan.proof else "no solver’s proof",
+        f"holds for {execution(plan.measured_at)}" if plan.measured_at else "",
     ]
     return plain(", ".join(fact for fact in facts if fact) + ".", 400)
 
@@ -104,6 +115,8 @@ def plan_lines(plan: PruningPlan, profile: Profile) -> list[str]:
     """The plan in words: what it promises, each edit with the time it touches, and the solver's proof."""
     lines = [_promise(plan)]
     lines += [f"  {plain(str(edit))}: {_time_of(edit, profile)} of time" for edit in plan.edits]
+    if plan.measured_at is not None:
+        lines.append(f"It holds for {execution(plan.measured_at)}.")
     if plan.validation_sha256 is not None:
         lines.append(f"Its interval is from the errors of validation {plain(plan.validation_sha256[:12])}.")
     if plan.damage_sha256 is not None:

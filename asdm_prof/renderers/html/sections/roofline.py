@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asdm_prof.records import PartRecord, Peaks, Profile
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import BOUNDS, kernel_sentence, percent, plain
+from asdm_prof.renderers._format import BOUNDS, gpu_sentences, kernel_sentence, percent, plain
 from asdm_prof.renderers.html import charts, keys
 from asdm_prof.renderers.html.content import Block, Cell, Column, Paragraph, Section, Table, missing, picture
 from asdm_prof.renderers.html.parts import hints, numbers
@@ -31,8 +31,8 @@ def section(report: Report) -> Section:
         key = [*keys.marks(), GLUE]
         blocks.append(picture(drawn, "Roofline of every part", _caption(profile, parts), key))
     blocks += [_bounds_table(profile), Paragraph([_peaks_sentence(profile.peaks)], "quiet", "terminal")]
-    kernel = kernel_sentence(profile)
-    return Section(title, [*blocks, *([Paragraph([kernel])] if kernel else [])])
+    told = [sentence for sentence in (gpu_sentences(profile), kernel_sentence(profile)) if sentence]
+    return Section(title, [*blocks, *(Paragraph([sentence]) for sentence in told)])
 
 
 def _caption(profile: Profile, parts: Sequence[PartRecord]) -> str:
