@@ -246,7 +246,7 @@ def main(
 ) -> None:
     """Count SD 1.5's UNet with every tool, and put the table into docs/results.md."""
     if not readme:
-        io.write_whole(RESULT, json.dumps(run_all(), indent=1) + "\n", force=True)
+        io.write_whole(RESULT, json.dumps(run_all(), indent=1, allow_nan=False) + "\n", force=True)
     put_into_results("peers", f"\n{table(io.read_json(RESULT))}\n")
 
 

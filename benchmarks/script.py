@@ -76,7 +76,14 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any, keep_memory: b
     environment |= KEEP_MEMORY if keep_memory else {}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     module = function.__globals__["__spec__"].name  # `__module__` is "__main__" where the module is being run
-    command = [sys.executable, "-m", "benchmarks.script", module, function.__name__, json.dumps(arguments)]
+    command = [
+        sys.executable,
+        "-m",
+        "benchmarks.script",
+        module,
+        function.__name__,
+        json.dumps(arguments, allow_nan=False),
+    ]
     process = subprocess.run(command, env=environment, capture_output=True, text=True)
     if process.returncode:
         lines = process.stderr.strip().splitlines()

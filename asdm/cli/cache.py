@@ -32,7 +32,9 @@ def cache(
     with console.progress("Caching", "pictures") as tell:
         manifest = cache_latents(data, teacher, output, settings, tell)
     if as_json:
-        print(json.dumps(manifest.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1))
+        print(
+            json.dumps(manifest.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1, allow_nan=False)
+        )
         return
     skipped = f" ({manifest.skipped} could not be read)" if manifest.skipped else ""
     examples, shards = manifest.examples - manifest.skipped, len(manifest.shards)

@@ -114,7 +114,7 @@ def _size(count: int) -> str:
 def preview_json(stages: Sequence[StagePlan]) -> str:
     """`asdm.distill-preview/1`."""
     rows = [stage.model_dump(mode="json") | {"memory_bytes": stage.memory.total} for stage in stages]
-    return json.dumps({"schema": "asdm.distill-preview/1", "stages": rows}, indent=1)
+    return json.dumps({"schema": "asdm.distill-preview/1", "stages": rows}, indent=1, allow_nan=False)
 
 
 def result_text(result: DistillResult, output: Path) -> str:

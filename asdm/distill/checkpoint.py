@@ -153,7 +153,15 @@ def save_paused_student(context: TrainContext, stage: Stage, student: Any, step:
         last, path = context.recipe.stages[-1], context.folder / PAUSED
         record = {"step": step, "student_sha256": weights_sha256(student)}
         audit = graft.audit(student, context.teacher)
-        _save(context, stage, last, student, audit, path, {"paused.json": json.dumps(record, indent=1) + "\n"})
+        _save(
+            context,
+            stage,
+            last,
+            student,
+            audit,
+            path,
+            {"paused.json": json.dumps(record, indent=1, allow_nan=False) + "\n"},
+        )
     context.accelerator.wait_for_everyone()
 
 

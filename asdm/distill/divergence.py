@@ -11,6 +11,7 @@ import torch
 
 from asdm.distill import losses
 
+SMALLEST_SCALE = 1.0  # of fp16's loss: below it, gradients overflow that nothing has enlarged
 SPIKE_GRACE_STEPS = 50  # of a stage, before its running means are good enough to recognise a spike
 
 
@@ -41,6 +42,13 @@ def check_losses(
         if spike and step >= SPIKE_GRACE_STEPS and value > spike * max(means[name], losses.TINY):
             problem = f"jumped to {value:.4g} (its running mean is {means[name]:.4g}; --spike {spike:g})"
             raise Diverged(name, problem, step + offset, stage, saved)
+
+
+def check_scale(scale: float, step: int, stage: str, saved: int) -> None:
+    """Raise Diverged where fp16's loss scale has fallen so far that every further step would be skipped as well."""
+    if scale < SMALLEST_SCALE:
+        problem = f"overflows fp16 however small the loss is scaled (by {scale:g} now)"
+        raise Diverged("the gradient", problem, step, stage, saved)
 
 
 def average_over_processes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -34,6 +35,8 @@ class TrainLogger:
     def step(
         self, step: int, status: TrainProgress, values: Mapping[str, float], rate: float, norm: float, seconds: float
     ) -> None:
+        """Write a step; a gradient norm that is no number is null, and the step of fp16 is marked as skipped."""
+        finite = math.isfinite(norm)
         line = {
             "step": self.offset + step,
             "stage": self.stage.name,
@@ -41,7 +44,8 @@ class TrainLogger:
             "loss": sum(status.terms.values()),
             **values,
             "learning_rate": rate,
-            "gradient_norm": norm if norm == norm else None,
+            "gradient_norm": norm if finite else None,
+            **({} if finite else {"skipped": True}),
             "step_s": round(seconds, 6),
             "images_per_s": round(status.images_per_s, 3),
         }
@@ -77,7 +81,7 @@ class JsonlWriter:
 
     def write(self, line: Mapping[str, Any]) -> None:
         try:
-            self._file.write(json.dumps(line) + "\n")
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
             raise ValueError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}.") from None

@@ -116,6 +116,11 @@ def finished_stages(folder: Path, stages: Sequence[Stage]) -> dict[str, StageRes
     return {name: StageResult.model_validate_json(file.read_text()) for name, file in files.items() if file.exists()}
 
 
+def scaler_after(folder: Path, stages: Sequence[Stage]) -> dict[str, Any] | None:
+    """The state of fp16's gradient scaler after the last finished one of some stages, with which the next begins."""
+    return next((result.scaler for result in reversed(finished_stages(folder, stages).values()) if result.scaler), None)
+
+
 def step_reached(folder: Path, recipe: ResolvedRecipe) -> int:
     """The last step, counted over all stages, that a checkpoint or a finished stage holds."""
     reached = start = 0

@@ -23,8 +23,9 @@ from asdm.distill.checkpoint import (
     student_at_pause,
 )
 from asdm.distill.context import TrainContext, TrainProgress
-from asdm.distill.divergence import Diverged, average_over_processes, check_losses, stop_on_signal
+from asdm.distill.divergence import Diverged, average_over_processes, check_losses, check_scale, stop_on_signal
 from asdm.distill.logger import LOG, TrainLogger, first_and_last_losses, read_log, save_validation_images
+from asdm.distill.run_folder import scaler_after
 from asdm.distill.sampling import RandomInputs, task_inputs
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.setup import make_ema, make_objective, make_optimizer, make_student
@@ -76,6 +77,8 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         restore_state(checkpoint, model, optimizer, ema, parameters, accelerator)
         step, data_position = checkpoint.step, checkpoint.state["place"]
         running_means, totals = dict(checkpoint.state["typical"]), StageTotals(**checkpoint.state["spent"])
+    elif accelerator.scaler and (scaler := scaler_after(context.folder, recipe.stages[:number])):
+        accelerator.scaler.load_state_dict(scaler)
     saved = step
     logger = TrainLogger(context, stage, offset, step) if main else None
     share = loader.Share(accelerator.process_index, world)
@@ -151,6 +154,8 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                 # Update the weights, the EMA and the running means of the terms.
                 before = time.perf_counter()
                 optimizer.step()
+                if optimizer.step_was_skipped:
+                    check_scale(accelerator.scaler.get_scale(), step + offset, stage.name, saved)
                 optimizer.zero_grad(set_to_none=True)
                 if ema:
                     ema.step(parameters)
@@ -201,6 +206,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         broken_examples=totals.broken,
         audit=audit,
         teacher_sha256=sha256,
+        scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
         **first_and_last_losses(read_log(context.folder / LOG), stage.name),
     )
     save_student(context, stage, model, result)

@@ -56,7 +56,7 @@ def export(
             unet.save_pretrained(folder, safe_serialization=True)
             plain = type(unet).__name__ == "UNet2DConditionModel"
             return ExportResult(**about, plain_diffusers=plain)
-        (folder / "config.json").write_text(json.dumps(family.unet, indent=1) + "\n")
+        (folder / "config.json").write_text(json.dumps(family.unet, indent=1, allow_nan=False) + "\n")
         return ExportResult(**about, size=size or family.size, **_graph(unet, family, backend, folder, size, tell))
 
 

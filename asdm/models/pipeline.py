@@ -119,6 +119,6 @@ def byte_tokenizer(tokens: int) -> Any:
     letters = list(bytes_to_unicode().values())
     words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     with TemporaryDirectory() as folder:  # the one constructor that transformers 4 and 5 share
-        Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}))
+        Path(folder, "vocab.json").write_text(json.dumps({word: i for i, word in enumerate(words)}, allow_nan=False))
         Path(folder, "merges.txt").write_text("#version: 0.2\n")
         return CLIPTokenizerFast.from_pretrained(folder, model_max_length=tokens)

@@ -206,6 +206,6 @@ def parse_edits(data: Any, source: str = "plan") -> Edits:
         edits: Edits
 
     try:
-        return _Edits.model_validate({"edits": json.loads(json.dumps(data))}).edits
+        return _Edits.model_validate({"edits": json.loads(json.dumps(data, allow_nan=False))}).edits
     except ValidationError as error:
         raise ValueError(f"{source}: {first_problem(error)}") from None

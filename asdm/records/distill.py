@@ -59,6 +59,7 @@ class StageResult(Frozen):
     audit: FreezeAudit
     teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
     broken_examples: int = 0
+    scaler: dict[str, JsonValue] | None = later(None)  # of fp16's gradients; the next stage begins with its state
     overhead: float  # share of the time that was neither forward, backward nor step (optimizer, running average)
 
 

@@ -196,6 +196,38 @@ def time_embeddings(unet: UNet, timesteps: Sequence[float]) -> torch.Tensor:
     return unet.time_embedding(projected.to(weight.dtype))
 
 
+def is_one_timestep(timestep: torch.Tensor | float) -> bool:
+    """Whether a UNet is called at one timestep for the whole batch, from its shape alone: an expanded tensor is one."""
+    return not isinstance(timestep, torch.Tensor) or timestep.numel() == 1 or timestep.stride(0) == 0
+
+
+def share_one_timestep(unet: UNet) -> None:
+    """Let the time embedding of a call at one timestep be one row, expanded over the batch (stride 0).
+
+    Modules inside can then tell without waiting for a device that all images are at one timestep. What a UNet adds to
+    the embedding for each image (SDXL's prompt and size) makes rows of their own again.
+    """
+    unet.register_forward_pre_hook(_note_timestep, with_kwargs=True)
+    unet.time_embedding.register_forward_hook(_keep_one_row)
+
+
+def stop_sharing_timesteps(unet: UNet) -> None:
+    """Undo `share_one_timestep`."""
+    for hooks, own in ((unet._forward_pre_hooks, _note_timestep), (unet.time_embedding._forward_hooks, _keep_one_row)):
+        for key in [key for key, hook in hooks.items() if hook is own]:
+            del hooks[key]
+            unet._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _note_timestep(unet: UNet, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    unet.time_embedding.one_timestep = is_one_timestep(args[1] if len(args) > 1 else kwargs["timestep"])
+
+
+def _keep_one_row(embedding: Any, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+    one, embedding.one_timestep = getattr(embedding, "one_timestep", False), False
+    return output[:1].expand_as(output) if one and not torch.compiler.is_exporting() else None
+
+
 # ---------------------------------------------------------------------------------------------- surgery's verbs
 
 

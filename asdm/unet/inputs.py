@@ -23,7 +23,7 @@ def forward_inputs(
     """
     inputs: dict[str, Any] = {
         "sample": make(batch, latent_channels(config), *latent),
-        "timestep": torch.full((batch,), 500, device=device),
+        "timestep": torch.full((1,), 500, device=device).expand(batch),
         "encoder_hidden_states": make(batch, tokens, width) if (width := text_width(config)) else None,
         "return_dict": False,
     }

@@ -50,6 +50,8 @@ def apply_plan(unet: nn.Module, plan: ResolvedPlan) -> Applied:
         blocks.delete_mid_block(unet)
     if plan.removes_deepest_pair:
         blocks.delete_deepest_pair(unet)
+    for name in {edit.with_ for edit in plan.edits if isinstance(edit, ReplaceUnit)}:
+        getattr(registry.load("asdm.unet.replacements", name), "prepare", lambda _: None)(unet)
     left = [*(name for name, _ in blocks.iter_blocks(unet)), *(part.fqn for part in blocks.iter_parts(unet))]
     name_map = {name: plan.names.get(name, name) for name in left}  # glue outside the blocks keeps its name
     return Applied(name_map=name_map, removed=plan.gone, replaced=plan.replaced)

@@ -143,7 +143,7 @@ def left_text(seconds: float) -> str:
 def emit(rows: Sequence[dict[str, Any]], form: Format, title: str = "") -> None:
     """Print rows of plain values on stdout in the given format."""
     if form is Format.json:
-        print(json.dumps(list(rows), indent=1))
+        print(json.dumps(list(rows), indent=1, allow_nan=False))
     elif form is Format.csv:
         import pandas as pd
 

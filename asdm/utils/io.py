@@ -49,7 +49,7 @@ class Record(Frozen):
         return cls.SCHEMA
 
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1) + "\n"
+        return json.dumps(self.model_dump(mode="json", by_alias=True), indent=1, allow_nan=False) + "\n"
 
     def sha256(self) -> str:
         """The hash that the next file of the chain refers to."""
@@ -74,7 +74,7 @@ class Record(Frozen):
 
 def sha256_of(data: Any) -> str:
     """Hash of a JSON value, independent of the order of keys and of spacing."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def brief(value: Any) -> str:

@@ -55,7 +55,9 @@ def write(
             save_file({key: value.detach().cpu().contiguous() for key, value in named.items()}, file)
             _to_disk(file)
             sizes[name] = file.stat().st_size
-        (temporary / STATE).write_text(json.dumps({"step": step, "bytes": sizes, **state}, indent=1) + "\n")
+        (temporary / STATE).write_text(
+            json.dumps({"step": step, "bytes": sizes, **state}, indent=1, allow_nan=False) + "\n"
+        )
         _to_disk(temporary / STATE)
     _to_disk(folder)
     for old in _folders(folder)[:-keep]:

@@ -41,7 +41,7 @@ def diff(
             raise typer.Exit(terminal.INCOMPARABLE)
         terminal.say(f"Warning: the environments differ: {reasons}.")
     if as_json or form is Format.json:
-        print(json.dumps(comparing.as_json(before, after, difference, failed), indent=1))
+        print(json.dumps(comparing.as_json(before, after, difference, failed), indent=1, allow_nan=False))
     elif form is Format.table:
         screen = console.stdout_console()
         screen.print(console.diff_table(difference, screen.width))

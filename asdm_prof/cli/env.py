@@ -12,4 +12,4 @@ def env(as_json: Json = False) -> None:
     from asdm_prof.profiler import environment
 
     facts = environment.facts()
-    print(json.dumps(facts, indent=1) if as_json else "\n".join(environment.lines(facts)))
+    print(json.dumps(facts, indent=1, allow_nan=False) if as_json else "\n".join(environment.lines(facts)))

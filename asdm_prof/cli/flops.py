@@ -30,7 +30,7 @@ def flops(
 
     counts = costs.flops_of(family, setup.batch, setup.size, like)
     if as_json or form is Format.json:
-        print(json.dumps(counts, indent=1))
+        print(json.dumps(counts, indent=1, allow_nan=False))
         return
     console.emit(costs.unit_rows(counts), form, f"{counts['title']}, UNet")
     if form is Format.table:

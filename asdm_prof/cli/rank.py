@@ -20,7 +20,9 @@ def rank(profile: ProfileArgument = None, form: FormatOption = Format.table, as_
     ranked = ranking(measured)
     rows = [row.model_dump(mode="json") for row in ranked]
     if as_json or form is Format.json:
-        print(json.dumps({"schema": "asdm.rank/1", "family": measured.family, "units": rows}, indent=1))
+        print(
+            json.dumps({"schema": "asdm.rank/1", "family": measured.family, "units": rows}, indent=1, allow_nan=False)
+        )
     elif form is Format.table:
         screen = console.stdout_console()
         screen.print(console.rank_table(measured, screen.width))

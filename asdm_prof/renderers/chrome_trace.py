@@ -21,7 +21,9 @@ PROCESS, THREAD = 1, 1
 
 def render(report: Report, folder: Path) -> list[Path]:
     """Write `trace.json`."""
-    return [write_whole(folder / OUTPUT, json.dumps(trace(report.profile), indent=1) + "\n", force=True)]
+    return [
+        write_whole(folder / OUTPUT, json.dumps(trace(report.profile), indent=1, allow_nan=False) + "\n", force=True)
+    ]
 
 
 def trace(profile: Profile) -> dict[str, Any]:

@@ -22,7 +22,9 @@ SCHEMA = "https://www.speedscope.app/file-format-schema.json"
 
 def render(report: Report, folder: Path) -> list[Path]:
     """Write `speedscope.json`."""
-    return [write_whole(folder / OUTPUT, json.dumps(flame(report.profile), indent=1) + "\n", force=True)]
+    return [
+        write_whole(folder / OUTPUT, json.dumps(flame(report.profile), indent=1, allow_nan=False) + "\n", force=True)
+    ]
 
 
 def flame(profile: Profile) -> dict[str, Any]:

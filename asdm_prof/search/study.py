@@ -176,7 +176,10 @@ class SharedStudy:
                 job = next((job for job in due if self._may_take(job, has_checkpoint)), None)
                 if job is None:
                     return None
-                attrs = {"steps": self.halving.steps_until(job.rung), "plan": json.dumps(self.plans[job.candidate])}
+                attrs = {
+                    "steps": self.halving.steps_until(job.rung),
+                    "plan": json.dumps(self.plans[job.candidate], allow_nan=False),
+                }
                 self.optuna_study.enqueue_trial(asdict(job), user_attrs=attrs)
             # A worker that died between the two calls has left its trial waiting: `ask` gives that one.
             trial = self.optuna_study.ask(self._distributions())

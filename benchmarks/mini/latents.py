@@ -41,7 +41,7 @@ def encode(folder: Path, tell: Tell) -> Latents:
     names, kinds = drawings["full"].names, drawings["full"].subcategories
     mirrored = torch.tensor([may_be_mirrored(name, kind) for name, kind in zip(names, kinds, strict=True)])
     tensors = {name: _encoded(folder, data.images(), mirrored, tell).half() for name, data in drawings.items()}
-    facts = {"vae_sha256": vae_sha256, "captions": json.dumps(drawings["full"].captions)}
+    facts = {"vae_sha256": vae_sha256, "captions": json.dumps(drawings["full"].captions, allow_nan=False)}
     write_whole(path, save(tensors, facts), force=True)
     return load(folder)
 

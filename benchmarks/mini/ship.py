@@ -41,7 +41,7 @@ def _forget_origin(config: Path) -> None:
     """Remove the path of the folder that a model was loaded from, which diffusers writes into its config."""
     values = json.loads(config.read_text())
     if values.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(values, indent=2) + "\n")
+        config.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
 
 
 def main(folder: Annotated[Path, typer.Argument(help="Where the parts were trained.")] = Path("mini-training")) -> None:

@@ -3,7 +3,8 @@
 A file defines `replace(unit, siblings=(), **options) -> nn.Module | None`: what the unit should become, or None where
 the replacement does not apply. `siblings` are the units of the same kind in the same block of the original, in the
 order of their layers, the unit itself and those that a plan removes among them. The new module shares the unit's
-weights and copies what it takes from siblings; the given ones are left as they were.
+weights and copies what it takes from siblings; the given ones are left as they were. A file may define
+`prepare(unet)`, which is called once when the replacements of a plan are in their UNet.
 """
 
 from __future__ import annotations

@@ -23,13 +23,16 @@ What the paper leaves open, and what we chose:
 
 A graph with a free batch (`asdm export`) multiplies patches of the map by each image's kernel. With a timestep gate it
 has one kernel for the batch, and so takes one timestep a call, as samplers do.
+
+No forward waits for an accelerator: what a call decides, it decides from shapes, so that it can be captured in a graph.
+Kernels are mixed in the order in which memory holds them, contiguous or channels last.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -46,7 +49,17 @@ ROUNDING = 5e-4  # relative, of timesteps that come in half precision
 LARGE = 4 << 20  # bytes of an image's map from which it goes alone; at 1.3 MB it costs a tenth, at 5.2 MB it saves some
 
 
-class CondConv2d(nn.Conv2d):
+class _SeveralKernels(nn.Conv2d):
+    """A convolution with several kernels (n, out, in, h, w) in a parameter, which takes memory formats as one does."""
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
+        def each(tensor: torch.Tensor) -> torch.Tensor:
+            return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
+
+        return super()._apply(each, recurse)
+
+
+class CondConv2d(_SeveralKernels):
     """A convolution whose kernel is mixed from its own and the `others`; `weight` stays the own kernel.
 
     It is a Conv2d with more parameters: `experts` (num_experts − 1, out, in, h, w), and `routing`, which maps what the
@@ -70,20 +83,38 @@ class CondConv2d(nn.Conv2d):
         return torch.tanh(self.routing(seen) / 2)  # = 2·sigmoid − 1
 
     def mixed(self, opened: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
-        """Kernels (b, out·in·h·w) under gates (b, num_experts), put into `memory` of that shape where it is given."""
-        own, others = self.weight.view(1, -1), self.experts.flatten(1)
+        """Kernels (b, out, in, h, w) under gates (b, num_experts), put into `memory` (1, out·in·h·w) if it is given."""
+        last = _is_channels_last(self.weight)
+        own, others = _as_rows(self.weight[None], last), _as_rows(self.experts, last)
         opened = opened.to(own.dtype)  # autocast does not look after addmm_
-        kernels = torch.addcmul(own, opened[:, :1], own, out=memory)
-        return kernels.addmm_(opened[:, 1:], others)  # in place: mixing costs what it moves in memory
+        rows = torch.addcmul(own, opened[:, :1], own, out=memory)
+        rows = rows.addmm_(opened[:, 1:], others)  # in place: mixing costs what it moves in memory
+        return _as_kernels(rows, self.weight.shape, last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         opened = self.opened(x.mean(dim=(2, 3)) if self.gate == "input" else _told(self.time))
         alone = _is_plain_inference(x) and len(opened) == 1
-        kernels = self.mixed(opened, _workspace(self.weight) if alone else None)
-        return convolve(self, x, kernels.view(-1, *self.weight.shape))
+        return convolve(self, x, self.mixed(opened, _workspace(self.weight) if alone else None))
 
 
-class FoldedConv2d(nn.Conv2d):
+def _is_channels_last(weight: torch.Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
+
+
+def _as_rows(kernels: torch.Tensor, channels_last: bool) -> torch.Tensor:
+    """Kernels (n, out, in, h, w) as rows (n, out·in·h·w) in the order of their memory, so that nothing is copied."""
+    return (kernels.permute(0, 1, 3, 4, 2) if channels_last else kernels).reshape(len(kernels), -1)
+
+
+def _as_kernels(rows: torch.Tensor, shape: torch.Size, channels_last: bool) -> torch.Tensor:
+    """The inverse of `_as_rows`, for kernels of `shape` (out, in, h, w)."""
+    outside, inside, *window = shape
+    if channels_last:
+        return rows.view(-1, outside, *window, inside).permute(0, 1, 4, 2, 3)
+    return rows.view(-1, *shape)
+
+
+class FoldedConv2d(_SeveralKernels):
     """A convolution with one kernel per timestep, (timesteps, out, in, h, w); `timesteps` say which is the call's."""
 
     def __init__(self, conv: CondConv2d, times: torch.Tensor, timesteps: Timesteps) -> None:
@@ -95,24 +126,43 @@ class FoldedConv2d(nn.Conv2d):
         places = self.timesteps.places
         if places is None:
             raise ValueError("a folded convolution needs a timestep; call it through its UNet.")
+        if isinstance(places, torch.Tensor):
+            return convolve(self, x, self.weight.index_select(0, places))
         return convolve(self, x, self.weight[places[0] : places[0] + 1] if len(places) == 1 else self.weight[places])
 
 
 class Timesteps:
     """The timesteps that a UNet was folded for, and which of them the current call is at.
 
-    A UNet looks it up once a call, by the number, and its convolutions read it here.
+    A UNet looks it up once a call, by the number, and its convolutions read it here. A timestep on an accelerator is
+    looked up there, since reading it would make the host wait and could not be captured in a graph.
     """
 
     def __init__(self, timesteps: Sequence[float]) -> None:
         self.timesteps = [float(timestep) for timestep in timesteps]
-        self.places: list[int] | None = None  # one for the batch, or one an image
+        self.places: list[int] | torch.Tensor | None = None  # one for the batch, or one an image
+        self._known: dict[torch.device, torch.Tensor] = {}
 
     def choose(self, timestep: torch.Tensor | float) -> None:
         """Take the kernels of a timestep, or of one an image; raises ValueError where there are none of it."""
         wanted = timestep.flatten().tolist() if isinstance(timestep, torch.Tensor) else [timestep]
         places = [self._place(one) for one in wanted]
         self.places = places[:1] if len(set(places)) == 1 else places
+
+    def choose_there(self, timestep: torch.Tensor) -> torch.Tensor:
+        """`choose` without waiting for a device; gives zeros (1 or b,), and NaN where there is no kernel."""
+        known = self._known_on(timestep.device)
+        wanted = timestep.reshape(-1)[:1] if blocks.is_one_timestep(timestep) else timestep
+        wanted = wanted.to(known.dtype)
+        self.places = (known - wanted[:, None]).abs().argmin(dim=1)
+        missed = (known.index_select(0, self.places) - wanted).abs()
+        return torch.where(missed <= ROUNDING * wanted.abs().clamp(min=1.0), 0.0, float("nan"))
+
+    def _known_on(self, device: torch.device) -> torch.Tensor:
+        """The timesteps on a device: made at the first call, which a graph's warm-up is."""
+        if device not in self._known:
+            self._known[device] = torch.tensor(self.timesteps, device=device)
+        return self._known[device]
 
     def _place(self, timestep: float) -> int:
         place = min(range(len(self.timesteps)), key=lambda i: abs(self.timesteps[i] - timestep))
@@ -122,13 +172,17 @@ class Timesteps:
                              "that the scheduler uses.")  # fmt: skip
         return place
 
-    def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def before(self, unet: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Forward pre-hook of the UNet."""
         timestep = args[1] if len(args) > 1 else kwargs["timestep"]
-        if getattr(timestep, "is_meta", False):
-            self.places = [0]  # shapes alone, which are the same for all
-        else:
+        if not isinstance(timestep, torch.Tensor) or timestep.device.type == "cpu":
             self.choose(timestep)
+            return None
+        # Nothing can be raised from there, so a timestep that the UNet was not folded for gives NaN.
+        zero = self.choose_there(timestep)[:, None, None, None]
+        if args:
+            return (args[0] + zero.to(args[0].dtype), *args[1:]), kwargs
+        return args, kwargs | {"sample": kwargs["sample"] + zero.to(kwargs["sample"].dtype)}
 
     def after(self, unet: nn.Module, args: Any, output: Any) -> None:
         """Forward hook of the UNet."""
@@ -149,10 +203,15 @@ def convolve(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.T
         return _convolved(conv, x, kernels[0])
     if x.device.type == "cpu":  # a CPU's kernels for groups are up to a tenth slower than one call an image
         return torch.cat([_convolved(conv, *one) for one in zip(x.split(1), kernels, strict=True)])
-    b, c, h, w = x.shape  # elsewhere one call for all: a kernel per image is a convolution in groups
+    return _in_groups(conv, x, kernels)
+
+
+def _in_groups(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> torch.Tensor:
+    """One call for all images: a kernel per image is a convolution in groups."""
+    b, c, h, w = x.shape
     x, bias = x.reshape(1, b * c, h, w), None if conv.bias is None else conv.bias.repeat(b)
     out = F.conv2d(x, kernels.flatten(0, 1), bias, conv.stride, conv.padding, conv.dilation, groups=b)
-    return out.view(b, conv.out_channels, *out.shape[2:])
+    return out.reshape(b, conv.out_channels, *out.shape[2:])
 
 
 def _convolved(conv: nn.Conv2d, x: torch.Tensor, kernel: torch.Tensor) -> torch.Tensor:
@@ -279,8 +338,14 @@ def _forget_time(unit: nn.Module, args: Any, output: Any) -> None:
 
 
 def _all_alike(time: torch.Tensor) -> bool:
-    """Whether one kernel does for the batch; exported graphs and mere shapes are for inference, with one timestep."""
-    return torch.compiler.is_exporting() or len(time) == 1 or time.is_meta or bool((time == time[:1]).all())
+    """Whether one kernel does for the batch: `prepare` lets a call at one timestep have one row, expanded."""
+    return torch.compiler.is_exporting() or len(time) == 1 or time.stride(0) == 0
+
+
+def prepare(unet: nn.Module) -> None:
+    """Where gates look at the time embedding, let them know a call at one timestep from its shape."""
+    if any(next(_gated_by_time(module), None) for module in unet.modules()):
+        blocks.share_one_timestep(unet)
 
 
 def _gated_by_time(unit: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -316,6 +381,7 @@ def fold(unet: nn.Module, timesteps: Sequence[float]) -> nn.Module:
         for place, conv in list(_gated_by_time(module)):
             setattr(module, place, FoldedConv2d(conv, times, chosen) if len(times) > 1 else _plain(conv, times))
         _stop_listening(module)
+    blocks.stop_sharing_timesteps(folded)
     if len(times) > 1:
         folded.register_forward_pre_hook(chosen.before, with_kwargs=True)
         folded.register_forward_hook(chosen.after)
@@ -335,7 +401,7 @@ def _plain(conv: CondConv2d, times: torch.Tensor) -> nn.Conv2d:
 
 
 def _decided(conv: CondConv2d, times: torch.Tensor) -> torch.Tensor:
-    return conv.mixed(conv.opened(times)).detach().view(-1, *conv.weight.shape)
+    return conv.mixed(conv.opened(times)).detach()
 
 
 def _stop_listening(unit: Any) -> None:

@@ -44,7 +44,7 @@ def damage_word(edit: AnyEdit) -> str:
 
 def island(report: Report) -> Markup:
     """All nodes as JSON for the script, in which nothing can end its element."""
-    text = json.dumps({"nodes": list(_nodes(report))}, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps({"nodes": list(_nodes(report))}, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 

@@ -54,5 +54,5 @@ def to_half(module: nn.Module) -> Any:
 def ship_network(module: nn.Module, config: Mapping[str, object], folder: Path) -> None:
     """config.json and model.safetensors in fp16."""
     tensors = {name: tensor.contiguous() for name, tensor in to_half(module).state_dict().items()}
-    write_whole(folder / "config.json", json.dumps(dict(config)) + "\n", force=True)
+    write_whole(folder / "config.json", json.dumps(dict(config), allow_nan=False) + "\n", force=True)
     write_whole(folder / "model.safetensors", save(tensors), force=True)

@@ -26,10 +26,19 @@ UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.res
 # ---------------------------------------------------------------------------------------------- the contract
 
 
-def call(unit: nn.Module, channels: int, height: int = 8, width: int = 8, device: str = "cpu", grad: bool = False):
+def call(
+    unit: nn.Module,
+    channels: int,
+    height: int = 8,
+    width: int = 8,
+    device: str = "cpu",
+    grad: bool = False,
+    memory_format: torch.memory_format = torch.contiguous_format,
+):
     """Call a unit as diffusers' blocks do; returns its input and its output."""
     generator = torch.Generator().manual_seed(2)
-    x = torch.randn(2, channels, height, width, generator=generator).to(device).requires_grad_(grad)
+    x = torch.randn(2, channels, height, width, generator=generator).contiguous(memory_format=memory_format)
+    x = x.to(device).requires_grad_(grad)
     other = torch.randn(2, 7, 32, generator=generator).to(device)
     time = torch.randn(2, 4 * 32, generator=generator).to(device)
     with torch.set_grad_enabled(grad):
@@ -119,6 +128,14 @@ def test_its_state_dict_goes_out_and_in_again(case):
     fresh.load_state_dict({name: tensor.clone() for name, tensor in new.state_dict().items()}, strict=True)
     assert torch.equal(call(fresh, channels)[1], call(new, channels)[1])
     assert {name.rsplit(".", 1)[-1] for name in set(new.state_dict()) - set(original.state_dict())} <= ADDED
+
+
+def test_in_channels_last_it_computes_the_same(case):
+    _, new, channels = case
+    _, expected = call(open_gates(new), channels)
+    new.to(memory_format=torch.channels_last)
+    found = call(new, channels, memory_format=torch.channels_last)[1]
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_every_operator_of_it_is_counted(case):
