@@ -65,12 +65,18 @@ def headline(status: TrainProgress) -> str:
     """`combined, step 120 of 500, 41.2 images/s, 3 min 10 s left, checkpoint at 100`."""
     parts = [status.stage]
     if status.step:
-        parts += [f"step {status.step} of {status.steps}", f"{status.images_per_s:.3g} images/s"]
+        parts += [f"step {status.step} of {status.steps}", f"{status.images_per_s:.3g} images/s{_bound(status)}"]
     if status.eta_s is not None:
         parts.append(f"{terminal.left_text(status.eta_s)} left")
     if status.saved_step:
         parts.append(f"checkpoint at {status.saved_step}")
     return ", ".join(parts)
+
+
+def _bound(status: TrainProgress) -> str:
+    """` (compute 91 %)`: what a step spends most of its time on."""
+    bound, share = max(status.shares.items(), key=lambda item: item[1], default=("", 0.0))
+    return f" ({bound} {share:.0%})" if bound else ""
 
 
 # ---------------------------------------------------------------------------------------------- before and after

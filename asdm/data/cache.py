@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 
-from asdm.data import datasets
+from asdm.data import datasets, loader
 from asdm.data.datasets import BrokenExample, Encoded
 from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
-from asdm.data.encoder import Encoder
+from asdm.data.encoder import Encoder, chunk_size
 from asdm.data.loader import Slot
 from asdm.data.settings import CacheSettings
 from asdm.models import example_inputs, execution
@@ -39,7 +41,9 @@ def cache_latents(
     if isinstance(examples, datasets.Stream):
         raise ValueError(f"{data} is a stream, which cannot be cached; unpack its shards and use folder:DIR.")
     tell("loading the encoders", 0, None)
-    encoder = Encoder(pipeline(family, None, Setup(settings.weights, settings.device, seed=settings.seed)))
+    encoder = Encoder(
+        pipeline(family, None, Setup(settings.weights, settings.device, seed=settings.seed)), chunk_size(side, BATCH)
+    )
     manifest = LatentCache(
         data=data,
         data_fingerprint=datasets.fingerprint(examples),
@@ -50,9 +54,23 @@ def cache_latents(
         examples=len(examples),
     )
     cache = _begin_or_resume(output, manifest)
+    if encoder.on_accelerator:
+        encoder.to_dtype(execution.dtype_of(settings.dtype))
+    tell = _with_time_left(tell, cache)
     while not cache.finished:
-        cache = _add_shard(output, cache, examples, encoder, settings.per_shard, tell)
+        cache = _add_shard(output, cache, examples, encoder, settings, tell)
     return cache
+
+
+def _with_time_left(tell: Tell, cache: LatentCache) -> Tell:
+    """`tell` with the time left for the whole data set, from the pace of this call."""
+    began, first = time.monotonic(), cache.next_index
+
+    def timed(stage: str, done: int, _: float | None) -> None:
+        pace = (time.monotonic() - began) / (done - first) if done > first else None
+        tell(stage, done, None if pace is None else pace * (cache.examples - done))
+
+    return timed
 
 
 def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
@@ -74,14 +92,21 @@ def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
 
 
 def _add_shard(
-    folder: Path, cache: LatentCache, data: Sequence[Any], encoder: Encoder, per_shard: int, tell: Tell
+    folder: Path, cache: LatentCache, data: Sequence[Any], encoder: Encoder, settings: CacheSettings, tell: Tell
 ) -> LatentCache:
-    """Encode the next examples and write them: the shard first, then the manifest that names it."""
-    end = min(cache.next_index + per_shard, cache.examples)
-    rows: list[Encoded] = []
-    for start in range(cache.next_index, end, BATCH):
-        rows += encoder.encode([Slot(0, e, None) for e in _readable(data, range(start, min(start + BATCH, end)))])
-        tell("encoding", start, None)
+    """Encode the next examples and write them: the shard first, then the manifest that names it.
+
+    Pictures are decoded by several threads while the batch before them is encoded.
+    """
+    end = min(cache.next_index + settings.per_shard, cache.examples)
+    starts, rows = range(cache.next_index, end, BATCH), list[Encoded]()
+    with ThreadPoolExecutor(settings.workers or loader.default_workers()) as threads:
+        batches = (_readable(data, range(start, min(start + BATCH, end)), threads) for start in starts)
+        collated = (encoder.collate([Slot(0, example, None) for example in batch]) for batch in batches)
+        with loader.ahead(collated) as next_batch:
+            for start in starts:
+                rows += encoder.encode(next_batch())
+                tell("encoding", start, None)
     shards = cache.shards
     if rows:
         name = f"latents-{len(shards):05d}.safetensors"
@@ -94,11 +119,13 @@ def _add_shard(
     return cache
 
 
-def _readable(data: Sequence[Any], numbers: range) -> list[Any]:
-    examples = []
-    for i in numbers:
+def _readable(data: Sequence[Any], numbers: range, threads: ThreadPoolExecutor) -> list[Any]:
+    """The examples that can be read, in order."""
+
+    def example(i: int) -> Any:
         try:
-            examples.append(data[i])
+            return data[i]
         except BrokenExample:
-            continue
-    return examples
+            return None
+
+    return [found for found in threads.map(example, numbers) if found is not None]

@@ -3,41 +3,66 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
-from asdm.data.datasets import Encoded, Example
+from asdm.data.datasets import Encoded
 from asdm.data.loader import Slot
 from asdm.models.loading import weights_sha256
+from asdm.models.vae import honour_force_upcast
 
 MEMORY_BYTES = 2**30  # of encoded examples that are kept, so that a small data set is encoded once
+CHUNK_PIXELS = 2**21  # of pictures that are encoded at once: 8 of 512×512, whose largest map is 1 GiB in fp32
+PARTS = ("mean", "std", "states")
+
+
+class Collated(NamedTuple):
+    """A batch on the host: what of it goes to the device, stacked, and pinned where the device is an accelerator."""
+
+    slots: list[Slot]
+    images: torch.Tensor | None  # (n, 3, h, w), of the slots `to_encode`
+    to_encode: list[int]
+    encoded: tuple[torch.Tensor, ...]  # mean, std and states of all slots, where the data set holds these
 
 
 class Encoder:
     """VAE and text encoder of a pipeline, on the device where they are.
 
-    Examples with an index are encoded one by one and kept in memory, so that their bits do not depend on the batch.
+    At most `chunk` pictures are encoded at once. The bits of an example with an index do not depend on those beside it:
+    on a CPU it is encoded by itself, on an accelerator with others to a full `row`, so that every call has one shape.
+    Such an example is kept in memory.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, chunk: int = 8, row: int = 8) -> None:
         self.vae, self.text, self.tokenizer = pipeline.vae, pipeline.text_encoder, pipeline.tokenizer
         for module in (self.vae, self.text):
             module.eval().requires_grad_(False)
-        self.factor = float(self.vae.config.scaling_factor)
-        self._kept: dict[int | str, tuple[torch.Tensor, ...]] = {}  # moments by index, states by caption
+        self.factor, self.chunk = float(self.vae.config.scaling_factor), chunk
+        self.row = min(row, chunk) if self.on_accelerator else 1
+        self._kept: dict[Hashable, tuple[torch.Tensor, ...]] = {}  # moments by index, states by caption
         self._bytes = 0
+
+    def to_dtype(self, dtype: torch.dtype) -> None:
+        """Encode in another precision from now on; a VAE that overflows in fp16 stays in fp32 (`force_upcast`)."""
+        for module in (self.text, self.vae):
+            nn.Module.to(module, dtype)  # without diffusers' warning
+        honour_force_upcast(self.vae)
 
     @property
     def device(self) -> torch.device:
         return next(self.text.parameters()).device
 
+    @property
+    def on_accelerator(self) -> bool:
+        return self.device.type != "cpu"
+
     @torch.no_grad()
     def moments(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and spread (b, 4, h', w') of the latents of pictures (b, 3, h, w), scaled as the UNet expects them."""
-        posterior = self.vae.encode(images.to(self.device, next(self.vae.parameters()).dtype)).latent_dist
+        posterior = self.vae.encode(images.to(self.device, self._image_dtype, non_blocking=True)).latent_dist
         return posterior.mean.float() * self.factor, posterior.std.float() * self.factor
 
     @torch.no_grad()
@@ -47,45 +72,92 @@ class Encoder:
         tokens = self.tokenizer(
             list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
         ).input_ids
-        return self.text(tokens.to(self.device))[0].float()
+        return self.text(self._pinned(tokens).to(self.device, non_blocking=True))[0].float()
 
     def nothing(self) -> torch.Tensor:
         """The states (tokens, c) of the empty caption, for classifier-free guidance."""
-        return self._states_of("")
+        return self._states_of([""], keep=True)[0]
 
-    def encode(self, slots: Sequence[Slot]) -> list[Encoded]:
+    def collate(self, slots: Sequence[Slot]) -> Collated:
+        """Stack what goes to the device, on the host: work for a thread beside the one that encodes."""
+        slots = list(slots)
+        if slots and isinstance(slots[0].example, Encoded):
+            rows = [[getattr(slot.example, part) for slot in slots] for part in PARTS]
+            return Collated(slots, None, [], tuple(self._pinned(torch.stack(row)) for row in rows))
+        first = {slot.number: i for i, slot in reversed(list(enumerate(slots)))}
+        new = [
+            i
+            for i, slot in enumerate(slots)
+            if slot.number is None or (first[slot.number] == i and slot.number not in self._kept)
+        ]
+        images = torch.stack([slots[i].example.image for i in new]) if new else None  # type: ignore[union-attr]
+        if images is not None and self.on_accelerator:
+            images = self._pinned(images.to(self._image_dtype))
+        return Collated(slots, images, new, ())
+
+    def encode(self, batch: Collated | Sequence[Slot]) -> list[Encoded]:
         """The examples of all slots, encoded on the encoder's device."""
-        ready: dict[int, Encoded] = {}
-        together: list[tuple[int, Example]] = []
-        for i, slot in enumerate(slots):
-            if isinstance(slot.example, Encoded):
-                mean, std, states = (x.to(self.device).float() for x in slot.example[:3])
-                ready[i] = Encoded(mean, std, states, slot.example.caption)
-            elif slot.number is not None:
-                mean, std = self._remembered(slot.number, partial(self.moments, slot.example.image[None]))
-                ready[i] = Encoded(mean, std, self._states_of(slot.example.caption), slot.example.caption)
-            else:
-                together.append((i, slot.example))
-        if together:
-            mean, std = self.moments(torch.stack([example.image for _, example in together]))
-            states = self.states([example.caption for _, example in together])
-            for row, (i, example) in enumerate(together):
-                ready[i] = Encoded(mean[row], std[row], states[row], example.caption)
-        return [ready[i] for i in range(len(slots))]
+        batch = batch if isinstance(batch, Collated) else self.collate(batch)
+        if not batch.slots:
+            return []
+        captions = [slot.example.caption for slot in batch.slots]
+        if batch.encoded:
+            mean, std, states = (part.to(self.device, non_blocking=True).float() for part in batch.encoded)
+            return [Encoded(mean[i], std[i], states[i], caption) for i, caption in enumerate(captions)]
+        moments = self._moments_of(batch)
+        texts = self._states_of(captions, keep=any(slot.number is not None for slot in batch.slots))
+        rows = [moments[i if slot.number is None else slot.number] for i, slot in enumerate(batch.slots)]
+        return [Encoded(mean, std, texts[i], captions[i]) for i, (mean, std) in enumerate(rows)]
 
-    def _states_of(self, caption: str) -> torch.Tensor:
-        return self._remembered(caption, lambda: (self.states([caption]),))[0]
+    def _moments_of(self, batch: Collated) -> dict[Hashable, tuple[torch.Tensor, ...]]:
+        """Mean and spread of every slot's picture, by its index, or by its place in the batch where it has none."""
+        numbers = [slot.number for slot in batch.slots]
+        indexed = numbers[0] is not None
+        parts = [] if batch.images is None else self._in_chunks(batch.images, indexed)
+        if not indexed:
+            return dict(enumerate(parts))
+        new: dict[Hashable, tuple[torch.Tensor, ...]] = dict(
+            zip((numbers[i] for i in batch.to_encode), parts, strict=True)
+        )
+        self._keep(new)
+        return {number: new.get(number) or self._kept[number] for number in numbers}
 
-    def _remembered(self, key: int | str, encode: Callable[[], tuple[torch.Tensor, ...]]) -> tuple[torch.Tensor, ...]:
-        """What `encode` gives for a batch of one, without the batch; kept as long as there is memory."""
-        if key in self._kept:
-            return self._kept[key]
-        encoded = tuple(tensor[0] for tensor in encode())
-        size = sum(tensor.nbytes for tensor in encoded)
-        if self._bytes + size <= MEMORY_BYTES:
-            self._kept[key] = encoded
-            self._bytes += size
-        return encoded
+    def _in_chunks(self, images: torch.Tensor, indexed: bool) -> list[tuple[torch.Tensor, ...]]:
+        """Mean and spread of each picture."""
+        chunk = self.row if indexed else self.chunk
+        rows: list[tuple[torch.Tensor, ...]] = []
+        for part in images.split(chunk):
+            padding = chunk - len(part) if indexed else 0
+            mean, std = self.moments(torch.cat([part, part[:1].expand(padding, -1, -1, -1)]) if padding else part)
+            rows += zip(mean[: len(part)], std[: len(part)], strict=True)
+        return rows
+
+    def _states_of(self, captions: Sequence[str], keep: bool) -> list[torch.Tensor]:
+        """Text states of each caption; with `keep`, those seen before are taken from memory."""
+        if not keep:
+            return list(self.states(captions))
+        new = list(dict.fromkeys(caption for caption in captions if caption not in self._kept))
+        found: dict[Hashable, tuple[torch.Tensor, ...]] = {}
+        for part in (new[i : i + self.row] for i in range(0, len(new), self.row)):
+            padded = part + part[:1] * (self.row - len(part))
+            found |= {caption: (row,) for caption, row in zip(part, self.states(padded), strict=False)}
+        self._keep(found)
+        return [(found.get(caption) or self._kept[caption])[0] for caption in captions]
+
+    def _keep(self, encoded: dict[Hashable, tuple[torch.Tensor, ...]]) -> None:
+        """Keep what was encoded as long as there is memory, without the chunk that it is a row of."""
+        for key in [key for key in encoded if key not in self._kept]:
+            size = sum(tensor.nbytes for tensor in encoded[key])
+            if self._bytes + size <= MEMORY_BYTES:
+                self._kept[key] = tuple(tensor.clone() for tensor in encoded[key])
+                self._bytes += size
+
+    @property
+    def _image_dtype(self) -> torch.dtype:
+        return next(self.vae.parameters()).dtype
+
+    def _pinned(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
 
     def sha256(self) -> str:
         """Hash of both encoders' weights, by which a cache of latents is matched with them."""
@@ -93,3 +165,9 @@ class Encoder:
         for module in (self.vae, self.text):
             digest.update(weights_sha256(module).encode())
         return digest.hexdigest()
+
+
+def chunk_size(side: int, at_most: int | None) -> int:
+    """Pictures of `side` pixels that are encoded at once."""
+    fit = max(1, CHUNK_PIXELS // side**2)
+    return min(fit, at_most or fit)

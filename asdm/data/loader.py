@@ -6,6 +6,7 @@ depend on the number of processes. The example at a position follows from the se
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +48,11 @@ class Share(NamedTuple):
 def seeded(*numbers: int) -> torch.Generator:
     """A generator that depends on the numbers alone, such as (seed, stage, step, position)."""
     return torch.Generator().manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def default_workers() -> int:
+    """Threads that decode pictures where nobody says how many: one a core, from 2 to 8."""
+    return max(2, min(8, os.cpu_count() or 2))
 
 
 def batches(

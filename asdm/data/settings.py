@@ -10,6 +10,10 @@ from asdm.utils.settings import Option
 
 Split = Annotated[str, Option("Split of the data set, if it has several: train, held_out or others.")]
 
+Workers = Annotated[
+    int | None, Option("Threads that read and decode pictures; default: one a core, from 2 to 8.", at_least=1)
+]
+
 
 @dataclass(frozen=True)
 class CacheSettings(Setup):
@@ -17,4 +21,5 @@ class CacheSettings(Setup):
 
     split: Split = "train"
     dtype: Annotated[str, Option("What is stored: fp16, bf16 or fp32.", choices=DTYPES)] = "fp16"
+    workers: Workers = None
     per_shard: Annotated[int, Option("Examples per shard.", at_least=1)] = 512

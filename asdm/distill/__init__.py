@@ -8,7 +8,7 @@ Before a run:
 
 - `settings`: what a user may set, and its validation.
 - `recipes`, `stages`: recipes, their stages, and a recipe resolved for one teacher.
-- `dry_run`: a stage from its shapes alone: what would learn, and in how much memory.
+- `dry_run`, `memory`: a stage from its shapes alone: what would learn, and in how much memory.
 
 A run:
 
@@ -23,6 +23,8 @@ One stage:
 - `task`: one forward of student and teacher, and the loss terms.
 - `losses`: the loss terms, one file each.
 - `sampling`: what is random in a step.
+- `precision`: TF32, determinism, half precision of what is frozen, compiled units.
+- `phases`: what a step's time goes into.
 - `divergence`: losses that are not finite or spike, and signals that ask for a stop.
 - `checkpoint`: its checkpoints and its student.
 - `logger`: the log, TensorBoard and validation images.

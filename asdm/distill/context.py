@@ -11,8 +11,9 @@ from typing import Any
 import torch
 
 from asdm.data import datasets
-from asdm.data.encoder import Encoder
+from asdm.data.encoder import Encoder, chunk_size
 from asdm.distill import losses
+from asdm.distill.precision import frozen_dtype
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import ResolvedRecipe
 from asdm.measure.device import use_device
@@ -33,6 +34,7 @@ class TrainProgress:
     images_per_s: float = 0.0
     eta_s: float | None = None
     saved_step: int | None = None
+    shares: dict[str, float] = field(default_factory=dict)  # of data, encode, compute and rest in the time so far
 
 
 ProgressCallback = Callable[[TrainProgress], None]
@@ -62,7 +64,6 @@ def load_context(
     """Load the teacher with its encoders, and open the data."""
     family = recipe.family
     on_progress(TrainProgress("loading the teacher", 0, settings.steps))
-    micro_batch(settings, accelerator.num_processes)
     device = str(accelerator.device)
     weights = settings.weights or loading.default_weights(family)
     setup = Setup(weights, device, "fp32", seed=settings.seed, size=settings.size)
@@ -76,12 +77,15 @@ def load_context(
         raise ValueError(
             f"{family.name} predicts {prediction_type!r}; asdm distill supports {' and '.join(losses.PREDICTIONS)}."
         )
-    encoder = Encoder(diffusers_pipeline)
+    own = micro_batch(settings, accelerator.num_processes)
+    encoder = Encoder(diffusers_pipeline, chunk_size(side, settings.micro_batch), own)
     if getattr(data, "encoder_sha256", None) not in (None, encoder.sha256()):
         raise ValueError(
             f"{settings.data} was not encoded with {family.name}'s encoders; run asdm cache with --teacher "
             f"{family.name}."
         )
+    if dtype := frozen_dtype(settings):
+        encoder.to_dtype(dtype)
     return TrainContext(
         accelerator=accelerator,
         recipe=recipe,
@@ -108,6 +112,9 @@ def make_accelerator(settings: DistillSettings) -> Any:
 
     if AcceleratorState._shared_state and not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)  # left by an earlier run in this process
+    kind, _, index = settings.device.partition(":")
+    if index and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ValueError(f"several processes choose a device each, so --device must be {kind}, got {settings.device}.")
     use_device(settings.device)
     precision = {"fp32": "no"}.get(settings.dtype, settings.dtype)
     return Accelerator(mixed_precision=precision, cpu=settings.device == "cpu")

@@ -134,7 +134,7 @@ def save_validation_images(
     rows = []
     student.eval()
     try:
-        with ema_weights(ema, parameters):
+        with ema_weights(ema, parameters), context.accelerator.autocast():  # frozen weights may be in half precision
             for unet in (context.teacher, student):
                 context.pipeline.unet = unet
                 guidance = context.recipe.family.guidance_scale

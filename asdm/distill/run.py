@@ -12,7 +12,10 @@ import torch
 from asdm.data import datasets
 from asdm.distill import run_folder
 from asdm.distill.checkpoint import save_paused_student
-from asdm.distill.context import ProgressCallback, TrainContext, load_context, make_accelerator
+from asdm.distill.context import ProgressCallback, TrainContext, TrainProgress, load_context, make_accelerator
+from asdm.distill.dry_run import preview_stage
+from asdm.distill.memory import check_memory
+from asdm.distill.precision import torch_settings
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_student
 from asdm.distill.stages import Recipe, check_pause, end_step, resolve_recipe, select_stages
@@ -55,11 +58,15 @@ def distill(
         check_pause(resolved.stages, until, only)
     run_folder.check_folder(output)
     accelerator = make_accelerator(settings)
+    done = run_folder.finished_stages(output, resolved.stages)
+    on_progress(TrainProgress("counting memory", 0, settings.steps))
+    unfinished = [stage for stage in selected if force or stage.name not in done]
+    check_memory(resolved, unfinished, settings, accelerator.num_processes, preview_stage)
     torch.manual_seed(settings.seed)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     lock = run_folder.run_lock(output) if accelerator.is_main_process else nullcontext()
-    with lock:
+    with lock, torch_settings(settings):
         context = load_context(resolved, settings, output, accelerator, on_progress)
         if accelerator.is_main_process:
             record, step = _run_record(context, command), run_folder.step_reached(output, resolved)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from asdm.data.loader import seeded
+from asdm.data.datasets import Encoded
+from asdm.data.encoder import Collated
+from asdm.data.loader import Batch, seeded
 from asdm.distill import losses
 from asdm.distill.context import TrainContext
 from asdm.models import example_inputs
@@ -16,42 +18,56 @@ from asdm.models import example_inputs
 
 @dataclass(frozen=True)
 class RandomInputs:
-    """The random inputs of one image of one step; they depend on seed, stage, step and position alone."""
+    """The random inputs of a step's images, a row each; a row depends on seed, stage, step and position alone."""
 
-    timestep: int
-    noise: torch.Tensor
-    posterior: torch.Tensor  # noise of the VAE's posterior
-    drop_caption: bool
+    timesteps: torch.Tensor  # (b,)
+    noise: torch.Tensor  # (b, 4, h, w)
+    posterior: torch.Tensor  # (b, 4, h, w): noise of the VAE's posterior
+    drop_caption: tuple[bool, ...]
 
     @classmethod
-    def draw(cls, context: TrainContext, stage: int, step: int, position: int) -> RandomInputs:
-        settings = context.settings
-        generator = seeded(settings.seed, stage, step, position)
+    def draw(cls, context: TrainContext, stage: int, step: int, positions: Sequence[int]) -> RandomInputs:
+        """On the host, pinned where the device is a GPU: work for a thread beside the training loop."""
+        settings, pin = context.settings, context.accelerator.device.type == "cuda"
         side = example_inputs.latent_size(context.recipe.family, settings.size)
-        shape = (context.recipe.family.unet.get("in_channels", 4), side, side)
-        return cls(
-            timestep=int(torch.randint(len(context.alphas), (1,), generator=generator)),
-            drop_caption=bool(torch.rand(1, generator=generator) < settings.caption_dropout),
-            noise=torch.randn(shape, generator=generator),
-            posterior=torch.randn(shape, generator=generator),
-        )
+        shape = (len(positions), context.recipe.family.unet.get("in_channels", 4), side, side)
+        timesteps = torch.empty(len(positions), dtype=torch.long, pin_memory=pin)
+        noise, posterior = (torch.empty(shape, pin_memory=pin) for _ in range(2))
+        dropped = []
+        for row, position in enumerate(positions):
+            generator = seeded(settings.seed, stage, step, position)
+            torch.randint(len(context.alphas), (1,), generator=generator, out=timesteps[row : row + 1])
+            dropped.append(bool(torch.rand(1, generator=generator) < settings.caption_dropout))
+            for noises in (noise, posterior):
+                torch.randn(shape[1:], generator=generator, out=noises[row])
+        return cls(timesteps, noise, posterior, tuple(dropped))
+
+    def to(self, device: torch.device) -> RandomInputs:
+        """The tensors on a device, without waiting for it."""
+        tensors = {
+            name: getattr(self, name).to(device, non_blocking=True) for name in ("timesteps", "noise", "posterior")
+        }
+        return replace(self, **tensors)
+
+
+def prepared(
+    context: TrainContext, stage: int, step: int, batches: Iterator[Batch]
+) -> Iterator[tuple[Batch, Collated, RandomInputs]]:
+    """Batches from `step` on with all that the host does for them, for the prefetching thread."""
+    for batch in batches:
+        random_inputs = RandomInputs.draw(context, stage, step, [slot.position for slot in batch.slots])
+        yield batch, context.encoder.collate(batch.slots), random_inputs
+        step += 1
 
 
 def task_inputs(
-    part: Sequence[int],
-    encoded: Sequence[Any],
-    random_inputs: Sequence[RandomInputs],
-    no_caption: torch.Tensor,
-    context: TrainContext,
+    part: range, encoded: Sequence[Encoded], random_inputs: RandomInputs, no_caption: torch.Tensor, context: Any
 ) -> tuple[torch.Tensor, ...]:
     """The task's arguments for part of a batch: noisy latents, timesteps, text states, target, ᾱ."""
-    device = context.accelerator.device
-    noise, posterior = (
-        torch.stack([getattr(random_inputs[i], name) for i in part]).to(device) for name in ("noise", "posterior")
-    )
-    mean, std = (torch.stack([getattr(encoded[i], name) for i in part]).to(device) for name in ("mean", "std"))
-    states = torch.stack([no_caption if random_inputs[i].drop_caption else encoded[i].states for i in part])
-    timesteps = torch.tensor([random_inputs[i].timestep for i in part], device=device)
-    alpha = context.alphas[timesteps]
-    noisy, target = losses.noisy_and_target(mean + std * posterior, noise, alpha, context.prediction_type)
+    rows = slice(part.start, part.stop)
+    mean, std = (torch.stack([getattr(encoded[i], name) for i in part]) for name in ("mean", "std"))
+    states = torch.stack([no_caption if random_inputs.drop_caption[i] else encoded[i].states for i in part])
+    timesteps, noise = random_inputs.timesteps[rows], random_inputs.noise[rows]
+    alpha, clean = context.alphas[timesteps], mean + std * random_inputs.posterior[rows]
+    noisy, target = losses.noisy_and_target(clean, noise, alpha, context.prediction_type)
     return noisy, timesteps, states, target, alpha

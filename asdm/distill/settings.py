@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.data.settings import Split
+from asdm.data.settings import Split, Workers
 from asdm.models.settings import DTYPES, Device, Size, Threads, Weights
 from asdm.utils.settings import Option, check_bounds
 
@@ -66,7 +66,13 @@ class DistillSettings:
     gradient_checkpointing: Annotated[
         bool, Option("Save memory by computing activations a second time in the backward pass.")
     ] = False
-    workers: Annotated[int, Option("Threads that read and decode pictures.", at_least=1)] = 2
+    compile: Annotated[bool, Option("Compile student and teacher, unit by unit (minutes before the first step).")] = (
+        False
+    )
+    deterministic: Annotated[
+        bool, Option("Use algorithms that compute the same bits every time; slower on a GPU, no change on a CPU.")
+    ] = False
+    workers: Workers = None
     threads: Threads = None
     checkpoint_s: CheckpointSeconds = 600.0
     keep: Annotated[int, Option("How many checkpoints to keep.", at_least=1)] = 2

@@ -57,10 +57,11 @@ def make_objective(
 
 
 def make_optimizer(parameters: Sequence[nn.Parameter], settings: DistillSettings) -> torch.optim.Optimizer:
-    """AdamW, or bitsandbytes' AdamW with 8-bit moments."""
+    """AdamW, in one kernel on a GPU, or bitsandbytes' AdamW with 8-bit moments."""
     arguments: dict[str, Any] = {"lr": settings.learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, **arguments)
+        fused = all(parameter.device.type == "cuda" for parameter in parameters)
+        return torch.optim.AdamW(parameters, fused=fused or None, **arguments)
     try:
         from bitsandbytes.optim import AdamW8bit
     except ModuleNotFoundError:

@@ -75,7 +75,7 @@ def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe:
     check_settings(settings)
     family = load_family(teacher)
     check_caption_only(family.unet, family.name, "asdm distill")
-    shapes = loading.meta_unet(family)
+    shapes = loading.meta_unet(family).requires_grad_(False)
     resolved = students.read_plan(source, shapes, family.name)
     stages = recipe(resolved.topology, resolved.plan, settings.steps)
     for stage in stages:

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -25,12 +25,15 @@ from asdm.distill.checkpoint import (
 from asdm.distill.context import TrainContext, TrainProgress
 from asdm.distill.divergence import Diverged, average_over_processes, check_losses, check_scale, stop_on_signal
 from asdm.distill.logger import LOG, TrainLogger, first_and_last_losses, read_log, save_validation_images
+from asdm.distill.phases import COMPUTE, DATA, ENCODE, StepPhases
+from asdm.distill.precision import compiled_units, frozen_dtype, frozen_in
 from asdm.distill.run_folder import scaler_after
-from asdm.distill.sampling import RandomInputs, task_inputs
+from asdm.distill.sampling import prepared, task_inputs
 from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.setup import make_ema, make_objective, make_optimizer, make_student
 from asdm.distill.stages import Stage
 from asdm.distill.task import DistillationTask
+from asdm.measure import clocks
 from asdm.models import graft
 from asdm.models.loading import weights_sha256
 from asdm.records.distill import StageResult
@@ -84,8 +87,14 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     share = loader.Share(accelerator.process_index, world)
     micro = micro_batch(settings, world)
     seed = settings.seed + number
-    source = loader.batches(context.data, settings.batch, seed, share, step, data_position, settings.workers)
+    workers = settings.workers or loader.default_workers()
+    batches = loader.batches(context.data, settings.batch, seed, share, step, data_position, workers)
+    source = prepared(context, number, step, batches)
     no_caption = context.encoder.nothing()
+    frozen = (context.teacher,) if accelerator.distributed_type == "FSDP" else (context.teacher, student)
+    pairs = [pair for places in objective.places.values() for pair in places]
+    captured = [(unet, [pair[i] for pair in pairs]) for i, unet in enumerate((student, context.teacher))]
+    phases = StepPhases(clocks.clock_for(settings.device))
     progress = TrainProgress(stage.name, step, stage.steps, saved_step=step or None)
     began, first = time.monotonic(), step
 
@@ -94,22 +103,28 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         position = gather_data_position(accelerator, data_position)
         tensors, plain = capture_state(model, optimizer, ema, parameters, accelerator)
         if main:
-            state = {"place": position, "typical": running_means, "spent": asdict(totals), **plain}
+            spent = asdict(totals.with_phases(phases.seconds))
+            state = {"place": position, "typical": running_means, "spent": spent, **plain}
             snapshots.write(folder, step, tensors, state, settings.keep)
         saved = step
 
     try:
-        with loader.ahead(source) as next_batch, stop_on_signal() as stop_requested:
+        with (
+            frozen_in(frozen_dtype(settings), *frozen),
+            compiled_units(*(captured if settings.compile else ())),
+            loader.ahead(source) as next_batch,
+            stop_on_signal() as stop_requested,
+        ):
             last_saved = time.monotonic()
             while step < end:
                 started = time.perf_counter()
 
                 # Images and captions, encoded; noise and timesteps, seeded by each image's position.
-                batch = next_batch()
-                random_inputs = [RandomInputs.draw(context, number, step, slot.position) for slot in batch.slots]
-                before = time.perf_counter()
-                encoded = context.encoder.encode(batch.slots)
-                busy = time.perf_counter() - before
+                phases.enter(DATA)
+                batch, collated, random_inputs = next_batch()
+                phases.enter(ENCODE)
+                encoded, random_inputs = context.encoder.encode(collated), random_inputs.to(accelerator.device)
+                phases.enter(COMPUTE)
                 learning_rate = learning_rate_at(settings, stage.steps, step)
                 for group in optimizer.param_groups:
                     group["lr"] = learning_rate
@@ -127,20 +142,16 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                 sums: dict[str, torch.Tensor] = {}
                 for part in parts:
                     inputs = task_inputs(part, encoded, random_inputs, no_caption, context)
-                    before = time.perf_counter()
                     with accelerator.no_sync(model) if part is not parts[-1] else nullcontext():
                         terms = {n: t.mean() * (len(part) / len(encoded)) for n, t in model(*inputs).items()}
                         accelerator.backward(sum(factors[n] * term for n, term in terms.items()))
-                    busy += time.perf_counter() - before
                     sums = {n: sums.get(n, 0.0) + term.detach() for n, term in terms.items()}
 
                 # Average the losses over processes. A divergence ends the run before it reaches the weights.
                 due = main and time.monotonic() - last_saved >= settings.checkpoint_s
                 values, (stop, save_now) = average_over_processes(accelerator, sums, [stop_requested(), due])
                 check_losses(values, running_means, settings.spike, step, offset, stage.name, saved)
-                before = time.perf_counter()
                 norm = float(accelerator.clip_grad_norm_(model.parameters(), settings.clip or float("inf")))
-                busy += time.perf_counter() - before
                 if not norm < float("inf") and settings.dtype != "fp16":  # fp16's scaler skips such a step
                     raise Diverged("the gradient", f"is {norm}", step + offset, stage.name, saved)
 
@@ -152,23 +163,23 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                     raise KeyboardInterrupt
 
                 # Update the weights, the EMA and the running means of the terms.
-                before = time.perf_counter()
                 optimizer.step()
                 if optimizer.step_was_skipped:
                     check_scale(accelerator.scaler.get_scale(), step + offset, stage.name, saved)
                 optimizer.zero_grad(set_to_none=True)
                 if ema:
                     ema.step(parameters)
-                busy += time.perf_counter() - before
+                phases.end_step()
                 decay = RUNNING_MEAN_DECAY
                 running_means = {n: decay * running_means.get(n, v) + (1 - decay) * v for n, v in values.items()}
                 step, data_position = step + 1, batch.place
 
                 # Log the step, report progress, and draw validation images.
                 now = time.perf_counter()
-                totals.add(now - started, busy, batch.broken)
+                totals.add(now - started, batch.broken)
                 pace = (time.monotonic() - began) / (step - first)
                 progress.step, progress.images_per_s = step, settings.batch / pace
+                progress.shares = phases.shares()
                 progress.terms = {n: factors[n] * v for n, v in values.items()}
                 progress.eta_s, progress.saved_step = pace * (end - step), saved or None
                 if logger:
@@ -181,6 +192,8 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         if saved < step:
             save()
     finally:
+        phases.finish()
+        totals = totals.with_phases(phases.seconds)
         if logger:
             logger.close()
 
@@ -202,7 +215,8 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         mode=stage.mode,
         steps=stage.steps,
         seconds=totals.seconds,
-        overhead=totals.overhead,
+        overhead=1 - totals.share(totals.busy_s),
+        phases={phase: totals.share(getattr(totals, f"{phase}_s")) for phase in (DATA, ENCODE, COMPUTE)},
         broken_examples=totals.broken,
         audit=audit,
         teacher_sha256=sha256,
@@ -218,18 +232,29 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
 @dataclass
 class StageTotals:
-    """Totals of a stage over all its calls: seconds, those spent in forward, backward and update, broken examples."""
+    """Totals of a stage over all its calls: seconds, those of each phase, and broken examples."""
 
     seconds: float = 0.0
-    busy_s: float = 0.0
+    busy_s: float = 0.0  # encoding, forward, backward and update
     broken: int = 0
+    data_s: float = 0.0
+    encode_s: float = 0.0
 
-    def add(self, seconds: float, busy_s: float, broken: int) -> None:
-        self.seconds, self.busy_s, self.broken = self.seconds + seconds, self.busy_s + busy_s, broken
+    def add(self, seconds: float, broken: int) -> None:
+        self.seconds, self.broken = self.seconds + seconds, self.broken + broken
+
+    def with_phases(self, seconds: Mapping[str, float]) -> StageTotals:
+        """These totals and the phases of this call."""
+        data, encode, compute = (seconds.get(phase, 0.0) for phase in (DATA, ENCODE, COMPUTE))
+        busy = self.busy_s + encode + compute
+        return replace(self, busy_s=busy, data_s=self.data_s + data, encode_s=self.encode_s + encode)
 
     @property
-    def overhead(self) -> float:
-        return 1 - self.busy_s / self.seconds if self.seconds else 0.0
+    def compute_s(self) -> float:
+        return self.busy_s - self.encode_s
+
+    def share(self, seconds: float) -> float:
+        return seconds / self.seconds if self.seconds else 0.0
 
 
 def learning_rate_at(settings: DistillSettings, steps: int, step: int) -> float:

@@ -47,8 +47,10 @@ def generate_images(
 
 
 def decode_latents(vae: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Latents as images in [-1, 1]."""
-    return vae.decode(latents / vae.config.scaling_factor).sample.float().clamp(-1, 1)
+    """Latents as images in [-1, 1], in the VAE's own precision whatever autocast is on."""
+    with torch.autocast(latents.device.type, enabled=False):
+        latents = (latents / vae.config.scaling_factor).to(vae.dtype)
+        return vae.decode(latents).sample.float().clamp(-1, 1)
 
 
 def thumbnail(image: torch.Tensor) -> str:

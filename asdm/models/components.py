@@ -15,6 +15,7 @@ from asdm.models.example_inputs import filler, latent_size
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.loading import materialise
+from asdm.models.vae import needs_fp32
 from asdm.unet import flops
 
 
@@ -26,6 +27,7 @@ class Component:
     module: nn.Module  # on the meta device
     inputs: Callable[[str, torch.dtype], tuple[tuple[Any, ...], dict[str, Any]]]  # device → args, kwargs
     calls: int
+    fp32_in_fp16: bool = False  # a VAE that overflows in fp16
 
 
 def components_of(family: Family, size: int | None = None, guided: bool = True) -> list[Component]:
@@ -56,12 +58,13 @@ def _vae_decoder(family: Family, size: int | None) -> Component:
     from diffusers import AutoencoderKL
 
     assert family.vae is not None
+    upcast = needs_fp32(family.vae, torch.float16)
     latent, channels = latent_size(family, size), family.vae.get("latent_channels", 4)
 
     def inputs(device: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (filler(device, dtype, seed=0)(1, channels, latent, latent),), {}
 
-    return Component("vae_decoder", AutoencoderKL.from_config(family.vae).decoder.eval(), inputs, calls=1)
+    return Component("vae_decoder", AutoencoderKL.from_config(family.vae).decoder.eval(), inputs, 1, upcast)
 
 
 def count_call(component: Component) -> flops.Count:
@@ -74,6 +77,7 @@ def time_calls(
     component: Component, device: str, dtype: str, seed: int, clock: Clock, budget_s: float = 30.0
 ) -> list[float]:
     """Seconds of two to ten calls with random weights."""
+    dtype = "fp32" if dtype == "fp16" and component.fp32_in_fp16 else dtype
     module = materialise(copy.deepcopy(component.module).to(dtype_of(dtype)), seed, device)
     args, kwargs = component.inputs(device, dtype_of(dtype))
     times = [timed(lambda: module(*args, **kwargs), clock)]

@@ -16,6 +16,7 @@ from asdm.models.execution import RANDOM, check_setup, dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.loading import default_weights, load_unet, materialise
 from asdm.models.settings import GenerateSettings, Setup
+from asdm.models.vae import honour_force_upcast
 from asdm.utils.progress import Tell
 
 
@@ -36,6 +37,7 @@ def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
     else:
         pipe = _random_pipeline(family, unet, setup)
     pipe.set_progress_bar_config(disable=True)
+    honour_force_upcast(pipe.vae)
     return pipe.to(setup.device)
 
 

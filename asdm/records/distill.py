@@ -20,7 +20,10 @@ class DistillRun(Record, schema="asdm.run/1"):
 
 
 class MemoryEstimate(Frozen):
-    """Bytes that training takes on one device; activations are those that the backward needs, counted."""
+    """Bytes that training takes on one device; activations are those that the backward needs, counted.
+
+    Encoding pictures is over when these begin, so the total holds the larger of the two.
+    """
 
     weights: int
     encoders: int
@@ -28,10 +31,15 @@ class MemoryEstimate(Frozen):
     optimizer: int
     average: int
     activations: int
+    encoding: int  # activations of the VAE's or text encoder's largest call
+
+    @property
+    def peak(self) -> int:
+        return max(self.activations, self.encoding)
 
     @property
     def total(self) -> int:
-        return sum(getattr(self, name) for name in type(self).model_fields)
+        return self.weights + self.encoders + self.gradients + self.optimizer + self.average + self.peak
 
 
 class StagePlan(Frozen):
@@ -60,7 +68,8 @@ class StageResult(Frozen):
     teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
     broken_examples: int = 0
     scaler: dict[str, JsonValue] | None = later(None)  # of fp16's gradients; the next stage begins with its state
-    overhead: float  # share of the time that was neither forward, backward nor step (optimizer, running average)
+    overhead: float  # share of the time that was neither encoding, forward, backward nor step (optimizer, EMA)
+    phases: dict[str, float] = later({})  # share of waiting for data, of encoding and of computing in the time
 
 
 class DistillResult(Record, schema="asdm.distill/1"):

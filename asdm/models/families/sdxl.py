@@ -17,5 +17,5 @@ FAMILY = Family(
         "projection_class_embeddings_input_dim": 2816, "norm_num_groups": 32, "act_fn": "silu",
     },
     text_encoders=(CLIP_L, OPENCLIP_BIG_G),
-    vae=STABLE_DIFFUSION_VAE | {"sample_size": 1024, "scaling_factor": 0.13025},
+    vae=STABLE_DIFFUSION_VAE | {"sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True},
 )  # fmt: skip

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from asdm.distill import losses, recipes
-from asdm.distill.dry_run import preview, saved_bytes
+from asdm.distill.dry_run import preview
 from asdm.distill.losses import LossInputs, denoising, features, output, perceptual
+from asdm.distill.memory import saved_bytes
 from asdm.distill.task import DistillationTask, Objective
 from asdm.models import graft, student as students
 from asdm.models.networks import Vgg

@@ -14,7 +14,7 @@ from rich.console import Console
 from safetensors.torch import load_file
 
 from asdm.cli import progress
-from asdm.distill import recipes
+from asdm.distill import recipes, trainer
 from asdm.distill.context import TrainProgress
 from asdm.distill.sampling import RandomInputs
 from asdm.distill.stages import resolve_recipe
@@ -53,8 +53,13 @@ def test_looking_on_changes_no_bit(tiny_pipeline: Path, plain: Path, tmp_path: P
     assert list((output / "tensorboard").glob("events*"))
 
 
-def test_bf16_autocast_trains_fp32_weights(tiny_pipeline: Path, plain: Path, tmp_path: Path) -> None:
+def test_bf16_autocast_trains_fp32_weights_whatever_the_teachers_precision(
+    tiny_pipeline: Path, plain: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     go(tiny_pipeline, tmp_path / "s", "a_sdm", recipes.bk_sdm, steps=3, dtype="bf16")
+    monkeypatch.setattr(trainer, "frozen_dtype", lambda _: torch.bfloat16)  # as on a GPU
+    go(tiny_pipeline, tmp_path / "half", "a_sdm", recipes.bk_sdm, steps=3, dtype="bf16")
+    assert (tmp_path / "half" / WEIGHTS).read_bytes() == (tmp_path / "s" / WEIGHTS).read_bytes()
     assert {tensor.dtype for tensor in load_file(tmp_path / "s" / WEIGHTS).values()} == {torch.float32}
     for mine, yours in zip(log_of(plain), log_of(tmp_path / "s"), strict=True):
         assert yours["denoising"] == pytest.approx(mine["denoising"], rel=0.05)
@@ -128,28 +133,26 @@ def test_chance_follows_from_seed_stage_step_and_place(tiny_pipeline: Path) -> N
     context: Any = SimpleNamespace(
         settings=settings(caption_dropout=0.25),
         alphas=torch.ones(1000),
+        accelerator=SimpleNamespace(device=torch.device("cpu")),
         recipe=SimpleNamespace(family=load_family(str(tiny_pipeline))),
     )
-    one, again = (RandomInputs.draw(context, 0, 3, 1) for _ in range(2))
-    assert torch.equal(one.noise, again.noise)
-    assert one.timestep == again.timestep
-    others = [
-        RandomInputs.draw(context, 1, 3, 1),
-        RandomInputs.draw(context, 0, 4, 1),
-        RandomInputs.draw(context, 0, 3, 2),
-    ]
+    one, batch = RandomInputs.draw(context, 0, 3, [1]), RandomInputs.draw(context, 0, 3, [2, 1, 7])
+    for name in ("noise", "posterior", "timesteps"):
+        assert torch.equal(getattr(one, name)[0], getattr(batch, name)[1]), "whatever is drawn beside it"
+    others = [RandomInputs.draw(context, *place) for place in ((1, 3, [1]), (0, 4, [1]), (0, 3, [2]))]
     assert not any(torch.equal(one.noise, other.noise) for other in others)
-    many = [RandomInputs.draw(context, 0, step, 0) for step in range(800)]
-    assert 0.2 < sum(draw.drop_caption for draw in many) / 800 < 0.3
-    assert 450 < sum(draw.timestep for draw in many) / 800 < 550
+    many = RandomInputs.draw(context, 0, 0, range(800))
+    assert 0.2 < sum(many.drop_caption) / 800 < 0.3
+    assert 450 < many.timesteps.double().mean() < 550
 
 
 def test_the_live_view_shows_shares_pace_and_what_is_left() -> None:
-    status = TrainProgress("combined", 120, 500, {"denoising": 0.3, "output": 0.1}, 41.2, 190.0, 100)
+    shares = {"data": 0.05, "encode": 0.15, "compute": 0.78, "rest": 0.02}
+    status = TrainProgress("combined", 120, 500, {"denoising": 0.3, "output": 0.1}, 41.2, 190.0, 100, shares)
     stream = io.StringIO()
-    Console(file=stream, width=100, force_terminal=True, color_system=None).print(progress.view("Distilling", status))
+    Console(file=stream, width=120, force_terminal=True, color_system=None).print(progress.view("Distilling", status))
     shown = stream.getvalue()
-    assert "combined, step 120 of 500, 41.2 images/s, 3 min 10 s left, checkpoint at 100" in shown
+    assert "combined, step 120 of 500, 41.2 images/s (compute 78%), 3 min 10 s left, checkpoint at 100" in shown
     assert "75%" in shown
     assert "25%" in shown
 
