@@ -1,7 +1,5 @@
 """`asdm export`: a UNet that runs without this package."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -16,8 +14,17 @@ from asdm.utils import console
 def export(
     source: Annotated[str, typer.Argument(help="A student's folder, a family, a diffusers folder or a config file.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the exported UNet.")],
-    to: Annotated[str, typer.Option(help="onnx, openvino or diffusers.")] = "onnx",
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder for the exported UNet, or a .safetensors file.")
+    ],
+    to: Annotated[str, typer.Option(help="onnx, openvino, diffusers or single_file.")] = "onnx",
+    layout: Annotated[
+        str, typer.Option(help="Names in a single file: comfyui (LDM's), sdcpp (with holes) or diffusers_unet.")
+    ] = "comfyui",
+    pipeline: Annotated[
+        str | None,
+        typer.Option(help="Folder whose VAE and text encoders go into a single file, or none; default: the teacher's."),
+    ] = None,
     setup: Annotated[Setup, Without("device", "threads", "batch")],
     force: Force = False,
     as_json: Json = False,
@@ -26,5 +33,5 @@ def export(
     from asdm.models import export as exporter
 
     with console.progress("Exporting") as tell:
-        result = exporter.export(source, to, output, setup, force, tell)
+        result = exporter.export(source, to, output, setup, force, tell, layout, pipeline)
     print(result.to_json() if as_json else f"{exporter.describe(result, output)}\n", end="")

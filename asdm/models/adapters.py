@@ -24,6 +24,12 @@ class Surgery(Protocol):
     def removed(self) -> tuple[str, ...]: ...
 
 
+def lora_names(done: Surgery) -> dict[str, str]:
+    """The teacher's units whose name changes → the student's; removed units → ""."""
+    moved = {teacher: student for student, teacher in done.name_map.items() if teacher != student}
+    return moved | dict.fromkeys(done.removed, "")
+
+
 class FittedLora(NamedTuple):
     """LoRA weights by the student's names, and the teacher's modules that the student has no place for."""
 

@@ -1,10 +1,8 @@
-"""A UNet in a form that runs without this package: ONNX, OpenVINO, or a diffusers folder of one dtype.
+"""A UNet in a form that runs without this package: ONNX, OpenVINO, a diffusers folder of one dtype, or a single file.
 
 An exported graph is run before it is handed over: its output must equal PyTorch's, at the batch it was traced with and,
 where its batch is free, at another one.
 """
-
-from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -15,26 +13,42 @@ from torch import nn
 
 from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
-from asdm.models import example_inputs, loading
+from asdm.models import adapters, example_inputs, loaders, loading, single_file
+from asdm.models.execution import dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
-from asdm.records.build import ExportResult
+from asdm.models.student import structure
+from asdm.records.build import ExportResult, LoaderClaim
 from asdm.unet import flops
+from asdm.utils import registry
 from asdm.utils.io import check_writable, whole_folder
 from asdm.utils.progress import Tell
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # target → the backend that runs it
-TARGETS = (*RUNTIMES, "diffusers")
+TARGETS = (*RUNTIMES, "diffusers", "single_file")
+READERS = {  # whose misreading of a layout is ours to prevent; the others take any file for a published UNet
+    "comfyui": ("ComfyUI", "diffusers"), "sdcpp": ("stable-diffusion.cpp",), "diffusers_unet": ("ComfyUI", "diffusers"),
+}  # fmt: skip
 TOLERANCE = 1e-3  # of the largest output
 TRACED_BATCH, OTHER_BATCH = 2, 3
 
 
 def export(
-    source: str, to: str, output: Path, setup: Setup = Setup(), force: bool = False, tell: Tell = lambda *_: None
+    source: str,
+    to: str,
+    output: Path,
+    setup: Setup = Setup(),
+    force: bool = False,
+    tell: Tell = lambda *_: None,
+    layout: str = "comfyui",
+    pipeline: str | None = None,
 ) -> ExportResult:
-    """Write the UNet of a family or of a student's folder to the folder `output`, whole or not at all.
+    """Write the UNet of a family or of a student's folder to `output`, whole or not at all.
 
-    Raises ValueError for an unknown target, a dtype that the target lacks, and a graph whose output differs.
+    `output` is a folder, or a .safetensors file for `single_file`, whose tensors have the names of `layout`; the VAE
+    and text encoders of the diffusers folder `pipeline` go into it too. Raises ValueError for an unknown target, a
+    dtype that the target lacks, a graph whose output differs, and without `force` for a UNet that another program
+    would run as something that it is not.
     """
     dtype, size = setup.dtype, setup.size
     if to not in TARGETS:
@@ -42,6 +56,8 @@ def export(
     if to in RUNTIMES and dtype != "fp32":
         raise ValueError(f"{to} is exported in fp32, got {dtype}; its runtime chooses the dtype that it computes in.")
     family = load_family(source)
+    if to == "single_file":
+        return _single_file(family, output, setup, force, tell, layout, pipeline)
     backend = backends.load(RUNTIMES[to], dtype, "cpu") if to in RUNTIMES else None
     shapes = loading.meta_unet(family, dtype)
     counted = flops.count(shapes, (), example_inputs.unet_inputs(family, OTHER_BATCH, size, "meta", dtype))
@@ -58,6 +74,77 @@ def export(
             return ExportResult(**about, plain_diffusers=plain)
         (folder / "config.json").write_text(json.dumps(family.unet, indent=1, allow_nan=False) + "\n")
         return ExportResult(**about, size=size or family.size, **_graph(unet, family, backend, folder, size, tell))
+
+
+def _single_file(
+    family: Family, output: Path, setup: Setup, force: bool, tell: Tell, layout: str, pipeline: str | None
+) -> ExportResult:
+    if layout not in loaders.LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(loaders.LAYOUTS)}.")
+    if output.suffix != ".safetensors":
+        raise ValueError(f"a single file must end in .safetensors, got {output}.")
+    shape = structure(family)
+    claims = loaders.claims(shape, layout, family.prediction_type)
+    misread = [claim for claim in claims if claim.verdict == "wrong" and claim.program in READERS[layout]]
+    marked = bool(misread or shape.replaced)
+    if marked and not force:
+        raise ValueError(_why_marked(family, misread, shape.replaced, layout))
+    check_writable(output, force)
+    folder = None if layout == "diffusers_unet" or marked else _pipeline_folder(family, pipeline)
+    shapes = loading.meta_unet(family, setup.dtype)
+    tensors = single_file.tensors_of(shapes, layout, marked)  # before hours of loading: are there names for all?
+    need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
+    machine.require_memory(int(1.5 * need), "cpu", f"exporting {family.name}")
+
+    tell("loading", 0, None)
+    weights = setup.weights or loading.default_weights(family)
+    unet: Any = loading.load_unet(family, weights, "cpu", setup.dtype, setup.seed)
+    tensors = single_file.tensors_of(unet, layout, marked)
+    built = single_file.build_result(family)
+    lora = adapters.lora_names(built) if built else {}
+    tell("hashing", 0, None)
+    facts = single_file.metadata(family, unet, "asdm" if marked else layout, shape.family, lora)
+    if folder:
+        tensors |= single_file.components_in(folder, dtype_of(setup.dtype))
+    if shape.family == "SDXL" and family.prediction_type == "v_prediction" and not marked:
+        tensors["v_pred"] = torch.zeros(0)  # how ComfyUI and others tell it from ε
+    tell("writing", 0, None)
+    single_file.write(output, tensors, facts, force)
+    return ExportResult(
+        family=family.name, to="single_file", dtype=setup.dtype, params=sum(p.numel() for p in unet.parameters()),
+        layout="asdm" if marked else layout, loaders=() if marked else claims, marked=marked,
+        pipeline=str(folder) if folder else None, **_source(facts),
+    )  # fmt: skip
+
+
+def _source(facts: dict[str, str]) -> dict[str, str]:
+    return {name: facts[f"asdm.{name}"] for name in ("source_sha256", "base_model", "license")}
+
+
+def _why_marked(family: Family, misread: list[LoaderClaim], replaced: tuple[str, ...], layout: str) -> str:
+    what = "; ".join(f"{claim.program} would run it wrongly: {claim.why}" for claim in misread)
+    what = what or f"other programs have no {' and '.join(replaced)}"
+    return (
+        f"{family.name} is not written in the layout {layout}, because {what}. "
+        "--force writes it under names that no other program takes for a Stable Diffusion's."
+    )
+
+
+def _pipeline_folder(family: Family, wanted: str | None) -> Path | None:
+    """The folder whose VAE and text encoders go into the file: the one that was named, else the teacher's own."""
+    if wanted == "none":
+        return None
+    if wanted:
+        return Path(wanted)
+    built = single_file.build_result(family)
+    names = [family.folder, built.weights if built else None, built.family if built else None]
+    for name in filter(None, names):
+        folder = (
+            load_family(str(name)).folder if str(name) in registry.names("asdm.models.families") else Path(str(name))
+        )
+        if folder and (folder / "vae").is_dir() and (folder / "text_encoder").is_dir():
+            return folder
+    return None
 
 
 def _graph(unet: nn.Module, family: Family, backend: Any, folder: Path, size: int | None, tell: Tell) -> dict[str, Any]:
@@ -107,4 +194,15 @@ def describe(result: ExportResult, folder: Path) -> str:
         )
     if result.why_fixed:
         lines.append(f"The batch is fixed because the graph with a free one fails: {result.why_fixed.rstrip('.')}.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_describe_single_file(result)])
+
+
+def _describe_single_file(result: ExportResult) -> list[str]:
+    if result.layout is None:
+        return []
+    what = f"the VAE and text encoders of {result.pipeline}" if result.pipeline else "no VAE and no text encoder"
+    lines = [f"Layout {result.layout}, with {what}; base model {result.base_model}, licence {result.license}."]
+    if result.marked:
+        lines.append("Its names are ours alone: only asdm loads it, because others would run it as another model.")
+    words = {"loads": "loads it", "refuses": "does not load it", "wrong": "would run it wrongly"}
+    return lines + [f"  {claim.program} {words[claim.verdict]}: {claim.why}." for claim in result.loaders]

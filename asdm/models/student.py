@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from asdm.models.adapters import fit_control
-from asdm.models.loading import aligned, unet_config_sha256
+from asdm.models.families import Family
+from asdm.models.loaders import Structure, structure_of
+from asdm.models.loading import aligned, meta_unet, unet_config_sha256
 from asdm.plan.edits import PruningPlan, parse_edits
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.plan.presets import PRESETS
@@ -123,6 +126,13 @@ def operate(teacher: nn.Module, plan: ResolvedPlan) -> tuple[UNet2DConditionMode
         student = _plain(teacher, plan, weights) or StudentUNet.from_config(_public(teacher.config) | {"edits": plan})
     student.load_state_dict(weights, strict=True, assign=True)
     return student.eval(), applied
+
+
+def structure(family: Family) -> Structure:
+    """What other programs can see of the UNet of a family or of a student's folder."""
+    config = {key: value for key, value in family.unet.items() if key not in ("edits", "_class_name")}
+    teacher = meta_unet(replace(family, unet=config))
+    return structure_of(config, resolved_on(teacher, parse_edits(family.unet.get("edits") or [], family.name)))
 
 
 def _plain(teacher: nn.Module, plan: ResolvedPlan, weights: dict[str, torch.Tensor]) -> UNet2DConditionModel | None:

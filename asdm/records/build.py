@@ -61,6 +61,14 @@ class BuildResult(Record, schema="asdm.build/1"):
     diff: tuple[DiffRow, ...] = ()
 
 
+class LoaderClaim(Frozen):
+    """What a program does with an exported file: it loads it, refuses it, or runs it as something that it is not."""
+
+    program: str
+    verdict: Literal["loads", "refuses", "wrong"]
+    why: str
+
+
 class ExportResult(Record, schema="asdm.export/1"):
     """`asdm.export/1`: a UNet in another form, and how near its output is to PyTorch's."""
 
@@ -73,3 +81,10 @@ class ExportResult(Record, schema="asdm.export/1"):
     why_fixed: str | None = None
     difference: float | None = None  # largest, as a share of the largest output
     plain_diffusers: bool | None = None
+    layout: str | None = later(None)  # of a single file
+    loaders: tuple[LoaderClaim, ...] = later(())  # what other programs do with a single file
+    pipeline: str | None = later(None)  # folder of the VAE and text encoders in it
+    source_sha256: str | None = later(None)  # of the exported UNet's weights
+    base_model: str | None = later(None)
+    license: str | None = later(None)
+    marked: bool = later(False)  # a single file under keys that no other program takes for a Stable Diffusion's

@@ -108,6 +108,13 @@ def _unit_shape(unit: Part) -> UnitShape:
     return UnitShape(**names, channels_in=inside, channels_out=outside)
 
 
+def shape_of_blocks(unet: UNet) -> Iterator[tuple[str, int, str | None]]:
+    """Every block in data-flow order: its name, how many layers it has, and the fqn of its sampler."""
+    samplers = topology(unet).samplers
+    for name, block in iter_blocks(unet):
+        yield name, len(block.resnets), samplers.get(name)
+
+
 def skips(unet: UNet) -> list[str]:
     """The producer of each skip, in the order in which the down path pushes them."""
     producers = ["conv_in"]

@@ -154,20 +154,26 @@ def refuse_overwrite(path: Path, force: bool) -> None:
 
 def write_whole(path: Path, content: str | bytes, force: bool = False) -> Path:
     """Write a file atomically: to a temporary file beside it, then renamed."""
+    with whole_file(path, force) as temporary:
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@contextmanager
+def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
+    """Yields a temporary file's name beside `path`, which is renamed to `path` if the block ends without an error."""
     refuse_overwrite(path, force)
     make_folder(path.parent)
-    data = content.encode() if isinstance(content, str) else content
     with _one_sentence(path):
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                stream.write(data)
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, path)
+            yield Path(name)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)
             raise
-    return path
 
 
 @contextmanager

@@ -27,6 +27,7 @@ class Family:
     vae: dict[str, Any] | None = None
     tokens: int = 77
     prediction_type: str = "epsilon"
+    licence: str = ""  # of the published weights, as model cards name it
     guidance_scale: float = 8.0  # what pictures are drawn with where nobody says otherwise
     folder: Path | None = field(default=None)  # where real weights are, for a family that is a folder
 

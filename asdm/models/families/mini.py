@@ -9,5 +9,6 @@ FAMILY = replace(
     from_folder(Path(__file__).parents[2] / "mini" / "weights"),
     name="mini",
     title="Mini Stable Diffusion",
+    licence="cc-by-sa-4.0",
     guidance_scale=3.0,  # at 8 colours burn and outlines fray (reports/mini/contact-guidance-8.png)
 )

@@ -6,6 +6,7 @@ from asdm.models.families._parts import CLIP_L, OPENCLIP_BIG_G, STABLE_DIFFUSION
 FAMILY = Family(
     name="sdxl",
     title="Stable Diffusion XL",
+    licence="openrail++",
     size=1024,
     unet={
         "sample_size": 128, "in_channels": 4, "out_channels": 4,

@@ -1,0 +1,129 @@
+"""A UNet, alone or with its VAE and text encoders, as one safetensors file in the names that other programs read."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from asdm.models import ldm_names
+from asdm.models.families import Family
+from asdm.models.loaders import LAYOUTS
+from asdm.models.loading import weights_sha256
+from asdm.records.build import BuildResult
+from asdm.utils.io import read_json, whole_file
+
+MARK = "asdm.unet."  # before diffusers' names, where a plain UNet would be another model
+ARCHITECTURES = {"SD 1": "stable-diffusion-v1", "SD 2": "stable-diffusion-v2", "SDXL": "stable-diffusion-xl-v1-base"}
+
+
+def tensors_of(unet: nn.Module, layout: str, marked: bool = False) -> dict[str, torch.Tensor]:
+    """A UNet's tensors by a layout's names, without a prefix for `diffusers_unet`; `marked`: by names of our own.
+
+    Raises ValueError for an unknown layout and for a tensor that the layout has no name for.
+    """
+    tensors = unet.state_dict()
+    if layout not in LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}.")
+    if marked:
+        return {MARK + name: tensor for name, tensor in tensors.items()}
+    if layout == "diffusers_unet":
+        return dict(tensors)
+    names = ldm_names.unet_names(unet, layout)
+    return {ldm_names.UNET_PREFIX + names[name]: tensor for name, tensor in tensors.items()}
+
+
+def components_in(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """The VAE and text encoders of a diffusers folder by LDM's names.
+
+    Raises ValueError for a folder without a VAE or without a text encoder.
+    """
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name / "config.json").exists()]
+    if not encoders or not (folder / "vae" / "config.json").exists():
+        raise ValueError(f"{folder} is not a diffusers pipeline's folder: it needs a vae and a text_encoder.")
+    texts = [(read_json(folder / name / "config.json"), _weights(folder / name, dtype)) for name in encoders]
+    return ldm_names.checkpoint({}, _weights(folder / "vae", dtype), texts)
+
+
+def _weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("*.safetensors"))
+    plain = [file for file in files if not {"fp16", "non_ema"} & set(file.name.split("."))] or files
+    if not plain:
+        raise ValueError(f"{folder} has no .safetensors weights.")
+    tensors = {name: tensor for file in plain for name, tensor in load_file(file).items()}
+    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+
+def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], force: bool = False) -> None:
+    """Write a safetensors file, whole or not at all."""
+    from safetensors.torch import save_file
+
+    with whole_file(path, force) as temporary:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
+
+
+# ---------------------------------------------------------------------------------------------- metadata
+
+
+def provenance(family: Family, unet: nn.Module) -> dict[str, str]:
+    """Where a UNet comes from, for the metadata of an exported file: hash, plan, base model and licence."""
+    built = build_result(family)
+    facts = {
+        "asdm.source_sha256": weights_sha256(unet),
+        "asdm.base_model": built.family if built else family.name,
+        "asdm.license": next(_licences(family, built), "unknown; ask whoever published the base model"),
+    }
+    return facts | ({"asdm.plan": built.name, "asdm.plan_sha256": built.plan_sha256} if built else {})
+
+
+def build_result(family: Family) -> BuildResult | None:
+    """The record of how a student's folder was built, where there is one."""
+    file = family.folder / "build.json" if family.folder else None
+    return BuildResult.load(file) if file and file.exists() else None
+
+
+def _licences(family: Family, built: BuildResult | None) -> Iterator[str]:
+    """The licence that a model card beside the UNet or its teacher states, else the teacher's published one."""
+    from asdm.models.families import load_family
+
+    yield from _licence_in(family.folder)
+    try:
+        teacher = load_family(built.family) if built else family
+    except ValueError:  # the teacher's folder is gone
+        return
+    yield from _licence_in(teacher.folder)
+    if teacher.licence:
+        yield teacher.licence
+
+
+def _licence_in(folder: Path | None) -> Iterator[str]:
+    card = folder / "README.md" if folder else None
+    if card and card.exists():
+        for line in card.read_text(encoding="utf-8", errors="replace").split("---")[1:2] or [""]:
+            yield from (one.partition(":")[2].strip() for one in line.splitlines() if one.startswith("license:"))
+
+
+def metadata(
+    family: Family, unet: Any, layout: str, architecture: str | None, lora: Mapping[str, str]
+) -> dict[str, str]:
+    """The metadata of a single file: ours, and the fields of ModelSpec that other programs show."""
+    facts = provenance(family, unet)
+    config = {key: value for key, value in unet.config.items() if not key.startswith("_")}
+    v = family.prediction_type == "v_prediction"
+    spec = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.title": f"{facts.get('asdm.plan', 'UNet')} of {facts['asdm.base_model']}",
+        "modelspec.architecture": ARCHITECTURES.get(str(architecture), "unet2dconditionmodel"),
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.license": facts["asdm.license"],
+        "modelspec.prediction_type": "v" if v else "epsilon",
+        "modelspec.resolution": f"{family.size}x{family.size}",
+    }
+    return {
+        "format": "pt", **facts, **spec, "asdm.layout": layout, "asdm.unet_class": type(unet).__name__,
+        "asdm.unet_config": json.dumps(config), "asdm.lora_names": json.dumps(dict(lora)),
+    }  # fmt: skip
