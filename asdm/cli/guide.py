@@ -114,7 +114,7 @@ def chain(now: float) -> list[Step]:
 
 def _first(paths: Any, read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
     """The newest file that `read` accepts, with what it read."""
-    for path in sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+    for path in io.newest_first(paths):
         if (content := read(path)) is not None:
             return path, content
     return None

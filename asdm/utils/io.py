@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -263,8 +263,22 @@ def short_name(source: str) -> str:
 
 
 def newest(name: str, under: Path = REPORTS) -> Path | None:
-    """The file called `name` that was last written in the folders under `reports/`."""
-    return max(under.glob(f"*/{name}"), key=lambda path: path.stat().st_mtime_ns, default=None)
+    """The file called `name` that was last made in the folders under `reports/`."""
+    return next(iter(newest_first(under.glob(f"*/{name}"))), None)
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """JSON files by the `created_utc` in them, which a copy keeps; those without one, and equal ones, by when they were
+    written."""
+    return sorted(paths, key=lambda path: (_created_utc(path), path.stat().st_mtime_ns), reverse=True)
+
+
+def _created_utc(path: Path) -> str:
+    try:
+        data = read_json(path)
+    except (OSError, ValueError):
+        return ""
+    return str(data.get("created_utc", "")) if isinstance(data, dict) else ""
 
 
 def find_input(path: Path) -> Path:

@@ -257,7 +257,7 @@ def _beside(profile: Profile, named: Path | None, sources: dict[str, str]) -> Pr
 
 
 def newest_profile(config_sha256: str, **wanted: str | int | None) -> tuple[Profile, Path] | None:
-    """The profile of one model under `reports/` that was last written, taken with the settings that are not None."""
+    """The profile of one model under `reports/` that was last measured, taken with the settings that are not None."""
     for path, profile in _readable(_newest_first(io.REPORTS, "profile.json"), Profile):
         if profile.config_sha256 == config_sha256 and not unlike(profile, **wanted):
             return profile, path
@@ -271,12 +271,8 @@ def unlike(profile: Profile, **wanted: str | int | None) -> list[str]:
 
 def _newest_first(folder: Path, pattern: str) -> list[Path]:
     """Files beside the profile, then those of all runs, each group newest first."""
-
-    def ordered(paths: Iterable[Path]) -> list[Path]:
-        return sorted(paths, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-
-    beside = ordered(folder.glob(pattern))
-    return beside + [path for path in ordered(io.REPORTS.glob(f"*/{pattern}")) if path not in beside]
+    beside = io.newest_first(folder.glob(pattern))
+    return beside + [path for path in io.newest_first(io.REPORTS.glob(f"*/{pattern}")) if path not in beside]
 
 
 def _readable(

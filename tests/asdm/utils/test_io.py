@@ -204,6 +204,18 @@ def test_a_bare_name_is_the_newest_file_of_the_reports(reports):
     assert io.find_input(io.Path("here/profile.json")) == io.Path("here/profile.json")
 
 
+def test_the_newest_file_is_the_one_made_last_whenever_it_was_copied(reports):
+    """A clone or a copy writes files in any order; files without a time, and broken ones, go by that order."""
+    made = {"b": '{"created_utc": "2026-02-01"}', "a": '{"created_utc": "2026-01-01"}', "d": "{}", "c": "{"}
+    for name, text in made.items():
+        (reports / name).mkdir(parents=True)
+        (reports / name / "bench.json").write_text(text)
+    for i, name in enumerate("bacd"):
+        os.utime(reports / name / "bench.json", (i, i))
+    assert [path.parent.name for path in io.newest_first(io.REPORTS.glob("*/bench.json"))] == ["b", "a", "d", "c"]
+    assert io.newest("bench.json") == io.REPORTS / "b" / "bench.json"
+
+
 def test_a_file_that_is_here_comes_before_the_reports(reports):
     (reports.parent / "profile.json").write_text("here")
     assert io.find_input(io.Path("profile.json")).read_text() == "here"

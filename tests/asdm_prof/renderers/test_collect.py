@@ -39,6 +39,15 @@ def test_what_lies_beside_the_profile_is_found(folder: Path) -> None:
     assert found.sources["damage"] == str(folder / "damage.json")
 
 
+def test_of_several_the_one_that_was_measured_last_is_taken(folder: Path) -> None:
+    """Whichever a copy wrote last."""
+    early = synthetic.damage_of(synthetic.profile())
+    late = early.model_copy(update={"created_utc": "2099-01-01T00:00:00Z"})
+    late.save(folder / "damage-late.json")
+    early.save(folder / "damage.json", force=True)
+    assert gathered(folder).damage == late
+
+
 def test_what_was_made_for_another_model_is_left_or_refused(folder: Path) -> None:
     other = synthetic.damage_of(synthetic.profile()).model_copy(update={"teacher_config_sha256": "f" * 64})
     other.save(folder / "damage.json", force=True)
