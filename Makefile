@@ -32,7 +32,7 @@ profile: $(INSTALLED)
 ## itself (it times something or waits for another process).
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not serial and not real and not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not serial and not real and not slow"
 	$(BIN)/python -m pytest -q -m "serial and not real and not slow"
 
 ## The suite with the oldest versions that pyproject.toml allows, in an environment of its own (5 GB).

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -64,6 +64,25 @@ TINY_WHOLE = replace(
 )
 
 
+# Files whose tests take longest, which the workers of `make test` begin with, so that none is left for the end.
+LONGEST = (
+    "asdm/measure/test_backends.py",
+    "asdm_prof/sensitivity/test_sensitivity.py",
+    "asdm_prof/cli/test_cli.py",
+    "docs/test_blocks.py",
+    "asdm/unet/test_replacements.py",
+    "asdm_prof/renderers/test_renderers.py",
+    "asdm/models/test_student.py",
+    "benchmarks/test_proof.py",
+    "asdm_prof/profiler/test_profiler.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
 def make_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
     """The tiny UNet with some of its config changed."""
     torch.manual_seed(seed)
@@ -110,7 +129,21 @@ def _tiny() -> UNet2DConditionModel:
 @pytest.fixture
 def tiny_unet(_tiny: UNet2DConditionModel) -> UNet2DConditionModel:
     """A UNet of one's own to operate on: 38 units, 3.2 M parameters, 16×16 latents."""
-    return copy.deepcopy(_tiny)
+    return _copied(_tiny)
+
+
+def _copied(module: nn.Module) -> Any:
+    """A deep copy, for a module without state beside its tensors and submodules: six times as fast as `deepcopy`."""
+    copied = type(module).__new__(type(module))
+    own = vars(copied)
+    for name, value in vars(module).items():
+        own[name] = value.copy() if type(value) in (dict, OrderedDict, set) else value
+    for name, parameter in module.named_parameters(recurse=False):
+        own["_parameters"][name] = nn.Parameter(parameter.detach().clone(), parameter.requires_grad)
+    for name, child in module.named_children():
+        own["_modules"][name] = _copied(child)
+    assert not module._buffers
+    return copied
 
 
 @pytest.fixture

@@ -172,6 +172,7 @@ def _options(records: list[PartRecord], whole: np.ndarray, rng: np.random.Genera
     return options
 
 
+@cache
 def plan() -> PruningPlan:
     source = profile()
     return PruningPlan(
@@ -186,6 +187,7 @@ def plan() -> PruningPlan:
     )
 
 
+@cache
 def bench(predicted: float | None = 0.78) -> BenchResult:
     rng = np.random.default_rng(1)
     teacher_times, student_times = times(401636720640, rng), times(310000000000, rng)
@@ -241,6 +243,7 @@ def bench(predicted: float | None = 0.78) -> BenchResult:
     )
 
 
+@cache
 def family_costs() -> tuple[FamilyCost, ...]:
     rows = []
     for name in ("sd15", "sd21_base"):
@@ -280,6 +283,7 @@ def validation(source: Profile, errors: list[float], kind: str = "remove_unit") 
     )  # fmt: skip
 
 
+@cache
 def comparison() -> Comparison:
     """Two runs of the same, and one plan's price by both."""
     return transfer.compare([(profile(), "a.json"), (profile(seed=1), "b.json")], [plan()])
@@ -323,6 +327,7 @@ def damage() -> Damage:
     )  # fmt: skip
 
 
+@cache
 def budgets() -> Budgets:
     """Two budgets: ahead of every baseline at one, behind at the other."""
 
@@ -352,6 +357,7 @@ def budgets() -> Budgets:
     )  # fmt: skip
 
 
+@cache
 def report() -> Report:
     return Report(
         profile=profile(),

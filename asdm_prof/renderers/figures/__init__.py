@@ -40,6 +40,8 @@ def render(report: Report, folder: Path, draws: Sequence[Any] | None = None) -> 
 
 
 def _save(figure: Figure, stem: Path) -> Iterator[Path]:
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, for all three
     for suffix, metadata in METADATA.items():
         buffer = io.BytesIO()
         figure.savefig(buffer, format=suffix, metadata=metadata)

@@ -181,29 +181,6 @@ def build_and_save(unet, plan, folder, force=False):
     return student
 
 
-def test_pruned_students_load_with_plain_diffusers_where_asdm_was_never_imported(tiny_unet, tmp_path):
-    built = {}
-    for name in ("bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny"):
-        built[name] = build_and_save(tiny_unet, preset(name, tiny_unet), tmp_path / name)
-    built["pair"] = build_and_save(tiny_unet, plan_of(*SHALLOW_PAIR), tmp_path / "pair")
-    sums = {name: [float(p.double().sum()) for p in unet.state_dict().values()] for name, unet in built.items()}
-    (tmp_path / "sums.json").write_text(json.dumps(sums))
-    script = """
-import json, sys
-from pathlib import Path
-from diffusers import DiffusionPipeline, UNet2DConditionModel
-for name, sums in json.loads(Path("sums.json").read_text()).items():
-    unet, info = UNet2DConditionModel.from_pretrained(name, output_loading_info=True)
-    assert type(unet) is UNet2DConditionModel
-    assert not any(info.values()), (name, info)
-    assert [float(p.double().sum()) for p in unet.state_dict().values()] == sums, name
-assert not [module for module in sys.modules if module.partition(".")[0] == "asdm"]
-print("loaded", len(list(Path().glob("*/config.json"))))
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.strip() == "loaded 4", done.stderr
-
-
 @pytest.mark.parametrize("extra", [(), SHALLOW_PAIR], ids=["gri", "gri and layers"])
 def test_a_student_with_gri_reloads_bit_by_bit(tiny_unet, tmp_path, extra):
     plan = plan_of(*extra, GRI.model_copy(update={"unit": "up_blocks.3.attentions.2"}))
@@ -362,19 +339,41 @@ CLME = (
     *(ReplaceUnit(unit=f"up_blocks.3.resnets.{i}", with_="cond_conv") for i in (0, 2)),
     ReplaceUnit(unit="up_blocks.3.attentions.0", with_="gri_attention"),
 )
+PLAIN = ("bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny", "pair")
 IN_A_FRESH_PROCESS = """
+import json, sys
+from pathlib import Path
+from diffusers import DiffusionPipeline, UNet2DConditionModel
+for name, sums in json.loads(Path("sums.json").read_text()).items():
+    unet, info = UNet2DConditionModel.from_pretrained(name, output_loading_info=True)
+    assert type(unet) is UNet2DConditionModel
+    assert not any(info.values()), (name, info)
+    assert [float(p.double().sum()) for p in unet.state_dict().values()] == sums, name
+assert not [module for module in sys.modules if module.partition(".")[0] == "asdm"]
+print("loaded", len(list(Path().glob("*/config.json"))))
 import asdm
-from diffusers import DiffusionPipeline
-pipe = DiffusionPipeline.from_pretrained("pipeline")
-pipe.set_progress_bar_config(disable=True)
-image = pipe("a cat", num_inference_steps=2, output_type="np", height=128, width=128).images[0]
-print(type(pipe).__name__, type(pipe.unet).__name__, image.shape, float(image.std()) > 0)
+for folder in ("sd", "sdxl"):
+    pipe = DiffusionPipeline.from_pretrained(folder)
+    pipe.set_progress_bar_config(disable=True)
+    image = pipe("a cat", num_inference_steps=2, output_type="np", height=128, width=128).images[0]
+    print(type(pipe).__name__, type(pipe.unet).__name__, image.shape, float(image.std()) > 0)
 """
 
 
-def says_a_fresh_process(folder) -> str:
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory):
+    """A folder with plain students and two pipelines with one, and what a process says that loads them all."""
+    folder, teacher = tmp_path_factory.mktemp("elsewhere"), make_unet()
+    plans = {name: plan_of(*SHALLOW_PAIR) if name == "pair" else preset(name, teacher) for name in PLAIN}
+    built = {name: build_and_save(teacher, plan, folder / name) for name, plan in plans.items()}
+    sums = {name: [float(p.double().sum()) for p in unet.state_dict().values()] for name, unet in built.items()}
+    (folder / "sums.json").write_text(json.dumps(sums))
+    student, _ = students.build(teacher, plan_of(*CLME))
+    pipeline(TINY_WHOLE, moved(student), Setup()).save_pretrained(folder / "sd")
+    sdxl_pipeline(moved(sdxl_student())).save_pretrained(folder / "sdxl")
     done = subprocess.run([sys.executable, "-c", IN_A_FRESH_PROCESS], cwd=folder, capture_output=True, text=True)
-    return done.stdout.strip() or done.stderr
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout.splitlines()
 
 
 def moved(student):
@@ -386,15 +385,22 @@ def moved(student):
     return student
 
 
-def test_a_saved_pipeline_with_a_student_makes_an_image_in_a_fresh_process(tiny_unet, tmp_path):
-    student, _ = students.build(tiny_unet, plan_of(*CLME))
-    pipeline(TINY_WHOLE, moved(student), Setup()).save_pretrained(tmp_path / "pipeline")
-    assert says_a_fresh_process(tmp_path) == "StableDiffusionPipeline StudentUNet (128, 128, 3) True"
-    index = json.loads((tmp_path / "pipeline/model_index.json").read_text())
+def test_pruned_students_load_with_plain_diffusers_where_asdm_was_never_imported(elsewhere):
+    assert elsewhere[1][0] == "loaded 4"
+
+
+def test_a_saved_pipeline_with_a_student_makes_an_image_in_a_fresh_process(elsewhere):
+    folder, said = elsewhere
+    assert said[1] == "StableDiffusionPipeline StudentUNet (128, 128, 3) True"
+    index = json.loads((folder / "sd/model_index.json").read_text())
     assert index["unet"] == ["asdm", "StudentUNet"]
 
 
-def test_a_saved_sdxl_pipeline_with_a_student_makes_an_image_in_a_fresh_process(tmp_path):
+def test_a_saved_sdxl_pipeline_with_a_student_makes_an_image_in_a_fresh_process(elsewhere):
+    assert elsewhere[1][2] == "StableDiffusionXLPipeline StudentUNet (128, 128, 3) True"
+
+
+def sdxl_student():
     teacher = make_unet(
         block_out_channels=[32, 64, 64],
         down_block_types=["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
@@ -413,9 +419,7 @@ def test_a_saved_sdxl_pipeline_with_a_student_makes_an_image_in_a_fresh_process(
         ReplaceUnit(unit="up_blocks.1.resnets.2", with_="cond_conv", options={"gate": "timestep"}),
         ReplaceUnit(unit="up_blocks.1.attentions.0", with_="kv_downsample"),
     )
-    student, _ = students.build(teacher, plan_of(*edits))
-    sdxl_pipeline(moved(student)).save_pretrained(tmp_path / "pipeline")
-    assert says_a_fresh_process(tmp_path) == "StableDiffusionXLPipeline StudentUNet (128, 128, 3) True"
+    return students.build(teacher, plan_of(*edits))[0]
 
 
 def sdxl_pipeline(unet):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from itertools import chain
@@ -22,6 +21,7 @@ from asdm.plan.edits import (
 )
 from asdm.plan.legality import is_legal_flow, resolve
 from asdm.unet import blocks as units
+from asdm.unet.replacements import shared_copy
 from asdm.unet.surgery import apply_plan, resolved_on
 from tests.conftest import make_unet, run
 
@@ -335,7 +335,7 @@ EDITS = st.lists(PAIRS | PAIRS | LAYERS | UNITS | REPLACED | BLOCKS, max_size=4)
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(EDITS)
 def test_resolve_accepts_what_runs_and_refuses_what_does_not(edits):
-    unet, refused = copy.deepcopy(SMALL), refusal(edits)
+    unet, refused = shared_copy(SMALL), refusal(edits)
     event("refused" if refused else "accepted")
     if refused:
         with pytest.raises(ValueError, match=r"\.$"):
@@ -370,7 +370,7 @@ def test_which_mirrored_pairs_are_legal_is_what_really_runs(level):
             edits = mirrored(level, down, up)
             if is_legal_flow(SHAPE, [], [(edit.block, edit.layer) for edit in edits]):
                 legal.add((down, up))
-            if _runs_unchecked(copy.deepcopy(SMALL), edits):
+            if _runs_unchecked(shared_copy(SMALL), edits):
                 running.add((down, up))
     assert legal == running
     assert (1, 1) in legal  # the pair that the presets take: last layer down, second layer up
@@ -382,4 +382,4 @@ def test_a_partner_on_another_level_does_not_fit_even_where_its_channels_do(down
         layers = [(down, 1), (up, 1)]
         legal = is_legal_flow(SHAPE, [], layers)
         assert legal == (up == SHAPE.mirror(down))
-        assert legal == _runs_unchecked(copy.deepcopy(SMALL), [layer(*pair) for pair in layers])
+        assert legal == _runs_unchecked(shared_copy(SMALL), [layer(*pair) for pair in layers])

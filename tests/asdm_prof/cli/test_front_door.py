@@ -108,7 +108,6 @@ def test_env_says_what_a_bug_report_needs_and_nothing_private(run: Any) -> None:
         assert private not in told
 
 
-@pytest.mark.serial
 @pytest.mark.parametrize(
     ("typed", "offered"), [("asdm-prof pro", "profile"), ("asdm-prof profile sd2", "sd21_base"), ("asdm ben", "bench")]
 )
