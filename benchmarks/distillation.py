@@ -13,7 +13,7 @@ machine affects both. Weights and inputs are random: neither time nor memory dep
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Literal
 
@@ -160,10 +160,10 @@ def _peak(device: str) -> int:
 # ---------------------------------------------------------------------------------------------- pairs
 
 
-def measure(settings: LoopSettings, tell: Tell) -> DistillationCost:
-    """Both modes against the plain loop, each in `rounds` pairs of processes."""
+def measure(settings: LoopSettings, tell: Tell, modes: Sequence[str] = LOOPS[1:]) -> DistillationCost:
+    """Modes against the plain loop, each in `rounds` pairs of processes."""
     loops = []
-    for mode in LOOPS[1:]:
+    for mode in modes:
         turns: dict[str, list[Turn]] = {mode: [], "plain": []}
         order = ["plain", mode, mode, "plain"] * settings.rounds
         for name in in_turn(order[: 2 * settings.rounds], f"{mode} against plain", tell):

@@ -91,10 +91,12 @@ def run_facts(
 def load_unet(
     family: Family, weights: str = RANDOM, device: str = "cpu", dtype: str = "fp32", seed: int = 0
 ) -> nn.Module:
-    """A UNet ready to run: random weights by default, a local diffusers folder or a hub id otherwise.
+    """A UNet ready to run: random weights by default, `shipped` ones, a local diffusers folder or a hub id otherwise.
 
     Raises ValueError where `weights` cannot be loaded.
     """
+    if weights == SHIPPED:  # as a record names them
+        weights = default_weights(family)
     if weights == RANDOM:
         return materialise(meta_unet(family, dtype), seed, device)
     return _pretrained(weights, device, dtype)

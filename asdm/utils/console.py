@@ -49,13 +49,18 @@ def say_once(message: str) -> None:
     say(message)
 
 
-def run(app: typer.Typer) -> None:
-    """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted."""
-    say_once.cache_clear()
+def quiet_libraries() -> None:
+    """Keep what diffusers and transformers have to say off the terminal; to be called before they are imported."""
     os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     # Newer diffusers call this argument `dtype`; the oldest that we support knows `torch_dtype` alone.
     warnings.filterwarnings("ignore", message="`torch_dtype` is deprecated", category=FutureWarning)
+
+
+def run(app: typer.Typer) -> None:
+    """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted."""
+    say_once.cache_clear()
+    quiet_libraries()
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
@@ -149,12 +154,12 @@ def emit(rows: Sequence[dict[str, Any]], form: Format, title: str = "") -> None:
 
         print(pd.DataFrame(rows).to_csv(index=False), end="")
     elif form is Format.md:
-        print(_markdown(rows))
+        print(markdown(rows))
     else:
         Console(highlight=False).print(_rich(rows, title))
 
 
-def _markdown(rows: Sequence[dict[str, Any]]) -> str:
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
     head = list(rows[0]) if rows else []
     lines = [head, ["---" for _ in head], *([str(v).replace("|", "\\|") for v in row.values()] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -247,3 +248,8 @@ def test_a_broken_config_is_named(tiny_folder, tmp_path, text, words):
 def test_the_config_hash_ignores_where_a_unet_was_loaded_from(tiny_folder):
     loaded = UNet2DConditionModel.from_pretrained(tiny_folder)
     assert unet_config_sha256(loaded.config) == unet_config_sha256(make_unet().config)
+
+
+def test_the_name_that_records_give_to_shipped_weights_loads_them(tiny_folder, tiny_unet):
+    family = dataclasses.replace(TINY_FAMILY, folder=tiny_folder)
+    assert torch.equal(load_unet(family, "shipped").conv_in.weight, tiny_unet.conv_in.weight)
