@@ -75,7 +75,6 @@ def test_it_gives_eagers_output(opened: Any) -> None:
             assert relative(out, unet(**unet_args())[0]) < 1e-3
 
 
-@pytest.mark.serial  # shares of time, which another process on the same cores would take from
 def test_its_parts_are_eagers_and_make_up_the_whole(opened: Any) -> None:
     _, session, unet = opened
     session.run_parts()  # the first call may compile
@@ -94,13 +93,15 @@ def test_a_bare_call_takes_time(opened: Any) -> None:
     assert opened[1].run() > 0
 
 
-@pytest.mark.serial  # shares of time, which another process on the same cores would take from
 def test_it_says_how_well_its_times_were_mapped(opened: Any) -> None:
+    """In the middle of seven calls: another process on the same cores takes its time from some of them."""
     _, session, _ = opened
     if session.attribution is not None:
-        session.run_parts()
+        for _ in range(7):
+            session.run_parts()
         assert len(session.attribution.mapped) == len(session.attribution.slowdown)
-        assert all(0.5 < share <= 1 for share in session.attribution.mapped)
+        assert all(0 < share <= 1 for share in session.attribution.mapped)
+        assert sorted(session.attribution.mapped[-7:])[3] > 0.5
         assert all(slowdown > 0 for slowdown in session.attribution.slowdown)
 
 

@@ -27,7 +27,7 @@ def profiled(tmp_path: Path) -> Path:
 
 def test_the_chain_as_typed(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
     """profile → rank → plan → build → bench → report, each finding what the one before wrote."""
-    profile = run("asdm-prof", "profile", tiny_folder, "--time-budget", "5")
+    profile = run("asdm-prof", "profile", tiny_folder, "--time-budget", "3")
     assert profile.code == 0, profile.err
     assert "Can I believe it?" in profile.out
     assert run("asdm-prof", "rank").code == 0
@@ -38,7 +38,7 @@ def test_the_chain_as_typed(run: Any, tiny_folder: Path, tmp_path: Path) -> None
     assert build.code == 0, build.err
     assert "the newest plan.json" in build.err
     assert {"config.json", "plan.json", "build.json"} <= set(files_in(tmp_path / "student"))
-    bench = run("asdm", "bench", "--teacher", tiny_folder, "--student", "student/", "--time-budget", "3", "--json")
+    bench = run("asdm", "bench", "--teacher", tiny_folder, "--student", "student/", "--time-budget", "2", "--json")
     assert bench.code == 0, bench.err
     (student,) = json.loads(bench.out)["students"]
     assert 0.3 < student["unet_latency_ratio"]["median"] < 1.0
