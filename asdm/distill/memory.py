@@ -1,7 +1,5 @@
 """How much memory a stage takes to train, counted on the meta device, and whether that much is free."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -19,6 +17,7 @@ from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import ResolvedRecipe, Stage
 from asdm.distill.task import DistillationTask, Objective
 from asdm.measure import machine
+from asdm.measure.device import is_gpu
 from asdm.models import example_inputs
 from asdm.models.components import components_of
 from asdm.models.execution import dtype_of
@@ -94,24 +93,6 @@ def _activation_bytes(
     return saved_bytes(lambda: task(*args), student, MetaAutocast(settings))
 
 
-def saved_bytes(call: Callable[[], Any], module: nn.Module, autocast: MetaAutocast | None = None) -> int:
-    """Bytes that `call` saves for its backward, besides `module`'s own tensors; works on the meta device."""
-    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
-    storages: dict[int, torch.UntypedStorage] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own and not (autocast and storage._cdata in autocast.weights):
-            storages[storage._cdata] = storage
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast or nullcontext():
-        result = call()
-    total = sum(storage.nbytes() for storage in storages.values())
-    del result
-    return total
-
-
 class MetaAutocast(TorchFunctionMode):
     """What a run's autocast and attention kernels save, on the meta device, which autocast passes over.
 
@@ -159,6 +140,24 @@ class _FusedAttention(torch.autograd.Function):
         return out
 
 
+def saved_bytes(call: Callable[[], Any], module: nn.Module, autocast: MetaAutocast | None = None) -> int:
+    """Bytes that `call` saves for its backward, besides `module`'s own tensors; works on the meta device."""
+    own = {t.untyped_storage()._cdata for t in (*module.parameters(), *module.buffers())}
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own and not (autocast and storage._cdata in autocast.weights):
+            storages[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast or nullcontext():
+        result = call()
+    total = sum(storage.nbytes() for storage in storages.values())
+    del result
+    return total
+
+
 # ---------------------------------------------------------------------------------------------- encoders
 
 
@@ -198,6 +197,8 @@ def check_memory(
     preview: Callable[..., StagePlan],
 ) -> None:  # fmt: skip
     """Raise ValueError, before anything is loaded, for a stage that needs more memory than is free."""
+    if is_gpu(settings.device):
+        torch.cuda.empty_cache()  # what an earlier run of this process left is free
     free = machine.free_memory_bytes(settings.device)
     for stage in () if _surely_fits(recipe, settings, world, free) else stages:
         memory = preview(recipe, stage, settings, world).memory

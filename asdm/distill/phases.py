@@ -1,7 +1,5 @@
 """What a step's time goes into: waiting for data, encoding, computing, and the rest."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from itertools import pairwise
 from typing import Any

@@ -1,7 +1,5 @@
 """How training computes on a GPU: TF32, determinism, frozen weights in half precision, compiled units."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -11,6 +9,7 @@ import torch
 from torch import nn
 
 from asdm.distill.settings import DistillSettings
+from asdm.measure.device import is_gpu
 from asdm.models.execution import dtype_of
 from asdm.unet import blocks
 
@@ -22,7 +21,7 @@ WORKSPACE = ":4096:8"  # with which cuBLAS computes the same bits on every strea
 @contextmanager
 def torch_settings(settings: DistillSettings) -> Iterator[None]:
     """torch's settings for a run on its device; those from before come back."""
-    on_gpu, cudnn = settings.device.startswith("cuda"), torch.backends.cudnn
+    on_gpu, cudnn = is_gpu(settings.device), torch.backends.cudnn
     products, deterministic = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
     warn_only, flags = torch.is_deterministic_algorithms_warn_only_enabled(), (cudnn.deterministic, cudnn.benchmark)
     limit = torch._dynamo.config.recompile_limit if settings.compile else None

@@ -164,7 +164,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
                 # Update the weights, the EMA and the running means of the terms.
                 optimizer.step()
-                if optimizer.step_was_skipped:
+                if accelerator.scaler and not norm < float("inf"):  # a fused optimizer does not say that it skipped
                     check_scale(accelerator.scaler.get_scale(), step + offset, stage.name, saved)
                 optimizer.zero_grad(set_to_none=True)
                 if ema:

@@ -1,7 +1,5 @@
 """A VAE that overflows in fp16 (`force_upcast`) computes in fp32, wherever it encodes or decodes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """On a GPU: the forward of every preset waits for nothing, goes into a graph and takes channels_last."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any

@@ -1,7 +1,5 @@
 """On a GPU: runs that are killed and resumed, frozen weights in half precision, memory, and what an OOM leaves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How pictures and captions are encoded: in chunks that fit, in bits that no neighbour changes, by several threads."""
 
-from __future__ import annotations
-
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
-from tests.conftest import TINY_WHOLE
+from tests.conftest import SMALL, TINY_WHOLE, make_unet
 
 DRAWN = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in range(6)]
 
@@ -106,6 +104,18 @@ def test_a_vae_that_overflows_in_fp16_computes_in_fp32(demand: bool | None, dtyp
         image = decode_latents(vae, torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0)).half())
         vae.encode(torch.zeros(1, 3, 64, 64, dtype=torch.float16))
     assert bool(image.isfinite().all()) == (demand is True)
+
+
+@pytest.mark.parametrize("finite", [True, False])
+def test_a_pipeline_that_knows_nothing_of_it_draws_with_such_a_vae(finite: bool) -> None:
+    """Stable Diffusion 1's decodes what it has; the decoder overflows in fp16."""
+    assert TINY_WHOLE.vae is not None
+    family = replace(TINY_WHOLE, size=64, vae=TINY_WHOLE.vae | {"force_upcast": finite})
+    pipe = pipeline(family, make_unet(**SMALL).half(), Setup(weights=RANDOM, dtype="fp16"))
+    with torch.no_grad():
+        pipe.vae.decoder.conv_in.weight.mul_(1e4)
+    image = pipe("a cat", num_inference_steps=1, output_type="pt", height=64, width=64).images
+    assert bool(image.isfinite().all()) == finite
 
 
 def test_encoders_move_to_half_precision_and_their_hash_is_of_the_full_one(whole: Any) -> None:

@@ -1,7 +1,5 @@
 """fp16's gradient scaler on a CPU: the arithmetic stays fp32, and everything around the scaler is what a GPU runs."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

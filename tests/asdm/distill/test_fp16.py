@@ -1,7 +1,5 @@
 """Training in fp16: the loss scale over stops and borders of stages, steps that are skipped, and their log."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The memory that training is said to need: counted on the meta device, compared with what torch really saves."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any

@@ -1,7 +1,5 @@
 """How a run computes on a GPU, as far as a CPU can show it: half precision of what is frozen, compiled units, flags."""
 
-from __future__ import annotations
-
 import copy
 import os
 from types import SimpleNamespace

@@ -1,7 +1,5 @@
 """No forward waits for a device: on the meta device, where no value can be read, every preset runs as on a GPU."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What any command writes as JSON is JSON: no NaN and no infinity, which other readers refuse."""
 
-from __future__ import annotations
-
 import ast
 from pathlib import Path
 
