@@ -65,15 +65,18 @@ def plan(
     confidence: float = 0.95,
     validation: Validation | None = None,
     damage: Damage | None = None,
+    loads_in: Sequence[str] = (),
 ) -> PruningPlan:
     """The legal plan of least damage within a budget: 0.8, "80%", "250ms" or "x1.3", or {"macs": "0.8", …}.
 
-    Without `damage`, the structural prior stands for it.
+    Without `damage`, the structural prior stands for it. `loads_in` names programs that must load the student:
+    comfyui, sdcpp, diffusers.
     """
     from asdm_prof.planner import plan as planner
+    from asdm_prof.planner.loads_in import parse_programs
 
     budgets = str(budget) if isinstance(budget, str | float | int) else budget
-    return planner.make_plan(profile, budgets, confidence, validation, damage)
+    return planner.make_plan(profile, budgets, confidence, validation, damage, parse_programs(",".join(loads_in)))
 
 
 def diff(before: Profile, after: Profile) -> Difference:

@@ -15,6 +15,7 @@ from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
 from asdm.records.build import LoaderClaim
 
+TITLES = {"comfyui": "ComfyUI", "sdcpp": "stable-diffusion.cpp", "diffusers": "diffusers"}
 LAYOUTS = ("comfyui", "sdcpp", "diffusers_unet")
 Verdict = Literal["loads", "refuses", "wrong"]
 
@@ -251,7 +252,7 @@ def _comfyui(s: Structure, layout: str, prediction_type: str) -> LoaderClaim:
         return claim("refuses", _not_recognised(s, depths))
     if names != modules(s):
         return claim("wrong", "it stops counting blocks at the first hole, and leaves out the rest")
-    if why := _assembled_wrongly(s):
+    if why := assembled_wrongly(s):
         return claim("wrong", why)
     outputs = list(itertools.chain(*s.up))
     if prediction_type == "v_prediction" and s.family == "SD 2" and not (len(outputs) > 11 and outputs[11].depth):
@@ -283,7 +284,7 @@ def _not_recognised(s: Structure, depths: Sequence[int]) -> str:
     return f"it knows SDXL by the attention of its input side, and not {list(depths)}"
 
 
-def _assembled_wrongly(s: Structure) -> str | None:
+def assembled_wrongly(s: Structure) -> str | None:
     """Why a recognised file would become another model, or None."""
     if s.replaced:
         return f"it would run plain modules instead of {' and '.join(s.replaced)}"
@@ -309,7 +310,7 @@ def _comfyui_by_diffusers_names(s: Structure, claim: Any) -> LoaderClaim:
     if (s.family, whole) not in tables:
         return claim("refuses", "its table of UNets in diffusers' names does not have this one")
     table = tables[s.family, whole]
-    if table is not None and not _assembled_wrongly(s) and modules(table) == modules(s):
+    if table is not None and not assembled_wrongly(s) and modules(table) == modules(s):
         return claim("loads", f"as {s.family}")
     return claim("wrong", "it takes the input side for that of a published UNet and builds the rest of that one")
 
@@ -328,7 +329,7 @@ def _sdcpp(s: Structure, layout: str) -> LoaderClaim:
     theirs = modules(version, holes=True)
     if not covers(ours, theirs):
         return claim("refuses", "tensors of the UNet that it takes this one for are missing")
-    if ours == theirs and not (why := _assembled_wrongly(s)):
+    if ours == theirs and not (why := assembled_wrongly(s)):
         return claim("loads", f"as {s.family}")
     return claim("wrong", why if ours == theirs and why else "it would leave out what is more than it expects")
 
@@ -372,6 +373,6 @@ def _stock_only(program: str, s: Structure, layout: str) -> LoaderClaim:
     probe = "input_blocks.4.1" if s.family == "SDXL" else "input_blocks.2.1"
     if program == "InvokeAI" and probe not in names:
         return claim("refuses", f"it knows {s.family} by the attention of {probe}")
-    if names == modules(STOCK[s.family]) and not _assembled_wrongly(s):
+    if names == modules(STOCK[s.family]) and not assembled_wrongly(s):
         return claim("loads", f"as {s.family}")
     return claim("wrong", f"it takes every {s.family} for the published UNet")

@@ -162,6 +162,7 @@ class PruningPlan(Record, schema="asdm.plan/1"):
     measured_at: MeasuredAt | None = later(None)
     budgets: dict[str, float] | None = later(None)  # besides latency: MACs, parameters, memory, as shares
     damage_sha256: str | None = later(None)  # where damage was measured
+    loads_in: tuple[str, ...] = later(())  # programs that were to load the student
     why: Why | None = later(None)
 
     def not_measured_at(self, **used: str | int) -> str | None:

@@ -38,3 +38,9 @@ DamageFile = Annotated[
     Path | None,
     typer.Option("--damage", help="A damage.json of `asdm-prof sensitivity`; default: the structural prior."),
 ]
+LoadsIn = Annotated[
+    str | None,
+    typer.Option(
+        "--loads-in", help="Only plans whose students these programs load: comfyui, sdcpp, diffusers, or several."
+    ),
+]

@@ -1,7 +1,5 @@
 """`asdm-prof plan`: the best plan within a budget."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer
@@ -9,7 +7,17 @@ import typer
 from asdm.cli.options import Force, Json, Output, save_and_print, target
 from asdm.utils import console as terminal
 from asdm_prof.cli.inputs import budgets_of, damage_at, default_folder, feasible, profile_at, validation_at
-from asdm_prof.cli.options import Budget, Confidence, DamageFile, Macs, Memory, Params, ProfileOption, ValidationFile
+from asdm_prof.cli.options import (
+    Budget,
+    Confidence,
+    DamageFile,
+    LoadsIn,
+    Macs,
+    Memory,
+    Params,
+    ProfileOption,
+    ValidationFile,
+)
 
 
 def plan(
@@ -21,6 +29,7 @@ def plan(
     macs: Macs = None,
     params: Params = None,
     memory: Memory = None,
+    loads_in: LoadsIn = None,
     why: Annotated[
         bool, typer.Option("--why/--no-why", help="Say which budgets bind, and what other choices cost.")
     ] = True,
@@ -32,6 +41,7 @@ def plan(
     from asdm_prof.planner import plan as planner
     from asdm_prof.planner.budgets import NO_BUDGET
     from asdm_prof.planner.explain import with_reasons
+    from asdm_prof.planner.loads_in import parse_programs
     from asdm_prof.renderers import console
 
     budgets = budgets_of(budget, macs, params, memory)
@@ -40,8 +50,9 @@ def plan(
     measured, _ = profile_at(profile)
     path = target(output, default_folder(measured), "plan.json", force)
     validated, damages = validation_at(validation), damage_at(damage)
+    programs = parse_programs(loads_in)
     with feasible(budgets, measured):
-        result = planner.make_plan(measured, budgets, confidence, validated, damages)
+        result = planner.make_plan(measured, budgets, confidence, validated, damages, programs)
     if why:
         with terminal.progress("Planning") as tell:
             result = with_reasons(measured, result, confidence, validated, damages, tell)

@@ -8,13 +8,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from asdm.plan.edits import ReplaceUnit
-from asdm_prof.planner.problem import Problem
+from asdm_prof.planner.problem import Problem, Row
 from asdm_prof.records import Profile
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 BUDGETS = ("latency", "macs", "params", "memory")
-
-Row = tuple[Mapping[int, float], float, float]  # coefficients by column, least, most
 
 
 def memory_bytes(profile: Profile, params: float = 0.0, gone: frozenset[str] = frozenset()) -> int:

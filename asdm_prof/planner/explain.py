@@ -13,10 +13,10 @@ import numpy as np
 
 from asdm.plan.edits import PruningPlan, Regret, ShadowPrice, Why
 from asdm.utils.progress import Tell
-from asdm_prof.planner import plan as planner
-from asdm_prof.planner.budgets import Row, budget_rows, memory_bytes
+from asdm_prof.planner import loads_in, plan as planner
+from asdm_prof.planner.budgets import budget_rows, memory_bytes
 from asdm_prof.planner.milp import SOLVER_TOLERANCE, Rows, Solution, best
-from asdm_prof.planner.problem import Problem
+from asdm_prof.planner.problem import Problem, Row
 from asdm_prof.records import Damage, Profile, Validation
 
 TIE = 1e-12  # damages closer than that are one
@@ -45,6 +45,7 @@ def with_reasons(
     """A plan that `planner.make_plan` made with the same arguments, with the reasons for it."""
     budgets = ({"latency": plan.budget_ratio} if plan.budget_ratio is not None else {}) | (plan.budgets or {})
     problem = Problem.of(profile, validation, damage)
+    problem = loads_in.ruled(problem, plan.loads_in) if plan.loads_in else problem
     chosen, proof = problem.chosen(plan.edits), plan.proof
     assert chosen is not None, "a plan that was made a moment ago is made of the problem's choices"
     assert proof is not None, "and it is proved"

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from asdm_prof.planner import milp, plan
-from asdm_prof.planner.budgets import Row, budget_rows
+from asdm_prof.planner.budgets import budget_rows
 from asdm_prof.planner.milp import Solution
-from asdm_prof.planner.problem import Problem
+from asdm_prof.planner.problem import Problem, Row
 from asdm_prof.records import Damage, Frontier, FrontierPoint, Profile, Validation
 
 STEPS = 60  # plans at most where other budgets make the frontier a walk from plan to plan
@@ -36,20 +36,23 @@ def make_frontier(
     apart: int = 3,
     confidence: float = 0.95,
     validation: Validation | None = None,
+    programs: Sequence[str] = (),
 ) -> Frontier:
     """The whole frontier of `by` against damage, and the `k` best and `diverse` unlike plans within budgets.
 
-    Budgets other than that of `by` constrain the frontier too; it is then stepped through and not complete. Raises
-    ValueError for invalid arguments, planner.Infeasible for budgets that no plan meets.
+    Budgets other than that of `by`, and `programs` that are to load the students, constrain the frontier too; it is
+    then stepped through and not complete. Raises ValueError for invalid arguments, planner.Infeasible for budgets that
+    no plan meets.
     """
     asked = dict(asked or {})
     if by not in FRONT:
         raise ValueError(f"unknown measure {by!r} for --by; choose from {', '.join(FRONT)}.")
     if (k or diverse) and not asked:
         raise ValueError("the best plans need a budget; give one or more of --budget, --macs, --params, --memory.")
-    problem, budgets, below = plan.prepare(profile, asked or {by: "1.0"}, confidence, validation, damage)
+    problem, budgets, below = plan.prepare(profile, asked or {by: "1.0"}, confidence, validation, damage, programs)
     others = {name: share for name, share in budgets.items() if name != by}
-    frontier = stepped_frontier(problem, others, by, STEPS, below) if others else exact_frontier(problem, by)
+    stepped = bool(others or programs)
+    frontier = stepped_frontier(problem, others, by, STEPS, below) if stepped else exact_frontier(problem, by)
 
     def points(solutions: Sequence[Solution]) -> tuple[FrontierPoint, ...]:
         return tuple(_point(problem, solution, validation) for solution in solutions)
@@ -59,7 +62,8 @@ def make_frontier(
         teacher_config_sha256=profile.config_sha256,
         by=by,
         budgets=budgets if asked else {},
-        complete=not others,
+        complete=not stepped,
+        loads_in=tuple(programs),
         damage_from=plan.MEASURED if damage else plan.STRUCTURAL_PRIOR,
         profile_sha256=profile.sha256(),
         damage_sha256=damage.sha256() if damage else None,

@@ -13,8 +13,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, OptimizeResult, linprog, milp
 from scipy.sparse import csr_array
 
-from asdm_prof.planner.budgets import Row, budget_rows
-from asdm_prof.planner.problem import Pair, Problem
+from asdm_prof.planner.budgets import budget_rows
+from asdm_prof.planner.problem import Pair, Problem, Row
 
 SOLVER_TOLERANCE = 1e-4  # HiGHS treats a difference of 1e-6 as equality, so damages are scaled far above that
 LARGEST_COST = 1e6
@@ -97,7 +97,7 @@ class Rows:
         programme._add_experts(problem)
         programme._add_pairs(problem.pairs)
         programme.scale = LARGEST_COST / max((abs(cost) for cost in programme.costs.values() if cost), default=1.0)
-        for row in rows:
+        for row in (*problem.rules, *rows):
             programme.add(*row)
         return programme
 

@@ -16,9 +16,9 @@ from scipy.stats import norm, t as student_t
 from asdm.plan.edits import AnyEdit, MeasuredAt, Prediction, Proof, PruningPlan
 from asdm.plan.legality import ResolvedPlan, is_legal_flow, resolve
 from asdm.records.measurement import Estimate
-from asdm_prof.planner import milp
-from asdm_prof.planner.budgets import Row, budget_rows, parse_budgets
-from asdm_prof.planner.problem import Problem
+from asdm_prof.planner import loads_in, milp
+from asdm_prof.planner.budgets import budget_rows, parse_budgets
+from asdm_prof.planner.problem import Problem, Row
 from asdm_prof.records import Damage, Profile, Validation
 
 STRUCTURAL_PRIOR = "structural prior"
@@ -113,15 +113,17 @@ def make_plan(
     confidence: float = 0.95,
     validation: Validation | None = None,
     damage: Damage | None = None,
+    programs: Sequence[str] = (),
 ) -> PruningPlan:
     """The legal plan of least damage within a latency budget, or within several by name, proved optimal.
 
     `confidence` is the probability with which a latency budget must hold: the plan stays z·σ below it. Without a damage
-    file, damage is the structural prior. Raises ValueError for an invalid budget and for a validation or damage of
-    another model, Infeasible with what is reachable.
+    file, damage is the structural prior. `programs` (comfyui, sdcpp, diffusers) are to load the student. Raises
+    ValueError for an invalid budget, for a validation or damage of another model, and for a program that loads none of
+    its students, Infeasible with what is reachable.
     """
     asked = {"latency": budget} if isinstance(budget, str) else dict(budget)
-    problem, budgets, below = prepare(profile, asked, confidence, validation, damage)
+    problem, budgets, below = prepare(profile, asked, confidence, validation, damage, programs)
     solution = solve(problem, budgets, below)
     edits = problem.edits(solution.chosen)
     return PruningPlan(
@@ -139,6 +141,7 @@ def make_plan(
         validation_sha256=validation.sha256() if validation else None,
         damage_sha256=damage.sha256() if damage else None,
         measured_at=measured_at(profile),
+        loads_in=tuple(programs),
     )
 
 
@@ -148,6 +151,7 @@ def prepare(
     confidence: float = 0.95,
     validation: Validation | None = None,
     damage: Damage | None = None,
+    programs: Sequence[str] = (),
 ) -> tuple[Problem, dict[str, float], float]:
     """The checked problem behind a plan, its budgets as shares, and the margin below the latency budget."""
     if not 0.5 <= confidence < 1:
@@ -161,7 +165,10 @@ def prepare(
         _check_validation(profile, validation)
     if damage:
         check_damage(profile, damage)
-    return Problem.of(profile, validation, damage), budgets, margin(profile, confidence, validation)
+    problem = Problem.of(profile, validation, damage)
+    if programs:
+        problem = loads_in.ruled(problem, programs)
+    return problem, budgets, margin(profile, confidence, validation)
 
 
 def solve(
@@ -171,7 +178,7 @@ def solve(
 
     Raises Infeasible if no legal plan meets the budgets.
     """
-    if all(share >= 1 for share in budgets.values()) and not extra:
+    if all(share >= 1 for share in budgets.values()) and not extra and not problem.rules:
         return milp.Solution((), 0.0, 0.0, 0.0)
     by_name = budget_rows(problem, budgets, below)
     solution = milp.best(problem, [*(row for rows in by_name.values() for row in rows), *extra])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,8 @@ from asdm.plan.edits import AnyEdit, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.topology import UnitShape
 from asdm_prof.planner.choices import CONVOLUTION_WEIGHT, EXPERTS, RECOVERED_BY_EXPERTS, Choice, edits_key, make_choices
 from asdm_prof.records import Damage, Profile, Validation
+
+Row = tuple[Mapping[int, float], float, float]  # coefficients by column, least, most
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Problem:
     pairs: tuple[Pair, ...] = ()
     hosts: tuple[tuple[int, tuple[int, ...]], ...] = ()  # a choice, and those of which it needs one
     experts: tuple[Experts, ...] = ()
+    rules: tuple[Row, ...] = ()  # what a plan must hold besides: `loads_in`
 
     @classmethod
     def of(cls, profile: Profile, validation: Validation | None = None, damage: Damage | None = None) -> Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asdm.plan.edits import AnyEdit
-from asdm.utils.io import Frozen, Record
+from asdm.utils.io import Frozen, Record, later
 
 
 class FrontierPoint(Frozen):
@@ -31,6 +31,7 @@ class Frontier(Record, schema="asdm.frontier/1"):
     points: tuple[FrontierPoint, ...]
     best: tuple[FrontierPoint, ...] = ()
     diverse: tuple[FrontierPoint, ...] = ()
+    loads_in: tuple[str, ...] = later(())  # programs that were to load the students
     apart: int  # choices in which two of `diverse` differ at least
 
     def cost(self, point: FrontierPoint) -> float:
