@@ -25,6 +25,9 @@ def export(
         str | None,
         typer.Option(help="Folder whose VAE and text encoders go into a single file, or none; default: the teacher's."),
     ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(help="A LoRA of the student's teacher, to be written for the student instead.")
+    ] = None,
     setup: Annotated[Setup, Without("device", "threads", "batch")],
     force: Force = False,
     as_json: Json = False,
@@ -33,5 +36,5 @@ def export(
     from asdm.models import export as exporter
 
     with console.progress("Exporting") as tell:
-        result = exporter.export(source, to, output, setup, force, tell, layout, pipeline)
+        result = exporter.export(source, to, output, setup, force, tell, layout, pipeline, lora)
     print(result.to_json() if as_json else f"{exporter.describe(result, output)}\n", end="")

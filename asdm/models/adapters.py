@@ -1,15 +1,14 @@
 """A teacher's adapters on its student: LoRA weights renamed, and a ControlNet's residuals matched to the skips left."""
 
-from __future__ import annotations
-
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from diffusers import UNet2DConditionModel
 
+from asdm.models import ldm_names
 from asdm.plan.legality import ResolvedPlan
 
 # ---------------------------------------------------------------------------------------------- LoRA
@@ -37,30 +36,53 @@ class FittedLora(NamedTuple):
     left_out: tuple[str, ...]
 
 
-def fit_lora(weights: Mapping[str, Any], done: Surgery) -> FittedLora:
+def fit_lora(weights: Mapping[str, Any], done: Surgery, layout: str = "comfyui") -> FittedLora:
     """A teacher's LoRA weights for its student: renamed where layers moved up, dropped where they were removed.
 
-    `weights` is in diffusers' naming (`pipe.lora_state_dict(…)` converts others); keys of text encoders go through.
-    Raises ValueError for another naming, whose modules could not be told apart.
+    `weights` may have diffusers' names (`unet.down_blocks.0.…lora_A.weight`), the same as kohya's trainer writes them
+    (`lora_unet_down_blocks_0_…`), or LDM's (`lora_unet_input_blocks_4_1_…`, for a student in `layout`); what comes back
+    has the same. Keys of text encoders go through. Raises ValueError for names of another model.
     """
-    here = {teacher: student for student, teacher in done.name_map.items()}
+    spelled = _spellings(done, layout)
     fitted, left_out = {}, []
     for key, value in weights.items():
-        if key.startswith("lora_"):
-            raise ValueError(f"the LoRA key {key} is not in diffusers' naming; pass it through pipe.lora_state_dict.")
-        prefix, name = ("unet.", key.removeprefix("unet.")) if key.startswith("unet.") else ("", key)
-        if key.startswith("text_encoder"):
+        if key.startswith(_TEXT_ENCODERS):
             fitted[key] = value
-        elif any(_is_in(name, part) for part in done.removed):
-            left_out.append(name.partition(".lora")[0])
+            continue
+        prefix = next(prefix for prefix in _LORA_PREFIXES if key.startswith(prefix))
+        name = key.removeprefix(prefix)
+        part = next((part for part in _prefixes(name) if part in spelled), None)
+        if part is None:
+            raise ValueError(f"the LoRA key {key} names no module of the teacher; was it trained for another model?")
+        if student := spelled[part]:
+            fitted[prefix + student + name[len(part) :]] = value
         else:
-            part = max((part for part in here if _is_in(name, part)), key=len, default="")
-            fitted[prefix + (here[part] + name[len(part) :] if part else name)] = value
+            left_out.append(name.partition(".lora")[0])
     return FittedLora(fitted, tuple(dict.fromkeys(left_out)))
 
 
-def _is_in(name: str, part: str) -> bool:
-    return name.startswith(f"{part}.")
+_TEXT_ENCODERS = ("text_encoder", "lora_te", "te.", "te1.", "te2.", "clip_")
+_LORA_PREFIXES = ("unet.", "lora_unet_", "model.diffusion_model.", "diffusion_model.", "")
+
+
+def _spellings(done: Surgery, layout: str) -> dict[str, str]:
+    """The teacher's parts in every spelling of LoRA files → the student's in the same; removed ones → ""."""
+    student_of = {teacher: student for student, teacher in done.name_map.items()} | dict.fromkeys(done.removed, "")
+    ours = ldm_names.unit_names(set(done.name_map), layout)
+    theirs = ldm_names.unit_names(set(student_of), layout)
+    ldm = {}
+    for teacher, student in student_of.items():
+        for end in ("", ".conv"):  # a sampler is called after its convolution
+            if teacher + end in theirs:
+                ldm[theirs[teacher + end]] = ours.get(student + end, "")
+    whole = student_of | ldm | {name: name for name in (*ldm_names.TOP, *ldm_names.TOP.values())}
+    return whole | {teacher.replace(".", "_"): student.replace(".", "_") for teacher, student in whole.items()}
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    """Every beginning of a name that ends before a `.` or `_`, the longest first."""
+    ends = [i for i, letter in enumerate(name) if letter in "._"]
+    yield from (name[:i] for i in reversed(ends))
 
 
 # ---------------------------------------------------------------------------------------------- ControlNet

@@ -42,8 +42,11 @@ def export(
     tell: Tell = lambda *_: None,
     layout: str = "comfyui",
     pipeline: str | None = None,
+    lora: Path | None = None,
 ) -> ExportResult:
     """Write the UNet of a family or of a student's folder to `output`, whole or not at all.
+
+    With `lora`, a LoRA of the student's teacher is written for the student instead, in the naming that it has.
 
     `output` is a folder, or a .safetensors file for `single_file`, whose tensors have the names of `layout`; the VAE
     and text encoders of the diffusers folder `pipeline` go into it too. Raises ValueError for an unknown target, a
@@ -56,7 +59,11 @@ def export(
     if to in RUNTIMES and dtype != "fp32":
         raise ValueError(f"{to} is exported in fp32, got {dtype}; its runtime chooses the dtype that it computes in.")
     family = load_family(source)
+    if lora:
+        check_single_file(output, layout)
+        return single_file.convert_lora(family, lora, output, layout, force)
     if to == "single_file":
+        check_single_file(output, layout)
         return _single_file(family, output, setup, force, tell, layout, pipeline)
     backend = backends.load(RUNTIMES[to], dtype, "cpu") if to in RUNTIMES else None
     shapes = loading.meta_unet(family, dtype)
@@ -79,10 +86,6 @@ def export(
 def _single_file(
     family: Family, output: Path, setup: Setup, force: bool, tell: Tell, layout: str, pipeline: str | None
 ) -> ExportResult:
-    if layout not in loaders.LAYOUTS:
-        raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(loaders.LAYOUTS)}.")
-    if output.suffix != ".safetensors":
-        raise ValueError(f"a single file must end in .safetensors, got {output}.")
     shape = structure(family)
     claims = loaders.claims(shape, layout, family.prediction_type)
     misread = [claim for claim in claims if claim.verdict == "wrong" and claim.program in READERS[layout]]
@@ -115,6 +118,14 @@ def _single_file(
         layout="asdm" if marked else layout, loaders=() if marked else claims, marked=marked,
         pipeline=str(folder) if folder else None, **_source(facts),
     )  # fmt: skip
+
+
+def check_single_file(output: Path, layout: str) -> None:
+    """Raises ValueError for an unknown layout, and for an output that is no .safetensors file."""
+    if layout not in loaders.LAYOUTS:
+        raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(loaders.LAYOUTS)}.")
+    if output.suffix != ".safetensors":
+        raise ValueError(f"a single file must end in .safetensors, got {output}.")
 
 
 def _source(facts: dict[str, str]) -> dict[str, str]:
@@ -183,6 +194,9 @@ def _difference(unet: nn.Module, inputs: dict[str, Any], backend: Any, folder: P
 def describe(result: ExportResult, folder: Path) -> str:
     """What was written, in a few lines."""
     lines = [f"Wrote {folder}: {result.params / 1e6:.1f} M parameters, {result.to}, {result.dtype}."]
+    if result.left_out:
+        lines.append(f"{len(result.left_out)} modules are not in the student and were left out:")
+        lines += [f"  - {name}" for name in result.left_out]
     if result.plain_diffusers is not None:
         loader = "diffusers.UNet2DConditionModel" if result.plain_diffusers else "asdm.StudentUNet"
         lines.append(f"{loader}.from_pretrained loads it.")

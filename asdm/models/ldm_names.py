@@ -7,7 +7,7 @@ unpruned UNet both are LDM's own names. The maps invert diffusers' converters (`
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ XL_CLIP_PREFIX, XL_OPEN_CLIP_PREFIX = (
 )
 PLACES = 3  # of a block in `sdcpp`: Stable Diffusion's two layers and a sampler, or three layers
 
-_TOP = {
+TOP = {
     name.rpartition(".")[0]: ldm.rpartition(".")[0]
     for table in DIFFUSERS_TO_LDM_MAPPING["unet"].values()
     for name, ldm in table.items()
@@ -42,7 +42,8 @@ def unet_names(unet: torch.nn.Module, layout: str = "comfyui") -> dict[str, str]
 
     `layout` is comfyui or sdcpp. Raises ValueError for a tensor that LDM has no name for.
     """
-    modules = dict(_unit_names(unet, layout)) | _TOP
+    has = {unit.fqn for unit in blocks.iter_units(unet)}
+    modules = unit_names(has, layout, blocks.shape_of_blocks(unet)) | TOP
     names = {}
     for key in unet.state_dict():
         module = max((name for name in modules if key.startswith(f"{name}.")), key=len, default=None)
@@ -57,11 +58,28 @@ def unet_names(unet: torch.nn.Module, layout: str = "comfyui") -> dict[str, str]
     return names
 
 
-def _unit_names(unet: torch.nn.Module, layout: str) -> Iterator[tuple[str, str]]:
-    """Units and samplers of a UNet: diffusers' name → LDM's."""
-    has = {unit.fqn for unit in blocks.iter_units(unet)}
+def unit_names(has: Set[str], layout: str, shape: Iterable[tuple[str, int, str | None]] = ()) -> dict[str, str]:
+    """Units and samplers by their fqns: diffusers' name → LDM's.
+
+    `shape` has every block's name, layers and sampler in data-flow order; by default it is read off the names.
+    """
+    return dict(_unit_names(has, layout, shape or _shape_of(has)))
+
+
+def _shape_of(names: Set[str]) -> Iterator[tuple[str, int, str | None]]:
+    parts = [name.split(".") for name in names]
+    for side in ("down_blocks", "up_blocks"):
+        for i in sorted({int(part[1]) for part in parts if part[0] == side}):
+            own = [part for part in parts if part[:2] == [side, str(i)] and len(part) == 4]
+            layers = {int(part[3]) for part in own if part[2] in ("resnets", "attentions")}
+            sampler = next((".".join(part) for part in own if part[2].endswith("samplers")), None)
+            yield f"{side}.{i}", max(layers, default=-1) + 1, sampler
+    yield "mid_block", 0, None
+
+
+def _unit_names(has: Set[str], layout: str, shape: Iterable[tuple[str, int, str | None]]) -> Iterator[tuple[str, str]]:
     place = {"input_blocks": 1, "output_blocks": 0}
-    for block, layers, sampler in blocks.shape_of_blocks(unet):
+    for block, layers, sampler in shape:
         if block == "mid_block":
             yield from _mid_names(has)
             continue
@@ -85,7 +103,7 @@ def _unit_names(unet: torch.nn.Module, layout: str) -> Iterator[tuple[str, str]]
             yield f"{sampler}.conv", f"{side}.{place[side] - 1}.{2 if after else 1}.conv"
 
 
-def _mid_names(has: set[str]) -> Iterator[tuple[str, str]]:
+def _mid_names(has: Set[str]) -> Iterator[tuple[str, str]]:
     """A middle block without attention closes up, as LDM's students with one ResNet there are saved."""
     resnets = [f"mid_block.resnets.{i}" for i in (0, 1) if f"mid_block.resnets.{i}" in has]
     if "mid_block.attentions.0" in has:

@@ -9,11 +9,12 @@ import torch
 from torch import nn
 
 from asdm.models import ldm_names
+from asdm.models.adapters import Surgery, fit_lora
 from asdm.models.families import Family
 from asdm.models.loaders import LAYOUTS
-from asdm.models.loading import weights_sha256
-from asdm.records.build import BuildResult
-from asdm.utils.io import read_json, whole_file
+from asdm.models.loading import meta_unet, weights_sha256
+from asdm.records.build import BuildResult, ExportResult
+from asdm.utils.io import read_json, sha256_of_file, whole_file
 
 MARK = "asdm.unet."  # before diffusers' names, where a plain UNet would be another model
 ARCHITECTURES = {"SD 1": "stable-diffusion-v1", "SD 2": "stable-diffusion-v2", "SDXL": "stable-diffusion-xl-v1-base"}
@@ -127,3 +128,49 @@ def metadata(
         "format": "pt", **facts, **spec, "asdm.layout": layout, "asdm.unet_class": type(unet).__name__,
         "asdm.unet_config": json.dumps(config), "asdm.lora_names": json.dumps(dict(lora)),
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- LoRA
+
+
+def convert_lora(family: Family, file: Path, output: Path, layout: str, force: bool = False) -> ExportResult:
+    """Write a teacher's LoRA with the names of a student's folder, in the naming that it has.
+
+    Raises ValueError for a file that is no LoRA of the teacher, one that was converted already, and a folder that is
+    not a student's.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    done = surgery_of(family)
+    if not file.is_file() or file.suffix != ".safetensors":
+        raise ValueError(f"{file} is not a .safetensors file; name a LoRA.")
+    try:
+        with safe_open(file, "pt") as opened:
+            facts, weights = opened.metadata() or {}, {name: opened.get_tensor(name) for name in list(opened.keys())}
+    except SafetensorError as error:
+        raise ValueError(f"{file} cannot be read: {error}.") from None
+    if "asdm.lora_for" in facts:
+        raise ValueError(f"{file} was converted already, for {facts['asdm.lora_for']}; name the original.")
+    if not any("lora" in name for name in weights):
+        raise ValueError(f"{file} is not a LoRA: none of its names has 'lora' in it.")
+    try:
+        fitted = fit_lora(weights, done, layout)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    own = {"asdm.lora_for": family.name, "asdm.source_sha256": sha256_of_file(file), "asdm.base_model": family.name}
+    write(output, fitted.weights, {"format": "pt"} | facts | own, force)
+    return ExportResult(
+        family=family.name, to="lora", dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."),
+        params=sum(tensor.numel() for tensor in fitted.weights.values()), left_out=fitted.left_out,
+        source_sha256=own["asdm.source_sha256"],
+    )  # fmt: skip
+
+
+def surgery_of(family: Family) -> Surgery:
+    """What was done to the teacher of a student's folder; raises ValueError for a folder that is not a student's."""
+    if built := build_result(family):
+        return built
+    applied = getattr(meta_unet(family), "applied", None)
+    if applied is None:
+        raise ValueError(f"{family.name} is not a student's folder: it has neither build.json nor edits in its config.")
+    return applied

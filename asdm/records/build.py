@@ -87,4 +87,5 @@ class ExportResult(Record, schema="asdm.export/1"):
     source_sha256: str | None = later(None)  # of the exported UNet's weights
     base_model: str | None = later(None)
     license: str | None = later(None)
+    left_out: tuple[str, ...] = later(())  # a LoRA's modules that the student has no place for
     marked: bool = later(False)  # a single file under keys that no other program takes for a Stable Diffusion's

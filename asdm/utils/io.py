@@ -77,6 +77,12 @@ def sha256_of(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
+def sha256_of_file(path: Path) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
 def brief(value: Any) -> str:
     """A value as an error message shows it: text as it is, anything else as JSON, cut to 60 characters."""
     text = value if isinstance(value, str) else json.dumps(value)

@@ -1,11 +1,10 @@
 """LoRA and ControlNet made for a teacher, on its students."""
 
-from __future__ import annotations
-
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from asdm.models import student as students
+from asdm.models import export as exporter, ldm_names, student as students
 from asdm.models.adapters import fit_control, fit_lora
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
@@ -51,10 +50,50 @@ def test_lora_weights_follow_their_modules_and_the_rest_is_named(tiny_unet):
     assert "text_encoder.x.lora_A.weight" in fitted
 
 
-def test_lora_in_another_naming_is_refused(tiny_unet):
+def as_kohya(name: str) -> str:
+    return "lora_unet_" + name.replace(".", "_") + ".lora_down.weight"
+
+
+def test_a_lora_keeps_its_naming(tiny_unet):
+    """diffusers' names as kohya's trainer writes them, and LDM's, which that trainer uses for SDXL."""
     _, applied = build(tiny_unet, *PAIR)
-    with pytest.raises(ValueError, match=r"lora_unet_mid_block_x is not in diffusers' naming; pass it through"):
-        fit_lora({"lora_unet_mid_block_x": 0}, applied)
+    q = "transformer_blocks.0.attn1.to_q"
+    ldm = {unit: name for unit, name in ldm_names.unet_names(tiny_unet).items() if unit.endswith(f"{q}.weight")}
+    moved, gone = f"up_blocks.3.attentions.2.{q}", f"up_blocks.3.attentions.1.{q}"
+    of_ldm = [as_kohya(ldm[f"{unit}.weight"].removesuffix(".weight")) for unit in (moved, gone)]
+    assert of_ldm[0].startswith("lora_unet_output_blocks_11_1_")
+    weights = dict.fromkeys([as_kohya(moved), as_kohya(gone), *of_ldm, "lora_te_text_model_x.alpha"], 0)
+    fitted, left_out = fit_lora(weights, applied)
+    student = dict(ldm_names.unet_names(build(tiny_unet, *PAIR)[0]))
+    now = student[f"up_blocks.3.attentions.1.{q}.weight"].removesuffix(".weight")
+    assert now.startswith("output_blocks.10.1.")
+    assert set(fitted) == {
+        as_kohya(f"up_blocks.3.attentions.1.{q}"), as_kohya(now), "lora_te_text_model_x.alpha"
+    }  # fmt: skip
+    assert left_out == tuple(name.removeprefix("lora_unet_").partition(".")[0] for name in (as_kohya(gone), of_ldm[1]))
+
+
+def test_a_lora_of_another_model_is_refused(tiny_unet):
+    _, applied = build(tiny_unet, *PAIR)
+    with pytest.raises(ValueError, match="lora_unet_double_blocks_0_x names no module of the teacher"):
+        fit_lora({"lora_unet_double_blocks_0_x": 0}, applied)
+
+
+def test_a_converted_lora_changes_the_same_modules(tiny_unet, tmp_path):
+    """As a file: fused into the student it gives what the teacher's gives in the module that moved."""
+    student, applied = build(tiny_unet, *PAIR, GRI)
+    student.save_pretrained(tmp_path / "student")
+    lora = {name: tensor.contiguous() for name, tensor in lora_of(tiny_unet).items()}
+    save_file(lora, tmp_path / "style.safetensors", {"ss_tag": "style"})
+    result = exporter.export(str(tmp_path / "student"), "onnx", tmp_path / "own.safetensors",
+                             lora=tmp_path / "style.safetensors")  # fmt: skip
+    assert load_file(tmp_path / "own.safetensors").keys() == fit_lora(lora, applied).weights.keys()
+    assert "4 modules are not in the student" in exporter.describe(result, tmp_path / "own.safetensors")
+    with pytest.raises(ValueError, match=r"own\.safetensors was converted already"):
+        exporter.export(str(tmp_path / "student"), "onnx", tmp_path / "again.safetensors",
+                        lora=tmp_path / "own.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match="mini is not a student's folder"):
+        exporter.export("mini", "onnx", tmp_path / "again.safetensors", lora=tmp_path / "style.safetensors")
 
 
 def test_a_pipeline_with_a_student_loads_the_teachers_lora(tiny_unet):

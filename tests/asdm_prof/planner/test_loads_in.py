@@ -116,7 +116,7 @@ def test_planned_students_load(program: str) -> None:
     profile, config = synthetic.profile(), load_family("sd15").unet
     problem, _, _ = planner.prepare(profile, {"latency": "1.0"}, programs=(program,))
     plans = frontier.stepped_frontier(problem, {}, "latency", 10)
-    assert len(plans) > (1 if program == "sdcpp" else 4)
+    assert len(plans) > 1
     for solution in plans:
         shape = loaders.structure_of(config, resolve(profile.topology, problem.edits(solution.chosen)))
         assert loaders.loads_in(shape, program)
