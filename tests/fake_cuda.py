@@ -75,6 +75,7 @@ class FakeCuda:
 
         class Stream:
             def __init__(self, device: Any = None) -> None:
+                self.cuda_stream = id(self)
                 self.card = fake.number(device if torch.device(device or "cuda").type == "cuda" else None)
 
             def wait_stream(self, other: Any) -> None:

@@ -100,7 +100,9 @@ def environment(device: str, threads: int) -> dict[str, str]:
     if is_gpu(device):
         from asdm.measure import gpu
 
-        facts |= gpu.facts(device)
+        facts |= gpu.facts(device) | {"tensorrt": package_version("tensorrt")}
+        if facts["onnxruntime"] == "not installed":
+            facts["onnxruntime"] = package_version("onnxruntime-gpu")
     return facts
 
 

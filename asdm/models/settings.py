@@ -21,8 +21,8 @@ Size = Annotated[int | None, Option("Pixels per side; default: the size the fami
 Backend = Annotated[
     str,
     Option(
-        "eager, cudagraph, compiled, compiled:reduce-overhead, compiled:max-autotune, onnxruntime, openvino, or fake "
-        "(made-up times, needs no weights).",
+        "eager, cudagraph, compiled, compiled:reduce-overhead, compiled:max-autotune, onnxruntime, tensorrt, openvino, "
+        "or fake (made-up times, needs no weights).",
         seam="asdm.measure.backends",
     ),
 ]

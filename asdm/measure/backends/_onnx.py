@@ -74,22 +74,25 @@ class Call(nn.Module):
 # ---------------------------------------------------------------------------------------------- export
 
 
-def cached(module: nn.Module, inputs: dict[str, Any]) -> Path:
+def cached(module: nn.Module, inputs: dict[str, Any], keep_fp16: bool = False) -> Path:
     """The graph file of a call with these shapes, exported unless it is in the cache."""
     needed_bytes = sum(p.numel() * 4 for p in module.parameters()) + SPARE_BYTES
-    return get_or_make(key_of(module, inputs), needed_bytes, lambda at: export(module, inputs, at)) / MODEL
+    key = key_of(module, inputs) + ("-fp16" if keep_fp16 else "")
+    return get_or_make(key, needed_bytes, lambda at: export(module, inputs, at, keep_fp16=keep_fp16)) / MODEL
 
 
-def export(module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: str | None = None) -> Path:
-    """Write `model.onnx` with its weights beside it, in fp32 whatever the module's dtype.
+def export(
+    module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: str | None = None, keep_fp16: bool = False
+) -> Path:
+    """Write `model.onnx` with its weights beside it, in fp32 whatever the module's dtype, or fp16 as it is.
 
     With `batch_name`, the first dimension of every input is free and is called so. Raises ValueError where the
     graph cannot be made, in one sentence with the exporter's reason.
     """
     call = Call(module, inputs)
-    if any(p.dtype != torch.float32 for p in module.parameters()):
+    if not keep_fp16 and any(p.dtype != torch.float32 for p in module.parameters()):
         call = copy.deepcopy(call).float()
-    tensors = tuple(t.float() if t.is_floating_point() else t for t in call.tensors)
+    tensors = tuple(t.float() if t.is_floating_point() and not keep_fp16 else t for t in call.tensors)
     free = ({0: torch.export.Dim(batch_name, min=1, max=1 << 16)},) * len(tensors) if batch_name else None
     with _quiet(), _frozen(call), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(

@@ -22,7 +22,7 @@ DTYPES, DEVICES = ("fp32", "bf16", "fp16"), ("cuda",)
 WARM_UPS = 3  # calls before a capture, in which the libraries allocate and choose their kernels
 
 
-def check() -> None:
+def check(dtype: str, device: str) -> None:
     """Raises ValueError where events cannot be recorded inside a graph."""
     if torch.version.hip:
         raise ValueError("cudagraph reads events inside a CUDA graph, which ROCm does not offer; choose eager.")

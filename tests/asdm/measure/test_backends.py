@@ -20,11 +20,8 @@ from asdm.unet.surgery import replacement_for
 from asdm.utils import registry
 from tests.conftest import SMALL, SMALLEST, hooks_on, make_unet, unet_args
 
-BACKENDS = [
-    name
-    for name in registry.names("asdm.measure.backends")
-    if "cpu" in (registry.load("asdm.measure.backends", name).DEVICES or ("cpu",))
-]
+ON_A_GPU = ("cudagraph", "tensorrt")  # whose tests are in test_gpu.py and test_gpu_runtimes.py
+BACKENDS = [name for name in registry.names("asdm.measure.backends") if name not in ON_A_GPU]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -125,7 +122,7 @@ def relative(out: torch.Tensor, expected: torch.Tensor) -> float:
     [
         ("onnxruntime", "bf16", "cpu", "onnxruntime does not support the dtype bf16 here; choose from fp32"),
         ("openvino", "fp16", "cpu", "openvino does not support the dtype fp16 here; choose from fp32"),
-        ("onnxruntime", "fp32", "cuda:0", "onnxruntime does not support the device cuda:0 here; choose from cpu"),
+        ("openvino", "fp32", "cuda:0", "openvino does not support the device cuda:0 here; choose from cpu"),
         ("vulkan", "fp32", "cpu", "unknown name 'vulkan' in backends; choose from compiled, cudagraph, eager"),
     ],
 )
@@ -270,7 +267,7 @@ def test_times_are_shares_of_the_observed_call_scaled_to_the_bare_one(small: nn.
 def test_a_graph_is_exported_once_and_anew_when_a_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     exported: list[Path] = []
 
-    def export(module: nn.Module, inputs: dict[str, Any], folder: Path) -> None:
+    def export(module: nn.Module, inputs: dict[str, Any], folder: Path, keep_fp16: bool) -> None:
         exported.append(folder)
 
     monkeypatch.setattr(_onnx, "export", export)
@@ -283,6 +280,7 @@ def test_a_graph_is_exported_once_and_anew_when_a_weight_changes(monkeypatch: py
     assert _onnx.cached(unet, inputs) != first
     assert _onnx.cached(unet, unet_args(batch=2)) != first
     assert len(exported) == 3
+    assert _onnx.cached(unet, inputs, keep_fp16=True) != _onnx.cached(unet, inputs)
 
 
 def test_a_call_does_not_change_the_key_and_a_replaced_unit_does(tiny_unet: nn.Module) -> None:
