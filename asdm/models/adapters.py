@@ -85,6 +85,33 @@ def _prefixes(name: str) -> Iterator[str]:
     yield from (name[:i] for i in reversed(ends))
 
 
+# ---------------------------------------------------------------------------------------------- IP-Adapter
+
+
+def fit_ip_adapter(weights: Mapping[str, Any], teacher: Any, student: Any, done: Surgery) -> dict[str, Any]:
+    """A teacher's IP-Adapter for its student: its keys are positions among the cross-attentions, which move up.
+
+    `weights` has `image_proj` and `ip_adapter`, as `load_ip_adapter` takes them; `teacher` may be on the meta device.
+    Raises ValueError for an adapter that was made for another number of cross-attentions.
+    """
+    places = {name: 2 * i + 1 for i, name in enumerate(_cross_attentions(teacher))}
+    adapter = weights["ip_adapter"]
+    given = {int(key.partition(".")[0]) for key in adapter}
+    if given != set(places.values()):
+        raise ValueError(f"the IP-Adapter is for {len(given)} cross-attentions, and the teacher has {len(places)}.")
+    own: dict[str, Any] = {}
+    for i, name in enumerate(_cross_attentions(student)):
+        part = next(part for part in _prefixes(name) if part in done.name_map)
+        place = places[done.name_map[part] + name[len(part) :]]
+        found = {key: value for key, value in adapter.items() if key.startswith(f"{place}.")}
+        own |= {f"{2 * i + 1}.{key.partition('.')[2]}": value for key, value in found.items()}
+    return {**weights, "ip_adapter": own}
+
+
+def _cross_attentions(unet: Any) -> list[str]:
+    return [name for name in unet.attn_processors if not name.endswith("attn1.processor")]
+
+
 # ---------------------------------------------------------------------------------------------- ControlNet
 
 _ARGUMENTS = tuple(inspect.signature(UNet2DConditionModel.forward).parameters)[1:]
