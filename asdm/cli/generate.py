@@ -1,7 +1,6 @@
-"""`asdm generate`: one picture from a prompt."""
+"""`asdm generate`: pictures from prompts."""
 
-from __future__ import annotations
-
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
@@ -15,26 +14,47 @@ from asdm.utils import console, io
 
 @from_settings
 def generate(
-    prompt: Annotated[str, typer.Argument(help="What to draw.")],
+    prompts: Annotated[list[str], typer.Argument(help="What to draw; one picture for each.")],
     *,
-    output: Annotated[Path, typer.Option("-o", "--output", help="PNG file to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="PNG file to write; numbered (-1, -2, …) for several prompts.")
+    ],
     family: Annotated[str, typer.Option(help=FAMILY)] = "mini",
     student: Annotated[
         str | None, typer.Option(help="Folder of a student whose UNet draws instead of the family's.")
     ] = None,
-    settings: Annotated[GenerateSettings, Without("threads", "batch")],
+    size: Annotated[
+        str | None, typer.Option(help="Pixels per side, or WIDTHxHEIGHT; default: the size the family was made for.")
+    ] = None,
+    settings: Annotated[GenerateSettings, Without("threads", "batch", "size")],
     force: Force = False,
 ) -> None:
-    """Draw one picture from a prompt, with a family's UNet or a student's."""
+    """Draw a picture for each prompt, with a family's UNet or a student's."""
     if output.suffix != ".png":
         raise ValueError(f"the output must be a .png file, got {output}.")
-    io.check_writable(output, force)
+    several = len(prompts) > 1
+    files = [output.with_stem(f"{output.stem}-{i + 1}") if several else output for i in range(len(prompts))]
+    for file in files:
+        io.check_writable(file, force)
+    width, height = sides(size)
+    settings = replace(settings, size=width, height=height)
     from asdm.models import pipeline
     from asdm.models.families import load_family
 
     with console.progress("Generating", "steps") as tell:
-        picture = pipeline.generate(load_family(family), prompt, settings, student, tell)
-    stream = BytesIO()
-    picture.save(stream, format="PNG")
-    io.write_whole(output, stream.getvalue(), force)
-    console.say(f"Wrote {output}")
+        pictures = pipeline.generate(load_family(family), prompts, settings, student, tell)
+    for file, picture in zip(files, pictures, strict=True):
+        stream = BytesIO()
+        picture.save(stream, format="PNG")
+        io.write_whole(file, stream.getvalue(), force)
+        console.say(f"Wrote {file}")
+
+
+def sides(text: str | None) -> tuple[int | None, int | None]:
+    """`512` or `512x768` as width and height in pixels; raises ValueError for anything else."""
+    if text is None:
+        return None, None
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise ValueError(f"size must be pixels per side (512) or WIDTHxHEIGHT (512x768), got {text!r}.")
+    return int(parts[0]), int(parts[-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from asdm.models import drawing
 from asdm.models.components import components_of
-from asdm.models.example_inputs import latent_size
 from asdm.models.execution import RANDOM, check_setup, dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.loading import default_weights, load_unet, materialise
@@ -43,17 +44,18 @@ def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
 
 def generate(
     family: Family,
-    prompt: str,
+    prompts: Sequence[str],
     settings: GenerateSettings = GenerateSettings(),
     student: str | None = None,
     tell: Tell = lambda *_: None,
-) -> Any:
-    """One image (PIL) of a prompt, by the family's UNet or by that of the folder `student`.
+) -> list[Any]:
+    """One image (PIL) for each prompt, by the family's UNet or by that of the folder `student`.
 
-    The noise depends on the seed alone. Raises ValueError for settings out of bounds and for another family's student.
+    The noise depends on the seed and the place in `prompts` alone. Raises ValueError for settings out of bounds and for
+    another family's student.
     """
     check_setup(settings)
-    side = latent_size(family, settings.size) * family.vae_factor
+    drawing.check(family, settings)
     tell("loading", 0, None)
     unet_family = load_family(student) if student else family
     for key in ("in_channels", "cross_attention_dim"):
@@ -65,20 +67,7 @@ def generate(
     weights = student or settings.weights or default_weights(family)
     unet = load_unet(unet_family, weights, settings.device, settings.dtype, settings.seed)
     pipe = pipeline(family, unet, settings)
-
-    def after_step(_: Any, step: int, __: Any, values: dict[str, Any]) -> dict[str, Any]:
-        tell("drawing", step + 1, None)
-        return values
-
-    return pipe(
-        prompt,
-        num_inference_steps=settings.steps,
-        guidance_scale=family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
-        height=side,
-        width=side,
-        generator=torch.Generator().manual_seed(settings.seed),
-        callback_on_step_end=after_step,
-    ).images[0]
+    return drawing.draw(pipe, family, prompts, settings, student, tell)
 
 
 def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:

@@ -41,6 +41,13 @@ class Setup:
     size: Size = None
 
 
+SCHEDULERS = {
+    "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler", "heun": "HeunDiscreteScheduler",
+    "dpm": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class GenerateSettings(Setup):
     """How `asdm generate` draws a picture."""
@@ -49,3 +56,23 @@ class GenerateSettings(Setup):
     guidance_scale: Annotated[
         float | None, Option("Classifier-free guidance scale; default: the family's.", at_least=0)
     ] = None
+    negative_prompt: Annotated[str | None, Option("What not to draw.", flag="--negative")] = None
+    scheduler: Annotated[
+        str | None,
+        Option(
+            "ddim, ddpm, pndm, euler, euler_a, heun, dpm, unipc or lcm; default: the weights' own.",
+            choices=tuple(SCHEDULERS),
+        ),
+    ] = None
+    init_image: Annotated[str | None, Option("Image file to begin from instead of noise.")] = None
+    strength: Annotated[
+        float, Option("How much of the initial image is redrawn, up to 1 (all of it).", above=0, at_most=1)
+    ] = 0.8
+    control: Annotated[str | None, Option("Folder or hub id of a ControlNet of the family.")] = None
+    control_image: Annotated[str | None, Option("Image file for the ControlNet.")] = None
+    height: int | None = None  # where pictures are not square; `size` is their width then
+
+    @property
+    def width_and_height(self) -> tuple[int | None, int | None]:
+        """Pixels; None: the family's own size."""
+        return self.size, self.size if self.height is None else self.height

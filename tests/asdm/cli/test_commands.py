@@ -1,7 +1,5 @@
 """`asdm generate` and `asdm bench --quality` as their users type them, on the mini that ships."""
 
-from __future__ import annotations
-
 import base64
 import json
 from pathlib import Path
@@ -9,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
+from asdm.models.families import Family, load_family
+from asdm.models.loading import load_unet
 from tests.commands import files_in
 
 
@@ -34,6 +35,12 @@ def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_pat
         (["-o", "there.png"], "there.png exists; name another output or add --force."),
         (["-o", "x.png", "--steps", "0"], "steps must be at least 1, got 0."),
         (["-o", "x.png", "--size", "60"], "size 60 does not fit mini: choose a multiple of 32 pixels, such as 64."),
+        (["-o", "x.png", "--size", "64x60"], "size 60 does not fit mini"),
+        (["-o", "x.png", "--size", "64x"], "size must be pixels per side (512) or WIDTHxHEIGHT (512x768), got '64x'."),
+        (["-o", "x.png", "--init-image", "there.png"], "there.png is not an image file."),
+        (["-o", "x.png", "--control", "net/"], "give both --control and --control-image"),
+        (["-o", "x.png", "--scheduler", "k_lms"], "unknown scheduler 'k_lms'; choose from ddim, ddpm"),
+        (["-o", "x.png", "--strength", "0"], "strength must be above 0, got 0.0."),
         (["-o", "x.png", "--family", "sd16"], "unknown family 'sd16'; choose from"),
         (["-o", "x.png", "--student", "nowhere/"], "nowhere/ does not exist"),
     ],
@@ -46,6 +53,38 @@ def test_what_cannot_be_drawn_is_said_in_one_sentence(run: Any, tmp_path: Path, 
     assert "Traceback" not in done.err
     assert files_in(tmp_path) == ["there.png"]
     assert (tmp_path / "there.png").read_text() == "mine"
+
+
+def test_pictures_of_all_kinds(run: Any, tmp_path: Path) -> None:
+    """Several prompts, another shape, a sampler, a negative prompt, from an image and with a ControlNet."""
+    family = load_family("mini")
+    net = ControlNetModel.from_unet(unet_of(family), conditioning_embedding_out_channels=(16, 32, 96))
+    net.save_pretrained(tmp_path / "net")
+    assert run("asdm", "build", "bk_sdm_tiny", "--teacher", "mini", "-o", "student").code == 0
+
+    def draw(name: str, *more: str) -> np.ndarray:
+        done = run("asdm", "generate", "a red heart", "-o", name, "--steps", "2", *more)
+        assert done.code == 0, done.err
+        return np.asarray(Image.open(tmp_path / name))
+
+    plain = draw("plain.png")
+    assert draw("wide.png", "--size", "96x64", "--negative", "yellow", "--scheduler", "euler").shape == (64, 96, 3)
+    start = np.asarray(Image.open(tmp_path / "wide.png").resize((64, 64), Image.Resampling.LANCZOS)).astype(float)
+    near = draw("near.png", "--init-image", "wide.png", "--strength", "0.5")
+    assert np.abs(near - start).mean() < np.abs(plain - start).mean()
+    student = draw("student.png", "--student", "student")
+    control = ["--control", "net", "--control-image", "plain.png"]
+    assert (draw("controlled.png", "--student", "student", *control) == student).all()  # its convolutions are zero
+    assert draw("both.png", *control, "--init-image", "wide.png").shape == (64, 64, 3)
+    assert run("asdm", "generate", "a red heart", "a moon", "-o", "two.png", "--steps", "1").code == 0
+    one, two = (np.asarray(Image.open(tmp_path / f"two-{i}.png")) for i in (1, 2))
+    assert (one != two).any()
+
+
+def unet_of(family: Family) -> UNet2DConditionModel:
+    unet = load_unet(family, str(family.folder))
+    assert isinstance(unet, UNet2DConditionModel)
+    return unet
 
 
 def test_a_student_draws_and_is_judged_beside_its_teacher(run: Any, tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""What `asdm generate` does with a pipeline: text to image, image to image, with a ControlNet, by any sampler."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from asdm.models.adapters import fit_control
+from asdm.models.example_inputs import latent_size
+from asdm.models.execution import dtype_of
+from asdm.models.families import Family
+from asdm.models.loading import meta_unet
+from asdm.models.settings import SCHEDULERS, GenerateSettings
+from asdm.models.student import StudentUNet
+from asdm.plan.edits import PruningPlan
+from asdm.unet import blocks
+from asdm.unet.surgery import resolved_on
+from asdm.utils.progress import Tell
+
+
+def draw(
+    pipe: Any, family: Family, prompts: Sequence[str], settings: GenerateSettings, student: str | None, tell: Tell
+) -> list[Any]:
+    """One image (PIL) for each prompt; the i-th has seed `settings.seed` + i.
+
+    Raises ValueError for what `check` refuses, and for a ControlNet that cannot be used.
+    """
+    width, height = check(family, settings)
+    options: dict[str, Any] = {
+        "num_inference_steps": settings.steps,
+        "guidance_scale": family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale,
+        "negative_prompt": settings.negative_prompt,
+    }
+    if settings.scheduler:
+        pipe.scheduler = _scheduler(pipe, settings.scheduler)
+    pipe, images = _with_images(pipe, family, settings, student, (width, height))
+    options |= images
+    if settings.init_image is None:  # an initial image has its own size
+        options |= {"height": height, "width": width}
+    steps = settings.steps if settings.init_image is None else max(1, int(settings.steps * settings.strength))
+    pictures = []
+    for i, prompt in enumerate(prompts):
+
+        def after_step(_: Any, step: int, __: Any, values: dict[str, Any], done: int = i * steps) -> dict[str, Any]:
+            tell("drawing", done + step + 1, None)
+            return values
+
+        generator = torch.Generator().manual_seed(settings.seed + i)
+        pictures += pipe(prompt, generator=generator, callback_on_step_end=after_step, **options).images
+    return pictures
+
+
+def check(family: Family, settings: GenerateSettings) -> tuple[int, int]:
+    """Width and height in pixels.
+
+    Raises ValueError for a size that the family does not take, files that are no images, and half a ControlNet.
+    """
+    width, height = (latent_size(family, side) * family.vae_factor for side in settings.width_and_height)
+    for path in filter(None, (settings.init_image, settings.control_image)):
+        picture(path, (width, height))
+    if bool(settings.control) != bool(settings.control_image):
+        raise ValueError("a ControlNet needs its folder and an image; give both --control and --control-image.")
+    return width, height
+
+
+def _scheduler(pipe: Any, name: str) -> Any:
+    import diffusers
+
+    return getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+
+
+def _with_images(
+    pipe: Any, family: Family, settings: GenerateSettings, student: str | None, size: tuple[int, int]
+) -> tuple[Any, dict[str, Any]]:
+    """The pipeline for what images there are, and its options for them."""
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForText2Image
+
+    if settings.control is None and settings.init_image is None:
+        return pipe, {}
+    more = {"controlnet": _controlnet(pipe, family, settings, student)} if settings.control else {}
+    options: dict[str, Any] = {}
+    maker: Any = AutoPipelineForText2Image
+    if settings.init_image:
+        maker = AutoPipelineForImage2Image
+        options |= {"image": picture(settings.init_image, size), "strength": settings.strength}
+    if settings.control_image:
+        options["control_image" if settings.init_image else "image"] = picture(settings.control_image, size)
+    changed = maker.from_pipe(pipe, **more)
+    changed.set_progress_bar_config(disable=True)
+    return changed, options
+
+
+def picture(path: str, size: tuple[int, int]) -> Any:
+    """An image file in RGB at a size in pixels; raises ValueError where it is none."""
+    from PIL import Image
+
+    try:
+        with Image.open(path) as opened:
+            return opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    except (OSError, ValueError):
+        raise ValueError(f"{path} is not an image file.") from None
+
+
+def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: str | None) -> Any:
+    """A teacher's ControlNet, and a plain student made to take its residuals (a `StudentUNet` does so by itself)."""
+    from diffusers import ControlNetModel
+
+    try:
+        control = ControlNetModel.from_pretrained(str(settings.control), torch_dtype=dtype_of(settings.dtype))
+    except (OSError, ValueError) as error:
+        first = str(error).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"cannot load a ControlNet from {settings.control}: {first}.") from None
+    width = control.config.cross_attention_dim
+    if width != family.unet.get("cross_attention_dim"):
+        raise ValueError(
+            f"{settings.control} is not a ControlNet for {family.name}: its cross_attention_dim is {width}, not "
+            f"{family.unet.get('cross_attention_dim')}."
+        )
+    factor = 2 ** (len(control.config.conditioning_embedding_out_channels) - 1)
+    if factor != family.vae_factor:
+        raise ValueError(
+            f"{settings.control} is not a ControlNet for {family.name}: it takes {factor} pixels per latent pixel, not "
+            f"{family.vae_factor}."
+        )
+    plan = Path(student) / "plan.json" if student else None
+    if plan and plan.exists() and not isinstance(pipe.unet, StudentUNet):
+        teacher = meta_unet(family)
+        fit_control(pipe.unet, blocks.skips(teacher), resolved_on(teacher, PruningPlan.load(plan)))
+    return control.to(settings.device).eval()
