@@ -2,10 +2,10 @@
 
     python -m benchmarks.distillation -o reports/sd15/distillation.json --size 256
 
-The plain loop is what BK-SDM's script does: the teacher, and a student with its own memory in which everything learns
-from denoising + output + features. The other two train the combined UNet of the same plan, in which the shallow blocks
-learn and the rest is the teacher's memory: `end_to_end` with semantic-aware supervision, `blockwise` on the teacher's
-inputs and outputs.
+The plain loop is what BK-SDM's script does: the teacher, on an accelerator in autocast's half precision, and a student
+with its own memory in which everything learns from denoising + output + features. The other two train the combined UNet
+of the same plan, in which the shallow blocks learn and the rest is the teacher's memory: `end_to_end` with
+semantic-aware supervision, `blockwise` on the teacher's inputs and outputs.
 
 Each turn is a fresh process, so that peak memory is one loop's alone, in the order A B B A …, so that drift of the
 machine affects both. Weights and inputs are random: neither time nor memory depends on their values.
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from asdm.cli.options import Force, from_settings
-from asdm.distill import losses, recipes
+from asdm.distill import losses, precision, recipes
 from asdm.distill.losses import perceptual
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_ema, make_optimizer
@@ -116,8 +116,11 @@ def run_loop(name: str, values: Mapping[str, Any]) -> Turn:
         optimizer.zero_grad(set_to_none=True)
         average.step(parameters)
 
-    step()  # the first one allocates the optimizer's moments
-    times = tuple(clocks.timed(step, clock) for _ in range(settings.steps))
+    training = training_settings(settings)
+    frozen = precision.frozen_in(precision.frozen_dtype(training), model.teacher, model.student)
+    with precision.torch_settings(training), frozen:
+        step()  # the first one allocates the optimizer's moments
+        times = tuple(clocks.timed(step, clock) for _ in range(settings.steps))
     peak = _peak(settings.device)
     return Turn(step_s=times, peak_bytes=peak, peak_above_start_bytes=peak - start,
                 trainable=sum(p.numel() for p in parameters))  # fmt: skip
@@ -145,10 +148,17 @@ def make_loop(name: str, settings: LoopSettings) -> tuple[DistillationTask, Any,
     objective = Objective(
         terms=terms, places=places, prediction_type=family.prediction_type, mode=stage.mode, networks=networks
     )
-    training = DistillSettings(data="none", steps=2, device=settings.device)
+    training = training_settings(settings)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = make_optimizer(parameters, training)
     return DistillationTask(student.train(), teacher, applied, objective), optimizer, make_ema(parameters, training)
+
+
+def training_settings(settings: LoopSettings) -> DistillSettings:
+    """The loop as a run of `asdm distill`, which takes its precision and its optimizer from these."""
+    return DistillSettings(
+        data="none", steps=2, device=settings.device, dtype=settings.dtype, size=settings.size, batch=settings.batch
+    )
 
 
 def _peak(device: str) -> int:

@@ -76,7 +76,8 @@ def _run(
     finally:
         console.emit(run.table(files, chosen), console.Format.md)
         print()
-        console.emit(rows(files), console.Format.md)
+        if figures := rows(files):
+            console.emit(figures, console.Format.md)
     if any(row["state"] not in ("done", "refused") for row in run.table(files, chosen)):
         raise typer.Exit(console.FAILED)
 

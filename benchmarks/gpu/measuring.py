@@ -167,9 +167,7 @@ def memory(context: Context) -> list[Part]:
 
 def _memory(context: Context) -> MemoryCheck:
     context.require_gpu("torch keeps count of a GPU's memory alone")
-    import torch
-
-    from asdm.measure import machine
+    from asdm.measure import gpu, machine
     from asdm.models import example_inputs, loading
     from asdm.models.families import load_family
     from asdm.unet import flops
@@ -181,12 +179,9 @@ def _memory(context: Context) -> MemoryCheck:
         for batch in (1, 2, 8):
             counted = flops.count(shapes, (), example_inputs.unet_inputs(family, batch, device="meta", dtype=dtype))
             inputs = example_inputs.unet_inputs(family, batch, device=context.device, dtype=dtype)
-            unet(**inputs)
-            torch.cuda.synchronize(context.device)
-            torch.cuda.reset_peak_memory_stats(context.device)
-            unet(**inputs)
-            torch.cuda.synchronize(context.device)
-            measured = int(torch.cuda.max_memory_allocated(context.device))
+            call = partial(unet, **inputs)
+            call()
+            measured = gpu.peak_bytes(call, context.device, counted.parameter_bytes)
             cases.append(MemoryCase(batch=batch, counted_bytes=counted.peak_memory_bytes, measured_bytes=measured))
     return MemoryCheck(family=family.name, dtype=dtype, size=family.size, cases=tuple(cases))
 

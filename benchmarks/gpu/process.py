@@ -8,12 +8,14 @@ import traceback
 from importlib import import_module
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from asdm.measure import machine
 from asdm.measure.device import use_device
 from asdm.utils import console
-from asdm.utils.io import Frozen, utc_now
+from asdm.utils.io import Frozen, first_problem, utc_now
 from benchmarks.gpu.context import Context, Part, Refused
-from benchmarks.gpu.records import Files, PartRun, StageFile, StageRun
+from benchmarks.gpu.records import Files, PartRun, StageFile, StageRun, State
 
 AGAIN = 75  # exit code: a part broke this process, perhaps the GPU's context with it; others are left
 
@@ -120,18 +122,17 @@ def measure(part: Part, stage: Stage) -> bool:
     stage.put(part.name, PartRun())
     began = time.monotonic()
 
-    def ended(state: str, error: BaseException | None = None) -> None:
-        message = "" if error is None else sentence(error)
-        seconds = time.monotonic() - began
+    def ended(state: State, error: BaseException) -> None:
+        message, seconds = sentence(error), time.monotonic() - began
         stage.put(part.name, PartRun(state=state, message=message, seconds=seconds))
-        console.say(f"{stage.job.stage}: {part.name} {state} after {seconds:.0f} s{': ' * bool(message)}{message}")
+        console.say(f"{stage.job.stage}: {part.name} {state} after {seconds:.0f} s: {message}")
 
     try:
         result = part.measure()
     except Refused as error:
         ended("refused", error)
     except KeyboardInterrupt:
-        ended("interrupted")
+        ended("interrupted", ValueError("it was interrupted"))
         raise
     except ValueError as error:
         ended("failed", error)
@@ -146,6 +147,8 @@ def measure(part: Part, stage: Stage) -> bool:
 
 def sentence(error: BaseException) -> str:
     """The first line of what an error says, with its type where that is not plain."""
+    if isinstance(error, ValidationError):
+        return f"{error.title}: {first_problem(error)}"
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else ""
     return text if isinstance(error, ValueError) and text else f"{type(error).__name__}: {text}".rstrip(": ")

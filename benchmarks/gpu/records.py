@@ -42,6 +42,7 @@ class PrecisionRun(Record, schema="asdm.gpu-precision/1"):
     """`asdm.gpu-precision/1`: one distillation of the mini, and the same killed in its middle and resumed."""
 
     dtype: str
+    deterministic: bool
     steps: int
     batch: int
     seconds: float  # of the unbroken run's steps
@@ -69,7 +70,7 @@ class TrainingCost(Record, schema="asdm.gpu-training/1"):
 
     cost: SerializeAsAny[Annotated[Record, BeforeValidator(lambda value: result_of(value, "cost"))]]
     macs_ratio: float  # MACs of a plain step / of ours: the speed-up if every MAC took the same time
-    estimated_bytes: int  # what `asdm distill --dry-run` says of our step, without the frozen encoders
+    estimated_bytes: int  # what `asdm distill --dry-run` says of our step, without encoding
     smaller_because: str = later("")  # why the batch is smaller than was asked for
 
 

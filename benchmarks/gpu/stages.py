@@ -21,7 +21,7 @@ def _stage(name: str, title: str, file: str, limit_s: float, module: str = "meas
 
 STAGES = (
     _stage("mini", "the mini: profiles, students, training steps", "checks", 75),
-    _stage("profile", "SD 1.5 profiled in eager and as a CUDA graph", "profiles", 150),
+    _stage("profile", "SD 1.5 profiled in eager and as a CUDA graph", "profiles", 180),
     _stage("validate", "predictions against measured plans", "validation", 75),
     _stage("bench", "students in pairs with SD 1.5", "bench", 90),
     _stage("memory", "counted against measured memory", "memory", 30),

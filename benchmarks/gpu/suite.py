@@ -20,19 +20,8 @@ def tests(context: Context) -> list[Part]:
 
 def _run_tests(context: Context) -> SuiteResult:
     report = context.work / "tests.xml"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "gpu",
-        FOLDER,
-        "--junitxml",
-        report,
-    ]
+    options = ["-q", "-p", "no:cacheprovider", "-m", "gpu", "--junitxml", str(report)]
+    command = [sys.executable, "-m", "pytest", *options, FOLDER]
     code = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=sys.stderr).returncode
     if not report.exists():
         raise ValueError(f"pytest wrote no report (exit code {code}).")

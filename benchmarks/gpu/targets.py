@@ -58,6 +58,9 @@ def _profiles(files: Files) -> Iterator[Target]:
     """Whether the parts of a call in a CUDA graph add up, and what their events cost."""
     for stage, title in (("profile", ""), ("sdxl", "SDXL, ")):
         for name, profile in files.results(stage, Profile).items():
+            busy = profile.whole.gpu_busy
+            if busy and profile.backend == EAGER:
+                yield Target(f"GPU busy, {title}{name}", "", between(busy), None, stage)
             if profile.backend != GRAPH:
                 continue
             residual, hooks = profile.part("other").share, _hooks(profile)
@@ -159,7 +162,7 @@ def _precisions(files: Files) -> Iterator[Target]:
     for name, run in files.results("precisions", PrecisionRun).items():
         told = f"loss {run.first_loss:.3g} to {run.last_loss:.3g}, {run.images_per_s:.0f} img/s"
         yield Target(f"mini, {run.steps} steps in {name}", "", told, None, "precisions")
-        told = f"killed at {run.killed_at}, resumed from {run.resumed_from}: "
+        told = f"{'deterministic; ' * run.deterministic}killed at {run.killed_at}, resumed from {run.resumed_from}: "
         told += "same bits" if run.same_bits else f"weights differ by at most {run.largest_difference:.1e}"
         yield Target(f"resume in {name}", "same bits", told, run.same_bits, "precisions")
 

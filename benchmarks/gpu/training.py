@@ -1,14 +1,15 @@
 """The stages that train: a few steps of the mini, what a step costs, and runs that are killed and resumed."""
 
-import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from asdm.distill.settings import DistillSettings
 from asdm.records.distill import DistillResult
 from asdm.records.measurement import Macs
 from asdm.utils import console
@@ -55,15 +56,15 @@ def _training(context: Context) -> TrainingCost:
 
 
 def _estimated_bytes(settings: Any) -> int:
-    """What `asdm distill` expects the last stage to take, without the encoders that this benchmark leaves out."""
+    """What `asdm distill` expects the last stage to take, without encoding, which this benchmark leaves out."""
     from asdm.distill import dry_run, recipes
-    from asdm.distill.settings import DistillSettings
+    from benchmarks.distillation import training_settings
 
-    training = DistillSettings(
-        data="none", device=settings.device, dtype=settings.dtype, size=settings.size, batch=settings.batch
+    stages = dry_run.preview(
+        settings.plan, settings.family, training_settings(settings), recipes.progressive_incubation
     )
-    memory = dry_run.preview(settings.plan, settings.family, training, recipes.progressive_incubation)[-1].memory
-    return memory.total - memory.encoders
+    memory = stages[-1].memory
+    return memory.weights + memory.gradients + memory.optimizer + memory.average + memory.activations
 
 
 def macs_ratio(settings: Any) -> float:
@@ -74,7 +75,6 @@ def macs_ratio(settings: Any) -> float:
     operands that are activations both.
     """
     from asdm.distill import recipes
-    from asdm.distill.settings import DistillSettings
     from asdm.distill.stages import meta_student, resolve_recipe
     from asdm.models import example_inputs
     from asdm.unet import blocks, flops
@@ -101,7 +101,7 @@ def _step_macs(macs: Macs, trained: bool) -> int:
 
 def few_steps(context: Context) -> DistillResult:
     """Both stages of the mini in twenty steps."""
-    return _distil(context, context.work / "few", 4 if context.smoke else 20, context.dtype)
+    return _distil(context, context.work / "few", _values(context, 4 if context.smoke else 20, context.dtype))
 
 
 def precisions(context: Context) -> list[Part]:
@@ -110,28 +110,38 @@ def precisions(context: Context) -> list[Part]:
 
 
 def _precision(context: Context, dtype: str) -> PrecisionRun:
+    """Deterministic, as a resumed run has to be for the same bits, unless torch has no such algorithm for a step."""
+    if dtype == "fp16":
+        context.require_gpu("autocast to fp16 needs an accelerator")
+    try:
+        return _killed_and_resumed(context, dtype, deterministic=True)
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        console.say(f"{dtype}: {error}")
+        return _killed_and_resumed(context, dtype, deterministic=False)
+
+
+def _killed_and_resumed(context: Context, dtype: str, deterministic: bool) -> PrecisionRun:
     from asdm.distill import recipes, run_folder
     from asdm.distill.stages import resolve_recipe
 
     steps = 6 if context.smoke else 200
-    if dtype == "fp16":
-        context.require_gpu("autocast to fp16 needs an accelerator")
-    whole, broken = context.work / f"{dtype}-whole", context.work / f"{dtype}-killed"
-    began = time.perf_counter()
-    unbroken = _distil(context, whole, steps, dtype)
-    seconds = time.perf_counter() - began
-    killed_at = _kill(context, broken, steps, dtype, at=steps // 2)
-    recipe = resolve_recipe(PLAN, "mini", _settings(context, steps, dtype), recipes.progressive_incubation)
+    whole, broken = (context.work / f"{dtype}-{deterministic}-{name}" for name in ("whole", "killed"))
+    values = _values(context, steps, dtype) | {"deterministic": deterministic}
+    unbroken = _distil(context, whole, values)
+    killed_at = _kill(broken, values, at=steps // 2)
+    recipe = resolve_recipe(PLAN, "mini", DistillSettings(**values), recipes.progressive_incubation)
     resumed_from = run_folder.step_reached(broken, recipe)
-    resumed = _distil(context, broken, steps, dtype)
-    last = unbroken.stages[-1]
-    trained_s = sum(stage.seconds for stage in unbroken.stages) or seconds
+    resumed = _distil(context, broken, values)
+    last, seconds = unbroken.stages[-1], sum(stage.seconds for stage in unbroken.stages)
     return PrecisionRun(
         dtype=dtype,
+        deterministic=deterministic,
         steps=steps,
-        batch=_batch(context),
-        seconds=trained_s,
-        images_per_s=steps * _batch(context) / trained_s,
+        batch=values["batch"],
+        seconds=seconds,
+        images_per_s=steps * values["batch"] / seconds,
         first_loss=last.first["loss"],
         last_loss=last.last["loss"],
         killed_at=killed_at,
@@ -141,54 +151,48 @@ def _precision(context: Context, dtype: str) -> PrecisionRun:
     )
 
 
-def _batch(context: Context) -> int:
-    return 4 if context.smoke else 16
-
-
 def _values(context: Context, steps: int, dtype: str) -> dict[str, Any]:
     """Settings of a run on drawn pictures; what is compared needs no good student."""
     return {
         "data": f"folder:{_pictures(context.work / 'pictures')}", "steps": steps, "device": context.device,
-        "dtype": dtype, "batch": _batch(context), "checkpoint_s": 0.0 if context.smoke else 1.0,
+        "dtype": dtype, "batch": 4 if context.smoke else 16, "checkpoint_s": 0.0 if context.smoke else 1.0,
     }  # fmt: skip
 
 
-def _settings(context: Context, steps: int, dtype: str) -> Any:
-    from asdm.distill.settings import DistillSettings
-
-    return DistillSettings(**_values(context, steps, dtype))
-
-
-def _distil(context: Context, output: Path, steps: int, dtype: str) -> DistillResult:
+def _distil(context: Context, output: Path, values: Mapping[str, Any]) -> DistillResult:
     """A run in this process, or what is left of one."""
     from asdm.cli.progress import watching
     from asdm.distill import recipes, run
 
     with watching("Distilling") as watch:
-        return run.distill(PLAN, "mini", output, _settings(context, steps, dtype), recipes.progressive_incubation,
+        return run.distill(PLAN, "mini", output, DistillSettings(**values), recipes.progressive_incubation,
                            on_progress=watch, command=context.command)  # fmt: skip
 
 
-def _kill(context: Context, output: Path, steps: int, dtype: str, at: int) -> int:
-    """Start the same run in a process and kill it after a step; returns the last step that it logged."""
+def _kill(output: Path, values: Mapping[str, Any], at: int) -> int:
+    """Start the same run as a command and kill it after a step; returns the last step that it logged."""
     from asdm.distill.logger import LOG, read_log
 
-    options = {OPTIONS.get(name, f"--{name}"): value for name, value in _values(context, steps, dtype).items()}
-    words = [str(word) for option in options.items() for word in option]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "asdm", "distill", PLAN, "--teacher", "mini", "-o", output, *words]
-    )
+    words = [word for name, value in values.items() for word in _option(name, value)]
+    command = [sys.executable, "-m", "asdm", "distill", PLAN, "--teacher", "mini", "-o", str(output), *words]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
     try:
         while process.poll() is None and len(read_log(output / LOG)) < at:
             time.sleep(0.02)
     finally:
         if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
+            process.kill()
         process.wait()
     logged = read_log(output / LOG)
     if process.returncode != -signal.SIGKILL or not logged:
         raise ValueError(f"the run that was to be killed after step {at} ended by itself ({process.returncode}).")
     return int(logged[-1]["step"])
+
+
+def _option(name: str, value: Any) -> list[str]:
+    """A setting as words of the command line."""
+    option = OPTIONS.get(name, f"--{name}")
+    return [option] * value if isinstance(value, bool) else [option, str(value)]
 
 
 def _largest_difference(first: Path, second: Path) -> float:

@@ -19,6 +19,7 @@ from benchmarks import script
 from benchmarks.gpu import __main__ as command, context, process, render, run, stages, suite, targets
 from benchmarks.gpu.records import Files, MemoryCheck, PartRun, StageFile, StageRun, TrainingCost, result_of
 from tests.conftest import SMALL, TINY
+from tests.fake_cuda import fake_cuda
 
 FIXTURE = Path(__file__).parent / "gpu"
 SHARED = {"device": "cpu", "family": "mini", "smoke": True, "command": "test"}
@@ -168,6 +169,17 @@ def test_profiles_a_plan_and_memory_on_a_small_network(
     assert files.results("profile", Comparison)
     with pytest.raises(ValueError, match="this needs “eager” of the stage memory, which has no result yet"):
         files.result("memory", "eager", MemoryCheck)
+
+
+def test_memory_is_measured_on_a_stub_of_a_card(tmp_path: Path, in_this_process: Any) -> None:
+    config = tmp_path / "small" / "config.json"
+    config.parent.mkdir()
+    config.write_text(json.dumps(TINY | SMALL | {"block_out_channels": [16, 32], "sample_size": 4}))
+    with fake_cuda():
+        files = run_all(tmp_path, stages.chosen("memory"), device="cuda", family=str(config))
+    check = files.result("memory", "eager", MemoryCheck)
+    assert (check.dtype, [case.batch for case in check.cases]) == ("fp16", [1, 2, 8])
+    assert files.load("memory").card == "NVIDIA H100"  # type: ignore[union-attr]
 
 
 def test_the_reports_of_pytest_are_counted() -> None:
