@@ -155,14 +155,13 @@ def _sources(*plans: PruningPlan | str | Path) -> Iterator[list[str]]:
 
 
 @takes(GenerateSettings)
-def generate(prompt: str, *, family: str = "mini", student: str | Path | None = None, **settings: Any) -> Any:
+def generate(prompt: str, *, family: str | None = None, student: str | Path | None = None, **settings: Any) -> Any:
     """One picture (PIL) of a prompt, drawn by a family's UNet or a student's."""
     from asdm.models import pipeline
     from asdm.models.execution import resolve
-    from asdm.models.families import load_family
 
     folder = str(student) if student else None
-    return pipeline.generate(load_family(family), prompt, resolve(GenerateSettings, settings), folder)
+    return pipeline.generate(family, [prompt], resolve(GenerateSettings, settings), folder)[0]
 
 
 @takes(Setup)

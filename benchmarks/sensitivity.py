@@ -24,6 +24,7 @@ from asdm.measure import clocks, machine, repeats
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
+from asdm.models.sources import weights_of
 from asdm.records.measurement import Estimate, Latency, UNetRun
 from asdm.utils import console, io
 from asdm_prof.sensitivity import variants
@@ -75,7 +76,7 @@ def main(
     io.check_writable(output, force)
     settings = SensitivitySettings(prompts=prompts, timesteps=timesteps, threads=threads)
     known = load_family(family)
-    weights, device = settings.weights or loading.default_weights(known), settings.device
+    weights, device = weights_of(known, settings), settings.device
     teacher = loading.load_unet(known, weights, device, settings.dtype, settings.seed)
     sets = variants.measurable_edits(teacher)
     ordered = variants.make_variants(teacher, sets)

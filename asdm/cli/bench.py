@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from asdm.cli.options import (
-    FAMILY,
+    TEACHER,
     Force,
     Json,
     Output,
@@ -28,7 +28,7 @@ from asdm.utils import console, io
 def bench(
     *,
     student: Annotated[list[str], typer.Option(help="A student's folder, a plan or a preset; may be repeated.")],
-    teacher: Annotated[str, typer.Option(help=FAMILY)] = "sd15",
+    teacher: Annotated[str | None, typer.Option(help=TEACHER)] = None,
     settings: BenchSettings,
     output: Output = None,
     force: Force = False,
@@ -38,7 +38,7 @@ def bench(
     from asdm.evaluate import benchmark, latency
 
     warn_if_slow(settings.device, settings.dtype, settings.backend)
-    default = io.run_folder(io.short_name(teacher), settings.backend, settings.dtype)
+    default = io.run_folder(io.short_name(teacher or settings.weights or "sd15"), settings.backend, settings.dtype)
     path = target(output, default, "bench.json", force)
     sources = [str(io.find_input(Path(name))) for name in student]
     with console.progress("Comparing") as tell:

@@ -19,7 +19,11 @@ def build(
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the student (a diffusers folder).")],
     teacher: Annotated[
-        str | None, typer.Option(help="Family or diffusers folder; default: the plan's family, and sd15 for a preset.")
+        str | None,
+        typer.Option(
+            help="Family, diffusers folder or checkpoint; default: the plan's family, and for a preset what --weights "
+            "are of, otherwise sd15."
+        ),
     ] = None,
     stage1: Annotated[
         str | None,

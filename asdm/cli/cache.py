@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from asdm.cli.options import Json, Without, from_settings
+from asdm.cli.options import TEACHER, Json, Without, from_settings
 from asdm.data.settings import CacheSettings
 from asdm.utils import console
 
@@ -20,9 +20,7 @@ def cache(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for the shards; train with --data latents:DIR.")
     ],
-    teacher: Annotated[
-        str, typer.Option(help="Family or diffusers folder whose VAE and text encoder are used.")
-    ] = "sd15",
+    teacher: Annotated[str | None, typer.Option(help=TEACHER)] = None,
     settings: Annotated[CacheSettings, Without("threads", "batch")],
     as_json: Json = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asdm.cli.options import FAMILY, Json, from_settings, source_of, this_command, warn_if_slow
+from asdm.cli.options import TEACHER, Json, from_settings, source_of, this_command, warn_if_slow
 from asdm.distill.settings import DistillSettings
 from asdm.utils import console
 
@@ -17,7 +17,7 @@ def distill(
     plan: Annotated[str, typer.Argument(help="A plan file or a preset: what the student will be in the end.")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The run's folder, which becomes the student's.")],
-    teacher: Annotated[str, typer.Option(help=FAMILY)] = "sd15",
+    teacher: Annotated[str | None, typer.Option(help=TEACHER)] = None,
     recipe: Annotated[
         str, typer.Option(help="progressive_incubation, without_incubation, bk_sdm, or FILE.py:FUNCTION.")
     ] = "progressive_incubation",

@@ -28,7 +28,7 @@ def export(
     lora: Annotated[
         Path | None, typer.Option(help="A LoRA of the student's teacher, to be written for the student instead.")
     ] = None,
-    setup: Annotated[Setup, Without("device", "threads", "batch")],
+    setup: Annotated[Setup, Without("device", "threads", "batch", "lora")],
     force: Force = False,
     as_json: Json = False,
 ) -> None:

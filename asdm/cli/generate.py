@@ -19,7 +19,9 @@ def generate(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="PNG file to write; numbered (-1, -2, …) for several prompts.")
     ],
-    family: Annotated[str, typer.Option(help=FAMILY)] = "mini",
+    family: Annotated[
+        str | None, typer.Option(help=f"{FAMILY[:-1]}; default: what --weights are of, otherwise mini.")
+    ] = None,
     student: Annotated[
         str | None, typer.Option(help="Folder of a student whose UNet draws instead of the family's.")
     ] = None,
@@ -39,10 +41,9 @@ def generate(
     width, height = sides(size)
     settings = replace(settings, size=width, height=height)
     from asdm.models import pipeline
-    from asdm.models.families import load_family
 
     with console.progress("Generating", "steps") as tell:
-        pictures = pipeline.generate(load_family(family), prompts, settings, student, tell)
+        pictures = pipeline.generate(family, prompts, settings, student, tell)
     for file, picture in zip(files, pictures, strict=True):
         stream = BytesIO()
         picture.save(stream, format="PNG")

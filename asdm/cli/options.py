@@ -23,7 +23,8 @@ def one_of(package: str) -> Callable[[str], list[str]]:
     return lambda incomplete: [name for name in registry.names(package) if name.startswith(incomplete)]
 
 
-FAMILY = "Family or diffusers folder."
+FAMILY = "Family, diffusers folder or checkpoint."
+TEACHER = f"{FAMILY[:-1]}; default: what --weights are of, otherwise sd15."
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File or folder; default: a new folder under reports/.")
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from asdm.data.encoder import Encoder, chunk_size
 from asdm.data.loader import Slot
 from asdm.data.settings import CacheSettings
 from asdm.models import example_inputs, execution
-from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
-from asdm.models.settings import Setup
+from asdm.models.sources import resolve
 from asdm.utils.io import make_folder, write_whole
 from asdm.utils.progress import Tell
 from asdm.utils.snapshots import clear_leftovers
@@ -28,22 +28,25 @@ BATCH = 8
 
 
 def cache_latents(
-    data: str, teacher: str, output: Path, settings: CacheSettings = CacheSettings(), tell: Tell = lambda *_: None
+    data: str,
+    teacher: str | None,
+    output: Path,
+    settings: CacheSettings = CacheSettings(),
+    tell: Tell = lambda *_: None,
 ) -> LatentCache:
     """Encode a data set into the folder `output`, resuming an earlier call with the same arguments.
 
     Raises ValueError for a stream, whose examples have no index, or a folder that holds anything else.
     """
     execution.check_setup(settings)
-    family = load_family(teacher)
+    family, weights = resolve(teacher, settings, needs="asdm cache")
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     examples = datasets.open_source(data, settings.split, side)
     if isinstance(examples, datasets.Stream):
         raise ValueError(f"{data} is a stream, which cannot be cached; unpack its shards and use folder:DIR.")
     tell("loading the encoders", 0, None)
-    encoder = Encoder(
-        pipeline(family, None, Setup(settings.weights, settings.device, seed=settings.seed)), chunk_size(side, BATCH)
-    )
+    setup = replace(settings, weights=weights, dtype="fp32")
+    encoder = Encoder(pipeline(family, None, setup), chunk_size(side, BATCH))
     manifest = LatentCache(
         data=data,
         data_fingerprint=datasets.fingerprint(examples),

@@ -38,6 +38,7 @@ class Encoder:
 
     def __init__(self, pipeline: Any, chunk: int = 8, row: int = 8) -> None:
         self.vae, self.text, self.tokenizer = pipeline.vae, pipeline.text_encoder, pipeline.tokenizer
+        self._with_inversions = getattr(pipeline, "maybe_convert_prompt", lambda caption, _: caption)
         for module in (self.vae, self.text):
             module.eval().requires_grad_(False)
         self.factor, self.chunk = float(self.vae.config.scaling_factor), chunk
@@ -70,7 +71,11 @@ class Encoder:
         """Text states (b, tokens, c), which the UNet attends to."""
         length = self.tokenizer.model_max_length
         tokens = self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+            [self._with_inversions(caption, self.tokenizer) for caption in captions],
+            padding="max_length",
+            truncation=True,
+            max_length=length,
+            return_tensors="pt",
         ).input_ids
         return self.text(self._pinned(tokens).to(self.device, non_blocking=True))[0].float()
 

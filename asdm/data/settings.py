@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.models.settings import DTYPES, Setup
+from asdm.models.settings import DTYPES, PictureSetup
 from asdm.utils.settings import Option
 
 Split = Annotated[str, Option("Split of the data set, if it has several: train, held_out or others.")]
@@ -16,7 +16,7 @@ Workers = Annotated[
 
 
 @dataclass(frozen=True)
-class CacheSettings(Setup):
+class CacheSettings(PictureSetup):
     """How `asdm cache` encodes a data set; `batch` and `threads` are not used."""
 
     split: Split = "train"

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
 from asdm.distill.context import TrainContext
 from asdm.distill.run_folder import PAUSED, stage_folder
 from asdm.distill.stages import Stage, meta_student
-from asdm.models import build, graft, loading, student as students
+from asdm.models import build, graft, student as students
 from asdm.models.loading import weights_sha256
 from asdm.records.build import FreezeAudit
 from asdm.records.distill import StageResult
@@ -180,7 +180,7 @@ def _save(
     record = build.record(
         stage.plan,
         recipe.family,
-        context.settings.weights or loading.default_weights(recipe.family),
+        str(context.settings.weights),
         recipe.meta_teacher,
         shapes,
         applied,

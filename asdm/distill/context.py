@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from asdm.measure.device import use_device
 from asdm.models import example_inputs, loading
 from asdm.models.loading import weights_sha256
 from asdm.models.pipeline import pipeline
-from asdm.models.settings import Setup
+from asdm.models.settings import PictureSetup, checkpoint_of
+from asdm.models.sources import weights_of
 
 
 @dataclass
@@ -63,13 +64,13 @@ def load_context(
 ) -> TrainContext:
     """Load the teacher with its encoders, and open the data."""
     family = recipe.family
+    settings = replace(settings, weights=weights_of(family, settings, needs="asdm distill"))
     on_progress(TrainProgress("loading the teacher", 0, settings.steps))
     device = str(accelerator.device)
-    weights = settings.weights or loading.default_weights(family)
-    setup = Setup(weights, device, "fp32", seed=settings.seed, size=settings.size)
+    setup = PictureSetup(**checkpoint_of(settings), device=device, seed=settings.seed, size=settings.size)
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     data = datasets.open_source(settings.data, settings.split, side)
-    teacher = loading.load_unet(family, weights, device, "fp32", settings.seed)
+    teacher: Any = loading.load_teacher(family, setup)
     teacher.requires_grad_(False)
     diffusers_pipeline = pipeline(family, teacher, setup)
     prediction_type = diffusers_pipeline.scheduler.config.prediction_type
@@ -77,6 +78,8 @@ def load_context(
         raise ValueError(
             f"{family.name} predicts {prediction_type!r}; asdm distill supports {' and '.join(losses.PREDICTIONS)}."
         )
+    alphas = diffusers_pipeline.scheduler.alphas_cumprod.to(accelerator.device).float()
+    losses.check_schedule(alphas, prediction_type, family.name)
     own = micro_batch(settings, accelerator.num_processes)
     encoder = Encoder(diffusers_pipeline, chunk_size(side, settings.micro_batch), own)
     if getattr(data, "encoder_sha256", None) not in (None, encoder.sha256()):
@@ -95,7 +98,7 @@ def load_context(
         pipeline=diffusers_pipeline,
         encoder=encoder,
         data=data,
-        alphas=diffusers_pipeline.scheduler.alphas_cumprod.to(accelerator.device).float(),
+        alphas=alphas,
         prediction_type=prediction_type,
         teacher_sha256=weights_sha256(teacher),
         on_progress=on_progress,

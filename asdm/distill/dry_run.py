@@ -14,7 +14,7 @@ from asdm.unet import hooks
 
 
 def preview(
-    source: str, teacher: str, settings: DistillSettings, recipe: Recipe, only: str | None = None
+    source: str, teacher: str | None, settings: DistillSettings, recipe: Recipe, only: str | None = None
 ) -> tuple[StagePlan, ...]:
     """What a run would do, stage by stage; nothing is loaded, trained or written."""
     resolved = resolve_recipe(source, teacher, settings, recipe)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -21,10 +21,12 @@ from asdm.distill.setup import make_student
 from asdm.distill.stages import Recipe, check_pause, end_step, resolve_recipe, select_stages
 from asdm.distill.trainer import train_stage
 from asdm.measure import machine
+from asdm.models.sources import weights_of
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils.io import utc_now
 
 IDENTITY = ("split", "steps", "seed", "size", "batch", "dtype", "optimizer", "vgg")
+ENCODERS = ("vae", "clip_skip", "textual_inversion", "prediction_type", "lora")
 TUNING = (
     "learning_rate", "schedule", "warm_up", "weight_decay", "clip", "ema", "min_snr", "caption_dropout", "balance",
     "spike",
@@ -33,7 +35,7 @@ TUNING = (
 
 def distill(
     source: str,
-    teacher: str,
+    teacher: str | None,
     output: Path,
     settings: DistillSettings,
     recipe: Recipe,
@@ -53,6 +55,7 @@ def distill(
     disk; Diverged for a loss that is not finite or spikes; KeyboardInterrupt, after a checkpoint, when told to stop.
     """
     resolved = resolve_recipe(source, teacher, settings, recipe)
+    settings = replace(settings, weights=weights_of(resolved.family, settings, needs="asdm distill"))
     selected = select_stages(resolved.stages, only)
     if until is not None:
         check_pause(resolved.stages, until, only)
@@ -101,6 +104,7 @@ def _run_record(context: TrainContext, command: str) -> DistillRun:
         "data": context.settings.data,
         "data_fingerprint": datasets.fingerprint(context.data),
         **{key: settings[key] for key in IDENTITY},
+        **{key: settings[key] for key in ENCODERS if settings[key] is not None},
         "stages": [{k: v for k, v in s.fingerprint().items() if k != "weights"} for s in context.recipe.stages],
         "teacher_sha256": context.teacher_sha256,
     }

@@ -33,8 +33,8 @@ def claim_folder(
     if force:
         _clear(folder)
         return _write(folder, wanted)
-    for key, value in wanted.identity.items():
-        if existing.identity.get(key) != value:
+    for key in existing.identity | wanted.identity:
+        if existing.identity.get(key) != (value := wanted.identity.get(key)):
             raise ValueError(_another_run(folder, key, existing.identity.get(key), value))
     changed = {key: value for key, value in wanted.tuning.items() if existing.tuning.get(key) != value}
     if not changed:

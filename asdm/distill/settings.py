@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from asdm.data.settings import Split, Workers
-from asdm.models.settings import DTYPES, Device, Size, Threads, Weights
+from asdm.models.settings import DTYPES, Device, Size, Threads, WholeCheckpoint
 from asdm.utils.settings import Option, check_bounds
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -20,7 +20,7 @@ CheckpointSeconds = Annotated[
 
 
 @dataclass(frozen=True)
-class DistillSettings:
+class DistillSettings(WholeCheckpoint):
     """How a recipe is run. `batch` is a step's, over all processes.
 
     What is neither in a run's identity nor its tuning (`micro_batch`, `workers`, …) changes no more than rounding.
@@ -32,7 +32,6 @@ class DistillSettings:
     steps: Annotated[int, Option("Optimizer steps of all stages together.", at_least=1)] = 10_000
     split: Split = "train"
     seed: TrainingSeed = 0
-    weights: Weights = None
     device: Device = "cpu"
     dtype: TrainingDtype = "fp32"
     size: Size = None

@@ -13,7 +13,8 @@ from asdm.distill import losses
 from asdm.distill.losses import Mode
 from asdm.distill.settings import DistillSettings, check_settings
 from asdm.models import build, graft, loading, student as students
-from asdm.models.families import Family, load_family
+from asdm.models.families import Family
+from asdm.models.sources import family_of
 from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
@@ -70,10 +71,10 @@ class ResolvedRecipe:
         return {stage.name: resolved_on(self.meta_teacher, stage.plan) for stage in self.stages}
 
 
-def resolve_recipe(source: str, teacher: str, settings: DistillSettings, recipe: Recipe) -> ResolvedRecipe:
+def resolve_recipe(source: str, teacher: str | None, settings: DistillSettings, recipe: Recipe) -> ResolvedRecipe:
     """The stages of a recipe for a plan and a teacher; raises ValueError for settings or terms that do not fit."""
     check_settings(settings)
-    family = load_family(teacher)
+    family = family_of(teacher, settings)
     check_caption_only(family.unet, family.name, "asdm distill")
     shapes = loading.meta_unet(family).requires_grad_(False)
     resolved = students.read_plan(source, shapes, family.name)

@@ -27,9 +27,11 @@ from asdm.evaluate.settings import BenchSettings
 from asdm.measure import backends, clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import build, execution, loading
-from asdm.models.families import Family, load_family
+from asdm.models.families import Family
+from asdm.models.sources import resolve
 from asdm.plan import presets
 from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Drawing, ImageParts, Metric, Pipeline
+from asdm.unet.inputs import check_caption_only
 from asdm.utils.progress import Tell
 
 MOST_KEPT = 16
@@ -37,7 +39,7 @@ Judged = tuple[list[dict[str, Metric]], tuple[Drawing, ...]]
 
 
 def bench(
-    teacher: str,
+    teacher: str | None,
     sources: Sequence[str],
     settings: BenchSettings = BenchSettings(),
     tell: Tell = lambda *_: None,
@@ -47,14 +49,17 @@ def bench(
 
     Raises ValueError for an unknown family or student, a student of another teacher, or too little memory.
     """
-    family = load_family(teacher)
     execution.check_setup(settings)
+    needs = "asdm bench --quality" if settings.quality else None
+    family, weights = resolve(teacher, settings, needs)
+    settings = replace(settings, weights=weights)
+    if needs:
+        check_caption_only(family.unet, family.name, needs, by_pipeline=True)
     if settings.guidance_scale is None:
         settings = replace(settings, guidance_scale=family.guidance_scale)
     _check(sources, settings)
     backend = backends.load(settings.backend, settings.dtype, settings.device)
     clock = clocks.clock_for(settings.device)
-    weights = settings.weights or loading.default_weights(family)
 
     # Bad input is found on the meta device, before gigabytes are loaded.
     shapes = loading.meta_unet(family, settings.dtype)
@@ -65,7 +70,7 @@ def bench(
     tell("loading", 0, None)
     unet, students = shapes, drafts
     if backend.NEEDS_WEIGHTS:
-        unet = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
+        unet = loading.load_teacher(family, settings)
         students = [replace(one, unet=load_weights(one, unet, settings)) for one in drafts]
     first = ComparedUNet(family.name, weights, shapes, unet)
     everyone = [first, *students]

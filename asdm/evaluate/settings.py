@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.models.settings import Backend, Setup, TimedDtype
+from asdm.models.settings import Backend, PictureSetup, TimedDtype
 from asdm.utils.settings import Option
 
 Judge = Annotated[
@@ -14,7 +14,7 @@ Judge = Annotated[
 
 
 @dataclass(frozen=True)
-class BenchSettings(Setup):
+class BenchSettings(PictureSetup):
     """How to compare: the defaults are what `asdm bench` does."""
 
     backend: Backend = "eager"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
 from asdm.measure import machine
 from asdm.models import example_inputs, execution, graft, loading, student as students
-from asdm.models.families import Family, load_family
+from asdm.models.execution import RANDOM
+from asdm.models.families import Family
 from asdm.models.settings import Setup
+from asdm.models.sources import resolve
 from asdm.plan import presets
 from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult, FreezeAudit
@@ -17,8 +20,6 @@ from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, diff, flops
 from asdm.unet.surgery import Applied
 from asdm.utils.progress import Tell
-
-DEFAULT_FAMILY = "sd15"
 
 
 def build_student(
@@ -37,8 +38,7 @@ def build_student(
     """
     execution.check_setup(setup)
     device, dtype = setup.device, setup.dtype
-    family = load_family(teacher or _family_of(source))
-    weights = setup.weights or loading.default_weights(family)
+    family, weights = resolve(teacher or _family_of(source), setup)
     shapes = loading.meta_unet(family, dtype)
     resolved = students.read_plan(source, shapes, family.name)
     stage1 = stage1 or graft.stage1_of(resolved.plan)
@@ -53,7 +53,7 @@ def build_student(
     machine.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
 
     tell("loading the teacher", 0, None)
-    unet = loading.load_unet(family, weights, device, dtype, setup.seed)
+    unet = loading.load_teacher(family, replace(setup, weights=weights))
     tell("applying the plan", 0, None)
     if first:
         student, _ = graft.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), resolved)
@@ -108,8 +108,9 @@ def record(
     )
 
 
-def _family_of(source: str) -> str:
-    return DEFAULT_FAMILY if source in presets.PRESETS or not Path(source).exists() else PruningPlan.load(source).family
+def _family_of(source: str) -> str | None:
+    """The family that a plan's file names; None for a preset."""
+    return None if source in presets.PRESETS or not Path(source).exists() else PruningPlan.load(source).family
 
 
 def describe(result: BuildResult, output: Path) -> str:
@@ -126,6 +127,8 @@ def describe(result: BuildResult, output: Path) -> str:
     )
     if result.audit:
         lines += _describe_audit(result.audit, result.stage1)
+    if result.weights == RANDOM:
+        lines.append(f"The weights of {result.family} are random.")
     loader = "diffusers.UNet2DConditionModel" if result.plain_diffusers else "asdm.StudentUNet"
     lines.append(f"Wrote {output}, which {loader}.from_pretrained loads.")
     return "\n".join(lines)

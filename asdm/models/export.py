@@ -5,6 +5,7 @@ where its batch is free, at another one.
 """
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from torch import nn
 from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
 from asdm.models import adapters, example_inputs, loaders, loading, single_file
-from asdm.models.execution import dtype_of
+from asdm.models.execution import RANDOM, dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
+from asdm.models.sources import resolve
 from asdm.models.student import structure
 from asdm.records.build import ExportResult, LoaderClaim
 from asdm.unet import flops
@@ -58,10 +60,11 @@ def export(
         raise ValueError(f"unknown target {to!r}; choose from {', '.join(TARGETS)}.")
     if to in RUNTIMES and dtype != "fp32":
         raise ValueError(f"{to} is exported in fp32, got {dtype}; its runtime chooses the dtype that it computes in.")
-    family = load_family(source)
     if lora:
         check_single_file(output, layout)
-        return single_file.convert_lora(family, lora, output, layout, force)
+        return single_file.convert_lora(load_family(source), lora, output, layout, force)
+    family, weights = resolve(source, setup)
+    setup = replace(setup, weights=weights, device="cpu")
     if to == "single_file":
         check_single_file(output, layout)
         return _single_file(family, output, setup, force, tell, layout, pipeline)
@@ -72,8 +75,11 @@ def export(
     check_writable(output, force)
 
     tell("loading", 0, None)
-    unet: Any = loading.load_unet(family, setup.weights or loading.default_weights(family), "cpu", dtype, setup.seed)
-    about: dict[str, Any] = {"family": family.name, "to": to, "dtype": dtype, "params": counted.params}
+    unet: Any = loading.load_teacher(family, setup)
+    about: dict[str, Any] = {
+        "family": family.name, "weights": loading.weights_name(family, weights), "to": to, "dtype": dtype,
+        "params": counted.params,
+    }  # fmt: skip
     with whole_folder(output, force) as folder:
         if backend is None:
             unet.save_pretrained(folder, safe_serialization=True)
@@ -100,8 +106,7 @@ def _single_file(
     machine.require_memory(int(1.5 * need), "cpu", f"exporting {family.name}")
 
     tell("loading", 0, None)
-    weights = setup.weights or loading.default_weights(family)
-    unet: Any = loading.load_unet(family, weights, "cpu", setup.dtype, setup.seed)
+    unet: Any = loading.load_teacher(family, setup)
     tensors = single_file.tensors_of(unet, layout, marked)
     built = single_file.build_result(family)
     lora = adapters.lora_names(built) if built else {}
@@ -114,7 +119,8 @@ def _single_file(
     tell("writing", 0, None)
     single_file.write(output, tensors, facts, force)
     return ExportResult(
-        family=family.name, to="single_file", dtype=setup.dtype, params=sum(p.numel() for p in unet.parameters()),
+        family=family.name, weights=loading.weights_name(family, str(setup.weights)), to="single_file",
+        dtype=setup.dtype, params=sum(p.numel() for p in unet.parameters()),
         layout="asdm" if marked else layout, loaders=() if marked else claims, marked=marked,
         pipeline=str(folder) if folder else None, **_source(facts),
     )  # fmt: skip
@@ -193,7 +199,8 @@ def _difference(unet: nn.Module, inputs: dict[str, Any], backend: Any, folder: P
 
 def describe(result: ExportResult, folder: Path) -> str:
     """What was written, in a few lines."""
-    lines = [f"Wrote {folder}: {result.params / 1e6:.1f} M parameters, {result.to}, {result.dtype}."]
+    random = ", random weights" if result.weights == RANDOM else ""
+    lines = [f"Wrote {folder}: {result.params / 1e6:.1f} M parameters, {result.to}, {result.dtype}{random}."]
     if result.left_out:
         lines.append(f"{len(result.left_out)} modules are not in the student and were left out:")
         lines += [f"  - {name}" for name in result.left_out]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from torch import nn
 
 from asdm.measure import machine
 from asdm.measure.device import is_gpu
+from asdm.models import checkpoints, lora as loras
 from asdm.models.execution import RANDOM, SHIPPED, dtype_of
-from asdm.models.families import Family
+from asdm.models.family import Family, from_folder
 from asdm.models.settings import Setup
-from asdm.utils.io import read_json, sha256_of, utc_now
+from asdm.utils.io import sha256_of, utc_now
 
 _TILE = 1_000_003  # a prime, so that rows of no weight repeat in step with the tile
 
@@ -59,13 +61,6 @@ def weights_sha256(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def default_weights(family: Family) -> str:
-    """The family's own weights if it is a folder that holds some, otherwise random ones."""
-    if family.folder and any(family.folder.glob("**/*.safetensors")):
-        return str(family.folder)
-    return RANDOM
-
-
 def weights_name(family: Family, weights: str) -> str:
     """The name of weights in a record: those in this package are `shipped`, wherever it is installed."""
     ours = family.folder and family.folder.is_relative_to(Path(__file__).parents[1])
@@ -89,54 +84,53 @@ def run_facts(
 
 
 def load_unet(
-    family: Family, weights: str = RANDOM, device: str = "cpu", dtype: str = "fp32", seed: int = 0
+    family: Family,
+    weights: str = RANDOM,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    seed: int = 0,
+    variant: str | None = None,
+    lora: Sequence[str] | None = None,
 ) -> nn.Module:
-    """A UNet ready to run: random weights by default, `shipped` ones, a local diffusers folder or a hub id otherwise.
+    """A UNet ready to run: random weights by default, `shipped` ones, those of a folder, a checkpoint or a hub id.
 
+    A folder's config is its own, a checkpoint's is the family's. `lora` names files that are fused, as `FILE[:SCALE]`.
     Raises ValueError where `weights` cannot be loaded.
     """
     if weights == SHIPPED:  # as a record names them
-        weights = default_weights(family)
+        weights = str(family.folder)
     if weights == RANDOM:
-        return materialise(meta_unet(family, dtype), seed, device)
-    return _pretrained(weights, device, dtype)
-
-
-def _pretrained(weights: str, device: str, dtype: str) -> nn.Module:
-    from diffusers import UNet2DConditionModel
-
-    folder = Path(weights)
-    local = folder.is_dir()
-    if not local and (folder.is_absolute() or weights.startswith(".") or weights.count("/") != 1):
-        raise ValueError(
-            f"the weights folder {weights} does not exist; name a diffusers folder or a hub id such as owner/name."
-        )
-    subfolder = "unet" if (not local or (folder / "unet" / "config.json").exists()) else None
-    cls: Any = UNet2DConditionModel
-    if local and _class_name(folder / (subfolder or "") / "config.json") == "StudentUNet":
-        from asdm.models.student import StudentUNet
-
-        cls = StudentUNet
-    try:
-        unet, info = cls.from_pretrained(
-            weights, subfolder=subfolder, torch_dtype=dtype_of(dtype), use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"cannot load a UNet from {weights}: {first.rstrip('.')}.") from None
-    for what in ("missing", "unexpected"):
-        if names := sorted(info[f"{what}_keys"]):
-            raise ValueError(f"cannot load a UNet from {weights}: {len(names)} weights are {what}, such as {names[0]}.")
+        unet = materialise(meta_unet(family, dtype), seed, device)
+    else:
+        unet = _pretrained(family, weights, dtype, variant)
+    if lora:
+        loras.fuse_into_unet(unet, lora)
     return aligned(unet.to(device)).eval()
 
 
-def _class_name(config: Path) -> str | None:
-    if not config.exists():
-        raise ValueError(f"{config.parent} is not a diffusers folder: it has neither unet/config.json nor config.json.")
-    content = read_json(config)
-    if not isinstance(content, dict):
-        raise ValueError(f"{config} is not the config of a diffusers UNet.")
-    return content.get("_class_name")
+def load_teacher(family: Family, setup: Setup) -> nn.Module:
+    """A teacher's UNet as a setup has it, whose `weights` are resolved (`asdm.models.sources.resolve`)."""
+    assert setup.weights is not None, "the caller has resolved them"
+    where = (setup.device, setup.dtype, setup.seed)
+    return load_unet(family, setup.weights, *where, variant=setup.variant, lora=setup.lora)
+
+
+def _pretrained(family: Family, weights: str, dtype: str, variant: str | None) -> nn.Module:
+    place = checkpoints.place_of(weights, variant)
+    if place.is_dir():
+        family, folder = from_folder(place), checkpoints.unet_folder(place)
+        tensors: dict[str, torch.Tensor] = {}
+        for file in checkpoints.weight_files(folder, variant):
+            tensors |= checkpoints.read_tensors(file)
+    else:
+        header = checkpoints.read_header(place)
+        checkpoints.check_unet_in(header, place)
+        tensors = checkpoints.unet_in(
+            checkpoints.read_tensors(place, checkpoints.is_unet_key(header)), family.unet, place
+        )
+    unet = meta_unet(family, dtype)
+    checkpoints.fill(unet, tensors, dtype_of(dtype), f"a UNet from {weights}")
+    return unet
 
 
 def aligned(module: nn.Module) -> nn.Module:

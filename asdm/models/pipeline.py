@@ -1,7 +1,5 @@
 """The Stable Diffusion pipeline around a UNet, from prompt to pixels, with real weights where available."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,39 +9,144 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.models import drawing
+from asdm.models import checkpoints, drawing, encoders
 from asdm.models.components import components_of
-from asdm.models.execution import RANDOM, check_setup, dtype_of
+from asdm.models.execution import check_setup, dtype_of
 from asdm.models.families import Family, load_family
-from asdm.models.loading import default_weights, load_unet, materialise
-from asdm.models.settings import GenerateSettings, Setup
+from asdm.models.loading import load_unet, materialise
+from asdm.models.settings import GenerateSettings, PictureSetup, Setup
+from asdm.models.sources import own_weights, parts_of, resolve
 from asdm.models.vae import honour_force_upcast
+from asdm.unet.inputs import check_caption_only
+from asdm.utils.io import read_json
 from asdm.utils.progress import Tell
+
+CLIP_VOCABULARY = "openai/clip-vit-large-patch14"  # the one that all CLIPs here share, on the hub
 
 
 def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
     """A diffusers pipeline with `unet` in it; None: everything except a UNet.
 
-    It is loaded from the weights' folder where that holds a whole pipeline. Otherwise text encoder and VAE get random
-    weights and the tokenizer works on bytes, which does not change latency. Raises ValueError for a family with two
-    text encoders and no weights.
+    Its parts come from the weights' folder or file where that holds a whole pipeline, otherwise from the family's own.
+    For a bare family name and for random weights, text encoder and VAE get random weights and the tokenizer works on
+    bytes, which does not change latency. Raises ValueError where parts are missing.
     """
-    from diffusers import DiffusionPipeline
-
-    weights = setup.weights or default_weights(family)
-    if weights != RANDOM and not (Path(weights).is_dir() and not (Path(weights) / "model_index.json").exists()):
-        pipe = DiffusionPipeline.from_pretrained(
-            weights, unet=unet, torch_dtype=dtype_of(setup.dtype), use_safetensors=True
-        )
-    else:
+    place = parts_of(family, setup.weights or own_weights(family), setup.variant)
+    if place is None:
         pipe = _random_pipeline(family, unet, setup)
+    else:
+        pipe = _of_file(place, family, unet, setup) if place.is_file() else _of_folder(place, unet, setup)
+    _set_prediction_type(pipe, family)
+    if isinstance(setup, PictureSetup):
+        encoders.adjust(pipe, family, setup)
     pipe.set_progress_bar_config(disable=True)
     honour_force_upcast(pipe.vae)
     return pipe.to(setup.device)
 
 
+def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
+    """diffusers' own loading, with every part in the variant that is there."""
+    import diffusers
+    import transformers
+
+    libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
+    dtype, parts = dtype_of(setup.dtype), {"unet": unet}
+    for name, entry in read_json(folder / checkpoints.INDEX).items():
+        if name == "unet" or not isinstance(entry, list) or None in entry or not (folder / name).is_dir():
+            continue
+        loader: Any = getattr(libraries.get(entry[0]), entry[1], None)
+        if loader is None or not issubclass(loader, nn.Module):
+            continue
+        variant = checkpoints.variant_in(folder / name, setup.variant if name == "vae" else None)
+        if variant:
+            parts[name] = loader.from_pretrained(
+                folder / name, variant=variant, torch_dtype=dtype, use_safetensors=True
+            )
+    return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, torch_dtype=dtype, use_safetensors=True)
+
+
+def _of_file(path: Path, family: Family, unet: nn.Module | None, setup: Setup) -> Any:
+    """The pipeline of a whole single-file checkpoint, whose tokenizers and scheduler are those of its family."""
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+
+    if family.vae is None or not family.text_encoders:
+        raise ValueError(
+            f"the configs of {path}'s VAE and text encoder are not known; name a pipeline's folder (--config DIR)."
+        )
+    dtype = dtype_of(setup.dtype)
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(family.vae).eval()
+    tensors = checkpoints.read_tensors(path, checkpoints.is_vae_key)
+    checkpoints.fill(vae, checkpoints.vae_in(tensors, family.vae), dtype, f"the VAE of {path}")
+    text_tensors = checkpoints.read_tensors(path, lambda name: name.startswith(checkpoints.TEXT_PREFIXES))
+    texts = [part.module for part in components_of(family) if part.name.startswith("text_encoder")]
+    for number, text in enumerate(texts):
+        own = checkpoints.text_encoder_in(text_tensors, text, number)
+        checkpoints.fill(text, own, dtype, f"a text encoder of {path}")
+    tokenizers = [_tokenizer(family, number) for number in range(len(texts))]
+    parts = {"vae": vae, "unet": unet, "text_encoder": texts[0], "tokenizer": tokenizers[0]}
+    scheduler = _scheduler(family)
+    if len(texts) > 1:
+        second = {"text_encoder_2": texts[1], "tokenizer_2": tokenizers[1]}
+        return StableDiffusionXLPipeline(**parts, **second, scheduler=scheduler, add_watermarker=False)
+    return StableDiffusionPipeline(**parts, scheduler=scheduler, **_NO_CHECKER)
+
+
+_NO_CHECKER: dict[str, Any] = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+
+
+def _tokenizer(family: Family, number: int) -> Any:
+    """A text encoder's tokenizer: from the family's folder, otherwise CLIP's from the hub's cache or the hub."""
+    from transformers import CLIPTokenizer
+
+    name = "tokenizer" + (f"_{number + 1}" if number else "")
+    if family.folder and (family.folder / name).is_dir():
+        return CLIPTokenizer.from_pretrained(family.folder / name)
+    padding = {} if family.text_encoders[number].get("hidden_act") == "quick_gelu" else {"pad_token": "!"}
+    try:
+        return CLIPTokenizer.from_pretrained(CLIP_VOCABULARY, **padding)
+    except (OSError, ValueError):
+        raise ValueError(
+            f"a checkpoint holds no tokenizer, and CLIP's ({CLIP_VOCABULARY}) is not in the hub's cache and cannot be "
+            "downloaded; name a pipeline's folder that has one (--config DIR)."
+        ) from None
+
+
+def _scheduler(family: Family) -> Any:
+    """The scheduler in a family's folder, otherwise Stable Diffusion's noise schedule."""
+    from diffusers import DDIMScheduler
+
+    file = family.folder / "scheduler" / "scheduler_config.json" if family.folder else None
+    if file and file.exists():
+        import diffusers
+
+        config = read_json(file)
+        return getattr(diffusers, config.get("_class_name", "DDIMScheduler"), DDIMScheduler).from_config(config)
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type=family.prediction_type,
+        rescale_betas_zero_snr=family.zero_terminal_snr,
+        timestep_spacing="trailing" if family.zero_terminal_snr else "leading",
+    )
+
+
+def _set_prediction_type(pipe: Any, family: Family) -> None:
+    """The family's prediction type, which may be other than the scheduler's file says (`--prediction-type`)."""
+    config = pipe.scheduler.config
+    wanted: dict[str, Any] = {"prediction_type": family.prediction_type}
+    if family.zero_terminal_snr and "rescale_betas_zero_snr" in config and not config["rescale_betas_zero_snr"]:
+        wanted |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    if any(config.get(key, value) != value for key, value in wanted.items()):
+        pipe.scheduler = type(pipe.scheduler).from_config(config, **wanted)
+
+
 def generate(
-    family: Family,
+    family: str | Family | None,
     prompts: Sequence[str],
     settings: GenerateSettings = GenerateSettings(),
     student: str | None = None,
@@ -55,6 +158,8 @@ def generate(
     another family's student.
     """
     check_setup(settings)
+    family, weights = resolve(family, settings, needs="asdm generate", default="mini")
+    check_caption_only(family.unet, family.name, "asdm generate", by_pipeline=True)
     drawing.check(family, settings)
     tell("loading", 0, None)
     unet_family = load_family(student) if student else family
@@ -64,14 +169,16 @@ def generate(
                 f"{student} is not a student of {family.name}: its {key} is {unet_family.unet.get(key)}, "
                 f"not {family.unet.get(key)}; name its own --family."
             )
-    weights = student or settings.weights or default_weights(family)
-    unet = load_unet(unet_family, weights, settings.device, settings.dtype, settings.seed)
+    if student and settings.lora:
+        raise ValueError("a LoRA is fused into a teacher, whose student then has it; build the student with --lora.")
+    where = (settings.device, settings.dtype, settings.seed)
+    unet = load_unet(unet_family, student or weights, *where, variant=settings.variant, lora=settings.lora)
     pipe = pipeline(family, unet, settings)
     return drawing.draw(pipe, family, prompts, settings, student, tell)
 
 
 def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
 
     if len(family.text_encoders) != 1 or family.vae is None:
         raise ValueError(
@@ -87,18 +194,8 @@ def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> An
         text_encoder=ready[0],
         tokenizer=byte_tokenizer(family.tokens),
         unet=unet,
-        scheduler=DDIMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
-            clip_sample=False,
-            set_alpha_to_one=False,
-            steps_offset=1,
-            prediction_type=family.prediction_type,
-        ),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+        scheduler=_scheduler(family),
+        **_NO_CHECKER,
     )
 
 

@@ -2,13 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import Annotated, Any
 
 from asdm.utils.settings import Option
 
 Weights = Annotated[
-    str | None, Option("'random', a diffusers folder or a hub id; default: the family's own weights, else random.")
+    str | None,
+    Option(
+        "'random', a diffusers folder, a .safetensors checkpoint or a hub id; default: the family's own weights, and "
+        "random ones where values do not matter and a family without any is named."
+    ),
+]
+Config = Annotated[
+    str | None,
+    Option("Family or folder whose configs (and tokenizer) a checkpoint has, where its shapes do not tell."),
+]
+Variant = Annotated[
+    str | None,
+    Option("Variant of a folder's weight files, such as fp16 or non_ema; default: plain files, or the only variant."),
+]
+Lora = Annotated[list[str] | None, Option("LoRA to fuse, as FILE or FILE:SCALE; may be repeated.")]
+Vae = Annotated[str | None, Option("Folder, file or hub id of a VAE to use instead of the checkpoint's.")]
+ClipSkip = Annotated[
+    int | None,
+    Option(
+        "Text encoder's layer to stop at, counted from its end as in A1111: 1 is the last, 2 skips one.", at_least=1
+    ),
+]
+TextualInversion = Annotated[
+    list[str] | None, Option("File of a textual inversion, used by its name in prompts; may be repeated.")
+]
+PredictionType = Annotated[
+    str | None,
+    Option(
+        "What the UNet predicts, epsilon or v_prediction; default: what the scheduler's config or the checkpoint says.",
+        choices=("epsilon", "v_prediction"),
+    ),
 ]
 Device = Annotated[str, Option("cpu, cuda, cuda:1, …; default: the accelerator if there is one.", automatic=True)]
 DTYPES = ("fp32", "bf16", "fp16")
@@ -29,10 +59,31 @@ Backend = Annotated[
 
 
 @dataclass(frozen=True)
-class Setup:
-    """What a measurement runs on; all of it is recorded in what it produces."""
+class Checkpoint:
+    """Which weights a model has."""
 
     weights: Weights = None
+    _: KW_ONLY
+    config: Config = None
+    variant: Variant = None
+    lora: Lora = None
+
+
+@dataclass(frozen=True)
+class WholeCheckpoint(Checkpoint):
+    """Which weights a model and its VAE and text encoder have, for what draws pictures or reads captions."""
+
+    _: KW_ONLY
+    vae: Vae = None
+    clip_skip: ClipSkip = None
+    textual_inversion: TextualInversion = None
+    prediction_type: PredictionType = None
+
+
+@dataclass(frozen=True)
+class Setup(Checkpoint):
+    """What a measurement runs on; all of it is recorded in what it produces."""
+
     device: Device = "cpu"
     dtype: Dtype = "fp32"
     threads: Threads = None
@@ -49,7 +100,19 @@ SCHEDULERS = {
 
 
 @dataclass(frozen=True)
-class GenerateSettings(Setup):
+class PictureSetup(WholeCheckpoint, Setup):
+    """The same for what draws pictures or reads captions."""
+
+
+def checkpoint_of(settings: Checkpoint) -> dict[str, Any]:
+    """What settings say about their checkpoint, to make others of it."""
+    return {
+        field.name: getattr(settings, field.name) for field in fields(WholeCheckpoint) if hasattr(settings, field.name)
+    }
+
+
+@dataclass(frozen=True)
+class GenerateSettings(PictureSetup):
     """How `asdm generate` draws a picture."""
 
     steps: Annotated[int, Option("Denoising steps.", at_least=1)] = 30

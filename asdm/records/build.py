@@ -81,6 +81,7 @@ class ExportResult(Record, schema="asdm.export/1"):
     why_fixed: str | None = None
     difference: float | None = None  # largest, as a share of the largest output
     plain_diffusers: bool | None = None
+    weights: str | None = later(None)  # "random", "shipped", or what was named
     layout: str | None = later(None)  # of a single file
     loaders: tuple[LoaderClaim, ...] = later(())  # what other programs do with a single file
     pipeline: str | None = later(None)  # folder of the VAE and text encoders in it

@@ -21,14 +21,14 @@ def flops(
     like: Annotated[
         str | None, typer.Option(help="Count by another tool's rule: thop (no attention, 4 per LayerNorm element).")
     ] = None,
-    setup: Annotated[Setup, Without("weights", "device", "dtype", "threads", "seed")],
+    setup: Annotated[Setup, Without("weights", "variant", "lora", "device", "dtype", "threads", "seed")],
     form: FormatOption = Format.table,
     as_json: Json = False,
 ) -> None:
     """Exact MACs and parameters of every unit, and of the models around the UNet."""
     from asdm_prof.profiler import costs
 
-    counts = costs.flops_of(family, setup.batch, setup.size, like)
+    counts = costs.flops_of(family, setup.batch, setup.size, like, setup.config)
     if as_json or form is Format.json:
         print(json.dumps(counts, indent=1, allow_nan=False))
         return

@@ -14,7 +14,8 @@ FormatOption = Annotated[Format, typer.Option("--format", help="How the table is
 FamilyArgument = Annotated[
     str,
     typer.Argument(
-        help="sd15, sd21, sd21_base, sdxl, mini, or a diffusers folder.", autocompletion=one_of("asdm.models.families")
+        help="sd15, sd21, sd21_base, sdxl, mini, a diffusers folder, or a .safetensors checkpoint.",
+        autocompletion=one_of("asdm.models.families"),
     ),
 ]
 PROFILE = "A profile.json; default: the newest under reports/."

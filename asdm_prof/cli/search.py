@@ -16,7 +16,9 @@ from asdm_prof.search.settings import SearchSettings, WorkerSettings
 
 @from_settings
 def search(
-    family: Annotated[str, typer.Argument(help="mini, sd15, sd21, sd21_base, or the folder of a whole pipeline.")],
+    family: Annotated[
+        str, typer.Argument(help="mini, sd15, sd21, sd21_base, a whole diffusers folder, or a checkpoint.")
+    ],
     *,
     settings: SearchSettings,
     profile: Annotated[

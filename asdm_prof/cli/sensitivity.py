@@ -14,7 +14,7 @@ from asdm_prof.sensitivity.settings import SensitivitySettings
 
 @from_settings
 def sensitivity(
-    family: Annotated[str, typer.Argument(help="mini, sd15, sd21, sd21_base, or a diffusers folder.")],
+    family: Annotated[str, typer.Argument(help="mini, sd15, sd21, sd21_base, a diffusers folder, or a checkpoint.")],
     *,
     plans: Annotated[int, typer.Option(help="Random joint plans that test whether damages add up; 0: none.")] = 40,
     clip: Annotated[

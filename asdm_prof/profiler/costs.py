@@ -15,12 +15,14 @@ STEPS, GUIDANCE_CALLS = 30, 2  # of one image, as the paper counts it (§3.2)
 RULES = ("thop",)
 
 
-def flops_of(name: str, batch: int = 1, size: int | None = None, like: str | None = None) -> dict[str, Any]:
+def flops_of(
+    name: str, batch: int = 1, size: int | None = None, like: str | None = None, config_of: str | None = None
+) -> dict[str, Any]:
     """The `asdm.flops/1` JSON of a family; raises ValueError for an unknown family, size or rule."""
     if like not in (None, *RULES):
         raise ValueError(f"unknown rule {like!r} for --like; choose from {', '.join(RULES)}.")
     execution.check_setup(Setup(batch=batch))
-    family = load_family(name)
+    family = load_family(name, config_of)
     unet = loading.meta_unet(family)
     parts = list(blocks.iter_parts(unet))
     counted = flops.count(unet, (), example_inputs.unet_inputs(family, batch, size, "meta"), parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,8 @@ from asdm.measure.backends._onnx import Call
 from asdm.measure.clocks import Clock
 from asdm.measure.statistics import estimate
 from asdm.models import example_inputs, execution, loading
-from asdm.models.families import Family, load_family
+from asdm.models.families import Family
+from asdm.models.sources import resolve
 from asdm.records.measurement import Macs
 from asdm.unet import blocks, flops
 from asdm_prof.profiler import checks, gpu, roofline
@@ -36,13 +38,13 @@ def profile(
     Raises ValueError for an unknown name, a size that does not fit, or too little memory.
     """
     started = clocks.HostClock().mark()
-    family = load_family(family) if isinstance(family, str) else family
+    family, weights = resolve(family, settings)
+    settings = replace(settings, weights=weights)
     tell = watch or (lambda _: None)
     execution.check_setup(settings)
     device = settings.device
     clock = clock or clocks.clock_for(device)
     backend = backends.load(settings.backend, settings.dtype, device)
-    weights = settings.weights or loading.default_weights(family)
 
     # Counting on the meta device is exact and fast, and tells how much memory the measurement needs.
     tell(Status("counting"))
@@ -55,7 +57,7 @@ def profile(
     if backend.NEEDS_WEIGHTS:
         _require_memory(backend, counted, family, settings)
         tell(Status("building"))
-        unet = loading.load_unet(family, weights, device, settings.dtype, settings.seed)
+        unet = loading.load_teacher(family, settings)
     inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, device, settings.dtype, settings.seed)
     parts = list(blocks.iter_parts(unet))
     options = replaceable(topology, unet)

@@ -23,7 +23,9 @@ from asdm.distill import recipes
 from asdm.distill.settings import check_settings
 from asdm.measure import machine
 from asdm.models import loading
-from asdm.models.families import Family, load_family
+from asdm.models.families import Family
+from asdm.models.settings import checkpoint_of
+from asdm.models.sources import family_of, weights_of
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate, device_kind
@@ -41,6 +43,7 @@ from asdm_prof.search.study import SharedStudy, open_study, without_password
 from asdm_prof.search.worker import SearchContext, Worker, training_settings
 
 RESULT = "search.json"
+_IN_HASH = ("weights", "config", "variant")  # what the hash of the teacher tells
 
 
 def search(
@@ -59,8 +62,9 @@ def search(
     A new study plans its candidates on `profile`, or on `make_profile()` where none is named; an existing one must have
     been planned on `profile` and `damage`. Raises ValueError for bad settings, Infeasible where no plan is fast enough.
     """
-    family = load_family(teacher)
+    family = family_of(teacher, settings)
     check(family, settings)
+    weights_of(family, settings, needs="asdm-prof search")
     io.make_folder(output)
     context = SearchContext(family, teacher, settings, output)
     shared = identity(context) | ({"profile_sha256": profile.sha256()} if profile else {})
@@ -97,11 +101,14 @@ def check(family: Family, settings: SearchSettings) -> None:
 def identity(context: SearchContext) -> dict[str, Any]:
     """What all workers of a study share: settings, teacher, pictures, and the kind of machine."""
     settings = context.settings
-    teacher = loading.load_unet(context.family, context.weights, settings.device, "fp32", settings.seed)
+    teacher = loading.load_unet(
+        context.family, context.weights, settings.device, "fp32", settings.seed, settings.variant, settings.lora
+    )
     facts = machine.environment(settings.device, settings.threads or torch.get_num_threads())
     data = datasets.open_source(settings.data, settings.split, context.pixels())
     return {
-        **{key: value for key, value in asdict(settings).items() if key != "weights"},
+        **{key: value for key, value in asdict(settings).items() if key not in checkpoint_of(settings)},
+        **{key: value for key, value in checkpoint_of(settings).items() if key not in _IN_HASH and value is not None},
         "device": device_kind(settings.device),  # workers may have a card each, all of one name
         "threads": facts["threads"],
         "teacher_config_sha256": loading.unet_config_sha256(loading.meta_unet(context.family).config),

@@ -8,13 +8,13 @@ from typing import Annotated
 from asdm.data.settings import Split
 from asdm.distill.settings import CheckpointSeconds, LearningRate, TrainingDtype, TrainingSeed
 from asdm.evaluate.settings import Judge
-from asdm.models.settings import Device, Threads, Weights
+from asdm.models.settings import Device, Threads, WholeCheckpoint
 from asdm.records.bench import MEASURES
 from asdm.utils.settings import Option
 
 
-@dataclass(frozen=True)
-class SearchSettings:
+@dataclass(frozen=True, kw_only=True)
+class SearchSettings(WholeCheckpoint):
     """What a search is: every worker of a study has the same."""
 
     budget: Annotated[str, Option("Budget of the UNet's latency: 0.8, 80%, 250ms, 1.2s or x1.3.")]
@@ -35,7 +35,6 @@ class SearchSettings:
     learning_rate: LearningRate = 1e-4
     dtype: TrainingDtype = "fp32"
     seed: TrainingSeed = 0
-    weights: Weights = None
     device: Device = "cpu"
     threads: Threads = None
     prompts: Annotated[int, Option("Captions that teacher and students draw, 4 or more.", at_least=4)] = 64

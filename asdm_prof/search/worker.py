@@ -27,7 +27,8 @@ from asdm.evaluate.settings import BenchSettings
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
 from asdm.models.pipeline import pipeline
-from asdm.models.settings import Setup
+from asdm.models.settings import PictureSetup, Setup, checkpoint_of
+from asdm.models.sources import weights_of
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import Metric
 from asdm.records.measurement import device_kind
@@ -52,7 +53,7 @@ class SearchContext:
 
     @property
     def weights(self) -> str:
-        return self.settings.weights or loading.default_weights(self.family)
+        return weights_of(self.family, self.settings, needs="asdm-prof search")
 
     def pixels(self, size: int | None = None) -> int:
         """Pixels per side of the pictures."""
@@ -84,7 +85,7 @@ def time_candidate(context: SearchContext, study: SharedStudy, candidate: int, t
             return dict(trial.user_attrs["latency"])
     known, own = study.settings, context.settings.device
     settings = BenchSettings(
-        weights=context.weights,
+        **checkpoint_of(context.settings) | {"weights": context.weights},
         device=own if device_kind(own) == device_kind(known["timed_device"]) else known["timed_device"],
         **{name: known[f"timed_{name}"] for name in ("backend", "dtype", "threads", "batch")},
         seed=context.settings.seed,
@@ -110,8 +111,8 @@ def training_settings(
     settings: SearchSettings, steps: int, size: int | None = None, checkpoint_s: float = 600.0
 ) -> DistillSettings:
     """How a candidate trains, as `asdm distill` takes it."""
-    names = ("data", "split", "seed", "weights", "device", "dtype", "batch", "learning_rate", "threads")
-    shared = {name: getattr(settings, name) for name in names}
+    names = ("data", "split", "seed", "device", "dtype", "batch", "learning_rate", "threads")
+    shared = {name: getattr(settings, name) for name in names} | checkpoint_of(settings)
     return DistillSettings(steps=steps, size=size, checkpoint_s=checkpoint_s, **shared)
 
 
@@ -151,7 +152,8 @@ class StudentJudge:
     def metrics(self, student: Path, tell: Tell) -> dict[str, Metric]:
         """Every metric of what the student in a folder draws."""
         family, settings = self._context.family, self._context.settings
-        setup = Setup(self._context.weights, settings.device, "fp32", seed=settings.seed, size=self._size)
+        parts = checkpoint_of(settings) | {"weights": self._context.weights}
+        setup = PictureSetup(**parts, device=settings.device, seed=settings.seed, size=self._size)
         with self._context.host.working() as pause, torch.inference_mode():
 
             def drawing(who: str, count: int, eta_s: float | None) -> None:
@@ -171,7 +173,7 @@ class StudentJudge:
     ) -> Callable[[GeneratedImages], dict[str, Metric]]:
         """The judge of students; the teacher draws twice: from their seeds, and from others for the noise floor."""
         if self._judge is None:
-            unet = loading.load_unet(self._context.family, self._context.weights, setup.device, "fp32", setup.seed)
+            unet = loading.load_teacher(self._context.family, setup)
             whole_pipeline.register_modules(unet=unet)
             seeds = (setup.seed, setup.seed + self._context.settings.prompts)
             teacher, again = (self._draw(whole_pipeline, seed, partial(drawing, "the teacher")) for seed in seeds)

@@ -8,7 +8,7 @@ square per element, the interval a bootstrap over prompts (LAPTOP-Diff's criteri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ from torch import nn
 
 from asdm.measure import clocks, machine, statistics
 from asdm.models import execution, loading
-from asdm.models.families import Family, load_family
+from asdm.models.families import Family
+from asdm.models.settings import WholeCheckpoint
+from asdm.models.sources import resolve
 from asdm.plan.edits import Edits
 from asdm.plan.legality import ResolvedPlan
 from asdm.unet import surgery
@@ -89,12 +91,12 @@ def measure_damage(
     """
     clock = clocks.HostClock()
     began = clock.mark()
-    family = load_family(family) if isinstance(family, str) else family
     execution.check_setup(settings)
+    family, weights = resolve(family, settings, needs="asdm-prof sensitivity")
+    settings = replace(settings, weights=weights)
     check_caption_only(family.unet, family.name, "asdm-prof sensitivity")
-    weights = settings.weights or loading.default_weights(family)
     tell("building the students", 0, None)
-    teacher: Any = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
+    teacher: Any = loading.load_teacher(family, settings)
     plans = [surgery.resolved_on(teacher, edits) for edits in (sets(teacher) if callable(sets) else sets)]
     with machine.quiet_torch(settings.threads, settings.device) as threads:
         ordered = make_variants(teacher, plans)
@@ -148,9 +150,11 @@ def _open_run(
 ) -> DamageRun:
     """The unfinished run in `run_file` if it is of the same teacher, edits and settings, else a new one.
 
-    `weights` (hashed with the teacher) and `threads` do not count.
+    What the teacher's hash tells and `threads` do not count.
     """
-    deciding = {k: v for k, v in vars(settings).items() if k not in ("weights", "threads", "batch", "reuse")}
+    left_out = ("weights", "config", "variant", "lora", "threads", "batch", "reuse")
+    encoders = [field.name for field in fields(WholeCheckpoint)]
+    deciding = {k: v for k, v in vars(settings).items() if k not in left_out and (v is not None or k not in encoders)}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]
     return DamageRun(run_sha256=sha256_of([sha256, edits, deciding])).resumed_from(run_file, "teacher")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from asdm.data.settings import Split
-from asdm.models.settings import Setup
+from asdm.models.settings import PictureSetup
 from asdm.utils.settings import Option
 
 
 @dataclass(frozen=True)
-class SensitivitySettings(Setup):
+class SensitivitySettings(PictureSetup):
     """What damage is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
 
     data: Annotated[str, Option("Captioned pictures to measure on: emoji.")] = "emoji"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from asdm.evaluate.metrics import JudgedImages
 from asdm.evaluate.metrics.clip_score import clip_scores
 from asdm.measure import machine, statistics
 from asdm.models import loading, networks, pipeline, student as students
-from asdm.models.families import Family, load_family
+from asdm.models.families import Family
+from asdm.models.sources import resolve
 from asdm.plan.edits import Edits, PruningPlan, RemoveUnit
 from asdm.plan.legality import ResolvedPlan
 from asdm.utils import registry
@@ -44,7 +46,8 @@ def measure_sensitivity(
     command: str = "",
 ) -> Damage:
     """The damage of every legal edit of a family and of `plans` random joint plans (0: none), as a record."""
-    family = load_family(name)
+    family, weights = resolve(name, settings, needs="asdm-prof sensitivity")
+    settings = replace(settings, weights=weights)
     if clip and clip < 2:
         raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
@@ -96,9 +99,9 @@ def load_or_profile(
     command: str = "",
 ) -> Profile:
     """The profile in `path` if it is of these weights, else a new one, which is saved there."""
-    loaded = load_family(family)
     if path.exists() and not fresh:
-        profile, teacher = Profile.load(path), loading.load_unet(loaded, loading.default_weights(loaded))
+        loaded, weights = resolve(family, settings)
+        profile, teacher = Profile.load(path), loading.load_unet(loaded, weights)
         if (profile.config_sha256, profile.weights_sha256) in _identities(teacher, settings):
             return profile
     profile = profiler.profile(family, settings, watch, command=command)
@@ -194,8 +197,7 @@ def with_clip_scores(
         raise ValueError(f"clip must be at most the {len(data)} images of {settings.data}, got {pictures}.")
     picks = np.random.default_rng(settings.seed).permutation(len(data))[:pictures]
     captions = [data[int(i)].caption for i in picks]
-    weights = settings.weights or loading.default_weights(family)
-    teacher = loading.load_unet(family, weights, settings.device, settings.dtype, settings.seed)
+    teacher = loading.load_teacher(family, settings)
     pipe = pipeline.pipeline(family, teacher, settings)
     own = judge.text_embedding(captions).float().cpu()
 

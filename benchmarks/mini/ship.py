@@ -30,18 +30,24 @@ def ship(folder: Path, to: Path = HERE) -> int:
         with whole_folder(to / part, force=True) as temporary:
             shutil.copytree(folder / part, temporary, dirs_exist_ok=True)
             for config in temporary.rglob("config.json"):
-                _forget_origin(config)
+                _loads_anywhere(config)
     for log in sorted(folder.glob("runs/*/log.jsonl")):
         (to / "logs").mkdir(exist_ok=True)
         shutil.copyfile(log, to / "logs" / f"{log.parent.name}.jsonl")
     return size
 
 
-def _forget_origin(config: Path) -> None:
-    """Remove the path of the folder that a model was loaded from, which diffusers writes into its config."""
+def _loads_anywhere(config: Path) -> None:
+    """Remove the path of the folder that a model was loaded from, and ask transformers for fp32.
+
+    transformers would otherwise load a text encoder in the fp16 of its file, and diffusers the UNet beside it in fp32.
+    """
     values = json.loads(config.read_text())
-    if values.pop("_name_or_path", None) is not None:
-        config.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n")
+    plain = {key: value for key, value in values.items() if key != "_name_or_path"}
+    if "dtype" in plain:
+        plain["dtype"] = "float32"
+    if plain != values:
+        config.write_text(json.dumps(plain, indent=2, allow_nan=False) + "\n")
 
 
 def main(folder: Annotated[Path, typer.Argument(help="Where the parts were trained.")] = Path("mini-training")) -> None:

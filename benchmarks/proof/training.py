@@ -21,6 +21,7 @@ from asdm.models import loading, networks
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
+from asdm.models.sources import own_weights
 from asdm.utils import registry
 from asdm.utils.io import sha256_of, write_whole
 from asdm.utils.progress import Tell
@@ -44,7 +45,7 @@ class ProofJudge:
         real = [data[int(i)] for i in picks]
         pool = sorted({*datasets.captions_of(data, len(data)), *datasets.captions_of(others, len(others))})
         self.judgement = Judgement(networks.Judge.load(), networks.Vgg.load(), real, pool)
-        self.teacher = loading.load_unet(self.family, loading.default_weights(self.family))
+        self.teacher = loading.load_unet(self.family, own_weights(self.family))
         self.weights_sha256 = loading.weights_sha256(self.teacher)
 
     @cached_property

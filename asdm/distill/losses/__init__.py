@@ -28,6 +28,7 @@ Mode = Literal["end_to_end", "blockwise"]
 MODES: tuple[Mode, ...] = ("end_to_end", "blockwise")
 PREDICTIONS = ("epsilon", "v_prediction")
 TINY = 1e-8
+NO_SIGNAL = 1e-6  # some schedulers write 2⁻²⁴ for a zero ᾱ
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,18 @@ def predicted_clean(inputs: LossInputs, prediction: torch.Tensor) -> torch.Tenso
     if inputs.prediction_type == "v_prediction":
         return signal * inputs.noisy - sigma * prediction.float()
     return (inputs.noisy - sigma * prediction.float()) / signal
+
+
+def check_schedule(alphas: torch.Tensor, prediction_type: str, name: str) -> None:
+    """Raises ValueError for ε-prediction under a schedule that ends in pure noise (zero terminal SNR).
+
+    There x̂₀ and the SNR's weight are divisions by ᾱ = 0; a prediction of the velocity needs none.
+    """
+    if prediction_type == "epsilon" and float(alphas.min()) < NO_SIGNAL:
+        raise ValueError(
+            f"{name}'s noise schedule ends in pure noise, of which ε-prediction learns nothing; name --prediction-type "
+            "v_prediction if that is what it was trained with."
+        )
 
 
 def _scales(alpha: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,60 +1,35 @@
 """Model families: one file each, holding the published configs of a Stable Diffusion's components.
 
 A file defines `FAMILY`. Anything else that has a config is a family too: a diffusers pipeline folder, a folder with
-one UNet in it, or a UNet's config file by itself.
+one UNet in it, or a UNet's config file by itself; and so is a checkpoint, whose shapes tell its configs.
 """
 
-from __future__ import annotations
-
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from asdm.unet import config
-from asdm.utils import console, registry
-from asdm.utils.io import read_json
+from asdm.models.family import Family, from_folder, of_configs
+from asdm.utils import registry
 
+__all__ = ["Family", "from_folder", "load_family"]
 
-@dataclass(frozen=True)
-class Family:
-    """Configs of one Stable Diffusion; sizes in pixels, prompts in tokens."""
-
-    name: str
-    title: str
-    size: int
-    unet: dict[str, Any]
-    text_encoders: tuple[dict[str, Any], ...] = ()
-    vae: dict[str, Any] | None = None
-    tokens: int = 77
-    prediction_type: str = "epsilon"
-    licence: str = ""  # of the published weights, as model cards name it
-    guidance_scale: float = 8.0  # what pictures are drawn with where nobody says otherwise
-    folder: Path | None = field(default=None)  # where real weights are, for a family that is a folder
-
-    @property
-    def vae_factor(self) -> int:
-        """Pixels per latent pixel."""
-        return 2 ** (len(self.vae["block_out_channels"]) - 1) if self.vae else 8
-
-    @property
-    def size_step(self) -> int:
-        """Pixels per pixel of the deepest feature map: sizes are multiples of it, and it is the smallest one."""
-        return self.vae_factor * 2 ** (len(self.unet["block_out_channels"]) - 1)
-
-    @property
-    def latent(self) -> int:
-        return self.size // self.vae_factor
+CHECKPOINTS = (".safetensors", ".ckpt", ".bin", ".pt", ".pth")  # pickles, to be refused with how to convert them
 
 
-def load_family(name: str) -> Family:
-    """A family by name, by folder or by config file; raises ValueError that lists the choices."""
+def load_family(name: str, config: str | None = None) -> Family:
+    """A family by name, folder, config file or single-file checkpoint; raises ValueError that lists the choices.
+
+    `config` names the family whose configs a checkpoint has, where its shapes do not tell.
+    """
     if Path(name).is_dir():
         return from_folder(Path(name))
+    if Path(name).suffix in CHECKPOINTS:
+        from asdm.models import recognition
+
+        return recognition.from_file(Path(name), load_family(config) if config else None)
     if Path(name).is_file():
-        return _of_configs(Path(name), title=_config_title(Path(name)))
+        return of_configs(Path(name), title=_config_title(Path(name)))
     if "/" in name or name.startswith("."):
         raise ValueError(
-            f"{name} does not exist; name a diffusers folder, a config file, or one of "
+            f"{name} does not exist; name a diffusers folder, a checkpoint, a config file, or one of "
             f"{', '.join(registry.names(__name__))}."
         )
     try:
@@ -65,52 +40,6 @@ def load_family(name: str) -> Family:
         ) from None
 
 
-def from_folder(folder: Path) -> Family:
-    """The family of a diffusers folder, of a pipeline or of a UNet alone; raises ValueError where it is none."""
-    unet_file = next((f for f in (folder / "unet" / "config.json", folder / "config.json") if f.exists()), None)
-    if unet_file is None:
-        raise ValueError(f"{folder} is not a diffusers folder: it has neither unet/config.json nor config.json.")
-    return _of_configs(unet_file, title=folder.resolve().name, folder=folder)
-
-
 def _config_title(file: Path) -> str:
     """What a config file is called after: its folder where it is one more config.json, itself otherwise."""
     return file.resolve().parent.name if file.name == "config.json" else file.stem
-
-
-def _of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Family:
-    """The family of a UNet's config, and of those in the pipeline's `folder` where there is one."""
-    unet = _unet_config(unet_file)
-
-    def beside(name: str) -> Any:
-        return read_json(folder / name) if folder and (folder / name).exists() else None
-
-    texts = [text for text in map(beside, ("text_encoder/config.json", "text_encoder_2/config.json")) if text]
-    vae, scheduler = beside("vae/config.json"), beside("scheduler/scheduler_config.json") or {}
-    factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
-    return Family(
-        name=str(folder or unet_file),
-        title=title,
-        size=_square(unet.get("sample_size")) * factor,
-        unet=unet,
-        text_encoders=tuple(texts),
-        vae=vae,
-        tokens=texts[0].get("max_position_embeddings", 77) if texts else 77,
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
-        folder=folder,
-    )
-
-
-def _unet_config(file: Path) -> dict[str, Any]:
-    """The UNet's config in a file, checked, without keys that are no setting of a UNet; these are named once."""
-    content = read_json(file)
-    config.check(content, str(file))
-    if stray := config.stray_keys(content):
-        console.say_once(f"{file}: ignoring {', '.join(stray)}, which are no settings of a UNet.")
-    if note := config.note(content):
-        console.say_once(f"{file}: {note}")
-    return {key: value for key, value in content.items() if key not in stray}
-
-
-def _square(sample_size: Any) -> int:
-    return int(sample_size[0] if isinstance(sample_size, (list, tuple)) else sample_size or 64)

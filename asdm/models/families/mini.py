@@ -10,5 +10,6 @@ FAMILY = replace(
     name="mini",
     title="Mini Stable Diffusion",
     licence="cc-by-sa-4.0",
+    source=None,
     guidance_scale=3.0,  # at 8 colours burn and outlines fray (reports/mini/contact-guidance-8.png)
 )

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 
 from asdm.distill import losses, recipes
@@ -173,6 +174,25 @@ def test_target_and_clean_are_each_others_inverse(kind):
     noisy, target = losses.noisy_and_target(clean, noise, alpha, kind)
     again = losses.predicted_clean(loss_inputs(noisy=noisy, alpha=alpha, prediction_type=kind), target)
     torch.testing.assert_close(again, clean, rtol=1e-4, atol=1e-5)
+
+
+def test_a_schedule_that_ends_in_pure_noise_is_for_v_prediction():
+    """Zero terminal SNR: nothing is divided by ᾱ = 0, and ε-prediction is refused."""
+    alphas = DDIMScheduler(beta_schedule="scaled_linear", rescale_betas_zero_snr=True).alphas_cumprod
+    assert alphas[-1] == 0
+    losses.check_schedule(alphas, "v_prediction", "the teacher")
+    losses.check_schedule(DDIMScheduler().alphas_cumprod, "epsilon", "the teacher")
+    with pytest.raises(ValueError, match=r"the teacher's noise schedule ends in pure noise, .*v_prediction"):
+        losses.check_schedule(alphas, "epsilon", "the teacher")
+    alpha = torch.tensor([float(alphas[-1]), 0.5, 0.1])
+    inputs = loss_inputs(alpha=alpha, prediction_type="v_prediction", min_snr=5.0)
+    noisy, target = losses.noisy_and_target(inputs.noisy, inputs.target, alpha, "v_prediction")
+    assert torch.equal(noisy[0], inputs.target[0])
+    assert torch.equal(target[0], -inputs.noisy[0])
+    for value in (losses.snr_weight(inputs), losses.predicted_clean(inputs, inputs.prediction)):
+        assert torch.isfinite(value).all()
+    for name in ("denoising", "output"):
+        assert torch.isfinite(losses.load(name).loss(inputs)).all()
 
 
 def test_features_sum_raw_and_average_relative():

@@ -7,11 +7,12 @@ import json
 import pytest
 import torch
 
-from asdm.models import execution, loading
+from asdm.models import execution
 from asdm.models.components import components_of, count_call
 from asdm.models.example_inputs import latent_size, unet_inputs
 from asdm.models.families import load_family
 from asdm.models.loading import meta_unet
+from asdm.models.sources import own_weights
 from asdm.unet import flops
 from asdm.unet.blocks import iter_parts, iter_units, topology
 from asdm.utils import registry
@@ -123,10 +124,9 @@ def test_a_pipeline_folder_is_a_family_with_all_its_components(tmp_path):
 
 
 def test_a_family_has_weights_where_its_folder_has_some(tiny_folder, tmp_path):
-    assert loading.default_weights(load_family(str(tiny_folder))) == str(tiny_folder)
-    (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
-    assert loading.default_weights(load_family(str(tmp_path))) == execution.RANDOM
-    assert loading.default_weights(load_family("sd15")) == execution.RANDOM
+    assert own_weights(load_family(str(tiny_folder))) == str(tiny_folder)
+    assert own_weights(load_family("sd15")) == execution.RANDOM
+    assert own_weights(load_family("mini")) == str(load_family("mini").folder)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,6 @@ def test_a_folder_and_its_config_file_are_the_same_unet(tmp_path):
     file = configured(KOALA_700M, tmp_path / "koala")
     by_file, by_folder = load_family(str(file)), load_family(str(tmp_path / "koala"))
     assert (by_file.unet, by_file.title, by_file.size) == (by_folder.unet, by_folder.title, by_folder.size)
-    assert loading.default_weights(by_file) == execution.RANDOM
     shape = topology(meta_unet(by_file))
     assert shape.blocks == ("down_blocks.0", "down_blocks.1", "down_blocks.2",
                             "up_blocks.0", "up_blocks.1", "up_blocks.2")  # fmt: skip

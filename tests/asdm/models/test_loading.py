@@ -128,7 +128,7 @@ def test_a_truncated_file_of_weights_is_refused_in_one_sentence(tiny_folder, tmp
     shutil.copytree(tiny_folder, tmp_path / "unet")
     weights = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
-    _refused(tmp_path / "unet", "cannot load a UNet from")
+    _refused(tmp_path / "unet", "is not a safetensors file, or it is damaged")
 
 
 def test_weights_of_other_shapes_are_refused_in_one_sentence(tiny_folder, tmp_path):
@@ -141,7 +141,7 @@ def test_weights_of_other_shapes_are_refused_in_one_sentence(tiny_folder, tmp_pa
 def test_a_pickle_is_never_read(tiny_folder, tiny_unet, tmp_path):
     (tmp_path / "config.json").write_text((tiny_folder / "config.json").read_text())
     torch.save(tiny_unet.state_dict(), tmp_path / "diffusion_pytorch_model.bin")
-    _refused(tmp_path, "cannot load a UNet from .*safetensors")
+    _refused(tmp_path, r"model\.bin is a pickle, .*; convert it to safetensors")
 
 
 def test_a_folder_without_a_config_is_refused(tmp_path):
@@ -150,7 +150,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path):
 
 @pytest.mark.parametrize("weights", ["./gone", "gone", "a/b/c"])
 def test_a_folder_that_is_not_there_is_refused(weights):
-    _refused(weights, "does not exist; name a diffusers folder or a hub id")
+    _refused(weights, "does not exist; name a diffusers folder, a .safetensors file or a hub id")
 
 
 def _refused(weights, words: str) -> None:

@@ -13,6 +13,7 @@ import torch
 from asdm.measure import machine
 from asdm.models import loading, student as students
 from asdm.models.families import load_family
+from asdm.models.sources import own_weights
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.unet.blocks import iter_parts, topology
@@ -45,7 +46,7 @@ def measured() -> sensitivity.DamageMeasurement:
 @pytest.fixture(scope="module")
 def mini() -> torch.nn.Module:
     family = load_family("mini")
-    return loading.load_unet(family, loading.default_weights(family))
+    return loading.load_unet(family, own_weights(family))
 
 
 def test_the_numbers_are_the_plain_loops_to_the_bit(

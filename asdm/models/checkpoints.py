@@ -1,0 +1,310 @@
+"""Weights on disk: what a folder or a file holds, and its tensors by diffusers' names.
+
+Safetensors only. A folder's part may be whole, sharded, or in variants (`fp16`, `non_ema`). A single file holds a whole
+Stable Diffusion in LDM's names, as A1111 and ComfyUI write it, or a UNet alone in LDM's or diffusers' names.
+"""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from asdm.utils.io import read_json
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth")
+STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names of a part's weights
+LDM, LDM_UNET, UNET = "model.diffusion_model.", "input_blocks.0.0.weight", "conv_in.weight"
+MOST_HEADER_BYTES = 100 << 20  # the format's own limit
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Header(NamedTuple):
+    """A file's tensors by name, and its metadata; nothing else of it is read."""
+
+    shapes: dict[str, tuple[int, ...]]
+    metadata: dict[str, str]
+
+
+def check_suffix(path: Path) -> None:
+    """Raises ValueError for a file that is no safetensors file, saying how to convert a pickle."""
+    if path.suffix in PICKLES:
+        raise ValueError(
+            f"{path} is a pickle, which can run code when it is read; convert it to safetensors where you trust its "
+            "maker (torch.load with weights_only=True, then safetensors.torch.save_file), and name that file."
+        )
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path} is not a checkpoint; name a .safetensors file, a diffusers folder or a hub id.")
+
+
+def read_header(path: Path) -> Header:
+    """The names and shapes in a safetensors file; raises ValueError for anything else."""
+    check_suffix(path)
+    try:
+        with path.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            content = json.loads(stream.read(length)) if 2 <= length <= MOST_HEADER_BYTES else None
+    except (OSError, ValueError, RecursionError):
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a safetensors file, or it is damaged.")
+    metadata = content.pop("__metadata__", None) or {}
+    return Header({name: tuple(entry["shape"]) for name, entry in content.items()}, metadata)
+
+
+def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, torch.Tensor]:
+    """The tensors of a file whose names are `wanted`; the others are not read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as stream:
+            names = list(stream.keys())
+            return {name: stream.get_tensor(name) for name in names if wanted(name)}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a safetensors file, or it is damaged: {_first_line(error)}.") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
+
+
+# ---------------------------------------------------------------------------------------------- where they are
+
+
+def place_of(weights: str, variant: str | None = None) -> Path:
+    """The folder or file on disk that `weights` names; a hub id is downloaded unless it is in the hub's cache."""
+    path = Path(weights)
+    if path.exists():
+        return path
+    if path.suffix in (".safetensors", *PICKLES):
+        raise ValueError(f"the checkpoint {weights} does not exist.")
+    if path.is_absolute() or weights.startswith(".") or weights.count("/") != 1:
+        raise ValueError(
+            f"the weights folder {weights} does not exist; name a diffusers folder, a .safetensors file or a hub id "
+            "such as owner/name."
+        )
+    return _from_hub(weights, variant)
+
+
+def _from_hub(name: str, variant: str | None) -> Path:
+    """The folder of a hub id in the hub's cache: a whole pipeline, or a UNet alone."""
+    from diffusers import DiffusionPipeline
+    from huggingface_hub import snapshot_download
+
+    try:
+        try:
+            return Path(DiffusionPipeline.download(name, variant=variant, use_safetensors=True))
+        except (OSError, ValueError):
+            return Path(snapshot_download(name, allow_patterns=["*.json", "diffusion_pytorch_model*.safetensors"]))
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"cannot load {name}, which is no folder or file here, from the hub: {_first_line(error)}."
+        ) from None
+
+
+INDEX = "model_index.json"
+
+
+def is_pipeline(place: Path) -> bool:
+    """Whether a folder or file holds a text encoder and a VAE beside its UNet."""
+    return is_whole(read_header(place)) if place.is_file() else (place / INDEX).exists()
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
+    """The files with a part's weights in its folder: one, or a sharded part's.
+
+    Without a `variant`, the plain files are taken, or the only variant where there are none. Raises ValueError that
+    says what is there instead.
+    """
+    choices = _weight_choices(folder)
+    chosen = variant or ("" if "" in choices else next(iter(choices)) if len(choices) == 1 else None)
+    if chosen in choices:
+        return choices[chosen]
+    if choices:
+        names = ", ".join(sorted(name or "no variant" for name in choices))
+        raise ValueError(f"{folder} has its weights as {names}; choose one (--variant), got {variant or 'none'}.")
+    if pickle := next((path for path in sorted(folder.glob("*")) if path.suffix in PICKLES), None):
+        check_suffix(pickle)
+    raise ValueError(f"{folder} holds no weights: there is no safetensors file in it.")
+
+
+def variant_in(folder: Path, variant: str | None = None) -> str | None:
+    """The variant that `weight_files` takes, as diffusers names it; None for plain files."""
+    first = weight_files(folder, variant)[0]
+    return next((name or None for name, files in _weight_choices(folder).items() if files[0] == first), None)
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a part's folder holds safetensors."""
+    return bool(_weight_choices(folder))
+
+
+def _weight_choices(folder: Path) -> dict[str, list[Path]]:
+    """Variant → files, "" for the plain ones."""
+    choices: dict[str, list[Path]] = {}
+    for stem in STEMS:
+        for path in sorted(folder.glob(f"{stem}*")):
+            if match := re.fullmatch(rf"{stem}(?:\.([\w-]+))?\.safetensors", path.name):
+                if not re.search(r"-\d{5}-of-\d{5}$", path.stem):
+                    choices.setdefault(match[1] or "", [path])
+            elif match := re.fullmatch(rf"{stem}\.safetensors\.index(?:\.([\w-]+))?\.json", path.name):
+                choices.setdefault(match[1] or "", _shards(path))
+    return choices
+
+
+def _shards(index: Path) -> list[Path]:
+    content = read_json(index)
+    names = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} is not an index of weights: it has no weight_map.")
+    files = [index.parent / str(name) for name in sorted(set(names.values()))]
+    for file in files:
+        if file.parent != index.parent or file.suffix != ".safetensors":
+            raise ValueError(f"{index} names {file.name}, which is not a safetensors file beside it.")
+        if not file.exists():
+            raise ValueError(f"{index.parent} lacks {file.name}, which its index names.")
+    return files
+
+
+def unet_folder(folder: Path) -> Path:
+    """Where a diffusers folder has its UNet: in `unet`, or in itself where it holds nothing else."""
+    return folder / "unet" if (folder / "unet" / "config.json").exists() else folder
+
+
+# ---------------------------------------------------------------------------------------------- single files
+
+
+def is_whole(header: Header) -> bool:
+    """Whether a file holds a VAE and text encoders beside its UNet, in LDM's names."""
+    return any(name.startswith("first_stage_model.") for name in header.shapes)
+
+
+def check_unet_in(header: Header, path: Path) -> None:
+    """Raises ValueError for a file without a UNet, saying what it looks like."""
+    names = header.shapes
+    if UNET in names or LDM_UNET in names or f"{LDM}{LDM_UNET}" in names:
+        return
+    looks = next((what for mark, what in _OTHERS if any(mark in name for name in names)), "something else")
+    raise ValueError(f"{path} holds no UNet; it looks like {looks}.")
+
+
+_OTHERS = (
+    ("asdm.unet.", "a student for this package alone; name its folder"),
+    ("control_model.", "a ControlNet"),
+    ("controlnet_cond_embedding.", "a ControlNet"),
+    ("lora_", "a LoRA, which is named with --lora"),
+    (".lora.", "a LoRA, which is named with --lora"),
+    ("double_blocks.", "a Flux model, whose denoiser is no UNet"),
+    ("joint_blocks.", "a Stable Diffusion 3, whose denoiser is no UNet"),
+    ("decoder.conv_in.", "a VAE, which is named with --vae"),
+    ("emb_params", "a textual inversion, which is named with --textual-inversion"),
+    ("text_model.", "a text encoder"),
+)
+
+
+def unet_in(tensors: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """A file's UNet by diffusers' names; `tensors` may be on the meta device.
+
+    Raises ValueError for layers that diffusers' converter cannot tell apart.
+    """
+    if UNET in tensors:
+        return dict(tensors)
+    from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+
+    if not isinstance(config.get("layers_per_block", 2), int):
+        raise ValueError(
+            f"{path} is in LDM's names, which diffusers cannot read for blocks of unequal depth (layers_per_block "
+            f"{list(config['layers_per_block'])}); name it in diffusers' names."
+        )
+    ldm = {name if name.startswith(LDM) else LDM + name: tensor for name, tensor in tensors.items()}
+    try:
+        return convert_ldm_unet_checkpoint(ldm, dict(config))
+    except KeyError as missing:
+        raise ValueError(f"{path} lacks {missing.args[0]}, which its config asks for.") from None
+
+
+def is_unet_key(header: Header) -> Callable[[str], bool]:
+    """Which of a file's tensors are its UNet's."""
+    whole = any(name.startswith(LDM) for name in header.shapes)
+    return (lambda name: name.startswith(LDM)) if whole else (lambda _: True)
+
+
+def unet_shapes(path: Path, config: Mapping[str, Any]) -> Shapes:
+    """The shapes of a file's UNet by diffusers' names, from its header alone."""
+    header = read_header(path)
+    wanted = is_unet_key(header)
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items() if wanted(name)}
+    return {name: tuple(tensor.shape) for name, tensor in unet_in(tensors, config, path).items()}
+
+
+def vae_in(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """A VAE's tensors by diffusers' names, from a whole checkpoint or from a file of its own."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    if any("down_blocks." in name for name in tensors):
+        return dict(tensors)
+    return convert_ldm_vae_checkpoint(tensors, dict(config))
+
+
+def is_vae_key(name: str) -> bool:
+    """Whether a whole checkpoint's tensor is its VAE's."""
+    return name.startswith("first_stage_model.")
+
+
+TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.")
+
+
+def text_encoder_in(tensors: Mapping[str, torch.Tensor], module: Any, number: int) -> dict[str, torch.Tensor]:
+    """The tensors of a whole checkpoint's text encoder by the names of `module`, a transformers CLIP text model.
+
+    Stable Diffusion 1 and SDXL's first have transformers' own names; Stable Diffusion 2 and SDXL's second OpenCLIP's.
+    """
+    from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
+
+    prefixes = (f"conditioner.embedders.{number}.", "cond_stage_model.")
+    prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), "")
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if any(name.startswith(f"{prefix}model.") for name in own):
+        found = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
+    else:
+        found = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
+    names = module.state_dict().keys()
+    fitted = {_text_name(name, names): tensor for name, tensor in found.items()}
+    return {name: tensor for name, tensor in fitted.items() if not name.endswith("position_ids")}
+
+
+def _text_name(name: str, names: Any) -> str:
+    """A text encoder's tensor with or without the prefix that versions of transformers disagree on."""
+    bare = name.removeprefix("text_model.")
+    return bare if bare in names else f"text_model.{bare}"
+
+
+def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, what: str) -> None:
+    """Give a module on the meta device these tensors; raises ValueError unless names and shapes are its own."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, what)
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    module.load_state_dict(cast, strict=True, assign=True)
+    for name, buffer in list(module.named_buffers()):
+        if buffer.is_meta:
+            assert name.endswith("position_ids"), f"{name} is in no file"
+            owner, _, leaf = name.rpartition(".")
+            ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
+            module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+
+
+def check_shapes(own: Shapes, given: Shapes, what: str) -> None:
+    """Raises ValueError, naming the first, for weights that are missing, unexpected or of another shape."""
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    for names, verb in ((missing, "missing"), (unexpected, "unexpected")):
+        if names:
+            raise ValueError(f"cannot load {what}: {len(names)} weights are {verb}, such as {names[0]}.")
+    if wrong := sorted(name for name in own if own[name] != given[name]):
+        name = wrong[0]
+        raise ValueError(f"cannot load {what}: {name} has shape {list(given[name])} instead of {list(own[name])}.")

@@ -1,0 +1,129 @@
+"""LoRA files, fused into a UNet and a text encoder when they are loaded."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from asdm.models import checkpoints
+
+OTHER_KINDS = {"dora_scale": "DoRA", "hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT", "diff_b": "full difference"}
+_TEXT_NAMES = {
+    f".{side}_lora.": f".{name}.lora_linear_layer."
+    for side, name in {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}.items()
+}
+
+
+class Lora(NamedTuple):
+    """A LoRA's matrices by diffusers' names (`unet.….lora_A.weight`), scaled by their own alpha."""
+
+    name: str
+    weights: dict[str, torch.Tensor]
+    scale: float
+
+
+def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
+    """The LoRA that `FILE[:SCALE]` names; raises ValueError for a missing file, a scale that is no number, or another
+    kind of adapter."""
+    from diffusers.loaders import StableDiffusionLoraLoaderMixin
+    from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
+
+    path, scale = _split(spec)
+    raw = checkpoints.read_tensors(path)
+    if kind := next((kind for mark, kind in OTHER_KINDS.items() if any(mark in name for name in raw)), None):
+        raise ValueError(f"{path} is a {kind}, which cannot be fused; choose a LoRA (or LoCon).")
+    config: Any = _Attributes(unet_config)
+    named, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(_with_alphas_of_one(raw), unet_config=config)
+    if not all(name.startswith(("unet.", "text_encoder")) for name in named):
+        named = {f"unet.{name}": tensor for name, tensor in named.items()}
+    unet = {name.removeprefix("unet."): tensor for name, tensor in named.items() if name.startswith("unet.")}
+    text = {_text_name(name): tensor for name, tensor in named.items() if not name.startswith("unet.")}
+    unet = {f"unet.{name}": tensor for name, tensor in convert_unet_state_dict_to_peft(unet).items()}
+    if not any(name.endswith(".lora_A.weight") for name in (*unet, *text)):
+        raise ValueError(f"{path} is not a LoRA: it has no pairs of low-rank matrices.")
+    return Lora(str(path), unet | text, scale)
+
+
+def _split(spec: str) -> tuple[Path, float]:
+    file, colon, number = spec.rpartition(":")
+    if not colon or Path(spec).exists():
+        file, number = spec, "1"
+    try:
+        scale = float(number)
+    except ValueError:
+        raise ValueError(f"the scale of a LoRA must be a number, as in FILE:0.8, got {spec!r}.") from None
+    path = Path(file)
+    checkpoints.check_suffix(path)
+    if not path.exists():
+        raise ValueError(f"the LoRA {path} does not exist.")
+    return path, scale
+
+
+def _with_alphas_of_one(raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """kohya's matrices, each pair multiplied by its alpha / rank, so that nothing remains to be scaled."""
+    weights = dict(raw)
+    for name, alpha in raw.items():
+        stem = name.removesuffix(".alpha")
+        down = weights.get(f"{stem}.lora_down.weight")
+        if stem != name and down is not None:
+            weights[f"{stem}.lora_down.weight"] = down * (float(alpha) / down.shape[0])
+            weights[name] = torch.tensor(float(down.shape[0]))
+    return weights
+
+
+def _text_name(name: str) -> str:
+    for theirs, ours in _TEXT_NAMES.items():
+        name = name.replace(theirs, ours)
+    for theirs, ours in ((".lora_linear_layer.down.", ".lora_A."), (".lora_linear_layer.up.", ".lora_B.")):
+        name = name.replace(theirs, ours)
+    return name
+
+
+class _Attributes:
+    """A config as an object, which diffusers asks for `layers_per_block`."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.__dict__.update(values)
+        self.layers_per_block = values.get("layers_per_block", 2)
+
+
+# ---------------------------------------------------------------------------------------------- fusing
+
+
+def fuse_into_unet(unet: Any, specs: Sequence[str]) -> None:
+    """Add each LoRA's products to the UNet's weights."""
+    for spec in specs:
+        fuse(unet, read(spec, unet.config), "unet")
+
+
+def fuse_into_text_encoders(pipeline: Any, specs: Sequence[str], unet_config: Mapping[str, Any]) -> None:
+    """Add each LoRA's products to the weights of a pipeline's text encoders."""
+    for spec in specs:
+        lora = read(spec, unet_config)
+        for name in ("text_encoder", "text_encoder_2"):
+            if getattr(pipeline, name, None) is not None:
+                fuse(getattr(pipeline, name), lora, name)
+
+
+@torch.no_grad()
+def fuse(module: nn.Module, lora: Lora, part: str) -> None:
+    """W += scale · B·A for every pair of `part`; raises ValueError for a pair that the module has no place for."""
+    for name, down in lora.weights.items():
+        if not name.startswith(f"{part}.") or not name.endswith(".lora_A.weight"):
+            continue
+        up = lora.weights.get(name.replace(".lora_A.", ".lora_B."))
+        target = _weight_of(module, name.removeprefix(f"{part}.").removesuffix(".lora_A.weight"))
+        if target is None or up is None or up.shape[0] * down[0].numel() != target.numel():
+            raise ValueError(f"{lora.name} was made for another model: {name} does not fit.")
+        product = up.flatten(1).float() @ down.flatten(1).float()
+        target += (lora.scale * product).view(target.shape).to(target)
+
+
+def _weight_of(module: nn.Module, name: str) -> torch.Tensor | None:
+    """The weight of a submodule, with or without the prefix that versions of transformers disagree on."""
+    modules = dict(module.named_modules())
+    found = modules.get(name) or modules.get(name.removeprefix("text_model."))
+    weight = getattr(found, "weight", None)
+    return weight.data if weight is not None else None

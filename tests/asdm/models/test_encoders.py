@@ -1,0 +1,186 @@
+"""LoRA, VAE, clip skip and textual inversions change a pipeline as their own mathematics say."""
+
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+from asdm.mini import PIPELINE
+from asdm.models import encoders, lora
+from asdm.models.families import load_family
+from asdm.models.loading import load_unet
+from asdm.models.pipeline import pipeline
+from asdm.models.settings import PictureSetup
+from asdm.models.sources import resolve
+from tests import single_files
+from tests.conftest import SMALLEST, make_unet
+
+MINI = load_family("mini")
+QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+TEXT = "text_model.encoder.layers.1.self_attn.q_proj"
+
+
+def mini(**setup):
+    """The mini's pipeline without its UNet."""
+    family, weights = resolve("mini", PictureSetup(**setup))
+    return pipeline(family, None, PictureSetup(**setup | {"weights": weights}))
+
+
+def states(pipe, caption="a red heart"):
+    return pipe.encode_prompt(caption, "cpu", 1, False)[0]
+
+
+def text_of(pipe):
+    return getattr(pipe.text_encoder, "text_model", pipe.text_encoder)
+
+
+# ---------------------------------------------------------------------------------------------- LoRA
+
+
+@pytest.fixture(scope="module")
+def kohya(tmp_path_factory):
+    """A LoRA in kohya's names of rank 2 and alpha 1: a UNet's query and convolution, and a text encoder's query."""
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    shapes = {f"unet_{QUERY}": (32, 32), "unet_down_blocks.0.resnets.0.conv1": (32, 32, 3, 3), f"te_{TEXT}": (128, 128)}
+    for name, (out, inside, *kernel) in shapes.items():
+        stem = f"lora_{name.replace('.', '_')}"
+        weights[f"{stem}.lora_down.weight"] = torch.randn(2, inside, *kernel, generator=generator)
+        weights[f"{stem}.lora_up.weight"] = torch.randn(out, 2, *([1] * len(kernel)), generator=generator)
+        weights[f"{stem}.alpha"] = torch.tensor(1.0)
+    path = tmp_path_factory.mktemp("lora") / "style.safetensors"
+    save_file(weights, path)
+    return path
+
+
+def product(path, stem):
+    """scale α / rank · B·A of a pair."""
+    weights = load_file(path)
+    up, down = (weights[f"lora_{stem.replace('.', '_')}.lora_{side}.weight"] for side in ("up", "down"))
+    return 0.5 * (up.flatten(1) @ down.flatten(1)).view(-1, *down.shape[1:])
+
+
+def test_a_lora_is_added_to_the_unets_weights(kohya):
+    plain = make_unet(**SMALLEST)
+    fused = make_unet(**SMALLEST)
+    lora.fuse_into_unet(fused, [f"{kohya}:0.8", str(kohya)])
+    changed = {name for name, tensor in plain.state_dict().items() if not torch.equal(tensor, fused.state_dict()[name])}
+    assert changed == {f"{QUERY}.weight", "down_blocks.0.resnets.0.conv1.weight"}
+    for name in changed:
+        expected = plain.state_dict()[name] + 1.8 * product(kohya, f"unet_{name.removesuffix('.weight')}")
+        torch.testing.assert_close(fused.state_dict()[name], expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_lora_is_added_to_the_text_encoder_and_to_what_is_built(kohya):
+    weights = [dict(text_of(mini(lora=files)).named_parameters()) for files in (None, [str(kohya)])]
+    name = f"{TEXT.removeprefix('text_model.')}.weight"
+    torch.testing.assert_close(weights[1][name] - weights[0][name], product(kohya, f"te_{TEXT}"), rtol=1e-3, atol=1e-4)
+    others = [n for n in weights[0] if n != name]
+    assert all(torch.equal(weights[0][n], weights[1][n]) for n in others)
+    unet = load_unet(MINI, str(PIPELINE), lora=[str(kohya)]).get_submodule(QUERY).weight
+    own = load_file(PIPELINE / "unet" / "diffusion_pytorch_model.safetensors")[f"{QUERY}.weight"].float()
+    torch.testing.assert_close(unet - own, product(kohya, f"unet_{QUERY}"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("gone.safetensors", "the LoRA gone.safetensors does not exist"),
+        ("style.safetensors:much", "must be a number, as in FILE:0.8, got 'style.safetensors:much'"),
+        ("style.pt", "style.pt is a pickle"),
+        ("loha.safetensors", "loha.safetensors is a LoHa, which cannot be fused"),
+        ("wide.safetensors", "wide.safetensors was made for another model"),
+        ("unet.safetensors", "unet.safetensors is not a LoRA"),
+    ],
+)
+def test_what_cannot_be_fused_is_named(spec, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("style.safetensors", "style.pt"):
+        (tmp_path / name).touch()
+    stem = f"lora_unet_{QUERY.replace('.', '_')}"
+    save_file({f"{stem}.hada_w1_a": torch.zeros(2)}, "loha.safetensors")
+    wide = {"down": torch.zeros(2, 64), "up": torch.zeros(32, 2)}
+    save_file({f"{stem}.lora_{side}.weight": tensor for side, tensor in wide.items()}, "wide.safetensors")
+    save_file({"conv_in.bias": torch.zeros(2)}, "unet.safetensors")
+    with pytest.raises(ValueError, match=re.escape(words)):
+        lora.fuse_into_unet(make_unet(**SMALLEST), [spec])
+
+
+# ---------------------------------------------------------------------------------------------- encoders
+
+
+def test_clip_skip_normalises_an_earlier_layers_output():
+    pipe = mini()
+    ids = pipe.tokenizer("a red heart", padding="max_length", return_tensors="pt").input_ids
+    with torch.no_grad():
+        layers = pipe.text_encoder(ids, output_hidden_states=True).hidden_states
+        expected = text_of(pipe).final_layer_norm(layers[-2])
+    torch.testing.assert_close(states(mini(clip_skip=2)), expected)
+    assert not torch.equal(states(pipe), expected)
+    assert torch.equal(states(mini(clip_skip=1)), states(pipe))
+    with pytest.raises(ValueError, match="--clip-skip must be between 1 and the text encoder's 2 layers, got 3"):
+        mini(clip_skip=3)
+
+
+def test_a_vae_comes_from_a_folder_or_a_file_in_either_naming(tmp_path):
+    folder = shutil.copytree(PIPELINE / "vae", tmp_path / "vae")
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    other = {name: tensor * 0.5 for name, tensor in weights.items()}
+    save_file(other, folder / "diffusion_pytorch_model.safetensors")
+    ldm = {single_files.vae_name(name, blocks=3): tensor for name, tensor in other.items()}
+    for name in list(ldm):
+        if "mid.attn_1" in name and ldm[name].dim() == 2:
+            ldm[name] = ldm[name][:, :, None, None]
+    plain = single_files.write(other, tmp_path / "plain.safetensors")
+    for vae in (folder, plain, single_files.write(ldm, tmp_path / "ldm.safetensors")):
+        own = mini(vae=str(vae)).vae.state_dict()
+        assert all(torch.equal(own[name], tensor.float()) for name, tensor in other.items())
+
+
+def test_a_vae_of_other_channels_is_refused():
+    family = replace(MINI, unet=MINI.unet | {"out_channels": 8})
+    with pytest.raises(ValueError, match="has 4 latent channels; mini's UNet has 8"):
+        encoders.load_vae(str(PIPELINE), family, PictureSetup())
+
+
+def test_a_textual_inversion_is_a_word_of_its_files_name(tmp_path):
+    embedding = torch.randn(2, 128, generator=torch.Generator().manual_seed(0))
+    save_file({"emb_params": embedding}, tmp_path / "sparkle.safetensors")
+    pipe = mini(textual_inversion=[str(tmp_path / "sparkle.safetensors")])
+    ids = pipe.tokenizer(pipe.maybe_convert_prompt("sparkle", pipe.tokenizer)).input_ids[1:-1]
+    torch.testing.assert_close(pipe.text_encoder.get_input_embeddings().weight[ids], embedding)
+    assert not torch.equal(states(pipe, "a sparkle heart"), states(pipe, "a heart"))
+    save_file({"emb_params": torch.zeros(2, 768)}, tmp_path / "wide.safetensors")
+    with pytest.raises(ValueError, match=r"its embeddings are \[2, 768\], and the text encoder's are 128 wide"):
+        mini(textual_inversion=[str(tmp_path / "wide.safetensors")])
+
+
+# ---------------------------------------------------------------------------------------------- checkpoints
+
+
+def test_a_checkpoints_text_encoder_and_vae_are_the_folders(tmp_path):
+    tensors = single_files.ldm(PIPELINE, blocks=3)
+    file = single_files.write(tensors | {"ztsnr": torch.zeros(1)}, tmp_path / "mini.safetensors")
+    family, weights = resolve(None, PictureSetup(weights=str(file)), needs="asdm generate")
+    of_file, of_folder = pipeline(family, None, PictureSetup(weights=weights)), mini()
+    assert torch.equal(states(of_file), states(of_folder))
+    theirs = of_folder.vae.state_dict()
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in of_file.vae.state_dict().items())
+    assert of_file.scheduler.alphas_cumprod[-1] == 0
+    assert of_file.scheduler.config.timestep_spacing == "trailing"
+    assert of_folder.scheduler.alphas_cumprod[-1] > 0
+
+
+def test_the_prediction_type_may_be_named():
+    assert mini().scheduler.config.prediction_type == "v_prediction"
+    assert mini(prediction_type="epsilon").scheduler.config.prediction_type == "epsilon"
+
+
+def test_the_minis_folder_loads_in_plain_diffusers_as_it_is():
+    pipe = StableDiffusionPipeline.from_pretrained(PIPELINE)
+    assert {pipe.text_encoder.dtype, pipe.unet.dtype, pipe.vae.dtype} == {torch.float32}
+    pipe("a heart", num_inference_steps=1, height=64, width=64, output_type="latent")

@@ -1,0 +1,247 @@
+"""Which weights a command's words name: folders, files, variants and hub ids; and that none are random unasked."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from asdm.mini import PIPELINE
+from asdm.models import checkpoints
+from asdm.models.execution import RANDOM
+from asdm.models.families import load_family
+from asdm.models.loading import load_unet
+from asdm.models.recognition import from_file
+from asdm.models.settings import PictureSetup, Setup
+from asdm.models.sources import resolve
+from asdm.utils import console
+from tests import single_files
+from tests.commands import refused
+from tests.conftest import SMALLEST, make_unet
+
+UNET = PIPELINE / "unet" / "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """The mini as one file in LDM's names."""
+    return single_files.write(single_files.ldm(PIPELINE, blocks=3), tmp_path_factory.mktemp("ldm") / "mini.safetensors")
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return load_file(UNET)
+
+
+def same(unet, weights):
+    own = unet.state_dict()
+    return own.keys() == weights.keys() and all(torch.equal(own[n], weights[n].to(own[n].dtype)) for n in own)
+
+
+# ---------------------------------------------------------------------------------------------- single files
+
+
+def test_a_checkpoint_is_recognised_and_holds_the_folders_weights(checkpoint, weights):
+    for name, setup in (
+        (str(checkpoint), Setup()),
+        (None, Setup(weights=str(checkpoint))),
+        ("mini", Setup(weights=str(checkpoint))),
+        (None, Setup(weights=str(checkpoint), config=str(PIPELINE))),
+    ):
+        family, chosen = resolve(name, setup)
+        assert (chosen, family.unet["norm_num_groups"]) == (str(checkpoint), 8)
+        assert family.name == ("mini" if name == "mini" else str(checkpoint))
+        assert same(load_unet(family, chosen), weights)
+
+
+def test_a_unet_alone_is_enough_in_either_naming(weights, tmp_path):
+    plain = single_files.write(weights, tmp_path / "plain.safetensors")
+    names = single_files.unet_names(weights)
+    ldm = single_files.write({names[n]: t for n, t in weights.items()}, tmp_path / "ldm.safetensors")
+    for file in (plain, ldm):
+        family, chosen = resolve(None, Setup(weights=str(file)))
+        assert same(load_unet(family, chosen), weights)
+        with pytest.raises(ValueError, match="holds a UNet alone, and pictures and captions need a text encoder"):
+            resolve(str(file), PictureSetup(config=str(tmp_path_of_configs(tmp_path))), needs="asdm generate")
+
+
+def tmp_path_of_configs(folder: Path) -> Path:
+    """The mini's UNet config in a folder of its own: configs without weights."""
+    (folder / "configs").mkdir(exist_ok=True)
+    shutil.copy(PIPELINE / "unet" / "config.json", folder / "configs")
+    return folder / "configs"
+
+
+def test_channels_and_prediction_are_the_files_own(weights, tmp_path):
+    inpainting = weights | {"conv_in.weight": torch.zeros(32, 9, 3, 3), "v_pred": torch.zeros(1)}
+    del inpainting["v_pred"]
+    file = single_files.write(
+        inpainting, tmp_path / "inpainting.safetensors", **{"modelspec.prediction_type": "epsilon"}
+    )
+    family = from_file(file)
+    assert (family.unet["in_channels"], family.prediction_type) == (9, "epsilon")
+    assert load_family("mini").prediction_type == "v_prediction"
+    assert resolve(str(file), PictureSetup(prediction_type="v_prediction"))[0].prediction_type == "v_prediction"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.ckpt", ("is a pickle, which can run code", "weights_only=True")),
+        ("unet.bin", ("is a pickle",)),
+        ("gone.safetensors", ("the checkpoint gone.safetensors does not exist",)),
+        ("broken.safetensors", ("is not a safetensors file",)),
+        ("lora.safetensors", ("holds no UNet; it looks like a LoRA, which is named with --lora",)),
+        ("vae.safetensors", ("holds no UNet; it looks like a VAE, which is named with --vae",)),
+        ("other.safetensors", ("has the shapes of none of mini, sd15", "name its configs (--config DIR)")),
+    ],
+)
+def test_a_file_that_is_no_checkpoint_says_why(name, words, run, tmp_path):
+    for pickle in ("model.ckpt", "unet.bin", "broken.safetensors"):
+        (tmp_path / pickle).write_bytes(b"not a model")
+    save_file({"lora_unet_mid.lora_down.weight": torch.zeros(1)}, tmp_path / "lora.safetensors")
+    save_file({"decoder.conv_in.weight": torch.zeros(1)}, tmp_path / "vae.safetensors")
+    save_file(make_unet(**SMALLEST).state_dict(), tmp_path / "other.safetensors")
+    refused(run("asdm-prof", "flops", name), *words)
+
+
+def test_another_familys_checkpoint_is_refused_by_a_shape(checkpoint):
+    with pytest.raises(ValueError, match=r"as sd15: conv_in.bias has shape \[32\] instead of \[320\]"):
+        resolve("sd15", Setup(weights=str(checkpoint)))
+
+
+def test_ldm_names_of_blocks_of_unequal_depth_are_refused(checkpoint):
+    config = load_family("mini").unet | {"layers_per_block": [1, 2, 2, 2]}
+    with pytest.raises(ValueError, match="blocks of unequal depth"):
+        checkpoints.unet_shapes(checkpoint, config)
+
+
+# ---------------------------------------------------------------------------------------------- folders
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The mini's folder without its UNet's weights."""
+    copy = Path(shutil.copytree(PIPELINE, tmp_path / "copy"))
+    (copy / "unet" / UNET.name).unlink()
+    return copy
+
+
+@pytest.mark.parametrize("variant", ["fp16", "non_ema"])
+def test_the_only_variant_is_taken(folder, weights, variant):
+    save_file(weights, folder / "unet" / f"diffusion_pytorch_model.{variant}.safetensors")
+    for named in (None, variant):
+        family, chosen = resolve(str(folder), Setup(variant=named))
+        assert same(load_unet(family, chosen, variant=named), weights)
+    with pytest.raises(ValueError, match=rf"has its weights as {variant}; choose one \(--variant\), got ema"):
+        resolve(str(folder), Setup(variant="ema"))
+
+
+def test_of_two_variants_one_is_named_and_plain_files_come_first(folder, weights):
+    files = {name: {"conv_in.bias": torch.full((1,), n)} for n, name in enumerate((".fp16", ".non_ema", ""))}
+    for name in (".fp16", ".non_ema"):
+        save_file(files[name], folder / "unet" / f"diffusion_pytorch_model{name}.safetensors")
+    with pytest.raises(ValueError, match=r"has its weights as fp16, non_ema; choose one \(--variant\), got none"):
+        resolve(str(folder), Setup())
+    save_file(files[""], folder / "unet" / "diffusion_pytorch_model.safetensors")
+    assert [path.name for path in checkpoints.weight_files(folder / "unet")] == [UNET.name]
+
+
+def test_sharded_weights_are_one(folder, weights):
+    names = sorted(weights)
+    index = {}
+    for n, part in enumerate((names[::2], names[1::2]), start=1):
+        file = f"diffusion_pytorch_model-0000{n}-of-00002.safetensors"
+        save_file({name: weights[name] for name in part}, folder / "unet" / file)
+        index |= dict.fromkeys(part, file)
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    path.write_text(json.dumps({"weight_map": index}))
+    assert same(load_unet(*resolve(str(folder), Setup())), weights)
+    (folder / "unet" / file).unlink()
+    with pytest.raises(ValueError, match=f"lacks {file}, which its index names"):
+        resolve(str(folder), Setup())
+    path.write_text(json.dumps({"weight_map": {"conv_in.bias": "../../elsewhere.safetensors"}}))
+    with pytest.raises(ValueError, match=r"names elsewhere\.safetensors, which is not a safetensors file beside it"):
+        resolve(str(folder), Setup())
+
+
+def test_a_hub_id_is_taken_from_the_hubs_cache(tmp_path, monkeypatch, weights):
+    cache = tmp_path / "models--someone--mini"
+    shutil.copytree(PIPELINE, cache / "snapshots" / "abc")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("abc")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("diffusers.pipelines.pipeline_utils.HF_HUB_OFFLINE", True, raising=False)
+    family, chosen = resolve(None, Setup(weights="someone/mini"))
+    assert (family.name, chosen) == ("someone/mini", "someone/mini")
+    assert same(load_unet(family, chosen), weights)
+    with pytest.raises(ValueError, match="cannot load someone/else, which is no folder or file here, from the hub"):
+        resolve(None, Setup(weights="someone/else"))
+
+
+# ---------------------------------------------------------------------------------------------- never random unasked
+
+
+def test_a_bare_name_is_random_where_values_do_not_matter_and_says_so(capfd):
+    console.say_once.cache_clear()
+    assert resolve("sd15", Setup())[1] == RANDOM
+    assert "sd15 comes without weights: using random ones" in capfd.readouterr().err
+    with pytest.raises(ValueError, match=r"asdm distill needs trained weights, and sd15 is an .* or --weights random"):
+        resolve("sd15", Setup(), needs="asdm distill")
+    assert resolve("sd15", Setup(weights=RANDOM), needs="asdm distill")[1] == RANDOM
+    assert resolve("mini", Setup(), needs="asdm distill")[1] == str(PIPELINE)
+
+
+NEEDS_WEIGHTS = [
+    ("asdm", "distill", "a_sdm", "--steps", "2", "-o", "out"),
+    ("asdm", "cache", "emoji", "-o", "out"),
+    ("asdm", "bench", "--student", "a_sdm", "--quality", "-o", "out"),
+    ("asdm-prof", "sensitivity", "sd15", "-o", "out.json"),
+    ("asdm-prof", "search", "sd15", "--budget", "0.8", "-o", "out"),
+    ("asdm", "generate", "a heart", "--family", "sd15", "-o", "out.png"),
+]
+
+
+@pytest.mark.parametrize("words", NEEDS_WEIGHTS, ids=lambda words: words[1])
+def test_what_needs_trained_weights_is_refused_without(words, run, tmp_path):
+    refused(run(*words), "needs trained weights, and sd15 is an architecture without any", "--weights random")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("unet/diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin is a pickle"),
+        (None, "unet holds no weights"),
+        ("config file", "is a config without weights; name some"),
+    ],
+)
+def test_what_is_named_is_never_random(folder, content, words, run):
+    teacher = folder / "unet" / "config.json" if content == "config file" else folder
+    if content and content.endswith(".bin"):
+        (folder / content).write_bytes(b"a pickle")
+    for command in (
+        ("asdm", "build", "a_sdm", "--teacher", teacher, "-o", "out"),
+        ("asdm", "export", teacher, "--to", "diffusers", "-o", "out"),
+        ("asdm", "distill", "a_sdm", "--teacher", teacher, "--steps", "2", "-o", "out"),
+        ("asdm", "generate", "a heart", "--family", teacher, "-o", "out.png"),
+        ("asdm-prof", "profile", teacher, "-o", "out.json"),
+    ):
+        refused(run(*command), words)
+
+
+def test_a_unet_alone_takes_its_familys_other_parts_or_is_refused(tmp_path, run):
+    shutil.copytree(PIPELINE / "unet", tmp_path / "my-unet")
+    alone = run("asdm", "generate", "a heart", "--weights", "my-unet", "-o", "out.png")
+    refused(alone, "my-unet holds a UNet alone, and pictures and captions need a text encoder and a VAE too")
+    refused(
+        run("asdm", "distill", "a_sdm", "--teacher", "my-unet", "--steps", "2", "-o", "out"), "my-unet holds a UNet"
+    )
+    for weights in ([], ["--weights", "my-unet"]):
+        word = weights[-1:] or ["own"]
+        done = run("asdm", "generate", "a heart", "--family", "mini", *weights, "--steps", 1, "-o", f"{word[0]}.png")
+        assert done.code == 0, done.err
+    assert (tmp_path / "own.png").read_bytes() == (tmp_path / "my-unet.png").read_bytes()
