@@ -24,11 +24,20 @@ def latent_size(family: Family, size: int | None) -> int:
 
 
 def unet_inputs(
-    family: Family, batch: int = 1, size: int | None = None, device: str = "cpu", dtype: str = "fp32", seed: int = 0
+    family: Family,
+    batch: int = 1,
+    size: int | None = None,
+    device: str = "cpu",
+    dtype: str = "fp32",
+    seed: int = 0,
+    more: tuple[int, int] = (0, 0),
 ) -> dict[str, Any]:
-    """Example arguments of one UNet call, with all conditions that its config asks for (`asdm.unet.inputs`)."""
+    """Example arguments of one UNet call, with all conditions that its config asks for (`asdm.unet.inputs`).
+
+    The latents are square, with `more` latent pixels of height and width.
+    """
     side, make = latent_size(family, size), filler(device, dtype_of(dtype), seed)
-    return forward_inputs(family.unet, batch, (side, side), family.tokens, make, device)
+    return forward_inputs(family.unet, batch, (side + more[0], side + more[1]), family.tokens, make, device)
 
 
 def filler(device: str, dtype: torch.dtype, seed: int) -> Callable[..., torch.Tensor]:

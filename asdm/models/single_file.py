@@ -67,6 +67,16 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
 
 
+def stamp(folder: Path, metadata: Mapping[str, str]) -> None:
+    """Put metadata into every safetensors file of a folder that is being written."""
+    from safetensors.torch import load_file, save_file
+
+    for file in folder.glob("*.safetensors"):
+        stamped = file.with_suffix(".stamped")  # the tensors are mapped from the file itself
+        save_file(load_file(file), stamped, {"format": "pt", **metadata})
+        stamped.replace(file)
+
+
 # ---------------------------------------------------------------------------------------------- metadata
 
 

@@ -21,9 +21,10 @@ import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -82,18 +83,25 @@ def cached(module: nn.Module, inputs: dict[str, Any], keep_fp16: bool = False) -
 
 
 def export(
-    module: nn.Module, inputs: dict[str, Any], folder: Path, batch_name: str | None = None, keep_fp16: bool = False
+    module: nn.Module,
+    inputs: dict[str, Any],
+    folder: Path,
+    batch_name: str | None = None,
+    side_step: int | None = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+    keep_fp16: bool = False,
 ) -> Path:
     """Write `model.onnx` with its weights beside it, in fp32 whatever the module's dtype, or fp16 as it is.
 
-    With `batch_name`, the first dimension of every input is free and is called so. Raises ValueError where the
-    graph cannot be made, in one sentence with the exporter's reason.
+    With `batch_name`, the first dimension of every input is free and is called so; with `side_step` as well, height and
+    width of `sample` are free multiples of it. Raises ValueError where the graph cannot be made, in one sentence with
+    the exporter's reason.
     """
     call = Call(module, inputs)
     if not keep_fp16 and any(p.dtype != torch.float32 for p in module.parameters()):
         call = copy.deepcopy(call).float()
     tensors = tuple(t.float() if t.is_floating_point() and not keep_fp16 else t for t in call.tensors)
-    free = ({0: torch.export.Dim(batch_name, min=1, max=1 << 16)},) * len(tensors) if batch_name else None
+    free = _free_dimensions(call.names, batch_name, side_step) if batch_name else None
     with _quiet(), _frozen(call), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             call,
@@ -106,8 +114,19 @@ def export(
         )
     assert program is not None
     put_scopes_into_names(program.model)
+    program.model.metadata_props.update(metadata)
     program.save(folder / MODEL, external_data=True)
     return folder / MODEL
+
+
+def _free_dimensions(names: Sequence[str], batch_name: str, side_step: int | None) -> tuple[dict[int, Any], ...]:
+    """The free dimensions of each input by their index."""
+    batch = torch.export.Dim(batch_name, min=1, max=1 << 16)
+    sides = {}
+    if side_step:
+        rows, columns = (torch.export.Dim(name, min=1, max=1 << 10) for name in ("rows", "columns"))
+        sides = {2: rows * side_step if side_step > 1 else rows, 3: columns * side_step if side_step > 1 else columns}
+    return tuple({0: batch, **(sides if name == "sample" else {})} for name in names)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ time it, and a profile has the kernels of each node if ONNX Runtime was built wi
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -192,5 +192,5 @@ def evaluate(graph: Path, feed: dict[str, Any]) -> Any:
     return ort.InferenceSession(graph, options(), providers=["CPUExecutionProvider"]).run(None, feed)[0]
 
 
-def keep(graph: Path) -> None:
+def keep(graph: Path, metadata: Mapping[str, str]) -> None:
     """Nothing to do: an exported graph is what ONNX Runtime loads."""

@@ -9,7 +9,7 @@ taken from inside its operator) belong to the node after them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +77,11 @@ def evaluate(graph: Path, feed: dict[str, Any]) -> Any:
     return ov.compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(feed)[0].copy()
 
 
-def keep(graph: Path) -> None:
-    """Convert an exported graph to OpenVINO's own format in fp32, and delete the original."""
+def keep(graph: Path, metadata: Mapping[str, str]) -> None:
+    """Convert an exported graph to OpenVINO's own format in fp32 with `metadata` in it, and delete the original."""
     model = ov.Core().read_model(graph)
+    for name, value in metadata.items():
+        model.set_rt_info(value, name.split("."))
     ov.save_model(model, graph.with_name(IR), compress_to_fp16=False)
     del model  # it maps the weights' file
     for file in graph.parent.glob(f"{graph.name}*"):

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import safe_open
 
 from asdm.measure.backends import _onnx, onnxruntime
 from asdm.models import export as exporter, student as students
@@ -49,6 +50,17 @@ def test_a_student_in_onnx_takes_any_batch(student: Path, exported: tuple[Path, 
     assert difference(student, folder, batch=5) < 1e-3
 
 
+def test_a_graph_takes_other_sizes_and_says_where_it_comes_from(
+    student: Path, exported: tuple[Path, ExportResult]
+) -> None:
+    folder, result = exported
+    assert (result.side_step, result.why_static) == (16, None)  # averages of 2×2
+    assert difference(student, folder, batch=1, more=(4, -6)) < 1e-3
+    facts = {prop.key: prop.value for prop in onnx.load(folder / "model.onnx", load_external_data=False).metadata_props}
+    assert facts["asdm.source_sha256"] == result.source_sha256
+    assert facts["asdm.license"] == result.license
+
+
 def test_mixed_kernels_take_any_batch(tmp_path: Path) -> None:
     """One file does for every batch, whether each image has a kernel of its own or the batch has one."""
     edits = tuple(
@@ -63,10 +75,10 @@ def test_mixed_kernels_take_any_batch(tmp_path: Path) -> None:
         assert difference(tmp_path / "student", tmp_path / "onnx", batch) < 1e-3
 
 
-def difference(student: Path, exported: Path, batch: int) -> float:
-    """Of a graph's output from PyTorch's at one batch, as a share of the largest."""
+def difference(student: Path, exported: Path, batch: int, more: tuple[int, int] = (0, 0)) -> float:
+    """Of a graph's output from PyTorch's at one batch and size, as a share of the largest."""
     family = load_family(str(student))
-    inputs = unet_inputs(family, batch, seed=3)  # neither what was traced nor what was compared
+    inputs = unet_inputs(family, batch, seed=3, more=more)  # neither what was traced nor what was compared
     call = _onnx.Call(load_unet(family, str(student)), inputs)
     feed = {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
     with torch.no_grad():
@@ -79,7 +91,7 @@ def difference(student: Path, exported: Path, batch: int) -> float:
 def test_the_words_say_what_it_takes(exported: tuple[Path, ExportResult]) -> None:
     folder, result = exported
     text = exporter.describe(result, folder)
-    assert "any batch at 128×128" in text
+    assert "any batch at any multiples of 16 pixels" in text
     fixed = result.model_copy(update={"batch": 1, "why_fixed": "Constraints violated (batch)!"})
     assert "batch 1 only" in exporter.describe(fixed, folder)
     assert "Constraints violated" in exporter.describe(fixed, folder)
@@ -91,9 +103,9 @@ def test_a_graph_that_freezes_its_batch_is_exported_at_one(
     """A free batch that gives a wrong output at the other batch is not handed over."""
     real, asked = _onnx.export, []
 
-    def export(module: Any, inputs: Any, folder: Path, batch_name: str | None = None) -> Path:
-        asked.append(batch_name)
-        return real(module, inputs, folder) if len(asked) == 2 else folder
+    def export(module: Any, inputs: Any, folder: Path, batch_name: str | None = None, **more: Any) -> Path:
+        asked.append((batch_name, more.get("side_step")))
+        return real(module, inputs, folder) if len(asked) == 3 else folder
 
     def difference(unet: Any, inputs: dict[str, Any], *_: Any) -> float:
         return 0.5 if inputs["sample"].shape[0] == exporter.OTHER_BATCH else 1e-6
@@ -101,7 +113,9 @@ def test_a_graph_that_freezes_its_batch_is_exported_at_one(
     monkeypatch.setattr(_onnx, "export", export)
     monkeypatch.setattr(exporter, "_difference", difference)
     result = exporter.export(str(student), "onnx", tmp_path / "onnx")
-    assert asked == ["batch", None]
+    assert asked == [("batch", 2), ("batch", None), (None, None)]
+    assert result.side_step is None
+    assert "batch 3 and another size" in str(result.why_static)
     assert result.batch == 1
     assert "batch 3" in str(result.why_fixed)
 
@@ -123,6 +137,7 @@ def test_openvino_gets_its_own_form(student: Path, tmp_path: Path) -> None:
     ]
     assert result.difference is not None
     assert result.difference < 1e-3
+    assert str(result.source_sha256) in (tmp_path / "ov" / "openvino_model.xml").read_text()
 
 
 def test_a_diffusers_folder_of_another_dtype(tmp_path: Path) -> None:
@@ -130,6 +145,8 @@ def test_a_diffusers_folder_of_another_dtype(tmp_path: Path) -> None:
     make_unet(**SMALL).save_pretrained(source, safe_serialization=True)
     result = exporter.export(str(source), "diffusers", tmp_path / "bf16", Setup(dtype="bf16"))
     assert result.plain_diffusers
+    with safe_open(tmp_path / "bf16" / "diffusion_pytorch_model.safetensors", "pt") as opened:
+        assert opened.metadata()["asdm.source_sha256"] == result.source_sha256
     again = UNet2DConditionModel.from_pretrained(tmp_path / "bf16", torch_dtype=torch.bfloat16)
     assert torch.equal(again.conv_in.weight, make_unet(**SMALL).bfloat16().conv_in.weight)
 
@@ -171,6 +188,6 @@ def test_every_condition_of_a_unet_is_an_input_of_its_graph(tmp_path: Path) -> N
     graph = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).graph
     shapes = {node.name: [d.dim_value for d in node.type.tensor_type.shape.dim[1:]] for node in graph.input}
     assert shapes == {
-        "sample": [4, 16, 16], "timestep": [], "encoder_hidden_states": [77, 48], "class_labels": [],
+        "sample": [4, 0, 0], "timestep": [], "encoder_hidden_states": [77, 48], "class_labels": [],
         "timestep_cond": [24], "text_embeds": [32], "time_ids": [5],
     }  # fmt: skip
