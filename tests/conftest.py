@@ -22,6 +22,7 @@ from asdm.models.families._parts import STABLE_DIFFUSION_UNET, STABLE_DIFFUSION_
 from asdm.models.loading import materialise, meta_unet
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
+from asdm_prof.profiler import roofline
 from tests.commands import Result
 from tests.pictures import cached, photos, shards, sources  # noqa: F401  (fixtures)
 
@@ -81,6 +82,14 @@ LONGEST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def peaks_at_a_glance() -> None:
+    """No test is about the peaks' values."""
+    roofline.SECONDS_EACH = 0.01
+    roofline.GEMM, roofline.CONV_CHANNELS, roofline.CONV_SIZE = 128, 16, 16
+    roofline.CALLS, roofline.TRIAD_BYTES = 10, 1 << 20
 
 
 def make_unet(seed: int = 0, **changes: Any) -> UNet2DConditionModel:
