@@ -38,7 +38,7 @@ def draw(
     options |= images
     if settings.init_image is None:  # an initial image has its own size
         options |= {"height": height, "width": width}
-    steps = settings.steps if settings.init_image is None else max(1, int(settings.steps * settings.strength))
+    steps = settings.steps if settings.init_image is None else int(settings.steps * settings.strength)
     pictures = []
     for i, prompt in enumerate(prompts):
 
@@ -54,13 +54,19 @@ def draw(
 def check(family: Family, settings: GenerateSettings) -> tuple[int, int]:
     """Width and height in pixels.
 
-    Raises ValueError for a size that the family does not take, files that are no images, and half a ControlNet.
+    Raises ValueError for a size that the family does not take, files that are no images, half a ControlNet, and a
+    strength that leaves no step.
     """
     width, height = (latent_size(family, side) * family.vae_factor for side in settings.width_and_height)
     for path in filter(None, (settings.init_image, settings.control_image)):
         picture(path, (width, height))
     if bool(settings.control) != bool(settings.control_image):
         raise ValueError("a ControlNet needs its folder and an image; give both --control and --control-image.")
+    if settings.init_image and int(settings.steps * settings.strength) < 1:
+        raise ValueError(
+            f"strength {settings.strength:g} of {settings.steps} steps leaves no step to draw; take more steps, or a "
+            f"strength of at least {1 / settings.steps:g}."
+        )
     return width, height
 
 

@@ -136,7 +136,8 @@ def metadata(
     }
     return {
         "format": "pt", **facts, **spec, "asdm.layout": layout, "asdm.unet_class": type(unet).__name__,
-        "asdm.unet_config": json.dumps(config), "asdm.lora_names": json.dumps(dict(lora)),
+        "asdm.unet_config": json.dumps(config, allow_nan=False),
+        "asdm.lora_names": json.dumps(dict(lora), allow_nan=False),
     }  # fmt: skip
 
 

@@ -42,10 +42,17 @@ def profile_of(context: Context, family: str, backend: str, batch: int, budget_s
     context.require_backend(backend)
     settings = ProfileSettings(
         device=context.device, dtype=context.dtype, batch=batch, backend=backend,
-        time_budget_s=context.seconds(budget_s),
+        time_budget_s=context.seconds(budget_s), weights=weights_of(family),
     )  # fmt: skip
     with watching("Profiling") as watch:
         return measure(family, settings, watch, command=context.command)
+
+
+def weights_of(family: str) -> str | None:
+    """Random weights for a config, which times need no more than; a family's own otherwise."""
+    from asdm.models.execution import RANDOM
+
+    return RANDOM if family.endswith(".json") else None
 
 
 def _compare(context: Context) -> Comparison:
@@ -82,7 +89,7 @@ def _small_sdxl(folder: Path) -> Path:
               "attention_head_dim": [2, 4, 4], "cross_attention_dim": 32, "addition_time_embed_dim": 32,
               "projection_class_embeddings_input_dim": 256, "norm_num_groups": 8}  # fmt: skip
     path = folder / "small-sdxl.json"
-    path.write_text(json.dumps(load_family("sdxl").unet | narrow), encoding="utf-8")
+    path.write_text(json.dumps(load_family("sdxl").unet | narrow, allow_nan=False), encoding="utf-8")
     return path
 
 
@@ -128,7 +135,7 @@ def _small_sd(folder: Path) -> Path:
               "attention_head_dim": 2, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
               "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}  # fmt: skip
     path = folder / "small-sd.json"
-    path.write_text(json.dumps(load_family("sd15").unet | narrow), encoding="utf-8")
+    path.write_text(json.dumps(load_family("sd15").unet | narrow, allow_nan=False), encoding="utf-8")
     return path
 
 
@@ -151,8 +158,9 @@ def bench_of(
         plan = context.earlier("profile", "plan", PruningPlan)
         sources.append(str(plan.save(context.work / "plan.json", force=True)))
     chosen = BenchSettings(
-        device=context.device, dtype=context.dtype, backend=backend, time_budget_s=context.seconds(budget_s), **settings
-    )
+        device=context.device, dtype=context.dtype, backend=backend, time_budget_s=context.seconds(budget_s),
+        weights=weights_of(family), **settings,
+    )  # fmt: skip
     with console.progress("Comparing") as tell:
         return compare(family, sources, chosen, tell, context.command)
 

@@ -57,7 +57,7 @@ SMALLER = {
     "asdm-prof profile": ["--backend", "fake"],
     "asdm-prof validate": ["--plans", "3", "--backend", "fake"],
     "asdm bench": ["--backend", "fake"],
-    "asdm generate": ["--steps", "1"],
+    "asdm generate": ["--steps", "2"],
     "asdm-prof report": ["--format", "html,csv"],
     "asdm-prof sensitivity": [
         *("--prompts", "2", "--timesteps", "2", "--plans", "4", "--clip", "0", "--replacement", "gri_attention")

@@ -145,7 +145,7 @@ def test_a_plan_remembers_where_it_was_measured(tmp_path: Path) -> None:
 
 
 def test_bench_and_build_warn_of_a_plan_from_elsewhere(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
-    profiled: Result = run("asdm-prof", "profile", tiny_folder, "--backend", "fake", "--batch", "2", "-o", "p.json")
+    profiled: Result = run("asdm-prof", "profile", tiny_folder, "--backend", "fake", "--batch", "3", "-o", "p.json")
     assert profiled.code == 0, profiled.err
     assert run("asdm-prof", "plan", "--budget", "0.8", "--profile", "p.json", "-o", "plan.json").code == 0
     build: Result = run("asdm", "build", "plan.json", "-o", "s", "--dtype", "bf16", "--weights", "random", "--json")
@@ -159,4 +159,4 @@ def test_bench_and_build_warn_of_a_plan_from_elsewhere(run: Any, tiny_folder: Pa
     assert bench.code == 0, bench.err
     (student,) = json.loads(bench.out)["students"]
     assert "backend eager (measured at fake)" in student["warning"]
-    assert "batch 1 (measured at 2)" in student["warning"]
+    assert "batch 1 (measured at 3)" in student["warning"]

@@ -43,8 +43,8 @@ def profiles(cuda: FakeCuda, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     make_unet(**SMALL).save_pretrained(folder, safe_serialization=True)
     load = profiler.loading.load_unet
 
-    def slow_unet(*args: Any) -> Any:
-        unet = load(*args)
+    def slow_unet(*args: Any, **options: Any) -> Any:
+        unet = load(*args, **options)
         for part in blocks.iter_parts(unet):
             slow(part.modules[0], cuda, KERNEL_MS, LAUNCH_MS)
         return unet

@@ -122,7 +122,7 @@ def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
 ) -> None:
     best = Search.load(searched / "out" / "search.json").students[0]
     folder = searched / "out" / best.folder
-    settings = DistillSettings(f"folder:{photos}", 2 * FIRST, batch=2, threads=1)
+    settings = DistillSettings(data=f"folder:{photos}", steps=2 * FIRST, batch=2, threads=1)
     distill(str(folder.parent / "plan.json"), str(tiny_pipeline), tmp_path / "s", settings, recipes.bk_sdm)
     assert (tmp_path / "s" / WEIGHTS).read_bytes() == (folder / WEIGHTS).read_bytes()
     assert [line["step"] for line in read_log(folder / "log.jsonl")] == list(range(1, 2 * FIRST + 1))
