@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from asdm.models import ldm_names
 from asdm.utils.io import read_json
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -188,14 +189,13 @@ def is_whole(header: Header) -> bool:
 def check_unet_in(header: Header, path: Path) -> None:
     """Raises ValueError for a file without a UNet, saying what it looks like."""
     names = header.shapes
-    if UNET in names or LDM_UNET in names or f"{LDM}{LDM_UNET}" in names:
+    if {UNET, LDM_UNET, f"{LDM}{LDM_UNET}", f"{ldm_names.MARK}{UNET}"} & names.keys():
         return
     looks = next((what for mark, what in _OTHERS if any(mark in name for name in names)), "something else")
     raise ValueError(f"{path} holds no UNet; it looks like {looks}.")
 
 
 _OTHERS = (
-    ("asdm.unet.", "a student for this package alone; name its folder"),
     ("control_model.", "a ControlNet"),
     ("controlnet_cond_embedding.", "a ControlNet"),
     ("lora_", "a LoRA, which is named with --lora"),
@@ -208,15 +208,18 @@ _OTHERS = (
 )
 
 
-def unet_in(tensors: Mapping[str, Any], config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """A file's UNet by diffusers' names; `tensors` may be on the meta device.
+def unet_in(tensors: Mapping[str, Any], unet: Any, path: Path) -> dict[str, Any]:
+    """A file's UNet by diffusers' names; `tensors` and `unet`, which has its config, may be on the meta device.
 
     Raises ValueError for layers that diffusers' converter cannot tell apart.
     """
     if UNET in tensors:
         return dict(tensors)
+    if (own := ldm_names.by_diffusers_names(tensors, unet)) is not None:
+        return own
     from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+    config = unet.config
     if not isinstance(config.get("layers_per_block", 2), int):
         raise ValueError(
             f"{path} is in LDM's names, which diffusers cannot read for blocks of unequal depth (layers_per_block "
@@ -235,12 +238,12 @@ def is_unet_key(header: Header) -> Callable[[str], bool]:
     return (lambda name: name.startswith(LDM)) if whole else (lambda _: True)
 
 
-def unet_shapes(path: Path, config: Mapping[str, Any]) -> Shapes:
+def unet_shapes(path: Path, unet: Any) -> Shapes:
     """The shapes of a file's UNet by diffusers' names, from its header alone."""
     header = read_header(path)
     wanted = is_unet_key(header)
     tensors = {name: torch.empty(shape, device="meta") for name, shape in header.shapes.items() if wanted(name)}
-    return {name: tuple(tensor.shape) for name, tensor in unet_in(tensors, config, path).items()}
+    return {name: tuple(tensor.shape) for name, tensor in unet_in(tensors, unet, path).items()}
 
 
 def vae_in(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:

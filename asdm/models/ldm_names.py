@@ -21,6 +21,7 @@ XL_CLIP_PREFIX, XL_OPEN_CLIP_PREFIX = (
     "conditioner.embedders.0.transformer.text_model.",
     "conditioner.embedders.1.model.",
 )
+MARK = "asdm.unet."  # before diffusers' names, where a plain UNet would be another model
 PLACES = 3  # of a block in `sdcpp`: Stable Diffusion's two layers and a sampler, or three layers
 
 TOP = {
@@ -35,6 +36,21 @@ _RESNET = {
 
 
 # ---------------------------------------------------------------------------------------------- UNet
+
+
+def by_diffusers_names(tensors: Mapping[str, Any], unet: torch.nn.Module) -> dict[str, Any] | None:
+    """A file's tensors by diffusers' names, if it has exactly those of `unet` in one of our layouts; None otherwise."""
+    if any(name.startswith(MARK) for name in tensors):
+        return {name.removeprefix(MARK): tensor for name, tensor in tensors.items()}
+    bare = {name.removeprefix(UNET_PREFIX): tensor for name, tensor in tensors.items()}
+    for layout in ("comfyui", "sdcpp"):
+        try:
+            names = unet_names(unet, layout)
+        except ValueError:  # a tensor or a layer that LDM has no place for
+            continue
+        if bare.keys() == set(names.values()):
+            return {name: bare[ldm] for name, ldm in names.items()}
+    return None
 
 
 def unet_names(unet: torch.nn.Module, layout: str = "comfyui") -> dict[str, str]:

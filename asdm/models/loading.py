@@ -125,9 +125,8 @@ def _pretrained(family: Family, weights: str, dtype: str, variant: str | None) -
     else:
         header = checkpoints.read_header(place)
         checkpoints.check_unet_in(header, place)
-        tensors = checkpoints.unet_in(
-            checkpoints.read_tensors(place, checkpoints.is_unet_key(header)), family.unet, place
-        )
+        own = checkpoints.read_tensors(place, checkpoints.is_unet_key(header))
+        tensors = checkpoints.unet_in(own, meta_unet(family), place)
     unet = meta_unet(family, dtype)
     checkpoints.fill(unet, tensors, dtype_of(dtype), f"a UNet from {weights}")
     return unet

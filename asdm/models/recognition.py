@@ -1,5 +1,6 @@
 """A single-file checkpoint as a family: which configs its tensors have, by their shapes."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ from asdm.models import checkpoints
 from asdm.models.checkpoints import Header
 from asdm.models.family import Family
 from asdm.models.loading import meta_unet
+from asdm.unet import config
 from asdm.unet.inputs import text_width
 from asdm.utils import console, registry
 
@@ -23,9 +25,10 @@ def from_file(path: Path, base: Family | None = None) -> Family:
         raise ValueError(f"the checkpoint {path} does not exist.")
     header = checkpoints.read_header(path)
     checkpoints.check_unet_in(header, path)
-    family = _with_channels(base, header) if base else _recognised(header, path)
-    shapes = {name: tuple(tensor.shape) for name, tensor in meta_unet(family).state_dict().items()}
-    checkpoints.check_shapes(shapes, checkpoints.unet_shapes(path, family.unet), f"{path} as {family.name}")
+    family = _with_channels(base, header) if base else _exported(header, path) or _recognised(header, path)
+    unet = meta_unet(family)
+    shapes = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
+    checkpoints.check_shapes(shapes, checkpoints.unet_shapes(path, unet), f"{path} as {family.name}")
     said = header.metadata.get("modelspec.prediction_type", "v" if "v_pred" in header.shapes else "")
     return replace(
         family,
@@ -35,6 +38,22 @@ def from_file(path: Path, base: Family | None = None) -> Family:
         prediction_type=PREDICTIONS.get(said, family.prediction_type),
         zero_terminal_snr=family.zero_terminal_snr or "ztsnr" in header.shapes,
     )
+
+
+def _exported(header: Header, path: Path) -> Family | None:
+    """The family of a file that `asdm export` wrote, whose metadata has the UNet's config and its base model."""
+    text, base = header.metadata.get("asdm.unet_config"), header.metadata.get("asdm.base_model")
+    if text is None:
+        return None
+    try:
+        unet = json.loads(text)
+    except ValueError:
+        raise ValueError(f"{path} is damaged: its asdm.unet_config is not valid JSON.") from None
+    config.check(unet, str(path))
+    unet["_class_name"] = config.STUDENT if unet.get("edits") else config.SUPPORTED
+    if base in registry.names(FAMILIES):
+        return replace(registry.load(FAMILIES, base).FAMILY, unet=unet)
+    return Family(name=str(path), title=path.stem, size=8 * int(unet.get("sample_size") or 64), unet=unet)
 
 
 def _recognised(header: Header, path: Path) -> Family:

@@ -16,7 +16,6 @@ from asdm.models.loading import meta_unet, weights_sha256
 from asdm.records.build import BuildResult, ExportResult
 from asdm.utils.io import read_json, sha256_of_file, whole_file
 
-MARK = "asdm.unet."  # before diffusers' names, where a plain UNet would be another model
 ARCHITECTURES = {"SD 1": "stable-diffusion-v1", "SD 2": "stable-diffusion-v2", "SDXL": "stable-diffusion-xl-v1-base"}
 
 
@@ -29,7 +28,7 @@ def tensors_of(unet: nn.Module, layout: str, marked: bool = False) -> dict[str, 
     if layout not in LAYOUTS:
         raise ValueError(f"unknown layout {layout!r}; choose from {', '.join(LAYOUTS)}.")
     if marked:
-        return {MARK + name: tensor for name, tensor in tensors.items()}
+        return {ldm_names.MARK + name: tensor for name, tensor in tensors.items()}
     if layout == "diffusers_unet":
         return dict(tensors)
     names = ldm_names.unet_names(unet, layout)

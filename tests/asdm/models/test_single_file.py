@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from asdm.models import export as exporter, ldm_names, loaders, single_file, student as students
 from asdm.models.components import components_of
 from asdm.models.families import load_family
-from asdm.models.loading import materialise, meta_unet
+from asdm.models.loading import load_unet, materialise, meta_unet
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.presets import PRESETS
@@ -283,6 +283,26 @@ def test_a_student_that_would_run_wrongly_is_written_under_names_of_our_own(tmp_
     with pytest.raises((OSError, ValueError, single_file_utils.SingleFileComponentError)):
         UNet2DConditionModel.from_single_file(file, config=str(tmp_path / "gri"))
     assert "only asdm loads it" in exporter.describe(result, file)
+
+
+@pytest.mark.parametrize(
+    ("edits", "layout"),
+    [
+        (layers(("down_blocks.0", 1), ("up_blocks.3", 1)), "comfyui"),
+        (layers(("down_blocks.0", 1), ("up_blocks.3", 1)), "sdcpp"),
+        (units("up_blocks.3.attentions.1"), "comfyui"),
+        ((ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention"),), "comfyui"),
+    ],
+)
+def test_a_students_file_is_read_again(tmp_path: Path, edits: tuple[Any, ...], layout: str) -> None:
+    """Names that diffusers' converter does not know, and those of our own."""
+    unet, _ = students.build(make_unet(), PruningPlan(family="tiny", edits=edits))
+    unet.save_pretrained(tmp_path / "student", safe_serialization=True)
+    file = tmp_path / "student.safetensors"
+    exporter.export(str(tmp_path / "student"), "single_file", file, force=True, layout=layout)
+    again = load_unet(load_family(str(file)), str(file))
+    assert type(again) is type(unet)
+    assert torch.equal(run(again), run(unet))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from asdm.mini import PIPELINE
 from asdm.models import checkpoints
 from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
-from asdm.models.loading import load_unet
+from asdm.models.loading import load_unet, meta_unet
 from asdm.models.recognition import from_file
 from asdm.models.settings import PictureSetup, Setup
 from asdm.models.sources import resolve
@@ -113,9 +114,10 @@ def test_another_familys_checkpoint_is_refused_by_a_shape(checkpoint):
 
 
 def test_ldm_names_of_blocks_of_unequal_depth_are_refused(checkpoint):
-    config = load_family("mini").unet | {"layers_per_block": [1, 2, 2, 2]}
+    family = load_family("mini")
+    unequal = meta_unet(replace(family, unet=family.unet | {"layers_per_block": [1, 2, 2, 2]}))
     with pytest.raises(ValueError, match="blocks of unequal depth"):
-        checkpoints.unet_shapes(checkpoint, config)
+        checkpoints.unet_shapes(checkpoint, unequal)
 
 
 # ---------------------------------------------------------------------------------------------- folders
