@@ -225,6 +225,6 @@ def _pictures(folder: Path) -> Path:
         draw = ImageDraw.Draw(image)
         (draw.ellipse if shape == "circle" else draw.rectangle)((place, place, place + 36, place + 36), fill=colour)
         image.save(folder / f"{number:03d}.png")
-        lines.append(json.dumps({"file_name": f"{number:03d}.png", "text": f"a {colour} {shape}"}), allow_nan=False)
+        lines.append(json.dumps({"file_name": f"{number:03d}.png", "text": f"a {colour} {shape}"}, allow_nan=False))
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
