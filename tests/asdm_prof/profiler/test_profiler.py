@@ -221,7 +221,7 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
 
 def test_too_little_memory_is_said_before_it_is_taken(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "free_memory_bytes", lambda _: 1 << 20)
-    monkeypatch.setattr(loading, "load_unet", lambda *_: pytest.fail("the model was built"))
+    monkeypatch.setattr(loading, "load_unet", lambda *_, **__: pytest.fail("the model was built"))
     with pytest.raises(ValueError, match=r"needs about 0\.\d GiB on cpu and 0\.0 GiB are free"):
         profile(str(tiny_folder), QUICK)
 
