@@ -11,12 +11,10 @@ from __future__ import annotations
 import contextlib
 import doctest
 import json
-import os
 import re
 import shlex
 import shutil
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +38,7 @@ from asdm.plan.legality import resolve
 from asdm.records.bench import BenchResult
 from asdm.unet.blocks import topology
 from asdm.utils import registry
+from asdm.utils.io import utc_now
 from asdm_prof.renderers import Report, html
 from asdm_prof.renderers.html.sections import with_sections
 from tests.asdm.models.test_adapters import lora_of
@@ -134,7 +133,9 @@ class Reader:
         A profile that is asked for again becomes the newest one, as if it had been measured again.
         """
         if command in self.profiles:
-            os.utime(self.profiles[command], ns=(time.time_ns(), time.time_ns()))  # touch() is too coarse a clock
+            path = self.profiles[command]
+            created = f'"created_utc": "{utc_now()}"'
+            path.write_text(re.sub('"created_utc": "[^"]*"', created, path.read_text(encoding="utf-8"), count=1))
         if command not in self.ran:
             self.ran[command] = self.types(shlex.join(self.smaller(command)))
             if command.startswith("asdm-prof profile ") and " -o " not in command:
