@@ -80,16 +80,20 @@ def _sdxl(context: Context, backend: str, batch: int) -> Profile:
 
 
 def _small_sdxl(folder: Path) -> Path:
-    """SDXL's config with narrow layers, as a file."""
+    """SDXL with narrow layers."""
+    narrow = {"sample_size": 16, "block_out_channels": [32, 64, 64], "transformer_layers_per_block": [1, 1, 2],
+              "attention_head_dim": [2, 4, 4], "cross_attention_dim": 32, "addition_time_embed_dim": 32,
+              "projection_class_embeddings_input_dim": 256, "norm_num_groups": 8}  # fmt: skip
+    return _changed(folder / "small-sdxl.json", "sdxl", narrow)
+
+
+def _changed(path: Path, family: str, changes: dict[str, Any]) -> Path:
+    """A family's config with some of it changed, as a file."""
     import json
 
     from asdm.models.families import load_family
 
-    narrow = {"sample_size": 16, "block_out_channels": [32, 64, 64], "transformer_layers_per_block": [1, 1, 2],
-              "attention_head_dim": [2, 4, 4], "cross_attention_dim": 32, "addition_time_embed_dim": 32,
-              "projection_class_embeddings_input_dim": 256, "norm_num_groups": 8}  # fmt: skip
-    path = folder / "small-sdxl.json"
-    path.write_text(json.dumps(load_family("sdxl").unet | narrow, allow_nan=False), encoding="utf-8")
+    path.write_text(json.dumps(load_family(family).unet | changes, allow_nan=False), encoding="utf-8")
     return path
 
 
@@ -127,16 +131,10 @@ def compiled(context: Context) -> list[Part]:
 
 def _small_sd(folder: Path) -> Path:
     """A Stable Diffusion of two levels, which is compiled in seconds."""
-    import json
-
-    from asdm.models.families import load_family
-
     narrow = {"sample_size": 8, "block_out_channels": [16, 32], "norm_num_groups": 4, "cross_attention_dim": 32,
               "attention_head_dim": 2, "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
               "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"]}  # fmt: skip
-    path = folder / "small-sd.json"
-    path.write_text(json.dumps(load_family("sd15").unet | narrow, allow_nan=False), encoding="utf-8")
-    return path
+    return _changed(folder / "small-sd.json", "sd15", narrow)
 
 
 def bench_of(

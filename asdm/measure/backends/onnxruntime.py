@@ -12,7 +12,8 @@ time it, and a profile has the kernels of each node if ONNX Runtime was built wi
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,26 @@ def check(dtype: str, device: str) -> None:
         )
 
 
-class OnnxRuntimeSession(_onnx.GraphSession):
-    """A session with as many threads as torch has; the graph is exported unless it is in the cache."""
+class ProfiledSession:
+    """Times of parts from profiled runs of a session of their own, which `_open` opens and `_read` reads."""
 
-    def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
-        super().__init__(unet, inputs, parts, clock)
-        self.session = ort.InferenceSession(self.graph, options(), providers=["CPUExecutionProvider"])
+    clock: Clock
+    scopes: _onnx.Scopes
+
+    def __init__(self) -> None:
+        self.session, self.call = self._open(options())
         self.profiled: list[tuple[float, list[_onnx.Node]]] = []
 
-    def run(self) -> float:
-        return timed(lambda: self.session.run(None, self.feed), self.clock)
+    def _open(self, session_options: ort.SessionOptions) -> tuple[ort.InferenceSession, Callable[[], Any]]:
+        """A session, and one run of it."""
+        raise NotImplementedError
 
-    def output(self) -> torch.Tensor:
-        return torch.from_numpy(self.session.run(None, self.feed)[0])
+    def _read(self, events: Sequence[dict[str, Any]]) -> list[tuple[float, list[_onnx.Node]]]:
+        """Seconds and nodes of every run in a profile."""
+        raise NotImplementedError
+
+    def run(self) -> float:
+        return timed(self.call, self.clock)
 
     def run_parts(self) -> tuple[float, dict[str, float]]:
         self.profiled = self.profiled or self._profile()
@@ -71,10 +79,28 @@ class OnnxRuntimeSession(_onnx.GraphSession):
             profiling = options()
             profiling.enable_profiling = True
             profiling.profile_file_prefix = str(Path(folder) / "runs")
-            session = ort.InferenceSession(self.graph, profiling, providers=["CPUExecutionProvider"])
+            session, call = self._open(profiling)
             for _ in range(1 + PROFILED_RUNS):
-                session.run(None, self.feed)
-            return list(read_profile(json.loads(Path(session.end_profiling()).read_text())))[1:]
+                call()
+            return self._read(json.loads(Path(session.end_profiling()).read_text()))[1:]
+
+
+class OnnxRuntimeSession(ProfiledSession, _onnx.GraphSession):
+    """A session with as many threads as torch has; the graph is exported unless it is in the cache."""
+
+    def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: Clock) -> None:
+        _onnx.GraphSession.__init__(self, unet, inputs, parts, clock)
+        ProfiledSession.__init__(self)
+
+    def _open(self, session_options: ort.SessionOptions) -> tuple[ort.InferenceSession, Callable[[], Any]]:
+        session = ort.InferenceSession(self.graph, session_options, providers=["CPUExecutionProvider"])
+        return session, partial(session.run, None, self.feed)
+
+    def _read(self, events: Sequence[dict[str, Any]]) -> list[tuple[float, list[_onnx.Node]]]:
+        return list(read_profile(events))
+
+    def output(self) -> torch.Tensor:
+        return torch.from_numpy(self.call()[0])
 
 
 def options() -> ort.SessionOptions:
@@ -98,7 +124,7 @@ def read_profile(events: Sequence[dict[str, Any]]) -> Iterator[tuple[float, list
             nodes = []
 
 
-class CudaSession:
+class CudaSession(ProfiledSession):
     """A session on a GPU that reads and writes torch's tensors, on a stream of torch's."""
 
     def __init__(self, unet: nn.Module, inputs: dict[str, Any], parts: Sequence[Part], clock: EventClock) -> None:
@@ -110,18 +136,20 @@ class CudaSession:
         self.out = torch.empty_like(call(*call.tensors)).contiguous()
         self.index = torch.device(clock.device).index or 0
         self.stream = torch.cuda.Stream(clock.device)
-        self.session, self.binding = self._open(options())
-        self.profiled: list[tuple[float, list[_onnx.Node]]] = []
+        super().__init__()
 
-    def _open(self, session_options: ort.SessionOptions) -> tuple[Any, Any]:
-        """A session, and its binding to the tensors."""
+    def _open(self, session_options: ort.SessionOptions) -> tuple[ort.InferenceSession, Callable[[], Any]]:
+        """A session, and one run of it on the tensors that it is bound to."""
         provider = (CUDA, {"device_id": self.index, "user_compute_stream": str(self.stream.cuda_stream)})
         session = ort.InferenceSession(self.graph, session_options, providers=[provider])
         binding = session.io_binding()
         for name, tensor in self.tensors.items():
             binding.bind_input(name, *self._place(tensor))
         binding.bind_output(_onnx.OUTPUT, *self._place(self.out))
-        return session, binding
+        return session, partial(session.run_with_iobinding, binding)
+
+    def _read(self, events: Sequence[dict[str, Any]]) -> list[tuple[float, list[_onnx.Node]]]:
+        return read_kernels(events)
 
     def _place(self, tensor: torch.Tensor) -> tuple[Any, ...]:
         """Device, index, type, shape and address, as a binding takes them."""
@@ -130,27 +158,11 @@ class CudaSession:
 
     def run(self) -> float:
         with torch.cuda.stream(self.stream):
-            return timed(lambda: self.session.run_with_iobinding(self.binding), self.clock)
+            return super().run()
 
     def output(self) -> torch.Tensor:
         self.run()
         return self.out.clone()
-
-    def run_parts(self) -> tuple[float, dict[str, float]]:
-        self.profiled = self.profiled or self._profile()
-        whole_s, nodes = self.profiled.pop()
-        bare_s = self.run()
-        return bare_s, self.scopes.times(nodes, AFTER_ITS_NODE, whole_s, bare_s)
-
-    def _profile(self) -> list[tuple[float, list[_onnx.Node]]]:
-        with tempfile.TemporaryDirectory() as folder:
-            profiling = options()
-            profiling.enable_profiling = True
-            profiling.profile_file_prefix = str(Path(folder) / "runs")
-            session, binding = self._open(profiling)
-            for _ in range(1 + PROFILED_RUNS):
-                session.run_with_iobinding(binding)
-            return read_kernels(json.loads(Path(session.end_profiling()).read_text()))[1:]
 
 
 def read_kernels(events: Sequence[dict[str, Any]]) -> list[tuple[float, list[_onnx.Node]]]:
