@@ -18,6 +18,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult, ExportResult
 from asdm.records.distill import DistillResult
+from asdm.utils import sizes
 from asdm.utils.io import Record, find_input, read_json
 from asdm.utils.settings import takes
 from asdm_prof.profiler.settings import ProfileSettings
@@ -35,11 +36,11 @@ RECORDS: tuple[type[Record], ...] = (
 # ---------------------------------------------------------------------------------------------- measure and plan
 
 
-def flops(family: str, *, batch: int = 1, size: int | None = None, like: str | None = None) -> dict[str, Any]:
+def flops(family: str, *, batch: int = 1, size: Any = None, like: str | None = None) -> dict[str, Any]:
     """Exact MACs and parameters of every unit (`asdm.flops/1`), on the meta device."""
     from asdm_prof.profiler import costs
 
-    return costs.flops_of(family, batch, size, like)
+    return costs.flops_of(family, batch, None if size is None else sizes.parse(size), like)
 
 
 @takes(ProfileSettings)

@@ -1,6 +1,5 @@
 """`asdm generate`: pictures from prompts."""
 
-from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Annotated
@@ -25,10 +24,7 @@ def generate(
     student: Annotated[
         str | None, typer.Option(help="Folder of a student whose UNet draws instead of the family's.")
     ] = None,
-    size: Annotated[
-        str | None, typer.Option(help="Pixels per side, or WIDTHxHEIGHT; default: the size the family was made for.")
-    ] = None,
-    settings: Annotated[GenerateSettings, Without("threads", "batch", "size")],
+    settings: Annotated[GenerateSettings, Without("threads", "batch")],
     force: Force = False,
 ) -> None:
     """Draw a picture for each prompt, with a family's UNet or a student's."""
@@ -38,8 +34,6 @@ def generate(
     files = [output.with_stem(f"{output.stem}-{i + 1}") if several else output for i in range(len(prompts))]
     for file in files:
         io.check_writable(file, force)
-    width, height = sides(size)
-    settings = replace(settings, size=width, height=height)
     from asdm.models import pipeline
 
     with console.progress("Generating", "steps") as tell:
@@ -49,13 +43,3 @@ def generate(
         picture.save(stream, format="PNG")
         io.write_whole(file, stream.getvalue(), force)
         console.say(f"Wrote {file}")
-
-
-def sides(text: str | None) -> tuple[int | None, int | None]:
-    """`512` or `512x768` as width and height in pixels; raises ValueError for anything else."""
-    if text is None:
-        return None, None
-    parts = text.lower().split("x")
-    if len(parts) > 2 or not all(part.isdecimal() and int(part) for part in parts):
-        raise ValueError(f"size must be pixels per side (512) or WIDTHxHEIGHT (512x768), got {text!r}.")
-    return int(parts[0]), int(parts[-1])

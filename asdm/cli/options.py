@@ -94,6 +94,7 @@ def _parameters_of(settings: Any, left_out: set[str]) -> Iterator[inspect.Parame
             completion = one_of(option.seam) if option.seam else None
             info = typer.Option(flag(name, option), help=option.help, autocompletion=completion)
             hint, default = (hints[name] | None, None) if option.automatic else (hints[name], defaults[name])
+            hint = str | None if option.parse else hint
             default = inspect.Parameter.empty if default is MISSING else default
             kind = inspect.Parameter.KEYWORD_ONLY
             yield inspect.Parameter(name, kind, default=default, annotation=Annotated[hint, info])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.models.settings import DTYPES, PictureSetup
+from asdm.models.settings import DTYPES, PictureSetup, SquareSize
 from asdm.utils.settings import Option
 
 Split = Annotated[str, Option("Split of the data set, if it has several: train, held_out or others.")]
@@ -20,6 +20,7 @@ class CacheSettings(PictureSetup):
     """How `asdm cache` encodes a data set; `batch` and `threads` are not used."""
 
     split: Split = "train"
+    size: SquareSize = None
     dtype: Annotated[str, Option("What is stored: fp16, bf16 or fp32.", choices=DTYPES)] = "fp16"
     workers: Workers = None
     per_shard: Annotated[int, Option("Examples per shard.", at_least=1)] = 512

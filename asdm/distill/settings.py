@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from asdm.data.settings import Split, Workers
-from asdm.models.settings import DTYPES, Device, Size, Threads, WholeCheckpoint
+from asdm.models.settings import DTYPES, Device, SquareSize, Threads, WholeCheckpoint
 from asdm.utils.settings import Option, check_bounds
 
 SCHEDULES = ("constant", "linear", "cosine")
@@ -34,7 +34,7 @@ class DistillSettings(WholeCheckpoint):
     seed: TrainingSeed = 0
     device: Device = "cpu"
     dtype: TrainingDtype = "fp32"
-    size: Size = None
+    size: SquareSize = None
     batch: Annotated[int, Option("Pictures per step, over all processes.", at_least=1)] = 16
     micro_batch: Annotated[
         int | None,

@@ -32,6 +32,7 @@ from asdm.models.sources import resolve
 from asdm.plan import presets
 from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Drawing, ImageParts, Metric, Pipeline
 from asdm.unet.inputs import check_caption_only
+from asdm.utils import sizes
 from asdm.utils.progress import Tell
 
 MOST_KEPT = 16
@@ -128,6 +129,8 @@ def _check(sources: Sequence[str], settings: BenchSettings) -> None:
         )
     if settings.quality and not backends.load(settings.backend, settings.dtype, settings.device).NEEDS_WEIGHTS:
         raise ValueError(f"the backend {settings.backend} computes no images; leave --quality out.")
+    if settings.quality:
+        sizes.square(settings.size, "asdm bench --quality")
     if settings.keep and not settings.quality:
         raise ValueError(f"--keep {settings.keep} needs --quality, which generates the pictures.")
     if not 0 <= settings.keep <= min(settings.pictures, MOST_KEPT):

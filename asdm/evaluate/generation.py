@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 
+from asdm.utils import sizes
+from asdm.utils.sizes import Size
+
 THUMBNAIL = 96  # pixels
 DRAWN_AT_ONCE = 16  # pictures
 
@@ -31,11 +34,12 @@ def generate_images(
     guidance_scale: float,
     tell: Callable[[int, float | None], None] = lambda *_: None,
     batch: int = DRAWN_AT_ONCE,
-    size: int | None = None,
+    size: Size | None = None,
 ) -> GeneratedImages:
     """One image per caption; the i-th has seed `first_seed` + i, whatever the model and the batch."""
     images, latents = [], []
-    options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": size, "width": size}
+    width, height = sizes.sides(size) if size else (None, None)
+    options = {"num_inference_steps": steps, "guidance_scale": guidance_scale, "height": height, "width": width}
     for start in range(0, len(captions), batch):
         prompts = list(captions[start : start + batch])
         generators = [torch.Generator().manual_seed(first_seed + start + i) for i in range(len(prompts))]

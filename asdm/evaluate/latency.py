@@ -20,6 +20,7 @@ from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import Estimate
+from asdm.utils import sizes
 from asdm.utils.progress import Tell
 
 PROMPT = "a photograph of an astronaut riding a horse"
@@ -125,9 +126,9 @@ def run_images(
 ) -> list[ImageLatency]:
     """Runs the real pipeline from prompt to pixels, teacher and students interleaved."""
     pipe = pipeline(family, everyone[0].unet, settings)
-    side = settings.size or family.size
+    width, height = sizes.sides(settings.size or family.size)
     options = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale}
-    options |= {"height": side, "width": side}
+    options |= {"height": height, "width": width}
 
     def run(unet: nn.Module) -> float:
         pipe.register_modules(unet=unet)

@@ -20,6 +20,7 @@ from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, diff, flops
 from asdm.unet.surgery import Applied
 from asdm.utils.progress import Tell
+from asdm.utils.sizes import Size
 
 
 def build_student(
@@ -69,7 +70,9 @@ def build_student(
     return result
 
 
-def count(family: Family, unet: nn.Module, dtype: str = "fp32", batch: int = 1, size: int | None = None) -> flops.Count:
+def count(
+    family: Family, unet: nn.Module, dtype: str = "fp32", batch: int = 1, size: Size | None = None
+) -> flops.Count:
     """MACs and parameters of a family's UNet, or of its student, on the meta device."""
     inputs = example_inputs.unet_inputs(family, batch, size, "meta", dtype)
     return flops.count(unet, (), inputs, list(blocks.iter_parts(unet)))

@@ -11,12 +11,13 @@ import torch
 from torch import nn
 
 from asdm.measure.clocks import Clock, timed
-from asdm.models.example_inputs import filler, latent_size
+from asdm.models.example_inputs import filler, latent_sides
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.loading import materialise
 from asdm.models.vae import needs_fp32
 from asdm.unet import flops
+from asdm.utils.sizes import Size
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Component:
     fp32_in_fp16: bool = False  # a VAE that overflows in fp16
 
 
-def components_of(family: Family, size: int | None = None, guided: bool = True) -> list[Component]:
+def components_of(family: Family, size: Size | None = None, guided: bool = True) -> list[Component]:
     """Text encoders and VAE decoder of a family, on the meta device (Fig. 1)."""
     components = []
     with torch.device("meta"):
@@ -54,15 +55,15 @@ def _text_encoder(config: dict[str, Any], name: str, tokens: int, guided: bool) 
     return Component(name, module, inputs, calls=2 if guided else 1)
 
 
-def _vae_decoder(family: Family, size: int | None) -> Component:
+def _vae_decoder(family: Family, size: Size | None) -> Component:
     from diffusers import AutoencoderKL
 
     assert family.vae is not None
     upcast = needs_fp32(family.vae, torch.float16)
-    latent, channels = latent_size(family, size), family.vae.get("latent_channels", 4)
+    (height, width), channels = latent_sides(family, size), family.vae.get("latent_channels", 4)
 
     def inputs(device: str, dtype: torch.dtype) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        return (filler(device, dtype, seed=0)(1, channels, latent, latent),), {}
+        return (filler(device, dtype, seed=0)(1, channels, height, width),), {}
 
     return Component("vae_decoder", AutoencoderKL.from_config(family.vae).decoder.eval(), inputs, 1, upcast)
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from asdm.models.adapters import fit_control
-from asdm.models.example_inputs import latent_size
+from asdm.models.example_inputs import latent_sides
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.loading import meta_unet
@@ -57,7 +57,7 @@ def check(family: Family, settings: GenerateSettings) -> tuple[int, int]:
     Raises ValueError for a size that the family does not take, files that are no images, half a ControlNet, and a
     strength that leaves no step.
     """
-    width, height = (latent_size(family, side) * family.vae_factor for side in settings.width_and_height)
+    height, width = (family.vae_factor * side for side in latent_sides(family, settings.size))
     for path in filter(None, (settings.init_image, settings.control_image)):
         picture(path, (width, height))
     if bool(settings.control) != bool(settings.control_image):

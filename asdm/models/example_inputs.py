@@ -10,23 +10,33 @@ import torch
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.unet.inputs import forward_inputs
+from asdm.utils import sizes
+from asdm.utils.sizes import Size
+
+
+def latent_sides(family: Family, size: Size | None) -> tuple[int, int]:
+    """Latent (height, width) of an image of `size` pixels; raises ValueError where the UNet cannot take it."""
+    size = family.size if size is None else size
+    width, height = sizes.sides(size)
+    step = family.size_step
+    if any(side <= 0 or side % step for side in (width, height)):
+        fitting = family.size if width == height else tuple(max(step, step * round(n / step)) for n in (width, height))
+        raise ValueError(
+            f"size {sizes.shown(size)} does not fit {family.name}: choose "
+            f"{'a multiple' if width == height else 'multiples'} of {step} pixels, such as {sizes.shown(fitting)}."
+        )
+    return height // family.vae_factor, width // family.vae_factor
 
 
 def latent_size(family: Family, size: int | None) -> int:
-    """Latent pixels per side for an image of `size` pixels; raises ValueError where the UNet cannot take it."""
-    size = family.size if size is None else size
-    step = family.size_step
-    if size <= 0 or size % step:
-        raise ValueError(
-            f"size {size} does not fit {family.name}: choose a multiple of {step} pixels, such as {family.size}."
-        )
-    return size // family.vae_factor
+    """Latent pixels per side of a square image, as `latent_sides`."""
+    return latent_sides(family, size)[0]
 
 
 def unet_inputs(
     family: Family,
     batch: int = 1,
-    size: int | None = None,
+    size: Size | None = None,
     device: str = "cpu",
     dtype: str = "fp32",
     seed: int = 0,
@@ -34,10 +44,10 @@ def unet_inputs(
 ) -> dict[str, Any]:
     """Example arguments of one UNet call, with all conditions that its config asks for (`asdm.unet.inputs`).
 
-    The latents are square, with `more` latent pixels of height and width.
+    The latents have `more` pixels of height and width than `size` gives them.
     """
-    side, make = latent_size(family, size), filler(device, dtype_of(dtype), seed)
-    return forward_inputs(family.unet, batch, (side + more[0], side + more[1]), family.tokens, make, device)
+    (height, width), make = latent_sides(family, size), filler(device, dtype_of(dtype), seed)
+    return forward_inputs(family.unet, batch, (height + more[0], width + more[1]), family.tokens, make, device)
 
 
 def filler(device: str, dtype: torch.dtype, seed: int) -> Callable[..., torch.Tensor]:

@@ -23,9 +23,10 @@ from asdm.models.sources import resolve
 from asdm.models.student import structure
 from asdm.records.build import ExportResult, LoaderClaim
 from asdm.unet import flops
-from asdm.utils import registry
+from asdm.utils import registry, sizes
 from asdm.utils.io import check_writable, whole_folder
 from asdm.utils.progress import Tell
+from asdm.utils.sizes import Size
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # target → the backend that runs it
 TARGETS = (*RUNTIMES, "diffusers", "single_file")
@@ -175,7 +176,7 @@ def _graph(
     family: Family,
     backend: Any,
     folder: Path,
-    size: int | None,
+    size: Size | None,
     facts: Mapping[str, str],
     tell: Tell,
 ) -> dict[str, Any]:
@@ -250,7 +251,8 @@ def describe(result: ExportResult, folder: Path) -> str:
         lines.append(f"{loader}.from_pretrained loads it.")
     if result.difference is not None:
         batch = "any batch" if result.batch is None else f"batch {result.batch} only"
-        static = f"{result.size}×{result.size} only (static)"
+        width, height = sizes.sides(result.size or 0)
+        static = f"{width}×{height} only (static)"
         sides = f"any multiples of {result.side_step} pixels" if result.side_step else static
         lines.append(f"It takes {batch} at {sides}; its output is within {result.difference:.1e} of PyTorch's largest.")
     if result.why_static:

@@ -18,6 +18,7 @@ from asdm.models import checkpoints, lora as loras
 from asdm.models.execution import RANDOM, SHIPPED, dtype_of
 from asdm.models.family import Family, from_folder
 from asdm.models.settings import Setup
+from asdm.utils import sizes
 from asdm.utils.io import sha256_of, utc_now
 
 _TILE = 1_000_003  # a prime, so that rows of no weight repeat in step with the tile
@@ -78,7 +79,7 @@ def run_facts(
     return {
         "created_utc": utc_now(), "command": command, "family": family.name, "weights": weights_name(family, weights),
         "backend": backend, "dtype": settings.dtype, "device": settings.device, "threads": threads,
-        "seed": settings.seed, "batch": settings.batch, "size": settings.size or family.size,
+        "seed": settings.seed, "batch": settings.batch, "size": sizes.parse(settings.size or family.size),
         "environment": environment,
     }  # fmt: skip
 

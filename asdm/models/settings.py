@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import Annotated, Any
 
+from asdm.utils import sizes
 from asdm.utils.settings import Option
 
 Weights = Annotated[
@@ -47,7 +48,11 @@ TimedDtype = Annotated[
     str, Option("fp32, bf16 or fp16; default: fp16 on a GPU, else fp32.", choices=DTYPES, automatic=True)
 ]
 Threads = Annotated[int | None, Option("CPU threads; default: what torch chooses.", at_least=1)]
-Size = Annotated[int | None, Option("Pixels per side; default: the size the family was made for.")]
+Size = Annotated[
+    sizes.Size | None,
+    Option("Pixels per side, or WIDTHxHEIGHT; default: the size the family was made for.", parse=sizes.parse),
+]
+SquareSize = Annotated[int | None, Option("Pixels per side; default: the size the family was made for.")]
 Backend = Annotated[
     str,
     Option(
@@ -133,9 +138,3 @@ class GenerateSettings(PictureSetup):
     ] = 0.8
     control: Annotated[str | None, Option("Folder or hub id of a ControlNet of the family.")] = None
     control_image: Annotated[str | None, Option("Image file for the ControlNet.")] = None
-    height: int | None = None  # where pictures are not square; `size` is their width then
-
-    @property
-    def width_and_height(self) -> tuple[int | None, int | None]:
-        """Pixels; None: the family's own size."""
-        return self.size, self.size if self.height is None else self.height

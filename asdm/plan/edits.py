@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from asdm.records.measurement import device_kind
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, Record, first_problem, later, sha256_of
+from asdm.utils.sizes import Size, shown
 
 
 class Edit(BaseModel):
@@ -106,7 +107,7 @@ class MeasuredAt(Frozen):
     device: str
     threads: int
     batch: int
-    size: int
+    size: Size
 
 
 class Regret(Frozen):
@@ -136,7 +137,7 @@ class Why(Frozen):
     regrets: tuple[Regret, ...]
 
 
-def _alike(name: str, here: str | int, there: str | int) -> bool:
+def _alike(name: str, here: str | Size, there: str | Size) -> bool:
     """Whether two settings are the same; of devices, whether they are of one kind."""
     return device_kind(str(here)) == device_kind(str(there)) if name == "device" else here == there
 
@@ -165,13 +166,13 @@ class PruningPlan(Record, schema="asdm.plan/1"):
     loads_in: tuple[str, ...] = later(())  # programs that were to load the student
     why: Why | None = later(None)
 
-    def not_measured_at(self, **used: str | int) -> str | None:
+    def not_measured_at(self, **used: str | Size) -> str | None:
         """A warning naming the settings in use that differ from those of the plan's profile, or None."""
         if self.measured_at is None:
             return None
         pairs = [(name, value, getattr(self.measured_at, name)) for name, value in used.items()]
         unlike = [pair for pair in pairs if not _alike(*pair)]
-        apart = ", ".join(f"{name} {here} (measured at {there})" for name, here, there in unlike)
+        apart = ", ".join(f"{name} {shown(here)} (measured at {shown(there)})" for name, here, there in unlike)
         warning = f"{self.name} was not measured where it is used: {apart}; what it saves here may be another amount."
         return warning if apart else None
 

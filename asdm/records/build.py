@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from asdm.utils.io import Frozen, Record, later
+from asdm.utils.sizes import Size
 
 
 class Tensors(Frozen):
@@ -76,7 +77,7 @@ class ExportResult(Record, schema="asdm.export/1"):
     to: str
     dtype: str
     params: int
-    size: int | None = None  # pixels per side; None where nothing was traced
+    size: Size | None = None  # pixels per side, or width and height; None where nothing was traced
     batch: int | None = None  # None where it is free
     why_fixed: str | None = None
     side_step: int | None = later(None)  # height and width are free multiples of these pixels; None: static

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from asdm.utils.io import Frozen, Record, later
+from asdm.utils.sizes import Size
 
 
 def device_kind(device: str) -> str:
@@ -57,7 +58,7 @@ class UNetRun(Run):
     backend: str
     seed: int
     batch: int
-    size: int  # pixels per side of the image
+    size: Size  # pixels per side of the image, or its width and height
 
 
 RUN_FIRST = (

@@ -22,6 +22,7 @@ class Option:
     below: float | None = None
     choices: tuple[str, ...] = ()
     seam: str = ""  # the package whose files are the choices
+    parse: Callable[[Any], Any] | None = None  # for a value that is typed as text and is something else
     automatic: bool = False  # a user who leaves it out gets what the command works out, not the field's default
 
 
@@ -65,11 +66,16 @@ def check_value(name: str, option: Option, value: Any) -> None:
 
 
 def from_keywords(settings: type[S], values: Mapping[str, Any]) -> S:
-    """An instance of a settings class; raises ValueError that lists the choices for an unknown name."""
+    """An instance of a settings class from what a user gave.
+
+    Raises ValueError for a value that cannot be read, and one that lists the choices for an unknown name.
+    """
     choices = [field.name for field in fields(settings)]  # type: ignore[arg-type]
     if unknown := next((name for name in values if name not in choices), None):
         raise ValueError(f"unknown setting {unknown!r}; choose from {', '.join(choices)}.")
-    return settings(**values)
+    parsers = {name: option.parse for name, option in options(settings).items() if option.parse}
+    read = {name: parsers[name](value) for name, value in values.items() if name in parsers and value is not None}
+    return settings(**{**values, **read})
 
 
 def takes(settings: Any) -> Callable[[F], F]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from asdm.measure.statistics import spearman
 from asdm.plan.edits import MeasuredAt, Prediction, PruningPlan
 from asdm.records.measurement import Estimate
+from asdm.utils import sizes
 from asdm.utils.io import utc_now
 from asdm_prof.analysis.rank import rank
 from asdm_prof.planner import plan as planner
@@ -75,7 +76,10 @@ def _check(sources: Sequence[tuple[Profile, str]], plans: Sequence[PruningPlan])
 
 def names_of(profiles: Sequence[Profile]) -> list[str]:
     """What sets each profile apart from the others: `onnxruntime batch 2`; equal ones are counted."""
-    settings = [planner.measured_at(profile).model_dump() | {"machine": _machine(profile)} for profile in profiles]
+    settings = [
+        planner.measured_at(profile).model_dump() | {"size": sizes.shown(profile.size), "machine": _machine(profile)}
+        for profile in profiles
+    ]
     apart = [name for name in (*MeasuredAt.model_fields, "machine") if len({one[name] for one in settings}) > 1]
     bare = [" ".join(WORDS.get(name, "{}").format(one[name]) for name in apart) or "run" for one in settings]
     return [name if bare.count(name) == 1 else f"{name} #{bare[: i + 1].count(name)}" for i, name in enumerate(bare)]

@@ -11,6 +11,7 @@ import typer
 
 from asdm.cli.options import this_command
 from asdm.utils import console as terminal, io
+from asdm.utils.sizes import shown
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, Profile, Validation
 
@@ -39,7 +40,8 @@ def profile_of(family: str, path: Path | None, weights: str | None, wanted: Mapp
     if path is not None:
         profile, path = profile_at(path)
         if names := _collect.unlike(profile, **wanted):
-            differences = ", ".join(f"{name} {getattr(profile, name)}, not {wanted[name]}" for name in names)
+            pairs = [(name, shown(getattr(profile, name)), shown(wanted[name])) for name in names]
+            differences = ", ".join(f"{name} {there}, not {here}" for name, there, here in pairs)
             raise ValueError(f"{path} was measured with {differences}; name another profile, or drop the option.")
         return profile
     sha256 = loading.unet_config_sha256(loading.meta_unet(load_family(family)).config)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command
-from asdm.utils import console as terminal, io
+from asdm.utils import console as terminal, io, sizes
 from asdm_prof.cli.inputs import profile_of, resumable
 from asdm_prof.cli.options import FamilyArgument
 from asdm_prof.planner.settings import ValidateSettings
@@ -27,7 +27,9 @@ def validate(
     dtype: Annotated[str | None, typer.Option(help="Use the newest profile of this dtype.")] = None,
     threads: Annotated[int | None, typer.Option(help="Use the newest profile of this many threads.")] = None,
     batch: Annotated[int | None, typer.Option(help="Use the newest profile of this batch.")] = None,
-    size: Annotated[int | None, typer.Option(help="Use the newest profile of this size in pixels.")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Use the newest profile of this size in pixels, 512 or WIDTHxHEIGHT.")
+    ] = None,
     output: Output = None,
     force: Force = False,
     as_json: Json = False,
@@ -39,7 +41,8 @@ def validate(
     from asdm_prof.renderers import console
 
     wanted = {
-        "backend": backend, "device": device, "dtype": dtype, "threads": threads, "batch": batch, "size": size,
+        "backend": backend, "device": device, "dtype": dtype, "threads": threads, "batch": batch,
+        "size": sizes.parse(size) if size else None,
     }  # fmt: skip
     measured = profile_of(family, profile, settings.weights, wanted)
     command = this_command("asdm-prof")

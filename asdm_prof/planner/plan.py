@@ -16,6 +16,7 @@ from scipy.stats import norm, t as student_t
 from asdm.plan.edits import AnyEdit, MeasuredAt, Prediction, Proof, PruningPlan
 from asdm.plan.legality import ResolvedPlan, is_legal_flow, resolve
 from asdm.records.measurement import Estimate
+from asdm.utils import sizes
 from asdm_prof.planner import loads_in, milp
 from asdm_prof.planner.budgets import budget_rows, parse_budgets
 from asdm_prof.planner.problem import Problem, Row
@@ -233,7 +234,8 @@ def check_damage(profile: Profile, damage: Damage) -> None:
         )
     if damage.size != profile.size:
         raise ValueError(
-            f"the damage was measured at {damage.size} pixels, the profile at {profile.size}; measure both at one size."
+            f"the damage was measured at {sizes.shown(damage.size)} pixels, the profile at "
+            f"{sizes.shown(profile.size)}; measure both at one size."
         )
 
 

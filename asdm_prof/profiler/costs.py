@@ -10,13 +10,14 @@ from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
 from asdm.records.measurement import Macs, mac_unit
 from asdm.unet import blocks, config, flops
+from asdm.utils.sizes import Size
 
 STEPS, GUIDANCE_CALLS = 30, 2  # of one image, as the paper counts it (§3.2)
 RULES = ("thop",)
 
 
 def flops_of(
-    name: str, batch: int = 1, size: int | None = None, like: str | None = None, config_of: str | None = None
+    name: str, batch: int = 1, size: Size | None = None, like: str | None = None, config_of: str | None = None
 ) -> dict[str, Any]:
     """The `asdm.flops/1` JSON of a family; raises ValueError for an unknown family, size or rule."""
     if like not in (None, *RULES):
@@ -64,7 +65,7 @@ def _macs(macs: Macs, layer_norm_elements: int, like: str | None) -> dict[str, i
 
 
 def component_costs(
-    family: Family, size: int | None = None, unet: dict[str, int] | None = None, like: str | None = None
+    family: Family, size: Size | None = None, unet: dict[str, int] | None = None, like: str | None = None
 ) -> list[dict[str, Any]]:
     """Text encoder, UNet and VAE decoder: parameters, MACs of a call, calls per image."""
     unet = unet or flops_of(family.name, 1, size, like)["total"]

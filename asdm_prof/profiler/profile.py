@@ -16,6 +16,7 @@ from asdm.models.families import Family
 from asdm.models.sources import resolve
 from asdm.records.measurement import Macs
 from asdm.unet import blocks, flops
+from asdm.utils import sizes
 from asdm_prof.profiler import checks, gpu, roofline
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.results import component_records, option_records, unit_records, whole_record
@@ -84,7 +85,7 @@ def profile(
         **run,
         title=family.title,
         config_sha256=loading.unet_config_sha256(shapes.config),
-        latent=example_inputs.latent_size(family, settings.size),
+        latent=sizes.parse(example_inputs.latent_sides(family, settings.size)[::-1]),
         topology=topology,
         whole=whole,
         units=tuple(part for part in records if part.kind != "glue"),

@@ -17,6 +17,7 @@ import numpy as np
 
 from asdm.measure.statistics import spearman
 from asdm.records.measurement import Estimate
+from asdm.utils import sizes
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.checks import told_apart
 from asdm_prof.profiler.settings import ProfileSettings
@@ -45,9 +46,11 @@ def profile_again(family: str, settings: ProfileSettings, n: int, say: Callable[
 
 def _words(settings: ProfileSettings) -> list[str]:
     """Settings as the options of `asdm-prof profile`."""
-    names = ("weights", "backend", "device", "dtype", "threads", "seed", "batch", "size")
+    names = ("weights", "config", "variant", "backend", "device", "dtype", "threads", "seed", "batch")
     values = {name: getattr(settings, name) for name in names} | {"time-budget": settings.time_budget_s}
-    return [word for name, value in values.items() if value is not None for word in (f"--{name}", str(value))]
+    values |= {"size": settings.size and sizes.shown(settings.size)}
+    pairs = [*values.items(), *(("lora", lora) for lora in settings.lora or ())]
+    return [word for name, value in pairs if value is not None for word in (f"--{name}", str(value))]
 
 
 def with_others(profile: Profile, others: Sequence[Profile]) -> Profile:

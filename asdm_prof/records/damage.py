@@ -6,6 +6,7 @@ from typing import Literal
 
 from asdm.plan.edits import AnyEdit
 from asdm.utils.io import Frozen, Record
+from asdm.utils.sizes import Size
 
 
 class Work(Frozen):
@@ -105,7 +106,7 @@ class Damage(Record, schema="asdm.damage/1"):
     dtype: str
     device: str
     threads: int
-    size: int
+    size: Size
     prediction_type: str  # what the output is: epsilon or v_prediction
     teacher_power: float  # mean square of the teacher's output per element, to set damages in relation to
     edits: tuple[EditDamage, ...]

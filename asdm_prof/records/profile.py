@@ -10,6 +10,7 @@ from asdm.plan.topology import Topology
 from asdm.records.measurement import Estimate, GpuUse, HostUse, Latency, Macs, UNetRun, mac_unit
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, later
+from asdm.utils.sizes import Size
 
 Bound = Literal["compute", "memory", "overhead", "launch"]
 
@@ -114,7 +115,7 @@ class Profile(UNetRun, schema="asdm.profile/1"):
 
     title: str
     config_sha256: str
-    latent: int  # latent pixels per side
+    latent: Size  # latent pixels per side, or width and height
     topology: Topology
     whole: WholeRecord
     units: tuple[PartRecord, ...]

@@ -13,6 +13,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.records.bench import BenchResult, BenchStudent
 from asdm.utils import io
+from asdm.utils.sizes import Size
 from asdm_prof.analysis import structure
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.analysis.tree import Node, tree_of
@@ -256,7 +257,7 @@ def _beside(profile: Profile, named: Path | None, sources: dict[str, str]) -> Pr
     return other
 
 
-def newest_profile(config_sha256: str, **wanted: str | int | None) -> tuple[Profile, Path] | None:
+def newest_profile(config_sha256: str, **wanted: str | Size | None) -> tuple[Profile, Path] | None:
     """The profile of one model under `reports/` that was last measured, taken with the settings that are not None."""
     for path, profile in _readable(_newest_first(io.REPORTS, "profile.json"), Profile):
         if profile.config_sha256 == config_sha256 and not unlike(profile, **wanted):
@@ -264,7 +265,7 @@ def newest_profile(config_sha256: str, **wanted: str | int | None) -> tuple[Prof
     return None
 
 
-def unlike(profile: Profile, **wanted: str | int | None) -> list[str]:
+def unlike(profile: Profile, **wanted: str | Size | None) -> list[str]:
     """The wanted settings, None standing for any, that a profile was not taken with."""
     return [name for name, value in wanted.items() if value is not None and getattr(profile, name) != value]
 

@@ -13,6 +13,7 @@ from asdm.measure.machine import KEEP_MEMORY
 from asdm.plan.edits import MeasuredAt, Prediction
 from asdm.records.bench import MEASURES
 from asdm.records.measurement import Estimate
+from asdm.utils import sizes
 from asdm_prof.records import Interval, Profile
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -158,7 +159,7 @@ def kernel_sentence(profile: Profile) -> str:
 def execution(at: MeasuredAt) -> str:
     """Where a plan's prices come from, and so where they hold."""
     where = f"{at.backend}, {at.dtype} on {at.device}, {plural(at.threads, 'thread')}"
-    return plain(f"{where}, batch {at.batch}, {at.size} px")
+    return plain(f"{where}, batch {at.batch}, {sizes.shown(at.size)} px")
 
 
 def gpu_sentences(profile: Profile) -> str:

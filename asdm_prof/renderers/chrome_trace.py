@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from asdm.utils import sizes
 from asdm.utils.io import write_whole
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
@@ -28,7 +29,7 @@ def render(report: Report, folder: Path) -> list[Path]:
 
 def trace(profile: Profile) -> dict[str, Any]:
     """The trace's JSON: names of process and thread, then an event for every slice."""
-    runtime = f"{profile.backend} {profile.dtype}, batch {profile.batch}, {profile.size} px"
+    runtime = f"{profile.backend} {profile.dtype}, batch {profile.batch}, {sizes.shown(profile.size)} px"
     return {
         "displayTimeUnit": "ms",
         "otherData": {"profile_sha256": profile.sha256(), "command": plain(profile.command)},

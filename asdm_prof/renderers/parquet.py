@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow  # noqa: F401  (pandas writes parquet with it; imported here, so that its lack is said in one sentence)
 
 from asdm.utils.io import write_whole
+from asdm.utils.sizes import shown
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
 from asdm_prof.renderers.csv import units_frame
@@ -37,4 +38,5 @@ def samples_frame(profile: Profile) -> pd.DataFrame:
     )
     frame = units_frame(profile).merge(samples, on="fqn", validate="one_to_many")
     settings = ("family", "backend", "dtype", "device", "threads", "batch", "size", "created_utc")
-    return frame.assign(**{name: getattr(profile, name) for name in settings})
+    values = {name: getattr(profile, name) for name in settings}
+    return frame.assign(**{name: shown(value) if isinstance(value, tuple) else value for name, value in values.items()})

@@ -30,7 +30,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate, device_kind
 from asdm.unet.inputs import check_caption_only
-from asdm.utils import io
+from asdm.utils import io, sizes
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 from asdm_prof.analysis.diff import MACHINE
@@ -149,6 +149,11 @@ def new_study(
         ).model_dump(mode="json", by_alias=True)
         for number, point in enumerate(points)
     ]
+    if not isinstance(profile.size, int):
+        raise ValueError(
+            f"a search trains on squares, and its profile is of {sizes.shown(profile.size)} pixels; name another "
+            "(--profile)."
+        )
     facts = {
         "profile_sha256": profile.sha256(),
         "damage_sha256": damage_sha256,

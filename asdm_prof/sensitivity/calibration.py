@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.transforms.v2.functional import center_crop
 
 from asdm.models import example_inputs, pipeline
 from asdm.models.families import Family
@@ -43,15 +44,16 @@ def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySetti
 
     The choice of images and the noise depend on the seed alone. Raises ValueError for a data set that is too small.
     """
-    side = example_inputs.latent_size(family, settings.size) * family.vae_factor
-    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, side)
+    height, width = (family.vae_factor * side for side in example_inputs.latent_sides(family, settings.size))
+    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, max(height, width))
     if len(data) < settings.prompts:
         raise ValueError(f"prompts must be at most the {len(data)} of {settings.data}, got {settings.prompts}.")
     pipe = pipeline.pipeline(family, unet, settings)
     generator = torch.Generator().manual_seed(settings.seed)
     picks = torch.randperm(len(data), generator=generator)[: settings.prompts].tolist()
     examples = [data[i] for i in picks]
-    pixels = torch.stack([example.image for example in examples]).to(settings.device, pipe.vae.dtype)
+    pixels = center_crop(torch.stack([example.image for example in examples]), [height, width])
+    pixels = pixels.to(settings.device, pipe.vae.dtype)
     latents = torch.cat([pipe.vae.encode(part).latent_dist.mean for part in pixels.split(8)])
     latents = (latents * pipe.vae.config.scaling_factor)[:, None].expand(-1, settings.timesteps, -1, -1, -1)
     steps = pipe.scheduler.config.num_train_timesteps

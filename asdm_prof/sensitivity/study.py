@@ -19,9 +19,10 @@ from asdm.models.families import Family
 from asdm.models.sources import resolve
 from asdm.plan.edits import Edits, PruningPlan, RemoveUnit
 from asdm.plan.legality import ResolvedPlan
-from asdm.utils import registry
+from asdm.utils import registry, sizes
 from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.sizes import Size
 from asdm_prof.planner import plan
 from asdm_prof.planner.choices import edits_key, make_choices
 from asdm_prof.planner.problem import Problem
@@ -81,7 +82,7 @@ def measure_sensitivity(
         command=command,
         family=family.name,
         teacher_config_sha256=measured.config_sha256,
-        size=settings.size or family.size,
+        size=sizes.parse(settings.size or family.size),
         edits=tuple(edits),
         pairs=tuple(pairs) if verdict and verdict.used == "pairs" else (),
         additivity=verdict,
@@ -155,7 +156,7 @@ def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
 # ---------------------------------------------------------------------------------------------- joint plans
 
 
-def macs_profile(family: Family, size: int | None = None) -> Profile:
+def macs_profile(family: Family, size: Size | None = None) -> Profile:
     """A profile whose times are MACs: joint plans drawn from it do not depend on the machine."""
     return profiler.profile(family, ProfileSettings(backend="fake", size=size))
 
@@ -192,7 +193,8 @@ def with_clip_scores(
     The judge is the one that ships, which was never used to train a UNet; the interval is a bootstrap over images.
     """
     judge = networks.Judge.load()
-    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, settings.size or family.size)
+    side = max(sizes.sides(settings.size or family.size))
+    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, side)
     if pictures > len(data):
         raise ValueError(f"clip must be at most the {len(data)} images of {settings.data}, got {pictures}.")
     picks = np.random.default_rng(settings.seed).permutation(len(data))[:pictures]

@@ -25,6 +25,7 @@ from asdm.plan.legality import ResolvedPlan, legal_edits
 from asdm.unet import blocks as units, flops, surgery
 from asdm.unet.replacements import shared_copy
 from asdm.utils import registry
+from asdm.utils.sizes import Size
 
 # A removed unit is an edit of its own; experts (§2.3) start exactly as the unit that they replace, so they do no damage
 # and only training shows what they are worth.
@@ -156,7 +157,7 @@ def _recorded(variant: Variant, shared: int, keep: int, tape: list[Any]) -> Iter
         yield
 
 
-def step_macs(family: Family, size: int | None, ordered: Sequence[Variant]) -> dict[str, int]:
+def step_macs(family: Family, size: Size | None, ordered: Sequence[Variant]) -> dict[str, int]:
     """MACs of every step of every variant for one latent, by name; a part's modules count at its first."""
     by_step: dict[str, int] = {}
     inputs = example_inputs.unet_inputs(family, size=size, device="meta")

@@ -38,12 +38,12 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    return folder, exporter.export(str(student), "onnx", folder)
+    return folder, exporter.export(str(student), "onnx", folder, Setup(size=(96, 128)))
 
 
 def test_a_student_in_onnx_takes_any_batch(student: Path, exported: tuple[Path, ExportResult]) -> None:
     folder, result = exported
-    assert (result.batch, result.why_fixed) == (None, None)
+    assert (result.batch, result.why_fixed, result.size) == (None, None, (96, 128))
     assert result.difference is not None
     assert 0 < result.difference < 1e-3
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.onnx", "model.onnx.data"]

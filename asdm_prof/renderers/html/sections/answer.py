@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from asdm.plan.edits import PruningPlan, ReplaceUnit
+from asdm.utils import sizes
 from asdm_prof.analysis.tree import shallow_blocks, shallow_params, shallow_share
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
@@ -44,7 +45,7 @@ def time_sentence(profile: Profile) -> list[str]:
 def conditions(profile: Profile) -> str:
     """What the profile was taken on, and with which settings."""
     run = f"{profile.backend}, {profile.dtype} on {profile.device}, {plural(profile.threads, 'thread')}"
-    shape = f"batch {profile.batch}, {profile.size} px, {profile.weights} weights"
+    shape = f"batch {profile.batch}, {sizes.shown(profile.size)} px, {profile.weights} weights"
     machine = profile.environment.get("gpu") or profile.environment.get("cpu", "unknown processor")
     return plain(f"{machine}: {run}, {shape}.")
 

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from asdm.records.bench import MEASURES, BenchResult, BenchStudent, BenchTeacher, Drawing
 from asdm.records.measurement import Estimate, mac_unit
+from asdm.utils import sizes
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import fixed, interval, metric_name, number, plain, plural, ratio, scaled, second_unit
 from asdm_prof.renderers.html import charts, tables
@@ -150,7 +151,8 @@ def _quality_caption(bench: BenchResult) -> str:
 
 def _conditions(bench: BenchResult) -> str:
     """One sentence on what was run, and how an image is made."""
-    run = f"{bench.dtype} on {bench.device}, {plural(bench.threads, 'thread')}, batch {bench.batch}, {bench.size} px"
+    where = f"{bench.dtype} on {bench.device}, {plural(bench.threads, 'thread')}"
+    run = f"{where}, batch {bench.batch}, {sizes.shown(bench.size)} px"
     image = ""
     if bench.pipeline:
         how = "composed from the measured parts" if bench.pipeline.composed else "run from prompt to pixels"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from asdm.utils import sizes
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain
 from asdm_prof.renderers.html.content import Column, Commands, Definitions, Section, Sentence, Span, code
@@ -45,7 +46,8 @@ def _chain(report: Report) -> Iterator[tuple[str, str, str]]:
 def environment(report: Report) -> Section:
     """Settings first, then the environment as it was recorded."""
     profile = report.profile
-    size = f"{profile.size} px, latent {profile.latent} × {profile.latent}"
+    width, height = sizes.sides(profile.latent)
+    size = f"{sizes.shown(profile.size)} px, latent {width} × {height}"
     names = ("backend", "dtype", "device", "threads", "seed", "batch")
     settings = {"measured": profile.created_utc} | {name: getattr(profile, name) for name in names}
     rows = settings | {"size": size, "weights": profile.weights} | dict(profile.environment)
