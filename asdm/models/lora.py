@@ -9,6 +9,7 @@ from torch import nn
 
 from asdm.models import checkpoints
 
+CONVERTED = "asdm.lora_for"  # in the metadata of a LoRA that was converted for a student
 OTHER_KINDS = {"dora_scale": "DoRA", "hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT", "diff_b": "full difference"}
 _TEXT_NAMES = {
     f".{side}_lora.": f".{name}.lora_linear_layer."
@@ -44,6 +45,11 @@ def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
     if not any(name.endswith(".lora_A.weight") for name in (*unet, *text)):
         raise ValueError(f"{path} is not a LoRA: it has no pairs of low-rank matrices.")
     return Lora(str(path), unet | text, scale)
+
+
+def file_of(spec: str) -> Path:
+    """The file that `FILE[:SCALE]` names, as `read`."""
+    return _split(spec)[0]
 
 
 def _split(spec: str) -> tuple[Path, float]:

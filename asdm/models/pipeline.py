@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.models import checkpoints, drawing, encoders
+from asdm.models import checkpoints, drawing, encoders, single_file
 from asdm.models.components import components_of
 from asdm.models.execution import check_setup, dtype_of
 from asdm.models.families import Family, load_family
@@ -169,10 +169,11 @@ def generate(
                 f"{student} is not a student of {family.name}: its {key} is {unet_family.unet.get(key)}, "
                 f"not {family.unet.get(key)}; name its own --family."
             )
-    if student and settings.lora:
-        raise ValueError("a LoRA is fused into a teacher, whose student then has it; build the student with --lora.")
     where = (settings.device, settings.dtype, settings.seed)
-    unet = load_unet(unet_family, student or weights, *where, variant=settings.variant, lora=settings.lora)
+    own_lora = None if student else settings.lora
+    unet = load_unet(unet_family, student or weights, *where, variant=settings.variant, lora=own_lora)
+    if student and settings.lora:
+        single_file.fuse_lora(unet, unet_family, settings.lora, family.unet)
     pipe = pipeline(family, unet, settings)
     return drawing.draw(pipe, family, prompts, settings, student, tell)
 

@@ -1,19 +1,22 @@
 """A UNet, alone or with its VAE and text encoders, as one safetensors file in the names that other programs read."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from asdm.models import ldm_names
-from asdm.models.adapters import Surgery, fit_lora
+from asdm.models import checkpoints, ldm_names, lora as loras
+from asdm.models.adapters import FittedLora, Surgery, fit_lora
 from asdm.models.families import Family
 from asdm.models.loaders import LAYOUTS
 from asdm.models.loading import meta_unet, weights_sha256
 from asdm.records.build import BuildResult, ExportResult
+from asdm.unet import blocks
+from asdm.unet.surgery import Applied
+from asdm.utils import console
 from asdm.utils.io import read_json, sha256_of_file, whole_file
 
 ARCHITECTURES = {"SD 1": "stable-diffusion-v1", "SD 2": "stable-diffusion-v2", "SDXL": "stable-diffusion-xl-v1-base"}
@@ -159,15 +162,12 @@ def convert_lora(family: Family, file: Path, output: Path, layout: str, force: b
             facts, weights = opened.metadata() or {}, {name: opened.get_tensor(name) for name in list(opened.keys())}
     except SafetensorError as error:
         raise ValueError(f"{file} cannot be read: {error}.") from None
-    if "asdm.lora_for" in facts:
-        raise ValueError(f"{file} was converted already, for {facts['asdm.lora_for']}; name the original.")
+    if loras.CONVERTED in facts:
+        raise ValueError(f"{file} was converted already, for {facts[loras.CONVERTED]}; name the original.")
     if not any("lora" in name for name in weights):
         raise ValueError(f"{file} is not a LoRA: none of its names has 'lora' in it.")
-    try:
-        fitted = fit_lora(weights, done, layout)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from None
-    own = {"asdm.lora_for": family.name, "asdm.source_sha256": sha256_of_file(file), "asdm.base_model": family.name}
+    fitted = _fitted(file, weights, done, layout)
+    own = {loras.CONVERTED: family.name, "asdm.source_sha256": sha256_of_file(file), "asdm.base_model": family.name}
     write(output, fitted.weights, {"format": "pt"} | facts | own, force)
     return ExportResult(
         family=family.name, to="lora", dtype=str(next(iter(weights.values())).dtype).removeprefix("torch."),
@@ -176,11 +176,40 @@ def convert_lora(family: Family, file: Path, output: Path, layout: str, force: b
     )  # fmt: skip
 
 
+def fuse_lora(unet: nn.Module, family: Family, specs: Sequence[str], teacher_config: Mapping[str, Any]) -> None:
+    """Add LoRAs (`FILE[:SCALE]`) to the weights of a student of `family`: its teacher's, and converted ones.
+
+    Raises ValueError for a family that is not a student's, and for a LoRA of another model.
+    """
+    done = surgery_of(family)
+    for spec in specs:
+        converted = loras.CONVERTED in checkpoints.read_header(loras.file_of(spec)).metadata
+        lora = loras.read(spec, family.unet if converted else teacher_config)
+        if not converted:
+            fitted = _fitted(lora.name, lora.weights, done)
+            lora = lora._replace(weights=fitted.weights)
+            if fitted.left_out:
+                console.say_once(f"{lora.name}: the student has no place for {len(fitted.left_out)} of its modules.")
+        loras.fuse(unet, lora, "unet")
+
+
+def _fitted(file: Path | str, weights: Mapping[str, Any], done: Surgery, layout: str = "comfyui") -> FittedLora:
+    try:
+        return fit_lora(weights, done, layout)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+
+
 def surgery_of(family: Family) -> Surgery:
-    """What was done to the teacher of a student's folder; raises ValueError for a folder that is not a student's."""
+    """What was done to the teacher of a student's folder or file; raises ValueError where it is not a student's."""
     if built := build_result(family):
         return built
-    applied = getattr(meta_unet(family), "applied", None)
-    if applied is None:
-        raise ValueError(f"{family.name} is not a student's folder: it has neither build.json nor edits in its config.")
-    return applied
+    unet = meta_unet(family)
+    if applied := getattr(unet, "applied", None):
+        return applied
+    if family.file and (names := checkpoints.read_header(family.file).metadata.get("asdm.lora_names")):
+        teacher_of = {student: teacher for teacher, student in json.loads(names).items() if student}
+        parts = [*(name for name, _ in blocks.iter_blocks(unet)), *(part.fqn for part in blocks.iter_parts(unet))]
+        removed = tuple(teacher for teacher, student in json.loads(names).items() if not student)
+        return Applied({name: teacher_of.get(name, name) for name in parts}, removed, {})
+    raise ValueError(f"{family.name} is not a student: it has neither build.json nor edits in its config.")

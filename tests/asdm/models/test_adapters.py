@@ -6,11 +6,14 @@ from safetensors.torch import load_file, save_file
 
 from asdm.models import export as exporter, ldm_names, student as students
 from asdm.models.adapters import fit_control, fit_lora
+from asdm.models.families import load_family
+from asdm.models.loading import load_unet
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.unet import blocks
+from tests.commands import refused
 from tests.conftest import TINY_WHOLE, make_unet, unet_args
 
 PAIR = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))
@@ -92,7 +95,7 @@ def test_a_converted_lora_changes_the_same_modules(tiny_unet, tmp_path):
     with pytest.raises(ValueError, match=r"own\.safetensors was converted already"):
         exporter.export(str(tmp_path / "student"), "onnx", tmp_path / "again.safetensors",
                         lora=tmp_path / "own.safetensors")  # fmt: skip
-    with pytest.raises(ValueError, match="mini is not a student's folder"):
+    with pytest.raises(ValueError, match="mini is not a student: it has neither"):
         exporter.export("mini", "onnx", tmp_path / "again.safetensors", lora=tmp_path / "style.safetensors")
 
 
@@ -113,6 +116,40 @@ def test_a_pipeline_with_a_student_loads_the_teachers_lora(tiny_unet):
     made.unload_lora_weights()
     with torch.no_grad():
         assert torch.equal(student(**unet_args())[0], before)
+
+
+def test_a_student_draws_with_its_teachers_lora_as_with_the_converted_one(run, tmp_path):
+    """In a folder and in a single file, whose metadata hold the map of names."""
+    mini = load_family("mini")
+    save_file(lora_of(load_unet(mini, str(mini.folder))), tmp_path / "style.safetensors")
+    done = run("asdm", "build", "bk_sdm_small", "--teacher", "mini", "-o", "student")
+    assert done.code == 0, done.err
+    for words in (
+        ("student", "--lora", "style.safetensors", "-o", "converted.safetensors"),
+        ("student", "--to", "single_file", "-o", "student.safetensors"),
+    ):
+        done = run("asdm", "export", *words)
+        assert done.code == 0, done.err
+    pictures = {}
+    for name, words in {
+        "plain": ("student",),
+        "fitted": ("student", "--lora", "style.safetensors:0.01"),
+        "converted": ("student", "--lora", "converted.safetensors:0.01"),
+        "file": ("student.safetensors", "--lora", "style.safetensors:0.01"),
+    }.items():
+        done = run("asdm", "generate", "a heart", "--student", *words, "--steps", 1, "-o", f"{name}.png")
+        assert done.code == 0, done.err
+        pictures[name] = (tmp_path / f"{name}.png").read_bytes()
+        assert ("the student has no place for" in done.err) == (name in ("fitted", "file"))
+    assert pictures["fitted"] == pictures["converted"] == pictures["file"] != pictures["plain"]
+
+
+def test_a_lora_of_another_model_is_refused_for_a_student(run, tmp_path):
+    save_file({"unet.nowhere.lora_A.weight": torch.zeros(2, 2)}, tmp_path / "other.safetensors")
+    assert run("asdm", "build", "bk_sdm_small", "--teacher", "mini", "-o", "student").code == 0
+    words = ("asdm", "generate", "a heart", "--lora", "other.safetensors", "-o", "x.png", "--student")
+    refused(run(*words, "student"), "other.safetensors: the LoRA key unet.nowhere.lora_A.weight names no module")
+    refused(run(*words, "mini/"), "mini/ does not exist")
 
 
 # ---------------------------------------------------------------------------------------------- ControlNet
