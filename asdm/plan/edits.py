@@ -6,6 +6,7 @@ A plan always speaks the teacher's names.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +15,11 @@ from asdm.records.measurement import device_kind
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, Record, first_problem, later, sha256_of
 from asdm.utils.sizes import Size, shown
+
+
+def format_options(options: Mapping[str, Any]) -> str:
+    """Options of a replacement as text: `factor 3`."""
+    return ", ".join(f"{name} {value}" for name, value in sorted(options.items()))
 
 
 class Edit(BaseModel):
@@ -50,7 +56,12 @@ class ReplaceUnit(Edit):
     options: dict[str, Any] = Field(default_factory=dict)
 
     def __str__(self) -> str:
-        return f"replace {self.unit} with {self.with_}"
+        return f"replace {self.unit} with {self.what}"
+
+    @property
+    def what(self) -> str:
+        """The replacement with its options: `kv_downsample (factor 3)`."""
+        return f"{self.with_} ({options})" if (options := format_options(self.options)) else self.with_
 
 
 class RemoveBlock(Edit):

@@ -11,7 +11,7 @@ from torch import nn
 from asdm.plan.edits import AnyEdit, PruningPlan, ReplaceUnit
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.unet import blocks
-from asdm.unet.replacements import pass_through
+from asdm.unet.replacements import Power, made, pass_through
 from asdm.utils import registry
 
 
@@ -57,14 +57,13 @@ def apply_plan(unet: nn.Module, plan: ResolvedPlan) -> Applied:
     return Applied(name_map=name_map, removed=plan.gone, replaced=plan.replaced)
 
 
-def replacement_for(unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
+def replacement_for(unet: nn.Module, edit: ReplaceUnit, power: Power | None = None) -> nn.Module:
     """The module that `edit` puts in its unit's place; `unet` is still whole, so layers to be removed are siblings.
 
     Raises ValueError if the replacement does not apply.
     """
-    make = registry.load("asdm.unet.replacements", edit.with_).replace
     try:
-        module = make(unet.get_submodule(edit.unit), blocks.siblings(unet, edit.unit), **edit.options)
+        module = made(edit.with_, unet.get_submodule(edit.unit), blocks.siblings(unet, edit.unit), edit.options, power)
     except (TypeError, ValueError) as error:
         raise ValueError(f"cannot {edit}: {str(error).rstrip('.')}.") from None
     if module is None:

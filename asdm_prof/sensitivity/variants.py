@@ -27,9 +27,7 @@ from asdm.unet.replacements import shared_copy
 from asdm.utils import registry
 from asdm.utils.sizes import Size
 
-# A removed unit is an edit of its own; experts (§2.3) start exactly as the unit that they replace, so they do no damage
-# and only training shows what they are worth.
-NOT_MEASURED = ("pass_through", "cond_conv")
+MEASURED = ("gri_attention", "kv_downsample")
 
 
 def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> list[ResolvedPlan]:
@@ -38,7 +36,7 @@ def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> lis
     None: all replacements that change the output. Raises ValueError for an unknown replacement.
     """
     if names is None:
-        names = [name for name in registry.names("asdm.unet.replacements") if name not in NOT_MEASURED]
+        names = MEASURED
     topology = units.topology(unet)
     replaceable = []
     for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from asdm.unet.blocks import self_attentions
-from asdm.unet.replacements import shared_copy
+from asdm.unet.replacements import Refit, shared_copy
 
 
 class MapAttention(nn.Module):
@@ -26,6 +27,7 @@ class MapAttention(nn.Module):
         self.to_k: nn.Module = attention.to_k
         self.to_v: nn.Module = attention.to_v
         self.to_out: nn.ModuleList = attention.to_out
+        self.scale: float | None = None  # of the scores; None: 1/√d
         self.size: tuple[int, int] | None = None
 
     def mix(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,24 +57,24 @@ class MapAttention(nn.Module):
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """softmax(QKᵀ/√d)V in each head: (b, n, c), (b, m, c), (b, m, c) → (b, n, c)."""
-
-        def split(x: torch.Tensor) -> torch.Tensor:
-            return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)  # (b, heads, n, d)
-
-        out = F.scaled_dot_product_attention(split(query), split(key), split(value))
+        out = F.scaled_dot_product_attention(*(self.split(x) for x in (query, key, value)), scale=self.scale)
         return out.transpose(1, 2).flatten(2)
 
+    def split(self, x: torch.Tensor) -> torch.Tensor:
+        """(b, n, heads·d) → (b, heads, n, d)."""
+        return x.view(x.shape[0], x.shape[1], self.heads, -1).transpose(1, 2)
 
-def pool(x: torch.Tensor) -> torch.Tensor:
-    """2×2 average of (b, h, w, c) as tokens (b, ⌈h/2⌉·⌈w/2⌉, c); at an odd rim, of the pixels that exist."""
+
+def pool(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
+    """Average of factor×factor cells of (b, h, w, c) as tokens; at a rim, of the pixels that exist."""
     b, h, w, c = x.shape
-    if h % 2 == 0 and w % 2 == 0:
-        return x.view(b, h // 2, 2, w // 2, 2, c).mean(dim=(2, 4)).view(b, -1, c)
-    pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), 2, ceil_mode=True, count_include_pad=False)
+    if h % factor == 0 and w % factor == 0:
+        return x.view(b, h // factor, factor, w // factor, factor, c).mean(dim=(2, 4)).view(b, -1, c)
+    pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), factor, ceil_mode=True, count_include_pad=False)
     return pooled.flatten(2).transpose(1, 2)
 
 
-def with_self_attention(unit: nn.Module, kind: type[MapAttention]) -> nn.Module | None:
+def with_self_attention(unit: nn.Module, kind: Callable[[Any], MapAttention]) -> nn.Module | None:
     """The Transformer unit with `kind` in all its self-attentions, or None where it has none; a copy."""
     if next(self_attentions(unit), None) is None:
         return None
@@ -89,3 +91,12 @@ def _tell_size(unit: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     for parent, name in self_attentions(unit):
         if isinstance(attention := getattr(parent, name), MapAttention):
             attention.size = (x.shape[-2], x.shape[-1])
+
+
+def output_refits(unit: nn.Module, places: Sequence[str] = ("attn1", "attn2")) -> Iterator[Refit]:
+    """The output projections of a Transformer unit's attentions."""
+    for i, block in enumerate(getattr(unit, "transformer_blocks", [])):
+        for place in places:
+            if hasattr(getattr(block, place, None), "to_out"):
+                layer = f"transformer_blocks.{i}.{place}.to_out.0"
+                yield Refit(layer, layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from asdm.models import student as students
 from asdm.plan.edits import PruningPlan, RemoveUnit, ReplaceUnit
 from asdm.unet import flops
 from asdm.unet.blocks import iter_units, siblings
+from asdm.unet.hooks import capture
+from asdm.unet.replacements import made, settings_of
 from asdm.unet.replacements.gri_attention import GRIAttention, replace as gri
 from asdm.unet.replacements.kv_downsample import DownsampledAttention
 from asdm.utils import registry
@@ -48,9 +51,7 @@ def call(
 
 
 def replaced(name: str, unet: nn.Module, fqn: str, **options) -> nn.Module | None:
-    return registry.load("asdm.unet.replacements", name).replace(
-        unet.get_submodule(fqn), siblings(unet, fqn), **options
-    )
+    return made(name, unet.get_submodule(fqn), siblings(unet, fqn), options)
 
 
 OPTIONS = {"cond_conv": [{}, {"gate": "timestep"}]}  # each file's other ways to be used; {} where there is one
@@ -63,6 +64,7 @@ CASES = [
     for options in OPTIONS.get(name, [{}])
     if replaced(name, PROBE, fqn, **options) is not None
 ]
+ALONE = [case for case in CASES if case.values[0] in ("cond_conv", "gri_attention", "kv_downsample", "pass_through")]
 
 
 @pytest.fixture(params=[case.values for case in CASES], ids=[case.id for case in CASES])
@@ -95,8 +97,12 @@ def test_its_output_has_the_units_shape(case):
 def test_its_weights_are_the_units_own_tensors_and_what_it_adds_is_its_own(case):
     original, new, _ = case
     own, theirs = dict(original.named_parameters()), {id(p) for p in PROBE.parameters()}
+    inherits = False
     for name, parameter in new.named_parameters():
-        assert parameter is own[name] if name in own else id(parameter) not in theirs, name
+        as_it_was = name in own and own[name].shape == parameter.shape
+        assert parameter is own[name] if as_it_was and parameter.any() else id(parameter) not in theirs, name
+        inherits |= as_it_was
+    assert inherits or not list(new.parameters()) or "Pointwise" in type(new).__name__
 
 
 @pytest.mark.parametrize(("name", "fqn", "options"), CASES)
@@ -187,6 +193,28 @@ STEP_0 = {
     "kv_downsample": EXACT_ON_SMOOTH_MAPS,
     "pass_through": IDENTITY,
 }
+AT_FULL = {  # options with which nothing is left out
+    "low_rank_attention": {"rank": 1.0},
+    "low_rank_conv": {"rank": 1.0},
+    "low_rank_feed_forward": {"rank": 1.0},
+    "narrow_feed_forward": {"keep": 1.0},
+    "narrow_resnet": {"keep": 1.0},
+    "token_merging": {"ratio": 1e-6},
+    "multi_query_attention": {"groups": 2},
+}
+
+
+WITHOUT = {  # parts that are removed: the layer whose zero is the same
+    "no_self_attention": "transformer_blocks.0.attn1.to_out.0",
+    "no_cross_attention": "transformer_blocks.0.attn2.to_out.0",
+    "no_feed_forward": "transformer_blocks.0.ff.net.2",
+}
+
+
+def nearer_than_nothing(new: torch.Tensor, exact: torch.Tensor, before: torch.Tensor) -> bool:
+    """Whether an approximation is at least as near as an identity is; where channels change, as zero."""
+    least = exact - before if before.shape == exact.shape else exact
+    return bool((new - exact).square().mean() <= (1 + 1e-6) * least.square().mean())
 
 
 @pytest.mark.parametrize(("name", "fqn", "options"), CASES)
@@ -195,7 +223,19 @@ def test_it_starts_as_its_file_says(tiny_unet, name, fqn, options):
     new = replaced(name, tiny_unet, fqn, **options)
     rough = torch.randn(2, unit.in_channels, 8, 8, generator=torch.Generator().manual_seed(6))
     even = smooth(unit.in_channels)
-    if STEP_0[name] == IDENTITY:
+    if name in AT_FULL:
+        full = replaced(name, tiny_unet, fqn, **AT_FULL[name])
+        torch.testing.assert_close(at_step_0(full, rough), at_step_0(unit, rough), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(at_step_0(new, rough), at_step_0(unit, rough), rtol=1e-5, atol=1e-5)
+    elif name in WITHOUT:
+        last = WITHOUT[name]
+        with torch.no_grad():
+            unit.get_submodule(last).weight.zero_()
+            unit.get_submodule(last).bias.zero_()
+        torch.testing.assert_close(at_step_0(new, rough), at_step_0(unit, rough))
+    elif name not in STEP_0:
+        assert nearer_than_nothing(at_step_0(new, rough), at_step_0(unit, rough), rough)
+    elif STEP_0[name] == IDENTITY:
         assert torch.equal(at_step_0(new, rough), rough)
     else:
         torch.testing.assert_close(at_step_0(new, even), at_step_0(unit, even))
@@ -209,7 +249,7 @@ def student_of(unet: nn.Module, name: str, fqn: str, options: dict) -> nn.Module
     return open_gates(students.build(unet, PruningPlan(family="tiny", edits=(edit,)))[0])
 
 
-@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+@pytest.mark.parametrize(("name", "fqn", "options"), ALONE)
 def test_a_student_with_it_comes_back_from_its_plan_and_its_folder(tiny_unet, tmp_path, name, fqn, options):
     student = student_of(tiny_unet, name, fqn, options)
     student.save_pretrained(tmp_path)
@@ -219,7 +259,7 @@ def test_a_student_with_it_comes_back_from_its_plan_and_its_folder(tiny_unet, tm
     assert torch.equal(run(again, batch=2), run(again, batch=2)), "the same call gives the same bits"
 
 
-@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+@pytest.mark.parametrize(("name", "fqn", "options"), ALONE)
 def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, name, fqn, options):
     student = student_of(tiny_unet, name, fqn, options).train()
 
@@ -236,7 +276,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(tiny_unet, name, fqn, o
         torch.testing.assert_close(again[key], gradient, msg=key)
 
 
-@pytest.mark.parametrize(("name", "fqn", "options"), CASES)
+@pytest.mark.parametrize(("name", "fqn", "options"), ALONE)
 def test_it_moves_between_dtypes(tiny_unet, name, fqn, options):
     student = student_of(tiny_unet, name, fqn, options)
     exact = run(student, batch=2)
@@ -249,7 +289,7 @@ def test_it_moves_between_dtypes(tiny_unet, name, fqn, options):
     torch.testing.assert_close(run(coarse.float(), batch=2), exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("name", REPLACEMENTS)
+@pytest.mark.parametrize("name", [*dict.fromkeys(case.values[0] for case in ALONE), "token_merging"])
 def test_it_compiles(tiny_unet, name):
     fqn, options = next(case.values[1:] for case in CASES if case.values[0] == name)
     unit = open_gates(replaced(name, tiny_unet, fqn, **options))
@@ -262,6 +302,165 @@ def test_it_compiles(tiny_unet, name):
         with torch.no_grad():
             expected, found = unit(*args[0], **args[1]), compiled(*args[0], **args[1])
         torch.testing.assert_close(found, expected)
+
+
+# ---------------------------------------------------------------------------------------------- all in one network
+
+SIX = SMALLEST | {"layers_per_block": 9}  # enough units for every replacement to have one
+SETTINGS = [
+    (name, options) for name in REPLACEMENTS for options in {str(o): o for o in ({}, *settings_of(name))}.values()
+]
+
+
+@pytest.fixture(scope="module")
+def crowd() -> tuple[nn.Module, nn.Module]:
+    """A UNet, and a student in which every replacement stands once, with every setting that is measured."""
+    teacher, edits, used = make_unet(**SIX), [], set()
+    units = [unit.fqn for unit in iter_units(teacher)]
+    for name, options in SETTINGS:
+        fits = (fqn for fqn in units if fqn not in used and replaced(name, teacher, fqn, **options) is not None)
+        if (fqn := next(fits, None)) and name != "pass_through":
+            used.add(fqn)
+            edits.append(ReplaceUnit(unit=fqn, with_=name, options=options))
+    assert {edit.with_ for edit in edits} == set(REPLACEMENTS) - {"pass_through"}
+    student, _ = students.build(teacher, PruningPlan(family="tiny", edits=tuple(edits)))
+    return teacher, open_gates(student)
+
+
+def test_a_student_with_all_of_them_comes_back_from_its_folder(crowd, tmp_path):
+    _, student = crowd
+    student.save_pretrained(tmp_path)
+    again = students.StudentUNet.from_pretrained(tmp_path)
+    assert again.config.edits == student.config.edits
+    assert torch.equal(run(again, batch=2, height=8, width=8), run(student, batch=2, height=8, width=8))
+
+
+def test_a_student_with_all_of_them_takes_other_sizes_and_dtypes_and_trains(crowd):
+    student = copy.deepcopy(crowd[1])
+    for height, width in ((8, 12), (7, 5)):
+        assert run(student, batch=2, height=height, width=width).isfinite().all()
+    exact = run(student, batch=2, height=8, width=8)
+    coarse = copy.deepcopy(student).to(torch.bfloat16)
+    args = unet_args(batch=2, height=8, width=8)
+    low = {k: v.bfloat16() if getattr(v, "is_floating_point", bool)() else v for k, v in args.items()}
+    with torch.no_grad():
+        assert (coarse(**low)[0].float() - exact).abs().max() < 0.1 * exact.abs().max()
+    gradients = []
+    for checkpointed in (False, True):
+        student.train().zero_grad()
+        if checkpointed:
+            student.enable_gradient_checkpointing()
+        student(**args)[0].square().mean().backward()
+        gradients.append({n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][key], gradient, msg=key)
+
+
+@torch.no_grad()
+def test_in_onnx_all_of_them_give_pytorchs_output(crowd, tmp_path):
+    """Unit by unit, in one graph: each unit's own output, so that no error hides behind another."""
+    student, args = crowd[1], unet_args(batch=2, height=8, width=8)
+    fqns = [edit["unit"] for edit in student.config.edits]
+
+    class EachUnit(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = student
+
+        def forward(self, sample: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor):
+            with capture(self.unet, fqns) as maps:
+                out = self.unet(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+            return [out, *(maps[fqn] for fqn in fqns)]
+
+    values = [args[name] for name in ("sample", "timestep", "encoder_hidden_states")]
+    graph = torch.onnx.export(EachUnit().eval(), tuple(values), dynamo=True, verbose=False)
+    graph.save(tmp_path / "all.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "all.onnx")
+    names = [value.name for value in session.get_inputs()]
+    found = session.run(None, dict(zip(names, (value.numpy() for value in values), strict=True)))
+    for fqn, mine, expected in zip(["whole", *fqns], found, EachUnit()(*values), strict=True):
+        worst = (torch.from_numpy(mine) - expected).abs().max() / expected.abs().max()
+        assert worst < 1e-3, fqn
+
+
+# Multiply-adds of a unit of c channels on h×w pixels with a text of t tokens of width e, and d channels of time.
+def transformer_macs(
+    c: int = 32, n: int = 35, t: int = 7, e: int = 32, attention: int | None = None, cross: int | None = None,
+    feed_forward: int | None = None,
+) -> int:  # fmt: skip
+    attention = 4 * n * c * c + 2 * n * n * c if attention is None else attention
+    cross = 2 * n * c * c + 2 * t * e * c + 2 * n * t * c if cross is None else cross
+    feed_forward = n * 12 * c * c if feed_forward is None else feed_forward
+    return 2 * n * c * c + attention + cross + feed_forward
+
+
+def resnet_macs(i: int = 32, c: int = 64, n: int = 35, d: int = 128, conv1: int | None = None, conv2: int | None = None,
+                time: int | None = None) -> int:  # fmt: skip
+    convs = (9 * i * c * n if conv1 is None else conv1) + (9 * c * c * n if conv2 is None else conv2)
+    return convs + (d * c if time is None else time) + (i * c * n)
+
+
+N, C = 5 * 7, 32  # of down_blocks.0.attentions.0
+CLOSED_FORMS = [  # (replacement, options, multiply-adds)
+    ("no_self_attention", {}, transformer_macs(attention=0)),
+    ("no_cross_attention", {}, transformer_macs(cross=0)),
+    ("no_feed_forward", {}, transformer_macs(feed_forward=0)),
+    ("kv_downsample", {"factor": 2}, transformer_macs(attention=2 * N * C * C + 2 * 12 * C * C + 2 * N * 12 * C)),
+    ("kv_downsample", {"factor": 3}, transformer_macs(attention=2 * N * C * C + 2 * 6 * C * C + 2 * N * 6 * C)),
+    # 12 destinations, 23 sources, of which ⌊35/2⌋ = 17 are merged, so 18 tokens attend and 35 get an answer
+    ("token_merging", {}, transformer_macs(attention=23 * 12 * C + (3 * 18 + N) * C * C + 2 * 18 * 18 * C)),
+    ("multi_query_attention", {}, transformer_macs(attention=3 * N * C * C + 2 * N * N * C)),
+    ("fewer_heads", {}, transformer_macs(attention=2 * N * C * C + N * N * C, cross=N * C * C + 7 * (32 + N) * C)),
+    ("low_rank_attention", {"rank": 0.25}, transformer_macs(attention=N * C * C + N * N * C // 2)),
+    ("narrow_feed_forward", {"keep": 0.25}, transformer_macs(feed_forward=N * 3 * C * C)),
+    ("low_rank_feed_forward", {"rank": 0.5}, transformer_macs(feed_forward=N * 7 * C * C)),
+    ("pointwise_conv", {}, N * C * C),
+    # down_blocks.1.resnets.0: 32 → 64 channels, 128 of time
+    ("narrow_resnet", {"keep": 0.5}, resnet_macs(conv1=9 * 32 * 32 * N, conv2=9 * 32 * 64 * N, time=128 * 32)),
+    ("low_rank_conv", {"rank": 0.5}, resnet_macs(conv1=(9 * 32 * 32 + 32 * 64) * N, conv2=(9 * 64 * 32 + 32 * 64) * N)),
+    ("depthwise_resnet", {}, resnet_macs(conv1=(9 * 32 + 32 * 64) * N, conv2=(9 * 64 + 64 * 64) * N)),
+    ("pointwise_conv", {"resnet": True}, 2 * 32 * 64 * N + 128 * 64),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "options", "macs"), CLOSED_FORMS)
+def test_its_multiply_adds_are_those_of_its_closed_form(name, options, macs):
+    resnet = options.pop("resnet", False) or name in ("narrow_resnet", "low_rank_conv", "depthwise_resnet")
+    fqn = "down_blocks.1.resnets.0" if resnet else "down_blocks.0.attentions.0"
+    new = copy.deepcopy(replaced(name, PROBE, fqn, **options)).to("meta")
+    args, kwargs = _meta_call(new, 32)
+    x = torch.empty(1, 32, 5, 7, device="meta")
+    assert flops.count(new, (x, *args[1:]), kwargs).total.macs == macs
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("kv_downsample", {"factor": 5}, "factor must be one of 2, 3, 4, got 5"),
+        ("narrow_resnet", {"keep": 0}, "keep must be above 0 and at most 1, got 0"),
+        ("token_merging", {"ratio": 0.8}, "ratio must be above 0 and at most 0.75, got 0.8"),
+        ("multi_query_attention", {"groups": 3}, "groups must divide the 2 heads, got 3; choose from 1, 2"),
+        ("low_rank_conv", {"factor": 2}, "low_rank_conv has no option 'factor'; choose from rank"),
+        ("pass_through", {"keep": 1}, "pass_through has no option 'keep'; choose from none"),
+    ],
+)
+def test_an_option_that_is_none_is_refused_in_one_sentence(tiny_unet, name, options, message):
+    fqn = "mid_block.resnets.0" if "resnet" in name or "conv" in name else "down_blocks.0.attentions.0"
+    edit = ReplaceUnit(unit=fqn, with_=name, options=options)
+    with pytest.raises(ValueError, match=f"^cannot replace .*: {message}.$"):
+        students.build(tiny_unet, PruningPlan(family="tiny", edits=(edit,)))
+
+
+@torch.no_grad()
+def test_what_is_kept_is_chosen_by_what_was_measured(tiny_unet):
+    """A hidden channel that is always silent goes first, whatever its weights."""
+    unit = tiny_unet.get_submodule("mid_block.resnets.0")
+    loud = torch.arange(64) % 8 < 4  # half of each of 8 groups
+    new = made("narrow_resnet", unit, (), {}, {"conv2": loud.float()})
+    assert torch.equal(new.conv1.weight, unit.conv1.weight[loud])
+    assert torch.equal(new.time_emb_proj.bias, unit.time_emb_proj.bias[loud])
+    assert new.norm2.num_groups == unit.norm2.num_groups
 
 
 def unit_channels(unet: nn.Module, fqn: str) -> int:
