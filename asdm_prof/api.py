@@ -18,6 +18,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult, ExportResult
 from asdm.records.distill import DistillResult
+from asdm.schedule.schedule import Schedule
 from asdm.utils import sizes
 from asdm.utils.io import Record, find_input, read_json
 from asdm.utils.settings import takes
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from asdm_prof.analysis.rank import Ranked
 
 RECORDS: tuple[type[Record], ...] = (
-    Profile, PruningPlan, Frontier, Damage, BuildResult, DistillResult, BenchResult, ExportResult,
+    Profile, PruningPlan, Schedule, Frontier, Damage, BuildResult, DistillResult, BenchResult, ExportResult,
     Validation, Comparison,
 )  # fmt: skip
 

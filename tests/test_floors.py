@@ -20,6 +20,7 @@ FLOORS = {
         {"measure"},
         {"mini"},
         {"models"},
+        {"schedule"},
         {"data"},
         {"evaluate"},
         {"distill"},
@@ -45,6 +46,7 @@ SEAMS = (
     "asdm.data.datasets",
     "asdm.distill.losses",
     "asdm.evaluate.metrics",
+    "asdm.schedule.presets",
     "asdm_prof.renderers",
 )
 NO_TORCH = [
@@ -53,6 +55,10 @@ NO_TORCH = [
     "asdm.records.distill",
     "asdm.plan.legality",
     "asdm.plan.presets",
+    "asdm.schedule.forecast",
+    "asdm.schedule.legality",
+    "asdm.schedule.presets",
+    "asdm.schedule.schedule",
     "asdm.cli.guide",
     "asdm.cli",
     "asdm.data.settings",

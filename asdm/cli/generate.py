@@ -2,11 +2,11 @@
 
 from io import BytesIO
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from asdm.cli.options import FAMILY, Force, Without, from_settings
+from asdm.cli.options import FAMILY, SCHEDULE, Force, Without, from_settings
 from asdm.models.settings import GenerateSettings
 from asdm.utils import console, io
 
@@ -24,6 +24,7 @@ def generate(
     student: Annotated[
         str | None, typer.Option(help="Folder of a student whose UNet draws instead of the family's.")
     ] = None,
+    schedule: Annotated[str | None, typer.Option(help=f"{SCHEDULE}; what each step computes.")] = None,
     settings: Annotated[GenerateSettings, Without("threads", "batch")],
     force: Force = False,
 ) -> None:
@@ -36,8 +37,16 @@ def generate(
         io.check_writable(file, force)
     from asdm.models import pipeline
 
+    def by_schedule(pipe: Any, family: Any) -> None:
+        from asdm.schedule import source
+
+        _, warning = source.put_into(pipe, str(schedule), family, settings, settings.steps)
+        if warning:
+            console.say(f"Warning: {warning}")
+
     with console.progress("Generating", "steps") as tell:
-        pictures = pipeline.generate(family, prompts, settings, student, tell)
+        adapt = by_schedule if schedule else None
+        pictures = pipeline.generate(family, prompts, settings, student, tell, adapt)
     for file, picture in zip(files, pictures, strict=True):
         stream = BytesIO()
         picture.save(stream, format="PNG")

@@ -24,6 +24,7 @@ def one_of(package: str) -> Callable[[str], list[str]]:
 
 
 FAMILY = "Family, diffusers folder or checkpoint."
+SCHEDULE = "A schedule file, or a preset such as deepcache:interval=3"
 TEACHER = f"{FAMILY[:-1]}; default: what --weights are of, otherwise sd15."
 Output = Annotated[
     Path | None, typer.Option("-o", "--output", help="File or folder; default: a new folder under reports/.")

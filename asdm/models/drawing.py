@@ -1,6 +1,6 @@
 """What `asdm generate` does with a pipeline: text to image, image to image, with a ControlNet, by any sampler."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,17 @@ from asdm.utils.progress import Tell
 
 
 def draw(
-    pipe: Any, family: Family, prompts: Sequence[str], settings: GenerateSettings, student: str | None, tell: Tell
+    pipe: Any,
+    family: Family,
+    prompts: Sequence[str],
+    settings: GenerateSettings,
+    student: str | None,
+    tell: Tell,
+    adapt: Callable[[Any], None] | None = None,
 ) -> list[Any]:
     """One image (PIL) for each prompt; the i-th has seed `settings.seed` + i.
 
-    Raises ValueError for what `check` refuses, and for a ControlNet that cannot be used.
+    `adapt` may change the pipeline once its sampler is set. Raises ValueError for what `check` refuses, and for a ControlNet that cannot be used.
     """
     width, height = check(family, settings)
     options: dict[str, Any] = {
@@ -34,6 +40,8 @@ def draw(
     }
     if settings.scheduler:
         pipe.scheduler = _scheduler(pipe, settings.scheduler)
+    if adapt:
+        adapt(pipe)
     pipe, images = _with_images(pipe, family, settings, student, (width, height))
     options |= images
     if settings.init_image is None:  # an initial image has its own size

@@ -1,7 +1,8 @@
 """The Stable Diffusion pipeline around a UNet, from prompt to pixels, with real weights where available."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -151,10 +152,12 @@ def generate(
     settings: GenerateSettings = GenerateSettings(),
     student: str | None = None,
     tell: Tell = lambda *_: None,
+    adapt: Callable[[Any, Family], None] | None = None,
 ) -> list[Any]:
     """One image (PIL) for each prompt, by the family's UNet or by that of the folder `student`.
 
-    The noise depends on the seed and the place in `prompts` alone. Raises ValueError for settings out of bounds and for
+    The noise depends on the seed and the place in `prompts` alone. `adapt` may change the pipeline of a family before
+    it draws, as a schedule does. Raises ValueError for settings out of bounds and for
     another family's student.
     """
     check_setup(settings)
@@ -175,7 +178,8 @@ def generate(
     if student and settings.lora:
         single_file.fuse_lora(unet, unet_family, settings.lora, family.unet)
     pipe = pipeline(family, unet, settings)
-    return drawing.draw(pipe, family, prompts, settings, student, tell)
+    ready = partial(adapt, family=family) if adapt else None
+    return drawing.draw(pipe, family, prompts, settings, student, tell, ready)
 
 
 def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:

@@ -147,10 +147,36 @@ def skips_in_teacher(student: UNet, teacher: UNet, teacher_name: Callable[[str],
 
 def self_attentions(transformer: Any) -> Iterator[tuple[nn.Module, str]]:
     """(parent, attribute) of every self-attention in a Transformer unit; SDXL has several per unit."""
+    return attentions(transformer, cross=False)
+
+
+def attentions(transformer: Any, cross: bool) -> Iterator[tuple[nn.Module, str]]:
+    """(parent, attribute) of every cross-attention, or every self-attention, in a Transformer unit."""
     for block in getattr(transformer, "transformer_blocks", []):
-        attention = getattr(block, "attn1", None)
-        if attention is not None and not getattr(attention, "is_cross_attention", False):
-            yield block, "attn1"
+        for attribute in ("attn1", "attn2"):
+            attention = getattr(block, attribute, None)
+            if attention is not None and getattr(attention, "is_cross_attention", attribute == "attn2") == cross:
+                yield block, attribute
+
+
+def shortcut(unit: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """What goes past a unit's own computation: its input, through a ResNet's shortcut where it has one."""
+    if getattr(unit, "conv_shortcut", None) is not None:
+        inputs = unit.conv_shortcut(inputs)
+    scale = getattr(unit, "output_scale_factor", 1.0)
+    return inputs if scale == 1.0 else inputs / scale
+
+
+@contextmanager
+def watching_shortcut(unit: Any, inputs: torch.Tensor) -> Iterator[Callable[[], torch.Tensor]]:
+    """A function that gives `shortcut(unit, inputs)` after a call of the unit, without computing it again."""
+    taken = [inputs]
+    scale = getattr(unit, "output_scale_factor", 1.0)
+    with ExitStack() as stack:
+        if getattr(unit, "conv_shortcut", None) is not None:
+            hook = unit.conv_shortcut.register_forward_hook(lambda _m, _i, output: taken.append(output))
+            stack.callback(hook.remove)
+        yield lambda: taken[-1] if scale == 1.0 else taken[-1] / scale
 
 
 def self_attention_names(unet: UNet) -> Iterator[tuple[str, str]]:

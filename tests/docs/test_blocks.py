@@ -36,6 +36,7 @@ from asdm.models.pipeline import pipeline
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.records.bench import BenchResult
+from asdm.schedule import legality, presets
 from asdm.unet.blocks import topology
 from asdm.utils import registry
 from asdm.utils.io import utc_now
@@ -374,6 +375,13 @@ def test_an_added_metric_compares_images(added: dict[str, str]) -> None:
     judge: Any = None  # this one compares pixels
     teacher, student = (metrics.JudgedImages(judge, torch.full((2, 3, 8, 8), value)) for value in (0.0, 0.2))
     assert metric.samples(student, teacher, None).value == pytest.approx(20, abs=1e-4), "10 · log₁₀(2² / 0.2²)"
+
+
+def test_an_added_preset_is_a_schedule(added: dict[str, str], tiny_unet: UNet2DConditionModel) -> None:
+    shape = topology(tiny_unet)
+    made = presets.make(f"{added['asdm.schedule.presets']}:interval=3", shape, 4, "tiny")
+    places = [len(step.conditional.places) for step in legality.resolve(shape, made).steps]
+    assert places == [0, 1, 1, 0]
 
 
 def test_an_added_section_is_on_the_page(added: dict[str, str]) -> None:

@@ -31,6 +31,7 @@ SEAMS = {
     "asdm.data.datasets": "dataset",
     "asdm.distill.losses": "loss-term",
     "asdm.evaluate.metrics": "metric",
+    "asdm.schedule.presets": "schedule-preset",
     "asdm_prof.renderers": "renderer",
     "asdm_prof.renderers.html.sections": "report-section",
 }

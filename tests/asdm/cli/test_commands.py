@@ -15,6 +15,19 @@ from asdm.models.loading import load_unet
 from tests.commands import files_in
 
 
+def test_generate_draws_by_a_schedule(run):
+    """Every step in full changes nothing; a schedule for another number of steps is refused."""
+    for name, more in (("a", ()), ("b", ("--schedule", "every_n:n=1")), ("c", ("--schedule", "taylor:n=2"))):
+        words = ("a red heart", "-o", f"{name}.png", "--steps", "4", *more)
+        assert run("asdm", "generate", *words).code == 0
+    first, same, other = (Path(f"{name}.png").read_bytes() for name in "abc")
+    assert first == same
+    assert first != other
+    unknown = run("asdm", "generate", "a red heart", "-o", "d.png", "--schedule", "faster")
+    assert unknown.code == 2
+    assert "'faster' is neither a schedule file nor a preset; choose from deepcache, every_n, switch" in unknown.err
+
+
 def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_path: Path) -> None:
     def draw(name: str, *more: str) -> np.ndarray:
         done = run("asdm", "generate", "a red heart, twemoji style", "-o", name, "--steps", "4", *more)

@@ -1,0 +1,1 @@
+"""Which network and which parts of it run at which denoising step."""

@@ -1,0 +1,86 @@
+"""Schedules by the name of a preset or by file, with their students, in a pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from asdm.models import loading
+from asdm.models.families import Family, load_family
+from asdm.models.settings import Setup
+from asdm.models.student import build, read_plan
+from asdm.schedule import presets
+from asdm.schedule.schedule import TEACHER, Schedule
+from asdm.schedule.unet import ScheduledUNet, schedule_pipeline
+from asdm.unet import blocks
+from asdm.utils import registry
+
+
+def read_schedule(source: str, unet: nn.Module, family: str, calls: int) -> Schedule:
+    """A schedule of `calls` UNet calls from a preset as typed (`deepcache:interval=3`), or from a file.
+
+    Raises ValueError for another source, another teacher, another number of calls, and what a preset refuses.
+    """
+    sha256 = loading.unet_config_sha256(unet.config)
+    if presets.is_preset(source):
+        return presets.make(source, blocks.topology(unet), calls, family, sha256)
+    if not Path(source).exists():
+        raise ValueError(
+            f"{source!r} is neither a schedule file nor a preset; choose from "
+            f"{', '.join(registry.names(presets.PACKAGE))}."
+        )
+    schedule = Schedule.load(source)
+    if schedule.teacher_config_sha256 not in (None, sha256):
+        raise ValueError(
+            f"{source} was made for another UNet ({schedule.family}, config {str(schedule.teacher_config_sha256)[:12]}) "
+            f"than {family} (config {sha256[:12]}); plan a schedule on a profile of {family}."
+        )
+    if len(schedule.steps) != calls:
+        raise ValueError(
+            f"{source} is a schedule of {len(schedule.steps)} UNet calls, and this sampler makes {calls}; draw with "
+            f"{len(schedule.steps)} steps, or make a schedule for {calls}."
+        )
+    return schedule
+
+
+def students_of(schedule: Schedule, teacher: nn.Module, family: Family, setup: Setup) -> dict[str, nn.Module]:
+    """The networks that a schedule names besides its teacher: folders, plans or presets of pruning."""
+    return {name: student_of(source, teacher, family, setup) for name, source in schedule.networks.items()}
+
+
+def student_of(source: str, teacher: nn.Module, family: Family, setup: Setup) -> nn.Module:
+    """A student from its folder, or made of the teacher by a plan or a preset."""
+    if Path(source).is_dir():
+        own = load_family(source)
+        if own.unet.get("cross_attention_dim") != family.unet.get("cross_attention_dim"):
+            raise ValueError(f"{source} is not a student of {family.name}: its cross_attention_dim differs.")
+        return loading.load_unet(own, source, setup.device, setup.dtype)
+    return build(teacher, read_plan(source, teacher, family.name))[0]
+
+
+def calls_of(scheduler: Any, steps: int) -> int:
+    """UNet calls that a sampler makes for one image: some make two per step, or one more."""
+    probe = type(scheduler).from_config(scheduler.config)
+    probe.set_timesteps(steps)
+    return len(probe.timesteps)
+
+
+def put_into(
+    pipe: Any,
+    source: str,
+    family: Family,
+    setup: Setup,
+    steps: int,
+    students: Mapping[str, nn.Module] | None = None,
+) -> tuple[ScheduledUNet, str | None]:
+    """Read a schedule and put it into a pipeline; also a warning, where it was planned for something else."""
+    teacher = pipe.unet.networks[TEACHER] if isinstance(pipe.unet, ScheduledUNet) else pipe.unet
+    schedule = read_schedule(source, teacher, family.name, calls_of(pipe.scheduler, steps))
+    if students is None:
+        students = students_of(schedule, teacher, family, setup)
+    weights = loading.weights_sha256(teacher) if schedule.weights_sha256 else None
+    warning = schedule.not_made_for(type(pipe.scheduler).__name__, weights)
+    return schedule_pipeline(pipe, schedule, students), warning
