@@ -32,6 +32,10 @@ class ResolvedPlan:
         return self.plan.edits
 
     @property
+    def replacements(self) -> tuple[ReplaceUnit, ...]:
+        return tuple(edit for edit in self.edits if isinstance(edit, ReplaceUnit))
+
+    @property
     def touched_units(self) -> frozenset[str]:
         """Units that are removed or replaced."""
         return frozenset(unit.fqn for unit in self.topology.units if unit.fqn in {*self.gone, *self.replaced})
@@ -72,14 +76,14 @@ def resolve(topology: Topology, plan: PruningPlan | Iterable[AnyEdit]) -> Resolv
     )
 
 
-def legal_edits(topology: Topology, replacements: Iterable[tuple[str, str]] = ()) -> list[ResolvedPlan]:
+def legal_edits(topology: Topology, replacements: Iterable[ReplaceUnit] = ()) -> list[ResolvedPlan]:
     """Every edit that is legal by itself, with those that must go along, resolved and in a fixed order.
 
-    Units that can become an identity; `replacements`, as (unit, name), in their own order; layers with layers of the
+    Units that can become an identity; `replacements` in their own order; layers with layers of the
     mirrored block; the middle block; the deepest pair with the middle block.
     """
     sets: list[Edits] = [(RemoveUnit(unit=unit.fqn),) for unit in topology.units if not why_no_identity(unit)]
-    sets += [(ReplaceUnit(unit=unit, with_=name),) for unit, name in replacements]
+    sets += [(edit,) for edit in replacements]
     for down in topology.down_blocks:
         for layers in legal_layer_sets(topology, down)[1:]:
             sets.append(tuple(RemoveLayer(block=block, layer=layer) for block, layer in layers))

@@ -121,10 +121,11 @@ FREE = {
     "_adaptive_avg_pool2d", "_local_scalar_dense", "_reshape_alias", "_safe_softmax", "_softmax", "_to_copy",
     "_unsafe_view", "alias", "all", "amax", "amin", "any", "arange", "argmax", "argmin", "avg_pool2d", "cat", "clone",
     "constant_pad_nd", "contiguous", "copy_", "cumsum", "detach", "embedding", "empty", "equal", "expand", "fill_",
-    "flip", "full", "full_like", "gather", "index", "index_put", "index_select", "lift_fresh", "linalg_vector_norm", "masked_fill", "max",
-    "mean", "min", "native_group_norm", "native_layer_norm", "new_empty", "new_ones", "new_zeros", "ones",
-    "ones_like", "repeat", "replication_pad2d", "roll", "scalar_tensor", "scatter", "scatter_add",
-    "select_scatter", "slice_scatter", "sort", "split", "split_with_sizes", "stack", "sum", "tril", "triu", "unbind", "upsample_nearest2d", "zeros", "zeros_like",
+    "flip", "full", "full_like", "gather", "index", "index_put", "index_select", "lift_fresh", "linalg_vector_norm",
+    "masked_fill", "max", "mean", "min", "native_group_norm", "native_layer_norm", "new_empty", "new_ones",
+    "new_zeros", "ones", "ones_like", "repeat", "replication_pad2d", "roll", "scalar_tensor", "scatter",
+    "scatter_add", "select_scatter", "slice_scatter", "sort", "split", "split_with_sizes", "stack", "sum", "tril",
+    "triu", "unbind", "upsample_nearest2d", "zeros", "zeros_like",
 }  # fmt: skip
 
 

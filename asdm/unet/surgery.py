@@ -11,7 +11,7 @@ from torch import nn
 from asdm.plan.edits import AnyEdit, PruningPlan, ReplaceUnit
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.unet import blocks
-from asdm.unet.replacements import Power, made, pass_through
+from asdm.unet.replacements import Power, made, pass_through, settings_of
 from asdm.utils import registry
 
 
@@ -69,6 +69,21 @@ def replacement_for(unet: nn.Module, edit: ReplaceUnit, power: Power | None = No
     if module is None:
         raise ValueError(f"cannot {edit}: {edit.with_} does not apply to this unit.")
     return module
+
+
+def applicable(unet: nn.Module, names: Iterable[str], units: Iterable[str] | None = None) -> list[ReplaceUnit]:
+    """Every replacement of `names`, with each setting that is timed and measured, in each unit that takes it.
+
+    Names first, then units, then settings. The UNet may be on the meta device, where nothing is decomposed.
+    """
+    fqns = [unit.fqn for unit in blocks.iter_units(unet)] if units is None else list(units)
+    return [
+        ReplaceUnit(unit=fqn, with_=name, options=options)
+        for name in names
+        for fqn in fqns
+        for options in settings_of(name)
+        if made(name, unet.get_submodule(fqn), blocks.siblings(unet, fqn), options) is not None
+    ]
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def make_choices(profile: Profile, validation: Validation | None = None, damage:
     With measured damage, only the choices that were measured.
     """
     factors = validation.factors if validation else {}
-    edits = legal_edits(profile.topology, [(option.unit, option.replacement) for option in profile.options])
+    edits = legal_edits(profile.topology, [option.edit for option in profile.options])
     priced = [_choice(profile, edit) for edit in edits]
     corrected = [replace(c, saving=c.saving * (1 - factors.get(c.edit.op, 0.0))) for c in priced]
     if damage is None:
@@ -72,9 +72,9 @@ def edits_key(edits: Sequence[AnyEdit]) -> frozenset[str]:
 def _choice(profile: Profile, edits: ResolvedPlan) -> Choice:
     """A legal edit with its price: a replacement saves the difference of two times, a removal its parts' time."""
     whole = profile.whole
-    if edits.replaced:
-        ((fqn, name),) = edits.replaced.items()
-        unit, option = profile.part(fqn), profile.option(fqn, name)
+    if edits.replacements:
+        (edit,) = edits.replacements
+        unit, option = profile.part(edit.unit), profile.option(edit)
         lost_use = 1 - (option.conv_macs + option.linear_macs) / (unit.conv_macs + unit.linear_macs)
         return Choice(
             edits=edits.edits,

@@ -7,7 +7,7 @@ to fractions of choices; the next whole step is given beside it, since a plan ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -30,7 +30,7 @@ def explain(
     return Why(
         binding=tuple(name for name in budgets if _binds(problem, solution, rows, name)),
         shadow_prices={name: _shadow_price(problem, solution, rows, name) for name in budgets},
-        regrets=tuple(_regrets(problem, solution, _flat(rows), tell)),
+        regrets=tuple(_regrets(problem, solution, budgets, _flat(rows), tell)),
     )
 
 
@@ -112,7 +112,9 @@ def _next_step(
     return step, solution.damage - after.damage if after else None
 
 
-def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Tell) -> list[Regret]:
+def _regrets(
+    problem: Problem, solution: Solution, budgets: Iterable[str], rows: Sequence[Row], tell: Tell
+) -> list[Regret]:
     """For every unit, the best plan that treats it differently from this one."""
     choices = problem.choices
     units = [u.fqn for u in problem.profile.topology.units if any(u.fqn in c.touches for c in choices)]
@@ -124,7 +126,8 @@ def _regrets(problem: Problem, solution: Solution, rows: Sequence[Row], tell: Te
             forced: Row = ({i: 1.0 for i, c in enumerate(choices) if fqn in c.touches}, 1, np.inf)
         else:
             forced = ({own: 1.0}, -np.inf, 0)
-        other = best(problem, [*rows, forced], fastest=False)
+        without = problem.dominated(budgets, but=fqn)
+        other = best(problem, [*rows, forced], fastest=False, without=without)
         regrets.append(
             Regret(
                 unit=fqn,

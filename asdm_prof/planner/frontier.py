@@ -130,7 +130,8 @@ def exact_frontier(problem: Problem, by: str = "latency") -> list[Solution]:
     saves = np.array([{"latency": c.saving, "macs": c.macs, "params": c.params}[by] for c in problem.choices])
     rules = _Rules(problem)
     partial = _Partial(np.zeros(1), np.zeros(1), np.zeros((1, len(problem.choices)), dtype=bool))
-    ordered = decisions(problem)
+    needless = problem.dominated([by])
+    ordered = [tuple(i for i in decision if i not in needless) for decision in decisions(problem)]
     for n, decision in enumerate(ordered):
         later = {i for other in ordered[n + 1 :] for i in other}
         partial = _undominated(rules.close(_taken(partial, decision, saves, rules), later), rules.open_columns(later))
@@ -259,10 +260,11 @@ def k_plans(problem: Problem, budgets: Mapping[str, float], below: float, k: int
     planner.Infeasible if there is none.
     """
     rows = _flat(problem, budgets, below)
+    without = problem.dominated(budgets, k) if apart == 1 else ()  # each of k dominators makes a better plan
     solutions: list[Solution] = []
     students: set[object] = set()
     while len(solutions) < k:
-        solution = milp.best(problem, rows, fastest=False)
+        solution = milp.best(problem, rows, fastest=False, without=without)
         if solution is None:
             break
         student = problem.student(solution.chosen)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -30,9 +30,13 @@ class Solution:
     gap: float
 
 
-def best(problem: Problem, rows: Sequence[Row], fastest: bool = True) -> Solution | None:
-    """The plan of least damage under the rows; with `fastest`, the fastest plan of that damage. None: no legal plan."""
+def best(problem: Problem, rows: Sequence[Row], fastest: bool = True, without: Collection[int] = ()) -> Solution | None:
+    """The plan of least damage under the rows; with `fastest`, the fastest plan of that damage. None: no legal plan.
+
+    Choices in `without`, such as dominated ones, are not taken.
+    """
     programme = Rows.of(problem, rows)
+    programme.without = without
     damage = programme.damage
     optimum = programme.minimise(dict(enumerate(damage)))
     if optimum is None:
@@ -83,6 +87,7 @@ class Rows:
         self.rows: list[Row] = []
         self.real: list[int] = []  # columns that may be fractional
         self.costs: dict[int, float] = {}
+        self.without: Collection[int] = ()  # columns that must be 0
 
     @classmethod
     def of(cls, problem: Problem, rows: Sequence[Row] = ()) -> Rows:
@@ -150,12 +155,14 @@ class Rows:
         """The optimum under costs by column, with its proof, or None if no plan is legal."""
         whole = np.ones(self.columns, dtype=int)
         whole[self.real] = 0
+        most = 2 - whole  # slacks need room: exactly 1 can be all that is left to them
+        most[list(self.without)] = 0
         limits = LinearConstraint(self._matrix(), [row[1] for row in self.rows], [row[2] for row in self.rows])
         with _silent_stdout():
             result = milp(
                 self._objective(costs),
                 integrality=whole,
-                bounds=Bounds(0, 2 - whole),  # slacks need room: exactly 1 can be all that is left to them
+                bounds=Bounds(0, most),
                 constraints=limits,
                 options={"mip_rel_gap": 0.0, "disp": False},
             )

@@ -93,8 +93,8 @@ def _saved(profile: Profile, plan: ResolvedPlan) -> tuple[dict[str, float], floa
         share = profile.part(fqn).share
         saved[_op_of(plan, fqn)] += share.median
         variance += _sigma(share) ** 2
-    for fqn, name in plan.replaced.items():
-        before, after = profile.part(fqn).share, profile.option(fqn, name).share
+    for edit in plan.replacements:
+        before, after = profile.part(edit.unit).share, profile.option(edit).share
         saved["replace_unit"] += before.median - after.median
         variance += _sigma(before) ** 2 + _sigma(after) ** 2
     return saved, variance
@@ -182,7 +182,8 @@ def solve(
     if all(share >= 1 for share in budgets.values()) and not extra and not problem.rules:
         return milp.Solution((), 0.0, 0.0, 0.0)
     by_name = budget_rows(problem, budgets, below)
-    solution = milp.best(problem, [*(row for rows in by_name.values() for row in rows), *extra])
+    without = () if extra else problem.dominated(budgets)
+    solution = milp.best(problem, [*(row for rows in by_name.values() for row in rows), *extra], without=without)
     if solution is None:
         raise infeasible(problem, budgets, below)
     return solution

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+
+import numpy as np
 
 from asdm.plan.edits import AnyEdit, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.topology import UnitShape
@@ -67,6 +69,41 @@ class Problem:
             if isinstance(choice.edit, RemoveLayer):
                 sets.setdefault(choice.edit.block, []).append(i)
         return sets
+
+    def dominators(self, budgets: Iterable[str]) -> list[int]:
+        """By choice, how many others of the same unit save as much of every budget for no more damage.
+
+        0 for choices that depend on others: those of several units, with pairs, with experts, or under further rules.
+        """
+        saves = [{"latency": "saving"}.get(name, name) for name in budgets if name != "memory"]
+        saves += ["params"] if "memory" in budgets else []
+        worth = {i: np.array([-c.damage, c.edit.op == "remove_unit" and "memory" in budgets,
+                              *(getattr(c, name) for name in saves)])
+                 for i, c in enumerate(self.choices) if i in self._free}  # fmt: skip
+        by_unit: dict[frozenset[str], list[int]] = {}
+        for i in worth:
+            by_unit.setdefault(self.choices[i].touches, []).append(i)
+        counts = [0] * len(self.choices)
+        for own in by_unit.values():
+            for i in own:
+                better = [j for j in own if j != i and bool((worth[j] >= worth[i]).all())]
+                counts[i] = sum(j < i or bool((worth[j] > worth[i]).any()) for j in better)
+        return counts
+
+    @cached_property
+    def _free(self) -> set[int]:
+        if self.rules:
+            return set()
+        tied = {i for pair in self.pairs for i in (pair.first, pair.second)}
+        tied |= {i for host, needs in self.hosts for i in (host, *needs)}
+        tied |= {i for experts in self.experts for i in (*experts.pruned, *experts.takers)}
+        singles = {i for i, c in enumerate(self.choices) if isinstance(c.edit, RemoveUnit | ReplaceUnit)}
+        return singles - tied
+
+    def dominated(self, budgets: Iterable[str], by: int = 1, but: str = "") -> frozenset[int]:
+        """Choices with at least `by` dominators, which no best plan needs; those of the unit `but` are left out."""
+        counts = self.dominators(tuple(budgets))
+        return frozenset(i for i, n in enumerate(counts) if n >= by and but not in self.choices[i].touches)
 
     def damage(self, chosen: Sequence[int]) -> float:
         """Damage of choices taken together: their sum, with pair terms and what experts recover."""

@@ -18,10 +18,11 @@ from asdm.records.measurement import Macs
 from asdm.unet import blocks, flops
 from asdm.utils import sizes
 from asdm_prof.profiler import checks, gpu, roofline
+from asdm_prof.profiler.options import parse_options, replaceable
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.results import component_records, option_records, unit_records, whole_record
 from asdm_prof.profiler.settings import ProfileSettings
-from asdm_prof.profiler.timing import replaceable, time_hooks, time_unet
+from asdm_prof.profiler.timing import time_hooks, time_unet
 from asdm_prof.records import Profile
 
 SESSIONS = 2  # at a time: a runtime may measure the parts in a session of its own
@@ -43,6 +44,7 @@ def profile(
     settings = replace(settings, weights=weights)
     tell = watch or (lambda _: None)
     execution.check_setup(settings)
+    parse_options(settings.options)
     device = settings.device
     clock = clock or clocks.clock_for(device)
     backend = backends.load(settings.backend, settings.dtype, device)
@@ -61,11 +63,11 @@ def profile(
         unet = loading.load_teacher(family, settings)
     inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, device, settings.dtype, settings.seed)
     parts = list(blocks.iter_parts(unet))
-    options = replaceable(topology, unet)
+    options = replaceable(topology, shapes, settings.options)
     fvcore_count = _count_again(family, unet, settings, tell) if backend.NEEDS_WEIGHTS else None
     with machine.quiet_torch(settings.threads, settings.device) as threads:
         hook_cost_s = time_hooks(family, unet, parts, backend, clock, settings, tell) if backend.HOOKED else []
-        timings = time_unet(unet, inputs, parts, options, backend, clock, settings, started, tell)
+        timings = time_unet(unet, inputs, parts, options, shapes, backend, clock, settings, started, tell)
         if timings.gpu and backend.NEEDS_WEIGHTS:
             tell(Status("examining the GPU"))
             gpu.examine(timings.gpu, unet, inputs, parts, clock, settings)
@@ -90,7 +92,7 @@ def profile(
         whole=whole,
         units=tuple(part for part in records if part.kind != "glue"),
         glue=tuple(part for part in records if part.kind == "glue"),
-        options=tuple(option_records(unet, timings, records, settings, family)),
+        options=tuple(option_records(options, timings, records, settings, family)),
         components=components,
         peaks=peaks,
         mapped_share=estimate(attribution.mapped) if attribution else None,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from asdm.measure.clocks import Clock
 from asdm.measure.statistics import estimate, latency
@@ -20,7 +19,7 @@ from asdm_prof.profiler import roofline
 from asdm_prof.profiler.gpu_checks import GpuFindings
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
-from asdm_prof.profiler.timing import Timings, replaceable
+from asdm_prof.profiler.timing import Timings
 from asdm_prof.records import ComponentRecord, OptionRecord, PartRecord, Peaks, WholeRecord
 
 
@@ -76,19 +75,23 @@ def _part_record(fqn: str, counted: flops.Count, seconds: np.ndarray, hooked_s: 
 
 
 def option_records(
-    unet: nn.Module, timings: Timings, parts: Sequence[PartRecord], settings: ProfileSettings, family: Family
+    rounds: Mapping[str, Sequence[ReplaceUnit]],
+    timings: Timings,
+    parts: Sequence[PartRecord],
+    settings: ProfileSettings,
+    family: Family,
 ) -> list[OptionRecord]:
-    """Each replacement's share of the *teacher's* latency: scaled, run by run, by the parts that were not replaced."""
+    """Each option's share of the *teacher's* latency: scaled, run by run, by the parts that were not replaced."""
     records, shares = [], {part.fqn: part.share.median for part in parts}
-    for name, rows in timings.options_s.items():
-        swapped = {option.unit for option in replaceable(blocks.topology(unet), unet)[name]}
+    inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta")
+    for title, rows in timings.options_s.items():
+        edits = sorted(rounds[title], key=lambda edit: edit.unit)
+        swapped = {edit.unit for edit in edits}
         unchanged = [fqn for fqn in rows if fqn not in swapped]
         unchanged_s = np.sum([rows[fqn] for fqn in unchanged], axis=0)
         unchanged_share = sum(shares[fqn] for fqn in unchanged)
-        edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(swapped)]
         shapes = loading.meta_unet(family)
         surgery.apply_plan(shapes, surgery.resolved_on(shapes, edits))
-        inputs = example_inputs.unet_inputs(family, settings.batch, settings.size, "meta")
         replaced = {part.fqn: part for part in blocks.iter_parts(shapes)}
         counted = flops.count(shapes, (), inputs, list(replaced.values()))
         for edit in edits:
@@ -96,7 +99,8 @@ def option_records(
             records.append(
                 OptionRecord(
                     unit=edit.unit,
-                    replacement=name,
+                    replacement=edit.with_,
+                    options=edit.options,
                     params=replaced[edit.unit].params,
                     latency_s=latency(list(seconds)),
                     share=estimate(seconds / unchanged_s * unchanged_share),

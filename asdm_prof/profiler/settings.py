@@ -24,4 +24,11 @@ class ProfileSettings(Setup):
     )
     min_rounds: int = 5  # of A B B A: ten hooked and ten bare calls
     target: float = 0.02  # relative half width of the median's 95 % interval
+    options: Annotated[
+        str,
+        Option(
+            "Replacements to time: fast (GRI and experts at the highest resolution), all (every one with every setting "
+            "in every unit, in rounds), or names with commas between them."
+        ),
+    ] = "fast"
     time_components: Annotated[bool, Option("Time the text encoder and VAE decoder too.", flag="--components")] = False

@@ -1,8 +1,8 @@
 """Seconds of a UNet's calls and parts, of replacements in their places, and of the hooks.
 
 Unit times are taken in place by hooks inside the real forward. Hooked and bare calls alternate (A B B A), so that the
-cost of the hooks is measured too. Replacements are timed one after the other and after the UNet itself, so that at
-most one runtime's copy of the weights is in memory at a time.
+cost of the hooks is measured too. Replacements are timed in rounds (asdm_prof/profiler/options.py), one after the other
+and after the UNet itself, so that at most one runtime's copy of the weights is in memory at a time.
 """
 
 from __future__ import annotations
@@ -21,39 +21,16 @@ from asdm.measure.device import is_gpu
 from asdm.models import example_inputs
 from asdm.models.families import Family
 from asdm.plan.edits import ReplaceUnit
-from asdm.plan.topology import Topology
 from asdm.records.measurement import HostUse
 from asdm.unet import blocks, surgery
-from asdm.utils import registry
 from asdm_prof.profiler.gpu import GpuRun
 from asdm_prof.profiler.gpu_checks import GpuFindings
+from asdm_prof.profiler.options import stand_ins
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
 
-REPLACEMENTS = ("gri_attention", "cond_conv")
+FEW_ROUNDS, MANY_ROUNDS_CALLS = 3, 12
 PATTERN = ("hooked", "bare", "bare", "hooked")
-
-
-def replaceable(shape: Topology, unet: nn.Module) -> dict[str, list[ReplaceUnit]]:
-    """The edits to time, by replacement: all that apply to units of the highest resolution with attention."""
-    with_attention = [
-        b for b in shape.down_blocks if any(u.kind == "transformer" and u.block == b for u in shape.units)
-    ]
-    if not with_attention:
-        return {}
-    pair = (with_attention[0], shape.mirror(with_attention[0]))
-    shallow = [unit.fqn for unit in shape.units if unit.block in pair]
-    edits_by_name = {}
-    for name in REPLACEMENTS:
-        replace = registry.load("asdm.unet.replacements", name).replace
-        edits = [
-            ReplaceUnit(unit=fqn, with_=name)
-            for fqn in shallow
-            if replace(unet.get_submodule(fqn), blocks.siblings(unet, fqn)) is not None
-        ]
-        if edits:
-            edits_by_name[name] = edits
-    return edits_by_name
 
 
 @dataclass
@@ -63,7 +40,7 @@ class Timings:
     bare_s: list[float] = field(default_factory=list)
     hooked_s: list[float] = field(default_factory=list)
     parts_s: dict[str, list[float]] = field(default_factory=dict)
-    options_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # replacement → part → seconds
+    options_s: dict[str, dict[str, list[float]]] = field(default_factory=dict)  # round → part → seconds
     attribution: Attribution | None = None  # of the teacher's part times
     host: HostUse | None = None  # while the teacher was timed
     gpu: GpuFindings | None = None  # likewise
@@ -74,22 +51,28 @@ def time_unet(
     inputs: dict[str, Any],
     parts: Sequence[blocks.Part],
     options: dict[str, list[ReplaceUnit]],
+    shapes: nn.Module,
     backend: Any,
     clock: Clock,
     settings: ProfileSettings,
     started: float,
     tell: Watch,
 ) -> Timings:
-    """Time the UNet itself, then with each replacement in place, in half as many calls as there were bare ones."""
+    """Time the UNet itself, then each round of options, whose modules are made from the shapes on the meta device.
+
+    A round has half as many calls as there were bare ones; where there are many rounds, few calls each.
+    """
     teacher = backend.open_session(unet, inputs, parts, clock)
-    timings = _time_teacher(teacher, parts, len(options), settings, started, tell)
+    few = len(options) > FEW_ROUNDS
+    timings = _time_teacher(teacher, parts, 0 if few else len(options), settings, started, tell)
+    calls = len(timings.bare_s) // 2
     del teacher  # before the next session is opened: a runtime may hold weights of its own
     for name, edits in options.items():
-        modules = {edit.unit: surgery.replacement_for(unet, edit) for edit in edits}
+        modules = stand_ins(unet, shapes, edits)
         tell(Status(f"opening with {name}"))
         with surgery.swapped(unet, modules):
             session: Session = backend.open_session(unet, inputs, list(blocks.iter_parts(unet)), clock)
-            timings.options_s[name] = _time_replacement(session, name, len(timings.bare_s) // 2, tell)
+            timings.options_s[name] = _time_round(session, name, min(calls, MANY_ROUNDS_CALLS) if few else calls, tell)
         del session
     return timings
 
@@ -130,8 +113,8 @@ def _time_teacher(
     return timings
 
 
-def _time_replacement(session: Session, name: str, calls: int, tell: Watch) -> dict[str, list[float]]:
-    """Seconds of every part, by fqn, with a replacement in place, after one call to warm up."""
+def _time_round(session: Session, name: str, calls: int, tell: Watch) -> dict[str, list[float]]:
+    """Seconds of every part, by fqn, with a round's replacements in place, after one call to warm up."""
     rows: dict[str, list[float]] = {}
     stage = f"measuring with {name}"
     tell(Status(stage))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from asdm.plan.edits import ReplaceUnit, format_options
 from asdm.plan.topology import Topology
 from asdm.records.measurement import Estimate, GpuUse, HostUse, Latency, Macs, UNetRun, mac_unit
 from asdm.utils import notebook
@@ -63,9 +64,14 @@ class OptionRecord(Macs):
 
     unit: str
     replacement: str
+    options: dict[str, Any] = later({})
     params: int
     latency_s: Latency
     share: Estimate  # of the teacher's UNet, each run scaled by the parts that it leaves alone
+
+    @property
+    def edit(self) -> ReplaceUnit:
+        return ReplaceUnit(unit=self.unit, with_=self.replacement, options=self.options)
 
 
 class ComponentRecord(Macs):
@@ -136,15 +142,17 @@ class Profile(UNetRun, schema="asdm.profile/1"):
     def part(self, fqn: str) -> PartRecord:
         return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)
 
-    def option(self, unit: str, replacement: str) -> OptionRecord:
-        """A replacement's measurement in a unit; raises ValueError naming those that were timed there."""
-        timed = {option.replacement: option for option in self.options if option.unit == unit}
-        if replacement not in timed:
+    def option(self, edit: ReplaceUnit) -> OptionRecord:
+        """A replacement's measurement in its unit; raises ValueError naming those that were timed there."""
+        timed = {(option.replacement, format_options(option.options)): option
+                 for option in self.options if option.unit == edit.unit}  # fmt: skip
+        if (found := timed.get((edit.with_, format_options(edit.options)))) is None:
+            names = sorted(f"{name} ({options})" if options else name for name, options in timed)
             raise ValueError(
-                f"the profile has no time for {replacement} in {unit}; "
-                f"it timed {', '.join(sorted(timed)) or 'nothing'} there."
+                f"the profile has no time for {edit.what} in {edit.unit}; "
+                f"it timed {', '.join(names) or 'nothing'} there."
             )
-        return timed[replacement]
+        return found
 
     @property
     def parts(self) -> tuple[PartRecord, ...]:

@@ -24,7 +24,6 @@ from asdm.plan.edits import ReplaceUnit
 from asdm.plan.legality import ResolvedPlan, legal_edits
 from asdm.unet import blocks as units, flops, surgery
 from asdm.unet.replacements import shared_copy
-from asdm.utils import registry
 from asdm.utils.sizes import Size
 
 MEASURED = ("gri_attention", "kv_downsample")
@@ -35,16 +34,9 @@ def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> lis
 
     None: all replacements that change the output. Raises ValueError for an unknown replacement.
     """
-    if names is None:
-        names = MEASURED
-    topology = units.topology(unet)
-    replaceable = []
-    for name in names:
-        replace = registry.load("asdm.unet.replacements", name).replace
-        for unit in topology.units:
-            if replace(unet.get_submodule(unit.fqn), units.siblings(unet, unit.fqn)) is not None:
-                replaceable.append((unit.fqn, name))
-    return legal_edits(topology, replaceable)
+    with torch.device("meta"):
+        shapes = type(unet).from_config(unet.config)
+    return legal_edits(units.topology(unet), surgery.applicable(shapes, MEASURED if names is None else names))
 
 
 @dataclass

@@ -34,8 +34,10 @@ def _with(layer: Any, weight: torch.Tensor, bias: torch.Tensor | None) -> Any:
 
 
 def _parameter(tensor: torch.Tensor) -> nn.Parameter:
-    return tensor if isinstance(tensor, nn.Parameter) else nn.Parameter(
-        tensor.detach().clone(memory_format=torch.contiguous_format)
+    return (
+        tensor
+        if isinstance(tensor, nn.Parameter)
+        else nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format))
     )
 
 

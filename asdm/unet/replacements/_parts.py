@@ -1,4 +1,4 @@
-"""Transformer units without one of their three parts: a constant answer is added in its place, zero until it is fitted."""
+"""Transformer units without one of their three parts: a constant is added in its place, zero until it is fitted."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def every_student(made: Problem) -> list[tuple[float, float, object]]:
 def student(made: Problem, chosen: Sequence[int]) -> object:
     """What tells students apart, however their plan is written."""
     left = resolve(made.profile.topology, made.edits(chosen))
-    return frozenset(left.gone), frozenset(left.replaced.items())
+    return frozenset(left.gone), frozenset(map(str, left.replacements))
 
 
 def undominated(plans: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -117,6 +117,50 @@ def test_the_k_best_equal_brute_force(down: tuple[int, ...], mid: bool, seed: in
     found = frontier.k_plans(made, {"latency": ratio}, 0.0, 5)
     assert [one.damage for one in found] == pytest.approx(expected, abs=1e-10)
     assert len({one.chosen for one in found}) == len(found)
+
+
+def with_options(made: Problem, more: int, seed: int) -> Problem:
+    """`more` further options of every unit, some of which others beat, some of which are alike, some slower."""
+    rng, extra = np.random.default_rng(seed), []
+    for unit in made.profile.units:
+        for n in range(more):
+            edit = ReplaceUnit(unit=unit.fqn, with_="low_rank", options={"rank": n})
+            share, damage = rng.integers(-1, 5) / 5 * unit.share.median, float(rng.integers(1, 4)) / 10
+            extra.append(Choice((edit,), frozenset([unit.fqn]), float(share), damage, *rng.uniform(0, 0.05, 2)))
+    return replace(made, choices=(*made.choices, *extra))
+
+
+@settings(max_examples=12, deadline=None)
+@given(mid=st.booleans(), seed=st.integers(0, 10**6), ratio=st.floats(0.4, 0.95), pairs=st.booleans())
+def test_with_many_options_a_unit_all_of_it_equals_brute_force(mid: bool, seed: int, ratio: float, pairs: bool) -> None:
+    """Options that others of their unit dominate are left out of the search, and nothing is lost by it."""
+    made = with_options(small_problem((1,), mid, seed, pairs), 4, seed)
+    plans = every_student(made)
+    found = points_of(made, frontier.exact_frontier(made))
+    assert np.array(found) == pytest.approx(np.array(undominated([plan[:2] for plan in plans])), abs=1e-12)
+    least: dict[object, float] = {}
+    for saving, damage, left in plans:
+        if saving >= 1 - ratio - 1e-9:
+            least[left] = min(least.get(left, np.inf), damage)
+    if least:
+        best = frontier.k_plans(made, {"latency": ratio}, 0.0, 6)
+        assert [one.damage for one in best] == pytest.approx(sorted(least.values())[:6], abs=1e-9)
+        assert planner.solve(made, {"latency": ratio}).damage == pytest.approx(best[0].damage, abs=1e-9)
+
+
+def test_dominated_options_are_those_that_another_of_the_unit_beats_in_every_budget() -> None:
+    made = with_options(small_problem((1,), False, 1, pairs=False), 5, 1)
+    for budgets in (["latency"], ["latency", "macs", "params"]):
+        for i in made.dominated(budgets):
+            own, fields = made.choices[i], [{"latency": "saving"}.get(name, name) for name in budgets]
+            assert any(
+                other.touches == own.touches
+                and other.damage <= own.damage
+                and all(getattr(other, name) >= getattr(own, name) for name in fields)
+                for j, other in enumerate(made.choices)
+                if j not in made.dominated(budgets)
+            )
+    assert 0 < len(made.dominated(["latency", "macs"])) < len(made.dominated(["latency"]))
 
 
 # ---------------------------------------------------------------------------------------------- at full size

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 import weakref
 from dataclasses import dataclass, replace
@@ -17,9 +19,12 @@ from asdm.measure.backends import Attribution, eager, fake
 from asdm.measure.clocks import FakeClock, HostClock
 from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
-from asdm.unet import blocks
+from asdm.plan.edits import ReplaceUnit
+from asdm.unet import blocks, surgery
 from asdm_prof.analysis.rank import rank
-from asdm_prof.profiler import timing
+from asdm_prof.planner.plan import make_plan
+from asdm_prof.profiler import options, timing
+from asdm_prof.profiler.options import replaceable
 from asdm_prof.profiler.profile import profile
 from asdm_prof.profiler.progress import Status
 from asdm_prof.profiler.settings import ProfileSettings
@@ -208,7 +213,8 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
         unet,
         example_inputs.unet_inputs(family),
         list(blocks.iter_parts(unet)),
-        timing.replaceable(blocks.topology(unet), unet),
+        replaceable(blocks.topology(unet), unet),
+        loading.meta_unet(family),
         eager,
         HostClock(),
         QUICK,
@@ -217,6 +223,53 @@ def test_replacements_leave_the_unet_as_it_was(tiny_folder: Path) -> None:
     )
     assert [id(module) for module in unet.modules()] == modules_before
     assert set(taken.options_s) == {"gri_attention", "cond_conv"}
+
+
+def test_all_options_of_every_unit_are_timed_in_rounds(tmp_path: Path) -> None:
+    """Every replacement with every setting, once in each unit that takes it, and never two in one unit of a call."""
+    folder = tmp_path / "small"
+    make_unet(**SMALL).save_pretrained(folder, safe_serialization=True)
+    shapes = loading.meta_unet(load_family(str(folder)))
+    edits = surgery.applicable(shapes, options.parse_options("all"))
+    rounds = replaceable(blocks.topology(shapes), shapes, "all")
+    assert sorted(map(str, itertools.chain(*rounds.values()))) == sorted(map(str, edits))
+    units = [unit.fqn for unit in blocks.iter_units(shapes)]
+    assert all(len({edit.unit for edit in round_}) == len(round_) < len(units) for round_ in rounds.values())
+    most = max(sum(edit.unit == fqn for edit in edits) for fqn in units)
+    assert len(rounds) == math.ceil(1.5 * most)
+    some = replace(QUICK, options="narrow_resnet,kv_downsample", time_budget_s=1)
+    found = profile(str(folder), some)
+    assert {option.replacement for option in found.options} == {"narrow_resnet", "kv_downsample"}
+    assert {option.options.get("factor") for option in found.options} == {None, 3}
+    again = Profile.load(found.save(tmp_path / "profile.json"))
+    assert [option.edit for option in again.options] == [option.edit for option in found.options]
+    plan = make_plan(again, "0.95")
+    assert plan.predicted is not None
+    with pytest.raises(ValueError, match=r"no time for narrow_resnet \(keep 0.9\) in mid.*it timed narrow_resnet"):
+        found.option(ReplaceUnit(unit="mid_block.resnets.0", with_="narrow_resnet", options={"keep": 0.9}))
+
+
+def test_what_stands_in_for_an_option_has_its_shapes_and_the_units_own_tensors(tiny_unet: nn.Module) -> None:
+    with torch.device("meta"):
+        shapes = make_unet()
+    units = ["mid_block.resnets.0", "mid_block.attentions.0"]
+
+    def sizes(module: nn.Module) -> list[tuple[str, torch.Size]]:
+        return [(name, parameter.shape) for name, parameter in module.named_parameters()]
+
+    for edit in surgery.applicable(shapes, options.parse_options("all"), units):
+        stand_in = options.stand_ins(tiny_unet, shapes, [edit])[edit.unit]
+        real = surgery.replacement_for(tiny_unet, edit)
+        own = dict(tiny_unet.get_submodule(edit.unit).named_parameters())
+        assert sizes(stand_in) == sizes(real)
+        alike = [(n, p) for n, p in stand_in.named_parameters() if n in own and own[n].shape == p.shape]
+        assert all(parameter is own[name] for name, parameter in alike)
+        assert not any(parameter.is_meta for parameter in stand_in.parameters())
+
+
+def test_unknown_options_are_refused_with_the_choices() -> None:
+    with pytest.raises(ValueError, match="unknown option 'ratio'; choose from fast, all, cond_conv, depthwise_resnet"):
+        profile("sd15", ProfileSettings(options="ratio"))
 
 
 def test_too_little_memory_is_said_before_it_is_taken(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,7 +337,7 @@ def test_a_profile_says_how_part_times_were_had_where_they_are_not_hooks(
 ) -> None:
     """ONNX Runtime's node times: same units, a mapped share, and two checks in the place of the hooks' cost."""
     monkeypatch.setenv("ASDM_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(timing, "REPLACEMENTS", ("cond_conv",))  # each is one more graph to export
+    monkeypatch.setattr(options, "FAST", ("cond_conv",))  # each is one more graph to export
     folder = tmp_path / "small"
     make_unet(**SMALL).save_pretrained(folder, safe_serialization=True)
     found = profile(str(folder), replace(QUICK, backend="onnxruntime"))
