@@ -17,7 +17,7 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for the exported UNet, or a .safetensors file.")
     ],
-    to: Annotated[str, typer.Option(help="onnx, openvino, diffusers or single_file.")] = "onnx",
+    to: Annotated[str, typer.Option(help="onnx, openvino, coreml, diffusers or single_file.")] = "onnx",
     layout: Annotated[
         str, typer.Option(help="Names in a single file: comfyui (LDM's), sdcpp (with holes) or diffusers_unet.")
     ] = "comfyui",

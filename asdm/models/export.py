@@ -1,7 +1,7 @@
-"""A UNet in a form that runs without this package: ONNX, OpenVINO, a diffusers folder of one dtype, or a single file.
+"""A UNet in a form that runs without this package: ONNX, OpenVINO, Core ML, a diffusers folder, or a single file.
 
 An exported graph is run before it is handed over: its output must equal PyTorch's, at the batch it was traced with and,
-where its batch is free, at another one.
+where its batch is free, at another one. Core ML runs on a Mac alone, where a script beside it does the same.
 """
 
 import json
@@ -15,7 +15,7 @@ from torch import nn
 
 from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
-from asdm.models import adapters, example_inputs, loaders, loading, single_file
+from asdm.models import adapters, coreml, example_inputs, loaders, loading, single_file
 from asdm.models.execution import RANDOM, dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
@@ -29,7 +29,7 @@ from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
 
 RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}  # target → the backend that runs it
-TARGETS = (*RUNTIMES, "diffusers", "single_file")
+TARGETS = (*RUNTIMES, "coreml", "diffusers", "single_file")
 READERS = {  # whose misreading of a layout is ours to prevent; the others take any file for a published UNet
     "comfyui": ("ComfyUI", "diffusers"), "sdcpp": ("stable-diffusion.cpp",), "diffusers_unet": ("ComfyUI", "diffusers"),
 }  # fmt: skip
@@ -62,17 +62,19 @@ def export(
         raise ValueError(f"unknown target {to!r}; choose from {', '.join(TARGETS)}.")
     if to in RUNTIMES and dtype != "fp32":
         raise ValueError(f"{to} is exported in fp32, got {dtype}; its runtime chooses the dtype that it computes in.")
+    if to == "coreml":
+        coreml.check(dtype)
     if lora:
         check_single_file(output, layout)
         return single_file.convert_lora(load_family(source), lora, output, layout, force)
     family, weights = resolve(source, setup)
-    setup = replace(setup, weights=weights, device="cpu")
+    setup = replace(setup, weights=weights, device="cpu", dtype="fp32" if to == "coreml" else dtype)
     if to == "single_file":
         check_single_file(output, layout)
         return _single_file(family, output, setup, force, tell, layout, pipeline)
     backend = backends.load(RUNTIMES[to], dtype, "cpu") if to in RUNTIMES else None
-    shapes = loading.meta_unet(family, dtype)
-    counted = flops.count(shapes, (), example_inputs.unet_inputs(family, OTHER_BATCH, size, "meta", dtype))
+    shapes = loading.meta_unet(family, setup.dtype)
+    counted = flops.count(shapes, (), example_inputs.unet_inputs(family, OTHER_BATCH, size, "meta", setup.dtype))
     machine.require_memory(int(2.2 * counted.peak_memory_bytes), "cpu", f"exporting {family.name}")
     check_writable(output, force)
 
@@ -85,6 +87,10 @@ def export(
     with whole_folder(output, force) as folder:
         facts = single_file.provenance(family, unet)
         about |= _source(facts)
+        if to == "coreml":
+            tell("converting", 0, None)
+            coreml.write(unet, example_inputs.unet_inputs(family, TRACED_BATCH, size), folder, dtype, facts)
+            return ExportResult(**about, size=size or family.size, batch=TRACED_BATCH)
         if backend is None:
             unet.save_pretrained(folder, safe_serialization=True)
             single_file.stamp(folder, facts)
@@ -255,6 +261,12 @@ def describe(result: ExportResult, folder: Path) -> str:
         static = f"{width}×{height} only (static)"
         sides = f"any multiples of {result.side_step} pixels" if result.side_step else static
         lines.append(f"It takes {batch} at {sides}; its output is within {result.difference:.1e} of PyTorch's largest.")
+    if result.to == "coreml":
+        width, height = sizes.sides(result.size or 0)
+        lines.append(
+            f"It takes batch {result.batch} at {width}×{height} only (static), and was not run here: on a Mac, "
+            f"`python {folder / coreml.SCRIPT}` compares its output with PyTorch's and times it."
+        )
     if result.why_static:
         lines.append(f"The size is fixed because the graph with a free one fails: {result.why_static.rstrip('.')}.")
     if result.why_fixed:

@@ -16,6 +16,7 @@ from asdm.utils import registry
 # What the optional parts need: import name → what it is for.
 EXTRAS = {
     "openvino": "backend openvino",
+    "coremltools": "export to Core ML",
     "onnxruntime": "backend onnxruntime",
     "tensorrt": "backend tensorrt",
     "pyarrow": "renderer parquet",

@@ -142,7 +142,7 @@ def test_the_changelog_has_this_version() -> None:
     assert f"## {asdm.__version__}" in changelog
 
 
-USERS_EXTRAS = ("mini", "openvino", "parquet", "tensorboard", "search")
+USERS_EXTRAS = ("mini", "openvino", "coreml", "parquet", "tensorboard", "search")
 
 
 def pinned(constraints: str) -> dict[str, str]:

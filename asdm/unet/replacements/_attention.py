@@ -69,7 +69,7 @@ def pool(x: torch.Tensor, factor: int = 2) -> torch.Tensor:
     """Average of factor×factor cells of (b, h, w, c) as tokens; at a rim, of the pixels that exist."""
     b, h, w, c = x.shape
     if h % factor == 0 and w % factor == 0:
-        return x.view(b, h // factor, factor, w // factor, factor, c).mean(dim=(2, 4)).view(b, -1, c)
+        return x.view(b * (h // factor), factor, w // factor, factor, c).mean(dim=(1, 3)).view(b, -1, c)
     pooled = F.avg_pool2d(x.permute(0, 3, 1, 2), factor, ceil_mode=True, count_include_pad=False)
     return pooled.flatten(2).transpose(1, 2)
 

@@ -40,9 +40,9 @@ class GRIAttention(MapAttention):
     def _all_phases_at_once(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Even sizes: the four phases fold into the batch, so that one attention call does all."""
         b, h, w, c = key.shape
-        query = query.unsqueeze(1).expand(b, 4, -1, c).reshape(4 * b, -1, c)
+        query = query.expand(4, b, -1, c).reshape(4 * b, -1, c)
         out = self.attend(query, _fold(key), _fold(value))  # (4b, n/4, c)
-        return out.view(b, 2, 2, h // 2, w // 2, c).permute(0, 3, 1, 4, 2, 5).reshape(b, h, w, c)
+        return out.view(2, 2, b * (h // 2), w // 2, c).permute(2, 0, 3, 1, 4).reshape(b, h, w, c)
 
     def _phase_by_phase(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """Odd sizes: phases differ by a row or a column, so each is a call of its own."""
@@ -59,9 +59,12 @@ class GRIAttention(MapAttention):
 
 
 def _fold(x: torch.Tensor) -> torch.Tensor:
-    """Phases of (b, h, w, c) into the batch: (4b, n/4, c), in the order of `PHASES`."""
+    """Phases of (b, h, w, c) before the batch: (4b, n/4, c), in the order of `PHASES`.
+
+    No tensor has more than five dimensions, which is as many as Core ML takes.
+    """
     b, h, w, c = x.shape
-    return x.view(b, h // 2, 2, w // 2, 2, c).permute(0, 2, 4, 1, 3, 5).reshape(4 * b, -1, c)
+    return x.view(b * (h // 2), 2, w // 2, 2, c).permute(1, 3, 0, 2, 4).reshape(4 * b, -1, c)
 
 
 def replace(unit: nn.Module, siblings: Sequence[nn.Module] = ()) -> nn.Module | None:

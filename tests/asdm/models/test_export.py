@@ -160,7 +160,7 @@ def test_a_student_in_diffusers_form_says_what_loads_it(student: Path, tmp_path:
 @pytest.mark.parametrize(
     ("to", "change", "words"),
     [
-        ("coreml", {}, "unknown target 'coreml'; choose from onnx, openvino, diffusers"),
+        ("tflite", {}, "unknown target 'tflite'; choose from onnx, openvino, coreml, diffusers"),
         ("onnx", {"dtype": "bf16"}, "onnx is exported in fp32, got bf16"),
         ("onnx", {"size": 100}, "size 100 does not fit"),
     ],
