@@ -29,7 +29,7 @@ profile: $(INSTALLED)
 	@echo "Open $(RUN)/report.html"
 
 ## The suite: small real models, no benchmarks. Two workers of one thread each; then what must have the machine to
-## itself (it times something or waits for another process).
+## itself, as it times something.
 test: export OMP_NUM_THREADS = 1
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not serial and not real and not slow"

@@ -15,7 +15,6 @@ from asdm.data.datasets import emoji
 from tests import children
 from tests.asdm.distill.training import log_of
 
-pytestmark = pytest.mark.serial
 TERMS = ("loss", "denoising", "output", "features", "mid_block", "perceptual")
 
 

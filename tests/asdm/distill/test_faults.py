@@ -53,7 +53,6 @@ def kill(process: Any) -> None:
     process.join()
 
 
-@pytest.mark.serial
 def test_twenty_kills_at_random_moments_change_no_bit(command: Any, whole: Path, tmp_path: Path) -> None:
     """Between 0 and 2 steps on, and anywhere in what comes then: loading, a forward, a log line, a checkpoint."""
     output, console = tmp_path / "student", tmp_path / "console"

@@ -207,7 +207,7 @@ def test_diff_refuses_unlike_environments(run: Any, two: tuple[Path, Path], tmp_
 # ---------------------------------------------------------------------------------------------- planted
 
 
-def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float = 20) -> Profile:
+def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float = 5) -> Profile:
     monkeypatch.setattr(loading, "load_unet", lambda *_, **__: unet)
     return profiler.profile(str(folder), ProfileSettings(time_budget_s=budget_s, min_rounds=5, threads=1))
 
@@ -250,7 +250,7 @@ def test_planted_noise_is_said_by_the_trust_box(
     for part in tiny_unet.modules():
         if type(part).__name__ == "ResnetBlock2D":
             part.register_forward_hook(lambda *_: time.sleep(0.02 * dice.random() ** 4))
-    noisy = profile_of(tiny_unet, tiny_folder, monkeypatch, budget_s=10)
+    noisy = profile_of(tiny_unet, tiny_folder, monkeypatch)
     failed = {line.check: line for line in noisy.trust if not line.passed}
     assert "the machine was quiet" in failed
     assert failed["the machine was quiet"].remedy

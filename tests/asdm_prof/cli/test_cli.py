@@ -254,7 +254,6 @@ def test_more_memory_than_there_is(run: Any) -> None:
     refused(run("asdm-prof", "profile", "sd15", "--batch", "5000"), "needs about", "GiB", "--batch")
 
 
-@pytest.mark.serial
 def test_ctrl_c_in_mid_profile_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     code = "import sys, asdm_prof.cli; sys.argv[0] = 'asdm-prof'; asdm_prof.cli.main()"
     process = subprocess.Popen(

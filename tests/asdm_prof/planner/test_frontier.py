@@ -411,7 +411,7 @@ def test_the_frontier_as_a_record_is_what_its_plans_are() -> None:
 
 
 def test_under_other_budgets_every_plan_of_the_frontier_keeps_them() -> None:
-    found = frontier.make_frontier(synthetic.profile(), asked={"params": "0.9"})
+    found = frontier.make_frontier(synthetic.profile("mini"), asked={"params": "0.9"})
     assert not found.complete
     assert len(found.points) > 5
     assert all(point.params <= 0.9 + 1e-9 for point in found.points)

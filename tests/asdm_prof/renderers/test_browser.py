@@ -24,8 +24,6 @@ from asdm_prof.renderers import Report, _collect, html
 from benchmarks.report import QUESTIONS
 from tests.asdm_prof import synthetic
 
-pytestmark = pytest.mark.serial
-
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 ARGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync"]  # fmt: skip
@@ -248,6 +246,7 @@ def test_a_report_is_half_a_megabyte_at_most(reports: Any, name: str) -> None:
     assert reports[name].stat().st_size <= 500_000
 
 
+@pytest.mark.serial
 def test_ten_times_the_units_open_in_two_seconds_and_scroll(browser: Any, reports: Any) -> None:
     seconds = []
     for _ in range(3):  # another program may take the processor away for a while; it does not do so three times

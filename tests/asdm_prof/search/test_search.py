@@ -258,7 +258,6 @@ def start(tmp_path: Path) -> Iterator[Any]:
         process.join()
 
 
-@pytest.mark.serial
 def test_three_workers_one_killed_and_every_trial_ends_exactly_once(
     database: str, search_command: Any, start: Any, tmp_path: Path
 ) -> None:
