@@ -30,7 +30,8 @@ def draw(
 ) -> list[Any]:
     """One image (PIL) for each prompt; the i-th has seed `settings.seed` + i.
 
-    `adapt` may change the pipeline once its sampler is set. Raises ValueError for what `check` refuses, and for a ControlNet that cannot be used.
+    `adapt` may change the pipeline once its sampler is set. Raises ValueError for what `check` refuses, and for a
+    ControlNet that cannot be used.
     """
     width, height = check(family, settings)
     options: dict[str, Any] = {

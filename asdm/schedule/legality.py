@@ -90,9 +90,7 @@ def _halves(topology: Topology, name: str, one: Pass) -> tuple[HalfPass, HalfPas
     return conditional, conditional if one.unconditional is None else half(one.unconditional)
 
 
-def _check_computed_before(
-    schedule: Schedule, halves: dict[str, tuple[HalfPass, HalfPass | None]]
-) -> None:
+def _check_computed_before(schedule: Schedule, halves: dict[str, tuple[HalfPass, HalfPass | None]]) -> None:
     """Raises ValueError for a step that inherits what its network has not computed for that half yet."""
     ran: set[tuple[str, str]] = set()
     for number, name in enumerate(schedule.steps):

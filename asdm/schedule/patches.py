@@ -89,4 +89,6 @@ def _inherited_residual(module: nn.Module, key: Key, kept: Kept, now: int, halve
 
 
 def _input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    return args[0] if args else next(iter(kwargs.values())) if "hidden_states" not in kwargs else kwargs["hidden_states"]
+    if args:
+        return args[0]
+    return kwargs["hidden_states"] if "hidden_states" in kwargs else next(iter(kwargs.values()))

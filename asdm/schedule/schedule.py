@@ -23,7 +23,7 @@ class _Strict(BaseModel):
 
 
 class Forecast(_Strict):
-    """A polynomial through the last kept values: Taylor's (TaylorSeer) or Chebyshev's by ridge regression (Spectrum)."""
+    """A polynomial through the last kept values: Taylor's (TaylorSeer) or Chebyshev's by ridge (Spectrum)."""
 
     kind: Literal["taylor", "chebyshev"] = "taylor"
     order: int = Field(1, ge=1, le=3)
@@ -97,5 +97,5 @@ class Schedule(Record, schema="asdm.schedule/1"):
             )
             if used and planned and used != planned
         ]
-        warning = f"{self.name} was planned on a calibration of its own: {', '.join(apart)}; its damage here is unknown."
+        warning = f"{self.name} was planned on another calibration: {', '.join(apart)}; its damage here is unknown."
         return warning if apart else None

@@ -34,8 +34,9 @@ def read_schedule(source: str, unet: nn.Module, family: str, calls: int) -> Sche
         )
     schedule = Schedule.load(source)
     if schedule.teacher_config_sha256 not in (None, sha256):
+        made_for = str(schedule.teacher_config_sha256)[:12]
         raise ValueError(
-            f"{source} was made for another UNet ({schedule.family}, config {str(schedule.teacher_config_sha256)[:12]}) "
+            f"{source} was made for another UNet ({schedule.family}, config {made_for}) "
             f"than {family} (config {sha256[:12]}); plan a schedule on a profile of {family}."
         )
     if len(schedule.steps) != calls:

@@ -1,4 +1,4 @@
-"""One network until a step, another after it: a student draws the coarse part, the teacher finishes (or the reverse)."""
+"""One network until a step, another after it: a student for the coarse part, then the teacher, or the reverse."""
 
 from __future__ import annotations
 

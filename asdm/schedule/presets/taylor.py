@@ -21,4 +21,5 @@ def make(topology: Topology, steps: int, *, n: int = 3, order: int = 1, of: str 
     else:
         between = Pass(inherit=tuple(unit.fqn for unit in topology.units), value="residual", forecast=forecast)
     first = ["full"] * min(warm_up, steps)
-    return Steps({"full": FULL, "forecast": between}, first + every(steps + n, n, "forecast")[1 : 1 + steps - len(first)])
+    rest = every(steps + n, n, "forecast")[1 : 1 + steps - len(first)]
+    return Steps({"full": FULL, "forecast": between}, first + rest)

@@ -151,9 +151,7 @@ def test_guidance_in_two_calls_equals_guidance_in_one(tiny_unet: Any) -> None:
                 "encoder_hidden_states": torch.cat([a["encoder_hidden_states"] for a in args]),
             }
             whole = one(timestep=t, return_dict=False, **both)[0]
-            halves = [
-                two(sample, t, a["encoder_hidden_states"], return_dict=False)[0] for a in args
-            ]
+            halves = [two(sample, t, a["encoder_hidden_states"], return_dict=False)[0] for a in args]
             assert torch.allclose(whole, torch.cat(halves), atol=1e-5)
     with pytest.raises(ValueError, match="drops the unconditional half, which needs guidance in one batch"):
         ScheduledUNet(tiny_unet, schedule(("full", "drop")), table, calls=2)
