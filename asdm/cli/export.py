@@ -23,7 +23,10 @@ def export(
     ] = "comfyui",
     pipeline: Annotated[
         str | None,
-        typer.Option(help="Folder whose VAE and text encoders go into a single file, or none; default: the teacher's."),
+        typer.Option(
+            help="Folder or checkpoint whose VAE and text encoders go into a single file, or none; default: the "
+            "teacher's."
+        ),
     ] = None,
     lora: Annotated[
         Path | None, typer.Option(help="A LoRA of the student's teacher, to be written for the student instead.")

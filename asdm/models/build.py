@@ -105,6 +105,8 @@ def record(
         name_map=applied.name_map,
         plain_diffusers=type(small).__name__ == "UNet2DConditionModel",
         plan_sha256=plan.sha256(),
+        prediction_type=family.prediction_type,
+        zero_terminal_snr=family.zero_terminal_snr,
         stage1=stage1,
         audit=audit,
         diff=diff.diff(shapes, before, small, after, applied),

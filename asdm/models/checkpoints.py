@@ -261,6 +261,7 @@ def is_vae_key(name: str) -> bool:
 
 
 TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.")
+BESIDE_THE_UNET = ("first_stage_model.", *TEXT_PREFIXES)  # in a whole checkpoint
 
 
 def text_encoder_in(tensors: Mapping[str, torch.Tensor], module: Any, number: int) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from torch import nn
 
 from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
-from asdm.models import adapters, coreml, example_inputs, loaders, loading, single_file
+from asdm.models import adapters, checkpoints, coreml, example_inputs, loaders, loading, single_file
 from asdm.models.execution import RANDOM, dtype_of
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
@@ -129,6 +129,8 @@ def _single_file(
         tensors |= single_file.components_in(folder, dtype_of(setup.dtype))
     if shape.family == "SDXL" and family.prediction_type == "v_prediction" and not marked:
         tensors["v_pred"] = torch.zeros(0)  # how ComfyUI and others tell it from ε
+        if family.zero_terminal_snr:
+            tensors["ztsnr"] = torch.zeros(0)
     tell("writing", 0, None)
     single_file.write(output, tensors, facts, force)
     return ExportResult(
@@ -161,7 +163,7 @@ def _why_marked(family: Family, misread: list[LoaderClaim], replaced: tuple[str,
 
 
 def _pipeline_folder(family: Family, wanted: str | None) -> Path | None:
-    """The folder whose VAE and text encoders go into the file: the one that was named, else the teacher's own."""
+    """The folder or checkpoint whose VAE and text encoders go into the file: as named, else the teacher's own."""
     if wanted == "none":
         return None
     if wanted:
@@ -173,6 +175,8 @@ def _pipeline_folder(family: Family, wanted: str | None) -> Path | None:
             load_family(str(name)).folder if str(name) in registry.names("asdm.models.families") else Path(str(name))
         )
         if folder and (folder / "vae").is_dir() and (folder / "text_encoder").is_dir():
+            return folder
+        if folder and folder.is_file() and checkpoints.is_pipeline(folder):
             return folder
     return None
 

@@ -64,6 +64,7 @@ def of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Famil
 
     texts = [text for text in map(beside, ("text_encoder/config.json", "text_encoder_2/config.json")) if text]
     vae, scheduler = beside("vae/config.json"), beside("scheduler/scheduler_config.json") or {}
+    built = beside("build.json") or {}  # a student's, which says what its teacher predicts
     factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
     return Family(
         name=str(folder or unet_file),
@@ -73,8 +74,8 @@ def of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Famil
         text_encoders=tuple(texts),
         vae=vae,
         tokens=texts[0].get("max_position_embeddings", 77) if texts else 77,
-        prediction_type=scheduler.get("prediction_type", "epsilon"),
-        zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr")),
+        prediction_type=scheduler.get("prediction_type") or built.get("prediction_type", "epsilon"),
+        zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr") or built.get("zero_terminal_snr")),
         folder=folder,
         source=folder or unet_file,
     )

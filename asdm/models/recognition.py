@@ -25,7 +25,7 @@ def from_file(path: Path, base: Family | None = None) -> Family:
         raise ValueError(f"the checkpoint {path} does not exist.")
     header = checkpoints.read_header(path)
     checkpoints.check_unet_in(header, path)
-    family = _with_channels(base, header) if base else _exported(header, path) or _recognised(header, path)
+    family = _exported(header, path, base) or (_with_channels(base, header) if base else _recognised(header, path))
     unet = meta_unet(family)
     shapes = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
     checkpoints.check_shapes(shapes, checkpoints.unet_shapes(path, unet), f"{path} as {family.name}")
@@ -40,9 +40,12 @@ def from_file(path: Path, base: Family | None = None) -> Family:
     )
 
 
-def _exported(header: Header, path: Path) -> Family | None:
-    """The family of a file that `asdm export` wrote, whose metadata has the UNet's config and its base model."""
-    text, base = header.metadata.get("asdm.unet_config"), header.metadata.get("asdm.base_model")
+def _exported(header: Header, path: Path, base: Family | None) -> Family | None:
+    """The family of a file that `asdm export` wrote, whose metadata has the UNet's config; other parts are its base's.
+
+    The base is the one that was named, otherwise the base model in the metadata.
+    """
+    text = header.metadata.get("asdm.unet_config")
     if text is None:
         return None
     try:
@@ -51,9 +54,25 @@ def _exported(header: Header, path: Path) -> Family | None:
         raise ValueError(f"{path} is damaged: its asdm.unet_config is not valid JSON.") from None
     config.check(unet, str(path))
     unet["_class_name"] = config.STUDENT if unet.get("edits") else config.SUPPORTED
-    if base in registry.names(FAMILIES):
-        return replace(registry.load(FAMILIES, base).FAMILY, unet=unet)
+    if base := base or _base_model(header):
+        return replace(base, unet=unet)
     return Family(name=str(path), title=path.stem, size=8 * int(unet.get("sample_size") or 64), unet=unet)
+
+
+def _base_model(header: Header) -> Family | None:
+    """The base model of an exported file: an included family, the checkpoint if it is still there, or what it was."""
+    name, v = header.metadata.get("asdm.base_model", ""), header.metadata.get("modelspec.prediction_type") == "v"
+    if name in registry.names(FAMILIES):
+        return registry.load(FAMILIES, name).FAMILY
+    if Path(name).is_file() and Path(name).suffix == ".safetensors":
+        return replace(from_file(Path(name)), source=None)
+    by_architecture = {
+        "stable-diffusion-v1": "sd15",
+        "stable-diffusion-v2": "sd21" if v else "sd21_base",
+        "stable-diffusion-xl-v1-base": "sdxl",
+    }
+    known = by_architecture.get(header.metadata.get("modelspec.architecture", ""))
+    return registry.load(FAMILIES, known).FAMILY if known else None
 
 
 def _recognised(header: Header, path: Path) -> Family:

@@ -39,10 +39,15 @@ def tensors_of(unet: nn.Module, layout: str, marked: bool = False) -> dict[str, 
 
 
 def components_in(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The VAE and text encoders of a diffusers folder by LDM's names.
+    """The VAE and text encoders of a diffusers folder, or of a whole checkpoint, by LDM's names.
 
-    Raises ValueError for a folder without a VAE or without a text encoder.
+    Raises ValueError for a folder without a VAE or without a text encoder, and for a file with a UNet alone.
     """
+    if folder.is_file():
+        if not checkpoints.is_pipeline(folder):
+            raise ValueError(f"{folder} holds neither a VAE nor a text encoder; name a whole checkpoint, or none.")
+        tensors = checkpoints.read_tensors(folder, lambda name: name.startswith(checkpoints.BESIDE_THE_UNET))
+        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     encoders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name / "config.json").exists()]
     if not encoders or not (folder / "vae" / "config.json").exists():
         raise ValueError(f"{folder} is not a diffusers pipeline's folder: it needs a vae and a text_encoder.")

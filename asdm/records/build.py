@@ -57,6 +57,8 @@ class BuildResult(Record, schema="asdm.build/1"):
     plain_diffusers: bool
     plan_sha256: str
     warning: str | None = later(None)
+    prediction_type: str = later("epsilon")  # the teacher's
+    zero_terminal_snr: bool = later(False)  # whether its noise schedule ends in pure noise
     stage1: str | None = None  # where the grafted blocks' weights come from
     audit: FreezeAudit | None = None
     diff: tuple[DiffRow, ...] = ()

@@ -12,12 +12,20 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
 
+from asdm.models import ldm_names
+
 PREFIX = "model.diffusion_model."
 Shapes = dict[str, tuple[int, ...]]  # without the prefix
 
 
 def judged(loaded: bool, recognised: bool = True) -> str:
     return "refuses" if not recognised else "loads" if loaded else "wrong"
+
+
+def shapes_of(unet: torch.nn.Module, layout: str = "comfyui") -> Shapes:
+    """What our file of a UNet holds in one of LDM's layouts."""
+    names, tensors = ldm_names.unet_names(unet, layout), unet.state_dict()
+    return {names[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
 
 
 # ---------------------------------------------------------------------------------------------- LDM's modules
@@ -233,3 +241,19 @@ def invokeai(shapes: Shapes, stock: dict[int, Shapes]) -> str:
         if width in widths:
             return judged(shapes == stock[width])
     return "refuses"
+
+
+# ---------------------------------------------------------------------------------------------- all of them
+
+
+def verdicts(
+    shapes: Shapes, family: str, stock: dict[int, Shapes], config: dict[str, Any] | None = None
+) -> dict[str, str]:
+    """What each program does with a file of these shapes; diffusers where the UNet's `config` is given."""
+    found = {
+        "ComfyUI": comfyui(shapes),
+        "stable-diffusion.cpp": sdcpp(shapes, {"sd15": 768, "sd21_base": 1024}.get(family)),
+        "InvokeAI": invokeai(shapes, stock),
+        "AUTOMATIC1111": judged(shapes in stock.values()),
+    }
+    return found | ({"diffusers": diffusers(shapes, config)} if config is not None else {})

@@ -75,11 +75,6 @@ def teachers() -> dict[str, Any]:
     return {name: meta_unet(load_family(name)) for name in FAMILIES}
 
 
-def shapes_of(unet: torch.nn.Module, layout: str = "comfyui") -> detectors.Shapes:
-    names, tensors = ldm_names.unet_names(unet, layout), unet.state_dict()
-    return {names[name]: tuple(tensor.shape) for name, tensor in tensors.items()}
-
-
 # ---------------------------------------------------------------------------------------------- names
 
 
@@ -100,9 +95,10 @@ def test_diffusers_converts_our_names_back(family: str, teachers: dict[str, Any]
 
 def test_a_tiny_student_has_stable_diffusion_cpps_holes(teachers: dict[str, Any]) -> None:
     student, _ = students.build(teachers["sd15"], PruningPlan(family="sd15", edits=TINY))
-    places = {name.split(".")[1] + name.split(".")[0][0] for name in shapes_of(student, "sdcpp") if "put_bl" in name}
+    shapes = detectors.shapes_of(student, "sdcpp")
+    places = {name.split(".")[1] + name.split(".")[0][0] for name in shapes if "put_bl" in name}
     assert places == {*(f"{i}i" for i in (0, 1, 3, 4, 6, 7)), *(f"{i}o" for i in (0, 1, 2, 3, 4, 5, 6, 7))}
-    upsamplers = [name for name in shapes_of(student, "sdcpp") if name.endswith("conv.weight")]
+    upsamplers = [name for name in shapes if name.endswith("conv.weight")]
     assert upsamplers == ["output_blocks.2.1.conv.weight", "output_blocks.5.2.conv.weight"]
 
 
@@ -142,7 +138,8 @@ def test_vae_and_text_encoders_come_back() -> None:
 def test_claims_are_what_the_programs_do(family: str, teachers: dict[str, Any]) -> None:
     """For every preset and every planned student: loads, refuses or runs wrongly, in both of LDM's layouts."""
     teacher = teachers[family]
-    stock = {int(load_family(name).unet["cross_attention_dim"]): shapes_of(unet) for name, unet in teachers.items()}
+    widths = {name: int(load_family(name).unet["cross_attention_dim"]) for name in teachers}
+    stock = {widths[name]: detectors.shapes_of(unet) for name, unet in teachers.items()}
     plans = [PruningPlan(family=family, edits=edits) for edits in PLANS[family]]
     for preset in PRESETS.values() if family == "sd15" else ():
         plans.append(PruningPlan(family=family, edits=preset(blocks.topology(teacher))))
@@ -162,15 +159,8 @@ def test_claims_are_what_the_programs_do(family: str, teachers: dict[str, Any]) 
             if "cond_conv" in shape.replaced:  # experts have no name in LDM's files
                 assert "loads" not in claims.values()
                 continue
-            shapes = shapes_of(student, layout)
-            expected = {
-                "ComfyUI": detectors.comfyui(shapes),
-                "stable-diffusion.cpp": detectors.sdcpp(shapes, {"sd15": 768, "sd21_base": 1024}.get(family)),
-                "InvokeAI": detectors.invokeai(shapes, stock),
-                "AUTOMATIC1111": detectors.judged(shapes in stock.values()),
-            }
-            if shape.plain and layout == "comfyui":
-                expected["diffusers"] = detectors.diffusers(shapes, config)
+            known = config if shape.plain and layout == "comfyui" else None
+            expected = detectors.verdicts(detectors.shapes_of(student, layout), family, stock, known)
             if shape.replaced:  # the names are the teacher's, the modules are not
                 expected = {name: verdict.replace("loads", "wrong") for name, verdict in expected.items()}
             assert expected.items() <= claims.items(), (layout, [str(edit) for edit in plan.edits])

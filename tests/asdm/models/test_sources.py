@@ -20,7 +20,7 @@ from asdm.models.sources import resolve
 from asdm.utils import console
 from tests import single_files
 from tests.commands import refused
-from tests.conftest import SMALLEST, make_unet
+from tests.conftest import SMALLEST, TINY_FAMILY, make_unet
 
 UNET = PIPELINE / "unet" / "diffusion_pytorch_model.safetensors"
 
@@ -213,6 +213,29 @@ def test_what_needs_trained_weights_is_refused_without(words, run, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+RANDOM_IS_FINE = [
+    ("asdm-prof", "profile", "sd15", "--backend", "fake", "--json", "-o", "out.json"),
+    ("asdm", "build", "bk_sdm_tiny", "--json", "-o", "out"),
+    ("asdm", "export", "sd15", "--to", "diffusers", "--json", "-o", "out"),
+    ("asdm", "bench", "--student", "bk_sdm_tiny", "--backend", "fake", "--json", "-o", "out.json"),
+]
+
+
+@pytest.mark.parametrize("words", RANDOM_IS_FINE, ids=lambda words: words[1])
+def test_what_times_and_counts_a_bare_family_says_and_records_that_it_is_random(words, run, monkeypatch):
+    """On a small model under the name of a family that comes without weights."""
+    monkeypatch.setattr("asdm.models.families.sd15.FAMILY", replace(TINY_FAMILY, name="sd15"))
+    done = run(*words)
+    assert done.code == 0, done.err
+    assert "sd15 comes without weights: using random ones" in done.err
+    assert json.loads(done.out)["weights"] == RANDOM
+
+
+def test_costs_of_a_bare_family_need_no_weights(run):
+    done = run("asdm-prof", "flops", "sd15")
+    assert (done.code, done.err) == (0, "")
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -230,9 +253,14 @@ def test_what_is_named_is_never_random(folder, content, words, run):
         ("asdm", "export", teacher, "--to", "diffusers", "-o", "out"),
         ("asdm", "distill", "a_sdm", "--teacher", teacher, "--steps", "2", "-o", "out"),
         ("asdm", "generate", "a heart", "--family", teacher, "-o", "out.png"),
+        ("asdm", "bench", "--teacher", teacher, "--student", "a_sdm", "-o", "out.json"),
+        ("asdm", "cache", "emoji", "--teacher", teacher, "-o", "out"),
         ("asdm-prof", "profile", teacher, "-o", "out.json"),
+        ("asdm-prof", "sensitivity", teacher, "-o", "out.json"),
+        ("asdm-prof", "search", teacher, "--budget", "0.8", "-o", "out"),
     ):
-        refused(run(*command), words)
+        only_a_unet = content == "config file" and command[1] == "search"
+        refused(run(*command), "is only a UNet, whose pictures cannot be judged" if only_a_unet else words)
 
 
 def test_a_unet_alone_takes_its_familys_other_parts_or_is_refused(tmp_path, run):
@@ -247,3 +275,38 @@ def test_a_unet_alone_takes_its_familys_other_parts_or_is_refused(tmp_path, run)
         done = run("asdm", "generate", "a heart", "--family", "mini", *weights, "--steps", 1, "-o", f"{word[0]}.png")
         assert done.code == 0, done.err
     assert (tmp_path / "own.png").read_bytes() == (tmp_path / "my-unet.png").read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------- more than a caption
+
+CANNOT_TRAIN = [
+    ("asdm", "distill", "bk_sdm_tiny", "--steps", "2", "-o", "out", "--teacher"),
+    ("asdm", "distill", "bk_sdm_tiny", "--steps", "2", "--dry-run", "-o", "out", "--teacher"),
+    ("asdm-prof", "search", "--budget", "0.8", "-o", "out"),
+    ("asdm-prof", "sensitivity", "-o", "out.json"),
+]
+CANNOT_DRAW = [
+    ("asdm", "generate", "a heart", "-o", "out.png", "--family"),
+    ("asdm", "bench", "--student", "bk_sdm_tiny", "--quality", "-o", "out.json", "--teacher"),
+]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"in_channels": 9}, "also takes an image beside the latents (in_channels 9)"),
+        ({"in_channels": 8}, "also takes an image beside the latents (in_channels 8)"),
+        ({"time_cond_proj_dim": 256}, "also takes a guidance embedding (time_cond_proj_dim 256)"),
+    ],
+    ids=["inpainting", "InstructPix2Pix", "LCM"],
+)
+def test_a_teacher_that_takes_more_than_a_caption_is_refused_before_it_is_loaded(change, words, run, tmp_path):
+    """Its weights are no weights, so loading them would be another error."""
+    teacher = Path(shutil.copytree(PIPELINE, tmp_path / "teacher"))
+    config = json.loads((teacher / "unet" / "config.json").read_text())
+    (teacher / "unet" / "config.json").write_text(json.dumps(config | change))
+    (teacher / "unet" / UNET.name).write_bytes(b"nothing that could be loaded")
+    drawing = CANNOT_DRAW if "in_channels" in change else []  # a pipeline embeds LCM's guidance by itself
+    for command in (*CANNOT_TRAIN, *drawing):
+        refused(run(*command, teacher), "supports UNets conditioned on a caption alone", words)
+    assert [path.name for path in tmp_path.iterdir()] == ["teacher"]

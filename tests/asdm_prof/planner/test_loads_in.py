@@ -11,12 +11,15 @@ from diffusers import UNet2DConditionModel
 
 from asdm.models import loaders, single_file, student as students
 from asdm.models.families import load_family
-from asdm.models.loading import load_unet
+from asdm.models.loading import load_unet, meta_unet
 from asdm.plan.edits import RemoveBlock
 from asdm.plan.legality import resolve
+from asdm.unet.replacements import shared_copy
+from asdm.unet.surgery import apply_plan
 from asdm_prof.planner import frontier, loads_in, milp, plan as planner
 from asdm_prof.planner.choices import Choice
 from asdm_prof.planner.problem import Problem
+from tests.asdm.models import detectors
 from tests.asdm_prof import synthetic
 
 # Choices that meet the rules of the three programs, by how they begin; `.` ends what has to match whole.
@@ -120,6 +123,33 @@ def test_planned_students_load(program: str) -> None:
     for solution in plans:
         shape = loaders.structure_of(config, resolve(profile.topology, problem.edits(solution.chosen)))
         assert loaders.loads_in(shape, program)
+
+
+@pytest.mark.parametrize("programs", [(), ("comfyui",), ("sdcpp", "comfyui")], ids="+".join)
+def test_claims_of_planned_students_are_what_the_programs_do(programs: tuple[str, ...]) -> None:
+    """Up to ten plans along the frontier, with and without rules, against the table of detectors."""
+    family, profile = load_family("sd15"), synthetic.profile()
+    teacher = meta_unet(family)
+    stock = {768: detectors.shapes_of(teacher)}
+    problem, _, _ = planner.prepare(profile, {"latency": "1.0"}, programs=programs)
+    plans = frontier.stepped_frontier(problem, {}, "latency", 10)
+    assert len(plans) >= (10 if not programs else 2)
+    for solution in plans:
+        resolved = resolve(profile.topology, problem.edits(solution.chosen))
+        shape = loaders.structure_of(family.unet, resolved)
+        if "cond_conv" in shape.replaced:  # experts have no name in these files
+            assert not any(claim.verdict == "loads" for claim in loaders.claims(shape))
+            continue
+        apply_plan(student := shared_copy(teacher), resolved)
+        for layout in ("comfyui", "sdcpp"):
+            expected = detectors.verdicts(detectors.shapes_of(student, layout), "sd15", stock)
+            if shape.replaced:
+                expected = {name: verdict.replace("loads", "wrong") for name, verdict in expected.items()}
+            claims = {claim.program: claim.verdict for claim in loaders.claims(shape, layout)}
+            assert expected.items() <= claims.items(), (layout, [str(edit) for edit in resolved.plan.edits])
+            for program in programs:
+                if loaders.best_layout(program) == layout:
+                    assert expected[loaders.TITLES[program]] == "loads"
 
 
 def test_a_plan_remembers_what_loads_it_and_gives_its_reasons() -> None:
