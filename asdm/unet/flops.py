@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_iter, tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_iter, tree_leaves, tree_map, tree_map_only
 
 from asdm.records.measurement import Macs
 from asdm.unet.blocks import OTHER, Part, hooked
@@ -142,11 +142,11 @@ _CONSTANTS = (int, float, bool, str, torch.dtype, torch.device, torch.layout, to
 
 def _computed(func: Any, args: Any, kwargs: Any) -> Any:
     """An operator's outputs; on the meta device, where torch takes long to find their shapes, it finds each once."""
-    leaves, structure = tree_flatten((args, kwargs))
+    leaves = tree_leaves((args, kwargs))
     known = all(_is_meta(leaf) or isinstance(leaf, _CONSTANTS) for leaf in leaves)
     if func.is_view or func._schema.is_mutable or not known:
         return func(*args, **kwargs)
-    key = func, structure, tuple(map(_like, leaves))
+    key = func, _described(args), _described(kwargs)
     if key not in _LIKE:
         out = func(*args, **kwargs)
         inputs = {id(leaf.untyped_storage()) for leaf in leaves if _is_meta(leaf)}
@@ -174,6 +174,13 @@ def _is_meta(value: Any) -> bool:
 
 def _like(value: Any) -> Any:
     return _Like(value.shape, value.stride(), value.dtype) if isinstance(value, torch.Tensor) else (type(value), value)
+
+
+def _described(value: Any) -> Any:
+    """An argument without its tensors' values; hashable, unlike the structures of torch.utils._pytree before 2.8."""
+    if isinstance(value, dict):
+        return tuple((name, _described(one)) for name, one in value.items())
+    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else _like(value)
 
 
 # ---------------------------------------------------------------------------------------------- the modes
