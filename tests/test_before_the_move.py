@@ -333,7 +333,8 @@ def test_another_distillation_is_still_told_apart(run: Any, old: Path) -> None:
 def test_an_unfinished_measurement_of_damage_goes_on(call: Any, old: Path) -> None:
     """One of two batches was measured: four of five pictures."""
     shutil.copy(old / "unfinished" / "damage.json.run", old / "new.json.run")
-    line = "asdm-prof sensitivity teacher --prompts 5 --timesteps 16 --plans 3 --replacement gri_attention --threads 1"
+    line = "asdm-prof sensitivity teacher --data emoji --prompts 5 --timesteps 16 --plans 3"
+    line += " --replacement gri_attention --threads 1"
     new, before = json.loads(call(f"{line} -o new.json --json")), read(old / "records" / "damage.json")
     assert [edit["edit"] for edit in new["edits"]] == [edit["edit"] for edit in before["edits"]]
     for edit, expected in zip(new["edits"], before["edits"], strict=True):

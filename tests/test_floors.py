@@ -24,6 +24,7 @@ FLOORS = {
         {"data"},
         {"evaluate"},
         {"distill"},
+        {"slim"},
         {"cli", "__main__"},
     ],
     "asdm_prof": [
@@ -34,7 +35,7 @@ FLOORS = {
         {"analysis"},
         {"search"},
         {"renderers"},
-        {"cli", "api"},
+        {"cli", "api", "__main__"},
     ],
 }
 # Upward imports that are made at call time: a saved student's class is looked up by the name in its config.
@@ -53,6 +54,8 @@ NO_TORCH = [
     "asdm.records.build",
     "asdm.records.bench",
     "asdm.records.distill",
+    "asdm.records.slim",
+    "asdm.slim.settings",
     "asdm.plan.legality",
     "asdm.plan.presets",
     "asdm.schedule.forecast",

@@ -15,7 +15,7 @@ from asdm.utils import console
 
 @from_settings
 def cache(
-    data: Annotated[str, typer.Argument(help="emoji, or folder:DIR.")],
+    data: Annotated[str, typer.Argument(help="emoji, folder:DIR, webdataset:SHARDS or prompts:FILE.")],
     *,
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder for the shards; train with --data latents:DIR.")
@@ -34,6 +34,7 @@ def cache(
             json.dumps(manifest.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1, allow_nan=False)
         )
         return
-    skipped = f" ({manifest.skipped} could not be read)" if manifest.skipped else ""
-    examples, shards = manifest.examples - manifest.skipped, len(manifest.shards)
+    why = ", ".join(f"{count} with {reason}" for reason, count in manifest.why_skipped.items())
+    skipped = f" ({manifest.skipped} left out: {why})" if manifest.skipped else ""
+    examples, shards = sum(len(shard.captions) for shard in manifest.shards), len(manifest.shards)
     print(f"{examples} examples in {shards} shards{skipped}. Train on them with --data latents:{output}")

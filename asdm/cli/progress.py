@@ -130,6 +130,11 @@ def result_text(result: DistillResult, output: Path) -> str:
         lines.append(f"{stage.name} ({stage.mode}): {stage.steps:,} steps in {terminal.left_text(stage.seconds)}")
         lines += [f"  {name:<15} {stage.first[name]:.4g} → {stage.last[name]:.4g}" for name in stage.first]
         lines += _skipped(stage)
+    if held_out := result.held_out:
+        lines.append(
+            f"On {held_out.pictures} held-out pictures its error is {held_out.error:.4g}, "
+            f"{held_out.error / held_out.untrained:.0%} of the untrained student's {held_out.untrained:.4g}."
+        )
     if result.paused_at is not None:
         lines.append(
             f"Paused at step {result.paused_at}; the student so far is in {output}/paused. Repeat the command without "
@@ -142,4 +147,7 @@ def result_text(result: DistillResult, output: Path) -> str:
 
 
 def _skipped(stage: StageResult) -> list[str]:
+    """A line for each reason that examples were left out for."""
+    if stage.why_skipped:
+        return [f"  {count} examples left out: {reason}" for reason, count in stage.why_skipped.items()]
     return [f"  {stage.broken_examples} examples could not be read and were skipped"] if stage.broken_examples else []

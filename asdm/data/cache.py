@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from safetensors.torch import save
 from asdm.data import datasets, loader
 from asdm.data.datasets import BrokenExample, Encoded
 from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
+from asdm.data.drawn import drawn
 from asdm.data.encoder import Encoder, chunk_size
-from asdm.data.loader import Slot
-from asdm.data.settings import CacheSettings
+from asdm.data.loader import Reader, Slot
+from asdm.data.settings import SOURCES, CacheSettings, selection_of
 from asdm.models import example_inputs, execution
 from asdm.models.pipeline import pipeline
 from asdm.models.sources import resolve
@@ -36,17 +39,20 @@ def cache_latents(
 ) -> LatentCache:
     """Encode a data set into the folder `output`, resuming an earlier call with the same arguments.
 
-    Raises ValueError for a stream, whose examples have no index, or a folder that holds anything else.
+    Raises ValueError for a folder that holds anything else.
     """
     execution.check_setup(settings)
     family, weights = resolve(teacher, settings, needs="asdm cache")
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
-    examples = datasets.open_source(data, settings.split, side)
-    if isinstance(examples, datasets.Stream):
-        raise ValueError(f"{data} is a stream, which cannot be cached; unpack its shards and use folder:DIR.")
+    if data.startswith("latents"):
+        raise ValueError(f"{data} is a cache already; name pictures: {SOURCES}.")
+    selection = selection_of(settings)
+    opened = drawn(data, family, replace(settings, weights=weights), side, settings.device, tell)
+    examples = datasets.open_source(opened, settings.split, side, selection)
     tell("loading the encoders", 0, None)
     setup = replace(settings, weights=weights, dtype="fp32")
     encoder = Encoder(pipeline(family, None, setup), chunk_size(side, BATCH))
+    stream = isinstance(examples, datasets.Stream)
     manifest = LatentCache(
         data=data,
         data_fingerprint=datasets.fingerprint(examples),
@@ -54,14 +60,18 @@ def cache_latents(
         size=side,
         dtype=settings.dtype,
         encoder_sha256=encoder.sha256(),
-        examples=len(examples),
+        examples=None if stream else len(examples),
+        selection=tuple(selection.fingerprint()),
     )
     cache = _begin_or_resume(output, manifest)
     if encoder.on_accelerator:
         encoder.to_dtype(execution.dtype_of(settings.dtype))
     tell = _with_time_left(tell, cache)
+    first = cache.next_index
+    readers = examples.in_order(first) if stream else loader.readers(examples, range(first, len(examples)))
+    left_out = getattr(examples, "left_out", datasets.LeftOut())
     while not cache.finished:
-        cache = _add_shard(output, cache, examples, encoder, settings, tell)
+        cache = _add_shard(output, cache, readers, left_out, encoder, settings, tell)
     return cache
 
 
@@ -71,7 +81,8 @@ def _with_time_left(tell: Tell, cache: LatentCache) -> Tell:
 
     def timed(stage: str, done: int, _: float | None) -> None:
         pace = (time.monotonic() - began) / (done - first) if done > first else None
-        tell(stage, done, None if pace is None else pace * (cache.examples - done))
+        left = None if pace is None or cache.examples is None else pace * (cache.examples - done)
+        tell(stage, done, left)
 
     return timed
 
@@ -86,49 +97,71 @@ def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
         manifest.save(path)
         return manifest
     saved = LatentCache.load(path)
-    for name in ("data", "data_fingerprint", "split", "size", "dtype", "encoder_sha256", "examples"):
+    for name in ("data", "data_fingerprint", "split", "size", "dtype", "encoder_sha256", "selection", "examples"):
         its, ours = getattr(saved, name), getattr(manifest, name)
-        if its != ours:
+        if its != ours and not (name == "examples" and ours is None):  # a stream's are known at its end
             raise ValueError(f"{folder} holds another cache: its {name} is {its}, not {ours}; name another output.")
     clear_leftovers(folder)
     return saved
 
 
 def _add_shard(
-    folder: Path, cache: LatentCache, data: Sequence[Any], encoder: Encoder, settings: CacheSettings, tell: Tell
+    folder: Path,
+    cache: LatentCache,
+    readers: Iterator[Reader],
+    left_out: datasets.LeftOut,
+    encoder: Encoder,
+    settings: CacheSettings,
+    tell: Tell,
 ) -> LatentCache:
-    """Encode the next examples and write them: the shard first, then the manifest that names it.
+    """Encode the next examples and write them, a shard for each shape, then the manifest that names them.
 
     Pictures are decoded by several threads while the batch before them is encoded.
     """
-    end = min(cache.next_index + settings.per_shard, cache.examples)
-    starts, rows = range(cache.next_index, end, BATCH), list[Encoded]()
+    wanted = list(islice(readers, settings.per_shard))
+    end = cache.next_index + len(wanted)
+    starts, rows, why = range(0, len(wanted), BATCH), list[Encoded](), Counter(cache.why_skipped)
     with ThreadPoolExecutor(settings.workers or loader.default_workers()) as threads:
-        batches = (_readable(data, range(start, min(start + BATCH, end)), threads) for start in starts)
-        collated = (encoder.collate([Slot(0, example, None) for example in batch]) for batch in batches)
+        batches = (threads.map(_readable, wanted[start : start + BATCH]) for start in starts)
+        collated = ([encoder.collate(slots) for slots in _by_shape(batch, left_out, why)] for batch in batches)
         with loader.ahead(collated) as next_batch:
             for start in starts:
-                rows += encoder.encode(next_batch())
-                tell("encoding", start, None)
-    shards = cache.shards
-    if rows:
+                for batch in next_batch():
+                    rows += encoder.encode(batch)
+                tell("encoding", cache.next_index + start, None)
+    shards, shapes = cache.shards, dict.fromkeys(tuple(row.mean.shape[-2:]) for row in rows)
+    for shape in shapes:
+        own = [row for row in rows if tuple(row.mean.shape[-2:]) == shape]
         name = f"latents-{len(shards):05d}.safetensors"
-        file = write_whole(folder / name, save(as_tensors(rows, execution.dtype_of(cache.dtype))), force=True)
-        captions = tuple(row.caption for row in rows)
-        shards = (*shards, Shard(file=name, bytes=file.stat().st_size, captions=captions))
-    skipped = cache.skipped + (end - cache.next_index) - len(rows)
-    cache = cache.model_copy(update={"next_index": end, "shards": shards, "skipped": skipped})
+        file = write_whole(folder / name, save(as_tensors(own, execution.dtype_of(cache.dtype))), force=True)
+        captions = tuple(row.caption for row in own)
+        shaped = {"shape": shape} if settings.buckets else {}
+        shards = (*shards, Shard(file=name, bytes=file.stat().st_size, captions=captions, **shaped))
+    at_end = cache.examples is None and len(wanted) < settings.per_shard
+    changes: dict[str, Any] = {"examples": end} if at_end else {}
+    changes |= {"skipped": sum(why.values()), "why_skipped": dict(why), "next_index": end, "shards": shards}
+    cache = cache.model_copy(update=changes)
     cache.save(folder / MANIFEST, force=True)
     return cache
 
 
-def _readable(data: Sequence[Any], numbers: range, threads: ThreadPoolExecutor) -> list[Any]:
-    """The examples that can be read, in order."""
+def _readable(read: Reader) -> datasets.Example | BrokenExample:
+    """The example, or why it cannot be used."""
+    try:
+        return read()
+    except BrokenExample as error:
+        return error
 
-    def example(i: int) -> Any:
-        try:
-            return data[i]
-        except BrokenExample:
-            return None
 
-    return [found for found in threads.map(example, numbers) if found is not None]
+def _by_shape(
+    examples: Iterable[datasets.Example | BrokenExample], left_out: datasets.LeftOut, why: Counter[str]
+) -> list[list[Slot]]:
+    """The usable examples, those of one shape together; the others are counted."""
+    groups: dict[Any, list[Slot]] = {}
+    for example in examples:
+        if isinstance(example, BrokenExample):
+            left_out.add(example.reason, example.name)
+            why[example.reason] += 1
+        else:
+            groups.setdefault(example.image.shape, []).append(Slot(0, example, None))
+    return list(groups.values())

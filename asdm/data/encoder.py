@@ -11,12 +11,14 @@ from torch import nn
 
 from asdm.data.datasets import Encoded
 from asdm.data.loader import Slot
+from asdm.models.families import Family
 from asdm.models.loading import weights_sha256
 from asdm.models.vae import honour_force_upcast
 
 MEMORY_BYTES = 2**30  # of encoded examples that are kept, so that a small data set is encoded once
 CHUNK_PIXELS = 2**21  # of pictures that are encoded at once: 8 of 512×512, whose largest map is 1 GiB in fp32
 PARTS = ("mean", "std", "states")
+POOLED, TIME_IDS = "pooled", "time_ids"  # of SDXL's examples as well
 
 
 class Collated(NamedTuple):
@@ -25,11 +27,14 @@ class Collated(NamedTuple):
     slots: list[Slot]
     images: torch.Tensor | None  # (n, 3, h, w), of the slots `to_encode`
     to_encode: list[int]
-    encoded: tuple[torch.Tensor, ...]  # mean, std and states of all slots, where the data set holds these
+    encoded: dict[str, torch.Tensor]  # mean, std, states, … of all slots, where the data set holds these
 
 
 class Encoder:
-    """VAE and text encoder of a pipeline, on the device where they are.
+    """VAE and text encoders of a pipeline, on the device where they are.
+
+    SDXL's two encoders give their last but one states beside each other, the second one the pooled text too; no caption
+    is zeros where its pipeline draws with zeros (`force_zeros_for_empty_prompt`).
 
     At most `chunk` pictures are encoded at once. The bits of an example with an index do not depend on those beside it:
     on a CPU it is encoded by itself, on an accelerator with others to a full `row`, so that every call has one shape.
@@ -37,18 +42,25 @@ class Encoder:
     """
 
     def __init__(self, pipeline: Any, chunk: int = 8, row: int = 8) -> None:
-        self.vae, self.text, self.tokenizer = pipeline.vae, pipeline.text_encoder, pipeline.tokenizer
+        self.vae, self.text = pipeline.vae, pipeline.text_encoder
+        second = getattr(pipeline, "text_encoder_2", None)
+        self.texts = [(self.text, pipeline.tokenizer), *([(second, pipeline.tokenizer_2)] if second else [])]
+        self.zeros_for_nothing = bool(second and pipeline.config.get("force_zeros_for_empty_prompt"))
         self._with_inversions = getattr(pipeline, "maybe_convert_prompt", lambda caption, _: caption)
-        for module in (self.vae, self.text):
+        for module in self._modules:
             module.eval().requires_grad_(False)
         self.factor, self.chunk = float(self.vae.config.scaling_factor), chunk
         self.row = min(row, chunk) if self.on_accelerator else 1
         self._kept: dict[Hashable, tuple[torch.Tensor, ...]] = {}  # moments by index, states by caption
         self._bytes = 0
 
+    @property
+    def _modules(self) -> list[Any]:
+        return [self.vae, *(text for text, _ in self.texts)]
+
     def to_dtype(self, dtype: torch.dtype) -> None:
         """Encode in another precision from now on; a VAE that overflows in fp16 stays in fp32 (`force_upcast`)."""
-        for module in (self.text, self.vae):
+        for module in self._modules:
             nn.Module.to(module, dtype)  # without diffusers' warning
         honour_force_upcast(self.vae)
 
@@ -67,28 +79,38 @@ class Encoder:
         return posterior.mean.float() * self.factor, posterior.std.float() * self.factor
 
     @torch.no_grad()
-    def states(self, captions: Sequence[str]) -> torch.Tensor:
-        """Text states (b, tokens, c), which the UNet attends to."""
-        length = self.tokenizer.model_max_length
-        tokens = self.tokenizer(
-            [self._with_inversions(caption, self.tokenizer) for caption in captions],
+    def states(self, captions: Sequence[str]) -> tuple[torch.Tensor, ...]:
+        """Text states (b, tokens, c), which the UNet attends to, and SDXL's pooled text (b, c)."""
+        if len(self.texts) == 1:
+            return (self.text(self._tokens(captions, self.texts[0][1]))[0].float(),)
+        outputs = [text(self._tokens(captions, tokenizer), output_hidden_states=True) for text, tokenizer in self.texts]
+        states, pooled = torch.cat([one.hidden_states[-2] for one in outputs], dim=-1), outputs[-1][0]
+        given = torch.tensor([bool(caption) or not self.zeros_for_nothing for caption in captions], device=self.device)
+        return states.float() * given[:, None, None], pooled.float() * given[:, None]
+
+    def _tokens(self, captions: Sequence[str], tokenizer: Any) -> torch.Tensor:
+        tokens = tokenizer(
+            [self._with_inversions(caption, tokenizer) for caption in captions],
             padding="max_length",
             truncation=True,
-            max_length=length,
+            max_length=tokenizer.model_max_length,
             return_tensors="pt",
         ).input_ids
-        return self.text(self._pinned(tokens).to(self.device, non_blocking=True))[0].float()
+        return self._pinned(tokens).to(self.device, non_blocking=True)
 
-    def nothing(self) -> torch.Tensor:
-        """The states (tokens, c) of the empty caption, for classifier-free guidance."""
-        return self._states_of([""], keep=True)[0]
+    def nothing(self) -> Encoded:
+        """The states (tokens, c) and pooled text of the empty caption, for classifier-free guidance."""
+        parts = self._states_of([""], keep=True)[0]
+        empty = torch.empty(0, device=self.device)
+        return Encoded(empty, empty, parts[0], "", *parts[1:])
 
     def collate(self, slots: Sequence[Slot]) -> Collated:
         """Stack what goes to the device, on the host: work for a thread beside the one that encodes."""
         slots = list(slots)
         if slots and isinstance(slots[0].example, Encoded):
-            rows = [[getattr(slot.example, part) for slot in slots] for part in PARTS]
-            return Collated(slots, None, [], tuple(self._pinned(torch.stack(row)) for row in rows))
+            names = [name for name in (*PARTS, POOLED, TIME_IDS) if getattr(slots[0].example, name) is not None]
+            rows = {name: [getattr(slot.example, name) for slot in slots] for name in names}
+            return Collated(slots, None, [], {name: self._pinned(torch.stack(row)) for name, row in rows.items()})
         first = {slot.number: i for i, slot in reversed(list(enumerate(slots)))}
         new = [
             i
@@ -98,7 +120,7 @@ class Encoder:
         images = torch.stack([slots[i].example.image for i in new]) if new else None  # type: ignore[union-attr]
         if images is not None and self.on_accelerator:
             images = self._pinned(images.to(self._image_dtype))
-        return Collated(slots, images, new, ())
+        return Collated(slots, images, new, {})
 
     def encode(self, batch: Collated | Sequence[Slot]) -> list[Encoded]:
         """The examples of all slots, encoded on the encoder's device."""
@@ -107,12 +129,27 @@ class Encoder:
             return []
         captions = [slot.example.caption for slot in batch.slots]
         if batch.encoded:
-            mean, std, states = (part.to(self.device, non_blocking=True).float() for part in batch.encoded)
-            return [Encoded(mean[i], std[i], states[i], caption) for i, caption in enumerate(captions)]
+            parts = {name: part.to(self.device, non_blocking=True).float() for name, part in batch.encoded.items()}
+            rows = zip(*parts.values(), strict=True)
+            return [
+                Encoded(**dict(zip(parts, row, strict=True)), caption=caption)
+                for caption, row in zip(captions, rows, strict=True)
+            ]
         moments = self._moments_of(batch)
         texts = self._states_of(captions, keep=any(slot.number is not None for slot in batch.slots))
-        rows = [moments[i if slot.number is None else slot.number] for i, slot in enumerate(batch.slots)]
-        return [Encoded(mean, std, texts[i], captions[i]) for i, (mean, std) in enumerate(rows)]
+        pairs = [moments[i if slot.number is None else slot.number] for i, slot in enumerate(batch.slots)]
+        return [
+            Encoded(mean, std, texts[i][0], captions[i], *texts[i][1:], **self._time_ids_of(batch.slots[i].example))
+            for i, (mean, std) in enumerate(pairs)
+        ]
+
+    def _time_ids_of(self, example: Any) -> dict[str, torch.Tensor]:
+        """SDXL's time ids of a picture; one that was neither scaled nor cut has its own size and no crop."""
+        if len(self.texts) == 1:
+            return {}
+        size = tuple(example.image.shape[-2:])
+        ids = example.time_ids or (*size, 0, 0, *size)
+        return {TIME_IDS: torch.tensor(ids, dtype=torch.float32, device=self.device)}
 
     def _moments_of(self, batch: Collated) -> dict[Hashable, tuple[torch.Tensor, ...]]:
         """Mean and spread of every slot's picture, by its index, or by its place in the batch where it has none."""
@@ -137,17 +174,17 @@ class Encoder:
             rows += zip(mean[: len(part)], std[: len(part)], strict=True)
         return rows
 
-    def _states_of(self, captions: Sequence[str], keep: bool) -> list[torch.Tensor]:
+    def _states_of(self, captions: Sequence[str], keep: bool) -> list[tuple[torch.Tensor, ...]]:
         """Text states of each caption; with `keep`, those seen before are taken from memory."""
         if not keep:
-            return list(self.states(captions))
+            return list(zip(*self.states(captions), strict=True))
         new = list(dict.fromkeys(caption for caption in captions if caption not in self._kept))
         found: dict[Hashable, tuple[torch.Tensor, ...]] = {}
         for part in (new[i : i + self.row] for i in range(0, len(new), self.row)):
             padded = part + part[:1] * (self.row - len(part))
-            found |= {caption: (row,) for caption, row in zip(part, self.states(padded), strict=False)}
+            found |= dict(zip(part, zip(*self.states(padded), strict=True), strict=False))
         self._keep(found)
-        return [(found.get(caption) or self._kept[caption])[0] for caption in captions]
+        return [found.get(caption) or self._kept[caption] for caption in captions]
 
     def _keep(self, encoded: dict[Hashable, tuple[torch.Tensor, ...]]) -> None:
         """Keep what was encoded as long as there is memory, without the chunk that it is a row of."""
@@ -167,9 +204,17 @@ class Encoder:
     def sha256(self) -> str:
         """Hash of both encoders' weights, by which a cache of latents is matched with them."""
         digest = hashlib.sha256(repr(self.factor).encode())
-        for module in (self.vae, self.text):
+        for module in self._modules:
             digest.update(weights_sha256(module).encode())
         return digest.hexdigest()
+
+
+def check_encoders(data: Any, name: str, encoder: Encoder, family: Family) -> None:
+    """Raises ValueError for latents that other encoders made."""
+    if getattr(data, "encoder_sha256", None) not in (None, encoder.sha256()):
+        raise ValueError(
+            f"{name} was not encoded with {family.name}'s encoders; run asdm cache with --teacher {family.name}."
+        )
 
 
 def chunk_size(side: int, at_most: int | None) -> int:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from asdm.data.datasets import BrokenExample, Encoded, Example, Stream
+from asdm.data.datasets import BrokenExample, Encoded, Example, LeftOut, Stream
 
 T = TypeVar("T")
+Reader = Callable[[], Any]
 
 
 class Slot(NamedTuple):
@@ -35,7 +38,7 @@ class Batch(NamedTuple):
 
     slots: list[Slot]
     place: dict[str, Any]
-    broken: int  # unreadable examples so far
+    skipped: dict[str, int]  # examples left out so far, by reason; each counts once, in the first pass over the data
 
 
 class Share(NamedTuple):
@@ -67,51 +70,94 @@ def batches(
 def _by_number(
     data: Sequence[Any], batch: int, seed: int, share: Share, step: int, place: dict[str, Any], workers: int
 ) -> Iterator[Batch]:
-    """Shuffled anew every epoch; an epoch may end within a batch, so the data set may be smaller than a batch."""
+    """Shuffled anew every epoch; an epoch may end within a batch, so the data set may be smaller than a batch.
+
+    Where the data have several shapes, a batch has one.
+    """
     if not len(data):
         raise ValueError("the data set is empty; training needs at least one example.")
-    order = Orders(len(data), seed)
-    broken = int(place.get("broken", 0))
+    shapes = getattr(data, "shapes", None)
+    order = BucketOrders(shapes, batch, seed) if shapes else Orders(len(data), seed)
+    skipped, left_out = dict(place.get("skipped", {})), getattr(data, "left_out", LeftOut())
     with ThreadPoolExecutor(workers) as threads:
         positions = range(share.rank, batch, share.world)
         while True:
-            indices = [order.at(step * batch + position) for position in positions]
-            examples = list(threads.map(lambda index: _readable_from(data, index), indices))
-            broken += sum(skipped for _, _, skipped in examples)
+            places = [step * batch + position for position in positions]
+            indices = [order.at(place) for place in places]
+            examples = list(threads.map(lambda index: _readable_from(data, index, order), indices))
+            for place_in_data, (_, _, error) in zip(places, examples, strict=True):
+                if error and place_in_data < order.length:
+                    left_out.add(error.reason, error.name)
+                    skipped = skipped | {error.reason: skipped.get(error.reason, 0) + 1}
             slots = [Slot(p, example, index) for p, (index, example, _) in zip(positions, examples, strict=True)]
             step += 1
-            yield Batch(slots, {"broken": broken}, broken)
+            yield Batch(slots, {"skipped": skipped}, skipped)
 
 
 class Orders:
     """The example index at each place of an endless row of shuffled epochs."""
 
     def __init__(self, examples: int, seed: int) -> None:
-        self.examples, self.seed, self.epoch = examples, seed, -1
+        self.length, self.seed, self.epoch = examples, seed, -1
         self.order = torch.empty(0)
 
     def at(self, place: int) -> int:
-        epoch, position = divmod(place, self.examples)
+        epoch, position = divmod(place, self.length)
         if epoch != self.epoch:
-            self.epoch, self.order = epoch, torch.randperm(self.examples, generator=seeded(self.seed, epoch))
+            self.epoch, self.order = epoch, self._shuffled(seeded(self.seed, epoch))
         return int(self.order[position])
 
+    def instead_of(self, index: int, tries: int) -> int:
+        """The example that takes the place of one that cannot be read."""
+        return (index + tries) % self.length
 
-def _readable_from(data: Sequence[Any], index: int) -> tuple[int, Any, int]:
-    """The first readable example from `index` on, as (its index, example, how many were skipped)."""
-    for skipped in range(min(len(data), 1000)):
-        at = (index + skipped) % len(data)
+    def _shuffled(self, generator: torch.Generator) -> torch.Tensor:
+        return torch.randperm(self.length, generator=generator)
+
+
+class BucketOrders(Orders):
+    """Orders in which each batch has examples of one shape; a shape's last batch is filled up from its first ones."""
+
+    def __init__(self, shapes: Sequence[Any], batch: int, seed: int) -> None:
+        members: dict[Any, list[int]] = {}
+        for index, shape in enumerate(shapes):
+            members.setdefault(shape, []).append(index)
+        self.batch, self.members = batch, [torch.tensor(own) for _, own in sorted(members.items())]
+        self.bucket = {int(index): own for own in self.members for index in own}
+        super().__init__(sum(-(-len(own) // batch) for own in self.members) * batch, seed)
+
+    def instead_of(self, index: int, tries: int) -> int:
+        own = self.bucket[index]
+        return int(own[(int((own == index).nonzero()) + tries) % len(own)])
+
+    def _shuffled(self, generator: torch.Generator) -> torch.Tensor:
+        rows = []
+        for own in self.members:
+            mixed = own[torch.randperm(len(own), generator=generator)]
+            wanted = -(-len(own) // self.batch) * self.batch
+            rows.append(mixed.repeat(-(-wanted // len(own)))[:wanted].view(-1, self.batch))
+        batches = torch.cat(rows)
+        return batches[torch.randperm(len(batches), generator=generator)].flatten()
+
+
+def _readable_from(data: Sequence[Any], index: int, order: Orders) -> tuple[int, Any, BrokenExample | None]:
+    """The first readable example from `index` on, as (its index, example, why not the one at `index`)."""
+    first: BrokenExample | None = None
+    for tries in range(min(len(data), 1000)):
+        at = order.instead_of(index, tries) if tries else index
         try:
-            return at, data[at], skipped
+            return at, data[at], first
         except BrokenExample as error:
-            last = error
-    raise ValueError(f"none of the examples can be read: {last}") from None
+            first = first or error
+    raise ValueError(f"none of the examples can be read: {first}") from None
 
 
 def _from_lanes(
     data: Stream, batch: int, seed: int, share: Share, step: int, place: dict[str, Any], workers: int
 ) -> Iterator[Batch]:
     """Lane n mod lanes feeds the n-th position of all batches in a row, so that each lane belongs to one process."""
+    if getattr(getattr(data, "selection", None), "buckets", False):
+        raise ValueError("a batch of shards has pictures of several shapes; cache them first (asdm cache --buckets).")
     if data.lanes % share.world:
         raise ValueError(
             f"{data.lanes} lanes of shards cannot be split between {share.world} processes; choose a number of "
@@ -131,9 +177,16 @@ def _from_lanes(
         while True:
             slots = [slot for row in threads.map(next_of, places) for slot in row]
             step += 1
-            broken = sum(at.get("broken", 0) for at in places.values())
+            skipped: Counter[str] = Counter()
+            for at in places.values():
+                skipped.update(at.get("skipped", {}))
             now = {str(lane): dict(at) for lane, at in places.items()}
-            yield Batch(sorted(slots, key=lambda slot: slot.position), now, broken)
+            yield Batch(sorted(slots, key=lambda slot: slot.position), now, dict(skipped))
+
+
+def readers(data: Sequence[Any], indices: Iterable[int]) -> Iterator[Reader]:
+    """Functions that read examples, in order, as a stream's `in_order` gives them."""
+    return (partial(data.__getitem__, index) for index in indices)
 
 
 # ---------------------------------------------------------------------------------------------- prefetching

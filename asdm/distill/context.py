@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from asdm.data import datasets
-from asdm.data.encoder import Encoder, chunk_size
+from asdm.data.drawn import drawn
+from asdm.data.encoder import Encoder, check_encoders, chunk_size
+from asdm.data.settings import selection_of
 from asdm.distill import losses
 from asdm.distill.precision import frozen_dtype
 from asdm.distill.settings import DistillSettings, micro_batch
@@ -21,7 +23,7 @@ from asdm.models import example_inputs, loading
 from asdm.models.loading import weights_sha256
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import PictureSetup, checkpoint_of
-from asdm.models.sources import weights_of
+from asdm.utils.progress import Tell
 
 
 @dataclass
@@ -57,6 +59,7 @@ class TrainContext:
     prediction_type: str
     teacher_sha256: str
     on_progress: ProgressCallback
+    data_name: str = ""  # what is opened: pictures that the teacher drew where `settings.data` are prompts
 
 
 def load_context(
@@ -64,12 +67,13 @@ def load_context(
 ) -> TrainContext:
     """Load the teacher with its encoders, and open the data."""
     family = recipe.family
-    settings = replace(settings, weights=weights_of(family, settings, needs="asdm distill"))
+    assert settings.data is not None, "distill() fills it in"
     on_progress(TrainProgress("loading the teacher", 0, settings.steps))
     device = str(accelerator.device)
     setup = PictureSetup(**checkpoint_of(settings), device=device, seed=settings.seed, size=settings.size)
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
-    data = datasets.open_source(settings.data, settings.split, side)
+    opened = drawn(settings.data, family, settings, side, device, _telling(on_progress, settings))
+    data = datasets.open_source(opened, settings.split, side, selection_of(settings))
     teacher: Any = loading.load_teacher(family, setup)
     teacher.requires_grad_(False)
     diffusers_pipeline = pipeline(family, teacher, setup)
@@ -82,11 +86,10 @@ def load_context(
     losses.check_schedule(alphas, prediction_type, family.name)
     own = micro_batch(settings, accelerator.num_processes)
     encoder = Encoder(diffusers_pipeline, chunk_size(side, settings.micro_batch), own)
-    if getattr(data, "encoder_sha256", None) not in (None, encoder.sha256()):
-        raise ValueError(
-            f"{settings.data} was not encoded with {family.name}'s encoders; run asdm cache with --teacher "
-            f"{family.name}."
-        )
+    check_encoders(data, settings.data, encoder, family)
+    for name in sorted({name for stage in recipe.stages for name in stage.weights}):
+        if check := getattr(losses.load(name), "check_network", None):
+            check(settings)  # here, not after the hours that earlier stages take
     if dtype := frozen_dtype(settings):
         encoder.to_dtype(dtype)
     return TrainContext(
@@ -102,7 +105,12 @@ def load_context(
         prediction_type=prediction_type,
         teacher_sha256=weights_sha256(teacher),
         on_progress=on_progress,
+        data_name=opened,
     )
+
+
+def _telling(on_progress: ProgressCallback, settings: DistillSettings) -> Tell:
+    return lambda stage, done, eta_s: on_progress(TrainProgress(stage, done, settings.steps, eta_s=eta_s))
 
 
 def make_accelerator(settings: DistillSettings) -> Any:

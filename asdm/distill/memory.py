@@ -54,7 +54,7 @@ def estimate_memory(
         optimizer=int(2 * learning * moments),
         average=learning if settings.ema else 0,
         activations=_activation_bytes(recipe, stage, student, applied, terms, places, settings, world),
-        encoding=0 if settings.data.startswith("latents") else _encoding_bytes(recipe.family, settings, world),
+        encoding=0 if (settings.data or "").startswith("latents") else _encoding_bytes(recipe.family, settings, world),
     )
 
 
@@ -83,7 +83,9 @@ def _activation_bytes(
     micro = micro_batch(settings, world)
     inputs = example_inputs.unet_inputs(recipe.family, batch=micro, size=settings.size, device="meta")
     noisy, timesteps = inputs["sample"], torch.empty(micro, dtype=torch.long, device="meta")
+    more = inputs.get("added_cond_kwargs", {})
     args = (noisy, timesteps, inputs["encoder_hidden_states"], torch.empty_like(noisy), noisy.new_empty(micro))
+    args = (*args, *(more[name] for name in ("text_embeds", "time_ids") if name in more))
     terms = tuple(name for name in terms if not losses.needs_network(name))
     task = DistillationTask(
         student, recipe.meta_teacher, applied, Objective(terms, places, "epsilon", stage.mode, stage.normalise)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from asdm.data import datasets
-from asdm.distill import run_folder
+from asdm.data.choice import data_for, is_emoji
+from asdm.distill import held_out, run_folder
 from asdm.distill.checkpoint import save_paused_student
 from asdm.distill.context import ProgressCallback, TrainContext, TrainProgress, load_context, make_accelerator
 from asdm.distill.dry_run import preview_stage
@@ -18,7 +21,7 @@ from asdm.distill.memory import check_memory
 from asdm.distill.precision import torch_settings
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_student
-from asdm.distill.stages import Recipe, check_pause, end_step, resolve_recipe, select_stages
+from asdm.distill.stages import Recipe, ResolvedRecipe, check_pause, end_step, resolve_recipe, select_stages
 from asdm.distill.trainer import train_stage
 from asdm.measure import machine
 from asdm.models.sources import weights_of
@@ -55,11 +58,13 @@ def distill(
     disk; Diverged for a loss that is not finite or spikes; KeyboardInterrupt, after a checkpoint, when told to stop.
     """
     resolved = resolve_recipe(source, teacher, settings, recipe)
-    settings = replace(settings, weights=weights_of(resolved.family, settings, needs="asdm distill"))
+    settings = _completed(settings, resolved, {} if force else run_folder.identity_in(output))
+    run_folder.check_folder(output)
+    if not force:
+        resolved = run_folder.with_more_steps(output, resolved)
     selected = select_stages(resolved.stages, only)
     if until is not None:
         check_pause(resolved.stages, until, only)
-    run_folder.check_folder(output)
     accelerator = make_accelerator(settings)
     done = run_folder.finished_stages(output, resolved.stages)
     on_progress(TrainProgress("counting memory", 0, settings.steps))
@@ -93,6 +98,14 @@ def distill(
         accelerator.wait_for_everyone()
     accelerator.end_training()
     return result
+
+
+def _completed(settings: DistillSettings, recipe: ResolvedRecipe, before: Mapping[str, Any]) -> DistillSettings:
+    """The settings with what was left to the run so far, the teacher and the data: weights, data set, VGG."""
+    weights = weights_of(recipe.family, settings, "asdm distill")
+    data = data_for(settings.data or before.get("data"), recipe.family, "asdm distill")
+    vgg = settings.vgg or before.get("vgg") or ("mini" if is_emoji(data) else "imagenet")
+    return replace(settings, weights=weights, data=data, vgg=vgg)
 
 
 def _run_record(context: TrainContext, command: str) -> DistillRun:
@@ -132,12 +145,13 @@ def _finish(context: TrainContext, results: list[StageResult], until: int | None
         created_utc=utc_now(),
         name=recipe.plan.name,
         family=recipe.family.name,
-        data=context.settings.data,
+        data=str(context.settings.data),
         seed=context.settings.seed,
         plan_sha256=recipe.plan.sha256(),
         student_sha256=sha256_file.read_text().strip() if complete else None,
         stages=tuple(results),
         paused_at=None if complete else until,
+        held_out=held_out.measure(context) if complete and context.accelerator.is_main_process else None,
     )
     if context.accelerator.is_main_process:
         result.save(context.folder / run_folder.RESULT, force=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from asdm.distill.stages import ResolvedRecipe, Stage
+from asdm.distill.stages import ResolvedRecipe, Stage, end_step
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import locks, snapshots
 from asdm.utils.io import brief, check_writable, make_folder, utc_now
@@ -33,21 +34,68 @@ def claim_folder(
     if force:
         _clear(folder)
         return _write(folder, wanted)
+    longer = _is_longer(existing, wanted)
     for key in existing.identity | wanted.identity:
+        if longer and key in ("steps", "stages"):
+            continue
         if existing.identity.get(key) != (value := wanted.identity.get(key)):
             raise ValueError(_another_run(folder, key, existing.identity.get(key), value))
     changed = {key: value for key, value in wanted.tuning.items() if existing.tuning.get(key) != value}
-    if not changed:
+    if not changed and not longer:
         return existing
-    if not amend:
+    if changed and not amend:
         key = next(iter(changed))
         raise ValueError(
             f"{folder} was trained with {key} {brief(existing.tuning.get(key))} so far, got {brief(changed[key])}; use "
             "the same value, add --amend to continue with the new one, or choose another output."
         )
-    note = {"from_step": step, "created_utc": utc_now(), "was": {key: existing.tuning.get(key) for key in changed}}
-    amended = existing.model_copy(update={"tuning": wanted.tuning, "amended": (*existing.amended, note)})
-    return _write(folder, amended)
+    was = {key: existing.tuning.get(key) for key in changed}
+    was |= {"steps": existing.identity["steps"]} if longer else {}
+    note = {"from_step": step, "created_utc": utc_now(), "was": was}
+    changes = {"identity": wanted.identity, "tuning": wanted.tuning, "amended": (*existing.amended, note)}
+    return _write(folder, existing.model_copy(update=changes))
+
+
+def _is_longer(existing: DistillRun, wanted: DistillRun) -> bool:
+    """Whether a run is the one in its folder with more steps."""
+    before, after = (run.identity.get("steps") for run in (existing, wanted))
+    if not isinstance(before, int) or not isinstance(after, int) or before >= after:
+        return False
+    return _stages_but_steps(existing) == _stages_but_steps(wanted)
+
+
+def _stages_but_steps(run: DistillRun) -> list[dict[str, Any]]:
+    stages: Any = run.identity.get("stages", [])
+    return [{key: value for key, value in stage.items() if key != "steps"} for stage in stages]
+
+
+def with_more_steps(folder: Path, recipe: ResolvedRecipe) -> ResolvedRecipe:
+    """A recipe whose run in `folder` had fewer steps: stages that it finished keep theirs, the last gets the rest.
+
+    Raises ValueError where the run is finished and the checkpoint that it would go on from was deleted.
+    """
+    if not (folder / RUN).exists():
+        return recipe
+    stages: Any = DistillRun.load(folder / RUN).identity.get("stages", [])
+    before = {stage["name"]: stage["steps"] for stage in stages}
+    *earlier, last = recipe.stages
+    if before.keys() != {stage.name for stage in recipe.stages} or sum(before.values()) > end_step(recipe.stages, last):
+        return recipe
+    finished = [stage.name for stage in recipe.stages if (stage_folder(folder, stage.name) / "stage.json").exists()]
+    kept = [replace(stage, steps=before[stage.name]) if stage.name in finished else stage for stage in earlier]
+    rest = end_step(recipe.stages, last) - sum(stage.steps for stage in kept)
+    goes_on = last.name in finished and rest > before[last.name]
+    if goes_on and snapshots.newest(folder / "checkpoints" / last.name) is None:
+        raise ValueError(
+            f"{folder} is finished, and the last checkpoint, from which it would go on to more steps, is gone from "
+            f"checkpoints/{last.name}; choose another output."
+        )
+    return replace(recipe, stages=(*kept, replace(last, steps=rest)))
+
+
+def identity_in(folder: Path) -> dict[str, Any]:
+    """What a folder's run is, or nothing where there is none."""
+    return dict(DistillRun.load(folder / RUN).identity) if (folder / RUN).exists() else {}
 
 
 def check_folder(folder: Path) -> None:
@@ -111,9 +159,14 @@ def stage_folder(folder: Path, stage: str) -> Path:
 
 
 def finished_stages(folder: Path, stages: Sequence[Stage]) -> dict[str, StageResult]:
-    """The result of each stage that is done, by its name."""
+    """The result of each stage that is done, by its name; one that is to have more steps is not."""
     files = {stage.name: stage_folder(folder, stage.name) / "stage.json" for stage in stages}
-    return {name: StageResult.model_validate_json(file.read_text()) for name, file in files.items() if file.exists()}
+    results = {name: StageResult.model_validate_json(file.read_text()) for name, file in files.items() if file.exists()}
+    return {stage.name: results[stage.name] for stage in stages if _steps_in(results, stage) == stage.steps}
+
+
+def _steps_in(results: Mapping[str, StageResult], stage: Stage) -> int | None:
+    return results[stage.name].steps if stage.name in results else None
 
 
 def scaler_after(folder: Path, stages: Sequence[Stage]) -> dict[str, Any] | None:
@@ -123,12 +176,12 @@ def scaler_after(folder: Path, stages: Sequence[Stage]) -> dict[str, Any] | None
 
 def step_reached(folder: Path, recipe: ResolvedRecipe) -> int:
     """The last step, counted over all stages, that a checkpoint or a finished stage holds."""
-    reached = start = 0
+    reached, start, done = 0, 0, finished_stages(folder, recipe.stages)
     for stage in recipe.stages:
         checkpoint = snapshots.newest(folder / "checkpoints" / stage.name)
         if checkpoint:
             reached = start + checkpoint.step
-        if stage_folder(folder, stage.name).exists():
+        if stage.name in done:
             reached = start + stage.steps
         start += stage.steps
     return reached
@@ -144,7 +197,8 @@ def finished_result(folder: Path, stages: Sequence[Stage]) -> DistillResult | No
     """The result of a run whose stages are all done, or None."""
     path = folder / RESULT
     result = DistillResult.load(path) if path.exists() else None
-    return result if result and len(result.stages) == len(stages) else None
+    steps = [stage.steps for stage in stages]
+    return result if result and [stage.steps for stage in result.stages] == steps else None
 
 
 def publish_student(stage: Path, folder: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.data.settings import Split, Workers
+from asdm.data.settings import SOURCES, Selection, Split, Workers
 from asdm.models.settings import DTYPES, Device, SquareSize, Threads, WholeCheckpoint
 from asdm.utils.settings import Option, check_bounds
 
@@ -20,15 +20,13 @@ CheckpointSeconds = Annotated[
 
 
 @dataclass(frozen=True)
-class DistillSettings(WholeCheckpoint):
+class DistillSettings(WholeCheckpoint, Selection):
     """How a recipe is run. `batch` is a step's, over all processes.
 
     What is neither in a run's identity nor its tuning (`micro_batch`, `workers`, …) changes no more than rounding.
     """
 
-    data: Annotated[
-        str, Option("emoji, folder:DIR, webdataset:SHARDS ({0000..0099} expands; files or URLs) or latents:DIR.")
-    ] = "emoji"
+    data: Annotated[str | None, Option(f"{SOURCES}; default: emoji for the mini, which knows nothing else.")] = None
     steps: Annotated[int, Option("Optimizer steps of all stages together.", at_least=1)] = 10_000
     split: Split = "train"
     seed: TrainingSeed = 0
@@ -61,7 +59,10 @@ class DistillSettings(WholeCheckpoint):
     spike: Annotated[
         float, Option("Stop when a loss term exceeds its running mean this many times; 0: never.", at_least=0)
     ] = 20.0
-    vgg: Annotated[str, Option("Network of the perceptual term: mini, imagenet, or a folder.")] = "mini"
+    vgg: Annotated[
+        str | None,
+        Option("Network of the perceptual term: mini, imagenet, or a folder; default: mini for emoji, else imagenet."),
+    ] = None
     gradient_checkpointing: Annotated[
         bool, Option("Save memory by computing activations a second time in the backward pass.")
     ] = False

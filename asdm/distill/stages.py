@@ -14,7 +14,7 @@ from asdm.distill.losses import Mode
 from asdm.distill.settings import DistillSettings, check_settings
 from asdm.models import build, graft, loading, student as students
 from asdm.models.families import Family
-from asdm.models.sources import family_of
+from asdm.models.sources import family_in_plan, family_of
 from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
@@ -72,9 +72,12 @@ class ResolvedRecipe:
 
 
 def resolve_recipe(source: str, teacher: str | None, settings: DistillSettings, recipe: Recipe) -> ResolvedRecipe:
-    """The stages of a recipe for a plan and a teacher; raises ValueError for settings or terms that do not fit."""
+    """The stages of a recipe for a plan and a teacher, by default the plan's family.
+
+    Raises ValueError for settings or terms that do not fit.
+    """
     check_settings(settings)
-    family = family_of(teacher, settings)
+    family = family_of(teacher or family_in_plan(source), settings)
     check_caption_only(family.unet, family.name, "asdm distill")
     shapes = loading.meta_unet(family).requires_grad_(False)
     resolved = students.read_plan(source, shapes, family.name)

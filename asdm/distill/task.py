@@ -34,6 +34,8 @@ class Objective:
 class DistillationTask(nn.Module):
     """`task(noisy, timesteps, states, target, alpha)` gives each loss term by name, one value per image (b,).
 
+    SDXL's takes the pooled text (b, c) and the time ids (b, 6) as well.
+
     The student is its only child module, so what wraps the task (DDP, FSDP, autocast) sees one module with one
     forward. The teacher stays outside the module tree, so DDP and FSDP do not touch it.
     """
@@ -57,8 +59,12 @@ class DistillationTask(nn.Module):
         states: torch.Tensor,
         target: torch.Tensor,
         alpha: torch.Tensor,
+        pooled: torch.Tensor | None = None,
+        time_ids: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         unet_inputs = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states, "return_dict": False}
+        if pooled is not None:
+            unet_inputs["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids}
         if self._blockwise:
             prediction, teacher_prediction, pairs = self._blockwise(unet_inputs)
             maps = {name: pairs for name, term in self._terms.items() if term.COMPARES == "block_outputs"}

@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import torch
 
@@ -176,7 +176,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
                 # Log the step, report progress, and draw validation images.
                 now = time.perf_counter()
-                totals.add(now - started, batch.broken)
+                totals.add(now - started, batch.skipped)
                 pace = (time.monotonic() - began) / (step - first)
                 progress.step, progress.images_per_s = step, settings.batch / pace
                 progress.shares = phases.shares()
@@ -218,13 +218,16 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         overhead=1 - totals.share(totals.busy_s),
         phases={phase: totals.share(getattr(totals, f"{phase}_s")) for phase in (DATA, ENCODE, COMPUTE)},
         broken_examples=totals.broken,
+        why_skipped=totals.skipped,
         audit=audit,
         teacher_sha256=sha256,
         scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
         **first_and_last_losses(read_log(context.folder / LOG), stage.name),
     )
     save_student(context, stage, model, result)
-    if main:
+    if main and stage is recipe.stages[-1]:
+        snapshots.keep_last(folder, 1)  # from which the run goes on, should it get more steps
+    elif main:
         shutil.rmtree(folder)
     accelerator.free_memory()
     return result
@@ -232,16 +235,18 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
 @dataclass
 class StageTotals:
-    """Totals of a stage over all its calls: seconds, those of each phase, and broken examples."""
+    """Totals of a stage over all its calls: seconds, those of each phase, and examples that were left out."""
 
     seconds: float = 0.0
     busy_s: float = 0.0  # encoding, forward, backward and update
     broken: int = 0
     data_s: float = 0.0
     encode_s: float = 0.0
+    skipped: dict[str, int] = field(default_factory=dict)  # `broken` by reason
 
-    def add(self, seconds: float, broken: int) -> None:
-        self.seconds, self.broken = self.seconds + seconds, self.broken + broken
+    def add(self, seconds: float, skipped: Mapping[str, int]) -> None:
+        """Add a step, given all that was left out so far."""
+        self.seconds, self.skipped, self.broken = self.seconds + seconds, dict(skipped), sum(skipped.values())
 
     def with_phases(self, seconds: Mapping[str, float]) -> StageTotals:
         """These totals and the phases of this call."""

@@ -23,7 +23,7 @@ from asdm.evaluate.latency import (
     time_components,
 )
 from asdm.evaluate.quality import judge_all, open_judgement
-from asdm.evaluate.settings import BenchSettings
+from asdm.evaluate.settings import BenchSettings, with_protocol
 from asdm.measure import backends, clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import build, execution, loading
@@ -50,6 +50,7 @@ def bench(
 
     Raises ValueError for an unknown family or student, a student of another teacher, or too little memory.
     """
+    settings = with_protocol(settings)
     execution.check_setup(settings)
     needs = "asdm bench --quality" if settings.quality else None
     family, weights = resolve(teacher, settings, needs)
@@ -65,7 +66,7 @@ def bench(
     # Bad input is found on the meta device, before gigabytes are loaded.
     shapes = loading.meta_unet(family, settings.dtype)
     drafts = with_distinct_names([without_weights(source, shapes, family, settings) for source in sources])
-    judging = open_judgement(settings) if settings.quality else None
+    judging = open_judgement(settings, family) if settings.quality else None
     memory.require(shapes, family, drafts, settings, backend)
 
     tell("loading", 0, None)

@@ -6,31 +6,37 @@ the teacher's own value changes by when it generates from other seeds.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from asdm.data.datasets import Example
-from asdm.evaluate import metrics
+from asdm.data import datasets
+from asdm.data.choice import data_for, is_emoji
+from asdm.data.drawn import drawn
+from asdm.evaluate import judges, metrics
 from asdm.evaluate.compared import ComparedUNet
-from asdm.evaluate.generation import GeneratedImages, generate_images, thumbnail
+from asdm.evaluate.generation import Pictures, StoredImages, store_images, thumbnail
 from asdm.evaluate.metrics import JudgedImages, Reference, Samples
+from asdm.evaluate.real_pictures import real_examples, store_real
 from asdm.evaluate.settings import BenchSettings
-from asdm.models import networks
+from asdm.models import example_inputs, loading, networks
 from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
-from asdm.records.bench import Drawing, Metric
-from asdm.utils import registry
+from asdm.models.settings import checkpoint_of
+from asdm.records.bench import MEASURES, Drawing, Metric
+from asdm.utils import console
+from asdm.utils.io import cache_folder, sha256_of
 from asdm.utils.progress import Tell
 
 
 class Judgement(Reference):
     """Judges images beside the teacher's and beside real ones."""
 
-    def of(self, everyone: Sequence[GeneratedImages], again: GeneratedImages) -> list[dict[str, Metric]]:
+    def of(self, everyone: Sequence[Pictures], again: Pictures) -> list[dict[str, Metric]]:
         """Every metric of the teacher, which comes first, and of its students.
 
         `again` are the teacher's images from other seeds.
@@ -38,14 +44,12 @@ class Judgement(Reference):
         judge = self.beside(everyone[0], again)
         return [judge(images) for images in everyone]
 
-    def beside(
-        self, teacher: GeneratedImages, again: GeneratedImages
-    ) -> Callable[[GeneratedImages], dict[str, Metric]]:
+    def beside(self, teacher: Pictures, again: Pictures) -> Callable[[Pictures], dict[str, Metric]]:
         """A function that judges a student beside one teacher, which is itself judged only once."""
         teacher_values, noise = self.alone(teacher), self.alone(again)
         floors = _metrics(self.agreement(again, teacher))
 
-        def judge(images: GeneratedImages) -> dict[str, Metric]:
+        def judge(images: Pictures) -> dict[str, Metric]:
             own = teacher_values if images is teacher else self.alone(images)
             alone = {
                 name: _beside(metric, teacher_values[name].value, abs(teacher_values[name].value - noise[name].value))
@@ -56,24 +60,29 @@ class Judgement(Reference):
 
         return judge
 
-    def alone(self, images: GeneratedImages) -> dict[str, Metric]:
+    def alone(self, images: Pictures) -> dict[str, Metric]:
         """Metrics against the real images and captions."""
         return _metrics(self.samples(images))
 
-    def samples(self, images: GeneratedImages) -> dict[str, Samples]:
+    def samples(self, images: Pictures) -> dict[str, Samples]:
         """Samples of the metrics against the real images and captions."""
         return self._compared(images, self.real_images, "real")
 
     @torch.inference_mode()
-    def agreement(self, images: GeneratedImages, teacher: GeneratedImages) -> dict[str, Samples]:
+    def agreement(self, images: Pictures, teacher: Pictures) -> dict[str, Samples]:
         """Samples of the metrics against the teacher's images, which a student generates from the same seeds."""
         return self._compared(images, JudgedImages.of(self.judge, teacher), "teacher")
 
     def _compared(
-        self, images: GeneratedImages, target: JudgedImages, against: Literal["real", "teacher"]
+        self, images: Pictures, target: JudgedImages, against: Literal["real", "teacher"]
     ) -> dict[str, Samples]:
         judged = JudgedImages.of(self.judge, images)
-        rows = {name: m.samples(judged, target, self) for name, m in metrics.modules(against).items()}
+        chosen = {
+            name: module
+            for name, module in metrics.modules(against).items()
+            if self.metrics is None or name in self.metrics
+        }
+        rows = {name: module.samples(judged, target, self) for name, module in chosen.items()}
         return {name: samples for name, samples in rows.items() if samples is not None}
 
 
@@ -85,52 +94,173 @@ def _beside(metric: Metric, teacher: float, noise_floor: float) -> Metric:
     return metric.model_copy(update={"teacher": teacher, "noise_floor": noise_floor})
 
 
+# ---------------------------------------------------------------------------------------------- networks
+
+ON_EMOJI = (
+    "frechet_distance", "kernel_distance", "clip_score", "recall_at_1", "perceptual_to_teacher",
+    "latent_mse_to_teacher",
+)  # fmt: skip
+ON_PICTURES = (
+    "fid", "kid", "inception_score", "clip_score", "recall_at_1", "lpips_to_teacher", "latent_mse_to_teacher",
+)  # fmt: skip
+
+
+def open_networks(settings: BenchSettings, data: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a Judgement that depend on the data: judge, VGG, metrics (and `also` some more), their networks.
+
+    A network that is not at hand leaves its metrics out, which a message says. Raises ValueError where such a metric
+    was named, for unknown names, and where nothing is left.
+    """
+    where = _named_networks(settings)
+    asked = (*(settings.metric or ()), *also)
+    for name in asked:
+        if name not in MEASURES:
+            raise ValueError(f"unknown metric {name!r}; choose from {', '.join(MEASURES)}.")
+    usual = ON_EMOJI if is_emoji(data) else ON_PICTURES
+    chosen = tuple(dict.fromkeys((*(settings.metric or usual), *also)))
+    modules = {name: module for against in metrics.AGAINST for name, module in metrics.modules(against).items()}
+    opened: dict[str, Any] = {}
+    for name in chosen:
+        network = getattr(modules[name], "NETWORK", None)
+        if network is None or network in opened:
+            continue
+        try:
+            opened[network] = modules[name].load_network(where.get(network))
+        except ValueError as error:
+            if network in where or any(getattr(modules[one], "NETWORK", None) == network for one in asked):
+                raise
+            opened[network] = None
+            console.say(f"Left out: {', '.join(_metrics_of(network, chosen, modules))}; {error}")
+    judge = judges.judge_for(settings.judge, data) if {*chosen} & {*JUDGED} else None
+    vgg = networks.Vgg.load() if is_emoji(data) else None
+    return {"judge": judge, "vgg": vgg, "metrics": chosen, "networks": {k: v for k, v in opened.items() if v}}
+
+
+JUDGED = ("frechet_distance", "kernel_distance", "clip_score", "recall_at_1")  # by `--judge`
+
+
+def _metrics_of(network: str, chosen: Sequence[str], modules: dict[str, Any]) -> list[str]:
+    return [MEASURES[name].title for name in chosen if getattr(modules[name], "NETWORK", None) == network]
+
+
+def _named_networks(settings: BenchSettings) -> dict[str, str]:
+    """`["inception=FILE"]` → {"inception": "FILE"}."""
+    known = sorted({m.NETWORK for a in metrics.AGAINST for m in metrics.modules(a).values() if hasattr(m, "NETWORK")})
+    named = {}
+    for text in settings.network or ():
+        name, mark, place = text.partition("=")
+        if not mark or name not in known:
+            raise ValueError(f"--network takes NAME=FILE|DIR|HUB_ID with a NAME of {', '.join(known)}, got {text!r}.")
+        named[name] = place
+    return named
+
+
 # ---------------------------------------------------------------------------------------------- benchmark
 
 
-def open_judgement(settings: BenchSettings) -> Judgement:
-    """The judge of a benchmark and the part of its data set that it compares with."""
-    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split)
-    return judgement(data, f"{settings.data} has {len(data)} in its split {settings.split}", settings)
+@dataclass(frozen=True)
+class Judging:
+    """What a benchmark judges by, before a pipeline is loaded: its data set and the networks."""
+
+    data: Any
+    name: str
+    networks: dict[str, Any]
 
 
-def judgement(data: Sequence[Example], has: str, settings: BenchSettings) -> Judgement:
-    """The judge, and the real images and captions that it compares with: a part of the data, the same one each time.
+def open_judgement(settings: BenchSettings, family: Family) -> Judging:
+    """The judge of a benchmark and its data set; raises ValueError for too few examples, or latents of other encoders.
 
-    Raises ValueError, saying what the data `has`, if that is too few.
+    Nothing of it depends on weights, so that bad input is found before they are loaded.
     """
-    if not 2 <= settings.pictures <= len(data):
-        raise ValueError(f"pictures must be between 2 and the number of examples, got {settings.pictures}: {has}.")
-    picks = np.random.default_rng(0).permutation(len(data))[: settings.pictures]
-    judge = networks.ClipJudge(settings.judge) if settings.judge else networks.Judge.load()
-    pool = sorted({example.caption for example in data})
-    return Judgement(judge, networks.Vgg.load(), [data[int(i)] for i in picks], pool)
+    name = data_for(settings.data, family, "asdm bench --quality")
+    side = example_inputs.latent_size(family, settings.size) * family.vae_factor
+    name = drawn(name, family, settings, side, settings.device)
+    data = datasets.open_source(name, settings.split, side)
+    if not isinstance(data, datasets.Stream):
+        _check_count(settings.pictures, len(data), f"{name} has {len(data)} in its split {settings.split}")
+    return Judging(data, name, open_networks(settings, name))
+
+
+def _check_count(pictures: int, count: int, has: str) -> None:
+    if not 2 <= pictures <= count:
+        raise ValueError(f"pictures must be between 2 and the number of examples, got {pictures}: {has}.")
+
+
+def judgement(data: Any, name: str, settings: BenchSettings, pipe: Any, also: Sequence[str] = ()) -> Judgement:
+    """A judgement with its real pictures in memory: a part of the data, the same one each time.
+
+    Raises ValueError, saying what the data have, if that is too few.
+    """
+    if not isinstance(data, datasets.Stream):
+        _check_count(settings.pictures, len(data), f"{name} has {len(data)}")
+    real = list(real_examples(data, name, settings.pictures, pipe))
+    return Judgement(real=real, pool=_pool(data, real), **open_networks(settings, name, also))
+
+
+def _pool(data: Any, real: Sequence[datasets.Example]) -> list[str]:
+    """The captions among which a picture's own is looked for."""
+    return sorted(set(getattr(data, "captions", None) or [example.caption for example in real]))
 
 
 def judge_all(
-    judging: Judgement, everyone: Sequence[ComparedUNet], family: Family, settings: BenchSettings, tell: Tell
+    judging: Judging, everyone: Sequence[ComparedUNet], family: Family, settings: BenchSettings, tell: Tell
 ) -> tuple[list[dict[str, Metric]], tuple[Drawing, ...]]:
     """The metrics of every UNet, the teacher's first, and the images to keep.
 
-    The teacher generates twice: the difference between its two series of seeds is the noise floor.
+    The teacher generates twice: the difference between its two series of seeds is the noise floor. Pictures are PNG
+    files; the teacher's and the real ones are kept for later benchmarks, a student's until it is judged.
     """
     pipe = pipeline(family, everyone[0].unet, settings)
-    captions, guidance_scale = judging.captions, settings.guidance_scale
-    assert guidance_scale is not None, "bench() fills it in"
+    root = cache_folder("pictures")
+    tell("reading real pictures", 0, None)
+    reading = partial(tell, "reading real pictures")
+    real, captions = store_real(judging.data, judging.name, settings, pipe, root, reading)
+    reference = Judgement(
+        real=[datasets.Example(torch.empty(0), caption) for caption in captions],
+        real_pictures=replace(real, side=settings.judged_size),
+        pool=_pool(judging.data, [datasets.Example(torch.empty(0), caption) for caption in captions]),
+        **judging.networks,
+    )
+    assert settings.guidance_scale is not None, "bench() fills it in"
+    own_folders = []
 
-    def generate(compared: ComparedUNet, seed: int) -> GeneratedImages:
+    def generate(compared: ComparedUNet, seed: int) -> StoredImages:
         pipe.register_modules(unet=compared.unet)
+        folder = root / _key(compared, captions, seed, family, settings)
+        own_folders.append(folder)
         progress = partial(tell, f"{compared.name} generates images from seed {seed}")
-        return generate_images(pipe, captions, seed, settings.steps, guidance_scale, progress, size=settings.size)
+        options = (settings.steps, settings.guidance_scale, folder, progress, settings.size, settings.judged_size)
+        return store_images(pipe, captions, seed, *options)
 
     teacher, again = generate(everyone[0], settings.seed), generate(everyone[0], settings.seed + len(captions))
+    console.say(f"The teacher's pictures are kept in {teacher.folder} and {again.folder}.")
     generated = [teacher, *(generate(student, settings.seed) for student in everyone[1:])]
     tell("judging", 0, None)
-    kept = tuple(_drawing(judging, generated, i, settings.seed) for i in range(settings.keep))
-    return judging.of(generated, again), kept
+    kept = tuple(_drawing(reference, generated, i, settings.seed) for i in range(settings.keep))
+    result = reference.of(generated, again)
+    for folder in own_folders[2:]:
+        if folder not in own_folders[:2]:
+            shutil.rmtree(folder, ignore_errors=True)
+    return result, kept
 
 
-def _drawing(judging: Judgement, generated: Sequence[GeneratedImages], i: int, first_seed: int) -> Drawing:
-    teacher, *others = (thumbnail(images.images[i]) for images in generated)
-    image, caption = judging.real[i]
-    return Drawing(caption=caption, seed=first_seed + i, real=thumbnail(image), teacher=teacher, students=tuple(others))
+def _key(compared: ComparedUNet, captions: Sequence[str], seed: int, family: Family, settings: BenchSettings) -> str:
+    """A folder's name that only the same pictures get: by weights, captions, seed, sampling, precision and device."""
+    facts = {
+        "unet": loading.weights_sha256(compared.unet),
+        "config": loading.unet_config_sha256(compared.shapes.config),
+        "checkpoint": {name: value for name, value in checkpoint_of(settings).items() if value is not None},
+        "family": [family.name, family.prediction_type],
+        "captions": list(captions),
+        "seed": seed,
+        **{name: getattr(settings, name) for name in ("steps", "guidance_scale", "size", "dtype", "device")},
+    }
+    return sha256_of(facts)[:16]
+
+
+def _drawing(judging: Judgement, generated: Sequence[Pictures], i: int, first_seed: int) -> Drawing:
+    rows = range(i, i + 1)
+    teacher, *others = (thumbnail(images.images_in(rows)[0]) for images in generated)
+    real = thumbnail(judging.real_images.source.images_in(rows)[0])
+    caption = judging.captions[i]
+    return Drawing(caption=caption, seed=first_seed + i, real=real, teacher=teacher, students=tuple(others))

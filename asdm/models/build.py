@@ -12,8 +12,7 @@ from asdm.models import example_inputs, execution, graft, loading, student as st
 from asdm.models.execution import RANDOM
 from asdm.models.families import Family
 from asdm.models.settings import Setup
-from asdm.models.sources import resolve
-from asdm.plan import presets
+from asdm.models.sources import family_in_plan, resolve
 from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult, FreezeAudit
 from asdm.records.measurement import mac_unit
@@ -39,7 +38,7 @@ def build_student(
     """
     execution.check_setup(setup)
     device, dtype = setup.device, setup.dtype
-    family, weights = resolve(teacher or _family_of(source), setup)
+    family, weights = resolve(teacher or family_in_plan(source), setup)
     shapes = loading.meta_unet(family, dtype)
     resolved = students.read_plan(source, shapes, family.name)
     stage1 = stage1 or graft.stage1_of(resolved.plan)
@@ -111,11 +110,6 @@ def record(
         audit=audit,
         diff=diff.diff(shapes, before, small, after, applied),
     )
-
-
-def _family_of(source: str) -> str | None:
-    """The family that a plan's file names; None for a preset."""
-    return None if source in presets.PRESETS or not Path(source).exists() else PruningPlan.load(source).family
 
 
 def describe(result: BuildResult, output: Path) -> str:

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -16,8 +18,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from asdm.utils import console
+
 SHIPPED = Path(__file__).parents[1] / "mini"
-CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+TEXTS_AT_ONCE = 256
 VGG_CHANNELS = (16, 32, 64, 96)
 VGG_DEPTHS = (2, 2, 3, 3)  # as VGG-16 as far as relu4_3
 
@@ -112,25 +116,34 @@ class Judge(_Shipped):
 
 
 class ClipJudge:
-    """A transformers CLIP as a judge: `source` is its folder or hub id. Any size of picture goes in."""
+    """A transformers CLIP as a judge: `source` is its folder or hub id. Any size of picture goes in.
 
-    def __init__(self, source: str) -> None:
-        from transformers import AutoTokenizer, CLIPModel
+    Pictures are rounded to 8 bits and go through CLIP's own processor, so that scores are those of torchmetrics.
+    Captions that are longer than the text encoder reads are cut, which a message says.
+    """
 
+    def __init__(self, source: str, local_files_only: bool = False) -> None:
+        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+
+        more = {"local_files_only": local_files_only}
         try:
-            self.clip: Any = CLIPModel.from_pretrained(source, torch_dtype=torch.float32).eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source)
+            self.clip: Any = CLIPModel.from_pretrained(source, torch_dtype=torch.float32, **more).eval()
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, **more)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0].rstrip(".")
             raise ValueError(f"cannot load a CLIP from {source}: {first}.") from None
-        self.side = self.clip.config.vision_config.image_size
-        self.tokens = self.clip.config.text_config.max_position_embeddings
+        try:
+            self.processor: Any = CLIPImageProcessor.from_pretrained(source, **more)
+        except (OSError, ValueError):  # a folder without its settings: CLIP's own, at the model's size
+            side = self.clip.config.vision_config.image_size
+            self.processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
+        self.source, self.tokens = source, self.clip.config.text_config.max_position_embeddings
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Projected image features (b, d), for Fréchet and kernel distances."""
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-        pixels = F.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True).clamp(-1, 1)
-        pooled = self.clip.vision_model(pixel_values=((pixels + 1) / 2 - mean) / std).pooler_output
+        levels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+        pixels = self.processor(images=list(levels.cpu()), return_tensors="pt")["pixel_values"]
+        pooled = self.clip.vision_model(pixel_values=pixels).pooler_output
         return self.clip.visual_projection(pooled)
 
     def image_embedding(self, images: torch.Tensor) -> torch.Tensor:
@@ -140,11 +153,36 @@ class ClipJudge:
     @torch.inference_mode()
     def text_embedding(self, captions: Sequence[str]) -> torch.Tensor:
         """Unit vectors (n, d)."""
+        long = sum(len(ids) > self.tokens for ids in self.tokenizer(list(captions)).input_ids)
+        if long:
+            console.say_once(
+                f"{long} of {len(captions)} captions are longer than the {self.tokens} tokens that {self.source} "
+                "reads, and are cut."
+            )
+        parts = [self._texts(list(captions[i : i + TEXTS_AT_ONCE])) for i in range(0, len(captions), TEXTS_AT_ONCE)]
+        return torch.cat(parts)
+
+    def _texts(self, captions: list[str]) -> torch.Tensor:
         tokens = self.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
+            captions, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
         )
         read = self.clip.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
         return F.normalize(self.clip.text_projection(read), dim=-1)
+
+
+def imagenet_vgg_weights() -> dict[str, torch.Tensor]:
+    """torchvision's ImageNet weights of VGG-16, downloaded once; raises ValueError if they cannot be.
+
+    torch.hub writes on stdout, which is for results. The error leaves the remedy to the caller.
+    """
+    from torchvision.models import VGG16_Weights
+
+    with redirect_stdout(sys.stderr):
+        try:
+            return dict(VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
+        except (OSError, RuntimeError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ValueError(f"torchvision's VGG-16 is not at hand and cannot be downloaded ({reason})") from None
 
 
 class _Residual(nn.Module):

@@ -183,25 +183,24 @@ def generate(
 
 
 def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
 
-    if len(family.text_encoders) != 1 or family.vae is None:
+    if len(family.text_encoders) not in (1, 2) or family.vae is None:
         raise ValueError(
             f"a whole image of {family.name} needs real weights (--weights): "
             f"its config names {len(family.text_encoders)} text encoders and {'a' if family.vae else 'no'} VAE."
         )
-    text = next(part for part in components_of(family, setup.size) if part.name == "text_encoder").module
+    texts = [part.module for part in components_of(family, setup.size) if part.name.startswith("text_encoder")]
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(family.vae)
-    ready = [materialise(nn.Module.to(part, dtype_of(setup.dtype)), setup.seed, setup.device) for part in (text, vae)]
-    return StableDiffusionPipeline(
-        vae=ready[1],
-        text_encoder=ready[0],
-        tokenizer=byte_tokenizer(family.tokens),
-        unet=unet,
-        scheduler=_scheduler(family),
-        **_NO_CHECKER,
-    )
+    dtype = dtype_of(setup.dtype)
+    text, *second, vae = (materialise(nn.Module.to(part, dtype), setup.seed, setup.device) for part in (*texts, vae))
+    parts = {"vae": vae, "text_encoder": text, "tokenizer": byte_tokenizer(family.tokens), "unet": unet}
+    parts["scheduler"] = _scheduler(family)
+    if second:
+        more = {"text_encoder_2": second[0], "tokenizer_2": byte_tokenizer(family.tokens)}
+        return StableDiffusionXLPipeline(**parts, **more, add_watermarker=False)
+    return StableDiffusionPipeline(**parts, **_NO_CHECKER)
 
 
 def byte_tokenizer(tokens: int) -> Any:

@@ -9,6 +9,8 @@ from asdm.models.families import Family, from_folder, load_family
 from asdm.models.loading import meta_unet, unet_config_sha256
 from asdm.models.recognition import from_file
 from asdm.models.settings import Checkpoint
+from asdm.plan.edits import PruningPlan
+from asdm.plan.presets import PRESETS
 from asdm.utils import console
 
 
@@ -33,6 +35,11 @@ def family_of(name: str | Family | None, settings: Checkpoint, default: str = "s
         family = name if isinstance(name, Family) else load_family(name or default, settings.config)
     prediction = getattr(settings, "prediction_type", None)
     return replace(family, prediction_type=prediction) if prediction else family
+
+
+def family_in_plan(source: str) -> str | None:
+    """The family that a plan's file names; None for a preset."""
+    return None if source in PRESETS or not Path(source).exists() else PruningPlan.load(source).family
 
 
 def weights_of(family: Family, settings: Checkpoint, needs: str | None = None) -> str:

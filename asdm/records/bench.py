@@ -35,6 +35,13 @@ MEASURES = {
         Measure("recall_at_1", "R@1", more_is_better=True),
         Measure("perceptual_to_teacher", "perceptual to teacher"),
         Measure("latent_mse_to_teacher", "latent MSE to teacher"),
+        Measure("fid", "FID"),
+        Measure("kid", "KID", lowest=-math.inf),
+        Measure("inception_score", "IS", more_is_better=True),
+        Measure("lpips_to_teacher", "LPIPS to teacher"),
+        Measure("pick_score", "PickScore", more_is_better=True, lowest=-math.inf),
+        Measure("hps_v2", "HPS v2", more_is_better=True, lowest=-math.inf),
+        Measure("image_reward", "ImageReward", more_is_better=True, lowest=-math.inf),
     )
 }
 
@@ -47,6 +54,7 @@ class Metric(Frozen):
     high: float
     teacher: float | None = None
     noise_floor: float | None = None
+    note: str | None = later(None)  # what a reader should know about the value
 
 
 class ImageParts(Frozen):

@@ -67,9 +67,19 @@ class StageResult(Frozen):
     audit: FreezeAudit
     teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
     broken_examples: int = 0
+    why_skipped: dict[str, int] = later({})  # reason → how many of them
     scaler: dict[str, JsonValue] | None = later(None)  # of fp16's gradients; the next stage begins with its state
     overhead: float  # share of the time that was neither encoding, forward, backward nor step (optimizer, EMA)
     phases: dict[str, float] = later({})  # share of waiting for data, of encoding and of computing in the time
+
+
+class HeldOut(Frozen):
+    """Errors on held-out pictures: mean square per element of the difference to the teacher's output."""
+
+    error: float
+    untrained: float  # of the same plan's student before any training
+    teacher_power: float  # mean square of the teacher's output
+    pictures: int
 
 
 class DistillResult(Record, schema="asdm.distill/1"):
@@ -84,3 +94,4 @@ class DistillResult(Record, schema="asdm.distill/1"):
     student_sha256: str | None  # hash of the last stage's student's weights; None after a stage before it
     stages: tuple[StageResult, ...]
     paused_at: int | None = later(None)  # step of all stages together
+    held_out: HeldOut | None = later(None)  # with --hold-out

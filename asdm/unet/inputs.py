@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 HINT_FACTOR = 8  # pixels of Kandinsky's hint per latent pixel
+SDXL_IDS = 6  # height, width, crop's top and left, target height and width
 HINT_CHANNELS = 4  # of the embedded hint, which is concatenated to the latents
 
 
@@ -113,12 +114,15 @@ _BY_PIPELINE = ("time_cond_proj_dim", "encoder_hid_dim", "text_time", "text_proj
 def check_caption_only(config: Mapping[str, Any], name: str, what: str, by_pipeline: bool = False) -> None:
     """Raises ValueError where `what`, which conditions UNets on captions alone, cannot call this one.
 
-    With `by_pipeline`, what a pipeline makes of a caption by itself is no obstacle (SDXL, Kolors, LCM).
+    SDXL's pooled caption and sizes follow from caption and picture, unlike its refiner's aesthetic score. With
+    `by_pipeline`, what a pipeline makes of a caption by itself is no obstacle (Kolors, LCM).
     """
     channels, predicted = config.get("in_channels", 4), config.get("out_channels", 4)
     more = [f"an image beside the latents (in_channels {channels})"] if channels > predicted else []
     for key, condition in _CONDITIONS.items():
-        if (value := config.get(key)) is not None and not (by_pipeline and {key, value} & {*_BY_PIPELINE}):
+        if (value := config.get(key)) == "text_time" and time_ids(config)[1] == SDXL_IDS:
+            continue
+        if value is not None and not (by_pipeline and {key, value} & {*_BY_PIPELINE}):
             more.append(f"{condition} ({key} {value})")
     if more:
         raise ValueError(f"{what} supports UNets conditioned on a caption alone; {name}'s also takes {more[0]}.")

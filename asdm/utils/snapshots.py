@@ -60,9 +60,14 @@ def write(
         )
         _to_disk(temporary / STATE)
     _to_disk(folder)
-    for old in _folders(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    keep_last(folder, keep)
     return path
+
+
+def keep_last(folder: Path, count: int) -> None:
+    """Delete all but the last `count` checkpoints of a folder."""
+    for old in _folders(folder)[:-count]:
+        shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

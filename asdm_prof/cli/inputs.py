@@ -92,7 +92,10 @@ def damage_at(path: Path | None) -> Damage | None:
 
 @contextmanager
 def feasible(budgets: dict[str, str], profile: Profile | None = None) -> Iterator[None]:
-    """Exit with 3 if no plan meets the budgets, saying what is reachable and the cheapest relaxation."""
+    """Exit with 3 if no plan meets the budgets, saying what is reachable and the cheapest relaxation.
+
+    The same where every plan within them does too much damage.
+    """
     from asdm_prof.planner import plan
 
     try:
@@ -102,6 +105,9 @@ def feasible(budgets: dict[str, str], profile: Profile | None = None) -> Iterato
 
         for line in console.infeasible_lines(error.lowest, error.alone, error.relaxed, budgets, profile):
             terminal.say(line)
+        raise typer.Exit(terminal.INFEASIBLE) from None
+    except plan.TooMuchDamage as error:
+        terminal.say(f"Error: {error}; raise --max-damage or a budget.")
         raise typer.Exit(terminal.INFEASIBLE) from None
 
 

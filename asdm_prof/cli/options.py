@@ -39,6 +39,13 @@ DamageFile = Annotated[
     Path | None,
     typer.Option("--damage", help="A damage.json of `asdm-prof sensitivity`; default: the structural prior."),
 ]
+MaxDamage = Annotated[
+    str | None,
+    typer.Option(
+        "--max-damage",
+        help="Most damage that a plan may do: 0.05, or 5% of the teacher's output; alone, the fastest such plan.",
+    ),
+]
 LoadsIn = Annotated[
     str | None,
     typer.Option(

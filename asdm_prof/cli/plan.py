@@ -13,6 +13,7 @@ from asdm_prof.cli.options import (
     DamageFile,
     LoadsIn,
     Macs,
+    MaxDamage,
     Memory,
     Params,
     ProfileOption,
@@ -29,6 +30,7 @@ def plan(
     macs: Macs = None,
     params: Params = None,
     memory: Memory = None,
+    max_damage: MaxDamage = None,
     loads_in: LoadsIn = None,
     why: Annotated[
         bool, typer.Option("--why/--no-why", help="Say which budgets bind, and what other choices cost.")
@@ -41,18 +43,24 @@ def plan(
     from asdm_prof.planner import plan as planner
     from asdm_prof.planner.budgets import NO_BUDGET
     from asdm_prof.planner.explain import with_reasons
+    from asdm_prof.planner.frontier import fastest_within
     from asdm_prof.planner.loads_in import parse_programs
     from asdm_prof.renderers import console
 
     budgets = budgets_of(budget, macs, params, memory)
-    if not budgets:
+    if not budgets and max_damage is None:
         raise ValueError(NO_BUDGET)
     measured, _ = profile_at(profile)
     path = target(output, default_folder(measured), "plan.json", force)
     validated, damages = validation_at(validation), damage_at(damage)
     programs = parse_programs(loads_in)
+    most = None if max_damage is None else planner.parse_damage(max_damage, damages)
     with feasible(budgets, measured):
+        if most is not None and not budgets:
+            budgets = {"latency": fastest_within(measured, most, confidence, validated, damages, programs)}
         result = planner.make_plan(measured, budgets, confidence, validated, damages, programs)
+        if most is not None and result.proof and result.proof.damage > most:
+            raise planner.TooMuchDamage(result.proof.damage, most)
     if why:
         with terminal.progress("Planning") as tell:
             result = with_reasons(measured, result, confidence, validated, damages, tell)

@@ -8,6 +8,7 @@ sampled, so what is left at the end is every plan that no other beats in both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -72,6 +73,25 @@ def make_frontier(
         diverse=points(k_plans(problem, budgets, below, diverse, apart)) if diverse else (),
         apart=apart,
     )
+
+
+def fastest_within(
+    profile: Profile,
+    most: float,
+    confidence: float = 0.95,
+    validation: Validation | None = None,
+    damage: Damage | None = None,
+    programs: Sequence[str] = (),
+) -> str:
+    """The latency budget of the fastest plan that does at most `most` damage; raises plan.TooMuchDamage without one."""
+    problem, _, below = plan.prepare(profile, {"latency": "1.0"}, confidence, validation, damage, programs)
+    solutions = stepped_frontier(problem, {}, "latency", STEPS, below) if programs else exact_frontier(problem)
+    pruned = [solution for solution in solutions if solution.chosen]
+    allowed = [solution for solution in pruned if solution.damage <= most]
+    if not allowed:
+        raise plan.TooMuchDamage(min((solution.damage for solution in pruned), default=math.inf), most)
+    share = min(1 - sum(problem.choices[i].saving for i in solution.chosen) for solution in allowed)
+    return f"{math.ceil((share + below) * 1e6) / 1e6:.6f}"
 
 
 def _point(problem: Problem, solution: Solution, validation: Validation | None) -> FrontierPoint:

@@ -43,6 +43,28 @@ class Infeasible(Exception):
         self.relaxed = dict(relaxed or {"latency": lowest})
 
 
+class TooMuchDamage(Exception):
+    """Every plan within the budgets does more damage than is allowed; `least` is that of the best one."""
+
+    def __init__(self, least: float, most: float) -> None:
+        super().__init__(f"the least damage within the budgets is {least:.4g}, more than the {most:.4g} allowed")
+        self.least, self.most = least, most
+
+
+def parse_damage(text: str, damage: Damage | None) -> float:
+    """`0.05`, or `5%` of the teacher's mean square output, which a damage.json tells; raises ValueError otherwise."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        value = float(number)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise ValueError(f"--max-damage must be a number of at least 0, or a percentage, got {text!r}.")
+    if percent and damage is None:
+        raise ValueError(f"--max-damage {text} is a share of the teacher's output; name a damage.json (--damage).")
+    return value / 100 * damage.teacher_power if percent and damage else value
+
+
 def _sigma(share: Estimate) -> float:
     """The standard error behind a 95 % interval."""
     return (share.high - share.low) / (2 * 1.96)

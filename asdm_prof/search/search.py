@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from asdm.data import datasets
+from asdm.data.choice import data_for, is_emoji
+from asdm.data.drawn import drawn
 from asdm.distill import recipes
 from asdm.distill.settings import check_settings
 from asdm.measure import machine
-from asdm.models import loading
+from asdm.models import example_inputs, loading
 from asdm.models.families import Family
 from asdm.models.settings import checkpoint_of
 from asdm.models.sources import family_of, weights_of
@@ -63,8 +65,13 @@ def search(
     been planned on `profile` and `damage`. Raises ValueError for bad settings, Infeasible where no plan is fast enough.
     """
     family = family_of(teacher, settings)
+    weights = weights_of(family, settings, needs="asdm-prof search")
+    side = example_inputs.latent_size(family, None) * family.vae_factor
+    data = data_for(settings.data, family, "asdm-prof search")
+    data = drawn(data, family, replace(settings, weights=weights), side, settings.device)
+    metric = settings.metric or ("perceptual_to_teacher" if is_emoji(data) else "latent_mse_to_teacher")
+    settings = replace(settings, data=data, metric=metric)
     check(family, settings)
-    weights_of(family, settings, needs="asdm-prof search")
     io.make_folder(output)
     context = SearchContext(family, teacher, settings, output)
     shared = identity(context) | ({"profile_sha256": profile.sha256()} if profile else {})
@@ -105,7 +112,7 @@ def identity(context: SearchContext) -> dict[str, Any]:
         context.family, context.weights, settings.device, "fp32", settings.seed, settings.variant, settings.lora
     )
     facts = machine.environment(settings.device, settings.threads or torch.get_num_threads())
-    data = datasets.open_source(settings.data, settings.split, context.pixels())
+    data = datasets.open_source(str(settings.data), settings.split, context.pixels())
     return {
         **{key: value for key, value in asdict(settings).items() if key not in checkpoint_of(settings)},
         **{key: value for key, value in checkpoint_of(settings).items() if key not in _IN_HASH and value is not None},

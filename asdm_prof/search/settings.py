@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.data.settings import Split
+from asdm.data.settings import SOURCES, Split
 from asdm.distill.settings import CheckpointSeconds, LearningRate, TrainingDtype, TrainingSeed
 from asdm.evaluate.settings import Judge
 from asdm.models.settings import Device, Threads, WholeCheckpoint
@@ -29,7 +29,9 @@ class SearchSettings(WholeCheckpoint):
     recipe: Annotated[str, Option("How each is trained: bk_sdm, progressive_incubation, or FILE.py:FUNCTION.")] = (
         "bk_sdm"
     )
-    data: Annotated[str, Option("Data set for training and judging: emoji, or folder:DIR.")] = "emoji"
+    data: Annotated[
+        str | None, Option(f"Pictures for training and judging: {SOURCES}; default: emoji for the mini.")
+    ] = None
     split: Split = "train"
     batch: Annotated[int, Option("Pictures per training step.", at_least=1)] = 16
     learning_rate: LearningRate = 1e-4
@@ -44,8 +46,13 @@ class SearchSettings(WholeCheckpoint):
     ] = None
     judge: Judge = None
     metric: Annotated[
-        str, Option(f"Quality that ranks the candidates: {', '.join(MEASURES)}.", choices=tuple(MEASURES))
-    ] = "perceptual_to_teacher"
+        str | None,
+        Option(
+            f"Quality that ranks the candidates: {', '.join(MEASURES)}; default: perceptual_to_teacher on emoji, else "
+            "latent_mse_to_teacher.",
+            choices=tuple(MEASURES),
+        ),
+    ] = None
     time_budget_s: Annotated[float, Option("Seconds to time each candidate.", flag="--time-budget", above=0)] = 60.0
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from asdm.distill.run import distill
 from asdm.distill.run_folder import PAUSED
 from asdm.distill.settings import DistillSettings
 from asdm.evaluate import benchmark
-from asdm.evaluate.generation import GeneratedImages, generate_images
+from asdm.evaluate.generation import GeneratedImages, Pictures, generate_images
 from asdm.evaluate.quality import Judgement, judgement
 from asdm.evaluate.settings import BenchSettings
 from asdm.models import example_inputs, loading
@@ -147,7 +147,8 @@ class StudentJudge:
 
     def __init__(self, context: SearchContext, size: int | None) -> None:
         self._context, self._size = context, size
-        self._judge: Callable[[GeneratedImages], dict[str, Metric]] | None = None
+        self._judge: Callable[[Pictures], dict[str, Metric]] | None = None
+        self._judgement: Judgement | None = None
 
     def metrics(self, student: Path, tell: Tell) -> dict[str, Metric]:
         """Every metric of what the student in a folder draws."""
@@ -170,9 +171,10 @@ class StudentJudge:
 
     def _beside_the_teacher(
         self, whole_pipeline: Any, setup: Setup, drawing: Tell
-    ) -> Callable[[GeneratedImages], dict[str, Metric]]:
+    ) -> Callable[[Pictures], dict[str, Metric]]:
         """The judge of students; the teacher draws twice: from their seeds, and from others for the noise floor."""
         if self._judge is None:
+            self._judgement = self._judgement_with(whole_pipeline)
             unet = loading.load_teacher(self._context.family, setup)
             whole_pipeline.register_modules(unet=unet)
             seeds = (setup.seed, setup.seed + self._context.settings.prompts)
@@ -182,19 +184,18 @@ class StudentJudge:
 
     def _draw(self, whole_pipeline: Any, seed: int, tell: Callable[[int, float | None], None]) -> GeneratedImages:
         context, settings = self._context, self._context.settings
+        assert self._judgement is not None, "the teacher drew first"
         guidance = context.family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
         captions, pixels = self._judgement.captions, context.pixels(self._size)
         return generate_images(whole_pipeline, captions, seed, settings.draw_steps, guidance, tell, size=pixels)
 
-    @cached_property
-    def _judgement(self) -> Judgement:
+    def _judgement_with(self, whole_pipeline: Any) -> Judgement:
         """The networks that judge, with the real pictures: the same ones in every worker."""
         settings = self._context.settings
+        assert settings.data is not None, "search() fills it in"
         data = datasets.open_source(settings.data, settings.split, self._context.pixels(self._size))
-        if isinstance(data, datasets.Stream) or not isinstance(data[0], datasets.Example):
-            raise ValueError(f"{settings.data} has no pictures that can be judged by; choose emoji or folder:DIR.")
         bench_settings = BenchSettings(pictures=settings.prompts, judge=settings.judge)
-        return judgement(data, f"{settings.data} has {len(data)}", bench_settings)
+        return judgement(data, settings.data, bench_settings, whole_pipeline, (str(settings.metric),))
 
 
 # ---------------------------------------------------------------------------------------------- the worker

@@ -11,12 +11,19 @@ import torch
 from torch import nn
 from torchvision.transforms.v2.functional import center_crop
 
-from asdm.models import example_inputs, pipeline
+from asdm.data import datasets
+from asdm.data.choice import data_for
+from asdm.data.datasets import Example
+from asdm.data.encoder import Encoder, check_encoders, chunk_size
+from asdm.data.loader import Slot
+from asdm.data.picked import picked
+from asdm.models import example_inputs, execution, pipeline
 from asdm.models.families import Family
 from asdm.plan.legality import why_no_identity
 from asdm.unet import blocks as units
-from asdm.utils import registry
 from asdm_prof.sensitivity.settings import SensitivitySettings
+
+CHUNK = 8  # pictures that are encoded at once
 
 
 @dataclass(frozen=True)
@@ -27,44 +34,75 @@ class Calibration:
     timesteps: torch.Tensor  # (timesteps,)
     states: torch.Tensor  # (prompts, tokens, width)
     captions: tuple[str, ...]
+    pooled: torch.Tensor | None = None  # (prompts, width), of SDXL
+    time_ids: torch.Tensor | None = None  # (prompts, 6), of SDXL
 
     def inputs(self, prompts: slice) -> dict[str, Any]:
         """Arguments of one call for some prompts at every timestep: prompt by prompt."""
-        noisy, states = self.noisy[prompts], self.states[prompts]
-        return {
+
+        def each(rows: torch.Tensor) -> torch.Tensor:
+            return rows[prompts].repeat_interleave(len(self.timesteps), dim=0)
+
+        noisy = self.noisy[prompts]
+        arguments = {
             "sample": noisy.flatten(0, 1),
             "timestep": self.timesteps.repeat(len(noisy)),
-            "encoder_hidden_states": states.repeat_interleave(len(self.timesteps), dim=0),
+            "encoder_hidden_states": each(self.states),
             "return_dict": False,
         }
+        if self.pooled is not None and self.time_ids is not None:
+            arguments["added_cond_kwargs"] = {"text_embeds": each(self.pooled), "time_ids": each(self.time_ids)}
+        return arguments
 
 
 def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySettings) -> Calibration:
     """Images as latents noised at the midpoints of equal intervals of the schedule, and their captions.
 
-    The choice of images and the noise depend on the seed alone. Raises ValueError for a data set that is too small.
+    The choice of images and the noise depend on the seed alone. Raises ValueError for a data set that is too small, and
+    for latents of other encoders.
     """
     height, width = (family.vae_factor * side for side in example_inputs.latent_sides(family, settings.size))
-    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, max(height, width))
-    if len(data) < settings.prompts:
-        raise ValueError(f"prompts must be at most the {len(data)} of {settings.data}, got {settings.prompts}.")
-    pipe = pipeline.pipeline(family, unet, settings)
+    side = max(height, width)
+    name = data_for(settings.data, family, "asdm-prof sensitivity")
+    data = datasets.open_source(name, settings.split, side)
     generator = torch.Generator().manual_seed(settings.seed)
-    picks = torch.randperm(len(data), generator=generator)[: settings.prompts].tolist()
-    examples = [data[i] for i in picks]
-    pixels = center_crop(torch.stack([example.image for example in examples]), [height, width])
-    pixels = pixels.to(settings.device, pipe.vae.dtype)
-    latents = torch.cat([pipe.vae.encode(part).latent_dist.mean for part in pixels.split(8)])
-    latents = (latents * pipe.vae.config.scaling_factor)[:, None].expand(-1, settings.timesteps, -1, -1, -1)
+    examples = [_cut(example, height, width) for example in picked(data, name, settings.prompts, generator)]
+    pipe = pipeline.pipeline(family, unet, settings)
+    encoder = Encoder(pipe, chunk_size(side, CHUNK))
+    check_encoders(data, name, encoder, family)
+    slots = [Slot(i, example, i) for i, example in enumerate(examples)]
+    encoded = [row for i in range(0, len(slots), CHUNK) for row in encoder.encode(slots[i : i + CHUNK])]
+
+    def stacked(name: str) -> torch.Tensor | None:
+        rows = [getattr(row, name) for row in encoded]
+        return None if rows[0] is None else torch.stack(rows).to(settings.device, execution.dtype_of(settings.dtype))
+
+    latents, states = stacked("mean"), stacked("states")
+    assert latents is not None
+    assert states is not None
+    latents = latents[:, None].expand(-1, settings.timesteps, -1, -1, -1)
     steps = pipe.scheduler.config.num_train_timesteps
     times = torch.tensor([int((i + 0.5) * steps / settings.timesteps) for i in range(settings.timesteps)])
     noise = torch.randn(latents.shape, generator=generator).to(latents)
     noisy = pipe.scheduler.add_noise(
         latents.flatten(0, 1), noise.flatten(0, 1), times.repeat(len(examples)).to(settings.device)
     )
-    captions = [example.caption for example in examples]
-    states = [pipe.encode_prompt(caption, settings.device, 1, False)[0] for caption in captions]
-    return Calibration(noisy.view(latents.shape), times.to(settings.device), torch.cat(states), tuple(captions))
+    captions = tuple(example.caption for example in examples)
+    more = {"pooled": stacked("pooled"), "time_ids": stacked("time_ids")}
+    return Calibration(noisy.view(latents.shape), times.to(settings.device), states, captions, **more)
+
+
+def _cut(example: Any, height: int, width: int) -> Any:
+    """A square picture cut in its middle, where the size is not square; raises ValueError for latents."""
+    if height == width:
+        return example
+    if not isinstance(example, Example):
+        raise ValueError("latents are of squares; name pictures for a --size that is not square.")
+    side = max(height, width)
+    ids = example.time_ids or (side, side, 0, 0, side, side)
+    cut = ((side - height) // 2, (side - width) // 2)
+    time_ids = (*ids[:2], ids[2] + cut[0], ids[3] + cut[1], height, width)
+    return Example(center_crop(example.image, [height, width]), example.caption, time_ids)
 
 
 def unit_scores(teacher: nn.Module, inputs: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from asdm.data.choice import data_for
+from asdm.data.drawn import drawn
 from asdm.measure import clocks, machine, statistics
-from asdm.models import execution, loading
+from asdm.models import example_inputs, execution, loading
 from asdm.models.families import Family
 from asdm.models.settings import WholeCheckpoint
 from asdm.models.sources import resolve
@@ -93,7 +95,10 @@ def measure_damage(
     began = clock.mark()
     execution.check_setup(settings)
     family, weights = resolve(family, settings, needs="asdm-prof sensitivity")
+    data_name = data_for(settings.data, family, "asdm-prof sensitivity")
     settings = replace(settings, weights=weights)
+    side = family.vae_factor * max(example_inputs.latent_sides(family, settings.size))
+    settings = replace(settings, data=drawn(data_name, family, settings, side, settings.device, tell))
     check_caption_only(family.unet, family.name, "asdm-prof sensitivity")
     tell("building the students", 0, None)
     teacher: Any = loading.load_teacher(family, settings)
@@ -152,7 +157,7 @@ def _open_run(
 
     What the teacher's hash tells and `threads` do not count.
     """
-    left_out = ("weights", "config", "variant", "lora", "threads", "batch", "reuse")
+    left_out = ("weights", "config", "variant", "lora", "threads", "batch", "reuse", "judge")
     encoders = [field.name for field in fields(WholeCheckpoint)]
     deciding = {k: v for k, v in vars(settings).items() if k not in left_out and (v is not None or k not in encoders)}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]

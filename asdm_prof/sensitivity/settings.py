@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from asdm.data.settings import Split
+from asdm.data.settings import SOURCES, Split
+from asdm.evaluate.settings import Judge
 from asdm.models.settings import PictureSetup
 from asdm.utils.settings import Option
 
@@ -14,10 +15,13 @@ from asdm.utils.settings import Option
 class SensitivitySettings(PictureSetup):
     """What damage is measured on; `size`, `dtype`, … are the teacher's, and `batch` is not used."""
 
-    data: Annotated[str, Option("Captioned pictures to measure on: emoji.")] = "emoji"
+    data: Annotated[
+        str | None, Option(f"Captioned pictures to measure on: {SOURCES}; default: emoji for the mini.")
+    ] = None
     split: Split = "train"
     prompts: Annotated[int, Option("Pictures with their captions, 2 or more.", at_least=2)] = 64
     timesteps: Annotated[int, Option("Noise levels per picture, spread over the schedule.", at_least=1)] = 8
     reuse: Annotated[
         bool, Option("Compute shared beginnings once, or run the plain loop to compare with.", flag="--reuse/--plain")
     ] = True
+    judge: Judge = None

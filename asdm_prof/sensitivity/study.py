@@ -10,16 +10,19 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from asdm.data import datasets
+from asdm.data.choice import data_for
+from asdm.evaluate import judges
 from asdm.evaluate.generation import generate_images
 from asdm.evaluate.metrics import JudgedImages
 from asdm.evaluate.metrics.clip_score import clip_scores
 from asdm.measure import machine, statistics
-from asdm.models import loading, networks, pipeline, student as students
+from asdm.models import loading, pipeline, student as students
 from asdm.models.families import Family
 from asdm.models.sources import resolve
 from asdm.plan.edits import Edits, PruningPlan, RemoveUnit
 from asdm.plan.legality import ResolvedPlan
-from asdm.utils import registry, sizes
+from asdm.utils import sizes
 from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
@@ -48,7 +51,7 @@ def measure_sensitivity(
 ) -> Damage:
     """The damage of every legal edit of a family and of `plans` random joint plans (0: none), as a record."""
     family, weights = resolve(name, settings, needs="asdm-prof sensitivity")
-    settings = replace(settings, weights=weights)
+    settings = replace(settings, weights=weights, data=data_for(settings.data, family, "asdm-prof sensitivity"))
     if clip and clip < 2:
         raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
@@ -190,15 +193,12 @@ def with_clip_scores(
 ) -> Iterator[EditDamage]:
     """Edits with the change in CLIP score of images drawn from the same captions and seeds (SnapFusion's criterion).
 
-    The judge is the one that ships, which was never used to train a UNet; the interval is a bootstrap over images.
+    The judge was never used to train a UNet; the interval is a bootstrap over images.
     """
-    judge = networks.Judge.load()
-    side = max(sizes.sides(settings.size or family.size))
-    data = registry.load("asdm.data.datasets", settings.data).open_data(settings.split, side)
-    if pictures > len(data):
-        raise ValueError(f"clip must be at most the {len(data)} images of {settings.data}, got {pictures}.")
-    picks = np.random.default_rng(settings.seed).permutation(len(data))[:pictures]
-    captions = [data[int(i)].caption for i in picks]
+    assert settings.data is not None, "measure_sensitivity() fills it in"
+    judge = judges.required(settings.judge, settings.data, "--clip")
+    data = datasets.open_source(settings.data, settings.split, max(sizes.sides(settings.size or family.size)))
+    captions = _captions(data, settings, pictures)
     teacher = loading.load_teacher(family, settings)
     pipe = pipeline.pipeline(family, teacher, settings)
     own = judge.text_embedding(captions).float().cpu()
@@ -218,6 +218,20 @@ def with_clip_scores(
             change = statistics.estimate((scores(student) - before).tolist(), np.mean)
             interval = Interval(value=change.median, low=change.low, high=change.high)
             yield one.model_copy(update={"clip_score_change": interval})
+
+
+def _captions(data: Any, settings: SensitivitySettings, count: int) -> list[str]:
+    """The captions of some examples; raises ValueError where there are fewer, or none has a caption."""
+    if isinstance(data, datasets.Stream):
+        captions = datasets.captions_of(data, count)
+    elif count > len(data):
+        raise ValueError(f"clip must be at most the {len(data)} images of {settings.data}, got {count}.")
+    else:
+        picks = np.random.default_rng(settings.seed).permutation(len(data))[:count]
+        captions = [data.captions[int(i)] for i in picks]
+    if not any(captions):
+        raise ValueError(f"{settings.data} has no captions, which a CLIP score needs; leave --clip out.")
+    return captions
 
 
 # ---------------------------------------------------------------------------------------------- cheap scores

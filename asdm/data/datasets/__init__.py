@@ -2,36 +2,51 @@
 
 A file defines `open_data(split, size, source) -> Sequence[Example]`; `source` says where the files are, for a data set
 that does not come with its own. A data set without random access is a `Stream` instead (`webdataset`), and one that was
-encoded before yields `Encoded` instead of `Example` (`latents`).
+encoded before yields `Encoded` instead of `Example` (`latents`). One that can leave out, mirror or bucket pictures
+takes a `Selection` as well.
 """
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 
+from asdm.data.settings import Selection
 from asdm.utils import registry
 from asdm.utils.io import sha256_of
 
 E = TypeVar("E")
+NAMES = 3  # of left-out examples that are listed for each reason
 
 
 class Example(NamedTuple):
-    """A picture (3, h, w) in [-1, 1] and its caption."""
+    """A picture (3, h, w) in [-1, 1] and its caption.
+
+    `time_ids` is what SDXL learns about a picture: its height and width as it was, what was cut off at the top and on
+    the left, and the height and width that it has now; empty where nothing was scaled or cut.
+    """
 
     image: torch.Tensor
     caption: str
+    time_ids: tuple[int, ...] = ()
 
 
 class Encoded(NamedTuple):
-    """An encoded example: mean and standard deviation (4, h, w) of its latent, and text states (tokens, c)."""
+    """An encoded example: mean and standard deviation (4, h, w) of its latent, and text states (tokens, c).
+
+    SDXL's has the pooled text (c,) and the six time ids as well.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
     states: torch.Tensor
     caption: str
+    pooled: torch.Tensor | None = None
+    time_ids: torch.Tensor | None = None
 
 
 class Indexed(Sequence[E]):
@@ -52,7 +67,34 @@ class Indexed(Sequence[E]):
 
 
 class BrokenExample(ValueError):
-    """An example that cannot be read; training skips and counts it."""
+    """An example that cannot be used, and why; training leaves it out and counts it by its reason."""
+
+    def __init__(self, reason: str, name: str = "") -> None:
+        super().__init__(f"{name}: {reason}" if name else reason)
+        self.reason, self.name = reason, name
+
+
+class LeftOut:
+    """Examples that were left out, counted by reason, with the first names; several threads may add to it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.counts: dict[str, int] = {}
+        self.names: dict[str, list[str]] = {}
+
+    def add(self, reason: str, name: str) -> None:
+        with self._lock:
+            self.counts[reason] = self.counts.get(reason, 0) + 1
+            if len(first := self.names.setdefault(reason, [])) < NAMES:
+                first.append(name)
+
+    def lines(self) -> list[str]:
+        """A sentence for each reason."""
+        return [
+            f"Left out {count} example{'' if count == 1 else 's'}, {reason}: {', '.join(self.names[reason])}"
+            f"{', …' if count > NAMES else '.'}"
+            for reason, count in self.counts.items()
+        ]
 
 
 @runtime_checkable
@@ -61,15 +103,30 @@ class Stream(Protocol):
 
     lanes: int
 
-    def read(self, seed: int, lane: int, place: dict[str, int]) -> Iterator[tuple[Example, dict[str, int]]]:
+    def read(self, seed: int, lane: int, place: dict[str, Any]) -> Iterator[tuple[Example, dict[str, Any]]]:
         """Endless examples of one lane from `place` on ({}: the beginning), each with the place after it."""
         ...
 
+    def in_order(self, first: int) -> Iterator[Any]:
+        """Every example once, from the `first` on, as a function that decodes it or raises BrokenExample."""
+        ...
 
-def open_source(name: str, split: str, size: int) -> Any:
+
+def open_source(name: str, split: str, size: int, selection: Selection = Selection()) -> Any:
     """Open `NAME` or `NAME:SOURCE`, such as `emoji` or `folder:photos/`; raises ValueError that lists the choices."""
     kind, _, source = name.partition(":")
-    return registry.load(__name__, kind).open_data(split, size, source or None)
+    opener = registry.load(__name__, kind).open_data
+    takes = inspect.signature(opener).parameters
+    given: dict[str, Any] = {"source": source} if source or "source" in takes else {}
+    if "selection" in takes:
+        given["selection"] = selection
+    elif asked := selection.asked():
+        raise ValueError(f"the data set {kind} has no {asked[0]}; leave it out, or choose folder: or webdataset:.")
+    if not given.get("source"):
+        given.pop("source", None)
+    elif "source" not in takes:
+        raise ValueError(f"the data set {kind} has its own pictures; leave out {source!r}.")
+    return opener(split, size, **given)
 
 
 def fingerprint(data: Any) -> str:

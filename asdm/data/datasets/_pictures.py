@@ -1,29 +1,121 @@
-"""Decode picture files to what a VAE takes."""
+"""Decode picture files to what a VAE takes: upright, RGB, 8 bits, scaled and cut to one of a few shapes."""
 
 from __future__ import annotations
 
 import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+from asdm.data.datasets import BrokenExample
+from asdm.data.settings import SMALLEST_SIDE, Selection
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+STEP = 64  # pixels: every Stable Diffusion takes sides that are multiples of it
+NARROWEST = 2.0  # longer by shorter side of a bucket
 
 
-def decode_picture(data: bytes, size: int) -> torch.Tensor:
-    """A picture as (3, size, size) in [-1, 1]: the shorter side is scaled to `size`, the longer one cropped.
+class Decoded(NamedTuple):
+    """A picture (3, h, w) in [-1, 1], and its time ids (see `Example`)."""
 
-    Transparent parts become white. Raises ValueError for bytes that are not a complete picture.
+    image: torch.Tensor
+    time_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The shapes (height, width) that pictures may get, and the shorter side that they need."""
+
+    shapes: tuple[tuple[int, int], ...]
+    min_side: int = SMALLEST_SIDE
+
+    @classmethod
+    def of(cls, size: int, selection: Selection) -> Frame:
+        return cls(bucket_shapes(size) if selection.buckets else ((size, size),), selection.min_side)
+
+    def shape_for(self, height: int, width: int) -> tuple[int, int]:
+        """The shape whose ratio of sides is nearest."""
+        wanted = math.log(width / height)
+        return min(self.shapes, key=lambda shape: abs(math.log(shape[1] / shape[0]) - wanted))
+
+
+def bucket_shapes(size: int) -> tuple[tuple[int, int], ...]:
+    """Shapes with sides in steps of 64 pixels, of at most size² pixels and a ratio of at most 2: NovelAI's buckets."""
+    step = STEP if size >= 4 * STEP else max(8, size // 4)
+    shapes = set()
+    for width in range(step, int(size * math.sqrt(NARROWEST)) + step, step):
+        height = min(size**2 // width // step * step, int(NARROWEST * width) // step * step)
+        if height and width <= NARROWEST * height:
+            shapes |= {(height, width), (width, height)}
+    return tuple(sorted(shapes | {(size, size)}))
+
+
+def decode_picture(data: bytes, frame: Frame, mirrored: bool = False) -> Decoded:
+    """A picture scaled until it covers the nearest shape of `frame`, and cut to it in its middle.
+
+    It is turned upright as its EXIF says, and what is transparent becomes white. Raises BrokenExample with the reason.
     """
     import numpy as np
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    if not data:
+        raise BrokenExample("an empty picture file")
+    try:
+        opened = Image.open(io.BytesIO(data))
+        if min(opened.size) < frame.min_side:
+            raise BrokenExample(f"a side of fewer than {frame.min_side} pixels")
+        picture = in_rgb(ImageOps.exif_transpose(opened))
+        shape = frame.shape_for(picture.height, picture.width)
+        cut = ImageOps.fit(picture, (shape[1], shape[0]), Image.Resampling.LANCZOS)
+    except UnidentifiedImageError:
+        raise BrokenExample("not a picture") from None
+    except Image.DecompressionBombError:
+        raise BrokenExample("too many pixels") from None
+    except BrokenExample:
+        raise
+    except (OSError, SyntaxError, ValueError):
+        raise BrokenExample("a truncated or damaged picture") from None
+    scale = max(shape[0] / picture.height, shape[1] / picture.width)
+    top, left = (
+        round((side * scale - part) / 2) for side, part in zip((picture.height, picture.width), shape, strict=True)
+    )
+    pixels = torch.from_numpy(np.array(ImageOps.mirror(cut) if mirrored else cut)).permute(2, 0, 1)
+    return Decoded(pixels.float() / 127.5 - 1, (picture.height, picture.width, top, left, *shape))
+
+
+def in_rgb(picture: Any) -> Any:
+    """A Pillow image of any mode in RGB: 16 bits are scaled to 8, palettes and CMYK converted, alpha laid on white."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits of grey, which Pillow's own conversion clips
+        values = np.asarray(picture).astype("float64")
+        highest = 255 if values.max() <= 255 and picture.mode != "I;16" else 65535
+        if picture.mode == "F" and values.max() <= 1:
+            highest = 1
+        return Image.fromarray((values * (255 / highest)).clip(0, 255).round().astype("uint8")).convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def shapes_of(files: Sequence[Any], frame: Frame) -> list[tuple[int, int]]:
+    """The shape of each picture file, from its header alone; unreadable ones get the first shape."""
+    return [_shape_of(file, frame) for file in files]
+
+
+def _shape_of(file: Any, frame: Frame) -> tuple[int, int]:
+    from PIL import Image
 
     try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        picture.load()
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        picture = ImageOps.fit(picture.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"not a complete picture ({str(error) or type(error).__name__})") from None
-    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
+        with Image.open(file) as opened:
+            width, height = opened.size
+            if opened.getexif().get(0x0112, 1) >= 5:  # turned by a quarter
+                width, height = height, width
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return frame.shapes[0]
+    return frame.shape_for(height, width)

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from asdm.data.datasets import Example, Indexed
+from asdm.data.settings import Selection
 from asdm.utils.io import cache_folder, write_whole
 
 STYLES = ("twemoji", "openmoji")
@@ -99,13 +100,17 @@ class Emoji(Indexed[Example]):
         )
 
 
-def open_data(split: str = "train", size: int = 64, source: str | None = None) -> Emoji:
-    """The drawings of one split at `size` pixels, rendered once and cached.
+def open_data(
+    split: str = "train", size: int = 64, source: str | None = None, selection: Selection = Selection()
+) -> Emoji:
+    """The drawings of one split at `size` pixels, rendered once and cached; what is held out is a split of its own.
 
     Raises ValueError for an unknown split, or if packages of the extra `mini` are missing.
     """
     if source:
         raise ValueError(f"the data set emoji has its own pictures; leave out {source!r}.")
+    if other := [name for name in selection.asked() if name != "--hold-out"]:
+        raise ValueError(f"the data set emoji has no {other[0]}; leave it out, or choose folder: or webdataset:.")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
     return open_split(split, size, split_of)

@@ -1,79 +1,180 @@
-"""A folder of captioned pictures: `metadata.jsonl` as in Hugging Face's ImageFolder, or a .txt beside each picture.
+"""A folder of pictures, captioned by a table as in Hugging Face's ImageFolder or by a file beside each picture.
 
-photos/metadata.jsonl   {"file_name": "cat.jpg", "text": "a cat on a mat"}
-photos/cat.jpg          or, without metadata.jsonl, photos/cat.txt with the caption
+photos/metadata.jsonl   {"file_name": "cat.jpg", "text": "a cat on a mat"}; or metadata.csv, metadata.parquet
+photos/cat.jpg          or, without such a table, photos/cat.txt, cat.caption or cat.json with the caption
+
+A folder without any caption is for training without captions.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-from asdm.data.datasets import BrokenExample, Example, Indexed
-from asdm.data.datasets._pictures import SUFFIXES, decode_picture
+from asdm.data.datasets import BrokenExample, Example, Indexed, LeftOut
+from asdm.data.datasets._metadata import (
+    BESIDE,
+    TABLES,
+    Row,
+    caption_beside,
+    caption_in,
+    check_score,
+    check_split,
+    read_table,
+)
+from asdm.data.datasets._pictures import SUFFIXES, Frame, decode_picture, shapes_of
+from asdm.data.settings import Selection
+from asdm.utils import console
 from asdm.utils.io import sha256_of
-
-CAPTION_KEYS = ("text", "caption", "prompt")
 
 
 class Folder(Indexed[Example]):
-    """Pictures of a folder and its subfolders, cropped to a square of `size` pixels on access."""
+    """Pictures of a folder and its subfolders, scaled and cut on access; with `flip`, each mirrored as well."""
 
-    def __init__(self, files: Sequence[Path], captions: Sequence[str], size: int) -> None:
-        self.files, self.captions, self.size = tuple(files), tuple(captions), size
+    def __init__(
+        self,
+        files: Sequence[Path],
+        captions: Sequence[str],
+        size: int,
+        selection: Selection = Selection(),
+        left_out: LeftOut | None = None,
+    ) -> None:
+        self.files, self.size, self.selection = tuple(files), size, selection
+        self.captions = tuple(captions) * (2 if selection.flip else 1)
+        self.frame, self.left_out = Frame.of(size, selection), left_out or LeftOut()
 
     @property
     def fingerprint(self) -> str:
-        """Hash of all captions, file names and file sizes."""
+        """Hash of all captions, file names and file sizes, and of what is done with the pictures."""
         files = [(file.name, file.stat().st_size if file.exists() else 0) for file in self.files]
-        return sha256_of([self.size, files, self.captions])[:16]
+        return sha256_of([self.size, files, self.captions, *self.selection.fingerprint()])[:16]
+
+    @cached_property
+    def shapes(self) -> list[tuple[int, int]] | None:
+        """Height and width of each example where they are not all the same."""
+        if not self.selection.buckets:
+            return None
+        return shapes_of(self.files, self.frame) * (2 if self.selection.flip else 1)
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.captions)
 
     def example(self, index: int) -> Example:
-        file = self.files[index]
+        mirrored, number = divmod(index, len(self.files))
+        file = self.files[number]
         try:
-            return Example(decode_picture(file.read_bytes(), self.size), self.captions[index])
-        except (OSError, ValueError) as error:
-            raise BrokenExample(f"{file}: {error}") from None
+            image, time_ids = decode_picture(file.read_bytes(), self.frame, bool(mirrored))
+        except OSError as error:
+            raise BrokenExample((error.strerror or str(error)).lower(), str(file)) from None
+        except BrokenExample as error:
+            raise BrokenExample(error.reason, str(file)) from None
+        return Example(image, self.captions[index], time_ids)
 
 
-def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Folder:
+def open_data(
+    split: str = "train", size: int = 512, source: str | None = None, selection: Selection = Selection()
+) -> Folder:
     """The pictures of the folder `source`, or of its subfolder `split` if there is one.
 
-    Raises ValueError if it is not a folder, for an incomplete line of metadata.jsonl, or without captioned pictures.
+    Raises ValueError if it is not a folder, or without any example that can be used.
     """
     if not source:
         raise ValueError("the data set folder needs a folder: folder:DIR.")
     root = Path(source)
     if not root.is_dir():
         raise ValueError(f"{source} is not a folder.")
-    root = root / split if (root / split).is_dir() else root
-    listed = root / "metadata.jsonl"
-    pairs = _listed(listed) if listed.exists() else _beside(root)
+    own_split = (root / split).is_dir()
+    root = root / split if own_split else root
+    left_out, pairs = LeftOut(), dict[Path, str]()
+    table = next((root / f"metadata{suffix}" for suffix in TABLES if (root / f"metadata{suffix}").exists()), None)
+    for found in _listed(table) if table else _beside(root):
+        if isinstance(found, BrokenExample):
+            left_out.add(found.reason, found.name)
+            continue
+        file, caption, row = found
+        name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+        try:
+            check_score(row, selection)
+        except BrokenExample as error:
+            left_out.add(error.reason, name)
+            continue
+        if own_split or check_split(name, split, selection):
+            pairs[file] = caption
     if not pairs:
-        raise ValueError(f"{root} has no picture with a caption; add metadata.jsonl, or a .txt beside each picture.")
-    return Folder([file for file, _ in pairs], [caption for _, caption in pairs], size)
+        raise ValueError(_nothing_in(root, left_out))
+    for line in left_out.lines():
+        console.say_once(f"{root}: {line}")
+    return Folder(list(pairs), list(pairs.values()), size, selection, left_out)
 
 
-def _listed(path: Path) -> list[tuple[Path, str]]:
-    pairs = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
+def _nothing_in(root: Path, left_out: LeftOut) -> str:
+    why = "; ".join(line.rstrip(".") for line in left_out.lines()) or "there is no picture in it"
+    return f"{root} has no example that can be used: {why[0].lower()}{why[1:]}.{_misnamed(root)}"
+
+
+def _misnamed(root: Path) -> str:
+    """A sentence on files that look like a table of metadata but are not called like one."""
+    known = {f"metadata{suffix}" for suffix in TABLES}
+    names = sorted(path.name for path in root.glob("metadata*") if path.name not in known)
+    choices = ", ".join(f"metadata{suffix}" for suffix in TABLES)
+    return f" {', '.join(names)} was not read; a table of captions is called {choices}." if names else ""
+
+
+def _listed(path: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
+    """The rows of a table of metadata, each with its file, or why it cannot be used."""
+    seen: set[Path] = set()
+    for number, row in enumerate(read_table(path), start=1):
+        if isinstance(row, BrokenExample):
+            yield row
+            continue
+        name = row.get("file_name")
+        place = f"{path.name}:{number} ({name})" if name else f"{path.name}:{number}"
+        try:
+            file = _named(path, name)
+            caption = caption_in(row)
+            if file in seen:
+                raise BrokenExample("a second row for the same file")
+        except BrokenExample as error:
+            yield BrokenExample(error.reason, place)
+            continue
+        seen.add(file)
+        yield file, caption, row
+
+
+def _named(table: Path, name: object) -> Path:
+    """The file that a row names; raises BrokenExample where there is none."""
+    if not isinstance(name, str) or not name:
+        raise BrokenExample("no file_name")
+    file = table.parent / name
+    if file.is_file():
+        return file
+    if (table.parent.parent / name).is_file() or (table.parent / Path(name).name).is_file():
+        raise BrokenExample("a path that is not relative to its table")
+    raise BrokenExample("no such file")
+
+
+def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
+    """The pictures with the captions in files beside them; all of them without captions where none has one."""
+    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    pictures = [file for file in files if not file.name.startswith("._")]
+    captioned = [file for file in pictures if any(file.with_suffix(suffix).exists() for suffix in BESIDE)]
+    if pictures and not captioned:
+        console.say_once(
+            f"{root} has no captions: its {len(pictures)} pictures are used without (unconditional).{_misnamed(root)}"
+        )
+        yield from ((file, "", {}) for file in pictures)
+        return
+    for file in files:
+        name = file.relative_to(root).as_posix()
+        if file.name.startswith("._"):
+            yield BrokenExample("a file of macOS, not a picture", name)
             continue
         try:
-            row: Any = json.loads(line)
-            caption = next(row[key] for key in CAPTION_KEYS if key in row)
-            pairs.append((path.parent / row["file_name"], str(caption)))
-        except (ValueError, KeyError, TypeError, StopIteration):
-            raise ValueError(f"{path}, line {number}: needs file_name and one of {', '.join(CAPTION_KEYS)}.") from None
-    return pairs
+            yield (file, *caption_beside(_contents(file)))
+        except BrokenExample as error:
+            yield BrokenExample(error.reason, name)
 
 
-def _beside(root: Path) -> list[tuple[Path, str]]:
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES)
-    captions = [(file, file.with_suffix(".txt")) for file in files]
-    return [(file, caption.read_text(encoding="utf-8").strip()) for file, caption in captions if caption.exists()]
+def _contents(picture: Path) -> dict[str, bytes]:
+    return {suffix: path.read_bytes() for suffix in BESIDE if (path := picture.with_suffix(suffix)).is_file()}

@@ -12,17 +12,21 @@ from typing import Any
 import torch
 
 from asdm.data.datasets import Encoded, Indexed
-from asdm.utils.io import Frozen, Record
+from asdm.data.datasets._metadata import is_held_out
+from asdm.data.settings import Selection
+from asdm.utils.io import Frozen, Record, later, sha256_of
 
 MANIFEST = "cache.json"
+PARTS = ("mean", "std", "states", "pooled", "time_ids")
 
 
 class Shard(Frozen):
-    """A file of examples and their captions in order."""
+    """A file of examples of one shape, and their captions in order."""
 
     file: str
     bytes: int
     captions: tuple[str, ...]
+    shape: tuple[int, int] | None = later(None)  # of the latents, where the shards differ
 
 
 class LatentCache(Record, schema="asdm.latents/1"):
@@ -34,39 +38,54 @@ class LatentCache(Record, schema="asdm.latents/1"):
     size: int
     dtype: str
     encoder_sha256: str
-    examples: int  # of the data set
-    skipped: int = 0  # unreadable ones
+    examples: int | None  # of the data set; None for shards that were not read to their end
+    selection: tuple[str, ...] = later(())  # what of it was taken, as --option=value
+    skipped: int = 0  # examples that cannot be used
+    why_skipped: dict[str, int] = later({})  # reason → how many of them
     next_index: int = 0
     shards: tuple[Shard, ...] = ()
 
     @property
     def finished(self) -> bool:
-        return self.next_index >= self.examples
+        return self.examples is not None and self.next_index >= self.examples
 
 
 class Latents(Indexed[Encoded]):
-    """Encoded examples, read from their shards on access."""
+    """Encoded examples, read from their shards on access; `rows` are the numbers of those that are taken, or all."""
 
-    def __init__(self, folder: Path, cache: LatentCache) -> None:
+    def __init__(self, folder: Path, cache: LatentCache, rows: Sequence[int] | None = None) -> None:
         self.folder, self.cache = folder, cache
         self.encoder_sha256 = cache.encoder_sha256
-        self.captions = tuple(caption for shard in cache.shards for caption in shard.captions)
+        captions = [caption for shard in cache.shards for caption in shard.captions]
+        self.rows = rows
+        self.captions = tuple(captions if rows is None else (captions[row] for row in rows))
         self._ends = list(accumulate(len(shard.captions) for shard in cache.shards))
         self._read = lru_cache(maxsize=16)(self._open)
 
     @property
     def fingerprint(self) -> str:
-        return self.cache.sha256()[:16]
+        own = self.cache.sha256()[:16]
+        return own if self.rows is None else sha256_of([own, list(self.rows)])[:16]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]] | None:
+        """Height and width of each example's latents where they are not all the same."""
+        if not any(shard.shape for shard in self.cache.shards):
+            return None
+        every = [shard.shape or (0, 0) for shard in self.cache.shards for _ in shard.captions]
+        return every if self.rows is None else [every[row] for row in self.rows]
 
     def __len__(self) -> int:
-        return self._ends[-1] if self._ends else 0
+        return len(self.captions)
 
     def example(self, index: int) -> Encoded:
-        number = bisect.bisect_right(self._ends, index)
-        row = index - (self._ends[number - 1] if number else 0)
+        place = index if self.rows is None else self.rows[index]
+        number = bisect.bisect_right(self._ends, place)
+        row = place - (self._ends[number - 1] if number else 0)
         shard = self._read(number)
-        mean, std, states = (shard.get_slice(name)[row] for name in ("mean", "std", "states"))
-        return Encoded(mean, std, states, self.captions[index])
+        names = set(shard.keys())
+        parts = {name: shard.get_slice(name)[row] for name in PARTS if name in names}
+        return Encoded(**parts, caption=self.captions[index])
 
     def _open(self, number: int) -> Any:
         from safetensors import safe_open
@@ -74,11 +93,15 @@ class Latents(Indexed[Encoded]):
         return safe_open(self.folder / self.cache.shards[number].file, "pt")
 
 
-def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Latents:
-    """The cache in the folder `source`.
+def open_data(
+    split: str = "train", size: int = 512, source: str | None = None, selection: Selection = Selection()
+) -> Latents:
+    """The cache in the folder `source`, or of it what is held out or not.
 
     Raises ValueError if it is not a cache, is unfinished, has another size or split, or if a file is missing.
     """
+    if other := [name for name in selection.asked() if name != "--hold-out"]:
+        raise ValueError(f"latents are encoded already; give {other[0]} to `asdm cache`.")
     if not source:
         raise ValueError("the data set latents needs a folder that `asdm cache` wrote: latents:DIR.")
     folder = Path(source)
@@ -86,22 +109,27 @@ def open_data(split: str = "train", size: int = 512, source: str | None = None) 
         raise ValueError(f"{source} is not a cache of latents: it has no {MANIFEST}; `asdm cache` writes one.")
     cache = LatentCache.load(folder / MANIFEST)
     if not cache.finished:
+        of = "" if cache.examples is None else f" of {cache.examples}"
         raise ValueError(
-            f"{source} is not finished ({cache.next_index} of {cache.examples} examples); run the same `asdm cache` "
-            "command again."
+            f"{source} is not finished ({cache.next_index}{of} examples); run the same `asdm cache` command again."
         )
     if cache.size != size:
         raise ValueError(f"{source} holds latents of {cache.size} pixels, not {size}; choose --size {cache.size}.")
-    if cache.split != split:
+    if cache.split != split and not selection.hold_out:
         raise ValueError(f"{source} holds the split {cache.split}, not {split}; choose --split {cache.split}.")
     for shard in cache.shards:
         file = folder / shard.file
         if not file.exists() or file.stat().st_size != shard.bytes:
             raise ValueError(f"{file} is missing or damaged; run `asdm cache` into another folder.")
-    return Latents(folder, cache)
+    if not selection.hold_out:
+        return Latents(folder, cache)
+    captions = [caption for shard in cache.shards for caption in shard.captions]
+    held_out = [is_held_out(f"{number} {caption}", selection) for number, caption in enumerate(captions)]
+    return Latents(folder, cache, [row for row, held in enumerate(held_out) if held == (split == "held_out")])
 
 
 def as_tensors(encoded: Sequence[Encoded], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """The tensors of a shard: mean and std (n, 4, h, w), states (n, tokens, c)."""
-    names = ("mean", "std", "states")
-    return {name: torch.stack([getattr(e, name) for e in encoded]).to("cpu", dtype).contiguous() for name in names}
+    """The tensors of a shard: mean and std (n, 4, h, w), states (n, tokens, c), and SDXL's pooled text and time ids."""
+    names = [name for name in PARTS if getattr(encoded[0], name) is not None]
+    stacked = {name: torch.stack([getattr(e, name) for e in encoded]).to("cpu") for name in names}
+    return {name: (tensor if name == "time_ids" else tensor.to(dtype)).contiguous() for name, tensor in stacked.items()}

@@ -5,8 +5,9 @@ to lanes, and lanes to processes: a lane reads its shards in a new order in ever
 by block. The pictures of a step follow from the seed and the number of lanes, not from the number of processes, and a
 resumed run continues in the shard where it stopped.
 
-A broken picture or caption is skipped and counted. A shard that cannot be read, or is truncated, is reported, counted,
-and skipped from there on.
+A key ends at the first dot of a file's name, as in webdataset. A caption is in `.txt`, `.caption` or `.json`, or in the
+Parquet file beside a local shard. What cannot be used is left out and counted by its reason in the first pass. A shard
+that cannot be read, or is truncated, is reported, counted, and skipped from there on.
 """
 
 from __future__ import annotations
@@ -15,24 +16,42 @@ import re
 import tarfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from glob import glob
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 
-from asdm.data.datasets import Example
-from asdm.data.datasets._pictures import SUFFIXES, decode_picture
+from asdm.data.datasets import BrokenExample, Example, LeftOut
+from asdm.data.datasets._metadata import BESIDE, Row, caption_beside, caption_in, check_score, check_split, read_table
+from asdm.data.datasets._pictures import SUFFIXES, Frame, decode_picture
 from asdm.data.loader import seeded
+from asdm.data.settings import Selection
 from asdm.utils import console
 from asdm.utils.io import sha256_of
 
 LANES = 8  # at most; no more than there are shards
 BLOCK = 512  # examples of a lane that are shuffled together, as bytes
-BEGIN = {"pass": 0, "shard": 0, "example": 0, "given": 0, "broken": 0}
+BEGIN: dict[str, Any] = {"pass": 0, "shard": 0, "example": 0, "given": 0}
+BROKEN_SHARD = "a shard that is broken from here on"
 TIMEOUT_S = 60
+
+
+@dataclass(frozen=True)
+class Group:
+    """The files of one key, by what follows the key's first dot, and the row of its shard's Parquet file."""
+
+    shard: str
+    key: str
+    parts: dict[str, bytes]
+    row: Row = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return f"{Path(self.shard).name}:{self.key}"
 
 
 @dataclass(frozen=True)
@@ -43,6 +62,9 @@ class Shards:
     size: int
     block: int = BLOCK
     most_lanes: int = LANES
+    split: str = "train"
+    selection: Selection = field(default_factory=Selection)
+    left_out: LeftOut = field(default_factory=LeftOut, compare=False, repr=False)
     _reported: set[str] = field(default_factory=set, compare=False, repr=False)
 
     @property
@@ -55,62 +77,111 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the shards' names, the sizes of local ones, and how they are distributed."""
+        """Hash of the shards' names, the sizes of local ones, how they are distributed, and what is taken of them."""
         files = [(name, Path(name).stat().st_size if Path(name).exists() else None) for name in self.shards]
-        return sha256_of([files, self.size, self.block, self.lanes])[:16]
+        return sha256_of([files, self.size, self.block, self.lanes, *self.selection.fingerprint()])[:16]
 
-    def read(self, seed: int, lane: int, place: dict[str, int]) -> Iterator[tuple[Example, dict[str, int]]]:
+    def read(self, seed: int, lane: int, place: dict[str, Any]) -> Iterator[tuple[Example, dict[str, Any]]]:
         """Endless examples of a lane. A place is the start of a block (pass, shard, example) and the offset in it.
 
-        Raises ValueError if a whole pass has no example.
+        With `flip`, every second example of a pass is mirrored, and in the next pass others are. Raises ValueError if
+        a whole pass has no example.
         """
         at = BEGIN | place
         last_pass = at["pass"]
         while True:
-            rows, after = self._block(seed, lane, at)
+            counts = dict(at.get("skipped", {}))
+            rows, after = self._block(seed, lane, at, counts)
             if at["given"] == 0:
-                at = at | {"broken": after["broken"]}
+                at = at | {"skipped": dict(counts)}
             order = torch.randperm(len(rows), generator=seeded(seed, lane, at["pass"], at["shard"], at["example"]))
             while at["given"] < len(rows):
-                example = self._example(rows[int(order[at["given"]])])
-                at = at | {"given": at["given"] + 1, "broken": at["broken"] + (example is None)}
-                if example is not None:
-                    last_pass = at["pass"]
-                    yield example, at
-            at = after | {"broken": at["broken"]}
+                group = rows[int(order[at["given"]])]
+                mirrored = self.selection.flip and bool((at["given"] + at["pass"]) % 2)
+                at = at | {"given": at["given"] + 1}
+                try:
+                    example = self._example(group, mirrored)
+                except BrokenExample as error:
+                    if at["pass"] == 0:
+                        at = at | {"skipped": self._count(error.reason, group.name, dict(at["skipped"]))}
+                    continue
+                last_pass = at["pass"]
+                yield example, at
+            at = after | {"skipped": at["skipped"]}
             if at["pass"] > last_pass + 1:
-                raise ValueError(f"none of the shards {_listed(self.shards)} has a picture with a caption.")
+                why = " ".join(self.left_out.lines())
+                raise ValueError(
+                    f"none of the shards {_listed(self.shards)} has a picture with a caption. {why}".strip()
+                )
 
-    def _block(self, seed: int, lane: int, at: dict[str, int]) -> tuple[list[dict[str, bytes]], dict[str, int]]:
-        """The examples of the next block, not yet decoded, and the place after it; a block ends with its pass."""
-        rows: list[dict[str, bytes]] = []
-        shard, skip, broken = at["shard"], at["example"], at["broken"]
+    def in_order(self, first: int) -> Iterator[Callable[[], Example]]:
+        """Every example once, from the `first` on, as a function that decodes it or raises BrokenExample.
+
+        With `flip`, each comes a second time, mirrored.
+        """
+        number = 0
+        for mirrored in (False, True) if self.selection.flip else (False,):
+            for name in self.shards:
+                for _, group in self._groups_of(name, 0):
+                    number += 1
+                    mine = group is None or check_split(group.key, self.split, self.selection)
+                    if number > first and mine:
+                        yield self._decoder(name, group, mirrored)
+
+    def _decoder(self, name: str, group: Group | None, mirrored: bool) -> Callable[[], Example]:
+        def decode() -> Example:
+            if group is None:
+                raise BrokenExample(BROKEN_SHARD, name)
+            try:
+                return self._example(group, mirrored)
+            except BrokenExample as error:
+                raise BrokenExample(error.reason, group.name) from None
+
+        return decode
+
+    def _count(self, reason: str, name: str, counts: dict[str, int]) -> dict[str, int]:
+        self.left_out.add(reason, name)
+        counts[reason] = counts.get(reason, 0) + 1
+        return counts
+
+    def _block(
+        self, seed: int, lane: int, at: dict[str, Any], counts: dict[str, int]
+    ) -> tuple[list[Group], dict[str, Any]]:
+        """The examples of the next block, not yet decoded, and the place after it; a block ends with its pass.
+
+        Shards that break in the first pass are added to `counts`.
+        """
+        rows: list[Group] = []
+        shard, skip = at["shard"], at["example"]
         names = self._order(seed, lane, at["pass"])
         while shard < len(names):
-            for count, parts in self._groups_of(names[shard], skip):
-                if parts is None:
-                    broken += 1
+            for count, group in self._groups_of(names[shard], skip):
+                if group is None:
+                    if at["pass"] == 0 and at["given"] == 0:
+                        self._count(BROKEN_SHARD, Path(names[shard]).name, counts)
                     continue
-                rows.append(parts)
+                if not check_split(group.key, self.split, self.selection):
+                    continue
+                rows.append(group)
                 if len(rows) == self.block:
-                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": count, "broken": broken}
+                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": count}
             shard, skip = shard + 1, 0
-        return rows, BEGIN | {"pass": at["pass"] + 1, "broken": broken}
+        return rows, BEGIN | {"pass": at["pass"] + 1}
 
     def _order(self, seed: int, lane: int, number: int) -> list[str]:
         """The shards of a lane in one pass: all shards are shuffled, and this lane gets every lanes-th."""
         order = torch.randperm(len(self.shards), generator=seeded(seed, number, 0)).tolist()
         return [self.shards[i] for i in order[lane :: self.lanes]]
 
-    def _groups_of(self, name: str, skip: int) -> Iterator[tuple[int, dict[str, bytes] | None]]:
-        """(examples read so far, files of the example; None where the shard breaks), from example `skip` on."""
-        count = 0
+    def _groups_of(self, name: str, skip: int) -> Iterator[tuple[int, Group | None]]:
+        """(examples read so far, the example's files; None where the shard breaks), from example `skip` on."""
+        count, rows = 0, _rows_beside(name)
         try:
             with _opened(name) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
-                for parts in _groups(tar, skip):
+                for key, parts in _groups(tar, skip):
                     count += 1
                     if count > skip:
-                        yield count, parts
+                        yield count, Group(name, key, parts, rows.get(key.rpartition("/")[2], {}))
         except (OSError, EOFError, tarfile.TarError) as error:
             if name not in self._reported:
                 self._reported.add(name)
@@ -119,15 +190,33 @@ class Shards:
             if count >= skip:
                 yield count + 1, None
 
-    def _example(self, parts: dict[str, bytes]) -> Example | None:
-        picture = next((parts[suffix] for suffix in SUFFIXES if suffix in parts), None)
-        caption = parts.get(".txt")
-        if picture is None or caption is None:
-            return None
-        try:
-            return Example(decode_picture(picture, self.size), caption.decode("utf-8").strip())
-        except ValueError:  # UnicodeDecodeError is one
-            return None
+    def _example(self, group: Group, mirrored: bool = False) -> Example:
+        """Raises BrokenExample with the reason for files that make no example."""
+        if Path(group.key).name.startswith("._"):
+            raise BrokenExample("a file of macOS, not a picture")
+        picture = _part(group.parts, SUFFIXES)
+        if picture is None:
+            raise BrokenExample("no picture")
+        beside = {suffix: part for suffix in BESIDE if (part := _part(group.parts, (suffix,))) is not None}
+        caption, row = (caption_in(group.row), {}) if group.row and not beside else caption_beside(beside)
+        check_score({**group.row, **row}, self.selection)
+        image, time_ids = decode_picture(picture, Frame.of(self.size, self.selection), mirrored)
+        return Example(image, caption, time_ids)
+
+
+def _part(parts: Mapping[str, bytes], suffixes: Sequence[str]) -> bytes | None:
+    """The first file with one of the suffixes, the shortest name first: `a.png` before `a.mask.png`."""
+    return next((parts[name] for name in sorted(parts, key=len) if name.endswith(tuple(suffixes))), None)
+
+
+@lru_cache(maxsize=8)
+def _rows_beside(shard: str) -> Mapping[str, Row]:
+    """The rows of the Parquet file beside a local shard, by key, as img2dataset writes them."""
+    table = Path(shard).with_suffix(".parquet")
+    if "://" in shard or not table.is_file():
+        return {}
+    rows = [row for row in read_table(table) if not isinstance(row, BrokenExample)]
+    return {str(row["key"]): row for row in rows if "key" in row}
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -141,36 +230,41 @@ def _opened(name: str) -> IO[bytes]:
 
 
 class _Member(tarfile.TarInfo):
-    """tarfile accepts a file that is truncated between two members; this does not."""
+    """tarfile accepts a file that is truncated between two members or within a header; this does not."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
         try:
             return super().fromtarfile(tarfile_)
-        except tarfile.EmptyHeaderError:  # type: ignore[attr-defined]
+        except (tarfile.EmptyHeaderError, tarfile.TruncatedHeaderError):  # type: ignore[attr-defined]
             raise tarfile.ReadError("it has no end-of-archive mark") from None
 
 
-def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[dict[str, bytes]]:
-    """The adjacent files of each key as {suffix: contents}; the first `skip` keys without contents."""
+def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Each key with its adjacent files as {suffix: contents}; the first `skip` keys without contents."""
     key, number = "", 0
     parts: dict[str, bytes] = {}
     for member in tar:
         if not member.isfile():
             continue
         folder, _, file = member.name.rpartition("/")
-        stem, dot, suffix = file.partition(".")
-        if f"{folder}/{stem}" != key and parts:
-            yield parts
+        start = 2 if file.startswith("._") else 0  # of macOS, whose files are beside those that they are about
+        stem, dot, suffix = file[start:].partition(".")
+        stem = file[:start] + stem
+        name = f"{folder}/{stem}" if folder else stem
+        if name != key and parts:
+            yield key, parts
             parts, number = {}, number + 1
-        key = f"{folder}/{stem}"
+        key = name
         stream = tar.extractfile(member) if number >= skip else None
         parts[f"{dot}{suffix}".lower()] = stream.read() if stream else b""
     if parts:
-        yield parts
+        yield key, parts
 
 
-def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Shards:
+def open_data(
+    split: str = "train", size: int = 512, source: str | None = None, selection: Selection = Selection()
+) -> Shards:
     """The shards that `source` names: one, a list with commas, `{0000..0099}`, a pattern with `*`, or a folder.
 
     Raises ValueError if there are none, or if a file does not exist.
@@ -185,7 +279,7 @@ def open_data(split: str = "train", size: int = 512, source: str | None = None) 
         raise ValueError(f"the shard {_listed(missing)} does not exist.")
     if other := [name for name in names if "://" in name and not name.startswith(("http://", "https://"))]:
         raise ValueError(f"the shard {other[0]} is neither a file nor an http(s) URL.")
-    return Shards(tuple(names), size)
+    return Shards(tuple(names), size, split=split, selection=selection)
 
 
 def _split(source: str) -> list[str]:

@@ -7,7 +7,8 @@ A file defines:
 - `MODES`: the modes in which it may be used (feature maps exist in `end_to_end` only, block outputs in `blockwise`),
 - `loss(inputs: LossInputs) -> Tensor`: one value per image (b,),
 - `places(student, name_map) -> Places`, where it compares feature maps: pairs of (student's module, teacher's module),
-- `load_network(context: TrainContext) -> Any`, where it needs a frozen network, which `loss` gets as `inputs.network`.
+- `load_network(context: TrainContext) -> Any`, where it needs a frozen network, which `loss` gets as `inputs.network`,
+  and `check_network(settings)`, which raises ValueError before the run where that network cannot be had.
 
 Reductions are in fp32 and are means per tensor and image, so that splitting a batch does not change the loss.
 """

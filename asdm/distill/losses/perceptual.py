@@ -19,7 +19,8 @@ from torch import nn
 from asdm.data import datasets, loader
 from asdm.distill.context import TrainContext
 from asdm.distill.losses import LossInputs, predicted_clean, squared_distance
-from asdm.models.networks import Vgg
+from asdm.distill.settings import DistillSettings
+from asdm.models.networks import Vgg, imagenet_vgg_weights
 from asdm.utils.io import write_whole
 
 COMPARES = "predictions"
@@ -77,6 +78,7 @@ def load_network(context: TrainContext) -> LatentVgg:
         write_whole(path, save({"adapter": fit_adapter(latents.cpu(), images.cpu())}), force=True)
     context.accelerator.wait_for_everyone()
     adapter = load_file(path)["adapter"].to(device)
+    assert context.settings.vgg is not None, "load_context() fills it in"
     return LatentVgg(load_vgg(context.settings.vgg).to(device), adapter)
 
 
@@ -112,13 +114,17 @@ class ImagenetVgg(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        from torchvision.models import VGG16_Weights, vgg16
+        from torchvision.models import vgg16
 
         try:
-            self.trunk = vgg16(weights=VGG16_Weights.IMAGENET1K_V1).features[:23].eval().requires_grad_(False)
-        except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise ValueError(f"cannot fetch torchvision's VGG-16: {reason}; choose --vgg mini or a folder.") from None
+            weights = imagenet_vgg_weights()
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; name a folder for the perceptual term (--vgg DIR), or leave it out (--weight perceptual=0)."
+            ) from None
+        whole = vgg16()
+        whole.load_state_dict(weights)
+        self.trunk = whole.features[:23].eval().requires_grad_(False)
         self.taps = {3: "relu1_2", 8: "relu2_2", 15: "relu3_3", 22: "relu4_3"}
 
     def features(self, images: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
@@ -129,6 +135,11 @@ class ImagenetVgg(nn.Module):
             x = layer(x)
             maps[self.taps.get(i)] = x
         return [maps[name] for name in names]
+
+
+def check_network(settings: DistillSettings) -> None:
+    """Raises ValueError, before a run begins, where the VGG cannot be had."""
+    load_vgg(str(settings.vgg))
 
 
 def load_vgg(name: str) -> Any:

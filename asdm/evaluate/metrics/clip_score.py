@@ -10,8 +10,10 @@ from asdm.evaluate.metrics import JudgedImages, Reference, Samples, per_image
 AGAINST = "real"
 
 
-def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples:
-    """The score of every image."""
+def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples | None:
+    """The score of every image; None without a judge or without captions."""
+    if reference.judge is None or not reference.has_captions:
+        return None
     return per_image(clip_scores(images.embeddings, reference.caption_embeddings))
 
 

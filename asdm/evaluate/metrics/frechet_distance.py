@@ -10,8 +10,10 @@ from asdm.evaluate.metrics import JudgedImages, Reference, Samples, per_half
 AGAINST = "real"
 
 
-def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples:
-    """The distance with that of random halves."""
+def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples | None:
+    """The distance with that of random halves; None without a judge."""
+    if reference.judge is None:
+        return None
     return per_half(frechet_distance, images.features, target.features)
 
 
@@ -19,13 +21,13 @@ def frechet_distance(generated: torch.Tensor, real: torch.Tensor) -> float:
     """Fréchet distance of two sets of features (n, d)."""
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1]))
+    metric = FrechetInceptionDistance(feature=Identity(real.shape[1]))
     metric.update(real, real=True)
     metric.update(generated, real=False)
     return float(metric.compute())
 
 
-class _Identity(nn.Module):
+class Identity(nn.Module):
     """torchmetrics expects a network that computes features; it is given features."""
 
     def __init__(self, width: int) -> None:

@@ -9,8 +9,10 @@ from asdm.evaluate.metrics import JudgedImages, Reference, Samples, per_half
 AGAINST = "real"
 
 
-def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples:
-    """The distance with that of random halves."""
+def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples | None:
+    """The distance with that of random halves; None without a judge."""
+    if reference.judge is None:
+        return None
     return per_half(kernel_distance, images.features, target.features)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from asdm.evaluate.metrics import JudgedImages, Reference, Samples, per_image
 
 AGAINST = "teacher"
@@ -9,6 +11,5 @@ AGAINST = "teacher"
 
 def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples:
     """The mean squared difference of every image's latent."""
-    assert images.latents is not None, "generated images have latents"
-    assert target.latents is not None, "generated images have latents"
-    return per_image((images.latents - target.latents).square().mean((1, 2, 3)).numpy())
+    each = [(own - other).square().mean((1, 2, 3)) for own, other in images.latents_beside(target)]
+    return per_image(torch.cat(each).numpy())

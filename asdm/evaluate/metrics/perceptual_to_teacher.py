@@ -14,9 +14,12 @@ AGAINST = "teacher"
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 
 
-def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples:
-    """The distance of every image."""
-    return per_image(perceptual_distances(reference.vgg, images.images, target.images))
+def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples | None:
+    """The distance of every image; None without a VGG."""
+    if reference.vgg is None:
+        return None
+    each = [perceptual_distances(reference.vgg, own, other) for own, other in images.beside(target)]
+    return per_image(np.concatenate(each))
 
 
 def perceptual_distances(vgg: Any, a: torch.Tensor, b: torch.Tensor) -> np.ndarray:

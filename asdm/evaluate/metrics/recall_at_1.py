@@ -15,7 +15,7 @@ CANDIDATES = 200
 
 def samples(images: JudgedImages, target: JudgedImages, reference: Reference) -> Samples | None:
     """Whether each image's caption is found; None where there are too few captions to choose from."""
-    if len(set(reference.pool)) < CANDIDATES:
+    if reference.judge is None or len(set(reference.pool)) < CANDIDATES:
         return None
     return per_image(recalls(reference.judge, images.embeddings, reference.captions, reference.pool))
 

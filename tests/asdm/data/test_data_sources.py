@@ -17,9 +17,9 @@ from PIL import Image
 
 from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
-from asdm.data.datasets._pictures import decode_picture
+from asdm.data.datasets._pictures import Frame, decode_picture
 from asdm.data.datasets.latents import LatentCache
-from asdm.data.settings import CacheSettings
+from asdm.data.settings import CacheSettings, Selection
 from tests.pictures import picture, shard
 
 # ---------------------------------------------------------------------------------------------- folder
@@ -32,15 +32,21 @@ def test_captions_beside_pictures_do_as_well(tmp_path: Path) -> None:
     data = folder.open_data("train", 16, str(tmp_path))
     assert data.captions == ("a cat",)
     (tmp_path / "a.png").write_bytes(b"no picture")
-    with pytest.raises(BrokenExample, match=r"a\.png: not a complete picture"):
+    assert "Left out 1 example, no caption: b.png." in data.left_out.lines()
+    with pytest.raises(BrokenExample, match=r"a\.png: not a picture"):
         data[0]
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
-    [('{"file_name": "a.png"}', "line 1: needs file_name and one of text, caption, prompt"), ("{", "line 1: needs")],
+    [
+        ('{"file_name": "a.png"}', r"can be used: left out 1 example, no caption: metadata\.jsonl:1 \(a"),
+        ('{"text": "a cat"}', r"no file_name: metadata\.jsonl:1\."),
+        ("{", r"a line that is not a JSON object: metadata\.jsonl:1\."),
+    ],
 )
-def test_a_line_that_says_too_little_is_named(tmp_path: Path, line: str, said: str) -> None:
+def test_a_table_without_any_usable_line_is_an_error_that_names_them(tmp_path: Path, line: str, said: str) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
     (tmp_path / "metadata.jsonl").write_text(line)
     with pytest.raises(ValueError, match=said):
         folder.open_data("train", 16, str(tmp_path))
@@ -51,7 +57,8 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
     wide.paste((0, 0, 0, 0), (0, 0, 20, 20))
     stream = io.BytesIO()
     wide.save(stream, "PNG")
-    image = decode_picture(stream.getvalue(), 10)
+    image, time_ids = decode_picture(stream.getvalue(), Frame.of(10, Selection()))
+    assert time_ids == (20, 40, 0, 5, 10, 10)
     assert image.shape == (3, 10, 10)
     assert image[:, 5, 1].tolist() == [1, 1, 1]
     assert image[:, 5, 8].tolist() == [1, -1, -1]
@@ -68,7 +75,7 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
         ("latents", "needs a folder that `asdm cache` wrote"),
         ("latents:nowhere", "nowhere is not a cache of latents"),
         ("emoji:here", "has its own pictures; leave out 'here'"),
-        ("tar:x", "unknown name 'tar' in datasets; choose from emoji, folder, latents, webdataset"),
+        ("tar:x", "unknown name 'tar' in datasets; choose from emoji, folder, latents, prompts, webdataset"),
     ],
 )
 def test_what_is_not_there_is_named(name: str, said: str) -> None:
@@ -113,7 +120,7 @@ def test_what_is_broken_is_left_out_counted_and_named(tmp_path: Path, capsys: An
     assert f"the shard {tmp_path}/b.tar is broken after 6 examples: it has no end-of-archive mark." in said
     assert f"the shard {tmp_path}/c.tar is broken after 0 examples" in said
     assert said.count("b.tar is broken") == 1
-    assert found[-1][1]["broken"] >= 4  # two pictures and two shards, in the first pass
+    assert found[-1][1]["skipped"] == {"not a picture": 2, webdataset.BROKEN_SHARD: 2}  # of the first pass
 
 
 def test_shards_without_any_example_are_an_error_not_a_loop(tmp_path: Path) -> None:
@@ -180,7 +187,7 @@ def test_a_broken_picture_gives_its_place_to_the_next_and_is_counted(photos: Pat
     data = folder.open_data("train", 16, str(tmp_path))
     batch = next(loader.batches(data, 12, 0, loader.Share(), 0, {}, 2))
     shown = [slot.example.caption for slot in batch.slots]
-    assert batch.broken == 1
+    assert batch.skipped == {"not a picture": 1}
     assert shown.count("number 6") == 2
     assert "number 5" not in shown
 

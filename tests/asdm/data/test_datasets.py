@@ -11,8 +11,10 @@ import torch
 from asdm.data.datasets import Encoded, Example, Stream, captions_of, emoji, fingerprint
 from asdm.utils import registry
 
+BY_A_TEACHER = {"prompts"}
 
-@pytest.mark.parametrize("name", registry.names("asdm.data.datasets"))
+
+@pytest.mark.parametrize("name", sorted({*registry.names("asdm.data.datasets")} - BY_A_TEACHER))
 def test_every_data_set_gives_captioned_examples(name: str, sources: dict[str, str | None]) -> None:
     examples = registry.load("asdm.data.datasets", name).open_data("train", size=64, source=sources[name])
     again = registry.load("asdm.data.datasets", name).open_data("train", size=64, source=sources[name])

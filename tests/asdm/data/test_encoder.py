@@ -80,7 +80,7 @@ def test_what_was_encoded_before_goes_to_the_device_together(whole: Any) -> None
     encoder = Encoder(whole)
     halves = [Encoded(*(torch.full((1,), n).half() for _ in PARTS), caption=f"{n}") for n in range(3)]
     collated = encoder.collate([Slot(i, example, i) for i, example in enumerate(halves)])
-    assert [tensor.shape for tensor in collated.encoded] == [(3, 1)] * 3
+    assert [tensor.shape for tensor in collated.encoded.values()] == [(3, 1)] * 3
     found = encoder.encode(collated)
     assert [(float(one.mean), one.mean.dtype, one.caption) for one in found] == [
         (n, torch.float32, f"{n}") for n in range(3)
@@ -144,7 +144,8 @@ def test_a_cache_decodes_pictures_beside_each_other(tmp_path: Path, tiny_pipelin
     both = threading.Barrier(2, timeout=20)
     monkeypatch.setattr(folder.Folder, "example", lambda self, i: (both.wait() and None) or Example(DRAWN[i], f"{i}"))
     monkeypatch.setattr(folder.Folder, "__len__", lambda self: 4)
-    monkeypatch.setattr(folder, "open_data", lambda *_: folder.Folder([], [f"{i}" for i in range(4)], 64))
+    four = folder.Folder([], [f"{i}" for i in range(4)], 64)
+    monkeypatch.setattr(folder, "open_data", lambda split, size, source: four)
     told: list[Any] = []
     settings = CacheSettings(dtype="fp32", workers=2)
     done = cache.cache_latents(

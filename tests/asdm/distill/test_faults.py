@@ -26,8 +26,9 @@ def command(tiny_pipeline: Path, photos: Path) -> Any:
     """The command that trains into a folder: two stages, a checkpoint at every step."""
 
     def line(output: Path, *more: Any) -> list[Any]:
-        return ["distill", "a_sdm", "--teacher", tiny_pipeline, "--data", f"folder:{photos}", "--steps", STEPS,
-                "--batch", 2, "--checkpoint-every", 0, "--threads", 1, "-o", output, *more]  # fmt: skip
+        words = ["distill", "a_sdm", "--teacher", tiny_pipeline, "--data", f"folder:{photos}", "--vgg", "mini"]
+        words += ["--steps", STEPS, "--batch", 2, "--checkpoint-every", 0, "--threads", 1, "-o", output]
+        return [*words, *more]
 
     return line
 

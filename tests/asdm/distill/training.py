@@ -16,7 +16,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 def settings(**changes: Any) -> DistillSettings:
     defaults: dict[str, Any] = {"data": "emoji", "split": "held_out", "steps": 4, "batch": 4, "learning_rate": 1e-3}
-    return DistillSettings(**defaults | {"checkpoint_s": 0.0, "ema": 0.9, "validate_captions": 2} | changes)
+    more = {"checkpoint_s": 0.0, "ema": 0.9, "validate_captions": 2, "vgg": "mini"}
+    return DistillSettings(**defaults | more | changes)
 
 
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:

@@ -73,7 +73,7 @@ def test_timings_are_kept_where_pictures_do_not_fit(
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
     monkeypatch.setattr(benchmark, "compare_latency", compare)
-    monkeypatch.setattr(benchmark, "open_judgement", lambda settings: object())
+    monkeypatch.setattr(benchmark, "open_judgement", lambda *_: object())
     for stage in ("time_components", "judge_all"):
         monkeypatch.setattr(benchmark, stage, too_large)
     found = run(

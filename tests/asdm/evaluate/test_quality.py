@@ -62,9 +62,30 @@ def coloured(noise: float) -> tuple[torch.Tensor, list[str]]:
 def reference(pool: Sequence[str]) -> Reference:
     images, captions = coloured(0.1)
     torch.manual_seed(0)
-    return Reference(
-        WordJudge(), Vgg(["a", "b"]).eval(), [Example(*one) for one in zip(images, captions, strict=True)], pool
-    )
+    real = [Example(*one) for one in zip(images, captions, strict=True)]
+    return Reference(WordJudge(), Vgg(["a", "b"]).eval(), real, pool, NETWORKS)
+
+
+class TinyInception:
+    """Mean colours as features; how much of each colour there is as logits."""
+
+    logits = 3
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        colours = images.mean((2, 3))
+        return torch.cat([colours, 4 * colours], dim=1)
+
+
+def colour_score(images: torch.Tensor, captions: Sequence[str]) -> torch.Tensor:
+    """A preference for the colour that the caption names."""
+    return (WordJudge().image_embedding(images) * WordJudge().text_embedding(captions)).sum(1)
+
+
+NETWORKS = {
+    "inception": TinyInception(),
+    "lpips": lambda a, b: (a - b).square().mean((1, 2, 3)),
+    **dict.fromkeys(("pick_score", "hps_v2", "image_reward"), colour_score),
+}
 
 
 @pytest.mark.parametrize("name", registry.names(METRICS))
@@ -80,7 +101,7 @@ def test_every_metric_tells_better_images_from_worse_ones(name):
     real = given.real_images
     target = JudgedImages(given.judge, real.images, real.images[:, :, ::8, ::8])
     worse = target.images.roll(1, 0) if metric.AGAINST == "real" else -target.images
-    if name in ("frechet_distance", "kernel_distance"):
+    if name in ("frechet_distance", "kernel_distance", "fid", "kid", "inception_score"):
         worse = target.images * 0.3
     near = metric.samples(JudgedImages(given.judge, target.images, target.latents), target, given)
     far = metric.samples(JudgedImages(given.judge, worse, worse[:, :, ::8, ::8]), target, given)
@@ -90,7 +111,8 @@ def test_every_metric_tells_better_images_from_worse_ones(name):
     assert min(near.value, far.value) >= MEASURES[name].lowest - 1e-6
     assert far.value == again.value
     assert (far.each == again.each).all()
-    assert len(far.each) == {"pictures": 36, "halves": 200}[far.of]
+    parts = {"kid": 100, "inception_score": 9}.get(name, 200)
+    assert len(far.each) == {"pictures": 36, "halves": parts}[far.of]
     assert far.metric().low <= far.value <= far.metric().high
 
 
@@ -100,7 +122,7 @@ def test_the_catalogue_of_metrics_names_every_file_of_the_seam():
 
 def test_a_metric_that_the_reference_does_not_allow_is_left_out():
     images, _ = coloured(0.1)
-    few = Judgement(**vars(reference(["red", "green", "blue"])))
+    few = Judgement(**vars(reference(["red", "green", "blue"])) | {"networks": {}})
     assert set(few.alone(GeneratedImages(images, images))) == {"frechet_distance", "kernel_distance", "clip_score"}
 
 

@@ -157,7 +157,8 @@ def test_the_chain_in_python(tiny_folder: Path, tmp_path: Path) -> None:
 def test_planning_on_damage_and_training_in_python(tiny_pipeline: Path, tmp_path: Path) -> None:
     family = str(tiny_pipeline)
     profile = asdm_prof.profile(family, backend="fake")
-    damage = measure_sensitivity(family, SensitivitySettings(split="held_out", prompts=2, timesteps=2), plans=0)
+    few = SensitivitySettings(data="emoji", split="held_out", prompts=2, timesteps=2)
+    damage = measure_sensitivity(family, few, plans=0)
     assert damage.edits
     plan = asdm_prof.plan(profile, {"latency": "0.9", "params": "0.95"}, damage=damage)
     assert plan.damage_sha256 == damage.sha256()
@@ -168,6 +169,7 @@ def test_planning_on_damage_and_training_in_python(tiny_pipeline: Path, tmp_path
         teacher=family,
         recipe="bk_sdm",
         steps=2,
+        data="emoji",
         split="held_out",
         batch=2,
         watch=told.append,

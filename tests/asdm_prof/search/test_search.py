@@ -58,7 +58,7 @@ def search_command(tiny_pipeline: Path, profile: Path, photos: Path) -> Any:
         text = (
             f"--budget 0.8 --candidates {candidates} --rungs 2 --steps {steps} --data folder:{photos} --batch 2 "
             f"--prompts 4 --draw-steps 1 --time-budget 1 --checkpoint-every 0 --threads 1 "
-            f"--profile {profile} -o {output}"
+            f"--judge mini --profile {profile} -o {output}"
         )
         return ["search", tiny_pipeline, *text.split(), *more]
 
@@ -104,7 +104,7 @@ def test_a_search_ends_with_measured_students_and_a_front(searched: Path) -> Non
     assert [(one.rung, one.steps) for one in result.students] == [(1, 2 * FIRST), (0, FIRST)]
     assert result.front()
     for student in result.students:
-        assert set(student.quality) >= {"frechet_distance", "clip_score", "perceptual_to_teacher"}
+        assert set(student.quality) >= {"clip_score", "latent_mse_to_teacher"}
         assert len(student.student_s) == len(student.teacher_s) > 0
         assert student.predicted.ratio < 0.8
         assert {"config.json", "plan.json", WEIGHTS} <= set(files_in(searched / "out" / student.folder))

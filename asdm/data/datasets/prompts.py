@@ -1,0 +1,28 @@
+"""Prompts alone, a line each in a text file: the teacher draws their pictures (asdm/data/drawn.py), which are kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from asdm.data.datasets import Example, Indexed
+
+
+def read_prompts(source: str | None) -> list[str]:
+    """The lines of a text file that are not empty; raises ValueError where there are none."""
+    if not source:
+        raise ValueError("the data set prompts needs a text file with a prompt a line: prompts:FILE.")
+    try:
+        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise ValueError(
+            f"{source} is not a text file in UTF-8; prompts:FILE takes one with a prompt a line."
+        ) from None
+    prompts = [line.strip() for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{source} has no prompt in it.")
+    return prompts
+
+
+def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Indexed[Example]:
+    """Raises ValueError: only a command that has a teacher can have it draw."""
+    raise ValueError(f"the {len(read_prompts(source))} prompts of {source} need a teacher that draws their pictures.")

@@ -1,0 +1,33 @@
+"""A few examples of a data set of any kind: at random where it has numbers, the first ones of a stream."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+from asdm.data.datasets import BrokenExample, Stream
+from asdm.data.loader import Reader, readers
+
+
+def picked(data: Sequence[Any] | Stream, name: str, count: int, generator: torch.Generator) -> list[Any]:
+    """`count` usable examples, the same ones for the same generator; raises ValueError where there are fewer."""
+    order: Iterable[Reader]
+    if isinstance(data, Stream):
+        order = data.in_order(0)
+    else:
+        if len(data) < count:
+            raise ValueError(f"prompts must be at most the {len(data)} of {name}, got {count}.")
+        order = readers(data, torch.randperm(len(data), generator=generator).tolist())
+    found: list[Any] = []
+    for read in order:
+        if len(found) == count:
+            break
+        try:
+            found.append(read())
+        except BrokenExample:
+            continue
+    if len(found) < count:
+        raise ValueError(f"prompts must be at most the {len(found)} usable examples of {name}, got {count}.")
+    return found

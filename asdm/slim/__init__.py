@@ -1,0 +1,1 @@
+"""`asdm slim`: from a checkpoint and pictures to a smaller model, by the other commands, each in its own process."""
