@@ -73,10 +73,10 @@ def restore_state(
         set_model_state_dict(model, dict(checkpoint.tensors("average")), options=_options(strict=False))
         for shadow, parameter in zip(ema.shadow_params, parameters, strict=True):
             shadow.copy_(parameter.detach())
-        ema.optimization_step = checkpoint.state["average_steps"]
+        ema.optimization_step = checkpoint.value("average_steps")
     set_model_state_dict(model, weights, options=_options(strict=False))
-    if accelerator.scaler and checkpoint.state["scaler"]:
-        accelerator.scaler.load_state_dict(checkpoint.state["scaler"])
+    if accelerator.scaler and checkpoint.value("scaler"):
+        accelerator.scaler.load_state_dict(checkpoint.value("scaler"))
 
 
 def trainable_state(model: nn.Module) -> dict[str, Any]:

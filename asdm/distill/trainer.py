@@ -78,8 +78,8 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     step, data_position, running_means, totals = 0, {}, {}, StageTotals()
     if checkpoint := snapshots.newest(folder):
         restore_state(checkpoint, model, optimizer, ema, parameters, accelerator)
-        step, data_position = checkpoint.step, checkpoint.state["place"]
-        running_means, totals = dict(checkpoint.state["typical"]), StageTotals(**checkpoint.state["spent"])
+        step, data_position = checkpoint.step, checkpoint.value("place")
+        running_means, totals = dict(checkpoint.value("typical")), StageTotals(**checkpoint.value("spent"))
     elif accelerator.scaler and (scaler := scaler_after(context.folder, recipe.stages[:number])):
         accelerator.scaler.load_state_dict(scaler)
     saved = step

@@ -25,7 +25,7 @@ def main() -> None:
     if platform.system() != "Darwin":
         raise SystemExit(f"Core ML runs on macOS alone; this is {platform.system()}.")
     for units in options.units or UNITS:
-        print(json.dumps(measure(units, options.runs)), flush=True)
+        print(json.dumps(measure(units, options.runs), allow_nan=False), flush=True)
 
 
 def measure(units: str, runs: int) -> dict[str, object]:
@@ -48,12 +48,13 @@ def measure(units: str, runs: int) -> dict[str, object]:
         began = time.perf_counter()
         model.predict(inputs)
         seconds.append(time.perf_counter() - began)
+    difference = float(np.abs(output - expected).max() / np.abs(expected).max())
     low, median, high = statistics.quantiles(seconds, n=4)
     return {
         "units": units,
         "latency_s": median,
         "quartiles_s": [low, high],
-        "difference": float(np.abs(output - expected).max() / np.abs(expected).max()),
+        "difference": difference if np.isfinite(difference) else None,
         "batch": int(expected.shape[0]),
         "machine": platform.machine(),
         "macos": platform.mac_ver()[0],

@@ -161,6 +161,9 @@ def generate(
     another family's student.
     """
     check_setup(settings)
+    for prompt in prompts:
+        if not prompt.isascii() and prompt.encode(errors="replace").decode() != prompt:
+            raise ValueError(f"the prompt {prompt!r} is not valid UTF-8.")
     family, weights = resolve(family, settings, needs="asdm generate", default="mini")
     check_caption_only(family.unet, family.name, "asdm generate", by_pipeline=True)
     drawing.check(family, settings)

@@ -11,17 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from functools import cache
+from io import TextIOWrapper
 from typing import Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from asdm.utils.progress import Tell
 
 FAILED, USAGE, INFEASIBLE, INCOMPARABLE, INTERRUPTED = 1, 2, 3, 4, 130
+READER_GONE = 141  # as a shell counts the signal of a closed pipe
 
 
 class Format(StrEnum):
@@ -39,8 +42,14 @@ def log() -> Console:
 
 
 def say(message: str) -> None:
-    """Print a message on stderr."""
-    log().print(escape(message))
+    """Print a message on stderr; control characters in it are shown as "?"."""
+    log().print(escape("".join(c if c.isprintable() or c == "\n" else "?" for c in message)))
+
+
+def plain(name: str, longest: int = 200) -> str:
+    """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
+    shown = "".join(char if char.isprintable() else "?" for char in name)
+    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 @cache
@@ -58,21 +67,34 @@ def quiet_libraries() -> None:
 
 
 def run(app: typer.Typer) -> None:
-    """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted."""
+    """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted, 141 no reader left."""
     say_once.cache_clear()
     quiet_libraries()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal cannot show must not lose the rest of the answer
+            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
-    except BrokenPipeError:  # the reader of our stdout has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except BrokenPipeError:
+        code = _without_reader()
+    except SystemExit as leaving:  # typer leaves with 1 where the pipe is broken, which for us is a failed condition
+        if not isinstance(leaving.__context__, BrokenPipeError):
+            raise
+        code = _without_reader()
     except Exception as error:
         code = _explain(error)
     if code == INTERRUPTED:
         say("Interrupted; nothing half-written was left.")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _without_reader() -> int:
+    """The exit code where the reader of our stdout has gone; nothing more is written to it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno() if sys.__stdout__ else 1)
+    return READER_GONE
 
 
 def _explain(error: Exception) -> int:
@@ -152,27 +174,49 @@ def emit(rows: Sequence[dict[str, Any]], form: Format, title: str = "") -> None:
     elif form is Format.csv:
         import pandas as pd
 
-        print(pd.DataFrame(rows).to_csv(index=False), end="")
+        cells = [{name: spreadsheet_safe(value) for name, value in row.items()} for row in rows]
+        print(pd.DataFrame(cells).to_csv(index=False), end="")
     elif form is Format.md:
         print(markdown(rows))
     else:
-        Console(highlight=False).print(_rich(rows, title))
+        console, table = Console(highlight=False), _rich(rows, title)
+        needed = Measurement.get(console, console.options.update(max_width=1 << 16), table).minimum
+        console.width = max(console.width, needed)  # a line that is too long is wrapped by the terminal, not cut
+        console.print(table)
+
+
+def spreadsheet_safe(value: Any) -> Any:
+    """A cell that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = plain(value, longest=1 << 16)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) and not _is_number(text) else text
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def markdown(rows: Sequence[dict[str, Any]]) -> str:
     head = list(rows[0]) if rows else []
-    lines = [head, ["---" for _ in head], *([str(v).replace("|", "\\|") for v in row.values()] for row in rows)]
+    cells = [[plain(str(v), 1 << 16).replace("|", "\\|") for v in row.values()] for row in rows]
+    lines = [head, ["---" for _ in head], *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _rich(rows: Sequence[dict[str, Any]], title: str) -> Table:
     """A table whose first column is shortened in a narrow terminal; the others never are."""
+    title = escape(plain(title))
     table = Table(title=title or None, title_justify="left", box=None, pad_edge=False, collapse_padding=True)
     for i, name in enumerate(rows[0] if rows else []):
-        cells = [str(row[name]) for row in rows]
+        cells = [plain(str(row[name])) for row in rows]
         numbers = all(cell[:1].isdigit() or not cell for cell in cells)
         width = max(map(len, [name, *cells])) if i else None
-        table.add_column(name, justify="right" if numbers else "left", no_wrap=True, min_width=width)
+        table.add_column(name, justify="right" if numbers else "left", no_wrap=True, min_width=width or 12)
     for row in rows:
-        table.add_row(*(escape(str(value)) for value in row.values()))
+        table.add_row(*(escape(plain(str(value))) for value in row.values()))
     return table

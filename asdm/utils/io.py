@@ -219,6 +219,8 @@ def _swap(new: Path, path: Path) -> None:
 
 def check_writable(path: Path, force: bool = False) -> None:
     """Raises ValueError if `path` cannot be written, so that a long command fails before its work."""
+    if path.name == "-":
+        raise ValueError("- is not an output: results are files; --json prints one on stdout as well.")
     refuse_overwrite(path, force)
     folder = path.parent
     while not folder.exists():

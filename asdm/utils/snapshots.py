@@ -1,7 +1,8 @@
 """Atomic checkpoints: a folder of tensors and state, written beside the older ones and renamed last.
 
 A process that is killed at any point leaves the earlier checkpoints intact, and at most a folder with a leading dot,
-which the next run deletes.
+which the next run deletes. Every file's hash stands in the state, and the state's own, so that a damaged checkpoint is
+passed over for the newest whole one.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from asdm.utils.io import make_folder, whole_folder
+from asdm.utils import console
+from asdm.utils.io import make_folder, read_json, sha256_of, sha256_of_file, whole_folder
 
 STATE = "state.json"
 PREFIX = "step-"
@@ -31,6 +34,12 @@ class Checkpoint:
     folder: Path
     step: int
     state: dict[str, Any]
+
+    def value(self, key: str) -> Any:
+        """An entry of the state; raises ValueError where another version wrote none."""
+        if key not in self.state:
+            raise ValueError(f"{self.folder / STATE} lacks {key}; delete that checkpoint, or choose another output.")
+        return self.state[key]
 
     def tensors(self, name: str) -> dict[str, torch.Tensor]:
         from safetensors.torch import load_file
@@ -48,16 +57,16 @@ def write(
     from safetensors.torch import save_file
 
     path = folder / f"{PREFIX}{step:08d}"
-    sizes = {}
+    sizes, hashes = {}, {}
     with one_sentence(f"the checkpoint {path}", folder), whole_folder(path, force=True) as temporary:
         for name, named in tensors.items():
             file = temporary / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in named.items()}, file)
             _to_disk(file)
-            sizes[name] = file.stat().st_size
-        (temporary / STATE).write_text(
-            json.dumps({"step": step, "bytes": sizes, **state}, indent=1, allow_nan=False) + "\n"
-        )
+            sizes[name], hashes[name] = file.stat().st_size, sha256_of_file(file)
+        content = json.loads(json.dumps({"step": step, "bytes": sizes, "sha256": hashes, **state}, allow_nan=False))
+        content["state_sha256"] = sha256_of(content)
+        (temporary / STATE).write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
         _to_disk(temporary / STATE)
     _to_disk(folder)
     keep_last(folder, keep)
@@ -86,8 +95,19 @@ def one_sentence(what: str, folder: Path) -> Iterator[None]:
 
 
 def newest(folder: Path) -> Checkpoint | None:
-    """The last complete checkpoint of a folder, or None."""
-    return next(filter(None, map(_load, reversed(_folders(folder)))), None)
+    """The last whole checkpoint of a folder, or None; damaged ones after it are named once."""
+    damaged: list[str] = []
+    for path in reversed(_folders(folder)):
+        problem = _damage(path, _stamps(path))
+        if problem is None:
+            break
+        damaged.append(problem)
+    else:
+        path = None
+    if damaged:
+        instead = f"using that of step {_step(path)}" if path else "there is none before it, so the stage starts anew"
+        console.say_once(f"Warning: {'; '.join(damaged)}; {instead}.")
+    return Checkpoint(path, _step(path), read_json(path / STATE)) if path else None
 
 
 def clear_leftovers(folder: Path) -> None:
@@ -100,14 +120,33 @@ def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(f"{PREFIX}*") if path.is_dir())
 
 
-def _load(path: Path) -> Checkpoint | None:
-    """The checkpoint if its files have the sizes that its state names, else None: a power cut may truncate files."""
+@cache
+def _damage(path: Path, stamps: tuple[tuple[str, int, int], ...]) -> str | None:
+    """What is wrong with a checkpoint, or None; read once for files of the same sizes and times."""
+    sizes = {name: size for name, size, _ in stamps}
     try:
-        state = json.loads((path / STATE).read_text(encoding="utf-8"))
-        sizes = {name: (path / f"{name}.safetensors").stat().st_size for name in state["bytes"]}
-    except (OSError, ValueError, KeyError):
-        return None
-    return Checkpoint(path, int(state["step"]), state) if sizes == state["bytes"] else None
+        state = read_json(path / STATE)
+        wanted = {f"{name}.safetensors": size for name, size in state["bytes"].items()}
+        hashes = state.get("sha256", {})  # earlier versions wrote none
+        rest = {key: value for key, value in state.items() if key != "state_sha256"}
+        whole_state = state.get("state_sha256") in (None, sha256_of(rest)) and isinstance(state["step"], int)
+        if not whole_state:
+            return f"{path / STATE} is damaged"
+        for name, size in wanted.items():
+            stem = name.removesuffix(".safetensors")
+            if sizes.get(name) != size or hashes.get(stem) not in (None, sha256_of_file(path / name)):
+                return f"{path / name} is damaged" if name in sizes else f"{path / name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{path / STATE} is damaged"
+    return None
+
+
+def _stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
+    return tuple(sorted((f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in path.iterdir() if f.is_file()))
+
+
+def _step(path: Path) -> int:
+    return int(read_json(path / STATE)["step"])
 
 
 def _to_disk(path: Path) -> None:

@@ -14,6 +14,7 @@ from asdm.plan.edits import MeasuredAt, Prediction
 from asdm.records.bench import MEASURES
 from asdm.records.measurement import Estimate
 from asdm.utils import sizes
+from asdm.utils.console import plain as plain  # re-exported to the sections
 from asdm_prof.records import Interval, Profile
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -180,12 +181,6 @@ def gpu_sentences(profile: Profile) -> str:
         counts = ", ".join(f"{n} by {plain(kernel)}" for kernel, n in kernels.most_common())
         told.append(f"Attentions by SDPA kernel: {counts}.")
     return " ".join(told)
-
-
-def plain(name: str, longest: int = 200) -> str:
-    """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
-    shown = "".join(char if char.isprintable() else "?" for char in name)
-    return shown if len(shown) <= longest else shown[: longest - 1] + "…"
 
 
 def tied(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from asdm.utils.console import spreadsheet_safe
 from asdm.utils.io import write_whole
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.records import PartRecord, Profile
@@ -42,4 +43,4 @@ def _row(part: PartRecord, ranked: Ranked | None) -> dict[str, Any]:
     }
     sizes = {name: getattr(part, name) for name in ("peak_memory_bytes", "parameter_bytes", "moved_bytes")}
     bound = {"bound": roofline.bound if roofline else None, "attained": roofline.attained if roofline else None}
-    return {name: getattr(part, name) for name in names} | times | shares | places | sizes | bound
+    return {name: spreadsheet_safe(getattr(part, name)) for name in names} | times | shares | places | sizes | bound

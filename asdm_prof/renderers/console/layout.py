@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,9 +26,7 @@ TYPED = str.maketrans({"’": "'", "“": '"', "”": '"', "\u2007": " ", "\u200
 
 
 def stdout_console() -> Console:
-    """A console on stdout that writes "?" for a character which the stream's encoding lacks."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
+    """A console on stdout."""
     return Console(highlight=False)
 
 
