@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from asdm.cli import bench, build, cache, distill, export, generate, slim
+from asdm.cli import bench, build, cache, distill, distill_units, export, generate, slim
 from asdm.cli.options import root_options
 from asdm.utils import console
 
@@ -14,7 +14,10 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.callback(invoke_without_command=True)(root_options)
-for command in (slim.slim, build.build, distill.distill, cache.cache, bench.bench, generate.generate, export.export):
+for command in (
+    slim.slim, build.build, distill.distill, distill_units.distill_units, cache.cache, bench.bench, generate.generate,
+    export.export,
+):  # fmt: skip
     app.command()(command)
 
 

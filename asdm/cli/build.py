@@ -29,6 +29,9 @@ def build(
         str | None,
         typer.Option(help="Folder of a stage-1 student whose compressed blocks are grafted onto the frozen teacher."),
     ] = None,
+    units: Annotated[
+        Path | None, typer.Option(help="Library of fitted or distilled units (asdm distill-units) to build with.")
+    ] = None,
     setup: Annotated[Setup, Without("threads", "batch", "size")],
     force: Force = False,
     as_json: Json = False,
@@ -39,7 +42,7 @@ def build(
     from asdm.models.build import build_student, describe
 
     with console.progress("Building") as tell:
-        result = build_student(source, teacher, output, stage1, setup, force, tell)
+        result = build_student(source, teacher, output, stage1, setup, force, tell, units)
     print(result.to_json() if as_json else f"{describe(result, output)}\n", end="")
     if result.warning:
         console.say(f"Warning: {result.warning}")

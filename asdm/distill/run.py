@@ -25,7 +25,9 @@ from asdm.distill.stages import Recipe, ResolvedRecipe, check_pause, end_step, r
 from asdm.distill.trainer import train_stage
 from asdm.measure import machine
 from asdm.models.sources import weights_of
+from asdm.models.units import INDEX
 from asdm.records.distill import DistillResult, DistillRun, StageResult
+from asdm.records.units import Units
 from asdm.utils.io import utc_now
 
 IDENTITY = ("split", "steps", "seed", "size", "batch", "dtype", "optimizer", "vgg")
@@ -120,6 +122,7 @@ def _run_record(context: TrainContext, command: str) -> DistillRun:
         **{key: settings[key] for key in ENCODERS if settings[key] is not None},
         "stages": [{k: v for k, v in s.fingerprint().items() if k != "weights"} for s in context.recipe.stages],
         "teacher_sha256": context.teacher_sha256,
+        **({"units_sha256": Units.load(Path(library) / INDEX).sha256()} if (library := context.settings.units) else {}),
     }
     tuning = {key: settings[key] for key in TUNING} | {
         f"weights of {stage.name}": dict(stage.weights) for stage in context.recipe.stages

@@ -80,7 +80,34 @@ class DistillSettings(WholeCheckpoint, Selection):
         int, Option("Steps between pictures of teacher and student at fixed seeds; 0: none.", at_least=0)
     ] = 0
     validate_captions: int = 4
+    units: Annotated[
+        str | None, Option("Library of units (asdm distill-units) that the student starts from.")
+    ] = None
     tensorboard: Annotated[bool, Option("Write the log for TensorBoard as well.")] = False
+
+
+@dataclass(frozen=True)
+class UnitSettings(WholeCheckpoint):
+    """How `asdm distill-units` makes replaced units."""
+
+    options: Annotated[
+        str, Option("Replacements to make, with all their settings, where no plan is named: all, or NAME,NAME,….")
+    ] = "all"
+    data: Annotated[
+        str, Option("emoji, folder:DIR, webdataset:SHARDS ({0000..0099} expands; files or URLs) or latents:DIR.")
+    ] = "emoji"
+    split: Split = "train"
+    calibration: Annotated[
+        int, Option("Noised pictures to choose and refit on; every fourth batch judges instead.", at_least=8)
+    ] = 256
+    steps: Annotated[int, Option("Steps of block-local distillation after that; 0: none.", at_least=0)] = 0
+    batch: Annotated[int, Option("Pictures per step.", at_least=1)] = 16
+    learning_rate: LearningRate = 5e-4
+    seed: TrainingSeed = 0
+    device: Device = "cpu"
+    size: SquareSize = None
+    workers: Workers = None
+    threads: Threads = None
 
 
 def check_settings(settings: DistillSettings) -> None:

@@ -16,6 +16,7 @@ from asdm.distill.stages import Stage, active_terms, build_student
 from asdm.distill.task import Objective
 from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
+from asdm.models.units import UnitLibrary
 from asdm.unet import hooks
 from asdm.unet.surgery import Applied
 
@@ -32,7 +33,8 @@ def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
             )
         return loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
 
-    return build_student(context.recipe, stage, context.teacher, load_student)
+    units = UnitLibrary(context.settings.units, context.teacher) if context.settings.units else None
+    return build_student(context.recipe, stage, context.teacher, load_student, units)
 
 
 def make_objective(

@@ -20,7 +20,7 @@ from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
 from asdm.unet import blocks, flops, hooks
 from asdm.unet.inputs import check_caption_only
-from asdm.unet.surgery import Applied, resolved_on
+from asdm.unet.surgery import Applied, MakeUnit, resolved_on
 
 TEACHER = "teacher"  # `grafts_from` of a stage whose shallow blocks start as the teacher's
 
@@ -126,16 +126,23 @@ def meta_student(recipe: ResolvedRecipe, stage: Stage) -> tuple[Any, Applied]:
 
 
 def build_student(
-    recipe: ResolvedRecipe, stage: Stage, teacher: nn.Module, load_student: Callable[[str], nn.Module]
+    recipe: ResolvedRecipe,
+    stage: Stage,
+    teacher: nn.Module,
+    load_student: Callable[[str], nn.Module],
+    make: MakeUnit | None = None,
 ) -> tuple[Any, Applied]:
-    """A stage's student from its teacher and, where it grafts, from the student of the stage that it grafts from."""
+    """A stage's student from its teacher and, where it grafts, from the student of the stage that it grafts from.
+
+    `make` makes its replaced units, such as a library of them.
+    """
     plan, source = recipe.plans[stage.name], stage.grafts_from
     if source is None:
-        student, applied = students.build(teacher, plan)
+        student, applied = students.build(teacher, plan, make)
         return make_trainable(student), applied
     if source == TEACHER:
-        return graft.assemble(teacher, None, plan)
-    return graft.assemble(teacher, load_student(source), plan, recipe.plans[source])
+        return graft.assemble(teacher, None, plan, make=make)
+    return graft.assemble(teacher, load_student(source), plan, recipe.plans[source], make)
 
 
 def make_trainable(student: Any) -> Any:

@@ -13,6 +13,7 @@ from asdm.models.execution import RANDOM
 from asdm.models.families import Family
 from asdm.models.settings import Setup
 from asdm.models.sources import family_in_plan, resolve
+from asdm.models.units import UnitLibrary
 from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult, FreezeAudit
 from asdm.records.measurement import mac_unit
@@ -30,8 +31,11 @@ def build_student(
     setup: Setup = Setup(),
     force: bool = False,
     tell: Tell = lambda *_: None,
+    units: Path | None = None,
 ) -> BuildResult:
     """Build the student of a plan file or preset and save it atomically to the folder `output`.
+
+    Replaced units have their weights of the library `units`, where it has some.
 
     With `stage1`, the folder of a stage-1 student, the combined UNet of §2.2 is assembled from teacher and student.
     Raises ValueError for a plan that does not fit its teacher, too little memory, or an existing folder.
@@ -55,10 +59,12 @@ def build_student(
     tell("loading the teacher", 0, None)
     unet = loading.load_teacher(family, replace(setup, weights=weights))
     tell("applying the plan", 0, None)
+    make = UnitLibrary(units, unet) if units else None
     if first:
-        student, _ = graft.assemble(unet, loading.load_unet(first, str(first.folder), device, dtype), resolved)
+        small_unet = loading.load_unet(first, str(first.folder), device, dtype)
+        student, _ = graft.assemble(unet, small_unet, resolved, make=make)
     else:
-        student, _ = students.build(unet, resolved)
+        student, _ = students.build(unet, resolved, make)
     plan = resolved.plan
     audit = graft.audit(student, unet) if first else None
     result = record(plan, family, weights, shapes, small, applied, costs, stage1, audit).model_copy(

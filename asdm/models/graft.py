@@ -16,7 +16,7 @@ from asdm.plan.edits import Edits, GraftBlock, PruningPlan, parse_edits
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.records.build import FreezeAudit, Tensors
 from asdm.unet.blocks import counterpart
-from asdm.unet.surgery import Applied, resolved_on
+from asdm.unet.surgery import Applied, MakeUnit, resolved_on
 
 
 def with_grafts(plan: ResolvedPlan) -> ResolvedPlan:
@@ -35,6 +35,7 @@ def assemble(
     stage1: nn.Module | None,
     plan: PruningPlan | ResolvedPlan,
     stage1_plan: ResolvedPlan | Edits | None = None,
+    make: MakeUnit | None = None,
 ) -> tuple[UNet2DConditionModel, Applied]:
     """The combined UNet (§2.2, Fig. 4): grafted blocks with a stage-1 student's weights, the rest the teacher's own.
 
@@ -50,7 +51,7 @@ def assemble(
         raise ValueError(f"the plan {plan.name} grafts no blocks; add graft_block edits.")
     if stage1 is not None:
         _check_same_layers(resolved, stage1_plan if stage1_plan is not None else _edits_of(stage1))
-    student, applied = operate(teacher, resolved)
+    student, applied = operate(teacher, resolved, make)
     here = {theirs: mine for mine, theirs in applied.name_map.items()}
     blocks, theirs = [here[block] for block in resolved.grafted], teacher.state_dict().keys()
     for block, mine in zip(resolved.grafted, blocks, strict=True):

@@ -21,7 +21,7 @@ from asdm.plan.presets import PRESETS
 from asdm.records.build import BuildResult
 from asdm.unet.blocks import skips, topology
 from asdm.unet.replacements import shared_copy
-from asdm.unet.surgery import Applied, apply_plan, resolved_on
+from asdm.unet.surgery import Applied, MakeUnit, apply_plan, resolved_on
 from asdm.utils.io import whole_folder
 
 
@@ -97,8 +97,12 @@ def read_plan(source: str, teacher: nn.Module, family: str) -> ResolvedPlan:
         raise ValueError(f"{source}: {error}") from None
 
 
-def build(teacher: nn.Module, plan: PruningPlan | ResolvedPlan) -> tuple[UNet2DConditionModel, Applied]:
+def build(
+    teacher: nn.Module, plan: PruningPlan | ResolvedPlan, make: MakeUnit | None = None
+) -> tuple[UNet2DConditionModel, Applied]:
     """The student of `teacher` under `plan`; it shares the teacher's tensors, and the teacher is not changed.
+
+    `make` makes its replaced units, such as a library of them.
 
     A plan that only removes layers and blocks gives a plain `UNet2DConditionModel`, which diffusers loads without
     asdm. Raises ValueError for a teacher that is itself a student, since a config holds only one plan's edits, and for
@@ -110,17 +114,19 @@ def build(teacher: nn.Module, plan: PruningPlan | ResolvedPlan) -> tuple[UNet2DC
             f"the plan {resolved.plan.name} takes {' and '.join(resolved.grafted)} from a stage-1 student; "
             "name its folder (--stage1)."
         )
-    return operate(teacher, resolved)
+    return operate(teacher, resolved, make)
 
 
-def operate(teacher: nn.Module, plan: ResolvedPlan) -> tuple[UNet2DConditionModel, Applied]:
+def operate(
+    teacher: nn.Module, plan: ResolvedPlan, make: MakeUnit | None = None
+) -> tuple[UNet2DConditionModel, Applied]:
     """`build` for any plan: grafted blocks are the teacher's own, as the plan leaves them."""
     if isinstance(teacher, StudentUNet):
         raise ValueError(
             "the teacher is a student with edits of its own; build from its teacher, with both plans' edits."
         )
     operated = shared_copy(teacher)
-    applied = apply_plan(operated, plan)
+    applied = apply_plan(operated, plan, make)
     weights = operated.state_dict()
     with torch.device("meta"):
         student = _plain(teacher, plan, weights) or StudentUNet.from_config(_public(teacher.config) | {"edits": plan})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -13,6 +13,8 @@ from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.unet import blocks
 from asdm.unet.replacements import Power, made, pass_through, settings_of
 from asdm.utils import registry
+
+MakeUnit = Callable[[nn.Module, ReplaceUnit], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -34,13 +36,13 @@ def resolved_on(unet: nn.Module, plan: ResolvedPlan | PruningPlan | Iterable[Any
     return plan if isinstance(plan, ResolvedPlan) else resolve(blocks.topology(unet), plan)
 
 
-def apply_plan(unet: nn.Module, plan: ResolvedPlan) -> Applied:
+def apply_plan(unet: nn.Module, plan: ResolvedPlan, make: MakeUnit | None = None) -> Applied:
     """Change the teacher `unet` in place; raises ValueError for a replacement that does not apply to its unit.
 
     Edits use the teacher's names. ModuleLists renumber after a deletion; the name map finds a part (weights, features)
-    again.
+    again. `make` makes a replacement: `replacement_for` by default, or a library of units.
     """
-    modules = {edit.unit: replacement_for(unet, edit) for edit in plan.edits if isinstance(edit, ReplaceUnit)}
+    modules = {edit.unit: (make or replacement_for)(unet, edit) for edit in plan.replacements}
     modules |= {fqn: _identity(unet.get_submodule(fqn)) for fqn in plan.removed_units}
     for fqn, module in modules.items():  # nothing has changed so far, so an error leaves the UNet whole
         unet.set_submodule(fqn, module)
@@ -50,7 +52,7 @@ def apply_plan(unet: nn.Module, plan: ResolvedPlan) -> Applied:
         blocks.delete_mid_block(unet)
     if plan.removes_deepest_pair:
         blocks.delete_deepest_pair(unet)
-    for name in {edit.with_ for edit in plan.edits if isinstance(edit, ReplaceUnit)}:
+    for name in {edit.with_ for edit in plan.replacements}:
         getattr(registry.load("asdm.unet.replacements", name), "prepare", lambda _: None)(unet)
     left = [*(name for name, _ in blocks.iter_blocks(unet)), *(part.fqn for part in blocks.iter_parts(unet))]
     name_map = {name: plan.names.get(name, name) for name in left}  # glue outside the blocks keeps its name

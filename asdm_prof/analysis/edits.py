@@ -29,9 +29,9 @@ def shares(profile: Profile, *edits: AnyEdit) -> tuple[float, float]:
     return sum(part.share.median for part in parts), sum(part.params for part in parts) / profile.whole.params
 
 
-def option_of(profile: Profile, unit: str, replacement: str) -> OptionRecord | None:
+def option_of(profile: Profile, edit: ReplaceUnit) -> OptionRecord | None:
     """The replacement as it was timed in the place of the unit, where it was."""
-    return next((one for one in profile.options if (one.unit, one.replacement) == (unit, replacement)), None)
+    return next((one for one in profile.options if one.edit == edit), None)
 
 
 def unit_damages(damage: Damage | None) -> dict[str, tuple[AnyEdit, Interval]]:

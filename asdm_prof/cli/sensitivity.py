@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -21,7 +22,14 @@ def sensitivity(
         int, typer.Option(help="Pictures to draw with each edit for its change in CLIP score (SnapFusion); 0: none.")
     ] = 0,
     replacement: Annotated[
-        list[str] | None, typer.Option(help="Replacement to measure, may be repeated; default: all that do damage.")
+        list[str] | None,
+        typer.Option(help="Replacement to measure, or all; may be repeated. Default: gri_attention and kv_downsample."),
+    ] = None,
+    race: Annotated[
+        bool, typer.Option("--race", help="Drop options that others of their unit beat on 16 pictures at 4 timesteps.")
+    ] = False,
+    profile: Annotated[
+        Path | None, typer.Option(help="Profile whose times the race goes by, and joint plans; default: MACs.")
     ] = None,
     settings: Annotated[SensitivitySettings, Without("batch")],
     output: Output = None,
@@ -31,13 +39,16 @@ def sensitivity(
     """Measure how much each edit changes the output on real weights and data, and whether damages add up."""
     default = io.run_folder(io.short_name(family), "damage", settings.dtype)
     path = target(output, default, "damage.json", force)
+    from asdm_prof.records import Profile
     from asdm_prof.renderers import console
     from asdm_prof.sensitivity.study import measure_sensitivity
 
     command = this_command("asdm-prof")
+    timed = Profile.load(io.find_input(profile)) if profile else None
     with resumable(path) as run_file, terminal.progress("Measuring damage") as tell:
-        result = measure_sensitivity(family, settings, plans, clip, replacement, run_file, tell, command)
+        result = measure_sensitivity(family, settings, plans, clip, replacement, run_file, tell, command, race, timed)
     if result.weights == "random":
         terminal.say("Warning: the weights are random; their damages say nothing about a trained model.")
     save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))
     run_file.unlink(missing_ok=True)
+    run_file.with_name(f"{run_file.name}.race").unlink(missing_ok=True)

@@ -19,23 +19,15 @@ from torch import nn
 from asdm.plan.edits import ReplaceUnit
 from asdm.plan.topology import Topology
 from asdm.unet import surgery
-from asdm.utils import registry
+from asdm.unet.replacements import names_of
 
 FAST = ("gri_attention", "cond_conv")  # at the highest resolution with attention
-REMOVAL = "pass_through"  # an edit of its own, whose saving is the unit's time
 ROUNDS = 1.5  # rounds per option of the unit that has most
 
 
 def parse_options(text: str) -> list[str]:
     """`fast`, `all`, or replacements by name; raises ValueError that lists the choices for another name."""
-    choices = [name for name in registry.names("asdm.unet.replacements") if name != REMOVAL]
-    if text in ("fast", "all"):
-        return [*FAST] if text == "fast" else choices
-    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in choices:
-            raise ValueError(f"unknown option {name!r}; choose from fast, all, {', '.join(choices)}.")
-    return names
+    return [*FAST] if text == "fast" else names_of(text)
 
 
 def replaceable(shape: Topology, unet: nn.Module, asked: str = "fast") -> dict[str, list[ReplaceUnit]]:

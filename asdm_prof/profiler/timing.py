@@ -29,7 +29,8 @@ from asdm_prof.profiler.options import stand_ins
 from asdm_prof.profiler.progress import Status, Watch
 from asdm_prof.profiler.settings import ProfileSettings
 
-FEW_ROUNDS, MANY_ROUNDS_CALLS = 3, 12
+FEW_ROUNDS = 3
+ROUND_SECONDS, ROUND_CALLS = 8.0, 12  # of a round where there are many: 2 calls at least
 PATTERN = ("hooked", "bare", "bare", "hooked")
 
 
@@ -60,19 +61,21 @@ def time_unet(
 ) -> Timings:
     """Time the UNet itself, then each round of options, whose modules are made from the shapes on the meta device.
 
-    A round has half as many calls as there were bare ones; where there are many rounds, few calls each.
+    A round has half as many calls as there were bare ones; where there are many rounds, a few seconds each.
     """
     teacher = backend.open_session(unet, inputs, parts, clock)
-    few = len(options) > FEW_ROUNDS
-    timings = _time_teacher(teacher, parts, 0 if few else len(options), settings, started, tell)
+    many = len(options) > FEW_ROUNDS
+    timings = _time_teacher(teacher, parts, 0 if many else len(options), settings, started, tell)
     calls = len(timings.bare_s) // 2
+    if many:
+        calls = 1 + max(2, min(ROUND_CALLS, int(ROUND_SECONDS / statistics.estimate(timings.bare_s).median)))
     del teacher  # before the next session is opened: a runtime may hold weights of its own
     for name, edits in options.items():
         modules = stand_ins(unet, shapes, edits)
         tell(Status(f"opening with {name}"))
         with surgery.swapped(unet, modules):
             session: Session = backend.open_session(unet, inputs, list(blocks.iter_parts(unet)), clock)
-            timings.options_s[name] = _time_round(session, name, min(calls, MANY_ROUNDS_CALLS) if few else calls, tell)
+            timings.options_s[name] = _time_round(session, name, calls, tell)
         del session
     return timings
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from asdm.plan.edits import AnyEdit
-from asdm.utils.io import Frozen, Record
+from asdm.utils.io import Frozen, Record, later
 from asdm.utils.sizes import Size
 
 
@@ -110,6 +110,8 @@ class Damage(Record, schema="asdm.damage/1"):
     prediction_type: str  # what the output is: epsilon or v_prediction
     teacher_power: float  # mean square of the teacher's output per element, to set damages in relation to
     edits: tuple[EditDamage, ...]
+    dropped: tuple[EditDamage, ...] = later(())  # by racing: measured on few pictures, and beaten there
+    units_sha256: str | None = later(None)  # of the library that replaced units were taken from
     pairs: tuple[DamagePair, ...] = ()  # empty where the sum does
     additivity: Additivity | None = None
     agreement: tuple[Agreement, ...] = ()

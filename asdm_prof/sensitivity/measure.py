@@ -23,13 +23,14 @@ from asdm.models import example_inputs, execution, loading
 from asdm.models.families import Family
 from asdm.models.settings import WholeCheckpoint
 from asdm.models.sources import resolve
+from asdm.models.units import UnitLibrary
 from asdm.plan.edits import Edits
 from asdm.plan.legality import ResolvedPlan
 from asdm.unet import surgery
 from asdm.unet.inputs import check_caption_only
 from asdm.utils.io import Record, sha256_of
 from asdm.utils.progress import Tell
-from asdm_prof.records import Interval, Work
+from asdm_prof.records import EditDamage, Interval, Work
 from asdm_prof.records.unfinished import UnfinishedRun
 from asdm_prof.sensitivity.calibration import Calibration, make_calibration, unit_scores
 from asdm_prof.sensitivity.settings import SensitivitySettings
@@ -54,6 +55,7 @@ class DamageMeasurement:
     threads: int
     work: Work
     sets: tuple[Edits, ...]
+    units_sha256: str | None  # of the library that replaced units were taken from
     unit_scores: dict[str, dict[str, float]]  # score → unit that may become an identity → value
 
 
@@ -61,6 +63,17 @@ def damage_of(samples: np.ndarray) -> Interval:
     """Mean over (prompts, timesteps) with its 95 % bootstrap interval over prompts."""
     mean = statistics.estimate(samples.mean(axis=1).tolist(), np.mean)
     return Interval(value=mean.median, low=mean.low, high=mean.high)
+
+
+def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
+    """One set of edits with its errors (prompts, timesteps)."""
+    return EditDamage(
+        edit=edits[0],
+        also=edits[1:],
+        damage=damage_of(samples),
+        by_prompt=tuple(samples.mean(axis=1).tolist()),
+        by_timestep=tuple(samples.mean(axis=0).tolist()),
+    )
 
 
 class Batch(Record, schema="asdm.damage-batch/1"):
@@ -104,11 +117,12 @@ def measure_damage(
     teacher: Any = loading.load_teacher(family, settings)
     plans = [surgery.resolved_on(teacher, edits) for edits in (sets(teacher) if callable(sets) else sets)]
     with machine.quiet_torch(settings.threads, settings.device) as threads:
-        ordered = make_variants(teacher, plans)
+        library = UnitLibrary(settings.units, teacher) if settings.units else None
+        ordered = make_variants(teacher, plans, library or surgery.replacement_for)
         tell("preparing the data", 0, None)
         data = make_calibration(family, teacher, settings)
         sha256 = loading.weights_sha256(teacher)
-        run = _open_run(run_file, sha256, plans, settings)
+        run = _open_run(run_file, sha256, plans, settings, library)
         resumed = len(run.batches)
         step = max(1, SAMPLES_AT_ONCE // settings.timesteps)
         slices = [slice(i, min(i + step, settings.prompts)) for i in range(0, settings.prompts, step)]
@@ -138,6 +152,7 @@ def measure_damage(
         config_sha256=loading.unet_config_sha256(teacher.config),
         threads=threads,
         sets=tuple(plan.edits for plan in plans),
+        units_sha256=library.record.sha256() if library else None,
         unit_scores=scores,
         work=Work(
             students=len(plans),
@@ -151,17 +166,22 @@ def measure_damage(
 
 
 def _open_run(
-    run_file: Path | None, sha256: str, plans: Sequence[ResolvedPlan], settings: SensitivitySettings
+    run_file: Path | None,
+    sha256: str,
+    plans: Sequence[ResolvedPlan],
+    settings: SensitivitySettings,
+    library: UnitLibrary | None,
 ) -> DamageRun:
     """The unfinished run in `run_file` if it is of the same teacher, edits and settings, else a new one.
 
     What the teacher's hash tells and `threads` do not count.
     """
-    left_out = ("weights", "config", "variant", "lora", "threads", "batch", "reuse", "judge")
+    units = [library.record.sha256()] if library else []
+    left_out = ("units", "weights", "config", "variant", "lora", "threads", "batch", "reuse", "judge")
     encoders = [field.name for field in fields(WholeCheckpoint)]
     deciding = {k: v for k, v in vars(settings).items() if k not in left_out and (v is not None or k not in encoders)}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]
-    return DamageRun(run_sha256=sha256_of([sha256, edits, deciding])).resumed_from(run_file, "teacher")
+    return DamageRun(run_sha256=sha256_of([sha256, edits, deciding, *units])).resumed_from(run_file, "teacher")
 
 
 def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> Batch:

@@ -21,6 +21,13 @@ class SensitivitySettings(PictureSetup):
     split: Split = "train"
     prompts: Annotated[int, Option("Pictures with their captions, 2 or more.", at_least=2)] = 64
     timesteps: Annotated[int, Option("Noise levels per picture, spread over the schedule.", at_least=1)] = 8
+    units: Annotated[
+        str | None,
+        Option(
+            "Library of units (asdm distill-units) to measure with: damage after fitting or training; default: as "
+            "replacements are made of the weights."
+        ),
+    ] = None
     reuse: Annotated[
         bool, Option("Compute shared beginnings once, or run the plain loop to compare with.", flag="--reuse/--plain")
     ] = True

@@ -32,7 +32,7 @@ from asdm_prof.planner.problem import Problem
 from asdm_prof.profiler import profile as profiler, progress
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
-from asdm_prof.sensitivity import additivity, measure as sensitivity, variants
+from asdm_prof.sensitivity import additivity, measure as sensitivity, racing, variants
 from asdm_prof.sensitivity.measure import DamageMeasurement
 from asdm_prof.sensitivity.settings import SensitivitySettings
 
@@ -48,24 +48,34 @@ def measure_sensitivity(
     run_file: Path | None = None,
     tell: Tell = lambda *_: None,
     command: str = "",
+    race: bool = False,
+    profile: Profile | None = None,
 ) -> Damage:
-    """The damage of every legal edit of a family and of `plans` random joint plans (0: none), as a record."""
+    """The damage of every legal edit of a family and of `plans` random joint plans (0: none), as a record.
+
+    With `race`, all options of a unit run on few pictures first, and those that another one beats in time (by
+    `profile`; without one, in MACs) and in damage with confidence stay out of the rest.
+    """
     family, weights = resolve(name, settings, needs="asdm-prof sensitivity")
     settings = replace(settings, weights=weights, data=data_for(settings.data, family, "asdm-prof sensitivity"))
     if clip and clip < 2:
         raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
         raise ValueError(f"plans must be 0 or at least 3 (a correlation needs three), got {plans}.")
-    drawn_with = macs_profile(family, settings.size)
+    names = ",".join(variants.measured_names(replacements)) if replacements else "fast"
+    drawn_with = profile or macs_profile(family, settings.size, names)
     singles: list[ResolvedPlan] = []
+    dropped: list[EditDamage] = []
+    if race:
+        singles, dropped = racing.run(family, settings, replacements, drawn_with, run_file, tell)
 
     def sets(teacher: nn.Module) -> list[ResolvedPlan | Edits]:
-        singles.extend(variants.measurable_edits(teacher, replacements))
+        singles.extend([] if race else variants.measurable_edits(teacher, replacements))
         return [*singles, *draw_joint_plans(drawn_with, singles, plans, settings.seed)]
 
     measured = sensitivity.measure_damage(family, sets, settings, run_file, tell)
     n = len(singles)
-    edits = [edit_damage(single.edits, measured.samples[i]) for i, single in enumerate(singles)]
+    edits = [sensitivity.edit_damage(single.edits, measured.samples[i]) for i, single in enumerate(singles)]
     if clip:
         edits = list(with_clip_scores(family, edits, settings, clip, tell))
     pairs = additivity.neighbour_pairs(singles, measured.overlap[:n, :n])
@@ -77,16 +87,17 @@ def measure_sensitivity(
         joint.append(([place[edits_key(problem.choices[i].edits)] for i in chosen], sensitivity.damage_of(samples)))
     verdict = additivity.judge(edits, pairs, joint) if joint else None
     asked = {name: getattr(settings, name) for name in ("data", "split", "prompts", "seed", "dtype", "device")}
-    names = ("weights", "weights_sha256", "timesteps", "threads", "prediction_type", "teacher_power", "work")
+    names = ("weights", "weights_sha256", "units_sha256", "timesteps", "threads", "prediction_type", "teacher_power")
     return Damage(
         **asked,
-        **{name: getattr(measured, name) for name in names},
+        **{name: getattr(measured, name) for name in (*names, "work")},
         created_utc=utc_now(),
         command=command,
         family=family.name,
         teacher_config_sha256=measured.config_sha256,
         size=sizes.parse(settings.size or family.size),
         edits=tuple(edits),
+        dropped=tuple(dropped),
         pairs=tuple(pairs) if verdict and verdict.used == "pairs" else (),
         additivity=verdict,
         agreement=tuple(additivity.agreement(edits, _scores(drawn_with, measured))),
@@ -145,23 +156,12 @@ def load_or_measure_damage(
     return damage
 
 
-def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
-    """One set of edits with its errors (prompts, timesteps)."""
-    return EditDamage(
-        edit=edits[0],
-        also=edits[1:],
-        damage=sensitivity.damage_of(samples),
-        by_prompt=tuple(samples.mean(axis=1).tolist()),
-        by_timestep=tuple(samples.mean(axis=0).tolist()),
-    )
-
-
 # ---------------------------------------------------------------------------------------------- joint plans
 
 
-def macs_profile(family: Family, size: Size | None = None) -> Profile:
+def macs_profile(family: Family, size: Size | None = None, options: str = "fast") -> Profile:
     """A profile whose times are MACs: joint plans drawn from it do not depend on the machine."""
-    return profiler.profile(family, ProfileSettings(backend="fake", size=size))
+    return profiler.profile(family, ProfileSettings(backend="fake", size=size, options=options))
 
 
 def _problem(profile: Profile, singles: Sequence[ResolvedPlan]) -> Problem:

@@ -23,7 +23,7 @@ from asdm.models.families import Family
 from asdm.plan.edits import ReplaceUnit
 from asdm.plan.legality import ResolvedPlan, legal_edits
 from asdm.unet import blocks as units, flops, surgery
-from asdm.unet.replacements import shared_copy
+from asdm.unet.replacements import names_of, shared_copy
 from asdm.utils.sizes import Size
 
 MEASURED = ("gri_attention", "kv_downsample")
@@ -32,11 +32,19 @@ MEASURED = ("gri_attention", "kv_downsample")
 def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> list[ResolvedPlan]:
     """Every edit of a teacher that is legal by itself, with the replacements `names` in the units where they apply.
 
-    None: all replacements that change the output. Raises ValueError for an unknown replacement.
+    None: those of `MEASURED`; `all`: every one with all its settings, but experts, which start as their unit (§2.3).
+    Raises ValueError for an unknown replacement.
     """
     with torch.device("meta"):
         shapes = type(unet).from_config(unet.config)
-    return legal_edits(units.topology(unet), surgery.applicable(shapes, MEASURED if names is None else names))
+    return legal_edits(units.topology(unet), surgery.applicable(shapes, measured_names(names)))
+
+
+def measured_names(names: Sequence[str] | None) -> Sequence[str]:
+    """The replacements to measure, of what a user named."""
+    if names is None:
+        return MEASURED
+    return [name for name in names_of(",".join(names)) if name != "cond_conv" or "cond_conv" in names]
 
 
 @dataclass
@@ -57,10 +65,23 @@ class Variant:
         return tuple(name for name, _ in self.steps)
 
 
-def make_variants(teacher: nn.Module, plans: Sequence[ResolvedPlan]) -> list[Variant]:
-    """Teacher and students, sorted so that neighbours share most; the teacher is the first."""
-    ordered = [_variant(teacher, surgery.resolved_on(teacher, ()), -1)]
-    ordered += [_variant(teacher, plan, index) for index, plan in enumerate(plans)]
+def make_variants(
+    teacher: nn.Module, plans: Sequence[ResolvedPlan], make: surgery.MakeUnit = surgery.replacement_for
+) -> list[Variant]:
+    """Teacher and students, sorted so that neighbours share most; the teacher is the first.
+
+    A replaced unit is made once, by `make`, and shared by all students that have it.
+    """
+    made: dict[str, nn.Module] = {}
+
+    def make_once(unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
+        key = str(edit)
+        if key not in made:
+            made[key] = make(teacher, edit)
+        return shared_copy(made[key])
+
+    ordered = [_variant(teacher, surgery.resolved_on(teacher, ()), -1, make_once)]
+    ordered += [_variant(teacher, plan, index, make_once) for index, plan in enumerate(plans)]
     order: dict[str, int] = {}
     for variant in ordered:
         for name in variant.names:
@@ -71,15 +92,15 @@ def make_variants(teacher: nn.Module, plans: Sequence[ResolvedPlan]) -> list[Var
     return ordered
 
 
-def _variant(teacher: nn.Module, plan: ResolvedPlan, index: int) -> Variant:
+def _variant(teacher: nn.Module, plan: ResolvedPlan, index: int, make: surgery.MakeUnit) -> Variant:
     unet = shared_copy(teacher)
-    applied = surgery.apply_plan(unet, plan)
-    options = {e.unit: json.dumps(e.options, sort_keys=True) for e in plan.edits if isinstance(e, ReplaceUnit)}
+    applied = surgery.apply_plan(unet, plan, make)
+    options = {e.unit: json.dumps(e.options, sort_keys=True, separators=(",", ":")) for e in plan.replacements}
     parts, steps = list(units.iter_parts(unet)), []
     taken = _skips_taken(unet, parts)
     for part in parts:
         fqn = applied.name_map[part.fqn]
-        name = f"{fqn} {applied.replaced.get(fqn, '')} {options.get(fqn, '')}{taken.get(part.fqn, '')}"
+        name = f"{fqn} {applied.replaced.get(fqn, '')} {options.get(fqn, '')} {taken.get(part.fqn, '')}"
         steps += [(f"{name} {i}", module) for i, module in enumerate(part.modules)]
     return Variant(index, unet, steps)
 
@@ -151,17 +172,18 @@ def step_macs(family: Family, size: Size | None, ordered: Sequence[Variant]) -> 
     """MACs of every step of every variant for one latent, by name; a part's modules count at its first."""
     by_step: dict[str, int] = {}
     inputs = example_inputs.unet_inputs(family, size=size, device="meta")
-    names = {name.split(" ")[1] for variant in ordered for name in variant.names} - {""}
-    for name in ("", *sorted(names)):
+    words = {tuple(name.split(" ")[:3]) for variant in ordered for name in variant.names}
+    kinds = sorted({(name, options) for _, name, options in words if name} | {("", "")})
+    for name, options in kinds:
         unet = loading.meta_unet(family)
-        if name:
-            replaced = {n.split(" ")[0] for v in ordered for n in v.names if n.split(" ")[1] == name}
-            edits = [ReplaceUnit(unit=fqn, with_=name) for fqn in sorted(replaced)]
+        replaced = sorted(fqn for fqn, *kind in words if name and tuple(kind) == (name, options))
+        edits = [ReplaceUnit(unit=fqn, with_=name, options=json.loads(options)) for fqn in replaced]
+        if edits:
             surgery.apply_plan(unet, surgery.resolved_on(unet, edits))
         counted = flops.count(unet, (), inputs, list(units.iter_parts(unet)))
-        by_step |= {f"{fqn} {name}": part.macs for fqn, part in counted.by_part.items()}
+        by_step |= {f"{fqn} {name} {options}": part.macs for fqn, part in counted.by_part.items()}
     return {
-        step: by_step[" ".join(step.split(" ")[:2])] if step.endswith(" 0") else 0
+        step: by_step[" ".join(step.split(" ")[:3])] if step.endswith(" 0") else 0
         for variant in ordered
         for step in variant.names
     }

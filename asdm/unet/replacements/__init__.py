@@ -47,6 +47,19 @@ def settings_of(name: str) -> tuple[dict[str, Any], ...]:
     return getattr(registry.load(HERE, name), "SETTINGS", ({},))
 
 
+def names_of(text: str) -> list[str]:
+    """`all`, or replacements by name with commas between them; removing a unit (`pass_through`) is none of them.
+
+    Raises ValueError that lists the choices for another name.
+    """
+    choices = [name for name in registry.names(HERE) if name != "pass_through"]
+    names = choices if text == "all" else list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    for name in names:
+        if name not in choices:
+            raise ValueError(f"unknown name {name!r} in replacements; choose from all, {', '.join(choices)}.")
+    return names
+
+
 @cache
 def _parameters(name: str) -> tuple[str, ...]:
     return tuple(inspect.signature(registry.load(HERE, name).replace).parameters)

@@ -17,6 +17,7 @@ import pytest
 from asdm.plan.edits import Prediction, Regret, RemoveLayer, ReplaceUnit, ShadowPrice, Why
 from asdm.records.bench import Metric
 from asdm_prof.renderers import Report, html
+from asdm_prof.renderers.html.sections import options
 from tests.asdm_prof import synthetic
 
 HOSTILE = "<script>alert(1)</script>"
@@ -437,3 +438,21 @@ def test_the_plans_picture_says_why_on_hover() -> None:
     assert len(why) == 1
     assert "redundancy rank" in why[0]
     assert "timed in place" in why[0]
+
+
+def test_what_each_unit_could_become_is_a_table_and_says_what_beats_what() -> None:
+    """A second option of one unit, slower and more harmful than the first, is beaten by it; removing does more."""
+    source = synthetic.report()
+    gri = source.profile.options[0]
+    share = gri.share.scaled(1.1)
+    worse = gri.model_copy(update={"replacement": "narrow_feed_forward", "options": {"keep": 0.25}, "share": share,
+                                   "linear_macs": gri.linear_macs // 2})  # fmt: skip
+    profile = source.profile.model_copy(update={"options": (*source.profile.options, worse)})
+    assert options.section(source) is None, "a profile of the usual options alone has no such table"
+    made = options.section(dataclasses.replace(source, profile=profile, damage=None))
+    assert made is not None
+    (table,) = made.blocks
+    beaten = {(row[0].text, row[1].text): row[-1].text for row in table.rows}
+    assert beaten[gri.unit, "narrow_feed_forward (keep 0.25)"] == "gri_attention"
+    assert beaten[gri.unit, "gri_attention"] != "narrow_feed_forward (keep 0.25)"
+    assert (gri.unit, "nothing") in beaten

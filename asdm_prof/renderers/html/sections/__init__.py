@@ -39,7 +39,7 @@ QUESTIONS = (
     Question(
         "redundancy",
         "What is redundant, and how sure are we?",
-        _makers("units.redundancy", "damage", "units"),
+        _makers("units.redundancy", "damage", "units", "options"),
         "What is redundant?",
     ),
     Question(

@@ -66,10 +66,10 @@ def _picture(report: Report, plan: PruningPlan, resolved: ResolvedPlan) -> Marku
            for edit in plan.edits for part in touched(profile, edit)}  # fmt: skip
     marks = {fqn: Mark(reason=why.get(fqn, "")) for fqn in resolved.gone}
     parts = {part.fqn: part for part in profile.parts}
-    for fqn, name in resolved.replaced.items():
-        part, option = parts.get(fqn), option_of(profile, fqn, name)
+    for edit in resolved.replacements:
+        part, option = parts.get(edit.unit), option_of(profile, edit)
         size = option.latency_s.median / part.latency_s.median if part and option else 1.0
-        marks[fqn] = Mark(name, size, why.get(fqn, ""))
+        marks[edit.unit] = Mark(edit.what, size, why.get(edit.unit, ""))
     title = "The UNet after the plan: what stays, what goes, what is replaced"
     return u_picture("plan-picture", title, report, marks)
 
@@ -101,7 +101,7 @@ def _reason(report: Report, edit: AnyEdit) -> str:
     if measured:
         along = " and ".join(str(one) for one in measured.edits if one != edit)
         reason += f"; measured damage {amount_text(measured.damage)}" + (f", together with {along}" if along else "")
-    option = option_of(profile, edit.unit, edit.with_) if isinstance(edit, ReplaceUnit) else None
+    option = option_of(profile, edit) if isinstance(edit, ReplaceUnit) else None
     if option and parts:
         before, after = parts[0].latency_s.median, option.latency_s.median
         reason += f"; timed in place: {seconds(after)} instead of {seconds(before)}"
@@ -143,5 +143,5 @@ def _promise(plan: PruningPlan) -> str:
 def _time_of(edit: AnyEdit, profile: Profile) -> str:
     """What an edit is about as a share of the UNet's time, and of a replacement what is left of it."""
     time, _ = shares(profile, edit)
-    option = option_of(profile, edit.unit, edit.with_) if isinstance(edit, ReplaceUnit) else None
+    option = option_of(profile, edit) if isinstance(edit, ReplaceUnit) else None
     return f"{percent(time)} → {percent(option.share.median)}" if option else percent(time)

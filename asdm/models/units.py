@@ -1,0 +1,74 @@
+"""A library of replaced units on disk, which students are put together from (`asdm distill-units`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from asdm.models.loading import weights_sha256
+from asdm.plan.edits import ReplaceUnit
+from asdm.records.units import UnitRecord, Units
+from asdm.unet.surgery import replacement_for
+from asdm.utils.io import whole_file
+
+INDEX = "units.json"
+
+
+class UnitLibrary:
+    """`library(unet, edit)` is the replacement of a unit with its weights of the library, where it has some.
+
+    Raises ValueError for a folder that is no library, and for one of another teacher.
+    """
+
+    def __init__(self, folder: Path | str, teacher: nn.Module) -> None:
+        self.folder = Path(folder)
+        self.record = Units.load(self.folder / INDEX)
+        if self.record.teacher_sha256 != (sha256 := weights_sha256(teacher)):
+            raise ValueError(
+                f"{folder} has units of another teacher ({self.record.family}, {self.record.teacher_sha256[:12]}) than "
+                f"this one ({sha256[:12]}); make a library of this one."
+            )
+        self._units = {edit_key(unit.edit): unit for unit in self.record.units}
+
+    def unit(self, edit: ReplaceUnit) -> UnitRecord | None:
+        return self._units.get(edit_key(edit))
+
+    def __call__(self, unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
+        module = replacement_for(unet, edit)
+        if (record := self.unit(edit)) is not None:
+            load_into(module, self.folder / f"{record.sha256}.safetensors")
+        return module
+
+
+def edit_key(edit: ReplaceUnit) -> str:
+    return edit.model_dump_json(by_alias=True)
+
+
+def save_unit(module: nn.Module, unit: nn.Module, path: Path) -> None:
+    """Write the tensors of a replaced unit that are not the unit's own, whole or not at all."""
+    own = unit.state_dict()
+    changed = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in module.state_dict().items()
+        if name not in own or own[name].shape != tensor.shape or not torch.equal(own[name], tensor)
+    }
+    with whole_file(path, force=True) as temporary:
+        save_file(changed, temporary)
+
+
+def load_into(module: nn.Module, path: Path) -> None:
+    """Put a file's tensors in a replaced unit's places; raises ValueError for a file of another structure."""
+    if not path.exists():
+        raise ValueError(f"{path} is missing from its library; make the library again.")
+    tensors, own = load_file(path), module.state_dict()
+    for name, tensor in tensors.items():
+        if name not in own or own[name].shape != tensor.shape:
+            raise ValueError(f"{path} has {name} {tuple(tensor.shape)}, which this replacement has not.")
+        parent, _, leaf = name.rpartition(".")
+        owner: Any = module.get_submodule(parent)
+        like = getattr(owner, leaf)
+        setattr(owner, leaf, nn.Parameter(tensor.to(like.device, like.dtype), like.requires_grad))

@@ -1,0 +1,38 @@
+"""A library of replaced units: which edits it has weights for, how they were made, and how near they are."""
+
+from __future__ import annotations
+
+from asdm.plan.edits import ReplaceUnit
+from asdm.utils.io import Frozen, Record
+
+
+class UnitRecord(Frozen):
+    """One replaced unit; errors are mean squares relative to the variance of what the unit gives, on data not fitted.
+
+    A step that does not lower the error is undone, so each is at most the one before it.
+    """
+
+    edit: ReplaceUnit
+    sha256: str  # of the unit's own weights, the edit and how it was made: the name of its file
+    from_weights: float  # as the replacement makes it of the weights alone
+    fitted: float  # with what is kept chosen, and what stays refit, on calibration data
+    trained: float | None = None  # after block-local distillation
+
+
+class Units(Record, schema="asdm.units/1"):
+    """`asdm.units/1`: the index of a library of units of one teacher."""
+
+    created_utc: str
+    command: str
+    family: str
+    teacher_sha256: str
+    data: str
+    split: str
+    calibration: int  # noised latents that were fitted on
+    steps: int  # of block-local distillation; 0: none
+    batch: int
+    learning_rate: float
+    seed: int
+    units: tuple[UnitRecord, ...] = ()
+    seconds: float = 0.0
+    environment: dict[str, str]
