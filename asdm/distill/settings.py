@@ -80,9 +80,7 @@ class DistillSettings(WholeCheckpoint, Selection):
         int, Option("Steps between pictures of teacher and student at fixed seeds; 0: none.", at_least=0)
     ] = 0
     validate_captions: int = 4
-    units: Annotated[
-        str | None, Option("Library of units (asdm distill-units) that the student starts from.")
-    ] = None
+    units: Annotated[str | None, Option("Library of units (asdm distill-units) that the student starts from.")] = None
     tensorboard: Annotated[bool, Option("Write the log for TensorBoard as well.")] = False
 
 

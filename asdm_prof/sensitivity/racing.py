@@ -42,9 +42,7 @@ def run(
         singles.extend(variants.measurable_edits(teacher, replacements))  # type: ignore[arg-type]
         return singles
 
-    few = replace(
-        settings, prompts=min(PROMPTS, settings.prompts), timesteps=min(TIMESTEPS, settings.timesteps)
-    )
+    few = replace(settings, prompts=min(PROMPTS, settings.prompts), timesteps=min(TIMESTEPS, settings.timesteps))
     heat = run_file.with_name(f"{run_file.name}.race") if run_file else None
     errors = measure.measure_damage(family, sets, few, heat, tell).samples.mean(axis=2)  # (edits, prompts)
     savings = [saving.get(edits_key(one.edits)) for one in singles]
