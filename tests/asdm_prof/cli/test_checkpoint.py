@@ -46,7 +46,7 @@ def test_the_mini_goes_from_a_file_to_a_file(run, tmp_path):
         ("asdm-prof", "profile", file, "--backend", "fake", "-o", "profile.json"),
         ("asdm-prof", "plan", "--budget", "0.8", "--profile", "profile.json", *loads, "-o", "p.json"),
         ("asdm", "build", "p.json", "-o", "built"),
-        ("asdm", "distill", "p.json", "--teacher", file, *distil, "-o", "student"),
+        ("asdm", "distill", "p.json", "--teacher", file, "--data", "emoji", *distil, "-o", "student"),
         ("asdm", "export", "student", "--to", "single_file", "-o", "student.safetensors"),
         ("asdm", "generate", "a heart", "--weights", file, "--student", "student", "--steps", 2, "-o", "folder.png"),
         ("asdm", "generate", "a heart", "--weights", "student.safetensors", "--steps", 2, "-o", "file.png"),
