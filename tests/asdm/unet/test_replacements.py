@@ -360,7 +360,7 @@ def test_a_student_with_all_of_them_takes_other_sizes_and_dtypes_and_trains(crow
 @torch.no_grad()
 def test_in_onnx_all_of_them_give_pytorchs_output(crowd, tmp_path):
     """Unit by unit, in one graph: each unit's own output, so that no error hides behind another."""
-    student, args = crowd[1], unet_args(batch=2, height=8, width=8)
+    student, args = crowd[1], unet_args(batch=2, height=8, width=16)
     fqns = [edit["unit"] for edit in student.config.edits]
 
     class EachUnit(nn.Module):
