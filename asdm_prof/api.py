@@ -23,7 +23,16 @@ from asdm.utils import sizes
 from asdm.utils.io import Record, find_input, read_json
 from asdm.utils.settings import takes
 from asdm_prof.profiler.settings import ProfileSettings
-from asdm_prof.records import Comparison, Damage, Frontier, Profile, Validation
+from asdm_prof.records import (
+    Comparison,
+    Damage,
+    Frontier,
+    Profile,
+    ScheduleFrontier,
+    ScheduleValidation,
+    StepsDamage,
+    Validation,
+)
 
 if TYPE_CHECKING:
     from asdm_prof.analysis.diff import Difference
@@ -31,7 +40,7 @@ if TYPE_CHECKING:
 
 RECORDS: tuple[type[Record], ...] = (
     Profile, PruningPlan, Schedule, Frontier, Damage, BuildResult, DistillResult, BenchResult, ExportResult,
-    Validation, Comparison,
+    Validation, Comparison, StepsDamage, ScheduleFrontier, ScheduleValidation,
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------- measure and plan

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from asdm.cli.options import (
+    SCHEDULE,
     TEACHER,
     Force,
     Json,
@@ -19,7 +20,7 @@ from asdm.cli.options import (
     warn_if_slow,
 )
 from asdm.evaluate.settings import BenchSettings
-from asdm.records.bench import BenchResult, BenchStudent
+from asdm.records.bench import BenchResult, BenchSchedule, BenchStudent
 from asdm.records.measurement import Estimate, mac_unit
 from asdm.utils import console, io
 
@@ -27,7 +28,12 @@ from asdm.utils import console, io
 @from_settings
 def bench(
     *,
-    student: Annotated[list[str], typer.Option(help="A student's folder, a plan or a preset; may be repeated.")],
+    student: Annotated[
+        list[str] | None, typer.Option(help="A student's folder, a plan or a preset; may be repeated.")
+    ] = None,
+    schedule: Annotated[
+        list[str] | None, typer.Option(help=f"{SCHEDULE}; whole images by teacher and students; may be repeated.")
+    ] = None,
     teacher: Annotated[str | None, typer.Option(help=TEACHER)] = None,
     settings: BenchSettings,
     output: Output = None,
@@ -40,11 +46,11 @@ def bench(
     warn_if_slow(settings.device, settings.dtype, settings.backend)
     default = io.run_folder(io.short_name(teacher or settings.weights or "sd15"), settings.backend, settings.dtype)
     path = target(output, default, "bench.json", force)
-    sources = [str(io.find_input(Path(name))) for name in student]
+    sources, planned = ([str(io.find_input(Path(name))) for name in names or ()] for names in (student, schedule))
     with console.progress("Comparing") as tell:
-        result = benchmark.bench(teacher, sources, settings, tell, this_command("asdm"))
+        result = benchmark.bench(teacher, sources, settings, tell, this_command("asdm"), planned)
     save_and_print(result, path, force, as_json, lambda: print_tables(result))
-    for one in result.students:
+    for one in compared(result):
         if one.warning:
             console.say(f"Warning: {one.warning}")
     for what, error in result.out_of_memory.items():
@@ -53,11 +59,19 @@ def bench(
         console.say(f"Warning: {warning}")
 
 
+def compared(result: BenchResult) -> list[BenchStudent | BenchSchedule]:
+    """Students and schedules, in their order."""
+    return [*result.students, *result.schedules]
+
+
 def print_tables(result: BenchResult) -> None:
     """Print a row per student, a row per quality metric if there are any, and the teacher in a line."""
     macs, unit = mac_unit(result.teacher.macs)
-    console.emit([_row(student, macs, unit) for student in result.students], console.Format.table)
-    if quality := [row for student in result.students for row in _quality_rows(student)]:
+    if result.students:
+        console.emit([_row(student, macs, unit) for student in result.students], console.Format.table)
+    if result.schedules:
+        console.emit([_schedule_row(one) for one in result.schedules], console.Format.table)
+    if quality := [row for one in compared(result) for row in _quality_rows(one)]:
         console.emit(quality, console.Format.table)
     teacher = result.teacher
     print(
@@ -81,7 +95,16 @@ def _ratio(ratio: Estimate | None) -> str:
     return "" if ratio is None else f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"
 
 
-def _quality_rows(student: BenchStudent) -> list[dict[str, Any]]:
+def _schedule_row(one: BenchSchedule) -> dict[str, Any]:
+    return {
+        "schedule": one.name,
+        "MACs ×": f"{one.macs_ratio:.3f}",
+        "predicted ×": "" if one.predicted_ratio is None else f"{one.predicted_ratio:.3f}",
+        "image ×": _ratio(one.image_latency_ratio),
+    }
+
+
+def _quality_rows(student: BenchStudent | BenchSchedule) -> list[dict[str, Any]]:
     """A row per metric; the noise floor is the teacher against itself with other seeds."""
     return [
         {

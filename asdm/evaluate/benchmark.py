@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from asdm.evaluate import memory
+from asdm.evaluate import memory, schedules as scheduled
 from asdm.evaluate.compared import ComparedUNet, load_weights, with_distinct_names, without_weights
 from asdm.evaluate.latency import (
     ComponentTimes,
@@ -30,7 +30,16 @@ from asdm.models import build, execution, loading
 from asdm.models.families import Family
 from asdm.models.sources import resolve
 from asdm.plan import presets
-from asdm.records.bench import BenchResult, BenchStudent, BenchTeacher, Drawing, ImageParts, Metric, Pipeline
+from asdm.records.bench import (
+    BenchResult,
+    BenchSchedule,
+    BenchStudent,
+    BenchTeacher,
+    Drawing,
+    ImageParts,
+    Metric,
+    Pipeline,
+)
 from asdm.unet.inputs import check_caption_only
 from asdm.utils import sizes
 from asdm.utils.progress import Tell
@@ -45,10 +54,11 @@ def bench(
     settings: BenchSettings = BenchSettings(),
     tell: Tell = lambda *_: None,
     command: str = "",
+    schedules: Sequence[str] = (),
 ) -> BenchResult:
-    """Measure students against their teacher.
+    """Measure students against their teacher, and schedules on each of them.
 
-    Raises ValueError for an unknown family or student, a student of another teacher, or too little memory.
+    Raises ValueError for an unknown family, student or schedule, a student of another teacher, or too little memory.
     """
     settings = with_protocol(settings)
     execution.check_setup(settings)
@@ -59,12 +69,13 @@ def bench(
         check_caption_only(family.unet, family.name, needs, by_pipeline=True)
     if settings.guidance_scale is None:
         settings = replace(settings, guidance_scale=family.guidance_scale)
-    _check(sources, settings)
+    _check(sources, settings, schedules)
     backend = backends.load(settings.backend, settings.dtype, settings.device)
     clock = clocks.clock_for(settings.device)
 
     # Bad input is found on the meta device, before gigabytes are loaded.
     shapes = loading.meta_unet(family, settings.dtype)
+    scheduled.check(schedules, shapes, family, settings)
     drafts = with_distinct_names([without_weights(source, shapes, family, settings) for source in sources])
     judging = open_judgement(settings, family) if settings.quality else None
     memory.require(shapes, family, drafts, settings, backend)
@@ -88,21 +99,24 @@ def bench(
         if settings.guided:  # only the batch is new in a guided step
             again = partial(compare, 2 * settings.batch, settings.guided_rounds, "guided step", warm_ups=1)
             guided = kept("guided step", again, otherwise=None)
+        planned = scheduled.open_schedules(schedules, everyone, family, settings)
+        drawers: list[ComparedUNet | scheduled.ComparedSchedule] = [*everyone, *planned]
         parts: ComponentTimes = {}
         images = None
         if backend.NEEDS_WEIGHTS:
             parts = kept("parts of an image", lambda: time_components(family, settings, clock, tell), otherwise={})
-        if settings.run_image:
-            images = kept("whole image", lambda: run_images(everyone, family, settings, clock, tell), otherwise=None)
-        not_judged: Judged = [{}] * len(everyone), ()
+        if settings.run_image or planned:
+            images = kept("whole image", lambda: run_images(drawers, family, settings, clock, tell), otherwise=None)
+        not_judged: Judged = [{}] * len(drawers), ()
         judged, drawings = not_judged
         if judging:
-            judge = partial(judge_all, judging, everyone, family, settings, tell)
+            judge = partial(judge_all, judging, drawers, family, settings, tell)
             judged, drawings = kept("quality", judge, otherwise=not_judged)
         run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
     step = guided if settings.guided else single
     composed = images is None
+    drawn = images
     if parts and step and composed:
         images = [compose_image(step, i, parts, settings) for i in range(len(everyone))]
     pipeline = Pipeline(steps=settings.steps, guidance_scale=settings.guidance_scale, composed=composed)
@@ -116,14 +130,20 @@ def bench(
             _student_record(student, i, counts[i], single, guided, images, judged[i], run)
             for i, student in enumerate(students, 1)
         ),
+        schedules=tuple(
+            _schedule_record(one, drawn[i] if drawn else None, judged[i])
+            for i, one in enumerate(planned, len(everyone))
+        ),
         drawings=drawings,
         out_of_memory=lost,
     )
 
 
-def _check(sources: Sequence[str], settings: BenchSettings) -> None:
-    if not sources:
-        raise ValueError(f"name at least one student: a folder, a plan or a preset ({', '.join(presets.PRESETS)}).")
+def _check(sources: Sequence[str], settings: BenchSettings, schedules: Sequence[str]) -> None:
+    if not sources and not schedules:
+        raise ValueError(
+            f"name at least one student: a folder, a plan or a preset ({', '.join(presets.PRESETS)}), or a schedule."
+        )
     if settings.run_image and settings.backend != "eager":
         raise ValueError(
             f"--image runs whole pipelines in eager PyTorch; leave it out with the backend {settings.backend}."
@@ -200,5 +220,24 @@ def _student_record(
         image_latency_s=images[i].latency_s if images else None,
         image_latency_ratio=images[i].ratio if images else None,
         warning=plan.not_measured_at(**used) if plan else None,
+        quality=quality,
+    )
+
+
+def _schedule_record(
+    planned: scheduled.ComparedSchedule, image: ImageLatency | None, quality: dict[str, Metric]
+) -> BenchSchedule:
+    predicted = planned.schedule.predicted
+    return BenchSchedule(
+        name=planned.name,
+        source=planned.source,
+        on=planned.on.name,
+        schedule_sha256=planned.schedule.sha256(),
+        macs_per_image=planned.macs,
+        macs_ratio=planned.macs / planned.plain_macs,
+        predicted_ratio=predicted.ratio if predicted else None,
+        image_latency_s=image.latency_s if image else None,
+        image_latency_ratio=image.ratio if image else None,
+        warning=planned.warning,
         quality=quality,
     )

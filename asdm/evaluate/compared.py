@@ -47,7 +47,7 @@ def without_weights(source: str, teacher: nn.Module, family: Family, settings: B
 def with_distinct_names(students: Sequence[ComparedUNet]) -> list[ComparedUNet]:
     """Adds as much of the path as is needed to folders of the same name, such as `a/seed-1` and `b/seed-1`."""
     named = list(students)
-    for parts in range(2, 1 + max(len(Path(student.source).parts) for student in students)):
+    for parts in range(2, 1 + max((len(Path(student.source).parts) for student in students), default=0)):
         counts = Counter(student.name for student in named)
         named = [
             replace(student, name="/".join(Path(student.source).parts[-parts:]))

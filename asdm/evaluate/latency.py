@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch import nn
@@ -20,6 +20,7 @@ from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import Estimate
+from asdm.schedule.unet import use
 from asdm.utils import sizes
 from asdm.utils.progress import Tell
 
@@ -74,6 +75,8 @@ def noise_warning(result: BenchResult, settings: BenchSettings) -> str | None:
         for what, ratio in (("UNet", student.unet_latency_ratio), ("guided step", student.guided_latency_ratio))
         if ratio is not None
     ]
+    if not ratios:
+        return None
     what, widest = max(ratios, key=lambda named: _half_width(named[1]))
     if _half_width(widest) <= settings.target:
         return None
@@ -113,6 +116,13 @@ def compose_image(step: list[list[float]], i: int, parts: ComponentTimes, settin
     return ImageLatency(statistics.interval(ours_s, ours), statistics.interval(ours_s / theirs_s, ours / theirs))
 
 
+class Drawer(Protocol):
+    """What draws images: a UNet of the comparison, or a schedule."""
+
+    @property
+    def unet(self) -> nn.Module: ...
+
+
 @dataclass(frozen=True)
 class ImageLatency:
     """Seconds of one image, and their ratio to the teacher's."""
@@ -122,16 +132,16 @@ class ImageLatency:
 
 
 def run_images(
-    everyone: Sequence[ComparedUNet], family: Family, settings: BenchSettings, clock: Clock, tell: Tell
+    everyone: Sequence[Drawer], family: Family, settings: BenchSettings, clock: Clock, tell: Tell
 ) -> list[ImageLatency]:
-    """Runs the real pipeline from prompt to pixels, teacher and students interleaved."""
+    """Runs the real pipeline from prompt to pixels, teacher, students and schedules interleaved."""
     pipe = pipeline(family, everyone[0].unet, settings)
     width, height = sizes.sides(settings.size or family.size)
     options = {"num_inference_steps": settings.steps, "guidance_scale": settings.guidance_scale}
     options |= {"height": height, "width": width}
 
     def run(unet: nn.Module) -> float:
-        pipe.register_modules(unet=unet)
+        use(pipe, unet)
         return clocks.timed(lambda: pipe(PROMPT, output_type="np", **options), clock)
 
     calls = {str(i): (lambda unet=compared.unet: run(unet)) for i, compared in enumerate(everyone)}

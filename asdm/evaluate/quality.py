@@ -22,12 +22,14 @@ from asdm.evaluate.compared import ComparedUNet
 from asdm.evaluate.generation import Pictures, StoredImages, store_images, thumbnail
 from asdm.evaluate.metrics import JudgedImages, Reference, Samples
 from asdm.evaluate.real_pictures import real_examples, store_real
+from asdm.evaluate.schedules import ComparedSchedule
 from asdm.evaluate.settings import BenchSettings
 from asdm.models import example_inputs, loading, networks
 from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import checkpoint_of
 from asdm.records.bench import MEASURES, Drawing, Metric
+from asdm.schedule.unet import use
 from asdm.utils import console
 from asdm.utils.io import cache_folder, sha256_of
 from asdm.utils.progress import Tell
@@ -203,9 +205,13 @@ def _pool(data: Any, real: Sequence[datasets.Example]) -> list[str]:
 
 
 def judge_all(
-    judging: Judging, everyone: Sequence[ComparedUNet], family: Family, settings: BenchSettings, tell: Tell
+    judging: Judging,
+    everyone: Sequence[ComparedUNet | ComparedSchedule],
+    family: Family,
+    settings: BenchSettings,
+    tell: Tell,
 ) -> tuple[list[dict[str, Metric]], tuple[Drawing, ...]]:
-    """The metrics of every UNet, the teacher's first, and the images to keep.
+    """The metrics of every UNet and schedule, the teacher's first, and the images to keep, without schedules'.
 
     The teacher generates twice: the difference between its two series of seeds is the noise floor. Pictures are PNG
     files; the teacher's and the real ones are kept for later benchmarks, a student's until it is judged.
@@ -224,8 +230,8 @@ def judge_all(
     assert settings.guidance_scale is not None, "bench() fills it in"
     own_folders = []
 
-    def generate(compared: ComparedUNet, seed: int) -> StoredImages:
-        pipe.register_modules(unet=compared.unet)
+    def generate(compared: ComparedUNet | ComparedSchedule, seed: int) -> StoredImages:
+        use(pipe, compared.unet)
         folder = root / _key(compared, captions, seed, family, settings)
         own_folders.append(folder)
         progress = partial(tell, f"{compared.name} generates images from seed {seed}")
@@ -236,7 +242,8 @@ def judge_all(
     console.say(f"The teacher's pictures are kept in {teacher.folder} and {again.folder}.")
     generated = [teacher, *(generate(student, settings.seed) for student in everyone[1:])]
     tell("judging", 0, None)
-    kept = tuple(_drawing(reference, generated, i, settings.seed) for i in range(settings.keep))
+    unets = [images for images, one in zip(generated, everyone, strict=True) if isinstance(one, ComparedUNet)]
+    kept = tuple(_drawing(reference, unets, i, settings.seed) for i in range(settings.keep))
     result = reference.of(generated, again)
     for folder in own_folders[2:]:
         if folder not in own_folders[:2]:
@@ -244,9 +251,16 @@ def judge_all(
     return result, kept
 
 
-def _key(compared: ComparedUNet, captions: Sequence[str], seed: int, family: Family, settings: BenchSettings) -> str:
+def _key(
+    compared: ComparedUNet | ComparedSchedule,
+    captions: Sequence[str],
+    seed: int,
+    family: Family,
+    settings: BenchSettings,
+) -> str:
     """A folder's name that only the same pictures get: by weights, captions, seed, sampling, precision and device."""
     facts = {
+        **({"schedule": compared.schedule.sha256()} if isinstance(compared, ComparedSchedule) else {}),
         "unet": loading.weights_sha256(compared.unet),
         "config": loading.unet_config_sha256(compared.shapes.config),
         "checkpoint": {name: value for name, value in checkpoint_of(settings).items() if value is not None},

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -181,7 +180,7 @@ def generate(
     if student and settings.lora:
         single_file.fuse_lora(unet, unet_family, settings.lora, family.unet)
     pipe = pipeline(family, unet, settings)
-    ready = partial(adapt, family=family) if adapt else None
+    ready = (lambda pipe: adapt(pipe, family)) if adapt else None
     return drawing.draw(pipe, family, prompts, settings, student, tell, ready)
 
 

@@ -101,6 +101,22 @@ class BenchStudent(Frozen):
     quality: dict[str, Metric] = Field(default_factory=dict)
 
 
+class BenchSchedule(Frozen):
+    """One schedule on the teacher or a student, as whole images in pairs with the teacher; a ratio is to its image."""
+
+    name: str
+    source: str
+    on: str  # the UNet that it runs
+    schedule_sha256: str
+    macs_per_image: int  # of the UNet's calls, as run
+    macs_ratio: float  # to the same UNet without the schedule
+    predicted_ratio: float | None = None
+    image_latency_s: Estimate | None = None
+    image_latency_ratio: Estimate | None = None
+    warning: str | None = None
+    quality: dict[str, Metric] = Field(default_factory=dict)
+
+
 class Pipeline(Frozen):
     """How an image is made: `steps` UNet calls at batch 2 where `guidance_scale` is above 1."""
 
@@ -130,6 +146,7 @@ class BenchResult(UNetRun, schema="asdm.bench/1"):
     pipeline: Pipeline | None = None
     teacher: BenchTeacher
     students: tuple[BenchStudent, ...]
+    schedules: tuple[BenchSchedule, ...] = later(())  # on the teacher and on students
     drawings: tuple[Drawing, ...] = later(())  # those that were asked to be kept
     out_of_memory: dict[str, str] = later({})  # what was left out for want of memory → the error
 

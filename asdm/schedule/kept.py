@@ -41,7 +41,7 @@ class Value:
 
 
 class Kept:
-    """Values by key; `values` is how many of a key are looked back on."""
+    """Values by key and half; `values` is how many of a key are looked back on."""
 
     def __init__(self, values: int) -> None:
         self.values = values
@@ -56,28 +56,38 @@ class Kept:
         for half in halves:
             history = self.by_half.setdefault((key, half), [])
             history.append(kept)
-            del history[: -self.values]
+        for half in halves:
+            history = self.by_half[key, half]
+            wanted = {own.step for own in [*history[-self.values :], *self._history(key, half, together=True)]}
+            history[:] = [own for own in history if own.step in wanted]
 
     def has(self, key: Key, halves: Halves) -> bool:
         return all((key, half) in self.by_half for half in halves)
 
     def get(self, key: Key, halves: Halves, now: int, how: HalfPass) -> Any:
         """The value to go on with at step `now`: the last one, or a forecast."""
-        histories = [self.by_half[key, half] for half in halves]
+        histories = [self._history(key, half, how.together) for half in halves]
         structure = histories[0][-1].structure
-        if how.mean_of_halves and len(halves) == 1:
-            return tree_unflatten(_combined([value.mean for value in histories[0]], histories[0], now, how), structure)
-        if len(halves) == 1:
-            own = [value.of(halves[0]) for value in histories[0]]
-            return tree_unflatten(_combined(own, histories[0], now, how), structure)
-        if all(a is b for a, b in zip(*histories, strict=False)) and len(histories[0]) == len(histories[1]):
+        if len(halves) == 2 and [*map(id, histories[0])] == [*map(id, histories[1])]:
             whole = [value.leaves for value in histories[0]]
             return tree_unflatten(_combined(whole, histories[0], now, how), structure)
         parts = [
-            _combined([value.of(half) for value in history], history, now, how)
+            _combined([value.mean if how.mean_of_halves else value.of(half) for value in history], history, now, how)
             for half, history in zip(halves, histories, strict=True)
         ]
-        return tree_unflatten([torch.cat(pair) for pair in zip(*parts, strict=True)], structure)
+        leaves = parts[0] if len(parts) == 1 else [torch.cat(pair) for pair in zip(*parts, strict=True)]
+        return tree_unflatten(leaves, structure)
+
+    def _history(self, key: Key, half: int, together: bool) -> list[Value]:
+        """The values to look back on; with `together`, those of steps that computed both halves, if there are any.
+
+        Guidance multiplies what sets the halves apart, and values of unlike ages differ by more than the halves do.
+        """
+        own = self.by_half[key, half]
+        if together:
+            steps = {value.step for value in self.by_half.get((key, 1 - half), ())}
+            own = [value for value in own if value.step in steps] or own
+        return own[-self.values :]
 
 
 def _combined(

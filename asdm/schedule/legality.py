@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from asdm.plan.topology import Topology, format_choices
 from asdm.schedule.schedule import TEACHER, UNET, Forecast, Pass, Schedule
 
+CLEAN = "clean"
 ATTENTIONS = ("self_attention", "cross_attention")
 HALVES = ("unconditional", "conditional")
 
@@ -16,9 +17,14 @@ HALVES = ("unconditional", "conditional")
 class Place:
     """Something that is inherited: what it is, where, and whether its output or what it adds to its input."""
 
-    kind: str  # unet, block, unit, sampler, self_attention, cross_attention
+    kind: str  # unet, clean (the same, as the clean latent), block, unit, sampler, self_attention, cross_attention
     fqn: str
     residual: bool = False
+
+    @property
+    def whole(self) -> bool:
+        """Whether it is the whole output, for which no network is run."""
+        return self.kind in (UNET, CLEAN)
 
 
 @dataclass(frozen=True)
@@ -29,11 +35,12 @@ class HalfPass:
     places: frozenset[Place]
     forecast: Forecast | None = None
     mean_of_halves: bool = False
+    together: bool = False  # both halves do the same, and inherit from the same steps
 
     @property
     def runs(self) -> bool:
         """Whether the network is called at all."""
-        return not any(place.kind == UNET for place in self.places)
+        return not any(place.whole for place in self.places)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,9 @@ def resolve(topologies: Topology | dict[str, Topology], schedule: Schedule) -> R
 def _halves(topology: Topology, name: str, one: Pass) -> tuple[HalfPass, HalfPass | None]:
     def half(inherit: Sequence[str]) -> HalfPass:
         places = _places(topology, name, one, inherit)
-        return HalfPass(one.network, places, one.forecast if places else None, one.mean_of_halves and bool(places))
+        if not places:
+            return HalfPass(one.network, places)
+        return HalfPass(one.network, places, one.forecast, one.mean_of_halves, one.unconditional is None)
 
     conditional = half(one.inherit)
     if one.unconditional == "drop":
@@ -116,10 +125,12 @@ def _example(places: Iterable[Place]) -> str:
 def _places(topology: Topology, name: str, one: Pass, inherit: Sequence[str]) -> frozenset[Place]:
     """The outermost places behind names: a block whose parts are all inherited is one place."""
     residual = one.value == "residual"
+    if one.value == CLEAN and {*inherit} - {UNET}:
+        raise ValueError(f"pass {name} inherits a clean latent, which only {UNET} has; inherit {UNET} alone.")
     units, samplers, attentions = set[str](), set[str](), set[Place]()
     for word in inherit:
         if word == UNET:
-            return frozenset({Place(UNET, "")})
+            return frozenset({Place(CLEAN if one.value == CLEAN else UNET, "")})
         found = _named(topology, word)
         if found is None:
             raise ValueError(f"pass {name} inherits {word!r}, which this UNet has not; {_choices(topology, word)}")

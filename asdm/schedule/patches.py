@@ -36,7 +36,7 @@ def patched(
     """Within the block, a call of `unet` inherits the places of a pass, and keeps what later steps inherit."""
     forwards: dict[nn.Module, Forward] = {}
     for place in sorted(keep, key=str):
-        if place.kind == "unet" or place in how.places:
+        if place.whole or place in how.places:
             continue
         for module, key in keys_of(unet, how.network, place):
             keeping = _keeping_residual if place.residual else _keeping

@@ -38,13 +38,13 @@ class Pass(_Strict):
     """One way of running a step; `unconditional` is what the half of the empty or negative prompt inherits instead.
 
     `drop` does not run that half: the step has no guidance. With `value` residual, a unit inherits what it adds to its
-    input, which goes on through it.
+    input, which goes on through it; with `value` clean, `unet` inherits the clean latent that it predicted.
     """
 
     network: str = TEACHER
     inherit: tuple[str, ...] = ()
     unconditional: tuple[str, ...] | Literal["drop"] | None = None  # None: as `inherit`
-    value: Literal["output", "residual"] = "output"
+    value: Literal["output", "residual", "clean"] = "output"
     forecast: Forecast | None = None  # None: the last kept value as it is
     mean_of_halves: bool = False  # inherit the mean of both halves' values, where one half alone runs (T-GATE)
 

@@ -19,13 +19,23 @@ from asdm.unet import blocks
 from asdm.utils import registry
 
 
-def read_schedule(source: str, unet: nn.Module, family: str, calls: int) -> Schedule:
-    """A schedule of `calls` UNet calls from a preset as typed (`deepcache:interval=3`), or from a file.
+def is_file(source: str) -> bool:
+    return not presets.is_preset(source)
+
+
+def is_of(source: str, unet: nn.Module) -> bool:
+    """Whether a schedule's file may be run on a UNet: it names that one's config, or none."""
+    return Schedule.load(source).teacher_config_sha256 in (None, loading.unet_config_sha256(unet.config))
+
+
+def read_schedule(source: str, unet: nn.Module, family: str, calls: int | None) -> Schedule:
+    """A schedule of `calls` UNet calls from a preset as typed (`deepcache:interval=3`), or from a file (None: any).
 
     Raises ValueError for another source, another teacher, another number of calls, and what a preset refuses.
     """
     sha256 = loading.unet_config_sha256(unet.config)
     if presets.is_preset(source):
+        assert calls is not None, "a preset has no number of its own"
         return presets.make(source, blocks.topology(unet), calls, family, sha256)
     if not Path(source).exists():
         raise ValueError(
@@ -39,7 +49,7 @@ def read_schedule(source: str, unet: nn.Module, family: str, calls: int) -> Sche
             f"{source} was made for another UNet ({schedule.family}, config {made_for}) "
             f"than {family} (config {sha256[:12]}); plan a schedule on a profile of {family}."
         )
-    if len(schedule.steps) != calls:
+    if calls not in (None, len(schedule.steps)):
         raise ValueError(
             f"{source} is a schedule of {len(schedule.steps)} UNet calls, and this sampler makes {calls}; draw with "
             f"{len(schedule.steps)} steps, or make a schedule for {calls}."

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from asdm.schedule import patches
+from asdm.schedule import clean, patches
 from asdm.schedule.kept import CONDITIONAL, UNCONDITIONAL, Halves, Kept
 from asdm.schedule.legality import HalfPass, Place, ResolvedSchedule, resolve
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.unet import blocks
 
-WHOLE = Place("unet", "")
+WHOLE, CLEAN = Place("unet", ""), Place("clean", "")
 
 
 class ScheduledUNet(nn.Module):
@@ -58,7 +58,7 @@ class ScheduledUNet(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            networks = super().__getattr__("networks")
+            networks: Any = super().__getattr__("networks")
             return getattr(next(iter(networks.values())), name)  # config, dtype, LoRA's loaders, …
 
     def reset(self) -> None:
@@ -106,16 +106,35 @@ class ScheduledUNet(nn.Module):
         if not self._has(unet, how, halves):  # an image that starts in the middle
             how = HalfPass(how.network, frozenset())
         if not how.runs:
-            return self.kept.get((how.network, WHOLE, 0), halves, self._step, how)
-        with patches.patched(unet, how, keep, self.kept, self._step, halves):
-            output = unet(**inputs, return_dict=False)[0]
+            return self._inherited(how, halves, inputs["sample"])
+        output = self.call_network(how, keep, halves, inputs)
         if WHOLE in keep:
             self.kept.put((how.network, WHOLE, 0), self._step, halves, output)
+        if CLEAN in keep:
+            latent = clean.clean_of(output, inputs["sample"], *self._noise())
+            self.kept.put((how.network, CLEAN, 0), self._step, halves, latent)
         return output
+
+    def call_network(
+        self, how: HalfPass, keep: frozenset[Place], halves: Halves, inputs: dict[str, Any]
+    ) -> torch.Tensor:
+        """One call of a network that inherits and keeps; what it keeps of the whole output is kept outside."""
+        unet = self.networks[how.network]
+        with patches.patched(unet, how, keep, self.kept, self._step, halves):
+            return unet(**inputs, return_dict=False)[0]
+
+    def _inherited(self, how: HalfPass, halves: Halves, sample: torch.Tensor) -> torch.Tensor:
+        """The output of a network that does not run."""
+        (place,) = how.places
+        value = self.kept.get((how.network, place, 0), halves, self._step, how)
+        return value if place == WHOLE else clean.output_of(value, sample, *self._noise())
+
+    def _noise(self) -> tuple[tuple[float, float], str]:
+        return clean.rates(self.scheduler, self._times[self._step]), self.scheduler.config.prediction_type
 
     def _has(self, unet: nn.Module, how: HalfPass, halves: Halves) -> bool:
         if not how.runs:
-            return self.kept.has((how.network, WHOLE, 0), halves)
+            return all(self.kept.has((how.network, place, 0), halves) for place in how.places)
         return all(
             self.kept.has(key, halves) for place in how.places for _, key in patches.keys_of(unet, how.network, place)
         )
@@ -186,6 +205,13 @@ def _half(inputs: dict[str, Any], half: int) -> dict[str, Any]:
     return {name: tree_map(cut, value) for name, value in inputs.items()}
 
 
+def use(pipe: Any, unet: nn.Module) -> None:
+    """Put a UNet into a pipeline; a scheduled one gets the pipeline's sampler."""
+    if isinstance(unet, ScheduledUNet):
+        unet.scheduler = pipe.scheduler
+    pipe.register_modules(unet=unet)
+
+
 def schedule_pipeline(
     pipe: Any, schedule: Schedule | ResolvedSchedule, students: Mapping[str, nn.Module] | None = None, calls: int = 1
 ) -> ScheduledUNet:
@@ -194,6 +220,6 @@ def schedule_pipeline(
     Returns the scheduled UNet, which is the pipeline's from now on.
     """
     unet = pipe.unet.networks[TEACHER] if isinstance(pipe.unet, ScheduledUNet) else pipe.unet
-    scheduled = ScheduledUNet({TEACHER: unet, **(students or {})}, schedule, pipe.scheduler, calls)
-    pipe.register_modules(unet=scheduled)
+    scheduled = ScheduledUNet({TEACHER: unet, **(students or {})}, schedule, calls=calls)
+    use(pipe, scheduled)
     return scheduled

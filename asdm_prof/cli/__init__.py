@@ -10,7 +10,7 @@ from asdm.cli.options import root_options
 from asdm.utils import console
 
 COMMANDS = (
-    "flops", "profile", "rank", "plan", "frontier", "sensitivity",
+    "flops", "profile", "rank", "plan", "frontier", "schedule", "sensitivity",
     "compare", "validate", "search", "diff", "report", "env",
 )  # fmt: skip
 

@@ -10,7 +10,8 @@ import typer
 from asdm.cli.options import Force, Json, Output, Without, from_settings, save_and_print, target, this_command
 from asdm.utils import console as terminal, io
 from asdm_prof.cli.inputs import resumable
-from asdm_prof.sensitivity.settings import SensitivitySettings
+from asdm_prof.records import Damage, Profile, StepsDamage
+from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings
 
 
 @from_settings
@@ -31,6 +32,10 @@ def sensitivity(
     profile: Annotated[
         Path | None, typer.Option(help="Profile whose times the race goes by, and joint plans; default: MACs.")
     ] = None,
+    across_steps: Annotated[
+        bool, typer.Option("--across-steps", help="Measure what inheriting from earlier steps does, for a schedule.")
+    ] = False,
+    across: AcrossSteps,
     settings: Annotated[SensitivitySettings, Without("batch")],
     output: Output = None,
     force: Force = False,
@@ -38,15 +43,22 @@ def sensitivity(
 ) -> None:
     """Measure how much each edit changes the output on real weights and data, and whether damages add up."""
     default = io.run_folder(io.short_name(family), "damage", settings.dtype)
-    path = target(output, default, "damage.json", force)
-    from asdm_prof.records import Profile
+    path = target(output, default, "steps-damage.json" if across_steps else "damage.json", force)
     from asdm_prof.renderers import console
-    from asdm_prof.sensitivity.study import measure_sensitivity
 
     command = this_command("asdm-prof")
     timed = Profile.load(io.find_input(profile)) if profile else None
+    result: Damage | StepsDamage
     with resumable(path) as run_file, terminal.progress("Measuring damage") as tell:
-        result = measure_sensitivity(family, settings, plans, clip, replacement, run_file, tell, command, race, timed)
+        if across_steps:
+            from asdm_prof.sensitivity.across_steps import measure_across_steps
+
+            result = measure_across_steps(family, settings, across, plans, run_file, tell, command)
+        else:
+            from asdm_prof.sensitivity.study import measure_sensitivity
+
+            asked = (settings, plans, clip, replacement)
+            result = measure_sensitivity(family, *asked, run_file, tell, command, race, timed)
     if result.weights == "random":
         terminal.say("Warning: the weights are random; their damages say nothing about a trained model.")
     save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))

@@ -12,6 +12,7 @@ from asdm.utils import console as terminal, io, sizes
 from asdm_prof.cli.inputs import profile_of, resumable
 from asdm_prof.cli.options import FamilyArgument
 from asdm_prof.planner.settings import ValidateSettings
+from asdm_prof.records import ScheduleValidation, Validation
 
 
 @from_settings
@@ -30,13 +31,19 @@ def validate(
     size: Annotated[
         str | None, typer.Option(help="Use the newest profile of this size in pixels, 512 or WIDTHxHEIGHT.")
     ] = None,
+    schedules: Annotated[
+        int, typer.Option(help="Run this many random schedules across steps instead of building plans, 3 or more.")
+    ] = 0,
+    calls: Annotated[int, typer.Option(help="UNet calls of each schedule (with --schedules).")] = 6,
     output: Output = None,
     force: Force = False,
     as_json: Json = False,
 ) -> None:
     """Build random legal plans and measure them in pairs with their teacher: how far predictions can be trusted."""
+    if schedules and (schedules < 3 or calls < 2):
+        raise ValueError(f"schedules must be 0 or at least 3, of at least 2 calls, got {schedules} of {calls}.")
     default = io.run_folder(io.short_name(family), backend or "eager", dtype or "fp32")
-    path = target(output, default, "validate.json", force)
+    path = target(output, default, "validate-schedules.json" if schedules else "validate.json", force)
     from asdm_prof.planner import validate as validation
     from asdm_prof.renderers import console
 
@@ -46,7 +53,14 @@ def validate(
     }  # fmt: skip
     measured = profile_of(family, profile, settings.weights, wanted)
     command = this_command("asdm-prof")
+    result: ScheduleValidation | Validation
     with resumable(path) as run_file, terminal.progress("Validating") as tell:
-        result = validation.validate(family, measured, settings, run_file, tell, command)
+        if schedules:
+            from asdm_prof.planner.schedule_validate import ScheduleValidateSettings, validate_schedules
+
+            asked = ScheduleValidateSettings(schedules=schedules, calls=calls, seed=settings.seed)
+            result = validate_schedules(family, measured, asked, run_file, tell, command)
+        else:
+            result = validation.validate(family, measured, settings, run_file, tell, command)
     save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))
     run_file.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from asdm.utils import sizes
 from asdm_prof.planner import loads_in, milp
 from asdm_prof.planner.budgets import budget_rows, parse_budgets
 from asdm_prof.planner.problem import Problem, Row
-from asdm_prof.records import Damage, Profile, Validation
+from asdm_prof.records import Damage, Profile, StepsDamage, Validation
 
 STRUCTURAL_PRIOR = "structural prior"
 MEASURED = "measured damage"
@@ -243,7 +243,7 @@ def _check_validation(profile: Profile, validation: Validation) -> None:
             )
 
 
-def check_damage(profile: Profile, damage: Damage) -> None:
+def check_damage(profile: Profile, damage: Damage | StepsDamage) -> None:
     """Raises ValueError for damage measured on another teacher, other weights or another size than the profile's."""
     if damage.teacher_config_sha256 != profile.config_sha256:
         raise ValueError(

@@ -28,13 +28,46 @@ from asdm_prof.records.profile import (
     TrustLine,
     WholeRecord,
 )
+from asdm_prof.records.schedule_frontier import ScheduleFrontier, SchedulePoint
+from asdm_prof.records.schedule_validation import ScheduleValidation
 from asdm_prof.records.search import Rung, Search, SearchedStudent
+from asdm_prof.records.steps_damage import StepsDamage
 from asdm_prof.records.training_log import TrainingLog
 from asdm_prof.records.validation import Correction, ValidatedPlan, Validation
 
 __all__ = [
-    "Additivity", "Agreement", "Bound", "ComparedPlan", "ComparedProfile", "Comparison", "ComponentRecord",
-    "Correction", "Damage", "DamagePair", "EditDamage", "Fit", "Frontier", "FrontierPoint", "Interval", "JointDamage",
-    "OptionRecord", "PartRecord", "Peaks", "ProcessRecord", "Profile", "Roofline", "Rung", "Search", "SearchedStudent",
-    "TrainingLog", "TrustLine", "ValidatedPlan", "Validation", "WholeRecord", "Work",
+    "Additivity",
+    "Agreement",
+    "Bound",
+    "ComparedPlan",
+    "ComparedProfile",
+    "Comparison",
+    "ComponentRecord",
+    "Correction",
+    "Damage",
+    "DamagePair",
+    "EditDamage",
+    "Fit",
+    "Frontier",
+    "FrontierPoint",
+    "Interval",
+    "JointDamage",
+    "OptionRecord",
+    "PartRecord",
+    "Peaks",
+    "ProcessRecord",
+    "Profile",
+    "Roofline",
+    "Rung",
+    "ScheduleFrontier",
+    "SchedulePoint", "ScheduleValidation",
+    "Search",
+    "SearchedStudent",
+    "StepsDamage",
+    "TrainingLog",
+    "TrustLine",
+    "ValidatedPlan",
+    "Validation",
+    "WholeRecord",
+    "Work",
 ]  # fmt: skip

@@ -12,12 +12,13 @@ from typing import Any, Generic, TypeVar
 from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.records.bench import BenchResult, BenchStudent
+from asdm.schedule.schedule import Schedule
 from asdm.utils import io
 from asdm.utils.sizes import Size
 from asdm_prof.analysis import structure
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.analysis.tree import Node, tree_of
-from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, TrainingLog, Validation
+from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, StepsDamage, TrainingLog, Validation
 
 R = TypeVar("R", bound=io.Record)
 COMPARED = ("sd15", "sd21_base")  # Fig. 1 of the paper: Stable Diffusion v1 and v2
@@ -56,6 +57,8 @@ class Report:
     log: TrainingLog | None = None  # of the distillation of one of the students
     beside: Profile | None = None  # of another model of the same blocks, to see what structure they share
     search: Search | None = None
+    schedule: Schedule | None = None
+    steps_damage: StepsDamage | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)  # records of the kinds that others add
 
     @cached_property
@@ -130,6 +133,12 @@ def _check_damage(profile: Profile, damage: Damage) -> None:
     check_damage(profile, damage)
 
 
+def _check_steps_damage(profile: Profile, damage: StepsDamage) -> None:
+    from asdm_prof.planner.schedule import check
+
+    check(profile, damage)
+
+
 def _check_frontier(profile: Profile, frontier: Frontier) -> None:
     if frontier.profile_sha256 != profile.sha256():
         raise ValueError(
@@ -145,6 +154,8 @@ KINDS: dict[str, Kind[Any]] = {
     "damage": Kind("damage*.json", Damage, _check_damage),
     "frontier": Kind("frontier*.json", Frontier, _check_frontier),
     "search": Kind("search*.json", Search, check_same_profile),
+    "schedule": Kind("schedule*.json", Schedule, check_same_profile),
+    "steps_damage": Kind("steps-damage*.json", StepsDamage, _check_steps_damage),
 }
 
 

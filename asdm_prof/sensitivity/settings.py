@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 from asdm.data.settings import SOURCES, Split
 from asdm.evaluate.settings import Judge
-from asdm.models.settings import PictureSetup
+from asdm.models.settings import SCHEDULERS, PictureSetup
 from asdm.utils.settings import Option
 
 
@@ -32,3 +33,32 @@ class SensitivitySettings(PictureSetup):
         bool, Option("Compute shared beginnings once, or run the plain loop to compare with.", flag="--reuse/--plain")
     ] = True
     judge: Judge = None
+
+
+@dataclass(frozen=True)
+class AcrossSteps:
+    """What `asdm-prof sensitivity --across-steps` measures besides."""
+
+    steps: Annotated[int, Option("Denoising steps (with --across-steps).", at_least=2)] = 30
+    scheduler: Annotated[
+        str | None,
+        Option(
+            "Sampler, as asdm generate names it (with --across-steps); default: the weights' own.",
+            choices=tuple(SCHEDULERS),
+        ),
+    ] = None
+    guidance_scale: Annotated[
+        float | None, Option("Guidance scale (with --across-steps); default: the family's.", at_least=0)
+    ] = None
+    ages: Annotated[
+        int, Option("How many steps at most anything is inherited for (with --across-steps).", at_least=1, at_most=8)
+    ] = 5
+    student: Annotated[
+        list[str] | None,
+        Option("A student that may draw steps: a folder, a plan or a preset (with --across-steps); may be repeated."),
+    ] = None
+
+    @property
+    def by_name(self) -> dict[str, str]:
+        """Students by the names that a schedule gives them."""
+        return {Path(source).stem or source: source for source in self.student or ()}

@@ -12,25 +12,48 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, Validation
+from asdm.schedule.schedule import Schedule
+from asdm_prof.records import (
+    Comparison,
+    Damage,
+    Frontier,
+    Profile,
+    ScheduleFrontier,
+    ScheduleValidation,
+    Search,
+    StepsDamage,
+    Validation,
+)
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, seconds
 from asdm_prof.renderers.console.changes import change_text, diff_table
 from asdm_prof.renderers.console.layout import print_sections, rich_table, stdout_console
-from asdm_prof.renderers.html.sections import IN_TERMINAL, QUESTIONS, comparison, damage, frontier, search, validation
+from asdm_prof.renderers.html.content import Section
+from asdm_prof.renderers.html.sections import (
+    IN_TERMINAL,
+    QUESTIONS,
+    across_steps,
+    comparison,
+    damage,
+    frontier,
+    schedule as schedules,
+    search,
+    validation,
+)
 from asdm_prof.renderers.html.sections.plan import plan_lines
 from asdm_prof.renderers.html.sections.tree import tree_table as tree_content
 from asdm_prof.renderers.html.sections.units import unit_table
 
 __all__ = [
-    "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_record", "print_report",
+    "change_text", "diff_table", "infeasible_lines", "plan_lines", "print_record", "print_report", "print_schedule",
     "rank_table", "render", "stdout_console", "tree_table",
 ]  # fmt: skip
 
 OUTPUT = None
 # The sections of what commands write, where each has `of_record`.
 SECTIONS: dict[type, Any] = {
-    Comparison: comparison, Damage: damage, Frontier: frontier, Search: search, Validation: validation
+    Comparison: comparison, Damage: damage, Frontier: frontier, Search: search, StepsDamage: across_steps,
+    Validation: validation,
 }  # fmt: skip
 
 
@@ -58,9 +81,24 @@ def rank_table(profile: Profile, width: int) -> Table:
     return rich_table(unit_table(Report(profile)), width)
 
 
-def print_record(record: Comparison | Damage | Frontier | Search | Validation, console: Console) -> None:
+def print_record(
+    record: Comparison | Damage | Frontier | ScheduleFrontier | ScheduleValidation | Search | StepsDamage | Validation,
+    console: Console,
+) -> None:
     """Print what a command found out: the answer, its tables, and what it took."""
+    if isinstance(record, ScheduleValidation):
+        print_sections(console, schedules.of_validation(record))
+        return
+    if isinstance(record, ScheduleFrontier):
+        title = "Whole image: latency against damage"
+        print_sections(console, [Section(title, [schedules.frontier_table(record)])])
+        return
     print_sections(console, SECTIONS[type(record)].of_record(record))
+
+
+def print_schedule(schedule: Schedule, profile: Profile, frontier: ScheduleFrontier) -> None:
+    """Print a schedule's promise, what ran at which step, and the frontier."""
+    print_sections(stdout_console(), schedules.of_record(schedule, profile, frontier))
 
 
 def infeasible_lines(

@@ -15,6 +15,20 @@ from asdm.models.loading import load_unet
 from tests.commands import files_in
 
 
+def test_bench_runs_schedules_on_teacher_and_student(run):
+    words = ("--teacher", "mini", "--schedule", "every_n:n=2", "--student", "bk_sdm_small", "--steps", "4")
+    done = run("asdm", "bench", *words, "--time-budget", "1", "--json", "-o", "bench.json")
+    assert done.code == 0, done.err
+    teacher, student = json.loads(done.out)["schedules"]
+    assert (teacher["name"], student["name"]) == ("every_n:n=2", "every_n:n=2 on bk_sdm_small")
+    assert teacher["macs_ratio"] == student["macs_ratio"] == 0.5
+    assert student["macs_per_image"] < teacher["macs_per_image"]
+    assert teacher["image_latency_ratio"]["median"] < 1
+    refused = run("asdm", "bench", "--teacher", "mini", "--schedule", "every_n", "--backend", "onnxruntime")
+    assert refused.code == 2
+    assert "leave --schedule out with the backend onnxruntime" in refused.err
+
+
 def test_generate_draws_by_a_schedule(run):
     """Every step in full changes nothing; a schedule for another number of steps is refused."""
     for name, more in (("a", ()), ("b", ("--schedule", "every_n:n=1")), ("c", ("--schedule", "taylor:n=2"))):

@@ -45,7 +45,18 @@ QUESTIONS = (
     Question(
         "plan",
         "What would it buy?",
-        _makers("plan", "why", "frontier", "validation.students", "validation", "bench", "training", "search"),
+        _makers(
+            "plan",
+            "why",
+            "frontier",
+            "schedule",
+            "across_steps",
+            "validation.students",
+            "validation",
+            "bench",
+            "training",
+            "search",
+        ),
     ),
     Question(
         "trust",

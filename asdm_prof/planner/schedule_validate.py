@@ -1,0 +1,144 @@
+"""Predicted against measured times of random schedules, each between two plain calls of the same network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+
+from asdm.measure import clocks, machine
+from asdm.models import example_inputs, execution, loading
+from asdm.models.families import Family, load_family
+from asdm.schedule.cost import macs_as_run
+from asdm.schedule.legality import resolve
+from asdm.schedule.schedule import Schedule
+from asdm.schedule.unet import ScheduledUNet
+from asdm.unet import blocks
+from asdm.utils.io import sha256_of, utc_now
+from asdm.utils.progress import Tell
+from asdm_prof.planner import plan as planner, schedule_draw
+from asdm_prof.planner.schedule_passes import candidates
+from asdm_prof.planner.schedule_prices import StepPrices, parts_of
+from asdm_prof.records import Profile, ScheduleValidation
+from asdm_prof.records.schedule_validation import ValidatedSchedule
+from asdm_prof.records.unfinished import UnfinishedRun
+
+AGES = 3
+
+
+@dataclass(frozen=True)
+class ScheduleValidateSettings:
+    """How many schedules of how many calls, each run how often."""
+
+    schedules: int = 12
+    calls: int = 6
+    repeats: int = 1
+    guided: bool = False
+    seed: int = 0
+
+
+class ScheduleValidationRun(UnfinishedRun, schema="asdm.validate-schedules-run/1"):
+    """`asdm.validate-schedules-run/1`: the schedules of an unfinished run."""
+
+    schedules: tuple[ValidatedSchedule, ...] = ()
+
+
+def validate_schedules(
+    family: str | Family,
+    profile: Profile,
+    settings: ScheduleValidateSettings = ScheduleValidateSettings(),
+    run_file: Path | None = None,
+    tell: Tell = lambda *_: None,
+    command: str = "",
+) -> ScheduleValidation:
+    """Measure random schedules on a profile's network, with random weights if it has no others.
+
+    An unfinished run in `run_file` is resumed. Raises ValueError for a profile of another model and another run's file.
+    """
+    family = load_family(family) if isinstance(family, str) else family
+    if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
+        raise ValueError(f"the profile is of {profile.family}, not of {family.name}; profile {family.name} first.")
+    execution.check_device(profile.device)
+    passes = {
+        name: one for name, one in candidates(profile.topology, settings.guided).items() if one.value != "clean"
+    }  # fmt: skip
+    rng = np.random.default_rng(settings.seed)
+    drawn = schedule_draw.draw(family.name, passes, {}, settings.calls, AGES, settings.schedules, rng)
+    asked = profile.model_copy(update={"guidance_scale": 8.0 if settings.guided else 1.0})
+    prices = StepPrices.of(asked)
+    sha256 = sha256_of([profile.sha256(), vars(settings), [list(one.steps) for one in drawn]])
+    run = ScheduleValidationRun(run_sha256=sha256).resumed_from(run_file, "profile")
+    with machine.quiet_torch(profile.threads, profile.device) as threads, torch.inference_mode():
+        tell("building the network", 0, None)
+        unet: Any = loading.load_unet(family, profile.weights, profile.device, profile.dtype, profile.seed)
+        batch = profile.batch * (2 if settings.guided else 1)
+        where = (profile.device, profile.dtype, profile.seed)
+        inputs = example_inputs.unet_inputs(family, batch, profile.size, *where)
+        clock = clocks.clock_for(profile.device)
+        for _ in range(2):
+            unet(**inputs)
+        for n, schedule in enumerate(drawn[len(run.schedules) :], len(run.schedules)):
+            tell(f"schedule {n + 1} of {len(drawn)}", 0, None)
+            one = _measure(unet, schedule, prices, inputs, clock, settings)
+            run = run.model_copy(update={"schedules": (*run.schedules, one)})
+            if run_file:
+                run.save(run_file, force=True)
+        facts = machine.environment(profile.device, threads)
+    errors = np.array([one.error for one in run.schedules])
+    return ScheduleValidation(
+        **(planner.measured_at(profile).model_dump() | {"threads": threads}),
+        created_utc=utc_now(), command=command, family=family.name, weights=profile.weights, seed=settings.seed,
+        profile_sha256=profile.sha256(), guided=settings.guided, calls=settings.calls, passes=passes,
+        mape=float(np.abs(errors).mean()), worst=float(np.abs(errors).max()), bias=float(errors.mean()),
+        macs_exact=macs_are_exact(family, profile, passes), schedules=run.schedules, environment=facts,
+    )  # fmt: skip
+
+
+def _measure(
+    unet: Any, schedule: Schedule, prices: StepPrices, inputs: dict[str, Any], clock: Any,
+    settings: ScheduleValidateSettings,
+) -> ValidatedSchedule:  # fmt: skip
+    """The whole loop of one schedule, a plain call before and after it."""
+    calls = len(schedule.steps)
+    scheduled = ScheduledUNet(unet, schedule, guided=settings.guided)
+    call = {name: value for name, value in inputs.items() if name != "timestep"}
+
+    def image() -> None:
+        scheduled.scheduler = SimpleNamespace(timesteps=torch.arange(calls, 0, -1).float())
+        for t in scheduled.scheduler.timesteps:
+            scheduled(timestep=t, **call)
+            scheduled._sample = None  # the same latents at every step are no second call
+
+    plain = [clocks.timed(lambda: unet(**inputs), clock)]
+    whole = []
+    for _ in range(settings.repeats):
+        whole.append(clocks.timed(image, clock))
+        plain.append(clocks.timed(lambda: unet(**inputs), clock))
+    return ValidatedSchedule(
+        steps=schedule.steps,
+        predicted_ratio=sum(prices.steps_s(schedule)) / (calls * prices.full_s),
+        measured_ratio=float(np.median(whole) / (calls * np.median(plain))),
+        schedule_s=tuple(whole),
+        plain_call_s=tuple(plain),
+    )
+
+
+def macs_are_exact(family: Family, profile: Profile, passes: Any) -> bool:
+    """Whether every pass that inherits outputs has, as run on the meta device, the MACs of the parts that are left."""
+    unet = loading.meta_unet(family)
+    inputs = example_inputs.unet_inputs(family, 1, profile.size, "meta")
+    for name, one in passes.items():
+        if one.value != "output" or one.unconditional is not None:
+            continue
+        schedule = Schedule(family=family.name, passes={"full": passes["full"], name: one}, steps=("full", name))
+        full, counted = macs_as_run(unet, schedule, inputs)
+        step = resolve(blocks.topology(unet), schedule).steps[1].conditional
+        inherited = {fqn for place in step.places for fqn in parts_of(profile.topology, place)}
+        left = sum(part.macs for part in profile.parts if part.fqn not in inherited) / profile.batch
+        if counted != (left if step.runs else 0) or full != profile.whole.macs / profile.batch:
+            return False
+    return True

@@ -1,0 +1,92 @@
+"""What inheriting does to the output along the steps of an image, and to the image at its end."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from asdm.records.measurement import Size
+from asdm.schedule.schedule import Pass
+from asdm.utils.io import Frozen, Record
+from asdm_prof.records.damage import Fit, Interval
+
+Table = tuple[tuple[tuple[float | None, ...], ...], ...]
+
+
+class PassDamage(Frozen):
+    """One pass, measured on inputs of the teacher's own trajectory: mean square error of the guided output.
+
+    `error[t][k][g]`: at step t, k + 1 steps after the last full one, which came g + 1 steps after the full one before
+    it. None: not measured. A pass that inherits nothing has one value per step.
+    """
+
+    name: str
+    error: Table
+
+
+class FewerSteps(Frozen):
+    """The teacher with fewer steps of the same sampler: the mean square error of its final latent."""
+
+    steps: int
+    calls: int
+    damage: float
+
+
+class JointSchedule(Frozen):
+    """One random schedule: what single damages predict of its final latent, and what it is."""
+
+    steps: tuple[str, ...]
+    summed: float
+    amplitudes: float
+    damage: Interval
+
+
+class StepsAdditivity(Frozen):
+    """Whether damages of single steps predict that of a whole schedule; fits are of logarithms.
+
+    Errors of unlike directions add as squares (`sum`), of like directions as amplitudes: (Σ √damage)². `factor` is what
+    the prediction is multiplied by, `left_out` the mean relative error of a schedule by what the others taught.
+    """
+
+    used: Literal["sum", "amplitudes"]
+    factor: float
+    left_out: float
+    summed: Fit
+    amplitudes: Fit
+
+
+class StepsDamage(Record, schema="asdm.steps-damage/1"):
+    """`asdm.steps-damage/1`: damage of inheriting at every step, for one teacher, sampler and number of steps."""
+
+    created_utc: str
+    command: str
+    family: str
+    weights: str
+    weights_sha256: str
+    teacher_config_sha256: str
+    data: str
+    split: str
+    prompts: int
+    seed: int
+    dtype: str
+    device: str
+    threads: int
+    size: Size
+    prediction_type: str
+    sampler: str  # class of the scheduler
+    steps: int
+    calls: int  # UNet calls for one image, of which a schedule is made
+    guidance_scale: float
+    networks: dict[str, str]  # students by name
+    passes: dict[str, Pass]
+    damages: tuple[PassDamage, ...]
+    gains: tuple[float, ...]  # mean square error of the final latent per mean square error of the output at a step
+    latent_power: float  # mean square of the teacher's final latent
+    fewer_steps: tuple[FewerSteps, ...] = ()
+    schedules: tuple[JointSchedule, ...] = ()
+    additivity: StepsAdditivity | None = None
+    full_seconds: float  # one full call of one picture here, at both halves of guidance
+    kept_seconds: float  # the same, which keeps all that any pass inherits
+    half_seconds: float  # one full call at one half
+    rest_seconds: float  # of one picture: its prompts encoded and its latent decoded
+    seconds: float  # of the measurement
+    environment: dict[str, str]

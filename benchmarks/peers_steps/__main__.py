@@ -1,0 +1,198 @@
+"""`python -m benchmarks.peers_steps`: draw, time and compare; what was drawn is kept beside the output and resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from asdm.evaluate.generation import DRAWN_AT_ONCE, decode_latents
+from asdm.evaluate.metrics import JudgedImages
+from asdm.evaluate.metrics.clip_score import clip_scores
+from asdm.measure import clocks, machine, repeats
+from asdm.measure.statistics import estimate, paired_ratio
+from asdm.models import loading, networks
+from asdm.models.families import load_family
+from asdm.models.pipeline import pipeline
+from asdm.models.settings import PictureSetup
+from asdm.models.sources import own_weights
+from asdm.schedule.schedule import Schedule
+from asdm.utils import console, io, registry
+from asdm.utils.progress import Tell
+from benchmarks import script
+from benchmarks.peers_steps.contestants import Contestant, all_of, installed
+from benchmarks.peers_steps.records import Drawn, Duel, PeersSteps
+
+SPLIT, SEED = "train", 20_000
+Latents = dict[str, torch.Tensor]
+
+
+def main(
+    schedule: Annotated[list[Path] | None, typer.Option(help="A schedule of ours; may be repeated.")] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures that each contestant draws.")] = 500,
+    rounds: Annotated[int, typer.Option(help="Rounds of whole images; each is two pairs.")] = 5,
+    seconds: Annotated[float, typer.Option(help="Stop drawing after so long; the same command goes on.")] = 1e9,
+    timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time whole images once all are drawn.")] = True,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
+    threads: script.Threads = None,
+    output: script.JsonFile = Path("reports/mini/peers-steps.json"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the output.")] = False,
+) -> None:
+    """Latency and quality of schedules and of peers across steps, on the mini."""
+    io.refuse_overwrite(output, force)
+    schedules = {path.stem: Schedule.load(path) for path in schedule or ()}
+    contestants = all_of(steps, schedules)
+    family = load_family("mini")
+    weights = own_weights(family)
+    setup = PictureSetup(weights=weights, threads=threads)
+    with machine.quiet_torch(threads) as used, console.progress("Comparing") as tell:
+        pipe = pipeline(family, loading.load_unet(family, weights), setup)
+        data = registry.load("asdm.data.datasets", "emoji").open_data(SPLIT, family.size)
+        picks = np.random.default_rng(0).permutation(len(data))[:pictures]
+        captions = [data[int(i)].caption for i in picks]
+        options = {"num_inference_steps": steps, "guidance_scale": family.guidance_scale}
+        run_file = output.with_name(f"{output.name}.run.pt")
+        latents, failed, done = _draw_all(pipe, contestants, captions, options, run_file, seconds, tell)
+        if not done:
+            console.say(f"What was drawn so far is in {run_file}; repeat the command to go on.")
+            raise typer.Exit
+        able = [one for one in contestants if one.title in latents]
+        times = _time_all(pipe, able, captions[0], options, rounds, tell) if timing else {}
+        drawn = _judged(pipe, able, latents, captions, times, tell)
+    result = PeersSteps(
+        **script.run_fields("peers_steps", family.name, used),
+        steps=steps, sampler=type(pipe.scheduler).__name__, guidance_scale=family.guidance_scale,
+        pictures=pictures, captions=f"emoji, {SPLIT}", contestants=tuple(drawn), duels=tuple(_duels(drawn)),
+        failed=failed,
+    )  # fmt: skip
+    script.finish(result, output, force, _rows(result))
+
+
+# ---------------------------------------------------------------------------------------------- drawing and timing
+
+
+def _draw_all(
+    pipe: Any, contestants: Sequence[Contestant], captions: Sequence[str], options: dict[str, Any], run_file: Path,
+    seconds: float, tell: Tell,
+) -> tuple[Latents, dict[str, str], bool]:  # fmt: skip
+    """Final latents by contestant, why some failed, and whether all is drawn; each batch is saved."""
+    saved: dict[str, Any] = torch.load(run_file, weights_only=True) if run_file.exists() else {}
+    latents, failed = saved.get("latents", {}), saved.get("failed", {})
+    began = time.monotonic()
+    for n, one in enumerate(contestants):
+        while one.title not in failed and len(latents.get(one.title, ())) < len(captions):
+            if time.monotonic() - began > seconds:
+                return latents, failed, False
+            start = len(latents.get(one.title, ()))
+            tell(f"{one.title} ({n + 1} of {len(contestants)})", start, None)
+            own = captions[start : start + DRAWN_AT_ONCE]
+            try:
+                drawn = _draw(pipe, one, own, SEED + start, options)
+            except Exception as error:  # a peer's package may fail in any way
+                failed[one.title] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                break
+            latents[one.title] = torch.cat([latents[one.title], drawn]) if start else drawn
+            with io.whole_file(run_file, force=True) as file:
+                torch.save({"latents": latents, "failed": failed}, file)
+    return latents, failed, True
+
+
+@torch.inference_mode()
+def _draw(pipe: Any, one: Contestant, captions: Sequence[str], seed: int, options: dict[str, Any]) -> torch.Tensor:
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(len(captions))]
+    with installed(one, pipe) as call:
+        return call(list(captions), generator=generators, output_type="latent", **options).images.clone()
+
+
+def _time_all(
+    pipe: Any, contestants: Sequence[Contestant], caption: str, options: dict[str, Any], rounds: int, tell: Tell
+) -> dict[str, list[float]]:
+    """Seconds of whole images from prompt to pixels, interleaved A B … B A."""
+    clock = clocks.HostClock()
+
+    def timed(one: Contestant) -> float:
+        with installed(one, pipe) as call:
+            generator = torch.Generator().manual_seed(SEED)
+            return clocks.timed(lambda: call(caption, generator=generator, output_type="np", **options), clock)
+
+    calls = {one.title: (lambda one=one: timed(one)) for one in contestants}
+    for call in calls.values():
+        call()
+    order = list(calls)
+    return repeats.interleave(
+        calls, (*order, *reversed(order)), clock, min_rounds=rounds, max_rounds=rounds,
+        progress=lambda done, left_s: tell("whole images", done, left_s),
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------- judging
+
+
+@torch.inference_mode()
+def _judged(
+    pipe: Any, contestants: Sequence[Contestant], latents: Latents, captions: Sequence[str],
+    times: dict[str, list[float]], tell: Tell,
+) -> list[Drawn]:  # fmt: skip
+    judge = networks.Judge.load()
+    texts = judge.text_embedding(list(captions)).float().cpu()
+    teacher = latents["plain"].double()
+    drawn = []
+    for n, one in enumerate(contestants):
+        tell("judging", n, None)
+        own = latents[one.title]
+        images = torch.cat([decode_latents(pipe.vae, part) for part in own.split(DRAWN_AT_ONCE)])
+        scores = clip_scores(JudgedImages(judge, images).embeddings, texts)
+        seconds = times.get(one.title, [])
+        drawn.append(
+            Drawn(
+                name=one.name, setting=one.setting, of=one.of, steps=one.steps, pairs=len(seconds),
+                image_latency_s=estimate(seconds) if seconds else None,
+                image_latency_ratio=paired_ratio(seconds, times["plain"]) if seconds else None,
+                latent_mse=tuple((own.double() - teacher).square().mean((1, 2, 3)).tolist()),
+                clip_score=tuple(scores.tolist()),
+            )
+        )  # fmt: skip
+    return drawn
+
+
+def _duels(drawn: Sequence[Drawn]) -> list[Duel]:
+    """Every peer faster than plain against our schedule of least loss that is no slower than it."""
+    timed = {one.name + one.setting: one.image_latency_ratio.median for one in drawn if one.image_latency_ratio}
+    ours = [one for one in drawn if one.of == "ours" and one.name + one.setting in timed]
+    duels = []
+    for peer in drawn:
+        ratio = timed.get(peer.name + peer.setting)
+        fast = [one for one in ours if ratio is not None and timed[one.name + one.setting] <= ratio]
+        if peer.of in ("ours", "diffusers") or not fast or ratio is None or ratio >= 1:
+            continue
+        best = min(fast, key=lambda one: np.mean(one.latent_mse))
+        duels.append(
+            Duel(
+                ours=best.setting, peer=f"{peer.name} {peer.setting}", our_ratio=timed[best.name + best.setting],
+                peer_ratio=ratio,
+                latent_mse=estimate(np.subtract(peer.latent_mse, best.latent_mse).tolist(), np.mean),
+                clip_score=estimate(np.subtract(best.clip_score, peer.clip_score).tolist(), np.mean),
+            )
+        )  # fmt: skip
+    return duels
+
+
+def _rows(result: PeersSteps) -> list[dict[str, Any]]:
+    return [
+        {
+            "contestant": f"{one.name} {one.setting}",
+            "image ×": f"{one.image_latency_ratio.median:.3f}" if one.image_latency_ratio else "",
+            "latent MSE": f"{np.mean(one.latent_mse):.4g}",
+            "CLIP score": f"{np.mean(one.clip_score):.4g}",
+        }
+        for one in result.contestants
+    ]
+
+
+if __name__ == "__main__":
+    script.run(main)

@@ -1,0 +1,111 @@
+"""Damage across steps on a tiny pipeline: what it measures, that it resumes, and what a schedule makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from asdm.models.families import load_family
+from asdm.models.loading import load_unet
+from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
+from asdm.schedule.schedule import Schedule
+from asdm.schedule.unet import ScheduledUNet
+from asdm_prof.planner.schedule_model import StepsModel
+from asdm_prof.records import StepsDamage
+from asdm_prof.sensitivity import across_steps
+from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings
+from asdm_prof.sensitivity.trajectories import Sampler
+
+STEPS = 5
+SETTINGS = SensitivitySettings(prompts=3, threads=1, data="emoji")
+ACROSS = AcrossSteps(steps=STEPS, ages=2, guidance_scale=3.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_batches() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(across_steps, "PROMPTS_AT_ONCE", 2)
+        patch.setattr(across_steps, "TIMED_CALLS", 2)
+        yield
+
+
+def measure(teacher: Path, run_file: Path | None = None, **across: Any) -> StepsDamage:
+    return across_steps.measure_across_steps(str(teacher), SETTINGS, replace(ACROSS, **across), 4, run_file)
+
+
+@pytest.fixture(scope="module")
+def damage(tiny_pipeline: Path) -> StepsDamage:
+    return measure(tiny_pipeline)
+
+
+def test_every_pass_is_measured_at_every_step_age_and_gap(damage: StepsDamage) -> None:
+    by_name = {one.name: one.error for one in damage.damages}
+    assert by_name["full"] == (((0.0,),),) * STEPS
+    assert [len(step) for step in by_name["output"]] == [0, 1, 2, 2, 2]
+    assert by_name["output-taylor1"][1] == ((None, None),)  # nothing came before the last full step
+    assert by_name["output-taylor1"][4][0][1] is not None
+    assert all(error > 0 for step in by_name["branch0"][1:] for row in step for error in row if error is not None)
+    assert len(damage.gains) == damage.calls == STEPS
+    assert [one.steps for one in damage.fewer_steps] == [4, 3, 2]
+    assert damage.additivity is not None
+
+
+def test_an_interrupted_measurement_continues(
+    tiny_pipeline: Path, damage: StepsDamage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, ran = across_steps._measure_batch, []
+
+    def killed_at_the_second(*args: Any) -> Any:
+        if ran:
+            raise KeyboardInterrupt
+        ran.append(args[3])
+        return real(*args)
+
+    monkeypatch.setattr(across_steps, "_measure_batch", killed_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        measure(tiny_pipeline, tmp_path / "steps.run")
+    monkeypatch.setattr(across_steps, "_measure_batch", lambda *args: (ran.append(args[3]), real(*args))[1])
+    again = measure(tiny_pipeline, tmp_path / "steps.run")
+    assert ran == [0, 1]
+    for name in ("damages", "gains", "schedules", "fewer_steps"):
+        assert getattr(again, name) == getattr(damage, name), name
+    with pytest.raises(ValueError, match="is an unfinished run of another teacher or with other options"):
+        measure(tiny_pipeline, tmp_path / "steps.run", steps=4)
+
+
+def test_the_error_of_a_pass_is_that_of_its_schedule(tiny_pipeline: Path, damage: StepsDamage) -> None:
+    """At the last step nothing runs on, so a schedule's output there differs by what was measured."""
+    family = load_family(str(tiny_pipeline))
+    teacher = load_unet(family, str(tiny_pipeline))
+    sampler = Sampler(pipeline(family, teacher, Setup(weights=str(tiny_pipeline))), STEPS, 3.0)
+    captions = across_steps._captions(family, replace(SETTINGS, weights=str(tiny_pipeline)))
+    for name, gap in (("branch0", 1), ("clean-taylor1", 2), ("unconditional", 2)):
+        steps = ["full", "full", "full", "full", name] if gap == 1 else ["full", "full", "unconditional", "full", name]
+        schedule = Schedule(family="tiny", passes=damage.passes, steps=tuple(steps))
+        errors = []
+        for n, own in enumerate((captions[:2], captions[2:])):
+            outputs: dict[str, torch.Tensor] = {}
+            batch = sampler.batch(own, (8, 8), SETTINGS.seed + n)
+            scheduled = ScheduledUNet(teacher, schedule, sampler.new(), guided=True)
+
+            def predict(step: int, rows: torch.Tensor, t: Any, batch: Any = batch, outputs: Any = outputs) -> Any:
+                plain = teacher(rows, t, batch.states, return_dict=False)[0]
+                outputs["plain"] = plain
+                outputs["own"] = scheduled(rows, t, batch.states, return_dict=False)[0]  # noqa: B023
+                return plain
+
+            with torch.inference_mode():
+                sampler.draw(batch, predict)
+            own_error = across_steps._error(sampler.guide(outputs["own"]), sampler.guide(outputs["plain"]))
+            errors += own_error.tolist()
+        measured = StepsModel.of(damage.passes, damage.damages, damage.gains)
+        state = None
+        for before in steps[:-1]:
+            state = measured.after(state, before)
+        assert measured.error(STEPS - 1, state, name) == pytest.approx(np.mean(errors), rel=1e-3), name
