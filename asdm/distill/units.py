@@ -12,7 +12,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from asdm.distill.settings import DistillSettings, UnitSettings
 from asdm.distill.stages import ResolvedRecipe
 from asdm.measure import machine
 from asdm.models import loading
-from asdm.models.sources import family_of
+from asdm.models.sources import family_of, weights_of
 from asdm.models.units import INDEX, edit_key, save_unit
 from asdm.plan.edits import PruningPlan, ReplaceUnit, format_options
 from asdm.records.units import UnitRecord, Units
@@ -76,6 +76,7 @@ def distill_units(
     check_bounds(settings)
     began = time.monotonic()
     family = family_of(teacher, settings)
+    settings = replace(settings, weights=weights_of(family, settings, needs="asdm distill-units"))
     check_caption_only(family.unet, family.name, "asdm distill-units")
     shapes = loading.meta_unet(family).requires_grad_(False)
     wanted = _wanted(shapes, settings, plans)

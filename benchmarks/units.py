@@ -1,0 +1,157 @@
+"""What block-local distillation is worth: damage of one plan's student from weights alone, fitted, trained, end to end.
+
+    asdm distill-units mini -o fitted/ --plan plan.json
+    asdm distill-units mini -o trained/ --plan plan.json --steps 150
+    asdm distill plan.json --teacher mini --recipe bk_sdm --steps 150 -o from-edits/
+    asdm distill plan.json --teacher mini --recipe bk_sdm --steps 150 --units trained/ -o from-units/
+    python -m benchmarks.units plan.json --library fitted/ --library trained/ --student from-edits/ \\
+        --student from-units/ -o reports/mini/options/units.json
+
+Damage is measured on held-out prompts, all units together. From the logs of the two runs follows how many steps each
+took to a loss: the mean of the output term over the last tenth of the run that starts from the edits alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import typer
+
+from asdm.cli.options import Force, this_command
+from asdm.distill.logger import LOG, read_log
+from asdm.measure import machine
+from asdm.models import loading, student as students
+from asdm.models.families import load_family
+from asdm.models.sources import resolve
+from asdm.models.units import UnitLibrary
+from asdm.plan.edits import PruningPlan
+from asdm.utils import console as terminal
+from asdm.utils.io import Frozen, Record, utc_now
+from asdm_prof.records import Interval
+from asdm_prof.sensitivity.calibration import make_calibration
+from asdm_prof.sensitivity.measure import damage_of, squared
+from asdm_prof.sensitivity.settings import SensitivitySettings
+from benchmarks.script import JsonFile, Threads, finish, run
+
+PROMPTS_AT_ONCE = 8
+
+
+class Start(Frozen):
+    """One way to a student of the plan, and its measured damage."""
+
+    name: str
+    damage: Interval
+    steps: int  # of training, of units or of the whole
+    seconds: float | None
+
+
+class Curve(Frozen):
+    """The output term of a run's loss, step by step, and the first step from which its running mean is at the goal."""
+
+    name: str
+    output: tuple[float, ...]
+    reached_at: int | None
+
+
+class UnitsBench(Record, schema="asdm.units-bench/1"):
+    """`asdm.units-bench/1`: block-local distillation against training from the edits alone."""
+
+    created_utc: str
+    command: str
+    family: str
+    plan_sha256: str
+    ratio: float | None
+    prompts: int
+    starts: tuple[Start, ...]
+    goal: float | None
+    curves: tuple[Curve, ...]
+    environment: dict[str, str]
+
+
+def main(
+    plan: Annotated[Path, typer.Argument(help="The plan.")],
+    output: JsonFile,
+    library: Annotated[list[Path] | None, typer.Option(help="Library of its units; may be repeated.")] = None,
+    student: Annotated[list[Path] | None, typer.Option(help="Trained student; may be repeated.")] = None,
+    prompts: Annotated[int, typer.Option(help="Held-out pictures with captions.")] = 32,
+    threads: Threads = None,
+    force: Force = False,
+) -> None:
+    """Measure the damage of every way to a plan's student, and compare the losses of the trained ones."""
+    made = PruningPlan.load(plan)
+    settings = SensitivitySettings(threads=threads, split="held_out", prompts=prompts)
+    family, weights = resolve(made.family, settings, needs="benchmarks.units")
+    settings = replace(settings, weights=weights)
+    teacher: Any = loading.load_teacher(family, settings)
+    with machine.quiet_torch(threads, "cpu") as used, torch.inference_mode():
+        data = make_calibration(family, teacher, settings)
+        starts = []
+        for name, steps, seconds, unet in _students(teacher, made, library or [], student or []):
+            terminal.say(f"Measuring {name}")
+            damage = damage_of(_errors(teacher, unet, data))
+            starts.append(Start(name=name, damage=damage, steps=steps, seconds=seconds))
+    curves, goal = _curves(student or [])
+    result = UnitsBench(
+        created_utc=utc_now(), command=this_command("python -m benchmarks.units"), family=made.family,
+        plan_sha256=made.sha256(), ratio=made.predicted.ratio if made.predicted else None, prompts=prompts,
+        starts=tuple(starts), goal=goal, curves=curves, environment=machine.environment("cpu", used),
+    )  # fmt: skip
+    finish(result, output, force, rows_of(result))
+
+
+def _students(
+    teacher: Any, plan: PruningPlan, libraries: list[Path], folders: list[Path]
+) -> Iterator[tuple[str, int, float | None, Any]]:
+    yield "weights alone", 0, 0.0, students.build(teacher, plan)[0]
+    for folder in libraries:
+        units = UnitLibrary(folder, teacher)
+        yield folder.name, units.record.steps, units.record.seconds, students.build(teacher, plan, units)[0]
+    for folder in folders:
+        log = read_log(folder / LOG)
+        unet = loading.load_unet(load_family(str(folder)), str(folder), "cpu")
+        yield folder.name, len(log), sum(line["step_s"] for line in log), unet
+
+
+def _errors(teacher: Any, unet: Any, data: Any) -> np.ndarray:
+    """Mean square errors (prompts, timesteps)."""
+    rows = []
+    for start in range(0, len(data.noisy), PROMPTS_AT_ONCE):
+        inputs = data.inputs(slice(start, start + PROMPTS_AT_ONCE))
+        rows.append(squared(unet(**inputs)[0] - teacher(**inputs)[0]).view(-1, len(data.timesteps)))
+    return torch.cat(rows).numpy()
+
+
+def _curves(folders: list[Path]) -> tuple[tuple[Curve, ...], float | None]:
+    losses = {folder.name: [line["output"] for line in read_log(folder / LOG)] for folder in folders}
+    if not losses:
+        return (), None
+    first = next(iter(losses.values()))
+    goal = float(np.mean(first[-max(1, len(first) // 10) :]))
+    return tuple(Curve(name=n, output=tuple(v), reached_at=_reached(v, goal)) for n, v in losses.items()), goal
+
+
+def _reached(losses: list[float], goal: float) -> int | None:
+    window = max(1, len(losses) // 10)
+    means = np.convolve(losses, np.ones(window) / window, mode="valid")
+    found = np.flatnonzero(means <= goal)
+    return int(found[0]) + window if len(found) else None
+
+
+def rows_of(result: UnitsBench) -> list[dict[str, str]]:
+    """A row for every way to the student."""
+    reached = {curve.name: curve.reached_at for curve in result.curves}
+    return [
+        {"student": start.name, "steps": str(start.steps),
+         "damage": f"{start.damage.value:.3g} [{start.damage.low:.3g}, {start.damage.high:.3g}]",
+         "steps to the loss": str(reached.get(start.name) or "")}
+        for start in result.starts
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    run(main)
