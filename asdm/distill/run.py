@@ -15,7 +15,14 @@ from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
 from asdm.distill import held_out, run_folder
 from asdm.distill.checkpoint import save_paused_student
-from asdm.distill.context import ProgressCallback, TrainContext, TrainProgress, load_context, make_accelerator
+from asdm.distill.context import (
+    ProgressCallback,
+    TrainContext,
+    TrainProgress,
+    is_main_process,
+    load_context,
+    make_accelerator,
+)
 from asdm.distill.dry_run import preview_stage
 from asdm.distill.memory import check_memory
 from asdm.distill.precision import torch_settings
@@ -28,6 +35,7 @@ from asdm.models.sources import weights_of
 from asdm.models.units import INDEX
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.records.units import Units
+from asdm.utils import console
 from asdm.utils.io import utc_now
 
 IDENTITY = ("split", "steps", "seed", "size", "batch", "dtype", "optimizer", "vgg")
@@ -107,6 +115,9 @@ def _completed(settings: DistillSettings, recipe: ResolvedRecipe, before: Mappin
     weights = weights_of(recipe.family, settings, "asdm distill")
     data = data_for(settings.data or before.get("data"), recipe.family, "asdm distill")
     vgg = settings.vgg or before.get("vgg") or ("mini" if is_emoji(data) else "imagenet")
+    if settings.vgg is None and is_main_process() and any("perceptual" in stage.weights for stage in recipe.stages):
+        name = "the bundled VGG, which was trained on emoji" if vgg == "mini" else f"the VGG {vgg}"
+        console.say(f"The perceptual term of {data} takes {name} (--vgg names another).")
     return replace(settings, weights=weights, data=data, vgg=vgg)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -111,13 +112,14 @@ def fitting_options(prepared: Prepared, plan: str) -> tuple[str, ...]:
             return typed(changes)
     raise ValueError(
         f"training needs at least {needs / GIB:.1f} GiB on {settings.device}, and {free / GIB:.1f} GiB are free; "
-        "choose --recipe without_incubation, a smaller --size, or another machine."
+        "choose --recipe without_incubation or a smaller --size, or on a GPU install bitsandbytes for 8-bit moments."
     )
 
 
 def _rungs(settings: DistillSettings) -> list[dict[str, Any]]:
-    """The rungs that make sense on a device: bitsandbytes' optimizer is a GPU's."""
-    return [rung for rung in ladder() if "optimizer" not in rung or settings.device != "cpu"]
+    """The rungs that can be climbed: 8-bit moments are bitsandbytes', on a GPU."""
+    has_8_bits = settings.device != "cpu" and find_spec("bitsandbytes") is not None
+    return [{name: value for name, value in rung.items() if name != "optimizer" or has_8_bits} for rung in ladder()]
 
 
 def fits(prepared: Prepared, plan: str) -> list[Fit]:

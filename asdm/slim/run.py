@@ -16,7 +16,7 @@ from typing import Any
 
 from asdm.records.distill import DistillResult
 from asdm.records.slim import SlimRun, SlimStep
-from asdm.slim.estimate import fitting_options
+from asdm.slim.estimate import fitting_options, stand_in
 from asdm.slim.prepare import Prepared
 from asdm.slim.steps import PLAN, STUDENT, Step, steps_of
 from asdm.utils.io import brief, make_folder, utc_now
@@ -46,6 +46,8 @@ def slim(prepared: Prepared, folder: Path, say: Say) -> SlimRun:
     Raises ValueError for a folder of something else, Failed for a step that failed, WorseThanAsked for a student that
     was trained too little.
     """
+    if not (folder / PLAN).exists():
+        fitting_options(prepared, stand_in(prepared, folder))  # refuses what would not fit, before the first step
     run = _claim(prepared, folder)
     handle = open_lock(folder / LOCK)
     try:

@@ -6,16 +6,20 @@ tests/fixtures/data is described in its README.md.
 from __future__ import annotations
 
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from asdm.data import cache, datasets
+from asdm.data import cache, datasets, loader
 from asdm.data.datasets import folder, latents, webdataset
+from asdm.data.datasets._pictures import bucket_shapes
 from asdm.data.settings import CacheSettings, Selection
+from tests.pictures import picture
 
 CASES = Path(__file__).parents[2] / "fixtures" / "data"
 TOO_SMALL = "a side of fewer than 8 pixels"
@@ -138,3 +142,106 @@ def test_a_table_of_another_name_is_named(tmp_path: Path, capsys: Any) -> None:
     said = capsys.readouterr().err
     assert "has no captions: its 3 pictures are used without (unconditional)" in said
     assert "metadata.json1 was not read; a table of captions is called metadata.jsonl" in said
+
+
+# ---------------------------------------------------------------------------------------------- captions, selections
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"file_name": f"{n}.png", "text": f"number {n}", "AESTHETIC_SCORE": n} for n in range(count)]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_captions_come_from_a_table_of_any_kind(tmp_path: Path, suffix: str) -> None:
+    import pandas as pd
+
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    table, file = pd.DataFrame(rows(4)), tmp_path / f"metadata.{suffix}"
+    if suffix == "parquet":
+        pytest.importorskip("pyarrow")
+        table.to_parquet(file)
+    elif suffix == "csv":
+        table.to_csv(file, index=False)
+    else:
+        table.to_json(file, orient="records", lines=True)
+    data = folder.open_data("train", 16, str(tmp_path))
+    assert data.captions == tuple(f"number {n}" for n in range(4))
+    better = folder.open_data("train", 16, str(tmp_path), Selection(min_aesthetic=2))
+    assert better.captions == ("number 2", "number 3")
+    assert better.left_out.counts == {"an aesthetic score below 2": 2}
+    assert datasets.fingerprint(data) != datasets.fingerprint(better)
+
+
+def test_captions_come_from_files_beside_pictures_and_shards(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    for n, suffix in enumerate((".txt", ".caption", ".json")):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+        text = f'{{"caption": "number {n}", "aesthetic": {n}}}' if suffix == ".json" else f"number {n}\n"
+        (tmp_path / f"{n}{suffix}").write_text(text)
+    assert folder.open_data("train", 16, str(tmp_path)).captions == ("number 0", "number 1", "number 2")
+    with tarfile.open(tmp_path / "00000.tar", "w") as tar:
+        tar.add(tmp_path / "1.png", "00000001.png")
+        tar.add(tmp_path / "2.png", "00000002.png")
+    pd.DataFrame({"key": ["00000001"], "caption": ["from the table"]}).to_parquet(tmp_path / "00000.parquet")
+    data = webdataset.Shards((str(tmp_path / "00000.tar"),), 16)
+    assert [example.caption for example in first_pass(data)] == ["from the table"]
+    assert data.left_out.counts == {"no caption": 1}
+
+
+def test_small_pictures_are_left_out_and_flipped_ones_come_mirrored(tmp_path: Path) -> None:
+    for n, size in enumerate(((20, 16), (40, 32))):
+        (tmp_path / f"{n}.png").write_bytes(picture(n, size))
+        (tmp_path / f"{n}.txt").write_text(f"number {n}")
+    data = folder.open_data("train", 16, str(tmp_path), Selection(min_side=32, flip=True))
+    assert len(data) == 4
+    assert data.captions == ("number 0", "number 1") * 2
+    with pytest.raises(datasets.BrokenExample, match="a side of fewer than 32 pixels"):
+        data[0]
+    assert torch.equal(data[3].image, data[1].image.flip(2))
+    batch = next(loader.batches(data, 4, 0, loader.Share(), 0, {}, 2))
+    assert batch.skipped == {"a side of fewer than 32 pixels": 2}
+
+
+def test_buckets_keep_shapes_and_a_batch_has_one(tmp_path: Path) -> None:
+    shapes = bucket_shapes(512)
+    assert (512, 512) in shapes
+    assert {side % 64 for shape in shapes for side in shape} == {0}
+    assert all(height * width <= 512**2 and max(height, width) <= 2 * min(height, width) for height, width in shapes)
+    for n in range(7):
+        (tmp_path / f"{n}.png").write_bytes(picture(n, (48, 24) if n % 3 else (24, 48)))
+        (tmp_path / f"{n}.txt").write_text(f"number {n}")
+    data = folder.open_data("train", 32, str(tmp_path), Selection(buckets=True))
+    seen: set[str] = set()
+    source = loader.batches(data, 2, 0, loader.Share(), 0, {}, 2)
+    for _ in range(4):  # of 3 tall pictures two batches, of 4 wide ones two
+        slots = next(source).slots
+        assert len({slot.example.image.shape for slot in slots}) == 1
+        seen |= {slot.example.caption for slot in slots}
+    assert seen == {f"number {n}" for n in range(7)}
+    (height, width) = data[1].image.shape[1:]
+    assert width > height
+    shards = webdataset.Shards(("x.tar",), 32, selection=Selection(buckets=True))
+    with pytest.raises(ValueError, match="cache them first"):
+        next(loader.batches(shards, 2, 0, loader.Share(), 0, {}, 1))
+
+
+def test_buckets_are_cached_in_files_of_one_shape(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for n in range(4):
+        (tmp_path / "photos" / f"{n}.png").write_bytes(picture(n, (48, 24) if n % 2 else (24, 48)))
+        (tmp_path / "photos" / f"{n}.txt").write_text(f"number {n}")
+    done = cache.cache_latents(
+        f"folder:{tmp_path / 'photos'}", str(tiny_pipeline), tmp_path / "c", CacheSettings(buckets=True)
+    )
+    assert sorted(shard.captions for shard in done.shards) == [("number 0", "number 2"), ("number 1", "number 3")]
+    data = latents.open_data("train", 64, str(tmp_path / "c"))
+    assert data.shapes is not None
+    assert [tuple(data[i].mean.shape[1:]) for i in range(4)] == data.shapes
+    with pytest.raises(ValueError, match="latents are encoded already; give --flip to `asdm cache`"):
+        latents.open_data("train", 64, str(tmp_path / "c"), Selection(flip=True))
+    half = latents.open_data("held_out", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
+    rest = latents.open_data("train", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
+    assert sorted(half.captions + rest.captions) == [f"number {n}" for n in range(4)]

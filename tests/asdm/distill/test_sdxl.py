@@ -88,7 +88,7 @@ def test_captions_become_what_sdxls_own_pipeline_makes_of_them(teacher: Path, ph
 def test_distillation_lowers_the_loss_and_the_student_draws_and_exports(
     teacher: Path, photos: Path, tmp_path: Path, run: Any
 ) -> None:
-    result = distil(teacher, photos, tmp_path / "s", steps=30, learning_rate=3e-3, ema=0.0, hold_out=0.3)
+    result = distil(teacher, photos, tmp_path / "s", steps=16, learning_rate=3e-3, ema=0.0, hold_out=0.3)
     (stage,) = result.stages
     assert stage.last["output"] < stage.first["output"]
     assert result.held_out.error < result.held_out.untrained
@@ -105,7 +105,7 @@ def test_a_stopped_run_ends_with_the_same_bits_from_pictures_and_from_latents(
     first = {}
     for kind, data in (("folder", f"folder:{photos}"), ("latents", f"latents:{latents}")):
         whole, stopped = tmp_path / f"{kind}-whole", tmp_path / f"{kind}-stopped"
-        more: dict[str, Any] = {"recipe": recipes.progressive_incubation, "data": data}
+        more: dict[str, Any] = {"recipe": recipes.without_incubation, "data": data, "steps": 2}
         distil(teacher, photos, whole, **more)
         with pytest.raises(Stop):
             distil(teacher, photos, stopped, on_progress=stop_after(1, "combined"), **more)
@@ -136,6 +136,36 @@ def test_damage_is_measured_with_sdxls_conditions(teacher: Path, photos: Path) -
     added = inputs["added_cond_kwargs"]
     assert added["text_embeds"].shape == (6, 24)
     assert added["time_ids"].tolist() == [[16, 20, 0, 8, 64, 64]] * 6
+
+
+def test_the_chain_as_typed(teacher: Path, photos: Path, tmp_path: Path, run: Any) -> None:
+    """Profile, damage, plan, and a benchmark of the plan's student with pictures of both."""
+    few = ("--prompts", 2, "--timesteps", 1, "--plans", 0, "--replacement", "gri_attention")
+    judged = ("--quality", "--pictures", 2, "--steps", 1, "--time-budget", "0.2", "--metric", "latent_mse_to_teacher")
+    for line in (
+        ("asdm-prof", "profile", teacher, "--backend", "fake", "-o", "profile.json"),
+        ("asdm-prof", "sensitivity", teacher, "--data", f"folder:{photos}", *few, "-o", "damage.json"),
+        (
+            "asdm-prof",
+            "plan",
+            "--profile",
+            "profile.json",
+            "--damage",
+            "damage.json",
+            "--budget",
+            "0.9",
+            "-o",
+            "plan.json",
+        ),
+        (
+            *("asdm", "bench", "--teacher", teacher, "--student", "plan.json", "--data", f"folder:{photos}"),
+            *(*judged, "-o", "bench.json"),
+        ),
+    ):
+        done = run(*line)
+        assert done.code == 0, done.err
+    quality = json.loads((tmp_path / "bench.json").read_text())["students"][0]["quality"]
+    assert quality["latent_mse_to_teacher"]["value"] > 0
 
 
 def test_the_memory_of_both_text_encoders_is_estimated(teacher: Path) -> None:
