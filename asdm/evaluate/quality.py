@@ -30,7 +30,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import checkpoint_of
 from asdm.records.bench import MEASURES, Drawing, Metric
 from asdm.schedule.unet import use
-from asdm.utils import console
+from asdm.utils import console, sizes
 from asdm.utils.io import cache_folder, sha256_of
 from asdm.utils.progress import Tell
 
@@ -175,7 +175,7 @@ def open_judgement(settings: BenchSettings, family: Family) -> Judging:
     Nothing of it depends on weights, so that bad input is found before they are loaded.
     """
     name = data_for(settings.data, family, "asdm bench --quality")
-    side = example_inputs.latent_size(family, settings.size) * family.vae_factor
+    side = example_inputs.latent_size(family, sizes.square(settings.size, "asdm bench --quality")) * family.vae_factor
     name = drawn(name, family, settings, side, settings.device)
     data = datasets.open_source(name, settings.split, side)
     if not isinstance(data, datasets.Stream):
@@ -227,7 +227,8 @@ def judge_all(
         pool=_pool(judging.data, [datasets.Example(torch.empty(0), caption) for caption in captions]),
         **judging.networks,
     )
-    assert settings.guidance_scale is not None, "bench() fills it in"
+    guidance_scale = settings.guidance_scale
+    assert guidance_scale is not None, "bench() fills it in"
     own_folders = []
 
     def generate(compared: ComparedUNet | ComparedSchedule, seed: int) -> StoredImages:
@@ -235,8 +236,8 @@ def judge_all(
         folder = root / _key(compared, captions, seed, family, settings)
         own_folders.append(folder)
         progress = partial(tell, f"{compared.name} generates images from seed {seed}")
-        options = (settings.steps, settings.guidance_scale, folder, progress, settings.size, settings.judged_size)
-        return store_images(pipe, captions, seed, *options)
+        shapes: dict[str, Any] = {"size": settings.size, "side": settings.judged_size}
+        return store_images(pipe, captions, seed, settings.steps, guidance_scale, folder, progress, **shapes)
 
     teacher, again = generate(everyone[0], settings.seed), generate(everyone[0], settings.seed + len(captions))
     console.say(f"The teacher's pictures are kept in {teacher.folder} and {again.folder}.")

@@ -83,7 +83,7 @@ def search(
             planned_on = profile or make_profile()
         return new_study(family, settings, planned_on, damage)
 
-    maximise = MEASURES[settings.metric].more_is_better
+    maximise = MEASURES[metric].more_is_better
     with open_study(own.storage, name, output, shared, maximise, begin) as study:
         with progress() as tell:
             Worker(context, study, own.checkpoint_s, tell).run()
@@ -195,7 +195,7 @@ def diverse_points(
 def conclude(context: SearchContext, study: SharedStudy, command: str) -> Search:
     """The record of a search whose rungs have ended, from its study alone: every worker writes the same."""
     known, settings = study.settings, context.settings
-    students = _mark_front(list(_students(context, study)), settings.metric, study.maximise)
+    students = _mark_front(list(_students(context, study)), str(settings.metric), study.maximise)
     halving, attempts = study.halving, study.attempts()
     return Search(
         created_utc=io.utc_now(),
