@@ -20,7 +20,7 @@ from asdm.cli.options import (
     warn_if_slow,
 )
 from asdm.evaluate.settings import BenchSettings
-from asdm.records.bench import BenchResult, BenchSchedule, BenchStudent
+from asdm.records.bench import MEASURES, BenchResult, BenchSchedule, BenchStudent
 from asdm.records.measurement import Estimate, mac_unit
 from asdm.utils import console, io
 
@@ -53,6 +53,9 @@ def bench(
     for one in compared(result):
         if one.warning:
             console.say(f"Warning: {one.warning}")
+    for name, metric in compared(result)[0].quality.items():
+        if metric.note:
+            console.say(f"Note: {MEASURES[name].title}: {metric.note}.")
     for what, error in result.out_of_memory.items():
         console.say(f"Warning: there was too little memory for the {what}, which is left out: {error}")
     if warning := latency.noise_warning(result, settings):

@@ -33,13 +33,16 @@ def load_network(where: str | None) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         network = _NoTrainLpips(net="vgg", pnet_rand=True)
-    names = dict(zip(network.net.state_dict(), trunk.values(), strict=True))
-    network.net.load_state_dict(names)
+    own = network.net.state_dict()  # `slice2.5.weight` is torchvision's `features.5.weight`
+    try:
+        network.net.load_state_dict({name: trunk[f"features.{name.partition('.')[2]}"] for name in own})
+    except (KeyError, RuntimeError):
+        raise ValueError(f"{where} does not hold the weights of torchvision's VGG-16.") from None
     return network.eval().requires_grad_(False)
 
 
 def _trunk(where: str | None) -> dict[str, torch.Tensor]:
-    """The convolutions of a VGG-16, in order."""
+    """The convolutions of a VGG-16 by torchvision's names."""
     from asdm.models import checkpoints, networks
 
     if where:
