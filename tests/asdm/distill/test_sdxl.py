@@ -111,7 +111,7 @@ def test_a_stopped_run_ends_with_the_same_bits_from_pictures_and_from_latents(
             distil(teacher, photos, stopped, on_progress=stop_after(1, "combined"), **more)
         distil(teacher, photos, stopped, **more)
         assert (stopped / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
-        first[kind] = log_of(whole)[0]["loss"]
+        first[kind] = log_of(whole)[0]["denoising"]
     assert first["latents"] == pytest.approx(first["folder"], rel=1e-4)
 
 
