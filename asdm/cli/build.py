@@ -10,7 +10,7 @@ import typer
 from asdm.cli.options import Force, Json, Without, from_settings, source_of
 from asdm.models.settings import Setup
 from asdm.plan.presets import PRESETS
-from asdm.utils import console, io
+from asdm.utils import console
 
 
 @from_settings
@@ -38,7 +38,6 @@ def build(
 ) -> None:
     """Apply a plan to its teacher and save the student, which inherits the teacher's weights."""
     source = source_of(plan)
-    io.check_writable(output, force)
     from asdm.models.build import build_student, describe
 
     with console.progress("Building") as tell:

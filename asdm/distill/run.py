@@ -79,6 +79,11 @@ def distill(
     done = run_folder.finished_stages(output, resolved.stages)
     on_progress(TrainProgress("counting memory", 0, settings.steps))
     unfinished = [stage for stage in selected if force or stage.name not in done]
+    if amend and not unfinished:
+        raise ValueError(
+            f"{output} is finished, so nothing would be trained with what --amend changes; choose more --steps or "
+            "another output."
+        )
     check_memory(resolved, unfinished, settings, accelerator.num_processes, preview_stage)
     torch.manual_seed(settings.seed)
     if settings.threads:

@@ -19,6 +19,7 @@ from asdm.records.build import BuildResult, FreezeAudit
 from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, diff, flops
 from asdm.unet.surgery import Applied
+from asdm.utils.io import check_replaceable, disk_errors
 from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
 
@@ -41,6 +42,7 @@ def build_student(
     Raises ValueError for a plan that does not fit its teacher, too little memory, or an existing folder.
     """
     execution.check_setup(setup)
+    check_replaceable(output, force, "build.json", (source, teacher, stage1, setup.weights))
     device, dtype = setup.device, setup.dtype
     family, weights = resolve(teacher or family_in_plan(source), setup)
     shapes = loading.meta_unet(family, dtype)
@@ -71,7 +73,8 @@ def build_student(
         update={"warning": plan.not_measured_at(device=device, dtype=dtype)}
     )
     tell("saving the student", 0, None)
-    students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
+    with disk_errors(output):
+        students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
     return result
 
 

@@ -293,7 +293,9 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], dtype: to
     """Give a module on the meta device these tensors; raises ValueError unless names and shapes are its own."""
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, what)
+    check_finite(tensors, what)
     cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    check_finite(cast, what, f" in {str(dtype).removeprefix('torch.')}, whose range is too small for them")
     module.load_state_dict(cast, strict=True, assign=True)
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:
@@ -301,6 +303,13 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], dtype: to
             owner, _, leaf = name.rpartition(".")
             ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], what: str, where: str = "") -> None:
+    """Raises ValueError, naming the first tensor, for weights that are NaN or infinite."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"cannot load {what}: {name} holds NaN or infinite numbers{where}.")
 
 
 def check_shapes(own: Shapes, given: Shapes, what: str) -> None:

@@ -24,7 +24,7 @@ from asdm.models.student import structure
 from asdm.records.build import ExportResult, LoaderClaim
 from asdm.unet import flops
 from asdm.utils import registry, sizes
-from asdm.utils.io import check_writable, whole_folder
+from asdm.utils.io import check_replaceable, check_writable, disk_errors, whole_folder
 from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
 
@@ -33,6 +33,7 @@ TARGETS = (*RUNTIMES, "coreml", "diffusers", "single_file")
 READERS = {  # whose misreading of a layout is ours to prevent; the others take any file for a published UNet
     "comfyui": ("ComfyUI", "diffusers"), "sdcpp": ("stable-diffusion.cpp",), "diffusers_unet": ("ComfyUI", "diffusers"),
 }  # fmt: skip
+MARKER = "export.json"  # the record of what was written, by which it may be replaced
 TOLERANCE = 1e-3  # of the largest output
 TRACED_BATCH, OTHER_BATCH = 2, 3
 
@@ -72,11 +73,12 @@ def export(
     if to == "single_file":
         check_single_file(output, layout)
         return _single_file(family, output, setup, force, tell, layout, pipeline)
-    backend = backends.load(RUNTIMES[to], dtype, "cpu") if to in RUNTIMES else None
+    if to in RUNTIMES:
+        backends.load(RUNTIMES[to], dtype, "cpu")
     shapes = loading.meta_unet(family, setup.dtype)
     counted = flops.count(shapes, (), example_inputs.unet_inputs(family, OTHER_BATCH, size, "meta", setup.dtype))
     machine.require_memory(int(2.2 * counted.peak_memory_bytes), "cpu", f"exporting {family.name}")
-    check_writable(output, force)
+    check_replaceable(output, force, MARKER, (source, weights))
 
     tell("loading", 0, None)
     unet: Any = loading.load_teacher(family, setup)
@@ -84,22 +86,48 @@ def export(
         "family": family.name, "weights": loading.weights_name(family, weights), "to": to, "dtype": dtype,
         "params": counted.params,
     }  # fmt: skip
-    with whole_folder(output, force) as folder:
+    with disk_errors(output), whole_folder(output, force) as folder:
         facts = single_file.provenance(family, unet)
-        about |= _source(facts)
-        if to == "coreml":
-            tell("converting", 0, None)
-            coreml.write(unet, example_inputs.unet_inputs(family, TRACED_BATCH, size), folder, dtype, facts)
-            return ExportResult(**about, size=size or family.size, batch=TRACED_BATCH)
-        if backend is None:
-            unet.save_pretrained(folder, safe_serialization=True)
-            single_file.stamp(folder, facts)
-            plain = type(unet).__name__ == "UNet2DConditionModel"
-            return ExportResult(**about, plain_diffusers=plain)
-        (folder / "config.json").write_text(json.dumps(family.unet, indent=1, allow_nan=False) + "\n")
-        return ExportResult(
-            **about, size=size or family.size, **_graph(unet, family, backend, folder, size, facts, tell)
-        )
+        about |= _source(facts) | _written(unet, family, to, folder, size, dtype, facts, tell)
+        result = ExportResult(**about)
+        (folder / MARKER).write_text(result.to_json())
+    return result
+
+
+def _written(
+    unet: Any,
+    family: Family,
+    to: str,
+    folder: Path,
+    size: Size | None,
+    dtype: str,
+    facts: dict[str, str],
+    tell: Tell,
+) -> dict[str, Any]:
+    """Write the UNet to a folder; what the record says of it."""
+    if to == "diffusers":
+        unet.save_pretrained(folder, safe_serialization=True)
+        single_file.stamp(folder, facts)
+        return {"plain_diffusers": type(unet).__name__ == "UNet2DConditionModel"}
+    one_timestep = any(getattr(module, "gate", None) == "timestep" for module in unet.modules())
+    facts |= {"asdm.timesteps": "one for the whole batch"} if one_timestep else {}
+    about = {"size": size or family.size, "one_timestep": one_timestep}
+    if to == "coreml":
+        tell("converting", 0, None)
+        inputs = _inputs(unet, family, TRACED_BATCH, size)
+        coreml.write(unet, inputs, folder, dtype, facts)
+        return about | {"batch": TRACED_BATCH}
+    (folder / "config.json").write_text(json.dumps(family.unet, indent=1, allow_nan=False) + "\n")
+    backend = backends.load(RUNTIMES[to], "fp32", "cpu")
+    return about | _graph(unet, family, backend, folder, size, facts, tell)
+
+
+def _inputs(unet: Any, family: Family, batch: int, size: Size | None, more: tuple[int, int] = (0, 0)) -> dict[str, Any]:
+    """Example inputs; where gates mix one kernel for the batch, one timestep, so that the graph takes no more."""
+    inputs = example_inputs.unet_inputs(family, batch, size, more=more)
+    if any(getattr(module, "gate", None) == "timestep" for module in unet.modules()):
+        inputs["timestep"] = inputs["timestep"][:1].clone()
+    return inputs
 
 
 def _single_file(
@@ -112,6 +140,8 @@ def _single_file(
     if marked and not force:
         raise ValueError(_why_marked(family, misread, shape.replaced, layout))
     check_writable(output, force)
+    if output.exists() and output.resolve() in (Path(name).resolve() for name in (str(setup.weights), family.name)):
+        raise ValueError(f"{output} is the input; name another output.")
     folder = None if layout == "diffusers_unet" or marked else _pipeline_folder(family, pipeline)
     shapes = loading.meta_unet(family, setup.dtype)
     tensors = single_file.tensors_of(shapes, layout, marked)  # before hours of loading: are there names for all?
@@ -200,7 +230,7 @@ def _graph(
 
     def difference(batches: tuple[int, ...], more: tuple[int, int] = (0, 0), **free: Any) -> float:
         tell(f"tracing at batch {batches[0]}", 0, None)
-        traced = example_inputs.unet_inputs(family, batches[0], size)
+        traced = _inputs(unet, family, batches[0], size)
         if any(more) and "hint" in traced.get("added_cond_kwargs", {}):
             raise ValueError("its hint has a size of its own")
         _onnx.export(unet, traced, folder, metadata=facts, **free)
@@ -208,7 +238,7 @@ def _graph(
         worst = 0.0
         for batch in batches:
             larger = more if batch == OTHER_BATCH else (0, 0)
-            inputs = example_inputs.unet_inputs(family, batch, size, more=larger)
+            inputs = _inputs(unet, family, batch, size, larger)
             found = _difference(unet, inputs, backend, folder)
             if not found <= TOLERANCE:
                 where = f"batch {batch}" + (" and another size" if any(larger) else "")
@@ -271,6 +301,8 @@ def describe(result: ExportResult, folder: Path) -> str:
             f"It takes batch {result.batch} at {width}×{height} only (static), and was not run here: on a Mac, "
             f"`python {folder / coreml.SCRIPT}` compares its output with PyTorch's and times it."
         )
+    if result.one_timestep:
+        lines.append("Its gates follow the timestep, so it takes one timestep for the whole batch.")
     if result.why_static:
         lines.append(f"The size is fixed because the graph with a free one fails: {result.why_static.rstrip('.')}.")
     if result.why_fixed:

@@ -36,6 +36,9 @@ def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
         pipe = _random_pipeline(family, unet, setup)
     else:
         pipe = _of_file(place, family, unet, setup) if place.is_file() else _of_folder(place, unet, setup)
+        for name in ("vae", "text_encoder", "text_encoder_2"):
+            if place.is_dir() and (part := getattr(pipe, name, None)) is not None:
+                checkpoints.check_finite(part.state_dict(), f"the {name} of {place}")
     _set_prediction_type(pipe, family)
     if isinstance(setup, PictureSetup):
         encoders.adjust(pipe, family, setup)

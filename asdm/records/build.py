@@ -84,6 +84,7 @@ class ExportResult(Record, schema="asdm.export/1"):
     why_fixed: str | None = None
     side_step: int | None = later(None)  # height and width are free multiples of these pixels; None: static
     why_static: str | None = later(None)
+    one_timestep: bool = later(False)  # whether a graph takes one timestep for the whole batch
     difference: float | None = None  # largest, as a share of the largest output
     plain_diffusers: bool | None = None
     weights: str | None = later(None)  # "random", "shipped", or what was named

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -16,6 +20,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 REPORTS = Path("reports")
+STALE_S = 3600.0
 CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ", "||||||| ")
 
 
@@ -153,9 +158,41 @@ def first_problem(error: ValidationError) -> str:
 
 
 def refuse_overwrite(path: Path, force: bool) -> None:
-    """Raises ValueError if `path` exists and `force` is False."""
+    """Raises ValueError if `path` exists and `force` is False, and for a device or a pipe."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{path} is neither a file nor a folder; name another output.")
     if path.exists() and not force:
         raise ValueError(f"{path} exists; name another output or add --force.")
+
+
+# What `asdm build` and `asdm export` write into a folder of their own.
+OUTPUTS = (
+    "*.json", "*.safetensors", "diff.txt", "model.onnx*", "openvino_model.*", "model.mlpackage", "latency.py",
+    "check.npz", "README.md",
+)  # fmt: skip
+
+
+def check_replaceable(folder: Path, force: bool, marker: str, inputs: Iterable[str | None] = ()) -> None:
+    """Raises ValueError unless `folder` is new, empty, or with `force` what the command wrote before.
+
+    `marker` is the file by which that is known. An input is never replaced, nor the working directory, nor a folder
+    with anything else in it.
+    """
+    check_writable(folder, force or (folder.is_dir() and not any(folder.iterdir())))
+    place = folder.resolve()
+    if place == Path.cwd() or place in Path.cwd().parents:
+        raise ValueError(f"{folder} is the working directory or above it; name a folder for the output.")
+    for name in filter(None, inputs):
+        given = Path(name).resolve()
+        if Path(name).exists() and (given == place or place in given.parents):
+            raise ValueError(f"{folder} is or holds the input {name}; name another output.")
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not (folder / marker).is_file():
+        raise ValueError(f"{folder} is not replaced: it has no {marker}, so it was not written by this command.")
+    foreign = [path.name for path in sorted(folder.iterdir()) if not any(path.match(name) for name in OUTPUTS)]
+    if foreign:
+        raise ValueError(f"{folder} is not replaced: it holds {foreign[0]}, which this command did not write.")
 
 
 def write_whole(path: Path, content: str | bytes, force: bool = False) -> Path:
@@ -169,13 +206,15 @@ def write_whole(path: Path, content: str | bytes, force: bool = False) -> Path:
 def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
     """Yields a temporary file's name beside `path`, which is renamed to `path` if the block ends without an error."""
     refuse_overwrite(path, force)
+    path = _behind_links(path)
     make_folder(path.parent)
     with _one_sentence(path):
+        _sweep(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
             yield Path(name)
-            os.chmod(name, 0o644)
+            _allow(Path(name))
             os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
@@ -185,20 +224,52 @@ def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` if the block ends without an error."""
-    refuse_overwrite(path, force)
+    refuse_overwrite(path, force or (path.is_dir() and not any(path.iterdir())))
+    path = _behind_links(path)
     make_folder(path.parent)
     with _one_sentence(path):
+        _sweep(path)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
-        os.chmod(temporary, 0o755)
     try:
         yield temporary
         with _one_sentence(path):
-            for file in temporary.rglob("*"):
-                file.chmod(0o755 if file.is_dir() else 0o644)
+            for file in (temporary, *temporary.rglob("*")):
+                _allow(file)
             _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def _behind_links(path: Path) -> Path:
+    """The file or folder that a symbolic link leads to, which is written instead of the link.
+
+    Raises ValueError for a link to nowhere and for a mount point, which cannot be replaced.
+    """
+    if path.is_symlink():
+        target = Path(os.path.realpath(path))
+        if not target.parent.is_dir():
+            raise ValueError(f"cannot write {path}: it is a link to {target}, whose folder does not exist.")
+        path = target
+    if os.path.ismount(path):
+        raise ValueError(f"cannot write {path}: it is a mount point, which cannot be replaced; name a folder in it.")
+    return path
+
+
+def _allow(path: Path) -> None:
+    """Give a file or folder the permissions that the user's umask leaves, where the file system knows any."""
+    mask = os.umask(0)
+    os.umask(mask)
+    with suppress(OSError):
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
+def _sweep(path: Path) -> None:
+    """Delete what killed processes left beside `path` an hour ago or earlier: nothing takes so long to be renamed."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > STALE_S:
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 
 def _swap(new: Path, path: Path) -> None:
@@ -219,10 +290,10 @@ def _swap(new: Path, path: Path) -> None:
 
 def check_writable(path: Path, force: bool = False) -> None:
     """Raises ValueError if `path` cannot be written, so that a long command fails before its work."""
-    if path.name == "-":
+    if path.parts[:1] == ("-",):
         raise ValueError("- is not an output: results are files; --json prints one on stdout as well.")
     refuse_overwrite(path, force)
-    folder = path.parent
+    folder = _behind_links(path).parent
     while not folder.exists():
         folder = folder.parent
     with _one_sentence(path), tempfile.TemporaryFile(dir=folder):
@@ -237,11 +308,41 @@ def make_folder(path: Path) -> Path:
 
 
 @contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turns a full disk or the like, while `path` is being written, into one sentence with the room there is."""
+    try:
+        yield
+    except Exception as error:
+        is_disk = isinstance(error, OSError) and error.errno in _OF_THE_DISK
+        if not is_disk and type(error).__name__ != "SafetensorError":  # safetensors wraps the system's error in its own
+            raise
+        room = path
+        while not room.exists():
+            room = room.parent
+        free = shutil.disk_usage(room).free / 1e6
+        raise ValueError(f"cannot write {path}: {reason(error)} ({free:,.0f} MB are free there).") from None
+
+
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+
+
+def reason(error: Exception) -> str:
+    """`no space left on device`, of Python's error or of safetensors' own."""
+    if isinstance(error, OSError):
+        return (error.strerror or str(error)).lower()
+    match = re.search(r'([^:("]+)(?: \(os error|" })', str(error))  # the messages of safetensors 0.6 and of 0.4
+    return match[1].strip().lower() if match else str(error)
+
+
+@contextmanager
 def _one_sentence(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ValueError(f"cannot write {path}: {(error.strerror or str(error)).lower()}.") from None
+        hint = ""
+        with suppress(ValueError):
+            hint = " Set ASDM_CACHE to a folder that can be written." if path.is_relative_to(cache_folder("")) else ""
+        raise ValueError(f"cannot write {path}: {reason(error)}.{hint}") from None
 
 
 # ---------------------------------------------------------------------------------------------- runs
@@ -259,8 +360,16 @@ def run_folder(*parts: str) -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """A folder of the cache, `$ASDM_CACHE/<name>` or `~/.cache/asdm/<name>`; the folder is not created."""
-    return Path(os.environ.get("ASDM_CACHE") or Path.home() / ".cache" / "asdm") / name
+    """A folder of the cache, `$ASDM_CACHE/<name>` or `~/.cache/asdm/<name>`; the folder is not created.
+
+    Raises ValueError where there is no home folder either.
+    """
+    if named := os.environ.get("ASDM_CACHE"):
+        return Path(named) / name
+    try:
+        return Path.home() / ".cache" / "asdm" / name
+    except RuntimeError:
+        raise ValueError("there is no home folder to cache in; set ASDM_CACHE to one that can be written.") from None
 
 
 def short_name(source: str) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 from asdm.utils import console
-from asdm.utils.io import make_folder, read_json, sha256_of, sha256_of_file, whole_folder
+from asdm.utils.io import make_folder, read_json, reason, sha256_of, sha256_of_file, whole_folder
 
 STATE = "state.json"
 PREFIX = "step-"
@@ -87,7 +86,7 @@ def one_sentence(what: str, folder: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot write {what}: {_reason(error)}; {_what_is_left(folder)}.") from None
+        raise ValueError(f"cannot write {what}: {reason(error)}; {_what_is_left(folder)}.") from None
     except ValueError as error:  # from asdm.utils.io
         if not str(error).startswith("cannot write"):
             raise
@@ -158,14 +157,6 @@ def _to_disk(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-def _reason(error: Exception) -> str:
-    """`no space left on device`, of Python's error or of safetensors' own."""
-    if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
-    match = re.search(r'([^:("]+)(?: \(os error|" })', str(error))  # the messages of safetensors 0.6 and of 0.4
-    return match[1].strip().lower() if match else str(error)
 
 
 def _what_is_left(folder: Path) -> str:

@@ -103,7 +103,7 @@ def feasible(budgets: dict[str, str], profile: Profile | None = None) -> Iterato
     except plan.Infeasible as error:
         from asdm_prof.renderers import console
 
-        for line in console.infeasible_lines(error.lowest, error.alone, error.relaxed, budgets, profile):
+        for line in console.infeasible_lines(error, budgets, profile):
             terminal.say(line)
         raise typer.Exit(terminal.INFEASIBLE) from None
     except plan.TooMuchDamage as error:

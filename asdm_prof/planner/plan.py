@@ -31,16 +31,23 @@ class Infeasible(Exception):
     """No legal plan meets the budgets; `lowest` is the latency ratio of the fastest one.
 
     `alone` has the least share at which each budget can be met by itself, `relaxed` the budgets of the cheapest change
-    that makes all of them feasible together: their increases add up to the least.
+    that makes all of them feasible together: their increases add up to the least. `margin` is what latencies hold for
+    noise; `by_noise` is True where the latency budget by itself could be met without it.
     """
 
     def __init__(
-        self, lowest: float, alone: Mapping[str, float] | None = None, relaxed: Mapping[str, float] | None = None
+        self,
+        lowest: float,
+        alone: Mapping[str, float] | None = None,
+        relaxed: Mapping[str, float] | None = None,
+        margin: float = 0.0,
+        by_noise: bool = False,
     ) -> None:
         super().__init__(f"the lowest reachable ratio is {lowest:.3f}")
         self.lowest = lowest
         self.alone = dict(alone or {"latency": lowest})
         self.relaxed = dict(relaxed or {"latency": lowest})
+        self.margin, self.by_noise = margin, by_noise
 
 
 class TooMuchDamage(Exception):
@@ -215,7 +222,8 @@ def infeasible(problem: Problem, budgets: Mapping[str, float], below: float) -> 
     """What is reachable if budgets cannot all be met: each alone, and the cheapest relaxation of all."""
     alone = {name: reachable(problem, name) + (below if name == "latency" else 0.0) for name in budgets}
     lowest = alone.get("latency", reachable(problem, "latency") + below)
-    return Infeasible(lowest, alone, milp.relaxed(problem, budgets, below))
+    by_noise = "latency" in budgets and lowest - below <= budgets["latency"] < lowest
+    return Infeasible(lowest, alone, milp.relaxed(problem, budgets, below), below, by_noise)
 
 
 def reachable(problem: Problem, name: str) -> float:

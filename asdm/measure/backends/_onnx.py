@@ -101,7 +101,7 @@ def export(
     if not keep_fp16 and any(p.dtype != torch.float32 for p in module.parameters()):
         call = copy.deepcopy(call).float()
     tensors = tuple(t.float() if t.is_floating_point() and not keep_fp16 else t for t in call.tensors)
-    free = _free_dimensions(call.names, batch_name, side_step) if batch_name else None
+    free = _free_dimensions(call.names, tensors, batch_name, side_step) if batch_name else None
     with _quiet(), _frozen(call), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             call,
@@ -119,14 +119,19 @@ def export(
     return folder / MODEL
 
 
-def _free_dimensions(names: Sequence[str], batch_name: str, side_step: int | None) -> tuple[dict[int, Any], ...]:
-    """The free dimensions of each input by their index."""
+def _free_dimensions(
+    names: Sequence[str], tensors: Sequence[torch.Tensor], batch_name: str, side_step: int | None
+) -> tuple[dict[int, Any], ...]:
+    """The free dimensions of each input by their index; an input for the whole batch has none."""
     batch = torch.export.Dim(batch_name, min=1, max=1 << 16)
     sides = {}
     if side_step:
         rows, columns = (torch.export.Dim(name, min=1, max=1 << 10) for name in ("rows", "columns"))
         sides = {2: rows * side_step if side_step > 1 else rows, 3: columns * side_step if side_step > 1 else columns}
-    return tuple({0: batch, **(sides if name == "sample" else {})} for name in names)
+    return tuple(
+        ({0: batch} if len(tensor) > 1 else {}) | (sides if name == "sample" else {})
+        for name, tensor in zip(names, tensors, strict=True)
+    )
 
 
 @contextmanager

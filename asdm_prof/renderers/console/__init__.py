@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from asdm.schedule.schedule import Schedule
+from asdm_prof.planner.plan import Infeasible
 from asdm_prof.records import (
     Comparison,
     Damage,
@@ -101,14 +102,9 @@ def print_schedule(schedule: Schedule, profile: Profile, frontier: ScheduleFront
     print_sections(stdout_console(), schedules.of_record(schedule, profile, frontier))
 
 
-def infeasible_lines(
-    lowest: float,
-    alone: Mapping[str, float],
-    relaxed: Mapping[str, float],
-    asked: Mapping[str, str],
-    profile: Profile | None,
-) -> list[str]:
+def infeasible_lines(error: Infeasible, asked: Mapping[str, str], profile: Profile | None) -> list[str]:
     """What is reachable where budgets cannot be met: each by itself, and the cheapest change that makes them meet."""
+    lowest, alone, relaxed = error.lowest, error.alone, error.relaxed
     budgets = " and ".join(plain(text if name == "latency" else f"{text} of {name}") for name, text in asked.items())
     if len(asked) > 1:
         each, together = (
@@ -116,7 +112,8 @@ def infeasible_lines(
         )
         return [
             f"Error: no legal plan reaches the budgets {budgets} together. Lowest reachable by itself, of the "
-            f"teacher's: {each}. Cheapest relaxation of all: {together}."
+            f"teacher's: {each}. Cheapest relaxation of all: {together}.",
+            *_margin_lines(error),
         ]
     name = next(iter(asked))
     share = lowest if name == "latency" else alone[name]
@@ -124,5 +121,19 @@ def infeasible_lines(
     time = f", {seconds(lowest * profile.whole.latency_s.median)}" if profile is not None and not whole else ""
     return [
         f"Error: no legal plan reaches the budget {budgets}; the lowest reachable is {share:.3f} of the teacher{whole}"
-        f"{time}."
+        f"{time}.",
+        *_margin_lines(error),
+    ]
+
+
+def _margin_lines(error: Infeasible) -> list[str]:
+    """Whether the rules or the margin for noise forbid a latency budget, and how to get a narrower margin."""
+    if "latency" not in error.alone or error.margin <= 0:
+        return []
+    without = f"{error.lowest - error.margin:.3f} without the margin of {error.margin:.3f} for the profile's noise"
+    if not error.by_noise:
+        return [f"The rules of pruning forbid it: the lowest is {without}."]
+    return [
+        f"The rules of pruning allow it: the lowest is {without}. A narrower margin comes from a profile of a quieter "
+        "machine or a longer --time-budget, from --validation, or from a lower --confidence (0.5: no margin)."
     ]

@@ -46,7 +46,10 @@ def test_a_student_in_onnx_takes_any_batch(student: Path, exported: tuple[Path, 
     assert (result.batch, result.why_fixed, result.size) == (None, None, (96, 128))
     assert result.difference is not None
     assert 0 < result.difference < 1e-3
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.onnx", "model.onnx.data"]
+    assert sorted(file.name for file in folder.iterdir()) == [
+        "config.json", "export.json", "model.onnx", "model.onnx.data"
+    ]  # fmt: skip
+    assert ExportResult.load(folder / "export.json") == result
     assert difference(student, folder, batch=5) < 1e-3
 
 
@@ -72,13 +75,22 @@ def test_mixed_kernels_take_any_batch(tmp_path: Path) -> None:
     result = exporter.export(str(tmp_path / "student"), "onnx", tmp_path / "onnx")
     assert (result.batch, result.why_fixed) == (None, None)
     for batch in (1, 2, 3, 5):
-        assert difference(tmp_path / "student", tmp_path / "onnx", batch) < 1e-3
+        assert difference(tmp_path / "student", tmp_path / "onnx", batch, timesteps=1) < 1e-3
+    assert "one timestep for the whole batch" in exporter.describe(result, tmp_path / "onnx")
+    inputs = unet_inputs(load_family(str(tmp_path / "student")), 2)
+    call = _onnx.Call(unet, inputs | {"timestep": torch.tensor([10, 900])})
+    refused = onnxruntime.ort.capi.onnxruntime_pybind11_state.InvalidArgument
+    with pytest.raises(refused, match=r"(?s)timestep.*Expected: 1"):
+        onnxruntime.evaluate(tmp_path / "onnx" / "model.onnx", call.feed())
+    facts = onnx.load(tmp_path / "onnx" / "model.onnx", load_external_data=False).metadata_props
+    assert {prop.key: prop.value for prop in facts}["asdm.timesteps"] == "one for the whole batch"
 
 
-def difference(student: Path, exported: Path, batch: int, more: tuple[int, int] = (0, 0)) -> float:
+def difference(student: Path, exported: Path, batch: int, more: tuple[int, int] = (0, 0), timesteps: int = 0) -> float:
     """Of a graph's output from PyTorch's at one batch and size, as a share of the largest."""
     family = load_family(str(student))
     inputs = unet_inputs(family, batch, seed=3, more=more)  # neither what was traced nor what was compared
+    inputs["timestep"] = inputs["timestep"][: timesteps or batch]
     call = _onnx.Call(load_unet(family, str(student)), inputs)
     feed = {name: tensor.numpy() for name, tensor in zip(call.names, call.tensors, strict=True)}
     with torch.no_grad():
@@ -132,6 +144,7 @@ def test_openvino_gets_its_own_form(student: Path, tmp_path: Path) -> None:
     result = exporter.export(str(student), "openvino", tmp_path / "ov")
     assert sorted(file.name for file in (tmp_path / "ov").iterdir()) == [
         "config.json",
+        "export.json",
         "openvino_model.bin",
         "openvino_model.xml",
     ]

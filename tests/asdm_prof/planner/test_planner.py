@@ -6,6 +6,8 @@ import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -303,6 +305,26 @@ def test_an_infeasible_budget_names_the_lowest_reachable_ratio() -> None:
     assert planner.make_plan(profile, str(lowest + 1e-6)).edits
     with pytest.raises(planner.Infeasible):
         planner.make_plan(profile, str(lowest - 1e-3))
+
+
+def test_it_is_said_whether_noise_or_the_rules_forbid_a_budget(run: Any, tmp_path: Path) -> None:
+    profile = synthetic.profile()
+    profile.save(tmp_path / "p.json")
+    with pytest.raises(planner.Infeasible) as caught:
+        planner.make_plan(profile, "0.05")
+    lowest, margin = caught.value.lowest, caught.value.margin
+    assert margin == planner.margin(profile, 0.95)
+    for budget, by_noise, words in (
+        (lowest - margin / 2, True, "The rules of pruning allow it"),
+        (lowest - 1.5 * margin, False, "The rules of pruning forbid it"),
+    ):
+        with pytest.raises(planner.Infeasible) as caught:
+            planner.make_plan(profile, str(budget))
+        assert caught.value.by_noise == by_noise
+        done = run("asdm-prof", "plan", "--profile", "p.json", "--budget", budget)
+        assert f"{words}: the lowest is {lowest - margin:.3f} without the margin of {margin:.3f} for" in done.err
+        assert ("--confidence" in done.err) == by_noise
+    assert planner.make_plan(profile, str(lowest - margin / 2), confidence=0.5).edits  # as the message advises
 
 
 def test_the_whole_teacher_is_a_plan_without_edits() -> None:
