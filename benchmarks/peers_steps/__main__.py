@@ -21,6 +21,7 @@ from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import PictureSetup
 from asdm.models.sources import own_weights
+from asdm.records.measurement import Estimate
 from asdm.schedule.schedule import Schedule
 from asdm.utils import console, io, registry
 from asdm.utils.progress import Tell
@@ -34,6 +35,9 @@ Latents = dict[str, torch.Tensor]
 
 def main(
     schedule: Annotated[list[Path] | None, typer.Option(help="A schedule of ours; may be repeated.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="A contestant to leave out, such as PAB; may be repeated.")
+    ] = None,
     pictures: Annotated[int, typer.Option(help="Pictures that each contestant draws.")] = 500,
     rounds: Annotated[int, typer.Option(help="Rounds of whole images; each is two pairs.")] = 5,
     seconds: Annotated[float, typer.Option(help="Stop drawing after so long; the same command goes on.")] = 1e9,
@@ -46,7 +50,7 @@ def main(
     """Latency and quality of schedules and of peers across steps, on the mini."""
     io.refuse_overwrite(output, force)
     schedules = {path.stem: Schedule.load(path) for path in schedule or ()}
-    contestants = all_of(steps, schedules)
+    contestants = [one for one in all_of(steps, schedules) if one.name not in (skip or ())]
     family = load_family("mini")
     weights = own_weights(family)
     setup = PictureSetup(weights=weights, threads=threads)
@@ -170,16 +174,23 @@ def _duels(drawn: Sequence[Drawn]) -> list[Duel]:
         fast = [one for one in ours if ratio is not None and timed[one.name + one.setting] <= ratio]
         if peer.of in ("ours", "diffusers") or not fast or ratio is None or ratio >= 1:
             continue
-        best = min(fast, key=lambda one: np.mean(one.latent_mse))
+        best = min(fast, key=lambda one: _logs(one).mean())
+        logs = estimate((_logs(best) - _logs(peer)).tolist(), np.mean)
+        bounds = {name: float(np.exp(getattr(logs, name))) for name in ("median", "low", "high")}
         duels.append(
             Duel(
                 ours=best.setting, peer=f"{peer.name} {peer.setting}", our_ratio=timed[best.name + best.setting],
                 peer_ratio=ratio,
                 latent_mse=estimate(np.subtract(peer.latent_mse, best.latent_mse).tolist(), np.mean),
+                latent_mse_ratio=Estimate(**bounds),
                 clip_score=estimate(np.subtract(best.clip_score, peer.clip_score).tolist(), np.mean),
             )
         )  # fmt: skip
     return duels
+
+
+def _logs(one: Drawn) -> np.ndarray:
+    return np.log(np.maximum(one.latent_mse, 1e-12))
 
 
 def _rows(result: PeersSteps) -> list[dict[str, Any]]:

@@ -26,7 +26,9 @@ class Drawn(Frozen):
 class Duel(Frozen):
     """One of our schedules against a peer that is no faster: peer less ours per picture; above 0, ours is better.
 
-    CLIP scores are ours less the peer's. Means with 95 % bootstrap intervals over the pictures.
+    CLIP scores are ours less the peer's. Means with 95 % bootstrap intervals over the pictures. A few pictures that
+    turn into another one make up most of a mean, so the geometric mean of ours / peer stands beside it; below 1, ours
+    is better.
     """
 
     ours: str
@@ -34,6 +36,7 @@ class Duel(Frozen):
     our_ratio: float
     peer_ratio: float
     latent_mse: Estimate
+    latent_mse_ratio: Estimate
     clip_score: Estimate
 
 
