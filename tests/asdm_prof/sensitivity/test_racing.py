@@ -19,7 +19,7 @@ from asdm_prof.records import Damage
 from asdm_prof.sensitivity import measure, racing, study, variants
 from asdm_prof.sensitivity.settings import SensitivitySettings
 
-FEW = SensitivitySettings(prompts=4, timesteps=2, threads=1)
+FEW = SensitivitySettings(data="emoji", prompts=4, timesteps=2, threads=1)
 NAMES = ["pointwise_conv", "narrow_resnet"]
 
 
@@ -62,13 +62,13 @@ def test_all_is_every_replacement_but_experts(tiny_unet: torch.nn.Module) -> Non
 
 
 @pytest.fixture(scope="module")
-def raced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Damage, Damage]:
-    """The mini's damage as the weights alone make units, and with units that were fitted."""
-    folder = tmp_path_factory.mktemp("units")
-    edits = UnitSettings(options="pointwise_conv", split="held_out", calibration=16, batch=8, threads=1)
-    distill_units("mini", folder, edits)
-    plain = study.measure_sensitivity("mini", FEW, plans=0, replacements=NAMES, race=True)
-    return plain, study.measure_sensitivity("mini", replace(FEW, units=str(folder)), plans=0, replacements=NAMES)
+def raced(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Damage, Damage]:
+    """A tiny teacher's damage as the weights alone make units, and with units that were fitted."""
+    folder, teacher = tmp_path_factory.mktemp("units"), str(tiny_pipeline)
+    edits = UnitSettings(options="pointwise_conv", split="held_out", calibration=32, batch=8, threads=1)
+    distill_units(teacher, folder, edits)
+    plain = study.measure_sensitivity(teacher, FEW, plans=0, replacements=NAMES, race=True)
+    return plain, study.measure_sensitivity(teacher, replace(FEW, units=str(folder)), plans=0, replacements=NAMES)
 
 
 def test_the_race_measures_fewer_edits_and_keeps_what_it_dropped(raced: tuple[Damage, Damage]) -> None:
@@ -90,9 +90,11 @@ def test_fitted_units_do_less_damage(raced: tuple[Damage, Damage]) -> None:
     assert fitted.units_sha256
 
 
-def test_a_plan_by_it_takes_what_was_measured(raced: tuple[Damage, Damage], tmp_path: Path) -> None:
+def test_a_plan_by_it_takes_what_was_measured(
+    raced: tuple[Damage, Damage], tiny_pipeline: Path, tmp_path: Path
+) -> None:
     _, fitted = raced
-    profile = study.macs_profile(load_family("mini"), options=",".join(NAMES))
+    profile = study.macs_profile(load_family(str(tiny_pipeline)), options=",".join(NAMES))
     choices = {str(c.edit): c.damage for c in make_choices(profile, damage=fitted) if isinstance(c.edit, ReplaceUnit)}
     measured_ = {str(one.edit): one.damage.value for one in fitted.edits if isinstance(one.edit, ReplaceUnit)}
     assert choices == measured_
