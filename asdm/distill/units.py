@@ -199,7 +199,7 @@ def _fit(
     tell(f"{block}: calibrating", 0, None)
     seen = [_calls(context, fqns, next(batches)) for _ in range(n)]
     batches.close()
-    units = []
+    units: list[_Unit] = []
     for fqn in fqns:
         original, calls = context.teacher.get_submodule(fqn), [one[fqn] for one in seen]
         judge = calls[::JUDGED]
@@ -240,8 +240,8 @@ def _train(context: TrainContext, block: str, units: Sequence[_Unit], settings: 
             optimizer.step()
     batches.close()
     for unit, new in students:
-        calls = [one[unit.edit.unit] for one in judge]
-        before, after = error(unit.new, calls), error(new, calls)
+        judged = [one[unit.edit.unit] for one in judge]
+        before, after = error(unit.new, judged), error(new, judged)
         unit.trained = unit.fitted * min(1.0, after / max(before, 1e-30))
         if after < before:
             unit.new = new.requires_grad_(False)

@@ -62,8 +62,8 @@ def measure_sensitivity(
         raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
         raise ValueError(f"plans must be 0 or at least 3 (a correlation needs three), got {plans}.")
-    names = ",".join(variants.measured_names(replacements)) if replacements else "fast"
-    drawn_with = profile or macs_profile(family, settings.size, names)
+    timed = ",".join(variants.measured_names(replacements)) if replacements else "fast"
+    drawn_with = profile or macs_profile(family, settings.size, timed)
     singles: list[ResolvedPlan] = []
     dropped: list[EditDamage] = []
     if race:

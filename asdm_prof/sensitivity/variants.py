@@ -35,8 +35,9 @@ def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> lis
     None: those of `MEASURED`; `all`: every one with all its settings, but experts, which start as their unit (§2.3).
     Raises ValueError for an unknown replacement.
     """
+    teacher: Any = unet
     with torch.device("meta"):
-        shapes = type(unet).from_config(unet.config)
+        shapes = type(teacher).from_config(teacher.config)
     return legal_edits(units.topology(unet), surgery.applicable(shapes, measured_names(names)))
 
 

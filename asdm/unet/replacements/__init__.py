@@ -28,6 +28,7 @@ from torch import nn
 from asdm.utils import registry
 
 Power = Mapping[str, torch.Tensor]
+Settings = tuple[dict[str, Any], ...]
 HERE = "asdm.unet.replacements"
 
 
@@ -42,7 +43,7 @@ class Refit:
     module: str
 
 
-def settings_of(name: str) -> tuple[dict[str, Any], ...]:
+def settings_of(name: str) -> Settings:
     """The options of a replacement that are timed and measured."""
     return getattr(registry.load(HERE, name), "SETTINGS", ({},))
 

@@ -57,7 +57,8 @@ class MapAttention(nn.Module):
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """softmax(QKᵀ/√d)V in each head: (b, n, c), (b, m, c), (b, m, c) → (b, n, c)."""
-        out = F.scaled_dot_product_attention(*(self.split(x) for x in (query, key, value)), scale=self.scale)
+        query, key, value = (self.split(x) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         return out.transpose(1, 2).flatten(2)
 
     def split(self, x: torch.Tensor) -> torch.Tensor:

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.unet.replacements import Power, Refit, check_share, shared_copy
+from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
 from asdm.unet.replacements._attention import output_refits
 from asdm.unet.replacements._layers import columns, importance, of, rank_of, rows, transformer_blocks
 
-SETTINGS = ({}, {"keep": 0.75})
+SETTINGS: Settings = ({}, {"keep": 0.75})
 
 
 def replace(
@@ -50,7 +50,7 @@ def replace(
 def _attentions(unit: nn.Module) -> Iterator[tuple[str, Any]]:
     for i, block in enumerate(transformer_blocks(unit)):
         for place in ("attn1", "attn2"):
-            attention = getattr(block, place, None)
+            attention: Any = getattr(block, place, None)
             if getattr(attention, "heads", 1) > 1 and attention.to_q.out_features == attention.to_k.out_features:
                 yield f"transformer_blocks.{i}.{place}", attention
 

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.unet.replacements import check_choice
+from asdm.unet.replacements import Settings, check_choice
 from asdm.unet.replacements._attention import MapAttention, pool, with_self_attention
 
 FACTORS = (2, 3, 4)
-SETTINGS = ({}, {"factor": 3})
+SETTINGS: Settings = ({}, {"factor": 3})
 
 
 class DownsampledAttention(MapAttention):

@@ -21,11 +21,11 @@ import torch
 from torch import nn
 
 from asdm.unet.blocks import self_attentions
-from asdm.unet.replacements import Power, Refit, check_share
+from asdm.unet.replacements import Power, Refit, Settings, check_share
 from asdm.unet.replacements._attention import MapAttention, output_refits, with_self_attention
 from asdm.unet.replacements._layers import linear, of, rank_of, root_of
 
-SETTINGS = ({}, {"rank": 0.25})
+SETTINGS: Settings = ({}, {"rank": 0.25})
 
 
 class LowRankAttention(MapAttention):
@@ -37,7 +37,8 @@ class LowRankAttention(MapAttention):
         self.scale = size**-0.5
         narrow = rank_of(rank, size)
         root, out = root_of(power, attention.to_q.weight[0]), attention.to_out[0]
-        query, key, value = (self._by_head(layer.weight) * root for layer in (self.to_q, self.to_k, self.to_v))
+        projections = (attention.to_q, attention.to_k, attention.to_v)
+        query, key, value = (self._by_head(layer.weight) * root for layer in projections)
         left, right = _product(query.transpose(1, 2), key, narrow)
         self.to_q, self.to_k = self._layer(left.transpose(1, 2) / root), self._layer(right / root)
         reads = out.weight.detach().float().unflatten(1, (self.heads, size)).transpose(0, 1)  # (heads, c, d)
@@ -50,7 +51,8 @@ class LowRankAttention(MapAttention):
         return weight.detach().float().unflatten(0, (self.heads, -1))  # (heads, d, c)
 
     def _layer(self, by_head: torch.Tensor) -> nn.Linear:
-        return linear(by_head.flatten(0, 1).to(self.to_out[0].weight.dtype), None)
+        out: Any = self.to_out[0]
+        return linear(by_head.flatten(0, 1).to(out.weight.dtype), None)
 
     def mix(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(1, 2)

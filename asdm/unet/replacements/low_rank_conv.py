@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import nn
 
-from asdm.unet.replacements import Power, Refit, check_share, shared_copy
+from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
 from asdm.unet.replacements._layers import LowRankConv2d, of, rank_of
 
-SETTINGS = ({}, {"rank": 0.25})
+SETTINGS: Settings = ({}, {"rank": 0.25})
 PLACES = ("conv1", "conv2")
 
 

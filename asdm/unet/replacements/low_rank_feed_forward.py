@@ -16,11 +16,11 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
-from asdm.unet.replacements import Power, Refit, check_share, shared_copy
+from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
 from asdm.unet.replacements._layers import LowRankLinear, of, rank_of
 from asdm.unet.replacements.narrow_feed_forward import feed_forwards
 
-SETTINGS = ({}, {"rank": 0.25})
+SETTINGS: Settings = ({}, {"rank": 0.25})
 
 
 def replace(

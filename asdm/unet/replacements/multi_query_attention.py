@@ -19,11 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asdm.unet.replacements import Refit
+from asdm.unet.replacements import Refit, Settings
 from asdm.unet.replacements._attention import MapAttention, output_refits, with_self_attention
 from asdm.unet.replacements._layers import linear
 
-SETTINGS = ({},)
+SETTINGS: Settings = ({},)
 
 
 class GroupedAttention(MapAttention):

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.unet.replacements import Power, Refit, check_share, shared_copy
+from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
 from asdm.unet.replacements._layers import best, columns, importance, of, rows, transformer_blocks
 
-SETTINGS = ({}, {"keep": 0.75}, {"keep": 0.25})
+SETTINGS: Settings = ({}, {"keep": 0.75}, {"keep": 0.25})
 
 
 def replace(
@@ -44,7 +44,7 @@ def replace(
 def feed_forwards(unit: nn.Module) -> Iterator[tuple[str, Any]]:
     """(path, module) of every feed-forward that projects in and out."""
     for i, block in enumerate(transformer_blocks(unit)):
-        net = getattr(getattr(block, "ff", None), "net", ())
+        net: Any = getattr(getattr(block, "ff", None), "net", ())
         if len(net) > 2 and hasattr(net[0], "proj"):
             yield f"transformer_blocks.{i}.ff", block.ff
 

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.unet.replacements import Power, Refit, check_share, shared_copy
+from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
 from asdm.unet.replacements._layers import best, convolution, importance, of, rows
 
-SETTINGS = ({}, {"keep": 0.75}, {"keep": 0.25})
+SETTINGS: Settings = ({}, {"keep": 0.75}, {"keep": 0.25})
 
 
 def replace(

@@ -23,11 +23,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asdm.unet.replacements import check_share
+from asdm.unet.replacements import Settings, check_share
 from asdm.unet.replacements._attention import MapAttention, with_self_attention
 
 MOST = 0.75
-SETTINGS = ({}, {"ratio": 0.25})
+SETTINGS: Settings = ({}, {"ratio": 0.25})
 
 
 class MergedAttention(MapAttention):
