@@ -88,11 +88,19 @@ def _estimate(prepared: Any, output: Path) -> tuple[list[dict[str, Any]], list[d
     return rows, cards, run.lines_of(every)
 
 
+def _about(seconds: float) -> str:
+    """A rough time in the largest unit of which it has two or more."""
+    for size, name in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} seconds"
+
+
 def _print_estimate(rows: list[dict[str, Any]], cards: list[dict[str, Any]], commands: list[str]) -> None:
     table = [
         {
             "step": row["step"],
-            "about": console.left_text(row["seconds"]),
+            "about": _about(row["seconds"]),
             "memory": f"{row['memory_bytes'] / 2**30:.2f} GiB",
             "disk": f"{row['disk_bytes'] / 2**30:.2f} GiB",
         }

@@ -199,6 +199,49 @@ def test_five_kills_at_random_moments_end_with_the_same_bits(tiny_pipeline: Path
         assert one == other, name
 
 
+@pytest.mark.slow
+@pytest.mark.serial
+def test_ten_steps_do_not_pass_and_eight_hundred_halve_the_untrained_students_error(tmp_path: Path) -> None:
+    """The bundled model from its single file, on its drawings as a folder of pictures; four minutes."""
+    from torchvision.utils import save_image
+
+    from asdm.data.datasets import emoji
+
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, (image, caption, _) in enumerate(emoji.open_data("train")):
+        save_image((image + 1) / 2, photos / f"{i:04d}.png")
+        (photos / f"{i:04d}.txt").write_text(caption)
+
+    def asdm(*words: str) -> int:
+        with (tmp_path / "log.txt").open("a") as log:
+            return subprocess.run(
+                [sys.executable, "-m", "asdm", *words], cwd=tmp_path, stdout=log, stderr=log
+            ).returncode
+
+    assert asdm("export", "mini", "--to", "single_file", "-o", "mini.safetensors") == 0
+    line = ["slim", "mini.safetensors", "--budget", "0.65", "--data", "folder:photos", "--backend", "fake", "-o", "out"]
+    line += [
+        "--replacement",
+        "gri_attention",
+        "--prompts",
+        "8",
+        "--batch",
+        "8",
+        "--learning-rate",
+        "3e-4",
+        "--pictures",
+    ]
+    line += ["4", "--recipe", "bk_sdm", "--threads", "1", "--steps"]
+    assert asdm(*line, "10") == 1, (tmp_path / "log.txt").read_text()
+    assert "at most 50% was asked" in (tmp_path / "log.txt").read_text()
+    assert asdm(*line, "800") == 0, (tmp_path / "log.txt").read_text()
+    held_out = json.loads((tmp_path / "out" / "student" / "distill.json").read_text())["held_out"]
+    assert held_out["pictures"] == 64
+    assert held_out["error"] <= held_out["untrained"] / 2
+    assert (tmp_path / "out" / "report" / "report.html").exists()
+
+
 def _without_times(text: str) -> list[dict[str, Any]]:
     lines = [json.loads(line) for line in text.splitlines()]
     return [{k: v for k, v in line.items() if k not in ("step_s", "images_per_s")} for line in lines]
