@@ -28,7 +28,7 @@ from asdm.schedule.graphs import GraphUNet
 from asdm.schedule.schedule import Forecast, Pass, Schedule
 from asdm.schedule.unet import ScheduledUNet, schedule_pipeline
 from asdm.unet import blocks
-from tests.conftest import SMALL, SMALLEST, TINY_WHOLE, make_unet, unet_args
+from tests.conftest import SMALLEST, TINY_WHOLE, make_unet, unet_args
 
 N, SIDE = 4, 64
 PASSES = {
@@ -274,7 +274,7 @@ def test_static_graphs_draw_what_eager_draws(runtime: str, tmp_path: Any) -> Non
 
 def test_a_scheduled_unet_compiles_its_networks(tiny_unet: Any) -> None:
     """The networks are compiled one by one; what is inherited around them stays Python."""
-    small = make_unet(**SMALL)
+    small = make_unet(**SMALLEST)
     made = Schedule(family="tiny", passes={"full": Pass(), "none": Pass(inherit=("unet",))}, steps=("full", "none"))
     table = SimpleNamespace(timesteps=torch.tensor([2.0, 1.0]))
     scheduled = ScheduledUNet(small, made, table, guided=False)
