@@ -14,7 +14,7 @@ from asdm.distill.losses import Mode
 from asdm.distill.settings import DistillSettings, check_settings
 from asdm.models import build, graft, loading, student as students
 from asdm.models.families import Family
-from asdm.models.sources import family_in_plan, family_of
+from asdm.models.sources import check_prediction, family_in_plan, family_of
 from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan
 from asdm.plan.topology import Topology
@@ -79,6 +79,7 @@ def resolve_recipe(source: str, teacher: str | None, settings: DistillSettings, 
     check_settings(settings)
     family = family_of(teacher or family_in_plan(source), settings)
     check_caption_only(family.unet, family.name, "asdm distill")
+    check_prediction(family, "asdm distill")
     shapes = loading.meta_unet(family).requires_grad_(False)
     resolved = students.read_plan(source, shapes, family.name)
     stages = recipe(resolved.topology, resolved.plan, settings.steps)

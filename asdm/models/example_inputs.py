@@ -20,7 +20,8 @@ def latent_sides(family: Family, size: Size | None) -> tuple[int, int]:
     width, height = sizes.sides(size)
     step = family.size_step
     if any(side <= 0 or side % step for side in (width, height)):
-        fitting = family.size if width == height else tuple(max(step, step * round(n / step)) for n in (width, height))
+        nearest: Size = (max(step, step * round(width / step)), max(step, step * round(height / step)))
+        fitting = family.size if width == height else nearest
         raise ValueError(
             f"size {sizes.shown(size)} does not fit {family.name}: choose "
             f"{'a multiple' if width == height else 'multiples'} of {step} pixels, such as {sizes.shown(fitting)}."

@@ -8,6 +8,8 @@ from asdm.unet import config
 from asdm.utils import console
 from asdm.utils.io import read_json
 
+FLOW = "flow"
+
 
 @dataclass(frozen=True)
 class Family:
@@ -74,7 +76,7 @@ def of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Famil
         text_encoders=tuple(texts),
         vae=vae,
         tokens=texts[0].get("max_position_embeddings", 77) if texts else 77,
-        prediction_type=scheduler.get("prediction_type") or built.get("prediction_type", "epsilon"),
+        prediction_type=_prediction(scheduler) or built.get("prediction_type", "epsilon"),
         zero_terminal_snr=bool(scheduler.get("rescale_betas_zero_snr") or built.get("zero_terminal_snr")),
         folder=folder,
         source=folder or unet_file,
@@ -90,6 +92,11 @@ def _unet_config(file: Path) -> dict[str, Any]:
     if note := config.note(content):
         console.say_once(f"{file}: {note}")
     return {key: value for key, value in content.items() if key not in stray}
+
+
+def _prediction(scheduler: dict[str, Any]) -> str | None:
+    """What a scheduler's config says that the UNet predicts; flow matching has a class of its own for it."""
+    return FLOW if "FlowMatch" in str(scheduler.get("_class_name")) else scheduler.get("prediction_type")
 
 
 def _square(sample_size: Any) -> int:

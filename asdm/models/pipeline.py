@@ -54,7 +54,13 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
 
     libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
     dtype, parts = dtype_of(setup.dtype), {"unet": unet}
-    for name, entry in read_json(folder / checkpoints.INDEX).items():
+    index = read_json(folder / checkpoints.INDEX)
+    if not isinstance(index, dict):
+        raise ValueError(f"{folder / checkpoints.INDEX} is not a pipeline's index: it is no JSON object.")
+    for name, entry in index.items():
+        named = isinstance(entry, list) and len(entry) == 2 and None not in entry
+        if named and name not in ("unet", "safety_checker", "feature_extractor") and not (folder / name).is_dir():
+            raise ValueError(f"{folder} lacks {name}, which its {checkpoints.INDEX} names.")
         if name == "unet" or not isinstance(entry, list) or None in entry or not (folder / name).is_dir():
             continue
         loader: Any = getattr(libraries.get(entry[0]), entry[1], None)
@@ -65,7 +71,11 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
             parts[name] = loader.from_pretrained(
                 folder / name, variant=variant, torch_dtype=dtype, use_safetensors=True
             )
-    return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, torch_dtype=dtype, use_safetensors=True)
+    try:
+        return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, torch_dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"diffusers cannot load the pipeline in {folder}: {first}.") from None
 
 
 def _of_file(path: Path, family: Family, unet: nn.Module | None, setup: Setup) -> Any:

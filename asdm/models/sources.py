@@ -6,6 +6,7 @@ from pathlib import Path
 from asdm.models import checkpoints
 from asdm.models.execution import RANDOM
 from asdm.models.families import Family, from_folder, load_family
+from asdm.models.family import FLOW
 from asdm.models.loading import meta_unet, unet_config_sha256
 from asdm.models.recognition import from_file
 from asdm.models.settings import Checkpoint
@@ -46,8 +47,15 @@ def weights_of(family: Family, settings: Checkpoint, needs: str | None = None) -
     """The weights that `resolve` gives."""
     weights = settings.weights or own_weights(family, needs, settings.variant)
     if needs:
+        check_prediction(family, needs)
         parts_of(family, weights, settings.variant)
     return weights
+
+
+def check_prediction(family: Family, what: str) -> None:
+    """Raises ValueError for a family whose UNet predicts a flow."""
+    if family.prediction_type == FLOW:
+        raise ValueError(f"{what} supports epsilon and v_prediction; the scheduler of {family.name} matches flows.")
 
 
 def parts_of(family: Family, weights: str, variant: str | None = None) -> Path | None:

@@ -105,8 +105,10 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"{path} is a folder; name a JSON file in it.")
     if not path.exists():
         raise ValueError(f"{path} does not exist.")
+    if not path.is_file():  # a pipe or a device, which may never end
+        raise ValueError(f"{path} is not a file.")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return json.loads(text, parse_constant=_no_constant)
     except json.JSONDecodeError as error:
         for number, line in enumerate(text.splitlines(), start=1):
@@ -117,6 +119,8 @@ def read_json(path: Path) -> Any:
         ) from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file.") from None
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply.") from None
     except ValueError as error:
         raise ValueError(f"{path} {error}") from None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from asdm.plan.edits import ReplaceUnit, format_options
 from asdm.plan.topology import Topology
@@ -138,6 +138,15 @@ class Profile(UNetRun, schema="asdm.profile/1"):
     gpu: GpuUse | None = later(None)
     processes: tuple[ProcessRecord, ...] = later(())  # the profile's own first
     weights_sha256: str | None = later(None)  # where they are real ones
+
+    @model_validator(mode="after")
+    def _times(self) -> Profile:
+        """Glue may be negative: `other` is what a call takes beyond its parts."""
+        if self.whole.latency_s.median <= 0:
+            raise ValueError(f"the UNet's latency must be above 0, got {self.whole.latency_s.median}")
+        if wrong := next((unit for unit in self.units if unit.latency_s.median < 0), None):
+            raise ValueError(f"the latency of {wrong.fqn} cannot be negative, got {wrong.latency_s.median}")
+        return self
 
     def part(self, fqn: str) -> PartRecord:
         return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)

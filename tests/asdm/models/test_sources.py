@@ -309,3 +309,23 @@ def test_a_teacher_that_takes_more_than_a_caption_is_refused_before_it_is_loaded
     for command in (*CANNOT_TRAIN, *drawing):
         refused(run(*command, teacher), "supports UNets conditioned on a caption alone", words)
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
+
+
+def test_a_scheduler_of_flows_is_refused_before_anything_is_loaded(run, tmp_path):
+    teacher = Path(shutil.copytree(PIPELINE, tmp_path / "flow"))
+    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    (teacher / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
+    for command in (*CANNOT_TRAIN, CANNOT_DRAW[0]):
+        refused(run(*command, teacher), "supports epsilon and v_prediction; the scheduler of", "matches flows")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "lacks tokenizer, which its model_index.json names"),
+        (lambda folder: (folder / "model_index.json").write_text("[]"), "is not a pipeline's index"),
+    ],
+)
+def test_a_pipeline_that_lacks_a_part_is_refused(spoil, words, run, tmp_path):
+    spoil(Path(shutil.copytree(PIPELINE, tmp_path / "teacher")))
+    refused(run("asdm", "generate", "a heart", "-o", "out.png", "--family", tmp_path / "teacher"), words)
