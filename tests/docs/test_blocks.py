@@ -86,7 +86,9 @@ SLOW = (
     "asdm distill a_sdm_clme --teacher mini --data emoji --weight",
     "asdm-prof profile sd15 --processes",
     "asdm-prof profile sd15 --batch",
+    "asdm-prof profile sd15 --options",
     "asdm-prof sensitivity mini --data emoji --clip",
+    "asdm-prof sensitivity mini --replacement",
 )
 
 
