@@ -30,6 +30,7 @@ from asdm_prof.planner import plan
 from asdm_prof.planner.choices import edits_key, make_choices
 from asdm_prof.planner.problem import Problem
 from asdm_prof.profiler import profile as profiler, progress
+from asdm_prof.profiler.options import FAST
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, EditDamage, Interval, Profile
 from asdm_prof.sensitivity import additivity, measure as sensitivity, racing, variants
@@ -62,7 +63,8 @@ def measure_sensitivity(
         raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
         raise ValueError(f"plans must be 0 or at least 3 (a correlation needs three), got {plans}.")
-    timed = ",".join(variants.measured_names(replacements)) if replacements else "fast"
+    names = variants.measured_names(replacements)
+    timed = "fast" if not replacements or set(names) <= set(FAST) else ",".join(names)
     drawn_with = profile or macs_profile(family, settings.size, timed)
     singles: list[ResolvedPlan] = []
     dropped: list[EditDamage] = []
