@@ -70,9 +70,8 @@ def run(app: typer.Typer) -> None:
     """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted, 141 no reader left."""
     say_once.cache_clear()
     quiet_libraries()
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what a terminal cannot show must not lose the rest of the answer
-            stream.reconfigure(errors="replace" if stream is sys.stdout else "backslashreplace")
+    print_all_of(sys.stdout)
+    print_all_of(sys.stderr, "backslashreplace")
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -89,6 +88,12 @@ def run(app: typer.Typer) -> None:
     if code == INTERRUPTED:
         say("Interrupted; nothing half-written was left.")
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def print_all_of(stream: Any, errors: str = "replace") -> None:
+    """Characters that a stream's encoding lacks must not lose the rest of an answer."""
+    if isinstance(stream, TextIOWrapper):
+        stream.reconfigure(errors=errors)
 
 
 def _without_reader() -> int:

@@ -13,7 +13,7 @@ import pytest
 
 from asdm.plan.edits import PruningPlan
 from asdm.utils import console
-from asdm_prof.profiler import timing
+from asdm_prof.profiler import options
 from asdm_prof.records import Comparison, Profile
 from benchmarks import script
 from benchmarks.gpu import __main__ as command, context, process, render, run, stages, suite, targets
@@ -152,7 +152,7 @@ def test_profiles_a_plan_and_memory_on_a_small_network(
     tmp_path: Path, in_this_process: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(context, "EAGER", "fake")  # made-up times; the calls are those of any backend
-    monkeypatch.setattr(timing, "REPLACEMENTS", ())
+    monkeypatch.setattr(options, "FAST", ())
     config = tmp_path / "small" / "config.json"
     config.parent.mkdir()
     config.write_text(json.dumps(TINY | SMALL))

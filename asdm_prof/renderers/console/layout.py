@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from asdm.utils.console import print_all_of
 from asdm_prof.renderers._format import plain, tied
 from asdm_prof.renderers.html.content import Block, Cell, Column, Listing, Paragraph, Section, Table as Content, flat
 
@@ -26,7 +28,8 @@ TYPED = str.maketrans({"’": "'", "“": '"', "”": '"', "\u2007": " ", "\u200
 
 
 def stdout_console() -> Console:
-    """A console on stdout."""
+    """A console on stdout that writes "?" for a character which the stream's encoding lacks."""
+    print_all_of(sys.stdout)
     return Console(highlight=False)
 
 

@@ -37,7 +37,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def train(world: int, teacher: Path, output: Path, data: str, *more: Any) -> list[dict[str, Any]]:
     """The log of a run in `world` processes, as `accelerate launch` would start them."""
     command = ["distill", "a_sdm", "--teacher", teacher, "--data", data, "--split", "held_out", "--steps", 50,
-               "--batch", 4, "--learning-rate", 1e-3, "--device", "cpu", "--threads", 1, "-o", output,
+               "--batch", 4, "--learning-rate", 1e-3, "--vgg", "mini", "--device", "cpu", "--threads", 1, "-o", output,
                *more]  # fmt: skip
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

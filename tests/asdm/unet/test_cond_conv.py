@@ -70,7 +70,7 @@ def test_a_transformer_and_a_lonely_resnet_are_not_applicable(tiny_unet):
 
 def test_an_unknown_gate_is_told_the_choices(tiny_unet):
     with pytest.raises(
-        ValueError, match=r"^cannot replace up_blocks.3.resnets.0 with cond_conv: unknown gate 'output'"
+        ValueError, match=r"^cannot replace up_blocks.3.resnets.0 with cond_conv \(gate output\): unknown gate 'output'"
     ):
         apply_plan(
             tiny_unet,

@@ -203,12 +203,13 @@ def test_a_hint_is_an_image_and_its_embedding_is_part_of_the_first_convolution()
 
 
 def test_what_captions_alone_cannot_condition_is_named():
-    inputs.check_caption_only(SD15, "sd15", "asdm distill")
+    for unet in (SD15, SDXL):
+        inputs.check_caption_only(unet, "x", "asdm distill")
     for unet, words in (
         (SD15 | {"in_channels": 9}, r"an image beside the latents \(in_channels 9\)"),
         (SD15 | {"in_channels": 8}, r"an image beside the latents \(in_channels 8\)"),
         (LCM, r"a guidance embedding \(time_cond_proj_dim 256\)"),
-        (SDXL, r"added conditions \(addition_embed_type text_time\)"),
+        (REFINER, r"added conditions \(addition_embed_type text_time\)"),
         (SD15 | {"num_class_embeds": 10}, r"class labels \(num_class_embeds 10\)"),
         (KANDINSKY, r"added conditions \(addition_embed_type image\)"),
     ):

@@ -179,6 +179,7 @@ def test_an_output_that_exists(run: Any, profiled: Path, tmp_path: Path) -> None
 
 def test_a_student_folder_that_exists_is_refused_before_any_work(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "student").mkdir()
+    (tmp_path / "student" / "notes.txt").write_text("mine")
     refused(run("asdm", "build", "a_sdm", "--teacher", tiny_folder, "-o", "student"), "student exists", "--force")
 
 
