@@ -38,7 +38,7 @@ def schedule(
     as_json: Json = False,
 ) -> None:
     """The schedule of least damage within a budget of the whole image's latency, proved optimal; or the frontier."""
-    from asdm_prof.planner import schedule as planner
+    from asdm_prof.planner.schedule import plan as planner
     from asdm_prof.renderers import console
 
     if scheduler is not None and scheduler not in SCHEDULERS:

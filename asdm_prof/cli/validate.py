@@ -56,7 +56,7 @@ def validate(
     result: ScheduleValidation | Validation
     with resumable(path) as run_file, terminal.progress("Validating") as tell:
         if schedules:
-            from asdm_prof.planner.schedule_validate import ScheduleValidateSettings, validate_schedules
+            from asdm_prof.planner.schedule.validate import ScheduleValidateSettings, validate_schedules
 
             asked = ScheduleValidateSettings(schedules=schedules, calls=calls, seed=settings.seed)
             result = validate_schedules(family, measured, asked, run_file, tell, command)

@@ -134,7 +134,7 @@ def _check_damage(profile: Profile, damage: Damage) -> None:
 
 
 def _check_steps_damage(profile: Profile, damage: StepsDamage) -> None:
-    from asdm_prof.planner.schedule import check
+    from asdm_prof.planner.schedule.plan import check
 
     check(profile, damage)
 

@@ -35,7 +35,7 @@ from asdm.unet import blocks
 from asdm.unet.inputs import check_caption_only
 from asdm.utils.io import Record, sha256_of, utc_now
 from asdm.utils.progress import Tell
-from asdm_prof.planner import schedule_draw, schedule_passes as passes_of
+from asdm_prof.planner.schedule import draw as draw_schedules, passes as passes_of
 from asdm_prof.records import StepsDamage
 from asdm_prof.records.steps_damage import FewerSteps, PassDamage
 from asdm_prof.records.unfinished import UnfinishedRun
@@ -158,7 +158,7 @@ def _open_study(
         schedule = Schedule(family=family.name, passes=first | {name: one}, steps=order, networks=across.by_name)
         steps[name] = resolve_schedule(topologies, schedule).steps[-1]
     rng = np.random.default_rng(settings.seed)
-    schedules = schedule_draw.draw(family.name, passes, across.by_name, sampler.calls, across.ages, plans, rng)
+    schedules = draw_schedules.draw(family.name, passes, across.by_name, sampler.calls, across.ages, plans, rng)
     return Study(family, networks, passes, steps, sampler, across.ages, schedules)
 
 

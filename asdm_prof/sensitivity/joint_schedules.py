@@ -10,7 +10,7 @@ import numpy as np
 
 from asdm.measure import statistics
 from asdm.schedule.schedule import Schedule
-from asdm_prof.planner.schedule_model import Exponent, StepsModel
+from asdm_prof.planner.schedule.model import Exponent, StepsModel
 from asdm_prof.records import Interval
 from asdm_prof.records.steps_damage import JointSchedule, PassDamage, StepsAdditivity
 from asdm_prof.sensitivity.additivity import fit

@@ -12,11 +12,12 @@ import pytest
 
 from asdm.schedule.presets import make
 from asdm.schedule.schedule import TEACHER, UNET, Forecast, Pass
-from asdm_prof.planner import plan as planner, schedule as schedules
-from asdm_prof.planner.schedule_model import State, StepsModel
-from asdm_prof.planner.schedule_passes import candidates
-from asdm_prof.planner.schedule_prices import StepPrices
-from asdm_prof.planner.schedule_programme import Programme
+from asdm_prof.planner import plan as planner
+from asdm_prof.planner.schedule import plan as schedules
+from asdm_prof.planner.schedule.model import State, StepsModel
+from asdm_prof.planner.schedule.passes import candidates
+from asdm_prof.planner.schedule.prices import StepPrices
+from asdm_prof.planner.schedule.programme import Programme
 from asdm_prof.records import Profile, StepsDamage
 from asdm_prof.records.steps_damage import FewerSteps, PassDamage
 from tests.asdm_prof import synthetic

@@ -16,7 +16,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.schedule.schedule import Schedule
 from asdm.schedule.unet import ScheduledUNet
-from asdm_prof.planner.schedule_model import StepsModel
+from asdm_prof.planner.schedule.model import StepsModel
 from asdm_prof.records import StepsDamage
 from asdm_prof.sensitivity import across_steps
 from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from asdm.schedule.schedule import TEACHER, Pass, Schedule
-from asdm_prof.planner.schedule_model import State, StepsModel, is_full
+from asdm_prof.planner.schedule.model import State, StepsModel, is_full
 
 SPARSEST, DENSEST = 0.15, 0.8  # of the steps of a random schedule, those that inherit
 

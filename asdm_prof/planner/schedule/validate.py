@@ -20,9 +20,10 @@ from asdm.schedule.unet import ScheduledUNet
 from asdm.unet import blocks
 from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
-from asdm_prof.planner import plan as planner, schedule_draw
-from asdm_prof.planner.schedule_passes import candidates
-from asdm_prof.planner.schedule_prices import StepPrices, parts_of
+from asdm_prof.planner import plan as planner
+from asdm_prof.planner.schedule import draw
+from asdm_prof.planner.schedule.passes import candidates
+from asdm_prof.planner.schedule.prices import StepPrices, parts_of
 from asdm_prof.records import Profile, ScheduleValidation
 from asdm_prof.records.schedule_validation import ValidatedSchedule
 from asdm_prof.records.unfinished import UnfinishedRun
@@ -67,7 +68,7 @@ def validate_schedules(
         name: one for name, one in candidates(profile.topology, settings.guided).items() if one.value != "clean"
     }  # fmt: skip
     rng = np.random.default_rng(settings.seed)
-    drawn = schedule_draw.draw(family.name, passes, {}, settings.calls, AGES, settings.schedules, rng)
+    drawn = draw.draw(family.name, passes, {}, settings.calls, AGES, settings.schedules, rng)
     asked = profile.model_copy(update={"guidance_scale": 8.0 if settings.guided else 1.0})
     prices = StepPrices.of(asked)
     sha256 = sha256_of([profile.sha256(), vars(settings), [list(one.steps) for one in drawn]])

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from asdm_prof.planner.schedule_model import State, StepsModel
+from asdm_prof.planner.schedule.model import State, StepsModel
 
 TICKS = 12000  # of a whole image's UNet calls
 

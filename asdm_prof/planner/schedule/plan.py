@@ -13,10 +13,10 @@ from asdm.schedule.legality import resolve
 from asdm.schedule.schedule import TEACHER, Pass, Schedule
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.budgets import parse_budget
-from asdm_prof.planner.schedule_model import StepsModel, is_full
-from asdm_prof.planner.schedule_passes import candidates
-from asdm_prof.planner.schedule_prices import StepPrices, parts_of
-from asdm_prof.planner.schedule_programme import TICKS, Point, Programme, in_ticks
+from asdm_prof.planner.schedule.model import StepsModel, is_full
+from asdm_prof.planner.schedule.passes import candidates
+from asdm_prof.planner.schedule.prices import StepPrices, parts_of
+from asdm_prof.planner.schedule.programme import TICKS, Point, Programme, in_ticks
 from asdm_prof.records import Profile, ScheduleFrontier, SchedulePoint, StepsDamage
 
 MODEL_ERROR = 0.03  # of a whole image (1.96 σ): the assumed error of a predicted latency
