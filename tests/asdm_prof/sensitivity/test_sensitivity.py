@@ -81,7 +81,7 @@ def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: t
 
 def test_the_overlap_is_of_output_errors(measured: sensitivity.DamageMeasurement) -> None:
     assert np.diag(measured.overlap) == pytest.approx(measured.samples.mean(axis=(1, 2)), rel=1e-4)
-    assert measured.overlap == pytest.approx(measured.overlap.T, rel=1e-6, abs=1e-10)
+    assert measured.overlap == pytest.approx(measured.overlap.T, rel=1e-5, abs=1e-10)  # in fp32
 
 
 def test_nothing_is_computed_twice(tiny_unet: torch.nn.Module) -> None:
