@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
-from diffusers.loaders import single_file_utils
+from diffusers.loaders import single_file_model, single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -236,6 +236,8 @@ def test_the_mini_as_a_single_file_draws_the_same_picture(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("layout", ["comfyui", "diffusers_unet"])
 def test_a_student_as_a_single_file_loads_in_diffusers(tiny_student: Path, tmp_path: Path, layout: str) -> None:
+    if layout == "diffusers_unet" and not hasattr(single_file_model, "_should_convert_state_dict_to_diffusers"):
+        pytest.skip("this version of diffusers does not read its own names from a single file")
     file = tmp_path / "student.safetensors"
     result = exporter.export(str(tiny_student), "single_file", file, layout=layout)
     assert {claim.program: claim.verdict for claim in result.loaders}["diffusers"] == "loads"
