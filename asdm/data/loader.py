@@ -189,6 +189,20 @@ def readers(data: Sequence[Any], indices: Iterable[int]) -> Iterator[Reader]:
     return (partial(data.__getitem__, index) for index in indices)
 
 
+def usable(order: Iterable[Reader], most: int) -> Iterator[Any]:
+    """The first `most` examples that can be read; broken ones are left out."""
+    found = 0
+    for read in order:
+        if found == most:
+            return
+        try:
+            example = read()
+        except BrokenExample:
+            continue
+        found += 1
+        yield example
+
+
 # ---------------------------------------------------------------------------------------------- prefetching
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from asdm.data import datasets
-from asdm.data.datasets import BrokenExample, Encoded
-from asdm.data.loader import Slot, readers, seeded
+from asdm.data.datasets import Encoded
+from asdm.data.loader import Slot, readers, seeded, usable
 from asdm.data.settings import selection_of
 from asdm.distill import losses
 from asdm.distill.context import TrainContext, TrainProgress
@@ -69,15 +69,7 @@ def _examples(context: TrainContext, split: str) -> Iterator[Encoded]:
     selection = replace(selection_of(settings), flip=False, buckets=False)
     data: Any = datasets.open_source(context.data_name, split, side, selection)
     order = data.in_order(0) if isinstance(data, datasets.Stream) else readers(data, range(len(data)))
-    found = 0
-    for read in order:
-        if found == PICTURES:
-            return
-        try:
-            example = read()
-        except BrokenExample:
-            continue
-        found += 1
+    for example in usable(order, PICTURES):
         yield context.encoder.encode([Slot(0, example, None)])[0]
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from asdm.data import datasets
-from asdm.data.datasets import BrokenExample, Encoded, Example
+from asdm.data.datasets import Encoded, Example
 from asdm.data.encoder import Encoder
-from asdm.data.loader import readers
+from asdm.data.loader import readers, usable
 from asdm.evaluate.generation import DRAWN_AT_ONCE, StoredImages, decode_latents
 from asdm.evaluate.settings import BenchSettings
 from asdm.utils import console
@@ -32,13 +32,7 @@ def real_examples(data: Any, name: str, count: int, pipe: Any) -> Iterator[Examp
     stream = isinstance(data, datasets.Stream)
     order = data.in_order(0) if stream else readers(data, np.random.default_rng(0).permutation(len(data)).tolist())
     found = 0
-    for read in order:
-        if found == count:
-            return
-        try:
-            example = read()
-        except BrokenExample:
-            continue
+    for example in usable(order, count):
         found += 1
         yield _decoded(example, pipe) if isinstance(example, Encoded) else example
     if found < count:

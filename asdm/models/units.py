@@ -45,6 +45,7 @@ class UnitLibrary:
 
 
 def edit_key(edit: ReplaceUnit) -> str:
+    """What a unit is filed under in a library: its edit, options and all."""
     return edit.model_dump_json(by_alias=True)
 
 

@@ -25,6 +25,7 @@ def modules_of(unet: nn.Module, place: Place) -> list[nn.Module]:
 
 
 def keys_of(unet: nn.Module, network: str, place: Place) -> Iterator[tuple[nn.Module, Key]]:
+    """The modules of a place of a network, each with the key that its values are kept under."""
     for i, module in enumerate(modules_of(unet, place)):
         yield module, (network, place, i)
 

@@ -20,6 +20,7 @@ from asdm.utils import registry
 
 
 def is_file(source: str) -> bool:
+    """Whether a schedule as typed is a file, not a preset."""
     return not presets.is_preset(source)
 
 

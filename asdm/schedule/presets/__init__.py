@@ -27,6 +27,7 @@ class Steps:
 
 
 def is_preset(source: str) -> bool:
+    """Whether a schedule as typed names a preset, with or without options."""
     return source.partition(":")[0] in registry.names(PACKAGE)
 
 
