@@ -74,12 +74,14 @@ def _open(
     inputs = example_inputs.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
     plain = Schedule(family=family.name, passes={"full": Pass()}, steps=("full",))
     weights = loading.weights_sha256(compared.unet) if schedule.weights_sha256 else None
+    unet = source.scheduled_unet(name, {TEACHER: compared.unet, **students}, schedule)
+    unet.scheduler = scheduler
     return ComparedSchedule(
         name=name if compared.name == family.name else f"{name} on {compared.name}",
         source=name,
         on=compared,
         schedule=schedule,
-        unet=ScheduledUNet({TEACHER: compared.unet, **students}, schedule, scheduler),
+        unet=unet,
         macs=sum(macs_as_run(meta, schedule, inputs, guided)),
         plain_macs=len(schedule.steps) * macs_as_run(compared.shapes, plain, inputs, guided)[0],
         warning=schedule.not_made_for(type(scheduler).__name__, weights),

@@ -88,7 +88,7 @@ def export(
     }  # fmt: skip
     with disk_errors(output), whole_folder(output, force) as folder:
         facts = single_file.provenance(family, unet)
-        about |= _source(facts) | _written(unet, family, to, folder, size, dtype, facts, tell)
+        about |= source_fields(facts) | _written(unet, family, to, folder, size, dtype, facts, tell)
         result = ExportResult(**about)
         (folder / MARKER).write_text(result.to_json())
     return result
@@ -167,7 +167,7 @@ def _single_file(
         family=family.name, weights=loading.weights_name(family, str(setup.weights)), to="single_file",
         dtype=setup.dtype, params=sum(p.numel() for p in unet.parameters()),
         layout="asdm" if marked else layout, loaders=() if marked else claims, marked=marked,
-        pipeline=str(folder) if folder else None, **_source(facts),
+        pipeline=str(folder) if folder else None, **source_fields(facts),
     )  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def check_single_file(output: Path, layout: str) -> None:
         raise ValueError(f"a single file must end in .safetensors, got {output}.")
 
 
-def _source(facts: dict[str, str]) -> dict[str, str]:
+def source_fields(facts: dict[str, str]) -> dict[str, str]:
     return {name: facts[f"asdm.{name}"] for name in ("source_sha256", "base_model", "license")}
 
 

@@ -98,7 +98,7 @@ def _of_file(path: Path, family: Family, unet: nn.Module | None, setup: Setup) -
         checkpoints.fill(text, own, dtype, f"a text encoder of {path}")
     tokenizers = [_tokenizer(family, number) for number in range(len(texts))]
     parts = {"vae": vae, "unet": unet, "text_encoder": texts[0], "tokenizer": tokenizers[0]}
-    scheduler = _scheduler(family)
+    scheduler = scheduler_of(family)
     if len(texts) > 1:
         second = {"text_encoder_2": texts[1], "tokenizer_2": tokenizers[1]}
         return StableDiffusionXLPipeline(**parts, **second, scheduler=scheduler, add_watermarker=False)
@@ -125,7 +125,7 @@ def _tokenizer(family: Family, number: int) -> Any:
         ) from None
 
 
-def _scheduler(family: Family) -> Any:
+def scheduler_of(family: Family) -> Any:
     """The scheduler in a family's folder, otherwise Stable Diffusion's noise schedule."""
     from diffusers import DDIMScheduler
 
@@ -211,7 +211,7 @@ def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> An
     dtype = dtype_of(setup.dtype)
     text, *second, vae = (materialise(nn.Module.to(part, dtype), setup.seed, setup.device) for part in (*texts, vae))
     parts = {"vae": vae, "text_encoder": text, "tokenizer": byte_tokenizer(family.tokens), "unet": unet}
-    parts["scheduler"] = _scheduler(family)
+    parts["scheduler"] = scheduler_of(family)
     if second:
         more = {"text_encoder_2": second[0], "tokenizer_2": byte_tokenizer(family.tokens)}
         return StableDiffusionXLPipeline(**parts, **more, add_watermarker=False)

@@ -72,6 +72,29 @@ class LoaderClaim(Frozen):
     why: str
 
 
+class GraphValue(Frozen):
+    """What a graph takes or gives for one module of a place: so many of `inherited_0`, … or `kept_0`, … in order."""
+
+    kind: str  # unit, block, sampler, self_attention or cross_attention
+    fqn: str
+    residual: bool = False
+    module: int = 0
+    tensors: int
+    structure: str  # of the arrays, as torch's pytree writes it
+
+
+class PassGraphFile(Frozen):
+    """One way in which a schedule calls a network, as a static graph."""
+
+    file: str
+    network: str
+    latents: tuple[int, ...]  # shape of `sample`; two rows where both halves of guidance run
+    inputs: tuple[str, ...]
+    inherits: tuple[GraphValue, ...] = ()
+    keeps: tuple[GraphValue, ...] = ()  # after `out_sample`
+    difference: float | None = None  # largest of any output from PyTorch's, as a share of the output's largest
+
+
 class ExportResult(Record, schema="asdm.export/1"):
     """`asdm.export/1`: a UNet in another form, and how near its output is to PyTorch's."""
 
@@ -95,4 +118,6 @@ class ExportResult(Record, schema="asdm.export/1"):
     base_model: str | None = later(None)
     license: str | None = later(None)
     left_out: tuple[str, ...] = later(())  # a LoRA's modules that the student has no place for
+    graphs: tuple[PassGraphFile, ...] = later(())  # of a schedule
+    passes: dict[str, tuple[str, ...]] = later({})  # of a schedule: pass → the graphs that it runs, in order
     marked: bool = later(False)  # a single file under keys that no other program takes for a Stable Diffusion's

@@ -1,4 +1,4 @@
-"""Schedules by the name of a preset or by file, with their students, in a pipeline."""
+"""Schedules by the name of a preset, by file or as exported graphs, with their students, in a pipeline."""
 
 from __future__ import annotations
 
@@ -9,24 +9,33 @@ from typing import Any
 from torch import nn
 
 from asdm.models import loading
+from asdm.models.export import MARKER, RUNTIMES
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
 from asdm.models.student import build, read_plan
+from asdm.records.build import ExportResult
 from asdm.schedule import presets
+from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.schedule import TEACHER, Schedule
-from asdm.schedule.unet import ScheduledUNet, schedule_pipeline
+from asdm.schedule.unet import ScheduledUNet, use
 from asdm.unet import blocks
 from asdm.utils import registry
 
+SCHEDULE = "schedule.json"  # in a folder of exported graphs
+
 
 def is_file(source: str) -> bool:
-    """Whether a schedule as typed is a file, not a preset."""
+    """Whether a schedule as typed is a file or an exported folder, not a preset."""
     return not presets.is_preset(source)
 
 
 def is_of(source: str, unet: nn.Module) -> bool:
     """Whether a schedule's file may be run on a UNet: it names that one's config, or none."""
-    return Schedule.load(source).teacher_config_sha256 in (None, loading.unet_config_sha256(unet.config))
+    return Schedule.load(_file(source)).teacher_config_sha256 in (None, loading.unet_config_sha256(unet.config))
+
+
+def _file(source: str) -> Path:
+    return Path(source) / SCHEDULE if Path(source).is_dir() else Path(source)
 
 
 def read_schedule(source: str, unet: nn.Module, family: str, calls: int | None) -> Schedule:
@@ -38,12 +47,12 @@ def read_schedule(source: str, unet: nn.Module, family: str, calls: int | None) 
     if presets.is_preset(source):
         assert calls is not None, "a preset has no number of its own"
         return presets.make(source, blocks.topology(unet), calls, family, sha256)
-    if not Path(source).exists():
+    if not _file(source).exists():
         raise ValueError(
-            f"{source!r} is neither a schedule file nor a preset; choose from "
+            f"{source!r} is neither a schedule file, nor a folder of exported ones, nor a preset; choose from "
             f"{', '.join(registry.names(presets.PACKAGE))}."
         )
-    schedule = Schedule.load(source)
+    schedule = Schedule.load(_file(source))
     if schedule.teacher_config_sha256 not in (None, sha256):
         made_for = str(schedule.teacher_config_sha256)[:12]
         raise ValueError(
@@ -93,6 +102,28 @@ def put_into(
     schedule = read_schedule(source, teacher, family.name, calls_of(pipe.scheduler, steps))
     if students is None:
         students = students_of(schedule, teacher, family, setup)
+    scheduled = scheduled_unet(source, {TEACHER: teacher, **students}, schedule)
+    use(pipe, scheduled)
     weights = loading.weights_sha256(teacher) if schedule.weights_sha256 else None
-    warning = schedule.not_made_for(type(pipe.scheduler).__name__, weights)
-    return schedule_pipeline(pipe, schedule, students), warning
+    return scheduled, schedule.not_made_for(type(pipe.scheduler).__name__, weights)
+
+
+def scheduled_unet(source: str, networks: Mapping[str, nn.Module], schedule: Schedule) -> ScheduledUNet:
+    """A schedule on its networks, or its exported graphs if `source` is their folder.
+
+    Raises ValueError for graphs of other weights, and for a dtype but theirs.
+    """
+    if not Path(source).is_dir():
+        return ScheduledUNet(networks, schedule)
+    exported = ExportResult.load(Path(source) / MARKER)
+    teacher: Any = networks[TEACHER]
+    if str(teacher.dtype) != "torch.float32":
+        dtype = str(teacher.dtype).removeprefix("torch.")
+        raise ValueError(f"{source} holds graphs for a UNet in fp32, got {dtype}; use --dtype fp32.")
+    if exported.source_sha256 != (sha256 := loading.weights_sha256(teacher)):
+        raise ValueError(
+            f"{source} was exported from other weights ({str(exported.source_sha256)[:12]}) than these "
+            f"({sha256[:12]}); export it again."
+        )
+    runtime = RUNTIMES[exported.to]
+    return GraphUNet(networks, schedule, runtime=runtime, folder=Path(source), files=exported.graphs)

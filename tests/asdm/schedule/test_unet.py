@@ -24,7 +24,6 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.models.student import build, read_plan
 from asdm.schedule import presets
-from asdm.schedule.graphs import GraphUNet
 from asdm.schedule.schedule import Forecast, Pass, Schedule
 from asdm.schedule.unet import ScheduledUNet, schedule_pipeline
 from asdm.unet import blocks
@@ -250,26 +249,6 @@ def test_a_lora_that_is_loaded_later_is_in_every_pass(tiny_unet: Any) -> None:
     assert not torch.equal(drawn(pipe), before)
     pipe.unet.disable_adapters()
     assert torch.equal(drawn(pipe), before)
-
-
-@pytest.mark.parametrize("runtime", ["onnxruntime", pytest.param("openvino", marks=pytest.mark.slow)])
-def test_static_graphs_draw_what_eager_draws(runtime: str, tmp_path: Any) -> None:
-    unet = make_unet(**SMALLEST)
-    line = Forecast(order=1)
-    branch = Pass(inherit=("up_blocks.0.layer.0", "down_blocks.0"), forecast=line)
-    steps = ("full", "full", "branch", "branch", "none")
-    passes = {"full": Pass(), "branch": branch, "none": Pass(inherit=("unet",))}
-    made = Schedule(family="tiny", passes=passes, steps=steps)
-    table = SimpleNamespace(timesteps=torch.arange(len(steps), 0, -1).float())
-    eager = ScheduledUNet(unet, made, table, guided=False)
-    graphs = GraphUNet(unet, made, table, guided=False, runtime=runtime, folder=tmp_path)
-    args = unet_args()
-    with torch.inference_mode():
-        for n, t in enumerate(table.timesteps):
-            call = (args["sample"] * (1 + 0.1 * n), t, args["encoder_hidden_states"])
-            one, two = (unet(*call, return_dict=False)[0] for unet in (eager, graphs))
-            assert torch.allclose(one, two, atol=1e-3), steps[n]
-    assert len(graphs.opened) == 2
 
 
 def test_a_scheduled_unet_compiles_its_networks(tiny_unet: Any) -> None:

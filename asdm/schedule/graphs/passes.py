@@ -1,13 +1,8 @@
-"""A schedule as static graphs, one for each way in which a network is called, for ONNX Runtime and OpenVINO.
-
-What a pass inherits goes into its graph, what later steps inherit comes out of it; keeping, forecasting and choosing
-the graph stay outside.
-"""
+"""One pass of a schedule as a graph: what it inherits goes in, what later steps inherit comes out."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +13,8 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 from asdm.measure.backends import _onnx
 from asdm.schedule.kept import Halves, Kept, Key
 from asdm.schedule.legality import HalfPass, Place
-from asdm.schedule.patches import keys_of, patched
-from asdm.schedule.unet import ScheduledUNet
-from asdm.utils import registry
+from asdm.schedule.patches import patched
+from asdm.utils import io, registry
 
 NOW = 0  # a graph knows no step
 RUNTIMES = ("onnxruntime", "openvino")
@@ -69,18 +63,22 @@ class PassGraph(nn.Module):
         return (output, *(leaf for leaves, _ in flat.values() for leaf in leaves))
 
 
-def write(graph: PassGraph, folder: Path) -> Path:
-    """The pass as `model.onnx` with its weights beside it."""
+def write(graph: PassGraph, folder: Path, metadata: Mapping[str, str]) -> tuple[Path, tuple[torch.Tensor, ...]]:
+    """The pass as `model.onnx` with its weights beside it, and PyTorch's outputs; raises ValueError where it fails."""
     graph.eval()
     with torch.inference_mode(False), torch.no_grad():
         outputs = graph(*graph.tensors)
-        names = ["out_sample", *(f"kept_{i}" for i in range(len(outputs) - 1))]
-        program = torch.onnx.export(
-            graph, graph.tensors, dynamo=True, verbose=False, input_names=list(graph.names), output_names=names
-        )
+        names = [_onnx.OUTPUT, *(f"kept_{i}" for i in range(len(outputs) - 1))]
+        try:
+            program = torch.onnx.export(
+                graph, graph.tensors, dynamo=True, verbose=False, input_names=list(graph.names), output_names=names
+            )
+        except torch.onnx.errors.OnnxExporterError as error:
+            raise ValueError(f"a pass of {graph.how.network} has no graph: {io.reason(error)}") from None
     assert program is not None
+    program.model.metadata_props.update(metadata)
     program.save(folder / _onnx.MODEL, external_data=True)
-    return folder / _onnx.MODEL
+    return folder / _onnx.MODEL, outputs
 
 
 def open_runtime(name: str, model: Path, dtype: str = "fp32") -> Run:
@@ -100,63 +98,3 @@ def open_runtime(name: str, model: Path, dtype: str = "fp32") -> Run:
         return lambda feed: [value.copy() for value in compiled(feed).to_tuple()]
     session = backend.ort.InferenceSession(model, backend.options(), providers=["CPUExecutionProvider"])
     return lambda feed: session.run(None, feed)
-
-
-@dataclass
-class _Opened:
-    graph: PassGraph
-    run: Run
-
-
-class GraphUNet(ScheduledUNet):
-    """A scheduled UNet whose passes run as static graphs in a runtime; each is exported when it is first called.
-
-    Shapes are those of the first image; the networks are in fp32, and OpenVINO may compute in `precision` bf16. The
-    graphs are written into `folder`.
-    """
-
-    def __init__(self, *args: Any, runtime: str, folder: Path, precision: str = "fp32", **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.runtime, self.folder, self.precision = runtime, folder, precision
-        self.opened: dict[Any, _Opened] = {}
-
-    def call_network(
-        self, how: HalfPass, keep: frozenset[Place], halves: Halves, inputs: dict[str, Any]
-    ) -> torch.Tensor:
-        unet = self.networks[how.network]
-        keeping = sorted((place for place in keep if place not in how.places and not place.whole), key=str)
-        given = {
-            key: self.kept.get(key, halves, self._step, how)
-            for place in sorted(how.places, key=str) for _, key in keys_of(unet, how.network, place)
-        }  # fmt: skip
-        inputs = {name: value for name, value in inputs.items() if value is not None}
-        inputs["timestep"] = torch.as_tensor(inputs["timestep"]).reshape(-1)[:1].float()
-        call = (HalfPass(how.network, how.places), tuple(keeping), tuple(inputs["sample"].shape))
-        if call not in self.opened:
-            self.opened[call] = self._open(unet, how, keeping, inputs, given)
-        opened = self.opened[call]
-        tensors = [*_tensors(inputs), *(leaf for value in given.values() for leaf in tree_flatten(value)[0])]
-        feed = {name: t.numpy() for name, t in zip(opened.graph.names, tensors, strict=True)}
-        output, *leaves = (torch.from_numpy(value) for value in opened.run(feed))
-        for key, value in _unflattened(opened.graph.made, leaves):
-            self.kept.put(key, self._step, halves, value)
-        return output
-
-    def _open(
-        self, unet: nn.Module, how: HalfPass, keeping: Sequence[Place], inputs: dict[str, Any], given: Mapping[Key, Any]
-    ) -> _Opened:
-        graph = PassGraph(unet, how, keeping, inputs, given)
-        folder = self.folder / f"pass-{len(self.opened)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        model = write(graph, folder)
-        return _Opened(graph, open_runtime(self.runtime, model, self.precision))
-
-
-def _tensors(inputs: dict[str, Any]) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, torch.Tensor)]
-
-
-def _unflattened(made: Mapping[Key, TreeSpec], leaves: Sequence[torch.Tensor]) -> Iterator[tuple[Key, Any]]:
-    left = list(leaves)
-    for key, structure in made.items():
-        yield key, tree_unflatten([left.pop(0) for _ in range(structure.num_leaves)], structure)
