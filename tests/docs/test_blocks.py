@@ -59,9 +59,7 @@ SMALLER = {
     "asdm bench": ["--backend", "fake"],
     "asdm generate": ["--steps", "2"],
     "asdm-prof report": ["--format", "html,csv"],
-    "asdm-prof sensitivity mini --across-steps": [
-        *("--prompts", "2", "--plans", "3", "--steps", "4", "--ages", "3")
-    ],
+    "asdm-prof sensitivity mini --across-steps": [*("--prompts", "2", "--plans", "3", "--steps", "4", "--ages", "3")],
     "asdm-prof sensitivity": [
         *("--prompts", "2", "--timesteps", "2", "--plans", "4", "--clip", "0", "--replacement", "gri_attention")
     ],

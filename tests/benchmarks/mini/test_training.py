@@ -12,14 +12,16 @@ import torch
 from torch import nn
 
 from benchmarks.mini.parts import augment
-from benchmarks.mini.training import CHECKPOINTS, LOG, TrainingTask, train
+from benchmarks.mini.training import CHECKPOINTS, LOG, Trainer, TrainingTask, train
 
 
 def say_nothing(*_) -> None:
     pass
 
 
-def a_task(steps: int = 24, batch: int = 16, break_at: int | None = None) -> TrainingTask:
+def a_task(
+    steps: int = 24, batch: int = 16, break_at: int | None = None, workers: int = 1, spread: float = 0.1
+) -> TrainingTask:
     """A small network that learns a line from noisy points; `break_at` makes its loss no number."""
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 1))
@@ -29,11 +31,13 @@ def a_task(steps: int = 24, batch: int = 16, break_at: int | None = None) -> Tra
     def loss(indices: torch.Tensor, generator: torch.Generator) -> dict[str, torch.Tensor]:
         nonlocal taken
         taken += 1
-        noise = 0.1 * torch.randn(len(indices), generator=generator)
+        noise = spread * torch.randn(len(indices), generator=generator)
         error = (net(points[indices])[:, 0] - points[indices].sum(1) - noise).square().mean()
         return {"loss": error * float("nan") if taken == break_at else error, "error": error}
 
-    return TrainingTask("line", net, len(points), loss, 16 * steps, batch, learning_rate=1e-2, warm_up=80)
+    return TrainingTask(
+        "line", net, len(points), loss, 16 * steps, batch, learning_rate=1e-2, warm_up=80, workers=workers
+    )
 
 
 def bits(module: nn.Module) -> list[torch.Tensor]:
@@ -44,15 +48,25 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path):
-    whole = bits(train(a_task(), tmp_path / "whole", say_nothing))
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path, workers: int):
+    whole = bits(train(a_task(workers=workers), tmp_path / "whole", say_nothing))
     for stop_at in (5 * 16, 17 * 16, None):
-        last = train(a_task(), tmp_path / "parts", say_nothing, stop_at=stop_at)
+        last = train(a_task(workers=workers), tmp_path / "parts", say_nothing, stop_at=stop_at)
     assert all(torch.equal(a, b) for a, b in zip(whole, bits(last), strict=True))
     logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
     terms = [[{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in log] for log in logs]
     assert terms[0] == terms[1]
     assert [line["step"] for line in terms[0]] == [0, 10, 20]
+
+
+def test_workers_sum_to_the_gradient_of_the_whole_batch(tmp_path: Path):
+    one, three = (Trainer(a_task(workers=n, spread=0.0), tmp_path / str(n)) for n in (1, 3))
+    assert one.advance() == pytest.approx(three.advance(), rel=1e-5)
+    assert all(
+        torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+        for a, b in zip(one.parameters.values(), three.parameters.values(), strict=True)
+    )
 
 
 def test_steps_after_the_last_checkpoint_are_taken_again(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,22 @@ def test_it_resumes_with_the_same_bits_and_sees_small_pictures_first(encoders: P
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     unet.ship(parts, encoders / unet.FOLDER)
     assert load_family(str(encoders / unet.FOLDER)).size == captions.SIZE
+
+
+def test_the_suited_network_computes_the_same_and_its_training_is_close(encoders: Path):
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    plain = UNet2DConditionModel.from_config(TINY)
+    suited = copy.deepcopy(plain)
+    unet.suit_bf16(suited)
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3, 700]), torch.randn(2, 16, 128)
+    with torch.no_grad():
+        expected, got = plain(*inputs).sample, suited(*inputs).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            half = suited(*inputs).sample
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    assert (half.float() - expected).norm() < 0.03 * expected.norm()
 
 
 def test_latents_are_made_once_and_need_no_drawings_afterwards(encoders: Path, monkeypatch: pytest.MonkeyPatch):
