@@ -19,9 +19,11 @@ from asdm.distill.context import TrainContext, TrainProgress
 from asdm.distill.stages import Stage
 from asdm.models import example_inputs
 from asdm.unet import hooks
+from asdm.unet.replacements import cond_conv
 from asdm.utils.io import write_whole
 
 LOG = "log.jsonl"
+GATES_EVERY = 100  # steps
 
 
 class TrainLogger:
@@ -33,7 +35,14 @@ class TrainLogger:
         self.board = _board(context.folder / "tensorboard", offset + step) if context.settings.tensorboard else None
 
     def step(
-        self, step: int, status: TrainProgress, values: Mapping[str, float], rate: float, norm: float, seconds: float
+        self,
+        step: int,
+        status: TrainProgress,
+        values: Mapping[str, float],
+        rate: float,
+        norm: float,
+        seconds: float,
+        gates: Mapping[str, list[float]],
     ) -> None:
         """Write a step; a gradient norm that is no number is null, and the step of fp16 is marked as skipped."""
         finite = math.isfinite(norm)
@@ -48,6 +57,7 @@ class TrainLogger:
             **({} if finite else {"skipped": True}),
             "step_s": round(seconds, 6),
             "images_per_s": round(status.images_per_s, 3),
+            **({"gates": gates} if gates else {}),
         }
         self.file.write(line)
         if self.board:
@@ -114,6 +124,22 @@ def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dic
         return {name: sum(line[name] for line in part) / len(part) for name in names}
 
     return {"first": mean(steps[:count]), "last": mean(steps[-count:])}
+
+
+def last_gates(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, list[float]]:
+    """How far a stage's gates were open when they were last logged; empty where it has none."""
+    return next((line["gates"] for line in reversed(lines) if line["stage"] == stage and "gates" in line), {})
+
+
+@torch.no_grad()
+def gates_opened(model: nn.Module, inputs: Sequence[Any]) -> dict[str, list[float]]:
+    """How far the gates of a task's student open on some inputs (§2.3); empty where it has none."""
+    student = hooks.bare(model).student
+    if not any(isinstance(module, cond_conv.CondConv2d) for module in student.modules()):
+        return {}
+    with cond_conv.watched_gates(student) as opened:
+        model(*inputs)
+    return opened
 
 
 @torch.no_grad()

@@ -24,7 +24,16 @@ from asdm.distill.checkpoint import (
 )
 from asdm.distill.context import TrainContext, TrainProgress
 from asdm.distill.divergence import Diverged, average_over_processes, check_losses, check_scale, stop_on_signal
-from asdm.distill.logger import LOG, TrainLogger, first_and_last_losses, read_log, save_validation_images
+from asdm.distill.logger import (
+    GATES_EVERY,
+    LOG,
+    TrainLogger,
+    first_and_last_losses,
+    gates_opened,
+    last_gates,
+    read_log,
+    save_validation_images,
+)
 from asdm.distill.phases import COMPUTE, DATA, ENCODE, StepPhases
 from asdm.distill.precision import compiled_units, frozen_dtype, frozen_in
 from asdm.distill.run_folder import scaler_after
@@ -183,7 +192,9 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                 progress.terms = {n: factors[n] * v for n, v in values.items()}
                 progress.eta_s, progress.saved_step = pace * (end - step), saved or None
                 if logger:
-                    logger.step(step, progress, values, learning_rate, norm, now - started)
+                    watch = world == 1 and (step % GATES_EVERY == 0 or step == stage.steps)
+                    opened = gates_opened(model, inputs) if watch else {}
+                    logger.step(step, progress, values, learning_rate, norm, now - started, opened)
                 context.on_progress(progress)
                 if settings.validate_every and step % settings.validate_every == 0:
                     if logger:
@@ -210,6 +221,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     sha256 = weights_sha256(context.teacher)
     if sha256 != context.teacher_sha256:
         raise RuntimeError(f"the teacher changed during the stage {stage.name}: a frozen tensor was written to")
+    log = read_log(context.folder / LOG)
     result = StageResult(
         name=stage.name,
         mode=stage.mode,
@@ -222,7 +234,8 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         audit=audit,
         teacher_sha256=sha256,
         scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
-        **first_and_last_losses(read_log(context.folder / LOG), stage.name),
+        gates=last_gates(log, stage.name),
+        **first_and_last_losses(log, stage.name),
     )
     save_student(context, stage, model, result)
     if main and stage is recipe.stages[-1]:

@@ -71,6 +71,7 @@ class StageResult(Frozen):
     scaler: dict[str, JsonValue] | None = later(None)  # of fp16's gradients; the next stage begins with its state
     overhead: float  # share of the time that was neither encoding, forward, backward nor step (optimizer, EMA)
     phases: dict[str, float] = later({})  # share of waiting for data, of encoding and of computing in the time
+    gates: dict[str, tuple[float, ...]] = later({})  # CLME's convolution → how far each kernel's gate opened, 0 to 1
 
 
 class HeldOut(Frozen):

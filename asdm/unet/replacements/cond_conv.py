@@ -20,6 +20,8 @@ What the paper leaves open, and what we chose:
   That starts *exactly* at the own kernel; the gates learn from the first step on, the foreign kernels as soon as
   their gates have left zero. A foreign gate reaches from −1 to 1, the own one from 0 to 2.
 - Biases are not mixed: a layer keeps its own.
+- Whether "every layer of the original block" holds the layer itself. In the combined UNet its kernel is stage 1's, and
+  its original one is gone; with `original: true` that one is an expert too.
 
 A graph with a free batch (`asdm export`) multiplies patches of the map by each image's kernel. With a timestep gate it
 has one kernel for the batch, and so takes one timestep a call, as samplers do.
@@ -33,6 +35,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -285,14 +288,24 @@ class CondResnetBlock2D(ResnetBlock2D):
         return torch.cat([forward(image, time, *args, **kwargs) for image, time in zip(images, times, strict=True)])
 
 
-def replace(unit: nn.Module, siblings: Sequence[nn.Module] = (), gate: str = "input") -> nn.Module | None:
-    """The ResNet unit with its block's kernels as experts, or None where no other layer has kernels of its shapes."""
+def replace(
+    unit: nn.Module, siblings: Sequence[nn.Module] = (), gate: str = "input", original: bool = False
+) -> nn.Module | None:
+    """The ResNet unit with its block's kernels as experts, or None where no other layer has kernels of its shapes.
+
+    With `original`, the unit's own kernel is an expert too, the first of them. That makes a difference where a graft
+    gives the unit the kernel of another student, and the original's would be lost.
+    """
     if gate not in GATES:
         raise ValueError(f"unknown gate {gate!r}; choose from {', '.join(GATES)}.")
+    if not isinstance(original, bool):
+        raise ValueError(f"original must be true or false, got {original!r}")
     others = [sibling for sibling in siblings if sibling is not unit]
     experts = {place: _experts(unit, others, place) for place in PLACES}
     if not any(experts.values()):
         return None
+    if original:
+        experts = {place: [getattr(unit, place), *found] for place, found in experts.items() if found}
     unit = shared_copy(unit)
     for place, found in experts.items():
         if found:
@@ -353,6 +366,29 @@ def _gated_by_time(unit: nn.Module) -> Iterator[tuple[str, Any]]:
         conv = getattr(unit, place, None)
         if isinstance(conv, CondConv2d) and conv.gate == "timestep":
             yield place, conv
+
+
+@contextmanager
+def watched_gates(unet: nn.Module) -> Iterator[dict[str, list[float]]]:
+    """How far the gates open in the calls of this block, by convolution: mean |2·σ(z) − 1| over the images of a call.
+
+    A list has one number for each kernel, the own one first. A later call replaces an earlier one's.
+    """
+    opened: dict[str, list[float]] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, z: torch.Tensor) -> None:
+            opened[name] = [round(x, 6) for x in torch.tanh(z.detach().float() / 2).abs().mean(0).tolist()]
+
+        return hook
+
+    convs = {name: module for name, module in unet.named_modules() if isinstance(module, CondConv2d)}
+    handles = [conv.routing.register_forward_hook(look(name)) for name, conv in convs.items()]
+    try:
+        yield opened
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 # ---------------------------------------------------------------------------------------------- folding

@@ -101,6 +101,15 @@ def test_losses_fall(tiny_pipeline: Path, tmp_path: Path) -> None:
     )
 
 
+def test_how_far_gates_open_is_logged_and_recorded(whole: Path) -> None:
+    """CLME's (§2.3): closed at the start, so a few steps open each of them a little."""
+    *_, last = (line for line in log_of(whole) if line["stage"] == "combined")
+    assert {name.rsplit(".", 1)[1] for name in last["gates"]} == {"conv1", "conv2"}
+    assert all(0 < gate < 0.5 for gates in last["gates"].values() for gate in gates)
+    stages = json.loads((whole / "distill.json").read_text())["stages"]
+    assert [stage.get("gates", {}) for stage in stages] == [{}, last["gates"]]
+
+
 # ---------------------------------------------------------------------------------------------- stops
 
 

@@ -85,6 +85,18 @@ def test_the_combined_unet_with_clme_starts_as_the_one_without(tiny_unet, stage1
     assert torch.equal(conv.experts, torch.stack([original[0].conv2.weight, original[1].conv2.weight]))
 
 
+def test_the_original_kernel_may_be_an_expert_beside_the_stage_1_students(tiny_unet, stage1):
+    edits = [
+        edit.model_copy(update={"options": {"original": True}}) if getattr(edit, "with_", None) == "cond_conv" else edit
+        for edit in clme_and_gri(tiny_unet)
+    ]
+    student, _ = graft.assemble(tiny_unet, stage1, plan_of(*edits))
+    conv, original = student.up_blocks[3].resnets[1].conv2, tiny_unet.up_blocks[3].resnets
+    assert torch.equal(conv.weight, stage1.up_blocks[3].resnets[1].conv2.weight)
+    kernels = [original[i].conv2.weight for i in (2, 0, 1)]  # of the layer itself, then of the others
+    assert torch.equal(conv.experts, torch.stack(kernels))
+
+
 def test_the_audit_adds_up(tiny_unet, stage1):
     student, _ = graft.assemble(tiny_unet, stage1, plan_of(*clme_and_gri(tiny_unet)))
     found = graft.audit(student, tiny_unet)

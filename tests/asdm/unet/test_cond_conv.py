@@ -13,7 +13,15 @@ from asdm.models import student as students
 from asdm.plan.edits import PruningPlan, RemoveLayer, ReplaceUnit
 from asdm.unet import blocks, flops
 from asdm.unet.replacements import cond_conv
-from asdm.unet.replacements.cond_conv import CondConv2d, FoldedConv2d, _as_products, convolve, fold, replace
+from asdm.unet.replacements.cond_conv import (
+    CondConv2d,
+    FoldedConv2d,
+    _as_products,
+    convolve,
+    fold,
+    replace,
+    watched_gates,
+)
 from asdm.unet.surgery import apply_plan, resolved_on
 from tests.asdm.unet.test_replacements import open_gates
 from tests.conftest import make_unet, run, unet_args
@@ -257,6 +265,18 @@ def test_products_of_patches_are_the_convolution(geometry):
     conv = torch.nn.Conv2d(4, 6, 3, **geometry)
     x, kernels = torch.randn(3, 4, 9, 7), torch.randn(3, *conv.weight.shape)
     torch.testing.assert_close(_as_products(conv, x, kernels), convolve(conv, x, kernels))
+
+
+def test_watched_gates_are_the_mean_distance_from_their_start():
+    net = torch.nn.ModuleDict({"a": conv_of(), "b": torch.nn.Conv2d(4, 6, 3)})
+    x = torch.randn(3, 4, 5, 7, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad(), watched_gates(net) as opened:
+        net["a"](x)
+        expected = net["a"].opened(x.mean(dim=(2, 3))).abs().mean(0)
+    assert list(opened) == ["a"]
+    assert opened["a"] == pytest.approx(expected.tolist(), abs=1e-6)
+    net["a"](2 * x)
+    assert opened["a"] == pytest.approx(expected.tolist(), abs=1e-6), "nothing is watched after the block"
 
 
 # ---------------------------------------------------------------------------------------------- folding

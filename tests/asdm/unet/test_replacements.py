@@ -17,7 +17,7 @@ from asdm.unet import flops
 from asdm.unet.blocks import iter_units, siblings
 from asdm.unet.hooks import capture
 from asdm.unet.replacements import made, settings_of
-from asdm.unet.replacements.gri_attention import GRIAttention, replace as gri
+from asdm.unet.replacements.gri_attention import REGIONS, GRIAttention, replace as gri
 from asdm.unet.replacements.kv_downsample import DownsampledAttention
 from asdm.utils import registry
 from tests.conftest import SMALLEST, hooks_on, make_unet, run, unet_args
@@ -54,11 +54,14 @@ def replaced(name: str, unet: nn.Module, fqn: str, **options) -> nn.Module | Non
     return made(name, unet.get_submodule(fqn), siblings(unet, fqn), options)
 
 
-OPTIONS = {"cond_conv": [{}, {"gate": "timestep"}]}  # each file's other ways to be used; {} where there is one
+OPTIONS = {
+    "cond_conv": [{}, {"gate": "timestep"}, {"original": True}],
+    "gri_attention": [{}, {"regions": "quadrants"}, {"regions": "whole"}],
+}  # each file's other ways to be used; {} where there is one
 ADDED = {"weight", "bias", "experts"}  # a gate's linear layer and the kernels of other layers
 PROBE = make_unet()
 CASES = [
-    pytest.param(name, fqn, options, id="-".join([name, fqn, *options.values()]))
+    pytest.param(name, fqn, options, id="-".join([name, fqn, *map(str, options.values())]))
     for name in REPLACEMENTS
     for fqn in UNITS
     for options in OPTIONS.get(name, [{}])
@@ -223,6 +226,8 @@ def test_it_starts_as_its_file_says(tiny_unet, name, fqn, options):
     new = replaced(name, tiny_unet, fqn, **options)
     rough = torch.randn(2, unit.in_channels, 8, 8, generator=torch.Generator().manual_seed(6))
     even = smooth(unit.in_channels)
+    if options.get("regions") == "quadrants":  # pooled queries meet the keys of another place
+        even = even[..., :1, :1].expand_as(even).contiguous()
     if name in AT_FULL:
         full = replaced(name, tiny_unet, fqn, **AT_FULL[name])
         torch.testing.assert_close(at_step_0(full, rough), at_step_0(unit, rough), rtol=1e-4, atol=1e-5)
@@ -598,57 +603,69 @@ def tokens(height: int, width: int, batch: int = 1, channels: int = 32) -> torch
 
 
 @torch.no_grad()
-def gri_of(attention: nn.Module, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    module = GRIAttention(attention)
+def gri_of(attention: nn.Module, x: torch.Tensor, height: int, width: int, regions: str = "phases") -> torch.Tensor:
+    module = GRIAttention(attention, regions)
     module.size = (height, width)
     return module(x)
 
 
 @torch.no_grad()
-def by_loops(attention: nn.Module, x: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """§2.4 pixel by pixel: a cell's average asks, the pixels of one phase answer, the answer goes to that phase."""
+def by_loops(attention: nn.Module, x: torch.Tensor, height: int, width: int, regions: str) -> torch.Tensor:
+    """§2.4 pixel by pixel: a cell's average asks, the pixels of one region answer, the answer goes to that region."""
     heads, depth = attention.heads, x.shape[-1] // attention.heads
+    half_height, half_width = -(-height // 2), -(-width // 2)
     out = torch.full_like(x, torch.nan)
     pixels = [(i, j) for i in range(height) for j in range(width)]
+
+    def region(i: int, j: int) -> tuple[int, ...]:
+        return {"phases": (i % 2, j % 2), "quadrants": (i // half_height, j // half_width), "whole": ()}[regions]
+
+    def asked_by(i: int, j: int) -> tuple[int, int]:
+        return (i % half_height, j % half_width) if regions == "quadrants" else (i // 2, j // 2)
+
     for image in range(x.shape[0]):
         key, value = attention.to_k(x[image]), attention.to_v(x[image])
         for i, j in pixels:
-            cell = [a * width + b for a, b in pixels if (a // 2, b // 2) == (i // 2, j // 2)]
-            phase = [a * width + b for a, b in pixels if (a % 2, b % 2) == (i % 2, j % 2)]
+            cell = [a * width + b for a, b in pixels if (a // 2, b // 2) == asked_by(i, j)]
+            seen = [a * width + b for a, b in pixels if region(a, b) == region(i, j)]
             query = attention.to_q(x[image, cell].mean(dim=0))
             for head in range(heads):
                 part = slice(head * depth, (head + 1) * depth)
-                scores = [float(query[part] @ key[token, part]) / depth**0.5 for token in phase]
+                scores = [float(query[part] @ key[token, part]) / depth**0.5 for token in seen]
                 shares = torch.softmax(torch.tensor(scores, dtype=x.dtype), dim=0)
-                out[image, i * width + j, part] = sum(s * value[t, part] for s, t in zip(shares, phase, strict=True))
+                out[image, i * width + j, part] = sum(s * value[t, part] for s, t in zip(shares, seen, strict=True))
     return attention.to_out[0](out)
 
 
+@pytest.mark.parametrize("regions", REGIONS)
 @pytest.mark.parametrize(
     ("height", "width"),
     [(4, 4), (2, 2), (4, 6), (6, 2), (5, 4), (4, 5), (5, 3), (1, 6), (1, 5), (6, 1), (3, 1), (1, 1)],
     ids="{}".format,
 )
-def test_gri_is_what_the_paper_says_pixel_by_pixel(attention, height, width):
+def test_gri_is_what_the_paper_says_pixel_by_pixel(attention, height, width, regions):
     x = tokens(height, width)
-    torch.testing.assert_close(gri_of(attention, x, height, width), by_loops(attention, x, height, width))
+    expected = by_loops(attention, x, height, width, regions)
+    torch.testing.assert_close(gri_of(attention, x, height, width, regions), expected)
 
 
-def test_both_ways_to_compute_it_agree_on_even_sizes(attention):
-    module, x = GRIAttention(attention), tokens(4, 6, batch=3)
+@pytest.mark.parametrize("regions", ["phases", "quadrants"])
+def test_both_ways_to_compute_it_agree_on_even_sizes(attention, regions):
+    module, x = GRIAttention(attention, regions), tokens(4, 6, batch=3)
     key, value = (project(x).view(3, 4, 6, 32) for project in (module.to_k, module.to_v))
     query = module.to_q(x.view(3, 2, 2, 3, 2, 32).mean(dim=(2, 4)).view(3, -1, 32))
-    torch.testing.assert_close(module._all_phases_at_once(query, key, value), module._phase_by_phase(query, key, value))
+    torch.testing.assert_close(module._all_at_once(query, key, value), module._one_by_one(query, key, value))
 
 
-def test_where_2x2_cells_are_constant_gri_is_the_full_attention(attention):
+@pytest.mark.parametrize("regions", ["phases", "whole"])
+def test_where_2x2_cells_are_constant_gri_is_the_full_attention(attention, regions):
     """Then the pooled queries are the queries, and each phase has the whole map's keys, once instead of four times."""
     cells = tokens(3, 4).view(1, 3, 4, 32)
     x = cells.repeat_interleave(2, dim=1).repeat_interleave(2, dim=2).view(1, 6 * 8, 32)
     with torch.no_grad():
-        torch.testing.assert_close(gri_of(attention, x, 6, 8), attention(x))
+        torch.testing.assert_close(gri_of(attention, x, 6, 8, regions), attention(x))
     rough = tokens(6, 8)
-    assert not torch.allclose(gri_of(attention, rough, 6, 8), attention(rough), rtol=1e-3)
+    assert not torch.allclose(gri_of(attention, rough, 6, 8, regions), attention(rough), rtol=1e-3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 3)])
@@ -658,10 +675,11 @@ def test_images_of_a_batch_do_not_see_each_other(attention, height, width):
     torch.testing.assert_close(gri_of(attention, x, height, width), one_by_one)
 
 
+@pytest.mark.parametrize("regions", REGIONS)
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (8, 24)])
-def test_the_attention_core_costs_exactly_a_quarter(tiny_unet, height, width):
+def test_the_attention_core_costs_exactly_a_quarter(tiny_unet, height, width, regions):
     attention = tiny_unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.to("meta")
-    module, n, c = GRIAttention(attention), height * width, 32
+    module, n, c = GRIAttention(attention, regions), height * width, 32
     module.size = (height, width)
     x = torch.empty(1, n, c, device="meta")
     full, quarter = (flops.count(m, (x,), {}).total for m in (attention, module))
