@@ -9,6 +9,7 @@ import typer
 
 from asdm.cli.options import Force, Json, Output, save_and_print, target
 from asdm.models.settings import SCHEDULERS
+from asdm.schedule.schedule import Schedule
 from asdm.utils import console as terminal, io
 from asdm_prof.cli.inputs import default_folder, feasible, profile_at
 from asdm_prof.cli.options import ProfileOption
@@ -33,6 +34,10 @@ def schedule(
     student: Annotated[
         list[str] | None, typer.Option(help="A student that may draw steps: a folder, plan or preset; may be repeated.")
     ] = None,
+    price: Annotated[
+        str | None,
+        typer.Option(help="A schedule file or preset whose latency and damage to tell here, instead of planning one."),
+    ] = None,
     output: Output = None,
     force: Force = False,
     as_json: Json = False,
@@ -45,8 +50,10 @@ def schedule(
         raise ValueError(f"unknown scheduler {scheduler!r}; choose from {', '.join(SCHEDULERS)}.")
     if steps is not None and steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}.")
+    if budget and price:
+        raise ValueError("--price tells of a schedule that is there and --budget plans one; leave out one of them.")
     measured, _ = profile_at(profile)
-    name = "schedule.json" if budget else "schedule-frontier.json"
+    name = "priced-schedule.json" if price else "schedule.json" if budget else "schedule-frontier.json"
     path = target(output, default_folder(measured), name, force)
     damages = StepsDamage.load(io.find_input(damage)) if damage else None
     students = {Path(source).stem or source: source for source in student or ()}
@@ -58,6 +65,12 @@ def schedule(
             f"Nothing is gained across {problem.model.calls} steps: at every latency that was measured, drawing with "
             "fewer steps does as little damage."
         )
+    if price:
+        priced = planner.price_schedule(problem, _schedule_at(price, measured, problem.model.calls))
+        save_and_print(
+            priced, path, force, as_json, lambda: console.print_schedule(priced, measured, frontier)
+        )  # fmt: skip
+        return
     if budget is None:
         save_and_print(frontier, path, force, as_json, lambda: console.print_record(frontier, console.stdout_console()))
         return
@@ -68,6 +81,15 @@ def schedule(
     )  # fmt: skip
     if sentence := planner.shadow_sentence(frontier, result):
         terminal.say(sentence)
+
+
+def _schedule_at(source: str, profile: Profile, calls: int) -> Schedule:
+    """A schedule's file, or a preset on the profile's UNet."""
+    from asdm.schedule import presets
+
+    if presets.is_preset(source):
+        return presets.make(source, profile.topology, calls, profile.family, profile.config_sha256)
+    return Schedule.load(io.find_input(Path(source)))
 
 
 def _ratios(profile: Profile, students: dict[str, str]) -> dict[str, float]:

@@ -168,23 +168,62 @@ def make_schedule(problem: StepsProblem, budget: str) -> Schedule:
 
 
 def _finished(problem: StepsProblem, names: tuple[str, ...], budget: str, ratio: float, bound: float) -> Schedule:
-    model, damage, profile = problem.model, problem.damage, problem.profile
-    total = sum(model.terms(names))
-    found, least = model.damage(total), model.damage(min(bound, total))
-    image_s = problem.prices.image_s(problem.schedule(names))
-    own = image_s / problem.plain_s
+    total = sum(problem.model.terms(names))
+    found, least = problem.model.damage(total), problem.model.damage(min(bound, total))
     return problem.schedule(
         names,
-        sampler=damage.sampler if damage else None,
-        weights_sha256=damage.weights_sha256 if damage else None,
-        guidance_scale=damage.guidance_scale if damage else None,
-        budget=budget.strip(), budget_ratio=ratio, damage_from=MEASURED if damage else PRIOR,
-        predicted=Prediction(latency_s=image_s, ratio=own, low=own * (1 - MODEL_ERROR), high=own * (1 + MODEL_ERROR)),
-        predicted_damage=found,
+        **_promise(problem, names), budget=budget.strip(), budget_ratio=ratio,
         proof=Proof(status="optimal", damage=found, bound=least, gap=1 - least / found if found else 0.0),
-        profile_sha256=profile.sha256(),
-        steps_damage_sha256=damage.sha256() if damage else None,
-        measured_at=planner.measured_at(profile),
+    )  # fmt: skip
+
+
+def _promise(problem: StepsProblem, names: tuple[str, ...]) -> dict[str, Any]:
+    """What a schedule says of its latency and damage, and where they come from."""
+    damage, profile = problem.damage, problem.profile
+    image_s = problem.prices.image_s(problem.schedule(names))
+    own = image_s / problem.plain_s
+    return {
+        "sampler": damage.sampler if damage else None,
+        "weights_sha256": damage.weights_sha256 if damage else None,
+        "guidance_scale": damage.guidance_scale if damage else None,
+        "damage_from": MEASURED if damage else PRIOR,
+        "predicted": Prediction(
+            latency_s=image_s, ratio=own, low=own * (1 - MODEL_ERROR), high=own * (1 + MODEL_ERROR)
+        ),
+        "predicted_damage": problem.model.damage(sum(problem.model.terms(names))),
+        "profile_sha256": profile.sha256(),
+        "steps_damage_sha256": damage.sha256() if damage else None,
+        "measured_at": planner.measured_at(profile),
+    }  # fmt: skip
+
+
+def price_schedule(problem: StepsProblem, schedule: Schedule) -> Schedule:
+    """A schedule that is there, with its latency and damage by this problem instead of its own.
+
+    Raises ValueError for one of another UNet or number of calls, and for passes that were not measured where it has
+    them.
+    """
+    own = problem.profile.config_sha256
+    if schedule.teacher_config_sha256 not in (None, own):
+        made_for = str(schedule.teacher_config_sha256)[:12]
+        raise ValueError(
+            f"{schedule.name} was made for another UNet (config {made_for}) than the profile's ({own[:12]})."
+        )
+    if len(schedule.steps) != problem.model.calls:
+        raise ValueError(
+            f"{schedule.name} is a schedule of {len(schedule.steps)} UNet calls, and damage is known for "
+            f"{problem.model.calls}."
+        )
+    known = {one: name for name, one in problem.model.passes.items()}
+    for number, name in enumerate(schedule.steps):
+        if schedule.passes[name] not in known:
+            raise ValueError(
+                f"{schedule.name}: step {number} ({name}) does what no measured pass does; those are "
+                f"{', '.join(known.values())}."
+            )
+    names = tuple(known[schedule.pass_at(n)] for n in range(len(schedule.steps)))
+    return schedule.model_copy(
+        update=_promise(problem, names) | {"budget": None, "budget_ratio": None, "proof": None}
     )  # fmt: skip
 
 

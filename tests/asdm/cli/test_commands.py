@@ -12,15 +12,19 @@ from PIL import Image
 
 from asdm.models.families import Family, load_family
 from asdm.models.loading import load_unet
+from asdm.schedule.schedule import Pass, Schedule
 from tests.commands import files_in
 
 
 def test_bench_runs_schedules_on_teacher_and_student(run):
-    words = ("--teacher", "mini", "--schedule", "every_n:n=2", "--student", "bk_sdm_small", "--steps", "4")
+    steps, passes = ("full", "none") * 2, {"full": Pass(), "none": Pass(inherit=("unet",))}
+    Schedule(family="mini", passes=passes, steps=steps, sampler="another").save("half.json")
+    words = ("--teacher", "mini", "--schedule", "half.json", "--student", "bk_sdm_small", "--steps", "4")
     done = run("asdm", "bench", *words, "--time-budget", "1", "--json", "-o", "bench.json")
     assert done.code == 0, done.err
     teacher, student = json.loads(done.out)["schedules"]
-    assert (teacher["name"], student["name"]) == ("every_n:n=2", "every_n:n=2 on bk_sdm_small")
+    assert (teacher["name"], student["name"]) == ("half.json", "half.json on bk_sdm_small")
+    assert all("(planned for another); its damage here is unknown" in one["warning"] for one in (teacher, student))
     assert teacher["macs_ratio"] == student["macs_ratio"] == 0.5
     assert student["macs_per_image"] < teacher["macs_per_image"]
     assert teacher["image_latency_ratio"]["median"] < 1
@@ -39,7 +43,9 @@ def test_generate_draws_by_a_schedule(run):
     assert first != other
     unknown = run("asdm", "generate", "a red heart", "-o", "d.png", "--schedule", "faster")
     assert unknown.code == 2
-    assert "'faster' is neither a schedule file nor a preset; choose from deepcache, every_n, switch" in unknown.err
+    assert (
+        "'faster' is neither a schedule file, nor a folder of exported graphs, nor a preset; choose from" in unknown.err
+    )
 
 
 def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_path: Path) -> None:

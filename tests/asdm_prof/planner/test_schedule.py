@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from asdm.schedule.presets import make
-from asdm.schedule.schedule import TEACHER, UNET, Forecast, Pass
+from asdm.schedule.schedule import TEACHER, UNET, Forecast, Pass, Schedule
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.schedule import plan as schedules
 from asdm_prof.planner.schedule.model import State, StepsModel
@@ -209,6 +209,38 @@ def test_where_fewer_steps_do_as_well_nothing_is_gained(profile: Profile) -> Non
     easy = (FewerSteps(steps=3, calls=3, damage=100.0), FewerSteps(steps=2, calls=2, damage=100.0))
     problem = schedules.prepare(profile, measured(profile, calls=4, fewer_steps=easy))
     assert schedules.make_frontier(problem).gained is True
+
+
+def test_the_command_says_that_nothing_is_gained_at_four_steps(run: Any, profile: Profile) -> None:
+    fewer = (FewerSteps(steps=3, calls=3, damage=1e-6), FewerSteps(steps=2, calls=2, damage=1e-6))
+    measured(profile, calls=4, fewer_steps=fewer).save("damage.json")
+    profile.save("profile.json")
+    words = ("--profile", "profile.json", "--damage", "damage.json")
+    done = run("asdm-prof", "schedule", "--budget", "0.8", *words, "-o", "schedule.json")
+    assert done.code == 0, done.err
+    assert "Nothing is gained across 4 steps" in done.err
+    priced = run("asdm-prof", "schedule", "--price", "schedule.json", *words, "-o", "priced.json")
+    assert priced.code == 0, priced.err
+    assert Schedule.load("priced.json").predicted_damage == Schedule.load("schedule.json").predicted_damage
+    refused = run("asdm-prof", "schedule", "--price", "every_n", "--budget", "0.5", *words)
+    assert (refused.code, "leave out one of them" in refused.err) == (2, True)
+
+
+def test_one_schedule_costs_the_same_under_every_sampler_and_its_damage_is_told_for_each(profile: Profile) -> None:
+    steps = make("every_n:n=2", profile.topology, 6, profile.family, profile.config_sha256)
+    priced = {}
+    for n, sampler in enumerate(("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler")):
+        gains = tuple((1 + n) * 0.5**step for step in range(6))
+        problem = schedules.prepare(profile, measured(profile, sampler=sampler, gains=gains))
+        priced[sampler] = schedules.price_schedule(problem, steps)
+        assert (priced[sampler].sampler, priced[sampler].steps) == (sampler, steps.steps)
+    assert len({one.predicted.latency_s for one in priced.values() if one.predicted}) == 1
+    first, second, third = (one.predicted_damage or 0.0 for one in priced.values())
+    assert (second, third) == (pytest.approx(2 * first), pytest.approx(3 * first))
+    for source, message in (("t_gate:step=3", "does what no measured pass does"), ("deepcache", "of 5 UNet calls")):
+        calls = 5 if source == "deepcache" else 6
+        with pytest.raises(ValueError, match=message):
+            schedules.price_schedule(problem, make(source, profile.topology, calls, profile.family))
 
 
 def test_a_student_may_draw_steps(profile: Profile) -> None:
