@@ -18,6 +18,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult, ExportResult
 from asdm.records.distill import DistillResult
+from asdm.records.levers import LeversResult
 from asdm.schedule.schedule import Schedule
 from asdm.utils import sizes
 from asdm.utils.io import Record, find_input, read_json
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 RECORDS: tuple[type[Record], ...] = (
     Profile, PruningPlan, Schedule, Frontier, Damage, BuildResult, DistillResult, BenchResult, ExportResult,
-    Validation, Comparison, StepsDamage, ScheduleFrontier, ScheduleValidation,
+    Validation, Comparison, StepsDamage, ScheduleFrontier, ScheduleValidation, LeversResult,
 )  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------- measure and plan

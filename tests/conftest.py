@@ -185,11 +185,20 @@ def tiny_folder(_tiny: UNet2DConditionModel, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole Stable Diffusion of two levels and 64×64 pixels with random weights, as diffusers saves it: a teacher."""
-    changes = SMALL | {"block_out_channels": [16, 32], "layers_per_block": 2, "sample_size": 8}
-    small = replace(TINY_WHOLE, size=64, unet=TINY | changes)
-    folder = tmp_path_factory.mktemp("pipeline") / "teacher"
-    unet = materialise(meta_unet(small), seed=1)
-    pipeline(small, unet, Setup(weights=RANDOM, seed=1)).save_pretrained(folder, safe_serialization=True)
+    changes = SMALL | {"block_out_channels": [16, 32], "layers_per_block": 2}
+    return _whole(changes, tmp_path_factory.mktemp("pipeline") / "teacher")
+
+
+@pytest.fixture(scope="session")
+def smallest_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a UNet of one level, whose graphs are exported in seconds."""
+    return _whole(SMALLEST, tmp_path_factory.mktemp("smallest") / "teacher")
+
+
+def _whole(changes: dict[str, Any], folder: Path) -> Path:
+    family = replace(TINY_WHOLE, size=64, unet=TINY | changes | {"sample_size": 8})
+    unet = materialise(meta_unet(family), seed=1)
+    pipeline(family, unet, Setup(weights=RANDOM, seed=1)).save_pretrained(folder, safe_serialization=True)
     return folder
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata as metadata
 import os
 import platform
@@ -116,6 +117,26 @@ def package_version(package: str) -> str:
 
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """Makes glibc (tested: 2.36) keep freed memory instead of returning it to the kernel, which clears it again."""
+
+
+def keep_freed_memory(keep: bool = True) -> bool:
+    """Have glibc keep freed memory in this process from now on, or give it back as it does by itself.
+
+    Returns False where there is no glibc. What it does by itself is what its thresholds grow to in a process that frees
+    large tensors.
+    """
+    trim_threshold, mmap_threshold, mmap_max = -1, -3, -4  # malloc.h
+    try:
+        glibc = ctypes.CDLL(None)
+        mallopt, malloc_trim = glibc.mallopt, glibc.malloc_trim
+    except (AttributeError, OSError, TypeError):
+        return False
+    kept = ((mmap_max, 0), (trim_threshold, -1))
+    given_back = ((mmap_max, 65536), (mmap_threshold, 32 << 20), (trim_threshold, 64 << 20))
+    done = all(mallopt(*setting) for setting in (kept if keep else given_back))
+    if not keep:
+        malloc_trim(0)
+    return done
 
 
 def _malloc_settings() -> str:

@@ -40,7 +40,7 @@ def draw(
         "negative_prompt": settings.negative_prompt,
     }
     if settings.scheduler:
-        pipe.scheduler = _scheduler(pipe, settings.scheduler)
+        pipe.scheduler = scheduler_by_name(pipe, settings.scheduler)
     if adapt:
         adapt(pipe)
     pipe, images = _with_images(pipe, family, settings, student, (width, height))
@@ -79,9 +79,12 @@ def check(family: Family, settings: GenerateSettings) -> tuple[int, int]:
     return width, height
 
 
-def _scheduler(pipe: Any, name: str) -> Any:
+def scheduler_by_name(pipe: Any, name: str) -> Any:
+    """A sampler with the config of a pipeline's own; raises ValueError for an unknown name."""
     import diffusers
 
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)}.")
     return getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
 
 

@@ -49,7 +49,7 @@ def read_schedule(source: str, unet: nn.Module, family: str, calls: int | None) 
         return presets.make(source, blocks.topology(unet), calls, family, sha256)
     if not _file(source).exists():
         raise ValueError(
-            f"{source!r} is neither a schedule file, nor a folder of exported ones, nor a preset; choose from "
+            f"{source!r} is neither a schedule file, nor a folder of exported graphs, nor a preset; choose from "
             f"{', '.join(registry.names(presets.PACKAGE))}."
         )
     schedule = Schedule.load(_file(source))
@@ -104,8 +104,13 @@ def put_into(
         students = students_of(schedule, teacher, family, setup)
     scheduled = scheduled_unet(source, {TEACHER: teacher, **students}, schedule)
     use(pipe, scheduled)
+    return scheduled, warning(schedule, pipe, teacher)
+
+
+def warning(schedule: Schedule, pipe: Any, teacher: nn.Module) -> str | None:
+    """A sentence where a schedule was planned for another sampler or other weights, or None."""
     weights = loading.weights_sha256(teacher) if schedule.weights_sha256 else None
-    return scheduled, schedule.not_made_for(type(pipe.scheduler).__name__, weights)
+    return schedule.not_made_for(type(pipe.scheduler).__name__, weights)
 
 
 def scheduled_unet(source: str, networks: Mapping[str, nn.Module], schedule: Schedule) -> ScheduledUNet:

@@ -82,6 +82,7 @@ NOT_RUN = {
 }
 SLOW = (
     "asdm export",
+    'asdm generate "a red heart, twemoji style" --fast',
     "asdm bench --teacher sd15 --student a_sdm",
     "asdm distill a_sdm_clme --teacher mini --data emoji --weight",
     "asdm-prof profile sd15 --processes",

@@ -102,7 +102,7 @@ def export(
         call = copy.deepcopy(call).float()
     tensors = tuple(t.float() if t.is_floating_point() and not keep_fp16 else t for t in call.tensors)
     free = _free_dimensions(call.names, tensors, batch_name, side_step) if batch_name else None
-    with _quiet(), _frozen(call), torch.inference_mode(False), torch.no_grad():
+    with quiet(), frozen(call), torch.inference_mode(False), torch.no_grad():
         program = torch.onnx.export(
             call,
             tensors,
@@ -135,7 +135,7 @@ def _free_dimensions(
 
 
 @contextmanager
-def _frozen(module: nn.Module) -> Iterator[None]:
+def frozen(module: nn.Module) -> Iterator[None]:
     """Parameters created in inference mode require no gradient during the export, which cannot copy that flag."""
     inference_parameters = [p for p in module.parameters() if p.is_inference() and p.requires_grad]
     with torch.inference_mode():
@@ -150,7 +150,7 @@ def _frozen(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silences the exporter's warnings, which are about its internals."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]

@@ -17,6 +17,7 @@ from asdm.schedule.patches import patched
 from asdm.utils import io, registry
 
 NOW = 0  # a graph knows no step
+INHERITED = "inherited_"  # an input's name before its number
 RUNTIMES = ("onnxruntime", "openvino")
 Run = Callable[[dict[str, Any]], Sequence[Any]]  # arrays by name → arrays
 
@@ -47,7 +48,7 @@ class PassGraph(nn.Module):
         self.call = _onnx.Call(unet, inputs)
         leaves = [leaf for value in given.values() for leaf in tree_flatten(value)[0]]
         self.tensors = (*self.call.tensors, *leaves)
-        self.names = (*self.call.names, *(f"inherited_{i}" for i in range(len(leaves))))
+        self.names = (*self.call.names, *(f"{INHERITED}{i}" for i in range(len(leaves))))
         self.made: dict[Key, TreeSpec] = {}
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -66,7 +67,7 @@ class PassGraph(nn.Module):
 def write(graph: PassGraph, folder: Path, metadata: Mapping[str, str]) -> tuple[Path, tuple[torch.Tensor, ...]]:
     """The pass as `model.onnx` with its weights beside it, and PyTorch's outputs; raises ValueError where it fails."""
     graph.eval()
-    with torch.inference_mode(False), torch.no_grad():
+    with _onnx.quiet(), _onnx.frozen(graph), torch.inference_mode(False), torch.no_grad():
         outputs = graph(*graph.tensors)
         names = [_onnx.OUTPUT, *(f"kept_{i}" for i in range(len(outputs) - 1))]
         try:

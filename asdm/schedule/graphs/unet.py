@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from torch import nn
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten, treespec_dumps, treespec_loads
 
 from asdm.measure import backends
+from asdm.measure.backends import _onnx
 from asdm.records.build import GraphValue, PassGraphFile
-from asdm.schedule.graphs.passes import RUNTIMES, PassGraph, Run, open_runtime, write
+from asdm.schedule.graphs.passes import INHERITED, RUNTIMES, PassGraph, Run, open_runtime, write
 from asdm.schedule.kept import Halves, Key
 from asdm.schedule.legality import HalfPass, Place
 from asdm.schedule.patches import keys_of
@@ -53,7 +54,7 @@ class GraphUNet(ScheduledUNet):
         self.runtime, self.folder, self.precision = runtime, folder, precision
         self.metadata, self.files = metadata or {}, files
         self.opened: dict[Any, _Opened] = {}
-        self.ran: list[str] = []  # files, in the order in which they were called
+        self.watch: Callable[[PassGraphFile, dict[str, Any]], None] | None = None  # gets each graph's feed
 
     def call_network(
         self, how: HalfPass, keep: frozenset[Place], halves: Halves, inputs: dict[str, Any]
@@ -75,13 +76,17 @@ class GraphUNet(ScheduledUNet):
             else:
                 self.opened[call] = self._open(call)
         opened = self.opened[call]
-        tensors = [*_tensors(inputs), *(leaf for value in given.values() for leaf in tree_flatten(value)[0])]
-        feed = {name: t.contiguous().numpy() for name, t in zip(opened.file.inputs, tensors, strict=True)}
+        own, leaves = _onnx.Call(unet, inputs), [leaf for value in given.values() for leaf in tree_flatten(value)[0]]
+        tensors = dict(zip(own.names, own.tensors, strict=True)) | {f"{INHERITED}{i}": t for i, t in enumerate(leaves)}
+        if missing := tensors.keys() ^ {*opened.file.inputs}:
+            raise ValueError(f"the graphs in {self.folder} were made without {', '.join(sorted(missing))}.")
+        feed = {name: t.contiguous().numpy() for name, t in tensors.items()}
+        if self.watch:
+            self.watch(opened.file, feed)
         output, *leaves = (torch.from_numpy(value) for value in opened.run(feed))
         for key, structure in opened.made.items():
-            own, leaves = leaves[: structure.num_leaves], leaves[structure.num_leaves :]
-            self.kept.put(key, self._step, halves, tree_unflatten(own, structure))
-        self.ran.append(opened.file.file)
+            value, leaves = leaves[: structure.num_leaves], leaves[structure.num_leaves :]
+            self.kept.put(key, self._step, halves, tree_unflatten(value, structure))
         return output
 
     def _export(
@@ -127,10 +132,6 @@ class GraphUNet(ScheduledUNet):
         raise ValueError(
             f"{self.folder} has no graph for this step's pass; it holds those of whole images, from the first step on."
         )
-
-
-def _tensors(inputs: dict[str, Any]) -> list[torch.Tensor]:
-    return [leaf for leaf in tree_flatten(inputs)[0] if isinstance(leaf, torch.Tensor)]
 
 
 def _difference(expected: Sequence[torch.Tensor], got: Sequence[Any]) -> float:
