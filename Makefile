@@ -7,7 +7,7 @@ CONSTRAINTS := constraints.txt
 EXTRA := dev
 RUN ?= reports/run-$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: profile test test-oldest test-real docs docs-run lint bench peers report clean
+.PHONY: profile test test-oldest test-real fuzz docs docs-run lint bench peers report clean
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -42,6 +42,12 @@ test-oldest:
 ## Checks at the size of SD1.5 (minutes, 12 GB).
 test-real: $(INSTALLED)
 	$(BIN)/python -m pytest -q -m real
+
+## N mutations of every kind of file that is read: each must be read, or refused in one sentence (an hour).
+N ?= 100000
+fuzz: export OMP_NUM_THREADS = 1
+fuzz: $(INSTALLED)
+	$(BIN)/python -m tests.fuzz --count $(N)
 
 ## The documentation, into docs/_build/html; a warning is an error.
 docs: $(INSTALLED)

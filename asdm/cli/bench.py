@@ -114,8 +114,8 @@ def _quality_rows(student: BenchStudent | BenchSchedule) -> list[dict[str, Any]]
             "student": student.name,
             "quality": name,
             "value": f"{metric.value:.4g} [{metric.low:.4g}, {metric.high:.4g}]",
-            "teacher": f"{metric.teacher:.4g}",
-            "noise floor": f"{metric.noise_floor:.4g}",
+            "teacher": "" if metric.teacher is None else f"{metric.teacher:.4g}",
+            "noise floor": "" if metric.noise_floor is None else f"{metric.noise_floor:.4g}",
         }
         for name, metric in student.quality.items()
     ]

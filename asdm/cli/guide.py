@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Callable
@@ -130,8 +129,9 @@ def _first(paths: Any, read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
 def _profile(path: Path) -> dict[str, Any] | None:
     """A profile as plain values, without importing the profiler; None for any other file."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = io.read_json(path)
+        io.sha256_of(data)  # of which others know it; a number may be too large for JSON
+    except ValueError:
         return None
     return data if isinstance(data, dict) and str(data.get("schema")).startswith("asdm.profile/") else None
 

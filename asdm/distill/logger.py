@@ -86,7 +86,8 @@ class JsonlWriter:
 
     def __init__(self, path: Path, after_step: int) -> None:
         self.path = path
-        write_whole(path, "".join(f"{line}\n" for line in _lines(path) if json.loads(line)["step"] <= after_step), True)
+        kept = (text for text, line in _lines(path) if line["step"] <= after_step)
+        write_whole(path, "".join(f"{text}\n" for text in kept), True)
         self._file: TextIO = path.open("a", encoding="utf-8")
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -101,16 +102,25 @@ class JsonlWriter:
             self._file.close()
 
 
-def _lines(path: Path) -> Iterator[str]:
-    """Complete lines; the last one is incomplete if the process was killed while writing it."""
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        if line.endswith("}"):
-            yield line
+def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Complete lines, as text and read; the last one is incomplete if the process was killed while writing it.
+
+    Raises ValueError for any other line that is no step.
+    """
+    *texts, _ = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            line = None
+        if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("stage"), str):
+            raise ValueError(f"{path}: line {number} is no step of training; delete it, or choose another output.")
+        yield text, line
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All lines of a run's log."""
-    return [json.loads(line) for line in _lines(path)]
+    return [line for _, line in _lines(path)]
 
 
 def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:
@@ -121,7 +131,8 @@ def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dic
     names = [name for name in steps[0] if name == "loss" or name in terms] if steps else []
 
     def mean(part: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-        return {name: sum(line[name] for line in part) / len(part) for name in names}
+        values = {name: [line[name] for line in part if isinstance(line.get(name), float | int)] for name in names}
+        return {name: sum(some) / len(some) for name, some in values.items() if some}
 
     return {"first": mean(steps[:count]), "last": mean(steps[-count:])}
 

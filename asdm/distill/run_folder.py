@@ -10,10 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from asdm.distill.stages import ResolvedRecipe, Stage, end_step
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import locks, snapshots
-from asdm.utils.io import brief, check_writable, make_folder, utc_now
+from asdm.utils.io import brief, check_writable, first_problem, make_folder, read_json, utc_now
 from asdm.utils.snapshots import clear_leftovers
 
 RUN, RESULT, LOCK, PAUSED = "run.json", "distill.json", "run.lock", "paused"
@@ -161,8 +163,15 @@ def stage_folder(folder: Path, stage: str) -> Path:
 def finished_stages(folder: Path, stages: Sequence[Stage]) -> dict[str, StageResult]:
     """The result of each stage that is done, by its name; one that is to have more steps is not."""
     files = {stage.name: stage_folder(folder, stage.name) / "stage.json" for stage in stages}
-    results = {name: StageResult.model_validate_json(file.read_text()) for name, file in files.items() if file.exists()}
+    results = {name: _stage_result(file) for name, file in files.items() if file.exists()}
     return {stage.name: results[stage.name] for stage in stages if _steps_in(results, stage) == stage.steps}
+
+
+def _stage_result(file: Path) -> StageResult:
+    try:
+        return StageResult.model_validate(read_json(file))
+    except ValidationError as error:
+        raise ValueError(f"{file}: {first_problem(error)}") from None
 
 
 def _steps_in(results: Mapping[str, StageResult], stage: Stage) -> int | None:

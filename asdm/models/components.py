@@ -33,12 +33,18 @@ class Component:
 
 def components_of(family: Family, size: Size | None = None, guided: bool = True) -> list[Component]:
     """Text encoders and VAE decoder of a family, on the meta device (Fig. 1)."""
-    components = []
-    with torch.device("meta"):
-        for i, config in enumerate(family.text_encoders):
-            components.append(_text_encoder(config, "text_encoder" + (f"_{i + 1}" if i else ""), family.tokens, guided))
-        if family.vae:
-            components.append(_vae_decoder(family, size))
+    components, name = [], ""
+    try:
+        with torch.device("meta"):
+            for i, config in enumerate(family.text_encoders):
+                name = "text_encoder" + (f"_{i + 1}" if i else "")
+                components.append(_text_encoder(config, name, family.tokens, guided))
+            name = "VAE"
+            if family.vae:
+                components.append(_vae_decoder(family, size))
+    except Exception as error:  # whatever a foreign constructor makes of a foreign config
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"no {name} can be built of {family.name}'s config: {reason}.") from None
     return components
 
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asdm.models import part_configs
 from asdm.unet import config
 from asdm.utils import console
 from asdm.utils.io import read_json
@@ -61,12 +62,18 @@ def of_configs(unet_file: Path, title: str, folder: Path | None = None) -> Famil
     """The family of a UNet's config, and of those in the pipeline's `folder` where there is one."""
     unet = _unet_config(unet_file)
 
-    def beside(name: str) -> Any:
-        return read_json(folder / name) if folder and (folder / name).exists() else None
+    def beside(name: str) -> dict[str, Any]:
+        if folder is None or not (folder / name).exists():
+            return {}
+        content = read_json(folder / name)
+        if not isinstance(content, dict):
+            raise ValueError(f"{folder / name} is not a config: it holds no JSON object.")
+        return content
 
     texts = [text for text in map(beside, ("text_encoder/config.json", "text_encoder_2/config.json")) if text]
-    vae, scheduler = beside("vae/config.json"), beside("scheduler/scheduler_config.json") or {}
-    built = beside("build.json") or {}  # a student's, which says what its teacher predicts
+    vae, scheduler = beside("vae/config.json") or None, beside("scheduler/scheduler_config.json")
+    part_configs.check(texts, vae, scheduler, str(folder))
+    built = beside("build.json")  # a student's, which says what its teacher predicts
     factor = 2 ** (len(vae["block_out_channels"]) - 1) if vae else 8
     return Family(
         name=str(folder or unet_file),
@@ -100,4 +107,4 @@ def _prediction(scheduler: dict[str, Any]) -> str | None:
 
 
 def _square(sample_size: Any) -> int:
-    return int(sample_size[0] if isinstance(sample_size, (list, tuple)) else sample_size or 64)
+    return int(sample_size[0] if isinstance(sample_size, (list, tuple)) and sample_size else sample_size or 64)

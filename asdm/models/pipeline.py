@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -53,27 +54,26 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
     import transformers
 
     libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
-    dtype, parts = dtype_of(setup.dtype), {"unet": unet}
+    dtype, parts, variants = dtype_of(setup.dtype), {"unet": unet}, dict[str, Callable[..., Any]]()
     index = read_json(folder / checkpoints.INDEX)
     if not isinstance(index, dict):
         raise ValueError(f"{folder / checkpoints.INDEX} is not a pipeline's index: it is no JSON object.")
     for name, entry in index.items():
-        named = isinstance(entry, list) and len(entry) == 2 and None not in entry
+        named = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
         if named and name not in ("unet", "safety_checker", "feature_extractor") and not (folder / name).is_dir():
             raise ValueError(f"{folder} lacks {name}, which its {checkpoints.INDEX} names.")
-        if name == "unet" or not isinstance(entry, list) or None in entry or not (folder / name).is_dir():
+        if name == "unet" or not named or not (folder / name).is_dir():
             continue
         loader: Any = getattr(libraries.get(entry[0]), entry[1], None)
         if loader is None or not issubclass(loader, nn.Module):
             continue
         variant = checkpoints.variant_in(folder / name, setup.variant if name == "vae" else None)
         if variant:
-            parts[name] = loader.from_pretrained(
-                folder / name, variant=variant, torch_dtype=dtype, use_safetensors=True
-            )
+            variants[name] = partial(loader.from_pretrained, folder / name, variant=variant)
     try:
+        parts |= {name: load(torch_dtype=dtype, use_safetensors=True) for name, load in variants.items()}
         return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, torch_dtype=dtype, use_safetensors=True)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+    except Exception as error:  # whatever foreign constructors make of foreign configs
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise ValueError(f"diffusers cannot load the pipeline in {folder}: {first}.") from None
 
@@ -134,7 +134,10 @@ def scheduler_of(family: Family) -> Any:
         import diffusers
 
         config = read_json(file)
-        return getattr(diffusers, config.get("_class_name", "DDIMScheduler"), DDIMScheduler).from_config(config)
+        try:
+            return getattr(diffusers, config.get("_class_name", "DDIMScheduler"), DDIMScheduler).from_config(config)
+        except Exception as error:  # whatever a foreign constructor makes of a foreign config
+            raise ValueError(f"diffusers cannot make a scheduler of {file}: {error}.") from None
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from asdm.records.measurement import device_kind
+from asdm.records.measurement import Number, device_kind
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, Record, first_problem, later, sha256_of
 from asdm.utils.sizes import Size, shown
@@ -95,19 +95,19 @@ Edits = tuple[AnyEdit, ...]
 class Prediction(Frozen):
     """The profile's prediction for a plan's student: latency, and ratios to the teacher's UNet latency."""
 
-    latency_s: float
-    ratio: float
-    low: float
-    high: float
+    latency_s: Number
+    ratio: Number
+    low: Number
+    high: Number
 
 
 class Proof(Frozen):
     """The solver's certificate: the plan's damage, the proven lower bound, and the gap between them."""
 
     status: str
-    damage: float
-    bound: float
-    gap: float
+    damage: Number
+    bound: Number
+    gap: Number
 
 
 class MeasuredAt(Frozen):
@@ -163,8 +163,8 @@ class PruningPlan(Record, schema="asdm.plan/1"):
     edits: Edits
     frozen: tuple[str, ...] = ()
     budget: str | None = None
-    budget_ratio: float | None = None
-    confidence: float | None = None
+    budget_ratio: Number | None = None
+    confidence: Number | None = None
     damage_from: str | None = None
     predicted: Prediction | None = None
     proof: Proof | None = None

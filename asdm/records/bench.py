@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from pydantic import Field
 
-from asdm.records.measurement import Estimate, Latency, UNetRun, mac_unit
+from asdm.records.measurement import Count, Estimate, Factor, Number, Ratio, Time, UNetRun, mac_unit
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, later
 
@@ -49,29 +49,29 @@ MEASURES = {
 class Metric(Frozen):
     """One quality metric of a student, beside its teacher's value and the teacher's own noise."""
 
-    value: float
-    low: float
-    high: float
-    teacher: float | None = None
-    noise_floor: float | None = None
+    value: Number
+    low: Number
+    high: Number
+    teacher: Number | None = None
+    noise_floor: Number | None = None
     note: str | None = later(None)  # what a reader should know about the value
 
 
 class ImageParts(Frozen):
     """Seconds of one whole image: encoding the prompt, one guided UNet step, decoding the latent."""
 
-    text_encoder_s: Latency
-    unet_step_s: Latency
-    vae_decoder_s: Latency
+    text_encoder_s: Time
+    unet_step_s: Time
+    vae_decoder_s: Time
 
 
 class BenchTeacher(Frozen):
     name: str
-    params: int
-    macs: int
-    peak_memory_bytes: int
+    params: Count
+    macs: Count
+    peak_memory_bytes: Count
     measured_peak_bytes: int | None = later(None)  # of an eager call on a GPU, weights included
-    unet_latency_s: Latency
+    unet_latency_s: Time
     image_latency_s: Estimate | None = None
     image_parts: ImageParts | None = None
 
@@ -81,22 +81,22 @@ class BenchStudent(Frozen):
 
     name: str
     source: str
-    params: int
-    macs: int
-    peak_memory_bytes: int
+    params: Count
+    macs: Count
+    peak_memory_bytes: Count
     measured_peak_bytes: int | None = later(None)  # of an eager call on a GPU, weights included
     removed: tuple[str, ...]
     replaced: dict[str, str]
     plan_sha256: str | None = None
-    unet_latency_s: Latency
-    paired_teacher_latency_s: Latency
-    unet_latency_ratio: Estimate
-    guided_latency_ratio: Estimate | None = None  # at the batch that classifier-free guidance runs
-    predicted_ratio: float | None = None
-    predicted_low: float | None = None
-    predicted_high: float | None = None
+    unet_latency_s: Time
+    paired_teacher_latency_s: Time
+    unet_latency_ratio: Ratio
+    guided_latency_ratio: Ratio | None = None  # at the batch that classifier-free guidance runs
+    predicted_ratio: Number | None = None
+    predicted_low: Number | None = None
+    predicted_high: Number | None = None
     image_latency_s: Estimate | None = None
-    image_latency_ratio: Estimate | None = None
+    image_latency_ratio: Ratio | None = None
     warning: str | None = later(None)
     quality: dict[str, Metric] = Field(default_factory=dict)
 
@@ -108,11 +108,11 @@ class BenchSchedule(Frozen):
     source: str
     on: str  # the UNet that it runs
     schedule_sha256: str
-    macs_per_image: int  # of the UNet's calls, as run
-    macs_ratio: float  # to the same UNet without the schedule
+    macs_per_image: Count  # of the UNet's calls, as run
+    macs_ratio: Factor  # to the same UNet without the schedule
     predicted_ratio: float | None = None
     image_latency_s: Estimate | None = None
-    image_latency_ratio: Estimate | None = None
+    image_latency_ratio: Ratio | None = None
     warning: str | None = None
     quality: dict[str, Metric] = Field(default_factory=dict)
 
@@ -120,7 +120,7 @@ class BenchSchedule(Frozen):
 class Pipeline(Frozen):
     """How an image is made: `steps` UNet calls at batch 2 where `guidance_scale` is above 1."""
 
-    steps: int
+    steps: Count
     guidance_scale: float
     composed: bool  # True: from the measured parts; False: the pipeline itself was run from prompt to pixels
 

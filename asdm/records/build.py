@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from asdm.records.measurement import Count
 from asdm.utils.io import Frozen, Record, later
 from asdm.utils.sizes import Size
 
@@ -12,8 +13,8 @@ class Tensors(Frozen):
     """Some of a model's parameters: names, how many numbers, and their bytes."""
 
     names: tuple[str, ...]
-    params: int
-    bytes: int
+    params: Count
+    bytes: Count
 
 
 class FreezeAudit(Frozen):
@@ -35,10 +36,10 @@ class DiffRow(Frozen):
     fate: Literal["stays", "goes", "replaced"]
     replacement: str | None
     student_fqn: str | None
-    params: int
-    macs: int
-    student_params: int
-    student_macs: int
+    params: Count
+    macs: Count
+    student_params: Count
+    student_macs: Count
 
 
 class BuildResult(Record, schema="asdm.build/1"):
@@ -47,10 +48,10 @@ class BuildResult(Record, schema="asdm.build/1"):
     name: str
     family: str
     weights: str
-    params: int
-    macs: int
-    teacher_params: int
-    teacher_macs: int
+    params: Count
+    macs: Count
+    teacher_params: Count
+    teacher_macs: Count
     removed: tuple[str, ...]
     replaced: dict[str, str]
     name_map: dict[str, str]  # student's fqn → teacher's fqn
@@ -101,7 +102,7 @@ class ExportResult(Record, schema="asdm.export/1"):
     family: str
     to: str
     dtype: str
-    params: int
+    params: Count
     size: Size | None = None  # pixels per side, or width and height; None where nothing was traced
     batch: int | None = None  # None where it is free
     why_fixed: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 
 from asdm.records.build import FreezeAudit
+from asdm.records.measurement import Count, Number, Seconds
 from asdm.utils.io import Frozen, Record, later
 
 
@@ -25,13 +26,13 @@ class MemoryEstimate(Frozen):
     Encoding pictures is over when these begin, so the total holds the larger of the two.
     """
 
-    weights: int
-    encoders: int
-    gradients: int
-    optimizer: int
-    average: int
-    activations: int
-    encoding: int  # activations of the VAE's or text encoder's largest call
+    weights: Count
+    encoders: Count
+    gradients: Count
+    optimizer: Count
+    average: Count
+    activations: Count
+    encoding: Count  # activations of the VAE's or text encoder's largest call
 
     @property
     def peak(self) -> int:
@@ -47,7 +48,7 @@ class StagePlan(Frozen):
 
     name: str
     mode: str
-    steps: int
+    steps: Count
     weights: dict[str, float]
     places: dict[str, int]  # term → maps that are compared
     left_out: tuple[str, ...]  # terms that this student has no place for
@@ -60,13 +61,13 @@ class StageResult(Frozen):
 
     name: str
     mode: str
-    steps: int
-    seconds: float
-    first: dict[str, float]
-    last: dict[str, float]
+    steps: Count
+    seconds: Seconds
+    first: dict[str, Number]
+    last: dict[str, Number]
     audit: FreezeAudit
     teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
-    broken_examples: int = 0
+    broken_examples: Count = 0
     why_skipped: dict[str, int] = later({})  # reason → how many of them
     scaler: dict[str, JsonValue] | None = later(None)  # of fp16's gradients; the next stage begins with its state
     overhead: float  # share of the time that was neither encoding, forward, backward nor step (optimizer, EMA)
@@ -80,7 +81,7 @@ class HeldOut(Frozen):
     error: float
     untrained: float  # of the same plan's student before any training
     teacher_power: float  # mean square of the teacher's output
-    pictures: int
+    pictures: Count
 
 
 class DistillResult(Record, schema="asdm.distill/1"):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
 from asdm.utils.io import Frozen, Record, later
 from asdm.utils.sizes import Size
+
+MOST = 1e15  # beyond any measured number; sums and squares of it stay finite
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
+Number = Annotated[float, Field(ge=-MOST, le=MOST)]
+Seconds = Annotated[float, Field(ge=0, le=MOST)]
+Positive = Annotated[float, Field(gt=0, le=MOST)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Factor = Annotated[float, Field(ge=0, le=1e4)]  # of a teacher's cost
 
 
 def device_kind(device: str) -> str:
@@ -18,9 +26,9 @@ def device_kind(device: str) -> str:
 class Estimate(Frozen):
     """A median with its 95 % interval."""
 
-    median: float
-    low: float
-    high: float
+    median: Number
+    low: Number
+    high: Number
 
     def scaled(self, factor: float) -> Estimate:
         return Estimate(median=self.median * factor, low=self.low * factor, high=self.high * factor)
@@ -29,7 +37,23 @@ class Estimate(Frozen):
 class Latency(Estimate):
     """Seconds: median, 95 % interval of the median, and every raw sample in the order it was taken."""
 
-    samples: tuple[float, ...]
+    samples: tuple[Number, ...]
+
+
+def _is_ratio(ratio: Estimate) -> Estimate:
+    if not 0 < ratio.median <= 1e4:
+        raise ValueError(f"a ratio of latencies must be above 0 and at most 10000, got {ratio.median}")
+    return ratio
+
+
+def _is_time(latency: Estimate) -> Estimate:
+    if latency.median <= 0:
+        raise ValueError(f"a latency must be above 0, got {latency.median}")
+    return latency
+
+
+Ratio = Annotated[Estimate, AfterValidator(_is_ratio)]
+Time = Annotated[Latency, AfterValidator(_is_time)]
 
 
 class Run(Record):
@@ -38,9 +62,9 @@ class Run(Record):
     created_utc: str
     command: str
     family: str
-    dtype: str
+    dtype: Literal["fp32", "bf16", "fp16"]
     device: str
-    threads: int
+    threads: Count
     environment: dict[str, str]
 
     @model_serializer(mode="wrap")
@@ -57,7 +81,7 @@ class UNetRun(Run):
     weights: str
     backend: str
     seed: int
-    batch: int
+    batch: Annotated[int, Field(ge=1, lt=1 << 31)]
     size: Size  # pixels per side of the image, or its width and height
 
 
@@ -90,9 +114,9 @@ class GpuUse(Frozen):
 class Macs(Frozen):
     """Multiply-adds by kind of operation; one MAC is two FLOPs."""
 
-    conv_macs: int = 0
-    linear_macs: int = 0
-    attention_macs: int = 0
+    conv_macs: Count = 0
+    linear_macs: Count = 0
+    attention_macs: Count = 0
 
     @property
     def macs(self) -> int:

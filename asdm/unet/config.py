@@ -58,14 +58,14 @@ def check_class(config: Mapping[str, Any], where: str) -> None:
 
 def _check_blocks(config: Mapping[str, Any]) -> None:
     widths = config["block_out_channels"]
-    if not isinstance(widths, list) or not 1 <= len(widths) <= MOST_BLOCKS or not all(map(_is_count, widths)):
+    if not isinstance(widths, list) or not 1 <= len(widths) <= MOST_BLOCKS or not all(map(is_count, widths)):
         raise ValueError(f"block_out_channels must list the widths of 1 to {MOST_BLOCKS} blocks, got {widths!r}.")
     for key in _PER_BLOCK:
         value = config.get(key)
         if isinstance(value, list) and len(value) != len(widths):
             raise ValueError(f"{key} has {len(value)} entries for {len(widths)} blocks; give one for each block.")
     for key in _NUMBERS:
-        if key in config and not all(map(_is_count, _flat(config[key]))):
+        if key in config and not all(map(is_count, _flat(config[key]))):
             raise ValueError(f"{key} must be a number of at least 1 or a list of them, got {config[key]!r}.")
     for key in _LAYERS:
         if not all(type(n) is int and 0 <= n <= MOST_LAYERS for n in _flat(config.get(key, 1))):
@@ -80,7 +80,7 @@ def _check_blocks(config: Mapping[str, Any]) -> None:
 
 def _check_values(config: Mapping[str, Any]) -> None:
     for key in _COUNTS:
-        if config.get(key) is not None and not _is_count(config[key]):
+        if config.get(key) is not None and not is_count(config[key]):
             raise ValueError(f"{key} must be a number of at least 1, got {config[key]!r}.")
     for key, value, needed in _NEEDED:
         if missing := [name for name in needed if config.get(key) == value and config.get(name) is None]:
@@ -98,7 +98,8 @@ def _check_values(config: Mapping[str, Any]) -> None:
         )
 
 
-def _is_count(value: Any) -> bool:
+def is_count(value: Any) -> bool:
+    """Whether a config's value is a whole number from 1 on, as sizes are."""
     return type(value) is int and 1 <= value < 1 << 24
 
 

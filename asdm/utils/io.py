@@ -17,10 +17,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 REPORTS = Path("reports")
 STALE_S = 3600.0
+FROM_FILE = "from a file"
 CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ", "||||||| ")
 
 
@@ -28,6 +29,15 @@ class Frozen(BaseModel):
     """A plain value that goes into a JSON file."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False, populate_by_name=True)
+
+    @model_validator(mode="after")
+    def _intervals_go_up(self, info: ValidationInfo) -> Self:
+        """In a file, no interval ends below its beginning."""
+        for name in type(self).model_fields if info.context == FROM_FILE else ():
+            low, high = getattr(self, name), getattr(self, f"{name.removesuffix('low')}high", None)
+            if name.endswith("low") and low is not None and high is not None and low > high:
+                raise ValueError(f"an interval goes from low to high, got [{low}, {high}]")
+        return self
 
 
 def later(default: Any) -> Any:
@@ -72,7 +82,7 @@ class Record(Frozen):
     def parse(cls, data: Any, source: str) -> Self:
         _check_schema(data, cls.SCHEMA, source)
         try:
-            return cls.model_validate(data)
+            return cls.model_validate(data, context=FROM_FILE)
         except ValidationError as error:
             raise ValueError(f"{source}: {first_problem(error)}") from None
 
@@ -117,6 +127,8 @@ def read_json(path: Path) -> Any:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from None
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {reason(error)}.") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file.") from None
     except RecursionError:
@@ -391,7 +403,8 @@ def newest(name: str, under: Path = REPORTS) -> Path | None:
 def newest_first(paths: Iterable[Path]) -> list[Path]:
     """JSON files by the `created_utc` in them, which a copy keeps; those without one, and equal ones, by when they were
     written."""
-    return sorted(paths, key=lambda path: (_created_utc(path), path.stat().st_mtime_ns), reverse=True)
+    times = {path: path.stat().st_mtime_ns for path in paths if path.exists()}
+    return sorted(times, key=lambda path: (_created_utc(path), times[path]), reverse=True)
 
 
 def _created_utc(path: Path) -> str:

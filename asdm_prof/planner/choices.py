@@ -75,7 +75,7 @@ def _choice(profile: Profile, edits: ResolvedPlan) -> Choice:
     if edits.replacements:
         (edit,) = edits.replacements
         unit, option = profile.part(edit.unit), profile.option(edit)
-        lost_use = 1 - (option.conv_macs + option.linear_macs) / (unit.conv_macs + unit.linear_macs)
+        lost_use = 1 - (option.conv_macs + option.linear_macs) / max(unit.conv_macs + unit.linear_macs, 1)
         return Choice(
             edits=edits.edits,
             touches=edits.touched_units,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pydantic import model_validator
+
 from asdm.plan.edits import MeasuredAt, Prediction
-from asdm.records.measurement import Estimate
+from asdm.records.measurement import Estimate, Number
 from asdm.utils.io import Frozen, Record
 
 
@@ -15,7 +17,7 @@ class ComparedProfile(Frozen):
     sha256: str
     measured_at: MeasuredAt
     latency_s: Estimate
-    split_half: float  # rank correlation of its own odd and even runs: no other profile can agree better than this
+    split_half: Number  # rank correlation of its own odd and even runs: no other profile can agree better than this
 
 
 class ComparedPlan(Frozen):
@@ -35,5 +37,15 @@ class Comparison(Record, schema="asdm.compare/1"):
     family: str
     config_sha256: str
     profiles: tuple[ComparedProfile, ...]
-    spearman: tuple[tuple[float, ...], ...]  # of the units' redundancy, profile by profile
+    spearman: tuple[tuple[Number, ...], ...]  # of the units' redundancy, profile by profile
     plans: tuple[ComparedPlan, ...] = ()
+
+    @model_validator(mode="after")
+    def _all_by_all(self) -> Comparison:
+        count = len(self.profiles)
+        if [len(row) for row in self.spearman] != [count] * count:
+            raise ValueError(f"spearman must have {count} rows of {count} values, one for each profile")
+        for plan in self.plans:
+            if len(plan.predicted) != count or not (plan.made_for is None or 0 <= plan.made_for < count):
+                raise ValueError(f"{plan.name} must have a prediction by each of {count} profiles, and be made for one")
+        return self

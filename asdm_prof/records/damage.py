@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, model_validator
 
 from asdm.plan.edits import AnyEdit
+from asdm.records.measurement import Count, Number, Positive
 from asdm.utils.io import Frozen, Record, later
 from asdm.utils.sizes import Size
 
@@ -12,7 +15,7 @@ from asdm.utils.sizes import Size
 class Work(Frozen):
     """What a run of `sensitivity` took, in the teacher's forwards (by MACs) and in seconds."""
 
-    students: int
+    students: Count
     plain_forwards: float  # of the loop that runs every student from the start
     least_forwards: float  # every distinct beginning of a forward once
     done_forwards: float
@@ -30,12 +33,21 @@ class Interval(Frozen):
     high: float
 
 
+def _is_error(damage: Interval) -> Interval:
+    if damage.value < 0:
+        raise ValueError(f"a damage is a mean square error and cannot be negative, got {damage.value}")
+    return damage
+
+
+MeanSquare = Annotated[Interval, AfterValidator(_is_error)]
+
+
 class EditDamage(Frozen):
     """One edit, with what must go along for it to be legal, and what it does to the output."""
 
     edit: AnyEdit
     also: tuple[AnyEdit, ...] = ()
-    damage: Interval  # mean square error of the output per element
+    damage: MeanSquare  # mean square error of the output per element
     by_prompt: tuple[float, ...]
     by_timestep: tuple[float, ...]
     clip_score_change: Interval | None = None  # of pictures drawn from the same seeds, less the teacher's
@@ -48,18 +60,18 @@ class EditDamage(Frozen):
 class DamagePair(Frozen):
     """Two edits by their places in the list, and the damage of both beyond the sum of each."""
 
-    first: int
-    second: int
-    damage: float
+    first: Count
+    second: Count
+    damage: Number
 
 
 class JointDamage(Frozen):
     """One random plan: what the edits' damages predict, by their sum and with pairs, and what its student does."""
 
     edits: tuple[AnyEdit, ...]
-    summed: float
-    with_pairs: float
-    damage: Interval
+    summed: Number
+    with_pairs: Number
+    damage: MeanSquare
 
 
 class Fit(Frozen):
@@ -100,15 +112,15 @@ class Damage(Record, schema="asdm.damage/1"):
     teacher_config_sha256: str
     data: str
     split: str
-    prompts: int
+    prompts: Count
     timesteps: tuple[int, ...]
     seed: int
     dtype: str
     device: str
-    threads: int
+    threads: Count
     size: Size
     prediction_type: str  # what the output is: epsilon or v_prediction
-    teacher_power: float  # mean square of the teacher's output per element, to set damages in relation to
+    teacher_power: Positive  # mean square of the teacher's output per element, to set damages in relation to
     edits: tuple[EditDamage, ...]
     dropped: tuple[EditDamage, ...] = later(())  # by racing: measured on few pictures, and beaten there
     units_sha256: str | None = later(None)  # of the library that replaced units were taken from
@@ -117,3 +129,9 @@ class Damage(Record, schema="asdm.damage/1"):
     agreement: tuple[Agreement, ...] = ()
     work: Work
     environment: dict[str, str]
+
+    @model_validator(mode="after")
+    def _pairs_are_known(self) -> Self:
+        if wrong := next((pair for pair in self.pairs if max(pair.first, pair.second) >= len(self.edits)), None):
+            raise ValueError(f"a pair is of edits {wrong.first} and {wrong.second}, of {len(self.edits)}")
+        return self

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from asdm.plan.edits import AnyEdit
+from asdm.records.measurement import Number
 from asdm.utils.io import Frozen, Record, later
 
 
 class FrontierPoint(Frozen):
     """One plan that no other beats in both latency and damage, as the profile prices it."""
 
-    latency_s: float
-    ratio: float
-    macs: float  # shares of the teacher's
-    params: float
-    damage: float
+    latency_s: Number
+    ratio: Number
+    macs: Number  # shares of the teacher's
+    params: Number
+    damage: Number
     edits: tuple[AnyEdit, ...]
 
 

@@ -8,21 +8,34 @@ from pydantic import Field, model_validator
 
 from asdm.plan.edits import ReplaceUnit, format_options
 from asdm.plan.topology import Topology
-from asdm.records.measurement import Estimate, GpuUse, HostUse, Latency, Macs, UNetRun, mac_unit
+from asdm.records.measurement import (
+    Count,
+    Estimate,
+    GpuUse,
+    HostUse,
+    Latency,
+    Macs,
+    Number,
+    Positive,
+    Time,
+    UNetRun,
+    mac_unit,
+)
 from asdm.utils import notebook
 from asdm.utils.io import Frozen, later
 from asdm.utils.sizes import Size
 
+SHARES_OFF = 0.5  # medians of shares need not add up to 1 exactly
 Bound = Literal["compute", "memory", "overhead", "launch"]
 
 
 class Peaks(Frozen):
     """What this machine reaches through the profile's own runtime and dtype; bandwidth is a triad's."""
 
-    gemm_flops_per_s: float
-    conv_flops_per_s: float
-    bytes_per_s: float
-    seconds_per_call: float
+    gemm_flops_per_s: Positive
+    conv_flops_per_s: Positive
+    bytes_per_s: Positive
+    seconds_per_call: Positive
 
     @property
     def flops_per_s(self) -> float:
@@ -32,12 +45,12 @@ class Peaks(Frozen):
 class Roofline(Frozen):
     """The least seconds of a part by each peak, the longest of which is its `bound`."""
 
-    compute_s: float
-    memory_s: float
-    overhead_s: float
-    launch_s: float | None = later(None)  # of the measured seconds, those in which a GPU waited for the next kernel
+    compute_s: Number
+    memory_s: Number
+    overhead_s: Number
+    launch_s: Number | None = later(None)  # of the measured seconds, those in which a GPU waited for the next kernel
     bound: Bound
-    attained: float  # the roof's seconds (compute or memory) / measured seconds; 1 is the roof itself
+    attained: Number  # the roof's seconds (compute or memory) / measured seconds; 1 is the roof itself
 
 
 class PartRecord(Macs):
@@ -48,10 +61,10 @@ class PartRecord(Macs):
     kind: Literal["resnet", "transformer", "glue"]
     block: str
     layer: int | None = None
-    params: int
-    parameter_bytes: int = later(0)
-    peak_memory_bytes: int  # activations alive at the part's worst moment, by the meta count
-    moved_bytes: int = later(0)  # parameters, and activations in and out, each once
+    params: Count
+    parameter_bytes: Count = later(0)
+    peak_memory_bytes: Count  # activations alive at the part's worst moment, by the meta count
+    moved_bytes: Count = later(0)  # parameters, and activations in and out, each once
     latency_s: Latency
     share: Estimate  # of the whole UNet, run by run
     roofline: Roofline | None = later(None)
@@ -65,8 +78,8 @@ class OptionRecord(Macs):
     unit: str
     replacement: str
     options: dict[str, Any] = later({})
-    params: int
-    latency_s: Latency
+    params: Count
+    latency_s: Time
     share: Estimate  # of the teacher's UNet, each run scaled by the parts that it leaves alone
 
     @property
@@ -78,19 +91,19 @@ class ComponentRecord(Macs):
     """A model that an image passes besides the UNet, and how often."""
 
     name: str
-    params: int
-    calls_per_image: int
-    latency_s: Latency | None = None
+    params: Count
+    calls_per_image: Count
+    latency_s: Time | None = None
 
 
 class WholeRecord(Macs):
     """The whole UNet call: bare, and with every part hooked."""
 
-    params: int
-    peak_memory_bytes: int
-    thop_macs: int
-    latency_s: Latency
-    hooked_latency_s: Latency
+    params: Count
+    peak_memory_bytes: Count
+    thop_macs: Count
+    latency_s: Time
+    hooked_latency_s: Time
     uncounted_ops: dict[str, int] = Field(default_factory=dict)
     measured_peak_bytes: int | None = later(None)  # of an eager call on a GPU, weights included
     gpu_s: Estimate | None = later(None)  # of the kernels alone, on a GPU
@@ -128,7 +141,7 @@ class Profile(UNetRun, schema="asdm.profile/1"):
     glue: tuple[PartRecord, ...]  # ends with `other`: what runs between the parts
     options: tuple[OptionRecord, ...] = ()
     components: tuple[ComponentRecord, ...] = ()
-    steps: int = 30
+    steps: Count = 30
     guidance_scale: float = 8.0
     peaks: Peaks | None = later(None)
     mapped_share: Estimate | None = later(None)  # of the runtime's own node time, what lies in units and glue
@@ -142,14 +155,35 @@ class Profile(UNetRun, schema="asdm.profile/1"):
     @model_validator(mode="after")
     def _times(self) -> Profile:
         """Glue may be negative: `other` is what a call takes beyond its parts."""
-        if self.whole.latency_s.median <= 0:
-            raise ValueError(f"the UNet's latency must be above 0, got {self.whole.latency_s.median}")
         if wrong := next((unit for unit in self.units if unit.latency_s.median < 0), None):
             raise ValueError(f"the latency of {wrong.fqn} cannot be negative, got {wrong.latency_s.median}")
+        if wrong := next((unit for unit in self.units if not 0 <= unit.share.median <= 1), None):
+            raise ValueError(f"the share of {wrong.fqn} must be from 0 to 1, got {wrong.share.median}")
+        total = sum(part.share.median for part in (*self.units, *self.glue))
+        if abs(total - 1) > SHARES_OFF:
+            raise ValueError(f"the shares of all parts must add up to 1, got {total:.3g}")
+        return self
+
+    @model_validator(mode="after")
+    def _every_part(self) -> Profile:
+        """Units are those of the topology, in any order, and what computes nothing is no UNet."""
+        if not self.whole.params or not self.whole.macs:
+            raise ValueError("the whole UNet must have parameters and MACs, got 0")
+        if empty := next((unit for unit in self.units if not unit.params or not unit.macs), None):
+            raise ValueError(f"{empty.fqn} must have parameters and MACs, got 0")
+        named = [part.fqn for part in (*self.units, *self.glue)]
+        wanted = {unit.fqn for unit in self.topology.units}
+        if odd := {part.fqn for part in self.units} ^ wanted or set(self.topology.samplers.values()) - {*named}:
+            raise ValueError(f"{min(odd)} must stand both in the topology and among the units or glue")
+        if stray := next((option.unit for option in self.options if option.unit not in wanted), None):
+            raise ValueError(f"an option is of {stray!r}, which is no unit")
         return self
 
     def part(self, fqn: str) -> PartRecord:
-        return next(part for part in (*self.units, *self.glue) if part.fqn == fqn)
+        """A unit or a piece of glue; raises ValueError for one that was not timed."""
+        if (found := next((part for part in (*self.units, *self.glue) if part.fqn == fqn), None)) is None:
+            raise ValueError(f"the profile has no time for {fqn}.")
+        return found
 
     def option(self, edit: ReplaceUnit) -> OptionRecord:
         """A replacement's measurement in its unit; raises ValueError naming those that were timed there."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asdm.records.measurement import UNetRun
+from asdm.records.measurement import Count, Number, Positive, UNetRun
 from asdm.schedule.schedule import Pass
 from asdm.utils.io import Frozen
 
@@ -11,8 +11,8 @@ class ValidatedSchedule(Frozen):
     """One random schedule: the UNet's time in an image, as a share of the plain one's, predicted and measured."""
 
     steps: tuple[str, ...]
-    predicted_ratio: float
-    measured_ratio: float
+    predicted_ratio: Positive
+    measured_ratio: Positive
     schedule_s: tuple[float, ...]  # raw samples of the whole loop
     plain_call_s: tuple[float, ...]  # of a plain call, before and after each
 
@@ -27,10 +27,10 @@ class ScheduleValidation(UNetRun, schema="asdm.validate-schedules/1"):
 
     profile_sha256: str
     guided: bool
-    calls: int
+    calls: Count
     passes: dict[str, Pass]
-    mape: float  # mean absolute relative error
-    worst: float
-    bias: float  # above 0: schedules are slower than predicted
+    mape: Number  # mean absolute relative error
+    worst: Number
+    bias: Number  # above 0: schedules are slower than predicted
     macs_exact: bool  # whether the MACs of every pass, counted as run, are those of the parts that it computes
     schedules: tuple[ValidatedSchedule, ...]

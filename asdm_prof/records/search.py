@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from asdm.plan.edits import AnyEdit, Prediction
 from asdm.records.bench import Metric
-from asdm.records.measurement import Estimate, UNetRun
+from asdm.records.measurement import Count, Number, Ratio, UNetRun
 from asdm.utils.io import Frozen
 
 
 class Rung(Frozen):
     """A rung of successive halving: how many candidates reach it, and how long each has trained at its end."""
 
-    candidates: int
-    steps: int
+    candidates: Count
+    steps: Count
 
 
 class SearchedStudent(Frozen):
     """A candidate as it was last measured."""
 
-    candidate: int
-    rung: int
-    steps: int  # of training
+    candidate: Count
+    rung: Count
+    steps: Count  # of training
     edits: tuple[AnyEdit, ...]
     plan_sha256: str
     predicted: Prediction
-    damage: float  # as planned: before any training
-    ratio: Estimate  # measured UNet latency, student / teacher, in pairs
+    damage: Number  # as planned: before any training
+    ratio: Ratio  # measured UNet latency, student / teacher, in pairs
     student_s: tuple[float, ...]
     teacher_s: tuple[float, ...]
-    macs: int
-    params: int
+    macs: Count
+    params: Count
     quality: dict[str, Metric]
     within_budget: bool
     in_front: bool  # no other student is both faster and better
@@ -55,13 +55,19 @@ class Search(UNetRun, schema="asdm.search/1"):
     data: str
     split: str
     learning_rate: float
-    training_batch: int
-    pictures: int
+    training_batch: Count
+    pictures: Count
     rungs: tuple[Rung, ...]
-    training_steps: int  # of all candidates together
+    training_steps: Count  # of all candidates together
     trials: dict[str, int]  # how the attempts ended
     students: tuple[SearchedStudent, ...]
     failed: dict[str, str] = Field(default_factory=dict)  # candidate → why it has no measurement
+
+    @model_validator(mode="after")
+    def _all_are_ranked(self) -> Search:
+        if unranked := next((one for one in self.students if self.metric not in one.quality), None):
+            raise ValueError(f"candidate {unranked.candidate} has no {self.metric}, by which students are ranked")
+        return self
 
     def front(self) -> tuple[SearchedStudent, ...]:
         """The students that no other beats in both latency and quality, the fastest first."""

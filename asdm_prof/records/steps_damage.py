@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from asdm.records.measurement import Size
+from pydantic import Field, model_validator
+
+from asdm.records.measurement import Count, Number, Positive, Seconds, Size
 from asdm.schedule.schedule import Pass
 from asdm.utils.io import Frozen, Record
-from asdm_prof.records.damage import Fit, Interval
+from asdm_prof.records.damage import Fit, MeanSquare
 
-Table = tuple[tuple[tuple[float | None, ...], ...], ...]
+Error = Annotated[float, Field(ge=0, le=1e15)]
+Row = Annotated[tuple[Error | None, ...], Field(min_length=1)]
+Table = tuple[tuple[Row, ...], ...]
 
 
 class PassDamage(Frozen):
@@ -26,18 +30,18 @@ class PassDamage(Frozen):
 class FewerSteps(Frozen):
     """The teacher with fewer steps of the same sampler: the mean square error of its final latent."""
 
-    steps: int
-    calls: int
-    damage: float
+    steps: Count
+    calls: Count
+    damage: Error
 
 
 class JointSchedule(Frozen):
     """One random schedule: what single damages predict of its final latent, and what it is."""
 
     steps: tuple[str, ...]
-    summed: float
-    amplitudes: float
-    damage: Interval
+    summed: Number
+    amplitudes: Number
+    damage: MeanSquare
 
 
 class StepsAdditivity(Frozen):
@@ -48,8 +52,8 @@ class StepsAdditivity(Frozen):
     """
 
     used: Literal["sum", "amplitudes"]
-    factor: float
-    left_out: float
+    factor: Positive
+    left_out: Number
     summed: Fit
     amplitudes: Fit
 
@@ -65,28 +69,41 @@ class StepsDamage(Record, schema="asdm.steps-damage/1"):
     teacher_config_sha256: str
     data: str
     split: str
-    prompts: int
+    prompts: Count
     seed: int
     dtype: str
     device: str
-    threads: int
+    threads: Count
     size: Size
     prediction_type: str
     sampler: str  # class of the scheduler
-    steps: int
-    calls: int  # UNet calls for one image, of which a schedule is made
+    steps: Count
+    calls: Count  # UNet calls for one image, of which a schedule is made
     guidance_scale: float
     networks: dict[str, str]  # students by name
     passes: dict[str, Pass]
     damages: tuple[PassDamage, ...]
-    gains: tuple[float, ...]  # mean square error of the final latent per mean square error of the output at a step
-    latent_power: float  # mean square of the teacher's final latent
+    gains: tuple[Error, ...]  # mean square error of the final latent per mean square error of the output at a step
+    latent_power: Positive  # mean square of the teacher's final latent
     fewer_steps: tuple[FewerSteps, ...] = ()
     schedules: tuple[JointSchedule, ...] = ()
     additivity: StepsAdditivity | None = None
-    full_seconds: float  # one full call of one picture here, at both halves of guidance
-    kept_seconds: float  # the same, which keeps all that any pass inherits
-    half_seconds: float  # one full call at one half
-    rest_seconds: float  # of one picture: its prompts encoded and its latent decoded
+    full_seconds: Positive  # one full call of one picture here, at both halves of guidance
+    kept_seconds: Positive  # the same, which keeps all that any pass inherits
+    half_seconds: Positive  # one full call at one half
+    rest_seconds: Seconds  # of one picture: its prompts encoded and its latent decoded
     seconds: float  # of the measurement
     environment: dict[str, str]
+
+    @model_validator(mode="after")
+    def _every_step(self) -> Self:
+        if len(self.gains) != self.calls:
+            raise ValueError(f"gains must have a value for each of {self.calls} calls, got {len(self.gains)}")
+        if {one.name for one in self.damages} != self.passes.keys():
+            raise ValueError("damages must be of the passes, one for each")
+        for one in self.damages:
+            if len(one.error) != self.calls:
+                raise ValueError(f"{one.name} must have errors at each of {self.calls} calls, got {len(one.error)}")
+            if not self.passes[one.name].inherit and not any(map(len, one.error)):
+                raise ValueError(f"{one.name} must have an error at some call")
+        return self

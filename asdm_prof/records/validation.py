@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field
+
 from asdm.plan.edits import AnyEdit
-from asdm.records.measurement import UNetRun
+from asdm.records.measurement import Number, Positive, Share, UNetRun
 from asdm.utils.io import Frozen
 
 
 class ValidatedPlan(Frozen):
     """One random plan: what was predicted, and what its student measured in pairs with the teacher."""
 
-    predicted_ratio: float
-    low: float  # the prediction's 95 % interval
-    high: float
-    measured_ratio: float
-    measured_low: float
-    measured_high: float
-    saves: dict[str, float]  # kind of edit (`op`) → what it was predicted to save, as a share of the teacher
+    predicted_ratio: Number
+    low: Number  # the prediction's 95 % interval
+    high: Number
+    measured_ratio: Positive
+    measured_low: Number
+    measured_high: Number
+    saves: dict[str, Number]  # kind of edit (`op`) → what it was predicted to save, as a share of the teacher
     teacher_s: tuple[float, ...]  # raw samples; the i-th of both are neighbours
     student_s: tuple[float, ...]
     edits: tuple[AnyEdit, ...]
@@ -30,9 +34,9 @@ class ValidatedPlan(Frozen):
 class Correction(Frozen):
     """What the errors teach: a student is slower than predicted by `factors[op]` of what edits of that kind save."""
 
-    factors: dict[str, float]
-    rms_without: float
-    rms_with: float  # leave-one-out: each plan is corrected by what the others taught
+    factors: dict[str, Annotated[float, Field(ge=-10, le=10)]]
+    rms_without: Number
+    rms_with: Number  # leave-one-out: each plan is corrected by what the others taught
     helps: bool  # whether that is less
 
 
@@ -41,16 +45,16 @@ class Validation(UNetRun, schema="asdm.validate/1"):
 
     teacher_config_sha256: str
     profile_sha256: str
-    mape: float  # mean absolute error
-    p95: float  # 95 % of the absolute errors are below it
-    bias: float  # mean error; above 0: students are slower than predicted
-    coverage: float  # how often the prediction's 95 % interval held
-    rank_correlation: float
+    mape: Number  # mean absolute error
+    p95: Number  # 95 % of the absolute errors are below it
+    bias: Number  # mean error; above 0: students are slower than predicted
+    coverage: Share  # how often the prediction's 95 % interval held
+    rank_correlation: Number
     correction: Correction
-    sigma: float  # root mean square error of a prediction, corrected where that helps
-    calibrated_coverage: float  # as `coverage`, with intervals from the other plans' errors
-    within_budget: float  # how often the tightest budget accepted at confidence 0.95 held, from the other plans
-    plans: tuple[ValidatedPlan, ...]
+    sigma: Annotated[float, Field(ge=0, le=1e4)]  # root mean square error of a prediction, corrected where that helps
+    calibrated_coverage: Share  # as `coverage`, with intervals from the other plans' errors
+    within_budget: Share  # how often the tightest budget accepted at confidence 0.95 held, from the other plans
+    plans: Annotated[tuple[ValidatedPlan, ...], Field(min_length=1)]
 
     @property
     def blur(self) -> float:

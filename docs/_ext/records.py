@@ -11,7 +11,7 @@ from docutils import nodes
 from docutils.parsers.rst import Directive
 
 COMMENT = re.compile(r"^    (\w+): .*?  # (.*)$", flags=re.MULTILINE)
-ANNOTATED = re.compile(r"(?:typing\.)?Annotated\[(.*?), FieldInfo\(.*?\)\]")
+ANNOTATED = re.compile(r"(?:typing\.)?Annotated\[(.*?), (?:FieldInfo|AfterValidator)\(.*?\)\]")
 QUOTED_OR_MODULE = re.compile(r"('[^']*')|\b(?:\w+\.)+(\w+)")
 
 

@@ -155,7 +155,7 @@ def _options(records: list[PartRecord], whole: np.ndarray, rng: np.random.Genera
             continue
         after = Macs(
             conv_macs=unit.conv_macs,
-            linear_macs=unit.linear_macs - 3 * 4096 * 320 * 80,
+            linear_macs=max(unit.linear_macs - 3 * 4096 * 320 * 80, 0),
             attention_macs=unit.attention_macs // 4,
         )
         samples = times(after.macs, rng)

@@ -25,7 +25,7 @@ def caption_beside(files: Mapping[str, bytes]) -> tuple[str, Row]:
     for suffix in (".txt", ".caption"):
         if suffix in files:
             try:
-                text = files[suffix].decode("utf-8").strip()
+                text = files[suffix].decode("utf-8-sig").strip()
             except UnicodeDecodeError:
                 raise BrokenExample("a caption that is not UTF-8") from None
             return not_empty(text), row
@@ -43,6 +43,8 @@ def caption_in(row: Row) -> str:
     value = row[key]
     if value is None or value != value:  # as NaN, which is what a table has for nothing
         raise BrokenExample("a caption that is null")
+    if isinstance(value, bool | list | dict) or not isinstance(value, str | int | float):
+        raise BrokenExample("a caption that is no text")
     return not_empty(str(value).strip())
 
 
@@ -57,7 +59,9 @@ def json_row(data: bytes) -> Row:
         row = json.loads(data)
     except (ValueError, RecursionError):
         raise BrokenExample("metadata that is not JSON") from None
-    return row if isinstance(row, dict) else {}
+    if not isinstance(row, dict):
+        raise BrokenExample("metadata that is not a JSON object")
+    return row
 
 
 def check_score(row: Row, selection: Selection) -> None:
@@ -90,10 +94,11 @@ def read_table(path: Path) -> list[Row | BrokenExample]:
         if path.suffix == ".parquet":
             return _read_parquet(path)
         if path.suffix == ".csv":
-            with path.open(encoding="utf-8-sig", newline="") as stream:
-                return list(csv.DictReader(stream))
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as stream:
+                return [_in_utf8(path, number, row) for number, row in enumerate(csv.DictReader(stream), start=1)]
+        # A line ends at \n alone: U+2028 and others may stand in a caption.
+        lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
+    except (OSError, csv.Error) as error:
         raise ValueError(f"{path} cannot be read: {error}.") from None
     return [_json_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
@@ -103,7 +108,24 @@ def _json_line(path: Path, number: int, line: str) -> Row | BrokenExample:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
-    return row if isinstance(row, dict) else BrokenExample("a line that is not a JSON object", f"{path.name}:{number}")
+    if not isinstance(row, dict):
+        return BrokenExample("a line that is not a JSON object", f"{path.name}:{number}")
+    return _in_utf8(path, number, row)
+
+
+def _in_utf8(path: Path, number: int, row: Row) -> Row | BrokenExample:
+    """The row, unless some of its text is not UTF-8, such as Latin-1: what of it cannot be decoded is a surrogate."""
+    if any(isinstance(text, str) and not _is_utf8(text) for pair in row.items() for text in pair):
+        return BrokenExample("a line that is not UTF-8", f"{path.name}:{number}")
+    return row
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read_parquet(path: Path) -> list[Row | BrokenExample]:
@@ -113,6 +135,7 @@ def _read_parquet(path: Path) -> list[Row | BrokenExample]:
         table = pd.read_parquet(path)
     except ImportError:
         raise ValueError(f"{path} needs the package pyarrow; pip install 'asdm-prof[parquet]'.") from None
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is not a Parquet file: {str(error).splitlines()[0]}.") from None
+    except Exception as error:  # whatever pyarrow makes of damaged bytes
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise ValueError(f"{path} is not a Parquet file: {reason}.") from None
     return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]

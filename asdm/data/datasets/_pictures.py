@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from asdm.data.datasets import BrokenExample
 from asdm.data.settings import SMALLEST_SIDE, Selection
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# What is decoded, whatever a file is called: never EPS, which would start Ghostscript.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 STEP = 64  # pixels: every Stable Diffusion takes sides that are multiples of it
 NARROWEST = 2.0  # longer by shorter side of a bucket
 
@@ -64,7 +67,7 @@ def decode_picture(data: bytes, frame: Frame, mirrored: bool = False) -> Decoded
     if not data:
         raise BrokenExample("an empty picture file")
     try:
-        opened = Image.open(io.BytesIO(data))
+        opened = Image.open(io.BytesIO(data), formats=_formats())
         if min(opened.size) < frame.min_side:
             raise BrokenExample(f"a side of fewer than {frame.min_side} pixels")
         picture = in_rgb(ImageOps.exif_transpose(opened))
@@ -76,7 +79,7 @@ def decode_picture(data: bytes, frame: Frame, mirrored: bool = False) -> Decoded
         raise BrokenExample("too many pixels") from None
     except BrokenExample:
         raise
-    except (OSError, SyntaxError, ValueError):
+    except Exception:  # Pillow raises almost anything for damaged bytes: struct.error, TypeError, RuntimeError, …
         raise BrokenExample("a truncated or damaged picture") from None
     scale = max(shape[0] / picture.height, shape[1] / picture.width)
     top, left = (
@@ -84,6 +87,15 @@ def decode_picture(data: bytes, frame: Frame, mirrored: bool = False) -> Decoded
     )
     pixels = torch.from_numpy(np.array(ImageOps.mirror(cut) if mirrored else cut)).permute(2, 0, 1)
     return Decoded(pixels.float() / 127.5 - 1, (picture.height, picture.width, top, left, *shape))
+
+
+@cache
+def _formats() -> list[str]:
+    """Of the formats that are decoded, those that this Pillow knows."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def in_rgb(picture: Any) -> Any:
@@ -112,10 +124,10 @@ def _shape_of(file: Any, frame: Frame) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(file) as opened:
+        with Image.open(file, formats=_formats()) as opened:
             width, height = opened.size
             if opened.getexif().get(0x0112, 1) >= 5:  # turned by a quarter
                 width, height = height, width
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+    except Exception:  # as above; decoding it says what is wrong
         return frame.shapes[0]
     return frame.shape_for(height, width)

@@ -9,6 +9,7 @@ A folder without any caption is for training without captions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -147,10 +148,11 @@ def _named(table: Path, name: object) -> Path:
     if not isinstance(name, str) or not name:
         raise BrokenExample("no file_name")
     file = table.parent / name
-    if file.is_file():
-        return file
-    if (table.parent.parent / name).is_file() or (table.parent / Path(name).name).is_file():
-        raise BrokenExample("a path that is not relative to its table")
+    with suppress(OSError):  # such as a name that is too long
+        if file.is_file():
+            return file
+        if (table.parent.parent / name).is_file() or (table.parent / Path(name).name).is_file():
+            raise BrokenExample("a path that is not relative to its table")
     raise BrokenExample("no such file")
 
 

@@ -82,10 +82,15 @@ class Latents(Indexed[Encoded]):
         place = index if self.rows is None else self.rows[index]
         number = bisect.bisect_right(self._ends, place)
         row = place - (self._ends[number - 1] if number else 0)
-        shard = self._read(number)
-        names = set(shard.keys())
-        parts = {name: shard.get_slice(name)[row] for name in PARTS if name in names}
-        return Encoded(**parts, caption=self.captions[index])
+        try:
+            shard = self._read(number)
+            names = set(shard.keys())
+            parts = {name: shard.get_slice(name)[row] for name in PARTS if name in names}
+            return Encoded(**parts, caption=self.captions[index])
+        except Exception as error:  # whatever safetensors or torch makes of damaged bytes
+            file = self.folder / self.cache.shards[number].file
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise ValueError(f"{file} is damaged: {reason}; run `asdm cache` into another folder.") from None
 
     def _open(self, number: int) -> Any:
         from safetensors import safe_open
@@ -117,9 +122,10 @@ def open_data(
         raise ValueError(f"{source} holds latents of {cache.size} pixels, not {size}; choose --size {cache.size}.")
     if cache.split != split and not selection.hold_out:
         raise ValueError(f"{source} holds the split {cache.split}, not {split}; choose --split {cache.split}.")
+    here = {path.name for path in folder.iterdir()}
     for shard in cache.shards:
         file = folder / shard.file
-        if not file.exists() or file.stat().st_size != shard.bytes:
+        if shard.file not in here or file.stat().st_size != shard.bytes:
             raise ValueError(f"{file} is missing or damaged; run `asdm cache` into another folder.")
     if not selection.hold_out:
         return Latents(folder, cache)

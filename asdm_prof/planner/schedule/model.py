@@ -72,13 +72,13 @@ class StepsModel:
         if after is None:
             return None
         if not one.inherit and one.unconditional in (None, "drop"):
-            return rows[0][0]
+            return rows[0][0] if rows else None
         if after.age > len(rows):
             return None
         row = rows[after.age - 1]
         if len(row) == 1 or (after.gap == 0 and one.forecast is None):
             return row[0]
-        return row[after.gap - 1] if after.gap else None
+        return row[after.gap - 1] if 0 < after.gap <= len(row) else None
 
     def terms(self, names: Sequence[str]) -> list[float]:
         """What every step of a schedule contributes to the final latent's error; raises ValueError if one cannot."""

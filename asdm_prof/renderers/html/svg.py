@@ -17,6 +17,7 @@ from asdm_prof.renderers._format import COUNT_UNITS, fixed, number, plain, ratio
 
 CHARACTER = 7.2  # pixels that a character of the 13-pixel type takes
 LINE = 15  # pixels from one label to the next
+MOST_TICKS = 30  # of an axis
 BAND = 0.05  # "close" in predicted against measured, as a share of the teacher's latency
 KINDS = {"resnet": "ResNet", "transformer": "Transformer", "glue": "glue"}
 Scale = Callable[[float], float]  # from a value to pixels
@@ -263,8 +264,9 @@ def prediction_scatter(name: str, students: Sequence[Predicted]) -> Markup:
 
 
 def _ratio_axes(low: float, high: float, x: Scale, y: Scale) -> Iterator[Markup]:
-    for step in range(round(10 * (high - low)) + 1):
-        tick = low + step / 10
+    steps = min(round(10 * (high - low)), MOST_TICKS)
+    for step in range(steps + 1):
+        tick = low + (high - low) * step / max(steps, 1)
         yield line(MARGIN - 5, y(tick), MARGIN, y(tick), "axis")
         yield line(x(tick), PLOT + 12, x(tick), PLOT + 17, "axis")
         yield text(MARGIN - 9, y(tick) + 4, f"{tick:.1f}×", "end quiet")

@@ -6,6 +6,7 @@ tests/fixtures/data is described in its README.md.
 from __future__ import annotations
 
 import shutil
+import struct
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from PIL import Image
 
 from asdm.data import cache, datasets, loader
 from asdm.data.datasets import folder, latents, webdataset
-from asdm.data.datasets._pictures import bucket_shapes
+from asdm.data.datasets._pictures import Frame, bucket_shapes, decode_picture
 from asdm.data.settings import CacheSettings, Selection
 from tests.pictures import picture
 
@@ -245,3 +246,61 @@ def test_buckets_are_cached_in_files_of_one_shape(tiny_pipeline: Path, tmp_path:
     half = latents.open_data("held_out", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
     rest = latents.open_data("train", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
     assert sorted(half.captions + rest.captions) == [f"number {n}" for n in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("line", "caption", "why"),
+    [
+        ('{"file_name": "0.png", "text": null, "caption": "x"}', None, "a caption that is null"),
+        ('{"file_name": "0.png", "text": NaN}', None, "a caption that is null"),
+        ('{"file_name": "0.png", "text": ["a dog", "a cat"]}', None, "a caption that is no text"),
+        ('{"file_name": "0.png", "text": true}', None, "a caption that is no text"),
+        ('{"file_name": "0.png", "text": "caf\udce9"}', None, "a line that is not UTF-8"),
+        ('{"file_name": "0.png", "text": 7}', "7", None),
+        ('{"file_name": "0.png", "text": "one\u2028two"}', "one\u2028two", None),
+        ('\ufeff{"file_name": "0.png", "text": "after a mark"}', "after a mark", None),
+    ],
+)
+def test_every_type_and_encoding_of_a_caption_has_a_rule(
+    tmp_path: Path, line: str, caption: str | None, why: str | None
+) -> None:
+    """Beside a line that is right: one line never refuses the others."""
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    text = f'{line}\n{{"file_name": "1.png", "text": "right"}}\n'
+    (tmp_path / "metadata.jsonl").write_bytes(text.encode("utf-8", "surrogateescape"))
+    data = folder.open_data("train", 16, str(tmp_path))
+    assert data.captions == ((caption, "right") if caption else ("right",))
+    assert data.left_out.counts == ({why: 1} if why else {})
+
+
+def test_a_mark_and_other_encodings_in_captions_and_csv(tmp_path: Path) -> None:
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    (tmp_path / "0.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    (tmp_path / "1.txt").write_bytes("café".encode("latin-1"))
+    data = folder.open_data("train", 16, str(tmp_path))
+    assert (data.captions, data.left_out.counts) == (("a cat",), {"a caption that is not UTF-8": 1})
+    (tmp_path / "metadata.csv").write_bytes("file_name,text\n0.png,café\n1.png,cat\n".encode("latin-1"))
+    data = folder.open_data("train", 16, str(tmp_path))
+    assert (data.captions, data.left_out.counts) == (("cat",), {"a line that is not UTF-8": 1})
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n%%EndComments\nshowpage\n"
+
+
+@pytest.mark.parametrize("content", [EPS, b"P6 16 16 255\n" + bytes(768)], ids=["EPS", "PPM"])
+def test_only_formats_of_pictures_are_decoded_whatever_a_file_is_called(content: bytes) -> None:
+    """An EPS would start Ghostscript."""
+    with pytest.raises(datasets.BrokenExample, match="not a picture"):
+        decode_picture(content, Frame.of(16, Selection()))
+
+
+@pytest.mark.parametrize("error", [TypeError, RuntimeError, AttributeError, struct.error])
+def test_whatever_a_decoder_raises_makes_a_broken_example(monkeypatch: Any, error: type[Exception]) -> None:
+    def raises(_: Any) -> None:
+        raise error("as Pillow does for broken EXIF")
+
+    monkeypatch.setattr("PIL.ImageOps.exif_transpose", raises)
+    with pytest.raises(datasets.BrokenExample, match="a truncated or damaged picture"):
+        decode_picture(picture(1), Frame.of(16, Selection()))

@@ -255,3 +255,16 @@ def test_a_folder_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
 )
 def test_a_run_is_called_after_what_it_ran(source, name):
     assert io.short_name(source) == name
+
+
+def test_what_json_cannot_be_is_named(tmp_path):
+    deep, digits, pipe, mark = (tmp_path / name for name in ("deep", "digits", "pipe", "mark"))
+    deep.write_text("[" * 100_000)
+    digits.write_text("1" * 5000)
+    os.mkfifo(pipe)
+    mark.write_bytes(b"\xef\xbb\xbf{}")
+    for file, words in ((deep, "is nested too deeply"), (digits, "4300"), (pipe, "is not a file")):
+        with pytest.raises(ValueError, match=words) as caught:
+            io.read_json(file)
+        assert str(file) in str(caught.value)
+    assert io.read_json(mark) == {}

@@ -102,7 +102,8 @@ def students_table(search: Search) -> Table:
         (Column("predicted", "×", terminal_from=0), number_cells([s.predicted.ratio for s in students], 2)),
         (Column("measured", "×", terminal_from=0, bounds_from=0, short="UNet ×"), ratios),
     ]
-    for metric in students[0].quality if students else ():
+    shared = [name for name in students[0].quality if all(name in s.quality for s in students)] if students else []
+    for metric in shared:
         qualities = [student.quality[metric] for student in students]
         cells = [Cell(number(q.value), f"[{number(q.low)}, {number(q.high)}]", q.value) for q in qualities]
         width = 0 if metric == search.metric else None
