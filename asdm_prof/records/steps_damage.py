@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from asdm.records.measurement import Count, Number, Positive, Seconds, Size
 from asdm.schedule.schedule import Pass
-from asdm.utils.io import Frozen, Record
+from asdm.utils.io import Frozen, Record, later
 from asdm_prof.records.damage import Fit, MeanSquare
 
 Error = Annotated[float, Field(ge=0, le=1e15)]
@@ -92,6 +92,7 @@ class StepsDamage(Record, schema="asdm.steps-damage/1"):
     kept_seconds: Positive  # the same, which keeps all that any pass inherits
     half_seconds: Positive  # one full call at one half
     rest_seconds: Seconds  # of one picture: its prompts encoded and its latent decoded
+    pass_seconds: dict[str, Positive] = later({})  # of passes that were named: one call of one picture
     seconds: float  # of the measurement
     environment: dict[str, str]
 
@@ -101,6 +102,8 @@ class StepsDamage(Record, schema="asdm.steps-damage/1"):
             raise ValueError(f"gains must have a value for each of {self.calls} calls, got {len(self.gains)}")
         if {one.name for one in self.damages} != self.passes.keys():
             raise ValueError("damages must be of the passes, one for each")
+        if not self.pass_seconds.keys() <= self.passes.keys():
+            raise ValueError("pass_seconds must be of passes")
         for one in self.damages:
             if len(one.error) != self.calls:
                 raise ValueError(f"{one.name} must have errors at each of {self.calls} calls, got {len(one.error)}")

@@ -8,8 +8,9 @@ schedules that run freely show how far single damages predict a final latent.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +118,8 @@ def measure_across_steps(
         sha256 = loading.weights_sha256(teacher)
         run = _open_run(run_file, sha256, study, settings, captions)
         run = _measure(study, settings, captions, run, run_file, tell)
-        timed = _times(study, settings, captions)
+        ours = passes_of.candidates(blocks.topology(teacher), study.sampler.guided, across.by_name)
+        timed = _times(study, settings, captions, [name for name in study.passes if name not in ours])
     seconds = clocks.HostClock().mark() - began
     asked = {name: getattr(settings, name) for name in ("data", "split", "prompts", "seed", "dtype", "device")}
     sampler = study.sampler
@@ -150,7 +152,7 @@ def _open_study(
     scale = family.guidance_scale if across.guidance_scale is None else across.guidance_scale
     sampler = Sampler(pipe, across.steps, scale, across.scheduler)
     topologies = {n: blocks.topology(unet) for n, unet in networks.items()}
-    passes = passes_of.candidates(topologies[TEACHER], sampler.guided, students)
+    passes = passes_of.candidates(topologies[TEACHER], sampler.guided, students, across.inherit or ())
     steps = {}
     for name, one in passes.items():
         first = {f"first {n}": Pass(network=n) for n in networks}
@@ -397,19 +399,21 @@ def _damages(run: StepsRun, study: Study) -> tuple[PassDamage, ...]:
 
 
 @torch.inference_mode()
-def _times(study: Study, settings: SensitivitySettings, captions: list[str]) -> dict[str, float]:
-    """Seconds of a full call, of one that keeps everything, and of one half, interleaved, at one picture a call."""
+def _times(study: Study, settings: SensitivitySettings, captions: list[str], named: Sequence[str]) -> dict[str, Any]:
+    """Seconds of a full call, of one that keeps everything, of one half and of named passes, interleaved, at one
+    picture a call."""
     side = example_inputs.latent_sides(study.family, settings.size)[::-1]
     batch = study.sampler.batch(captions[:1], side, settings.seed)
     rows = torch.cat([batch.noise] * 2) if study.sampler.guided else batch.noise
     halves, t, unet = BOTH if study.sampler.guided else (CONDITIONAL,), study.sampler.new().timesteps[0], None
     unet = study.networks[TEACHER]
+    kept = Kept(2)
 
     def full() -> None:
         unet(rows, t, batch.states, return_dict=False)
 
-    def keeping() -> None:
-        with patched(unet, HalfPass(TEACHER, frozenset()), study.places[TEACHER], Kept(2), 0, halves):
+    def keeping(step: int = 0, kept: Kept | None = None) -> None:
+        with patched(unet, HalfPass(TEACHER, frozenset()), study.places[TEACHER], kept or Kept(2), step, halves):
             full()
 
     def half() -> None:
@@ -419,10 +423,18 @@ def _times(study: Study, settings: SensitivitySettings, captions: list[str]) -> 
         study.sampler.batch(captions[:1], side, settings.seed)
         decode_latents(study.sampler.pipe.vae, batch.noise)
 
+    def inheriting(name: str) -> None:
+        with patched(unet, study.steps[name].conditional, (), kept, 2, halves):
+            full()
+
+    for step in range(2 if named else 0):
+        keeping(step, kept)
     clock = clocks.clock_for(settings.device)
     calls = {"full_seconds": full, "kept_seconds": keeping, "half_seconds": half, "rest_seconds": rest}
+    calls |= {name: partial(inheriting, name) for name in named}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(TIMED_CALLS):
         for name, call in calls.items():
             samples[name].append(clocks.timed(call, clock))
-    return {name: float(np.median(own[1:])) for name, own in samples.items()}
+    seconds: dict[str, Any] = {name: float(np.median(own[1:])) for name, own in samples.items()}
+    return seconds | {"pass_seconds": {name: seconds.pop(name) for name in named}}

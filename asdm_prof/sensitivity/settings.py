@@ -58,6 +58,14 @@ class AcrossSteps:
         Option("A student that may draw steps: a folder, a plan or a preset (with --across-steps); may be repeated."),
     ] = None
 
+    inherit: Annotated[
+        list[str] | None,
+        Option(
+            "Another pass to measure and time, by what it inherits, as self_attention,cross_attention or units of the "
+            "UNet (with --across-steps); may be repeated."
+        ),
+    ] = None
+
     @property
     def by_name(self) -> dict[str, str]:
         """Students by the names that a schedule gives them."""

@@ -109,8 +109,8 @@ def _each(
         else:
             try:
                 levers.append(bench.lever(name, own))
-            except ValueError as error:
-                left_out[name] = str(error)
+            except Exception as error:  # a runtime or a quantiser may fail in any way
+                left_out[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
     return levers, left_out
 
 

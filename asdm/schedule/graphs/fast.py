@@ -134,6 +134,7 @@ def _in_eight_bits(
         unet = GraphUNet(networks, probe(schedule), runtime="onnxruntime", folder=folder, files=exported.graphs)
         for seed in range(eight_bits.SAMPLES if runtime == "openvino" else 0):
             run_passes(unet, family, replace(setup, seed=seed), guidance_scale, tell, watch=keep)
+        del unet  # its sessions hold the weights
         tell("8 bits", 0, None)
         graphs = eight_bits.quantise(runtime, folder, exported.graphs, feeds, at)
         (at / source.MARKER).write_text(exported.model_copy(update={"graphs": graphs}).to_json())

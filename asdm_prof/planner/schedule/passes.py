@@ -12,8 +12,13 @@ FULL = "full"
 LINE, PARABOLA = Forecast(order=1), Forecast(order=2)
 
 
-def candidates(topology: Topology, guided: bool, students: Iterable[str] = ()) -> dict[str, Pass]:
-    """Passes by name, from the whole network to nothing at all; halves of guidance apart where there are two."""
+def candidates(
+    topology: Topology, guided: bool, students: Iterable[str] = (), named: Iterable[str] = ()
+) -> dict[str, Pass]:
+    """Passes by name, from the whole network to nothing at all; halves of guidance apart where there are two.
+
+    Each of `named`, places as a schedule names them with commas between, gives a pass and its forecast besides.
+    """
     passes = {
         FULL: Pass(),
         "output": Pass(inherit=(UNET,)),
@@ -37,6 +42,10 @@ def candidates(topology: Topology, guided: bool, students: Iterable[str] = ()) -
     passes["units-taylor1"] = Pass(inherit=units, value="residual", forecast=LINE)
     if transformers:
         passes["transformers-taylor1"] = Pass(inherit=transformers, value="residual", forecast=LINE)
+    for words in named:
+        places = tuple(word.strip() for word in words.split(","))
+        passes["+".join(places)] = Pass(inherit=places)
+        passes[f"{'+'.join(places)}-taylor1"] = Pass(inherit=places, forecast=LINE)
     for student in students:
         passes[student] = Pass(network=student)
         for name in ("output", "clean", "clean-taylor1"):

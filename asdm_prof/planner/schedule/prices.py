@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from asdm.plan.topology import Topology
 from asdm.schedule.legality import HalfPass, Place, Step, resolve
-from asdm.schedule.schedule import TEACHER, Schedule
+from asdm.schedule.schedule import TEACHER, Forecast, Pass, Schedule
 from asdm.utils import sizes
 from asdm_prof.records import Profile, StepsDamage
 
@@ -20,7 +20,8 @@ class StepPrices:
     """Seconds of any pass: `ratios` are students' times as shares of the teacher's.
 
     `half_share` is one half of guidance as a share of both in one call, `keeping` what keeping every value adds to a
-    full call, as a share of it.
+    full call, as a share of it. A profile has no times of attentions alone: passes that inherit them cost what the
+    calibration measured, and without one as much as a full call.
     """
 
     profile: Profile
@@ -28,6 +29,8 @@ class StepPrices:
     half_share: float = 0.5
     keeping: float = 0.0
     rest: float = 0.0  # seconds of an image besides the UNet, where the profile did not time them
+    # Calls that inherit places, with their forecast, as shares of a full one:
+    timed: Mapping[tuple[frozenset[Place], Forecast | None], float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, profile: Profile, damage: StepsDamage | None = None, ratios: Mapping[str, float] = {}) -> StepPrices:
@@ -37,7 +40,13 @@ class StepPrices:
             return cls(profile, ratios)
         half_share = min(damage.half_seconds / damage.full_seconds, 1.0)
         keeping = max(damage.kept_seconds / damage.full_seconds - 1, 0.0)
-        return cls(profile, ratios, half_share, keeping, damage.rest_seconds)
+        timed = {}
+        for name, seconds in damage.pass_seconds.items():
+            both = {"full": Pass(), name: damage.passes[name]}
+            schedule = Schedule(family=damage.family, passes=both, steps=("full", name))
+            places = resolve(profile.topology, schedule).steps[1].conditional.places
+            timed[places, damage.passes[name].forecast] = seconds / damage.full_seconds
+        return cls(profile, ratios, half_share, keeping, damage.rest_seconds, timed)
 
     @property
     def full_s(self) -> float:
@@ -80,6 +89,8 @@ class StepPrices:
         profile = self.profile
         if not half.runs:
             return self._copying_s(half)
+        if half.network == TEACHER and (half.places, half.forecast) in self.timed:
+            return profile.whole.latency_s.median * self.timed[half.places, half.forecast]
         saved = {fqn for place in half.places for fqn in parts_of(profile.topology, place)}
         share = 1 - sum(profile.part(fqn).share.median for fqn in saved)
         share += sum(_shortcut_share(profile, place) for place in half.places)

@@ -152,6 +152,19 @@ def test_prices_follow_the_units_and_the_halves(profile: Profile) -> None:
     assert calibrated.keeping == pytest.approx(0.01)
 
 
+def test_a_pass_of_attentions_costs_what_the_calibration_measured(profile: Profile) -> None:
+    passes = candidates(profile.topology, True, named=["self_attention,cross_attention"])
+    name = "self_attention+cross_attention"
+    prior = schedules.prior(profile, passes, 6)
+    damages = tuple(PassDamage(name=one, error=prior.errors[one]) for one in passes)  # type: ignore[arg-type]
+    calibration = measured(profile, passes=passes, damages=damages, pass_seconds={name: 1.2})
+    problem = schedules.prepare(profile, calibration)
+    whole = profile.whole.latency_s.median
+    assert problem.seconds[name] == pytest.approx(0.6 * whole / 0.55)
+    assert problem.seconds[f"{name}-taylor1"] >= problem.seconds["full"] * 0.99  # not timed
+    assert schedules.prepare(profile, calibration.model_copy(update={"threads": 99})).seconds[name] >= 2 * whole
+
+
 def test_a_schedule_keeps_to_its_budget_and_says_so(profile: Profile) -> None:
     problem = schedules.prepare(profile, measured(profile))
     made = schedules.make_schedule(problem, "0.6")

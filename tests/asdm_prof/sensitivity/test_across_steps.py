@@ -24,7 +24,8 @@ from asdm_prof.sensitivity.trajectories import Sampler
 
 STEPS = 5
 SETTINGS = SensitivitySettings(prompts=3, threads=1, data="emoji")
-ACROSS = AcrossSteps(steps=STEPS, ages=2, guidance_scale=3.0)
+ATTENTIONS = "self_attention,cross_attention"
+ACROSS = AcrossSteps(steps=STEPS, ages=2, guidance_scale=3.0, inherit=[ATTENTIONS])
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +55,19 @@ def test_every_pass_is_measured_at_every_step_age_and_gap(damage: StepsDamage) -
     assert len(damage.gains) == damage.calls == STEPS
     assert [one.steps for one in damage.fewer_steps] == [4, 3, 2]
     assert damage.additivity is not None
+
+
+def test_a_named_pass_is_measured_and_timed(tiny_pipeline: Path, damage: StepsDamage) -> None:
+    """Attentions alone are no units of a profile, so what they cost comes from the calibration."""
+    named = ("self_attention+cross_attention", "self_attention+cross_attention-taylor1")
+    assert tuple(damage.pass_seconds) == named
+    by_name = {one.name: one.error for one in damage.damages}
+    for name in named:
+        assert damage.passes[name].inherit == ("self_attention", "cross_attention")
+        assert all(error > 0 for step in by_name[name][1:] for row in step for error in row if error is not None)
+        assert 0 < damage.pass_seconds[name] < 2 * damage.full_seconds
+    with pytest.raises(ValueError, match="inherits 'attention', which this UNet has not; choose from"):
+        measure(tiny_pipeline, inherit=["attention"])
 
 
 def test_an_interrupted_measurement_continues(
