@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from asdm.records.measurement import Count
 from asdm.utils.io import Frozen, Record, later
@@ -79,21 +81,22 @@ class GraphValue(Frozen):
     kind: str  # unit, block, sampler, self_attention or cross_attention
     fqn: str
     residual: bool = False
-    module: int = 0
-    tensors: int
+    module: Count = 0
+    tensors: Count
     structure: str  # of the arrays, as torch's pytree writes it
 
 
 class PassGraphFile(Frozen):
     """One way in which a schedule calls a network, as a static graph."""
 
-    file: str
+    file: Annotated[str, Field(pattern=r"^[\w-]+/[\w-]+\.(onnx|xml)$")]  # in the folder
     network: str
-    latents: tuple[int, ...]  # shape of `sample`; two rows where both halves of guidance run
+    latents: tuple[Count, ...]  # shape of `sample`; two rows where both halves of guidance run
     inputs: tuple[str, ...]
     inherits: tuple[GraphValue, ...] = ()
     keeps: tuple[GraphValue, ...] = ()  # after `out_sample`
-    difference: float | None = None  # largest of any output from PyTorch's, as a share of the output's largest
+    # Largest of any output from PyTorch's, as a share of the output's largest:
+    difference: Annotated[float, Field(ge=0)] | None = None
 
 
 class ExportResult(Record, schema="asdm.export/1"):

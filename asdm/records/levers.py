@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from asdm.records.measurement import Estimate, Run
+from pydantic import Field
+
+from asdm.records.measurement import MOST, Positive, Ratio, Run, Seconds
 from asdm.utils.io import Frozen, later
 from asdm.utils.sizes import Size
 
+Amount = Annotated[float, Field(ge=0, le=MOST)]
 Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]
 
 
@@ -27,9 +30,9 @@ class Lever(Frozen):
 
     name: str
     levers: Levers
-    factor: Estimate  # plain image / this image, composed of the steps timed in pairs, text encoder and VAE
-    pass_s: dict[str, float]  # pass → median seconds of a step
-    error: float | None = None  # root mean square of a full step's output less eager's, as a share of that
+    factor: Ratio  # plain image / this image, composed of the steps timed in pairs, text encoder and VAE
+    pass_s: dict[str, Seconds]  # pass → median seconds of a step
+    error: Amount | None = None  # root mean square of a full step's output less eager's, as a share of that
     in_product: bool = False
 
 
@@ -42,16 +45,16 @@ class LeversResult(Run, schema="asdm.levers/1"):
 
     weights: str
     size: Size
-    steps: int
+    steps: Annotated[int, Field(ge=1)]
     sampler: str
-    guidance_scale: float
-    plain_step_s: float  # one guided UNet call
-    around_s: float  # text encoder and VAE
+    guidance_scale: Amount
+    plain_step_s: Positive  # one guided UNet call
+    around_s: Seconds  # text encoder and VAE
     levers: tuple[Lever, ...]
-    max_error: float  # of a lever in the product
+    max_error: Amount  # of a lever in the product
     chosen: Levers
-    schedule_in_product: Estimate | None = None
-    product: Estimate | None = None
-    plain_image_s: tuple[float, ...] = ()
-    fast_image_s: tuple[float, ...] = ()
+    schedule_in_product: Ratio | None = None
+    product: Ratio | None = None
+    plain_image_s: tuple[Positive, ...] = ()
+    fast_image_s: tuple[Positive, ...] = ()
     left_out: dict[str, str] = later({})  # lever → why

@@ -121,6 +121,8 @@ def scheduled_unet(source: str, networks: Mapping[str, nn.Module], schedule: Sch
     if not Path(source).is_dir():
         return ScheduledUNet(networks, schedule)
     exported = ExportResult.load(Path(source) / MARKER)
+    if not exported.graphs or exported.to not in RUNTIMES:
+        raise ValueError(f"{source} holds no graphs of a schedule; `asdm export --schedule` writes them.")
     teacher: Any = networks[TEACHER]
     if str(teacher.dtype) != "torch.float32":
         dtype = str(teacher.dtype).removeprefix("torch.")

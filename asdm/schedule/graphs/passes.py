@@ -92,6 +92,13 @@ def open_runtime(name: str, model: Path, dtype: str = "fp32") -> Run:
     backend: Any = registry.load("asdm.measure.backends", name)
     if dtype not in ({*backend.DTYPES} - {"fp16"}):
         raise ValueError(f"{name} runs the graphs of a schedule in {', '.join(backend.DTYPES)}, not in {dtype}.")
+    try:
+        return _opened(name, backend, model, dtype)
+    except Exception as error:  # the runtimes have errors of their own
+        raise ValueError(f"{name} cannot open {model}: {(str(error).strip().splitlines() or ['?'])[0]}") from None
+
+
+def _opened(name: str, backend: Any, model: Path, dtype: str) -> Run:
     if name == "openvino":
         precision = {"fp32": "f32", "bf16": "bf16"}[dtype]
         config = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "INFERENCE_PRECISION_HINT": precision}

@@ -127,8 +127,7 @@ class GraphUNet(ScheduledUNet):
             )
         for file in self.files:
             if (file.network, _places(file), file.latents) == (network, places, latents):
-                made = {_key(network, value): treespec_loads(value.structure) for value in file.keeps}
-                return _Opened(file, made, open_runtime(self.runtime, self.folder / file.file, self.precision))
+                return _Opened(file, _made(file), open_runtime(self.runtime, self.folder / file.file, self.precision))
         raise ValueError(
             f"{self.folder} has no graph for this step's pass; it holds those of whole images, from the first step on."
         )
@@ -150,8 +149,16 @@ def _values(structures: Mapping[Key, TreeSpec]) -> tuple[GraphValue, ...]:
     )  # fmt: skip
 
 
-def _key(network: str, value: GraphValue) -> Key:
-    return network, Place(value.kind, value.fqn, value.residual), value.module
+def _made(file: PassGraphFile) -> dict[Key, TreeSpec]:
+    """What a graph keeps, by key; raises ValueError for a structure that is none."""
+    made: dict[Key, TreeSpec] = {}
+    for value in file.keeps:
+        try:
+            structure = treespec_loads(value.structure)
+        except Exception as error:  # whatever torch makes of it
+            raise ValueError(f"the record of {file.file} has no structure of arrays: {error}.") from None
+        made[file.network, Place(value.kind, value.fqn, value.residual), value.module] = structure
+    return made
 
 
 def _places(file: PassGraphFile) -> frozenset[Place]:

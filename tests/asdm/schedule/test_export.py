@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,27 @@ def test_generate_draws_with_exported_graphs_what_it_draws_in_eager(
         "--family", smallest_pipeline, "--size", "128"
     )
     assert "was exported from other weights" in refusal("--family", smallest_pipeline, "--weights", "random")
+
+
+def test_damaged_folders_are_refused_in_a_sentence(
+    run: Any, exported: Path, smallest_pipeline: Path, tmp_path: Path
+) -> None:
+    record = json.loads((exported / "export.json").read_text())
+    first = record["graphs"][0]
+    keeps = [value | {"structure": "[1, {}]"} for value in first["keeps"]]
+    for changes, message in (
+        ({"graphs": []}, "holds no graphs of a schedule; `asdm export --schedule` writes them."),
+        ({"graphs": [first | {"file": "../secret/model.onnx"}]}, "graphs.0.file"),
+        ({"graphs": [first | {"file": "pass-9/model.onnx"}]}, "onnxruntime cannot open"),
+        ({"graphs": [first | {"keeps": keeps}]}, "has no structure of arrays"),
+    ):
+        folder = tmp_path / "damaged"
+        shutil.copytree(exported, folder, dirs_exist_ok=True)
+        (folder / "export.json").write_text(json.dumps(record | changes))
+        words = ("--family", smallest_pipeline, "--steps", "6", "--schedule", folder, "-o", "a.png")
+        refused = run("asdm", "generate", "a heart", *words)
+        assert refused.code == 2, changes
+        assert message in refused.err
 
 
 @pytest.mark.parametrize(
