@@ -22,6 +22,7 @@ class Levers(Frozen):
     runtime: Runtime = "eager"
     precision: Literal["fp32", "bf16"] = "fp32"  # that a runtime computes in
     eight_bits: bool = False  # graphs in 8 bits, by the runtime's own quantiser
+    decoder: bool = False  # the VAE's decoder runs there as well, in the same precision
     keep_memory: bool = False  # freed memory is kept
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from torch import nn
 
 from asdm.measure import machine
 from asdm.measure.statistics import estimate
@@ -16,6 +17,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.models.sources import resolve
 from asdm.records.levers import Lever, Levers, LeversResult
+from asdm.schedule.graphs.passes import RUNTIMES
 from asdm.schedule.schedule import TEACHER
 from asdm.schedule.unet import use
 from asdm.utils import console, io, sizes
@@ -23,7 +25,7 @@ from benchmarks import script
 from benchmarks.levers.measure import Bench
 
 LEVER_STEPS = 15  # plain steps that a lever takes about, with what it exports and opens
-KEPT = "freed memory kept"
+KEPT, DECODER = "freed memory kept", "decoder"
 
 
 def main(
@@ -66,7 +68,16 @@ def main(
             bench.networks(Levers(student=student, schedule=schedule))
         levers, left_out = _each(bench, student, schedule, skip or [])
         levers, chosen = choose(levers, max_error)
-        together = _together(bench, chosen, images)
+        decoder = None
+        if DECODER in (skip or []):
+            left_out[DECODER] = "as asked"
+        elif chosen.runtime in RUNTIMES:
+            lever, graph = bench.decoder(chosen)
+            gains = lever.factor.median > 1 and (lever.error or 0.0) <= max_error
+            levers.append(lever.model_copy(update={"in_product": gains}))
+            decoder = graph if gains else None
+            chosen = chosen.model_copy(update={"decoder": gains})
+        together = _together(bench, chosen, decoder, images)
     result = LeversResult(
         **script.run_fields("levers", loaded.name, used),
         weights=loading.weights_name(loaded, used_weights), size=own_size or loaded.size, steps=steps,
@@ -97,7 +108,7 @@ def _each(
 ) -> tuple[list[Lever], dict[str, str]]:
     """Every lever that can be moved here within the budget, and why others were not."""
     levers, left_out = list[Lever](), dict[str, str]()
-    known = [name for name, _ in candidates("", "")] + ["student", "schedule"]
+    known = [name for name, _ in candidates("", "")] + ["student", "schedule", DECODER]
     if unknown := [name for name in skip if name not in known]:
         raise ValueError(f"unknown lever {unknown[0]!r}; choose from {', '.join(known)}.")
     product_s = 2 * (bench.around_s + bench.calls * bench.step_s)
@@ -130,7 +141,7 @@ def choose(levers: list[Lever], max_error: float) -> tuple[list[Lever], Levers]:
     return [one.model_copy(update={"in_product": one.name in names}) for one in levers], Levers(**moved)
 
 
-def _together(bench: Bench, chosen: Levers, images: int) -> dict[str, Any]:
+def _together(bench: Bench, chosen: Levers, decoder: nn.Module | None, images: int) -> dict[str, Any]:
     """Whole images fast, plain, fast, …; and the schedule's own factor in the runtime of the product."""
     bench.say("opening all together")
     networks, schedule = bench.networks(chosen)
@@ -144,18 +155,20 @@ def _together(bench: Bench, chosen: Levers, images: int) -> dict[str, Any]:
         plain, moved = [a for a, _ in both], [b for _, b in both]
         found["schedule_in_product"] = bench.factor(plain, bench.plain, moved, schedule)
         del whole
-    plain_s, fast_s = list[float](), list[float]()
+    plain_s, fast_s, own = list[float](), list[float](), bench.pipe.vae.decoder
     for n in range(2 * images + 1):
         bench.say(f"whole image {n + 1} of {2 * images + 1}")
         if n % 2:
             use(bench.pipe, bench.unet)
+            bench.pipe.vae.decoder = own
             plain_s.append(bench.image())
         else:
             use(bench.pipe, unet)
+            bench.pipe.vae.decoder = decoder or own
             machine.keep_freed_memory(chosen.keep_memory)
             fast_s.append(bench.image())
             machine.keep_freed_memory(False)
-    ratios = [own / near for n, own in enumerate(plain_s) for near in fast_s[n : n + 2]]
+    ratios = [plain / near for n, plain in enumerate(plain_s) for near in fast_s[n : n + 2]]
     return found | {"product": estimate(ratios), "plain_image_s": tuple(plain_s), "fast_image_s": tuple(fast_s)}
 
 

@@ -51,7 +51,8 @@ class Bench:
     time_budget_s: float
     tell: Tell
     began: float = field(default_factory=time.monotonic)
-    around_s: float = 0.0  # text encoder and VAE
+    text_s: float = 0.0
+    decode_s: float = 0.0
     step_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,9 +65,14 @@ class Bench:
         self.inputs["sample"] = self.inputs["sample"][:1].repeat(rows, 1, 1, 1)  # as guidance repeats them
         self.say("plain")
         for _ in range(2):  # the second of each counts
-            text_s = clocks.timed(self._encode, CLOCK)
-            self.around_s = text_s + clocks.timed(self._decode, CLOCK)
+            self.text_s = clocks.timed(self._encode, CLOCK)
+            self.decode_s = clocks.timed(self._decode, CLOCK)
             self.step_s = self.step()[0]
+
+    @property
+    def around_s(self) -> float:
+        """Seconds of text encoder and VAE."""
+        return self.text_s + self.decode_s
 
     # ------------------------------------------------------------------------------------------ calls
 
@@ -75,8 +81,8 @@ class Bench:
             prompt=PROMPT, device="cpu", num_images_per_prompt=1, do_classifier_free_guidance=self.guidance_scale > 1
         )
 
-    def _decode(self) -> None:
-        self.pipe.vae.decode(self.inputs["sample"][:1, : self.pipe.vae.config.latent_channels])
+    def _decode(self) -> torch.Tensor:
+        return self.pipe.vae.decode(self.inputs["sample"][:1, : self.pipe.vae.config.latent_channels]).sample
 
     def step(self) -> tuple[float, torch.Tensor]:
         """Seconds and output of one step of plain eager PyTorch."""
@@ -145,7 +151,7 @@ class Bench:
         unet = self.open(levers, networks, schedule)
         _, output = self.passes(unet)  # warms up, too
         _, expected = self.step()
-        error = float((output - expected).square().mean().sqrt() / expected.square().mean().sqrt())
+        error = _rms(output - expected) / _rms(expected)
         plain, moved = [], []
         for pair in range(self.pairs):
             self.say(name)
@@ -160,6 +166,27 @@ class Bench:
             name=name, levers=levers, factor=self.factor(plain, self.plain, moved, schedule), error=error,
             pass_s={one: float(np.median([own[one] for own in moved])) for one in moved[0]},
         )  # fmt: skip
+
+    def decoder(self, levers: Levers) -> tuple[Lever, nn.Module]:
+        """The VAE's decoder in the runtime of levers, and the lever that it is."""
+        name = f"decoder in {levers.runtime} {levers.precision}"
+        self.say(f"opening {name}")
+        moved = Levers(runtime=levers.runtime, precision=levers.precision, decoder=True)
+        vae = self.pipe.vae
+        plain, graph, samples = vae.decoder, fast.decoder(moved, vae, self.family, self.setup), list[float]()
+        expected, error = self._decode(), 0.0
+        for pair in range(self.pairs + 1):
+            self.say(name)
+            seconds = []
+            for vae.decoder in (plain, graph):
+                seconds.append(clocks.timed(self._decode, CLOCK))
+            if pair == 0:  # warms up
+                error = _rms(self._decode() - expected) / _rms(expected)
+            else:
+                rest_s = self.text_s + self.calls * self.step_s
+                samples.append((rest_s + seconds[0]) / (rest_s + seconds[1]))
+        vae.decoder = plain
+        return Lever(name=name, levers=moved, factor=estimate(samples), pass_s={}, error=error), graph
 
     def _moved(self, levers: Levers, unet: ScheduledUNet) -> Passes:
         if not levers.keep_memory:
@@ -188,3 +215,7 @@ class Bench:
     def left_s(self) -> float:
         """Seconds left of the budget."""
         return max(self.began + self.time_budget_s - time.monotonic(), 0.0)
+
+
+def _rms(values: torch.Tensor) -> float:
+    return float(values.double().square().mean().sqrt())

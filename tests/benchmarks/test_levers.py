@@ -7,16 +7,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from asdm.measure import machine
 from asdm.models.families import load_family
+from asdm.models.loading import load_unet
+from asdm.models.pipeline import pipeline
+from asdm.models.settings import Setup
 from asdm.records.levers import Lever, Levers, LeversResult
 from asdm.records.measurement import Estimate
 from asdm.schedule.graphs import fast
 from benchmarks.levers import __main__ as command
+from benchmarks.levers.measure import Bench
 
-SKIPPED = ["openvino fp32", "openvino bf16", "openvino 8 bits", "onnxruntime 8 bits", "compiled"]
+SKIPPED = ["openvino fp32", "openvino bf16", "openvino 8 bits", "onnxruntime 8 bits", "compiled", "decoder"]
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +49,23 @@ def test_each_lever_has_a_factor_and_all_together_one_on_whole_images(measured: 
     assert result.product.high == pytest.approx(result.plain_image_s[0] / min(result.fast_image_s))
 
 
+def test_a_decoder_runs_as_a_graph_at_its_own_shape(smallest_pipeline: Path) -> None:
+    setup = Setup(weights=str(smallest_pipeline))
+    family = load_family(str(smallest_pipeline))
+    pipe = pipeline(family, load_unet(family, str(smallest_pipeline)), setup)
+    own = pipe.vae.decoder
+    with torch.inference_mode():
+        bench = Bench(pipe, family, setup, 4, 8.0, 2, 600.0, lambda *_: None)
+        moved, graph = bench.decoder(Levers(runtime="onnxruntime"))
+        assert 0 < (moved.error or 0.0) < 1e-4
+        assert moved.factor.median > 0
+        assert pipe.vae.decoder is own
+        other = torch.randn(1, 4, 4, 4)
+        assert torch.equal(graph(other), own(other))
+    with pytest.raises(ValueError, match="the decoder has no graph in eager; choose from onnxruntime, openvino"):
+        fast.decoder(Levers(), pipe.vae, family, setup)
+
+
 def lever(name: str, factor: float, error: float = 0.0, **levers: Any) -> Lever:
     around = Estimate(median=factor, low=factor, high=factor)
     return Lever(name=name, levers=Levers(**levers), factor=around, pass_s={"full": 1.0}, error=error)
@@ -67,7 +89,7 @@ def test_the_product_has_what_gains_and_the_fastest_runtime_that_is_exact_enough
 def test_generate_runs_the_levers_that_were_measured(run: Any, measured: Path, smallest_pipeline: Path) -> None:
     """It says what it chose, and draws what eager draws by the same schedule."""
     result = LeversResult.load(measured)
-    chosen = Levers(schedule="every_n:n=2", runtime="onnxruntime", keep_memory=True)
+    chosen = Levers(schedule="every_n:n=2", runtime="onnxruntime", decoder=True, keep_memory=True)
     result.model_copy(update={"chosen": chosen}).save(Path("levers.json"))
 
     def drawn(name: str, *more: Any) -> tuple[np.ndarray, str]:
@@ -77,7 +99,10 @@ def test_generate_runs_the_levers_that_were_measured(run: Any, measured: Path, s
 
     eager, _ = drawn("a.png", "--schedule", "every_n:n=2")
     graphs, said = drawn("b.png", "--fast", "--levers", "levers.json")
-    assert "Fast: onnxruntime in fp32, schedule every_n:n=2, no student, freed memory kept (measured in levers" in said
+    assert (
+        "Fast: onnxruntime in fp32, schedule every_n:n=2, no student, decoder there too, freed memory kept (meas"
+        in said
+    )
     assert np.abs(eager - graphs).max() <= 2
     machine.keep_freed_memory(False)
     for words, message in (
@@ -112,7 +137,6 @@ def test_levers_of_another_machine_are_not_taken_unasked(
 
 def test_freed_memory_is_kept_and_given_back() -> None:
     """Page faults of large tensors come back once what is freed goes back to the kernel."""
-    import torch
 
     def faults() -> int:
         before = machine._page_faults() or 0

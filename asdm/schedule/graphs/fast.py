@@ -12,13 +12,16 @@ from torch import nn
 
 from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
+from asdm.models import example_inputs
 from asdm.models.families import Family
 from asdm.models.settings import Setup
 from asdm.records.build import ExportResult, PassGraphFile
 from asdm.records.levers import Levers, LeversResult
 from asdm.schedule import source
 from asdm.schedule.graphs import eight_bits
+from asdm.schedule.graphs.decoder import GraphDecoder, plain_decoder
 from asdm.schedule.graphs.export import cached_graphs, probe, run_passes
+from asdm.schedule.graphs.passes import RUNTIMES
 from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.schedule import TEACHER, Pass, Schedule
 from asdm.schedule.unet import ScheduledUNet, use
@@ -48,7 +51,9 @@ def choose(file: Path | None, family: Family, steps: int) -> tuple[Levers, str]:
                 chosen = chosen.model_copy(update={"schedule": None})
             return chosen, why
     runtime = "openvino" if machine.package_version("openvino") != "not installed" else "onnxruntime"
-    return Levers.model_validate({"runtime": runtime, "keep_memory": True}), "safe here; no levers were measured"
+    return Levers.model_validate(
+        {"runtime": runtime, "decoder": True, "keep_memory": True}
+    ), "safe here; no levers were measured"
 
 
 def _apart(result: LeversResult, family: Family) -> list[str]:
@@ -66,6 +71,7 @@ def describe(levers: Levers, why: str) -> str:
         runtime + (" and 8 bits" if levers.eight_bits else ""),
         f"schedule {levers.schedule}" if levers.schedule else "no schedule",
         f"student {levers.student}" if levers.student else "no student",
+        *(["decoder there too"] if levers.decoder else []),
         *(["freed memory kept"] if levers.keep_memory else []),
     ]
     return f"Fast: {', '.join(parts)} ({why})."
@@ -90,7 +96,17 @@ def put_into(
     if levers.keep_memory:
         machine.keep_freed_memory()
     use(pipe, opened(levers, networks, schedule, family, setup, guidance_scale, tell))
+    if levers.decoder:
+        pipe.vae.decoder = decoder(levers, pipe.vae, family, setup)
     return warning
+
+
+def decoder(levers: Levers, vae: Any, family: Family, setup: Setup) -> nn.Module:
+    """A VAE's decoder in the runtime of levers."""
+    if levers.runtime not in RUNTIMES:
+        raise ValueError(f"the decoder has no graph in {levers.runtime}; choose from {', '.join(RUNTIMES)}.")
+    latents = (1, int(vae.config.latent_channels), *example_inputs.latent_sides(family, setup.size))
+    return GraphDecoder(plain_decoder(vae), latents, levers.runtime, levers.precision)
 
 
 def plain(family: Family, steps: int) -> Schedule:
