@@ -1,7 +1,8 @@
 """`python -m benchmarks.mini.evaluate -o reports/mini`: how good the mini is, beside the best it could be.
 
 Real drawings and the VAE's reconstructions are the ceiling; generated pictures of captions that were trained on and of
-held-out ones follow, at several guidance scales. One picture a caption and style, all judged by the judge.
+held-out ones follow, at several guidance scales. One picture a caption and style, judged by the judge, which knows the
+captions and so these drawings, and by one from outside that does not.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from asdm.records.bench import Metric
 from asdm.utils import console, io as files
 from asdm.utils.io import Frozen, Record, utc_now
 from asdm.utils.progress import Tell
+from benchmarks.mini import captions
+from benchmarks.mini.outside import OutsideJudge, judged_by, matches
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
 STEPS = 30
@@ -66,54 +69,56 @@ class MiniQuality(Record, schema="asdm.mini-quality/1"):
     rows: tuple[Row, ...]
 
 
-def evaluate(folder: Path, guidance: Sequence[float], seed: int, tell: Tell) -> MiniQuality:
-    """Judge real, reconstructed and generated pictures of both splits."""
+def evaluate(
+    folder: Path, guidance: Sequence[float], seed: int, pictures: int, judges: tuple[Judge, OutsideJudge], tell: Tell
+) -> MiniQuality:
+    """Judge real, reconstructed and generated pictures of both splits, at most `pictures` of each."""
     family = load_family(str(folder))
     pipe = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder), seed=seed))
-    judge, vgg = Judge.load(), Vgg.load()
+    (judge, outside), vgg = judges, Vgg.load()
     rows, psnr = [], {}
-    pools = {split: tuple(emoji.open_data(split).captions) for split in ("train", "held_out")}
-    candidates = JudgedImages(judge, emoji.open_data("train").images()).embeddings
-    for split, captions in pools.items():
-        real = emoji.open_data(split)
-        truth = JudgedImages(judge, real.images()).embeddings
-        judging = quality.Judgement(judge, vgg, real, _pool(captions, pools))
-        reconstructed = _reconstructed(pipe.vae, real.images())
-        psnr[split] = round(_psnr(reconstructed, real.images()), 2)
+    everything = {split: drawings(split, family.size) for split in ("train", "held_out")}
+    pools = {split: tuple(data.captions) for split, data in everything.items()}
+    others = everything["train"].images()
+    candidates = JudgedImages(judge, others).embeddings
+    for split, data in everything.items():
+        real = some(data, pictures)
+        images = real.images()
+        truth = JudgedImages(judge, images).embeddings
+        judging = quality.Judgement(judge, vgg, real, _pool(pools[split], pools))
+        rebuilt = _reconstructed(pipe.vae, images)
+        psnr[split] = round(_psnr(rebuilt, images), 2)
 
-        def judged(drawn: GeneratedImages, judging: Any = judging, truth: torch.Tensor = truth) -> dict[str, Metric]:
-            matched = matches(JudgedImages(judge, drawn.images).embeddings, truth, candidates)
-            return judging.alone(drawn) | {"picture_found": mean(matched)}
+        def judged(drawn: GeneratedImages, judging: Any = judging, truth: Any = truth, images: Any = images) -> Any:
+            found = mean(matches(JudgedImages(judge, drawn.images).embeddings, truth, candidates))
+            return judging.alone(drawn) | {"picture_found": found} | judged_by(outside, drawn.images, images, others)
 
-        for name, images in (("real", real.images()), ("reconstructed", reconstructed)):
-            drawn = GeneratedImages(images, torch.zeros(len(real), 1, 1, 1))
+        for name, pixels in (("real", images), ("reconstructed", rebuilt)):
+            drawn = GeneratedImages(pixels, torch.zeros(len(real), 1, 1, 1))
             rows.append(Row(name=name, split=split, pictures=len(real), metrics=judged(drawn)))
         for scale in guidance:
             report = partial(tell, f"{split}, guidance {scale:g}")
-            drawn = generate_images(pipe, captions, seed, STEPS, scale, report, batch=32)
+            drawn = generate_images(pipe, real.captions, seed, STEPS, scale, report, batch=32)
             rows.append(
                 Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=judged(drawn))
             )
     return MiniQuality(created_utc=utc_now(), steps=STEPS, seed=seed, psnr_db=psnr, rows=tuple(rows))
 
 
-def matches(images: torch.Tensor, own: torch.Tensor, others: torch.Tensor, candidates: int = CANDIDATES) -> np.ndarray:
-    """1 for every image (n, e) whose own real picture (n, e) is the nearest among `candidates`, else 0 (n,).
+def drawings(split: str, size: int) -> emoji.Emoji:
+    """The drawings that a mini of this size was trained on, or of its held-out captions."""
+    return captions.open_data(split) if size == captions.SIZE else emoji.open_data(split, size)
 
-    The other candidates are drawn from `others` (m, e). Raises ValueError where those are too few.
-    """
-    rng, hits = np.random.default_rng(0), []
-    for image, right in zip(images, own, strict=True):
-        wrong = others[~(others == right).all(1)]
-        if len(wrong) < candidates - 1:
-            raise ValueError(f"{candidates} pictures to choose from are needed, got {len(wrong) + 1}.")
-        wrong = wrong[torch.from_numpy(rng.permutation(len(wrong))[: candidates - 1])]
-        hits.append(float(right @ image > (wrong @ image).max()))
-    return np.array(hits)
+
+def some(data: emoji.Emoji, count: int) -> emoji.Emoji:
+    """At most `count` of the drawings, at equal distances, so that all their kinds and both styles are among them."""
+    places = np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int).tolist()
+    columns = (data.names, data.styles, data.categories, data.subcategories)
+    return emoji.Emoji(data.pixels[places], *(tuple(column[i] for i in places) for column in columns))
 
 
 def _pool(captions: Sequence[str], pools: dict[str, tuple[str, ...]]) -> tuple[str, ...]:
-    """The candidates for a split; the 76 held-out captions are too few, so the training captions are added."""
+    """The candidates for a split; where its captions are too few, the training captions are added."""
     return tuple(captions) if len(captions) >= CANDIDATES else (*captions, *pools["train"])
 
 
@@ -161,17 +166,20 @@ def main(
     guidance: Annotated[list[float] | None, typer.Option(help="Guidance scales to try.")] = None,
     shown: Annotated[float, typer.Option(help="Guidance scale of the first contact sheet; the second has 8.")] = 3.0,
     seed: Annotated[int, typer.Option(help="Seed of the first picture.")] = 0,
+    pictures: Annotated[int, typer.Option(help="Pictures of each split, at most.", min=10)] = 500,
+    judge: Annotated[Path, typer.Option(help="The judge that knows the drawings.")] = Judge.FOLDER,
     sheets_only: Annotated[
         bool, typer.Option("--sheets-only", help="Draw the contact sheets and nothing else.")
     ] = False,
 ) -> None:
     """Judge the mini, and draw its contact sheets."""
+    judges = Judge.load(judge), OutsideJudge.load()
     for scale in (shown, 8.0):
         contact_sheet(weights, output / f"contact-guidance-{scale:g}.png", scale, seed)
     if sheets_only:
         return
     with console.progress("Judging") as tell:
-        result = evaluate(weights, guidance or GUIDANCE, seed, tell)
+        result = evaluate(weights, guidance or GUIDANCE, seed, pictures, judges, tell)
     result.save(output / "quality.json", force=True)
     console.emit(
         [

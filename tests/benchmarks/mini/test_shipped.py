@@ -21,7 +21,6 @@ from asdm.models.networks import ClipJudge, Judge, Vgg
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.unet import blocks
-from benchmarks.mini.evaluate import matches
 from benchmarks.mini.parts import unet as unet_part
 from benchmarks.mini.ship import HERE, LIMIT_BYTES, ship
 
@@ -125,11 +124,3 @@ def test_too_many_weights_do_not_ship(tmp_path: Path):
     assert not (tmp_path / "to").exists()
     with pytest.raises(ValueError, match="holds none of weights, clip, vgg, judge"):
         ship(tmp_path, tmp_path / "to")
-
-
-def test_a_picture_is_matched_where_its_own_real_one_is_nearest():
-    real = torch.eye(4)
-    drawn = torch.tensor([[0.9, 0.1, 0, 0], [0, 0.4, 0.6, 0], [0, 0, 1.0, 0]])
-    assert matches(drawn, real[:3], real, candidates=4).tolist() == [1, 0, 1]
-    with pytest.raises(ValueError, match="5 pictures to choose from are needed, got 4"):
-        matches(drawn, real[:3], real, candidates=5)
