@@ -16,7 +16,7 @@ is trained from random weights with a loss of its own.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +52,7 @@ class TrainingTask:
     warm_up: int = 6_400
     average_over: int = 20_000
     workers: int = 1  # threads that share a batch
+    by_muon: Callable[[str, nn.Parameter], bool] | None = None  # which weights Muon trains; AdamW trains the others
     seed: int = 0
     last_loss: Loss | None = None  # takes the place of `loss` at the end: for its last `last_pictures`
     last_pictures: int = 0
@@ -80,9 +81,7 @@ class Trainer:
         self.orders = Orders(task.examples, task.seed)
         self.parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
-        self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), task.learning_rate, task.betas, weight_decay=task.weight_decay, fused=True
-        )
+        self.optimizers = list(_optimizers(task, self.parameters))
         self.workers = ThreadPoolExecutor(task.workers)
         if checkpoint := snapshots.newest(self.checkpoints):
             self._resume(checkpoint)
@@ -90,10 +89,13 @@ class Trainer:
     def advance(self) -> dict[str, float]:
         """One step; returns the loss terms. Raises ValueError where the loss is not a number."""
         task, seen = self.task, self.seen
-        for group in self.optimizer.param_groups:
-            group["lr"] = task.rate(seen)
-        parts = torch.arange(seen, seen + task.batch).tensor_split(task.workers)
-        results = list(self.workers.map(self._gradients, parts))
+        for optimizer, _ in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = task.rate(seen)
+        indices = torch.tensor([self.orders.at(seen + i) for i in range(task.batch)])
+        parts = indices.tensor_split(task.workers)
+        firsts = [seen + sum(map(len, parts[:i])) for i in range(len(parts))]
+        results = list(self.workers.map(self._gradients, parts, firsts))
         values = {name: sum(terms[name] for terms, _ in results) for name in results[0][0]}
         if values["loss"] != values["loss"]:
             raise ValueError(
@@ -103,7 +105,12 @@ class Trainer:
         for parameter, *gradients in zip(self.parameters.values(), *(g for _, g in results), strict=True):
             parameter.grad = None if gradients[0] is None else sum(gradients[1:], gradients[0])
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        self.optimizer.step()
+        for optimizer, trained in self.optimizers:
+            for name, weight in trained.items():
+                if weight is not (parameter := self.parameters[name]):
+                    assert parameter.grad is not None, "matrices and kernels always have a gradient"
+                    weight.grad = _as_matrix(_laid_out_as(parameter, parameter.grad))
+            optimizer.step()
         horizon = min(task.average_over, seen / 9 + 10 / 9 * task.batch)  # so that the random start is forgotten early
         with torch.no_grad():
             new = [p.detach() for p in self.parameters.values()]
@@ -111,18 +118,21 @@ class Trainer:
         self.seen, self.step = seen + task.batch, self.step + 1
         return values
 
-    def _gradients(self, positions: torch.Tensor) -> tuple[dict[str, float], tuple[torch.Tensor | None, ...]]:
-        """Loss terms and gradients of the pictures at some positions of the order: their share in the batch's."""
-        first, share = int(positions[0]), len(positions) / self.task.batch
-        indices = torch.tensor([self.orders.at(position) for position in positions.tolist()])
+    def _gradients(self, indices: torch.Tensor, first: int) -> tuple[dict[str, float], tuple[torch.Tensor | None, ...]]:
+        """Loss terms and gradients of some pictures, the first of which is the `first`-th seen: their share."""
+        share = len(indices) / self.task.batch
         terms = self.task.loss_at(self.seen)(indices, seeded(self.task.seed, first, 1))
         gradients = torch.autograd.grad(terms["loss"] * share, tuple(self.parameters.values()), allow_unused=True)
         return {name: float(term.detach()) * share for name, term in terms.items()}, gradients
 
     def save(self) -> None:
         """Write the checkpoint atomically, and drop the one before it."""
-        state = self.optimizer.state
-        moments = {f"{n}/{moment}": t for n, p in self.parameters.items() for moment, t in state[p].items()}
+        moments = {
+            f"{name}/{moment}": tensor
+            for optimizer, trained in self.optimizers
+            for name, weight in trained.items()
+            for moment, tensor in optimizer.state[weight].items()
+        }
         weights: dict[str, torch.Tensor] = {**self.parameters}
         tensors = {"weights": weights, "average": self.ema, "optimizer": moments}
         snapshots.write(self.checkpoints, self.step, tensors, {"seen": self.seen}, keep=1)
@@ -130,14 +140,15 @@ class Trainer:
     def _resume(self, checkpoint: snapshots.Checkpoint) -> None:
         self.step, self.seen = checkpoint.step, checkpoint.state["seen"]
         weights, average = checkpoint.tensors("weights"), checkpoint.tensors("average")
+        states = {name: (optimizer.state, p) for optimizer, trained in self.optimizers for name, p in trained.items()}
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(weights[name])
                 self.ema[name].copy_(average[name])
             for key, tensor in checkpoint.tensors("optimizer").items():
                 name, _, moment = key.rpartition("/")
-                parameter = self.parameters[name]
-                self.optimizer.state[parameter][moment] = _laid_out_as(parameter, tensor)
+                state, weight = states[name]
+                state[weight][moment] = _laid_out_as(weight, tensor)
 
     def use_average(self) -> nn.Module:
         """The module with the moving average as its weights."""
@@ -145,6 +156,34 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(self.ema[name])
         return self.task.module.eval()
+
+
+def _optimizers(
+    task: TrainingTask, parameters: dict[str, nn.Parameter]
+) -> Iterator[tuple[torch.optim.Optimizer, dict[str, nn.Parameter]]]:
+    """Each optimizer with what it trains, by name: Muon matrices in the memory of the weights, AdamW the weights."""
+    by_muon = {n: p for n, p in parameters.items() if task.by_muon and task.by_muon(n, p)}
+    others = {n: p for n, p in parameters.items() if n not in by_muon}
+    if by_muon:
+        if not hasattr(torch.optim, "Muon"):
+            raise ValueError(
+                f"training the mini's UNet needs Muon, which torch {torch.__version__} lacks; install 2.9."
+            )
+        matrices = {name: nn.Parameter(_as_matrix(parameter.detach())) for name, parameter in by_muon.items()}
+        muon = torch.optim.Muon(
+            matrices.values(), task.learning_rate, task.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+        yield muon, matrices
+    adamw = torch.optim.AdamW(
+        others.values(), task.learning_rate, task.betas, weight_decay=task.weight_decay, fused=True
+    )
+    yield adamw, others
+
+
+def _as_matrix(weight: torch.Tensor) -> torch.Tensor:
+    """Its kernels as rows (out, in·h·w), in the order of its memory, which it shares."""
+    last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+    return (weight.permute(0, 2, 3, 1) if last else weight).view(len(weight), -1)
 
 
 def _laid_out_as(parameter: nn.Parameter, stored: torch.Tensor) -> torch.Tensor:

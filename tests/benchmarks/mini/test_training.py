@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,8 +20,16 @@ def say_nothing(*_) -> None:
     pass
 
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
+
+
 def a_task(
-    steps: int = 24, batch: int = 16, break_at: int | None = None, workers: int = 1, spread: float = 0.1
+    steps: int = 24,
+    batch: int = 16,
+    break_at: int | None = None,
+    workers: int = 1,
+    spread: float = 0.1,
+    muon: bool = False,
 ) -> TrainingTask:
     """A small network that learns a line from noisy points; `break_at` makes its loss no number."""
     torch.manual_seed(0)
@@ -36,8 +45,9 @@ def a_task(
         return {"loss": error * float("nan") if taken == break_at else error, "error": error}
 
     return TrainingTask(
-        "line", net, len(points), loss, 16 * steps, batch, learning_rate=1e-2, warm_up=80, workers=workers
-    )
+        "line", net, len(points), loss, 16 * steps, batch, learning_rate=1e-2, warm_up=80, workers=workers,
+        by_muon=(lambda name, _: name == "2.weight") if muon else None,
+    )  # fmt: skip
 
 
 def bits(module: nn.Module) -> list[torch.Tensor]:
@@ -48,11 +58,11 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path, workers: int):
-    whole = bits(train(a_task(workers=workers), tmp_path / "whole", say_nothing))
+@pytest.mark.parametrize("how", [{}, {"workers": 3}, pytest.param({"muon": True}, marks=needs_muon)])
+def test_a_run_in_three_sittings_equals_one_in_one(tmp_path: Path, how: dict[str, Any]):
+    whole = bits(train(a_task(**how), tmp_path / "whole", say_nothing))
     for stop_at in (5 * 16, 17 * 16, None):
-        last = train(a_task(workers=workers), tmp_path / "parts", say_nothing, stop_at=stop_at)
+        last = train(a_task(**how), tmp_path / "parts", say_nothing, stop_at=stop_at)
     assert all(torch.equal(a, b) for a, b in zip(whole, bits(last), strict=True))
     logs = [(tmp_path / name / LOG).read_text().splitlines() for name in ("whole", "parts")]
     terms = [[{k: v for k, v in json.loads(line).items() if k != "images_per_s"} for line in log] for log in logs]
@@ -67,6 +77,29 @@ def test_workers_sum_to_the_gradient_of_the_whole_batch(tmp_path: Path):
         torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
         for a, b in zip(one.parameters.values(), three.parameters.values(), strict=True)
     )
+
+
+@needs_muon
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_muon_trains_kernels_as_rows_and_adamw_the_rest(tmp_path: Path, memory_format: torch.memory_format):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 1)).to(memory_format=memory_format)
+    x = torch.randn(4, 3, 3, 3)
+
+    def loss(indices: torch.Tensor, _: torch.Generator) -> dict[str, torch.Tensor]:
+        return {"loss": net(x[indices]).square().mean()}
+
+    task = TrainingTask(
+        "kernels", net, 4, loss, 8, batch=4, learning_rate=0.1, warm_up=4, by_muon=lambda name, _: name == "0.weight"
+    )
+    kernel, others = net[0].weight.detach().clone(), bits(net)[1:]
+    trainer = Trainer(task, tmp_path)
+    trainer.advance()
+    alone = nn.Parameter(kernel.flatten(1))
+    alone.grad = net[0].weight.grad.flatten(1)
+    torch.optim.Muon([alone], 0.1, 0.01, adjust_lr_fn="match_rms_adamw").step()
+    torch.testing.assert_close(net[0].weight.detach(), alone.detach().view_as(kernel), rtol=0.02, atol=1e-3)
+    assert not any(torch.equal(new, old) for new, old in zip(bits(net)[1:], others, strict=True))
 
 
 def test_steps_after_the_last_checkpoint_are_taken_again(tmp_path: Path):

@@ -41,6 +41,7 @@ def encoders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 def test_it_resumes_with_the_same_bits_and_sees_small_pictures_first(encoders: Path):
     latents.encode(encoders, say_nothing)
     sizes = []
