@@ -25,6 +25,7 @@ from asdm.models.families import Family
 from asdm.models.vae import needs_fp32
 from asdm.records.distill import MemoryEstimate, StagePlan
 from asdm.unet import flops
+from asdm.unet.shapes import KnownShapes
 from asdm.unet.surgery import Applied
 
 LOWERED = {"conv2d", "linear", "addmm", "matmul", "__matmul__", "bmm", "baddbmm"}  # by autocast, of what a UNet calls
@@ -45,16 +46,22 @@ def estimate_memory(
 ) -> MemoryEstimate:
     """Bytes on one device, counted on the meta device, without terms' networks and kernels' workspaces."""
     half = frozen_dtype(settings)
+    terms = tuple(name for name in terms if not losses.needs_network(name))
+    objective = Objective(terms, places, "epsilon", stage.mode, stage.normalise)
+    task = DistillationTask(student, recipe.meta_teacher, applied, objective)
+    encoders = _encoders(recipe.family, half)
     learning = sum(p.nbytes for p in student.parameters() if p.requires_grad)
     moments = 0.25 if settings.optimizer == "adamw8bit" else 1.0
     return MemoryEstimate(
         weights=_weight_bytes((student, recipe.meta_teacher), half),
-        encoders=sum(p.nbytes for module in _encoders(recipe.family, half) for p in module.parameters()),
+        encoders=sum(p.nbytes for module in encoders for p in module.parameters()),
         gradients=learning * (2 if world > 1 else 1),  # DDP's buckets hold them a second time
         optimizer=int(2 * learning * moments),
         average=learning if settings.ema else 0,
-        activations=_activation_bytes(recipe, stage, student, applied, terms, places, settings, world),
-        encoding=0 if (settings.data or "").startswith("latents") else _encoding_bytes(recipe.family, settings, world),
+        activations=_activation_bytes(task, recipe.family, settings, world),
+        encoding=0
+        if (settings.data or "").startswith("latents")
+        else _encoding_bytes(encoders, recipe.family, settings, world),
     )
 
 
@@ -69,30 +76,17 @@ def _weight_bytes(models: Iterable[nn.Module], half: torch.dtype | None) -> int:
 # ---------------------------------------------------------------------------------------------- activations
 
 
-def _activation_bytes(
-    recipe: ResolvedRecipe,
-    stage: Stage,
-    student: Any,
-    applied: Applied,
-    terms: tuple[str, ...],
-    places: Mapping[str, Any],
-    settings: DistillSettings,
-    world: int,
-) -> int:
+def _activation_bytes(task: DistillationTask, family: Family, settings: DistillSettings, world: int) -> int:
     """What one forward of the task saves for its backward."""
     micro = micro_batch(settings, world)
-    inputs = example_inputs.unet_inputs(recipe.family, batch=micro, size=settings.size, device="meta")
+    inputs = example_inputs.unet_inputs(family, batch=micro, size=settings.size, device="meta")
     noisy, timesteps = inputs["sample"], torch.empty(micro, dtype=torch.long, device="meta")
     more = inputs.get("added_cond_kwargs", {})
     args = (noisy, timesteps, inputs["encoder_hidden_states"], torch.empty_like(noisy), noisy.new_empty(micro))
     args = (*args, *(more[name] for name in ("text_embeds", "time_ids") if name in more))
-    terms = tuple(name for name in terms if not losses.needs_network(name))
-    task = DistillationTask(
-        student, recipe.meta_teacher, applied, Objective(terms, places, "epsilon", stage.mode, stage.normalise)
-    )
     if settings.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
-    return saved_bytes(lambda: task(*args), student, MetaAutocast(settings))
+        task.student.enable_gradient_checkpointing()
+    return saved_bytes(lambda: task(*args), task.student, MetaAutocast(settings))
 
 
 class MetaAutocast(TorchFunctionMode):
@@ -153,7 +147,8 @@ def saved_bytes(call: Callable[[], Any], module: nn.Module, autocast: MetaAutoca
             storages[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast or nullcontext():
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    with hooks, autocast or nullcontext(), KnownShapes():
         result = call()
     total = sum(storage.nbytes() for storage in storages.values())
     del result
@@ -176,7 +171,7 @@ def _encoders(family: Family, half: torch.dtype | None) -> list[nn.Module]:
     return parts + vaes
 
 
-def _encoding_bytes(family: Family, settings: DistillSettings, world: int) -> int:
+def _encoding_bytes(encoders: Iterable[nn.Module], family: Family, settings: DistillSettings, world: int) -> int:
     """Peak of activations while a chunk of pictures, or the captions of a batch, is encoded."""
     from diffusers import AutoencoderKL
 
@@ -184,7 +179,7 @@ def _encoding_bytes(family: Family, settings: DistillSettings, world: int) -> in
     chunk = min(chunk_size(side, settings.micro_batch), own)
     peaks = [0]
     tokens = torch.ones(own, family.tokens, device="meta", dtype=torch.long)
-    for model in _encoders(family, frozen_dtype(settings)):
+    for model in encoders:
         pictures = torch.empty(chunk, 3, side, side, device="meta", dtype=next(model.parameters()).dtype)
         module, inputs = (model.encoder, pictures) if isinstance(model, AutoencoderKL) else (model, tokens)
         peaks.append(flops.count(module, (inputs,), {}).peak_activation_bytes)

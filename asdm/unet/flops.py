@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from math import prod
-from types import NoneType
 from typing import Any
 
 import torch
@@ -26,10 +25,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter, tree_leaves, tree_map, tree_map_only
+from torch.utils._pytree import tree_iter
 
 from asdm.records.measurement import Macs
 from asdm.unet.blocks import OTHER, Part, hooked
+from asdm.unet.shapes import computed
 
 aten = torch.ops.aten
 
@@ -134,55 +134,6 @@ def _is_free(func: Any) -> bool:
     return func.is_view or torch.Tag.pointwise in func.tags or name in FREE or name.rstrip("_") in FREE
 
 
-# ---------------------------------------------------------------------------------------------- outputs' shapes
-
-_LIKE: dict[Any, Any] = {}  # operator and shapes of its arguments → shape, strides and dtype of each output
-_CONSTANTS = (int, float, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format, NoneType)
-
-
-def _computed(func: Any, args: Any, kwargs: Any) -> Any:
-    """An operator's outputs; on the meta device, where torch takes long to find their shapes, it finds each once."""
-    leaves = tree_leaves((args, kwargs))
-    known = all(_is_meta(leaf) or isinstance(leaf, _CONSTANTS) for leaf in leaves)
-    if func.is_view or func._schema.is_mutable or not known:
-        return func(*args, **kwargs)
-    key = func, _described(args), _described(kwargs)
-    if key not in _LIKE:
-        out = func(*args, **kwargs)
-        inputs = {id(leaf.untyped_storage()) for leaf in leaves if _is_meta(leaf)}
-        if all(_is_meta(made) and id(made.untyped_storage()) not in inputs for made in tree_leaves(out)):
-            _LIKE[key] = tree_map(_like, out)
-        return out
-    return tree_map_only(_Like, _Like.made, _LIKE[key])
-
-
-@dataclass(frozen=True)
-class _Like:
-    """What tells tensors without values apart."""
-
-    shape: torch.Size
-    stride: tuple[int, ...]
-    dtype: torch.dtype
-
-    def made(self) -> torch.Tensor:
-        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device="meta")
-
-
-def _is_meta(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_meta
-
-
-def _like(value: Any) -> Any:
-    return _Like(value.shape, value.stride(), value.dtype) if isinstance(value, torch.Tensor) else (type(value), value)
-
-
-def _described(value: Any) -> Any:
-    """An argument without its tensors' values; hashable, unlike the structures of torch.utils._pytree before 2.8."""
-    if isinstance(value, dict):
-        return tuple((name, _described(one)) for name, one in value.items())
-    return tuple(map(_described, value)) if isinstance(value, (list, tuple)) else _like(value)
-
-
 # ---------------------------------------------------------------------------------------------- the modes
 
 
@@ -218,7 +169,7 @@ class _Counter(TorchDispatchMode):
         return Macs(**dict(self.rows.get(row, {})))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = _computed(func, args, kwargs or {})
+        out = computed(func, args, kwargs or {})
         if not func.is_view:
             self.calls[self.open[-1]] += 1
             self.read((args, kwargs), self.open[-1])

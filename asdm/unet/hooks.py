@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from asdm.unet.shapes import KnownShapes
+
 Places = tuple[tuple[str, str], ...]  # (student's fqn, teacher's fqn)
 
 
@@ -83,7 +85,7 @@ def comparable(
     Where a plan removes the deepest pair, the block above it loses its sampler, so its map has another size.
     """
     ours, theirs = ([pair[i] for pairs in places.values() for pair in pairs] for i in (0, 1))
-    with torch.no_grad(), capture(student, ours) as mine, capture(teacher, theirs) as yours:
+    with torch.no_grad(), KnownShapes(), capture(student, ours) as mine, capture(teacher, theirs) as yours:
         student(**inputs)
         teacher(**inputs)
     return {kind: tuple((s, t) for s, t in pairs if mine[s].shape == yours[t].shape) for kind, pairs in places.items()}
