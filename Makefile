@@ -28,12 +28,12 @@ profile: $(INSTALLED)
 	$(report) --plan $(RUN)/plan.json --bench $(RUN)/bench.json
 	@echo "Open $(RUN)/report.html"
 
-## The suite: small real models, no benchmarks. Two workers of one thread each; then what must have the machine to
-## itself, as it times something.
+## The suite: small real models, no benchmarks. Two workers of one thread each; what times something has the machine to
+## itself for that while. Bytecode is written, as some tests start processes that import everything.
 test: export OMP_NUM_THREADS = 1
+test: export PYTHONDONTWRITEBYTECODE =
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not serial and not real and not slow"
-	$(BIN)/python -m pytest -q -m "serial and not real and not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not real and not slow"
 
 ## The suite with the oldest versions that pyproject.toml allows, in an environment of its own (5 GB).
 test-oldest:

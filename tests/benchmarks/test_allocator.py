@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 
 from asdm.measure.machine import KEEP_MEMORY
 from benchmarks import allocator as script
 
 
-def test_processes_take_turns_and_keep_memory_or_not(tiny_folder, tmp_path, capsys, monkeypatch):
-    """The turns are run in this process, with the environment that a fresh one gets (`test_script.py`)."""
-
-    def run_here(function, *arguments, keep_memory):
-        with monkeypatch.context() as patch:
-            for name, value in KEEP_MEMORY.items() if keep_memory else ():
-                patch.setitem(os.environ, name, value)
-            return function(*arguments)
-
-    monkeypatch.setattr("benchmarks.script.in_fresh_process", run_here)
+def test_processes_take_turns_and_keep_memory_or_not(tiny_folder, tmp_path, capsys, monkeypatch, fresh_processes_here):
     monkeypatch.setattr(script, "KEPT", (False, True))
     path = tmp_path / "allocator.json"
     script.main(path, str(tiny_folder), calls=3)

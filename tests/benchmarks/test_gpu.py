@@ -18,8 +18,8 @@ from asdm_prof.records import Comparison, Profile
 from benchmarks import script
 from benchmarks.gpu import __main__ as command, context, process, render, run, stages, suite, targets
 from benchmarks.gpu.records import Files, MemoryCheck, PartRun, StageFile, StageRun, TrainingCost, result_of
-from tests.conftest import SMALL, TINY
 from tests.fake_cuda import fake_cuda
+from tests.tiny import SMALL, TINY
 
 FIXTURE = Path(__file__).parent / "gpu"
 SHARED = {"device": "cpu", "family": "mini", "smoke": True, "command": "test"}

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import peers as script
-from tests.conftest import unet_args
+from tests.tiny import unet_args
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = json.loads((ROOT / "tests" / "golden" / "sd15_unet.json").read_text())

@@ -13,7 +13,7 @@ from asdm.models.settings import Setup
 from asdm.records.measurement import Estimate
 from benchmarks.peers_steps import __main__ as command, contestants
 from benchmarks.peers_steps.records import Drawn
-from tests.conftest import TINY_WHOLE
+from tests.tiny import TINY_WHOLE
 
 
 def test_a_contestant_draws_and_leaves_the_pipeline_as_it_was(tiny_unet: Any) -> None:

@@ -40,7 +40,7 @@ def test_what_is_slow_in_one_process_is_listed_with_what_it_hangs_on():
     assert record.middle_95[0] <= 1 <= record.middle_95[1] <= 1.5
 
 
-def test_it_asks_fresh_processes_and_writes_what_they_said(tmp_path, capsys):
+def test_it_asks_fresh_processes_and_writes_what_they_said(tmp_path, capsys, fresh_processes_here):
     path = tmp_path / "placement.json"
     script.main(path, threads=1, processes=3, shapes=3)
     record = script.Placement.load(path)

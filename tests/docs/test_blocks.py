@@ -44,9 +44,9 @@ from asdm_prof.renderers import Report, html
 from asdm_prof.renderers.html.sections import with_sections
 from tests.asdm.models.test_adapters import lora_of
 from tests.asdm_prof import synthetic
-from tests.conftest import SMALL, TINY_WHOLE, make_unet, run as call_unet
 from tests.docs.documents import ROOT, Block, Command, blocks, commands, documents
 from tests.docs.test_documented import SEAMS, options
+from tests.tiny import SMALL, TINY_WHOLE, make_unet, run as call_unet
 
 MAIN = {"asdm": asdm.cli.main, "asdm-prof": asdm_prof.cli.main}
 
@@ -82,7 +82,7 @@ NOT_RUN = {
 }
 SLOW = (
     "asdm export",
-    'asdm generate "a red heart, twemoji style" --fast',
+    "asdm generate 'a red heart, twemoji style' --fast",
     "asdm bench --teacher sd15 --student a_sdm",
     "asdm distill a_sdm_clme --teacher mini --data emoji --weight",
     "asdm-prof profile sd15 --processes",

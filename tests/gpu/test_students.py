@@ -11,7 +11,7 @@ from asdm.models import student as students
 from asdm.plan.presets import PRESETS
 from asdm.unet.replacements.cond_conv import fold
 from tests.asdm.unet.test_replacements import open_gates
-from tests.conftest import make_unet, unet_args
+from tests.tiny import make_unet, unet_args
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
 TOLERANCE = {"rtol": 2e-2, "atol": 2e-3}  # TF32 convolutions

@@ -19,7 +19,7 @@ from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
-from tests.conftest import SMALL, TINY_WHOLE, make_unet
+from tests.tiny import SMALL, TINY_WHOLE, make_unet
 
 DRAWN = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in range(6)]
 

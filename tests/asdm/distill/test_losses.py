@@ -22,7 +22,7 @@ from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.unet import hooks
 from asdm.unet.hooks import capture, captured_calls, comparable
 from tests.asdm.distill.training import go, log_of, settings
-from tests.conftest import hooks_on, make_unet, unet_args
+from tests.tiny import hooks_on, make_unet, unet_args
 
 DOWN_COSINE = '''"""Direction of what the down blocks output: 1 − cosine."""
 

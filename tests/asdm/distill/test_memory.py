@@ -16,7 +16,7 @@ from asdm.measure import machine
 from asdm.models.families import load_family
 from asdm.unet import blocks
 from tests.asdm.distill.training import go, settings
-from tests.conftest import SMALL, make_unet, unet_args
+from tests.tiny import SMALL, make_unet, unet_args
 
 
 def on_gpu(dtype: str = "fp16") -> MetaAutocast:
@@ -78,7 +78,8 @@ def test_a_stage_is_counted_in_the_precision_and_the_processes_that_train_it(
 
 def test_encoding_is_counted_by_the_chunk(tiny_pipeline: Path) -> None:
     family = load_family(str(tiny_pipeline))
-    whole, small = (memory._encoding_bytes(family, settings(batch=8, micro_batch=n), 1) for n in (None, 2))
+    encoders = memory._encoders(family, None)
+    whole, small = (memory._encoding_bytes(encoders, family, settings(batch=8, micro_batch=n), 1) for n in (None, 2))
     assert 3.5 < whole / small < 4.5  # the VAE's largest maps, of 8 pictures or of 2
 
 

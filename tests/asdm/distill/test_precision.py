@@ -15,7 +15,7 @@ from asdm.distill.precision import compiled_units, frozen_dtype, frozen_in, torc
 from asdm.distill.setup import make_optimizer
 from asdm.measure.clocks import FakeClock
 from tests.asdm.distill.training import settings
-from tests.conftest import SMALL, make_unet, unet_args
+from tests.tiny import SMALL, make_unet, unet_args
 
 
 def halves() -> tuple[Any, Any]:

@@ -25,7 +25,7 @@ from asdm.models.settings import Setup
 from asdm_prof.sensitivity import calibration
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
-from tests.conftest import SMALL, TINY, TINY_TEXT_ENCODER, TINY_WHOLE
+from tests.tiny import SMALL, TINY, TINY_TEXT_ENCODER, TINY_WHOLE
 
 TEXT = TINY_TEXT_ENCODER | {"num_hidden_layers": 2, "projection_dim": 24}
 TINY_XL = replace(

@@ -24,7 +24,7 @@ from asdm.models.settings import Setup
 from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import Estimate
-from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
+from tests.tiny import TINY_FAMILY, TINY_WHOLE, make_unet
 
 QUICK = BenchSettings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
 

@@ -15,8 +15,8 @@ from asdm.measure import machine
 from asdm.measure.backends import eager, fake
 from asdm.models.families import Family
 from asdm.models.loading import meta_unet
-from tests.conftest import TINY_FAMILY, TINY_WHOLE, make_unet
 from tests.fake_cuda import fake_cuda
+from tests.tiny import TINY_FAMILY, TINY_WHOLE, make_unet
 
 SETTINGS = BenchSettings(guidance_scale=8.0)
 

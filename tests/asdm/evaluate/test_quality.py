@@ -22,7 +22,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.records.bench import MEASURES
 from asdm.utils import registry
-from tests.conftest import TINY_WHOLE, make_unet
+from tests.tiny import TINY_WHOLE, make_unet
 
 
 def points(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -18,8 +18,8 @@ from asdm.models.execution import resolve
 from asdm.models.settings import Setup
 from asdm.unet import blocks
 from asdm_prof.profiler.settings import ProfileSettings
-from tests.conftest import hooks_on, make_unet, unet_args
 from tests.fake_cuda import FakeCuda, fake_cuda, slow, with_nvml
+from tests.tiny import hooks_on, make_unet, unet_args
 
 
 @pytest.fixture

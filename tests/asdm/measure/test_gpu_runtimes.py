@@ -18,8 +18,8 @@ from asdm.measure import backends
 from asdm.measure.backends import _onnx, onnxruntime
 from asdm.measure.clocks import clock_for
 from asdm.unet import blocks
-from tests.conftest import SMALL, SMALLEST, make_unet, unet_args
 from tests.fake_cuda import FakeCuda, fake_cuda
+from tests.tiny import SMALL, SMALLEST, make_unet, unet_args
 
 KERNELS = {"conv_in": 2, "mid_block.resnets.0": 3, "": 1}  # ms of a kernel in each; the last one is in no part
 

@@ -16,7 +16,7 @@ from asdm.measure.repeats import interleave, warm_up
 from asdm.measure.statistics import estimate, paired_ratio
 from asdm.models.components import Component, time_calls
 from asdm.unet import blocks, flops
-from tests.conftest import make_unet, unet_args
+from tests.tiny import make_unet, unet_args
 
 
 class Machine:

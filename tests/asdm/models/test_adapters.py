@@ -14,7 +14,7 @@ from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, R
 from asdm.plan.legality import resolve
 from asdm.unet import blocks
 from tests.commands import refused
-from tests.conftest import TINY_WHOLE, make_unet, unet_args
+from tests.tiny import TINY_WHOLE, make_unet, unet_args
 
 PAIR = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))
 GRI = ReplaceUnit(unit="up_blocks.3.attentions.2", with_="gri_attention")

@@ -15,7 +15,7 @@ from asdm.plan.edits import GraftBlock, PruningPlan, RemoveBlock, RemoveLayer, R
 from asdm.plan.legality import resolve
 from asdm.records.build import BuildResult
 from asdm.unet.blocks import counterpart, topology
-from tests.conftest import make_unet, run
+from tests.tiny import make_unet, run
 
 SHALLOW = ("down_blocks.0", "up_blocks.3")
 GRAFTS = tuple(GraftBlock(block=block) for block in SHALLOW)

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from asdm.models import coreml, export as exporter, student as students
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, ReplaceUnit
-from tests.conftest import SMALLEST, make_unet, run, unet_args
+from tests.tiny import SMALLEST, make_unet, run, unet_args
 
 SCRIPT = Path(coreml.__file__).with_name("coreml_latency.py")
 

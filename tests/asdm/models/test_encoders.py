@@ -17,7 +17,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import PictureSetup
 from asdm.models.sources import resolve
 from tests import single_files
-from tests.conftest import SMALLEST, make_unet
+from tests.tiny import SMALLEST, make_unet
 
 MINI = load_family("mini")
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"

@@ -21,7 +21,7 @@ from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.records.build import ExportResult
 from tests.asdm.unet.test_replacements import open_gates
-from tests.conftest import SMALL, SMALLEST, make_unet
+from tests.tiny import SMALL, SMALLEST, make_unet
 
 GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
 

@@ -16,7 +16,7 @@ from asdm.models.sources import own_weights
 from asdm.unet import flops
 from asdm.unet.blocks import iter_parts, iter_units, topology
 from asdm.utils import registry
-from tests.conftest import TINY, TINY_FAMILY
+from tests.tiny import TINY, TINY_FAMILY
 
 FAMILIES = registry.names("asdm.models.families")
 

@@ -16,7 +16,7 @@ from asdm.cli import options
 from asdm.models import execution, loading
 from asdm.models.loading import load_unet, materialise, meta_unet, unet_config_sha256
 from asdm.models.settings import Setup
-from tests.conftest import TINY, TINY_FAMILY, make_unet, run, unet_args
+from tests.tiny import TINY, TINY_FAMILY, make_unet, run, unet_args
 
 # ---------------------------------------------------------------------------------------------- random weights
 

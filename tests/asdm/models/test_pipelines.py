@@ -21,7 +21,7 @@ from asdm.models.execution import RANDOM
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, RemoveLayer, RemoveUnit
-from tests.conftest import TINY_WHOLE, make_unet
+from tests.tiny import TINY_WHOLE, make_unet
 
 EDITS = (
     RemoveLayer(block="down_blocks.0", layer=0),

@@ -25,7 +25,7 @@ from asdm.unet import blocks
 from asdm.unet.replacements import shared_copy
 from asdm.unet.surgery import apply_plan
 from tests.asdm.models import detectors
-from tests.conftest import TINY_WHOLE, make_unet, run
+from tests.tiny import TINY_WHOLE, make_unet, run
 
 MINI = load_family("mini")
 FAMILIES = ("sd15", "sd21_base", "sdxl")

@@ -20,7 +20,7 @@ from asdm.models.sources import resolve
 from asdm.utils import console
 from tests import single_files
 from tests.commands import refused
-from tests.conftest import SMALLEST, TINY_FAMILY, make_unet
+from tests.tiny import SMALLEST, TINY_FAMILY, make_unet
 
 UNET = PIPELINE / "unet" / "diffusion_pytorch_model.safetensors"
 

@@ -23,7 +23,7 @@ from asdm.unet import blocks
 from asdm.unet.replacements.cond_conv import fold
 from asdm.unet.surgery import apply_plan, resolved_on
 from tests.asdm.unet.test_surgery import teacher_name
-from tests.conftest import TINY_TEXT_ENCODER, TINY_WHOLE, hooks_on, make_unet, run
+from tests.tiny import TINY_TEXT_ENCODER, TINY_WHOLE, hooks_on, make_unet, run
 
 GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
 GRI_ABOVE = ReplaceUnit(unit="up_blocks.3.attentions.2", with_="gri_attention")

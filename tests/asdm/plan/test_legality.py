@@ -23,7 +23,7 @@ from asdm.plan.legality import is_legal_flow, resolve
 from asdm.unet import blocks as units
 from asdm.unet.replacements import shared_copy
 from asdm.unet.surgery import apply_plan, resolved_on
-from tests.conftest import make_unet, run
+from tests.tiny import make_unet, run
 
 SHALLOW_PAIR = (RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1))
 MID, DEEPEST = RemoveBlock(block="mid_block"), RemoveBlock(block="down_blocks.3")

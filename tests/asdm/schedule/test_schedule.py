@@ -19,7 +19,7 @@ from asdm.schedule.legality import resolve
 from asdm.schedule.schedule import Forecast, Pass, Schedule
 from asdm.unet import blocks
 from asdm.utils import registry
-from tests.conftest import TINY_FAMILY, make_unet
+from tests.tiny import TINY_FAMILY, make_unet
 
 STEPS = 6
 

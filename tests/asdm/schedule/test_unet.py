@@ -27,7 +27,7 @@ from asdm.schedule import presets
 from asdm.schedule.schedule import Forecast, Pass, Schedule
 from asdm.schedule.unet import ScheduledUNet, schedule_pipeline
 from asdm.unet import blocks
-from tests.conftest import SMALLEST, TINY_WHOLE, make_unet, unet_args
+from tests.tiny import SMALLEST, TINY_WHOLE, make_unet, unet_args
 
 N, SIDE = 4, 64
 PASSES = {

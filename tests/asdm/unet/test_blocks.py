@@ -12,7 +12,7 @@ from asdm.models.families import load_family
 from asdm.models.loading import meta_unet
 from asdm.unet import blocks, flops
 from asdm.unet.replacements.pass_through import TransformerPassThrough
-from tests.conftest import hooks_on, make_unet, run, unet_args
+from tests.tiny import hooks_on, make_unet, run, unet_args
 
 
 def kinds(unet):

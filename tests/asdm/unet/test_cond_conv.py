@@ -24,7 +24,7 @@ from asdm.unet.replacements.cond_conv import (
 )
 from asdm.unet.surgery import apply_plan, resolved_on
 from tests.asdm.unet.test_replacements import open_gates
-from tests.conftest import make_unet, run, unet_args
+from tests.tiny import make_unet, run, unet_args
 
 PRUNED = (RemoveLayer(block="down_blocks.0", layer=1), RemoveLayer(block="up_blocks.3", layer=1))
 SHALLOW = ("down_blocks.0.resnets.0", "up_blocks.3.resnets.0", "up_blocks.3.resnets.2")

@@ -16,7 +16,7 @@ from asdm.models.components import components_of, count_call
 from asdm.models.families import load_family
 from asdm.plan import presets
 from asdm.unet import blocks, flops
-from tests.conftest import unet_args
+from tests.tiny import unet_args
 
 GOLDEN = Path(__file__).parents[2] / "golden"
 SD15 = json.loads((GOLDEN / "sd15_unet.json").read_text())

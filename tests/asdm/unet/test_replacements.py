@@ -20,7 +20,7 @@ from asdm.unet.replacements import made, settings_of
 from asdm.unet.replacements.gri_attention import REGIONS, GRIAttention, replace as gri
 from asdm.unet.replacements.kv_downsample import DownsampledAttention
 from asdm.utils import registry
-from tests.conftest import SMALLEST, hooks_on, make_unet, run, unet_args
+from tests.tiny import SMALLEST, hooks_on, make_unet, run, unet_args
 
 REPLACEMENTS = registry.names("asdm.unet.replacements")
 UNITS = ["down_blocks.0.attentions.0", "mid_block.resnets.0", "down_blocks.1.resnets.0", "up_blocks.3.resnets.2"]
@@ -311,7 +311,8 @@ def test_it_compiles(tiny_unet, name):
 
 # ---------------------------------------------------------------------------------------------- all in one network
 
-SIX = SMALLEST | {"layers_per_block": 6}  # enough units for every replacement to have one
+# Enough units for every replacement to have one.
+SIX = SMALLEST | {"layers_per_block": 6, "up_block_types": ["CrossAttnUpBlock2D"]}
 
 
 @pytest.fixture(scope="module")

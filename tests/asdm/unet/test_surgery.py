@@ -11,7 +11,7 @@ from asdm.plan.edits import RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.unet import blocks
 from asdm.unet.replacements.gri_attention import GRIAttention
 from asdm.unet.surgery import apply_plan, resolved_on, swapped
-from tests.conftest import hooks_on, make_unet, run
+from tests.tiny import hooks_on, make_unet, run
 
 MID, DEEPEST = RemoveBlock(block="mid_block"), RemoveBlock(block="down_blocks.3")
 FIRST_DOWN_SECOND_UP = (RemoveLayer(block="down_blocks.0", layer=0), RemoveLayer(block="up_blocks.3", layer=1))

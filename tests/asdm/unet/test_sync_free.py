@@ -12,7 +12,7 @@ from asdm.models.loading import meta_unet
 from asdm.plan.presets import PRESETS
 from asdm.unet.replacements.cond_conv import CondConv2d, Timesteps, _in_groups, convolve, fold
 from tests.asdm.unet.test_replacements import open_gates
-from tests.conftest import SMALL, TINY, TINY_FAMILY, make_unet, unet_args
+from tests.tiny import SMALL, TINY, TINY_FAMILY, make_unet, unet_args
 
 LAYERS = SMALL | {"layers_per_block": 2}
 

@@ -38,10 +38,10 @@ def test_profiled_planned_built_trained_and_drawn(run, tiny_pipeline, photos, tm
 
 
 def test_the_mini_goes_from_a_file_to_a_file(run, tmp_path):
-    """Profiled, planned, built, distilled for 50 steps and exported: diffusers draws the student's own picture."""
+    """Profiled, planned, built, distilled for ten steps and exported: diffusers draws the student's own picture."""
     file = single_files.write(single_files.ldm(PIPELINE, blocks=3), tmp_path / "mini.safetensors")
     loads = ("--loads-in", "diffusers")
-    distil = ("--recipe", "without_incubation", "--steps", 50, "--batch", 1, "--size", 32, "--learning-rate", "1e-3")
+    distil = ("--recipe", "without_incubation", "--steps", 10, "--batch", 1, "--size", 32, "--learning-rate", "1e-3")
     for words in (
         ("asdm-prof", "profile", file, "--backend", "fake", "-o", "profile.json"),
         ("asdm-prof", "plan", "--budget", "0.8", "--profile", "profile.json", *loads, "-o", "p.json"),

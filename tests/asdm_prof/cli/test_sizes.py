@@ -14,7 +14,7 @@ from asdm_prof.records import Profile
 from asdm_prof.sensitivity import calibration
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from tests.commands import refused
-from tests.conftest import TINY_WHOLE
+from tests.tiny import TINY_WHOLE
 
 
 def test_convolutions_grow_with_the_area_and_attention_with_its_square():

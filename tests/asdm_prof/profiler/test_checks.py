@@ -155,9 +155,9 @@ def test_a_plan_that_misses_its_budget_in_another_process_fails() -> None:
     assert "a plan for 0.8 of one takes" in found.value
 
 
-def test_profile_in_fresh_processes_as_typed(run: Any, tmp_path: Path) -> None:
+def test_profile_in_fresh_processes_as_typed(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
     """The fake runtime has the same noise in every process: they agree to the last digit."""
-    found: Result = run("asdm-prof", "profile", "sd15", "--backend", "fake", "--processes", "2", "-o", "p.json")
+    found: Result = run("asdm-prof", "profile", tiny_folder, "--backend", "fake", "--processes", "2", "-o", "p.json")
     assert found.code == 0, found.err
     data = json.loads((tmp_path / "p.json").read_text())
     assert len(data["processes"]) == 2

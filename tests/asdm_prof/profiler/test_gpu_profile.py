@@ -22,8 +22,8 @@ from asdm_prof.renderers.html.sections.comparison import answer
 from asdm_prof.renderers.html.sections.plan import plan_lines
 from asdm_prof.renderers.html.sections.roofline import section
 from tests.asdm_prof import synthetic
-from tests.conftest import SMALL, make_unet, unet_args
 from tests.fake_cuda import FakeCuda, fake_cuda, slow, with_nvml
+from tests.tiny import SMALL, make_unet, unet_args
 
 KERNEL_MS, LAUNCH_MS = 1.0, 3.0  # of every part: in a graph, and more than that call by call
 PEAKS = Peaks(gemm_flops_per_s=2e11, conv_flops_per_s=1e11, bytes_per_s=1e10, seconds_per_call=1e-5)

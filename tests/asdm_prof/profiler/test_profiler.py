@@ -29,7 +29,7 @@ from asdm_prof.profiler.profile import profile
 from asdm_prof.profiler.progress import Status
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Profile
-from tests.conftest import SMALL, make_unet
+from tests.tiny import SMALL, SMALLEST, make_unet
 
 QUICK = ProfileSettings(time_budget_s=2, min_rounds=2)
 
@@ -339,7 +339,7 @@ def test_a_profile_says_how_part_times_were_had_where_they_are_not_hooks(
     monkeypatch.setenv("ASDM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(options, "FAST", ("cond_conv",))  # each is one more graph to export
     folder = tmp_path / "small"
-    make_unet(**SMALL).save_pretrained(folder, safe_serialization=True)
+    make_unet(**SMALLEST).save_pretrained(folder, safe_serialization=True)
     found = profile(str(folder), replace(QUICK, backend="onnxruntime"))
     assert [unit.fqn for unit in found.units] == [unit.fqn for unit in found.topology.units]
     for run, whole in enumerate(found.whole.hooked_latency_s.samples):

@@ -20,7 +20,7 @@ from asdm_prof.records import Peaks
 from asdm_prof.renderers import Report, console, html
 from asdm_prof.renderers.csv import units_frame
 from tests.asdm_prof import synthetic
-from tests.conftest import make_unet, unet_args
+from tests.tiny import make_unet, unet_args
 
 PEAKS = Peaks(gemm_flops_per_s=2e11, conv_flops_per_s=1e11, bytes_per_s=1e10, seconds_per_call=1e-5)
 

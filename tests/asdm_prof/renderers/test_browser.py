@@ -257,4 +257,6 @@ def test_ten_times_the_units_open_in_two_seconds_and_scroll(browser: Any, report
             page.mouse.move(600, 400)
             page.mouse.wheel(0, 4000)
             wait_until(page, "scrollY > 1000")
-    assert min(seconds) < 2.0
+        if min(seconds) < 2.0:
+            return
+    pytest.fail(f"it opened after {seconds} s")

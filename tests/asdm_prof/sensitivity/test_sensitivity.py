@@ -24,7 +24,7 @@ from asdm_prof.records import Damage
 from asdm_prof.sensitivity import additivity, calibration, measure as sensitivity, study, variants
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from tests.asdm_prof import synthetic
-from tests.conftest import hooks_on, unet_args
+from tests.tiny import hooks_on, unet_args
 
 FEW = SensitivitySettings(prompts=2, timesteps=2, threads=1)
 EDITS = [
