@@ -7,7 +7,7 @@ CONSTRAINTS := constraints.txt
 EXTRA := dev
 RUN ?= reports/run-$(shell date -u +%Y%m%dT%H%M%SZ)
 
-.PHONY: profile test test-oldest test-real fuzz docs docs-run lint bench peers report clean
+.PHONY: profile test test-oldest test-real fuzz kills docs docs-run lint bench peers report clean
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
@@ -48,6 +48,12 @@ N ?= 100000
 fuzz: export OMP_NUM_THREADS = 1
 fuzz: $(INSTALLED)
 	$(BIN)/python -m tests.fuzz --count $(N)
+
+## KILLS kills of every command that writes, at random moments (half an hour).
+KILLS ?= 20
+kills: export OMP_NUM_THREADS = 1
+kills: $(INSTALLED)
+	KILLS=$(KILLS) $(BIN)/python -m pytest -q -m slow tests/test_kills.py
 
 ## The documentation, into docs/_build/html; a warning is an error.
 docs: $(INSTALLED)

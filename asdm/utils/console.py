@@ -70,6 +70,8 @@ def run(app: typer.Typer) -> None:
     """Run a command-line app and exit: 0 done, 2 bad input in one sentence, 130 interrupted, 141 no reader left."""
     say_once.cache_clear()
     quiet_libraries()
+    if not os.environ.get("COLUMNS", "").strip("0"):  # a width of nothing shows nothing
+        os.environ.pop("COLUMNS", None)
     print_all_of(sys.stdout)
     print_all_of(sys.stderr, "backslashreplace")
     try:

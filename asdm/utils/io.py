@@ -19,8 +19,10 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from asdm.utils import locks
+
 REPORTS = Path("reports")
-STALE_S = 3600.0
+STALE_S, YOUNG_S = 3600.0, 1.0
 FROM_FILE = "from a file"
 CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ", "||||||| ")
 
@@ -229,9 +231,10 @@ def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
         try:
-            yield Path(name)
-            _allow(Path(name))
-            os.replace(name, path)
+            with _in_work(Path(name)):
+                yield Path(name)
+                _allow(Path(name))
+                os.replace(name, path)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
@@ -247,11 +250,12 @@ def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
         _sweep(path)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        yield temporary
-        with _one_sentence(path):
-            for file in (temporary, *temporary.rglob("*")):
-                _allow(file)
-            _swap(temporary, path)
+        with _in_work(temporary):
+            yield temporary
+            with _one_sentence(path):
+                for file in (temporary, *temporary.rglob("*")):
+                    _allow(file)
+                _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -280,11 +284,29 @@ def _allow(path: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
+@contextmanager
+def _in_work(temporary: Path) -> Iterator[None]:
+    """Hold a lock on a temporary file or folder, which the kernel releases when its process dies."""
+    handle = os.open(temporary, os.O_RDONLY) if locks.AVAILABLE else None
+    try:
+        with suppress(OSError):  # a file system without locks
+            if handle is not None:
+                locks.lock(handle, shared=True, wait=False)
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
 def _sweep(path: Path) -> None:
-    """Delete what killed processes left beside `path` an hour ago or earlier: nothing takes so long to be renamed."""
+    """Delete what killed processes left beside `path`: no living process holds its lock, and it is a second old.
+
+    Where there are no locks, what is older than an hour.
+    """
     for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with suppress(OSError):
-            if time.time() - left.stat().st_mtime > STALE_S:
+            age = time.time() - left.stat().st_mtime
+            if age > STALE_S or (age > YOUNG_S and locks.is_free(left)):
                 shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink()
 
 

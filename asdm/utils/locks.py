@@ -19,6 +19,7 @@ try:
     import fcntl
 except ImportError:  # not on Windows, where nothing is locked
     fcntl = None
+AVAILABLE = fcntl is not None
 
 GATE, FLOOR = "asdm-timing-gate.lock", "asdm-timing-floor.lock"
 
@@ -89,6 +90,17 @@ def lock(handle: int, shared: bool = False, wait: bool = True) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def is_free(path: Path) -> bool:
+    """Whether no process holds a lock of a file or folder that exists; False where there are no locks."""
+    if fcntl is None:
+        return False
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return lock(handle, wait=False)
+    finally:
+        os.close(handle)
 
 
 def unlock(handle: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any, TypeVar, get_type_hints
@@ -51,6 +52,8 @@ def check_value(name: str, option: Option, value: Any) -> None:
     if option.choices and value not in option.choices:
         raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(option.choices)}.")
     limits = []
+    if isinstance(value, float) and not math.isfinite(value):
+        limits.append("a finite number")
     if option.at_least is not None and not option.at_least <= value < float("inf"):
         limits.append(f"at least {option.at_least:g}")
     if option.at_most is not None and not value <= option.at_most:

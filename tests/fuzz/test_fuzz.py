@@ -65,7 +65,7 @@ NONSENSE: list[tuple[str, tuple[Any, ...], Any, str]] = [
         {"median": -1.0, "low": -2.0, "high": 0.0, "samples": []},
         "cannot be",
     ),
-    ("profile", ("units", 0, "share", "median"), 5.0, "must be from 0 to 1, got 5.0"),
+    ("profile", ("units", 0, "share", "median"), 5.0, "must be from 0 to about 1, got 5.0"),
     ("profile", ("units", 0, "share", "low"), 0.9, "from low to high"),
     ("profile", ("units", 0, "params"), 0, "must have parameters and MACs, got 0"),
     ("profile", ("topology", "units"), [], "must stand both in the topology and among the units"),

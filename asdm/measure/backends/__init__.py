@@ -14,6 +14,8 @@ It may also define `MODES`, each typed behind its name (`compiled:reduce-overhea
 `mode`, and `check(dtype, device)`, which raises ValueError where this machine lacks something else that it needs.
 """
 
+import os
+import sys
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -21,6 +23,10 @@ from typing import Any, Protocol
 
 from asdm.records.measurement import device_kind
 from asdm.utils import registry
+
+# Both runtimes send events and write device ids into the home folder, unless they are told not to before their import.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # an import of it fails, and none is used
 
 
 @dataclass

@@ -22,7 +22,7 @@ import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from asdm import __version__
 from asdm.measure.backends import Attribution
 from asdm.measure.clocks import Clock
 from asdm.unet.blocks import Part
+from asdm.utils import locks
 from asdm.utils.io import cache_folder, make_folder, whole_folder
 
 MODEL = "model.onnx"
@@ -271,7 +272,7 @@ def _bound_bytes() -> int:
     text = os.environ.get("ASDM_CACHE_GB") or str(DEFAULT_GB)
     try:
         return int(float(text) * 1e9)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise ValueError(f"ASDM_CACHE_GB must be a number of GB, such as 12, got {text!r}.") from None
 
 
@@ -286,11 +287,28 @@ def get_or_make(key: str, needed_bytes: int, make: Callable[[Path], object]) -> 
         with whole_folder(path) as temporary:
             make(temporary)
     os.utime(path)
+    if locks.AVAILABLE and path not in _IN_USE:
+        _IN_USE[path] = locks.open_lock(path)
+        with suppress(OSError):  # a file system without locks
+            locks.lock(_IN_USE[path], shared=True, wait=False)
     return path
 
 
+_IN_USE: dict[Path, int] = {}  # entries of this process, whose locks keep other processes from evicting them
+
+
+def _may_evict(entry: Path) -> bool:
+    """Whether no other process uses an entry; this one's own are given up."""
+    if entry in _IN_USE:
+        os.close(_IN_USE.pop(entry))
+    return not locks.AVAILABLE or locks.is_free(entry)
+
+
 def _clear(needed_bytes: int) -> None:
-    """Delete the least recently used entries until `needed_bytes` more are within the limit."""
+    """Delete the least recently used entries until `needed_bytes` more are within the limit.
+
+    What other processes use or are still writing, under a name with a leading dot, stays.
+    """
     bound = _bound_bytes()
     if needed_bytes > bound:
         raise ValueError(
@@ -298,10 +316,17 @@ def _clear(needed_bytes: int) -> None:
             f"set ASDM_CACHE_GB={needed_bytes / 1e9 + 1:.0f} or more."
         )
     place = make_folder(cache_folder("onnx"))
-    entries = sorted((path for path in place.iterdir() if path.is_dir()), key=lambda path: path.stat().st_mtime_ns)
-    sizes = {path: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) for path in entries}
-    while entries and sum(sizes[path] for path in entries) + needed_bytes > bound:
-        shutil.rmtree(entries.pop(0), ignore_errors=True)
+    sizes, times = dict[Path, int](), dict[Path, int]()
+    for path in place.iterdir():
+        with suppress(OSError):  # another process may delete it now
+            if path.is_dir() and not path.name.startswith("."):
+                sizes[path] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                times[path] = path.stat().st_mtime_ns
+    for path in sorted(times, key=lambda path: times[path]):
+        with suppress(OSError):
+            if sum(sizes.values()) + needed_bytes > bound and _may_evict(path):
+                shutil.rmtree(path, ignore_errors=True)
+                del sizes[path]
     free = shutil.disk_usage(place).free
     if free < needed_bytes:
         raise ValueError(

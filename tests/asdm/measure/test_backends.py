@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import sys
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from asdm.measure.clocks import HostClock
 from asdm.plan.edits import ReplaceUnit
 from asdm.unet.blocks import iter_parts, iter_units
 from asdm.unet.surgery import replacement_for
-from asdm.utils import registry
+from asdm.utils import locks, registry
 from tests.tiny import SMALLEST, hooks_on, make_unet, unet_args
 
 ON_A_GPU = ("cudagraph", "tensorrt")  # whose tests are in test_gpu.py and test_gpu_runtimes.py
@@ -290,9 +292,32 @@ def test_the_cache_is_bounded_and_the_longest_unused_goes(tmp_path: Path, monkey
     assert (tmp_path / "emoji").exists()
     with pytest.raises(ValueError, match=r"takes 0\.0 GB, but the cache may hold 3e-06 GB; set ASDM_CACHE_GB"):
         _onnx.get_or_make("e", 4000, lambda _: None)
-    monkeypatch.setenv("ASDM_CACHE_GB", "much")
-    with pytest.raises(ValueError, match="ASDM_CACHE_GB must be a number of GB, such as 12, got 'much'"):
-        kept("f")
+    for text in ("much", "inf", "nan"):
+        monkeypatch.setenv("ASDM_CACHE_GB", text)
+        with pytest.raises(ValueError, match=f"ASDM_CACHE_GB must be a number of GB, such as 12, got '{text}'"):
+            kept("f")
+
+
+def test_no_runtime_tells_anything() -> None:
+    """ONNX Runtime reads the variable as it is imported; OpenVINO finds no telemetry to import."""
+    assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"
+    assert sys.modules["openvino_telemetry"] is None
+    from openvino.tools.ovc import telemetry_utils
+
+    assert "stub" in telemetry_utils.tm.__name__
+
+
+def test_what_others_use_or_write_is_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASDM_CACHE", str(tmp_path))
+    monkeypatch.setenv("ASDM_CACHE_GB", "0.000001")  # 1 kB
+    for name in ("used", "unused", ".half.abcdefgh"):
+        (tmp_path / "onnx" / name).mkdir(parents=True)
+        (tmp_path / "onnx" / name / "graph").write_bytes(b"x" * 600)
+    handle = locks.open_lock(tmp_path / "onnx" / "used")
+    assert locks.lock(handle, shared=True)  # as another process holds it
+    _onnx.get_or_make("new", 600, lambda folder: (folder / "graph").write_bytes(b"x" * 600) and None)
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == [".half.abcdefgh", "new", "used"]
+    os.close(handle)
 
 
 def test_an_export_that_fails_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

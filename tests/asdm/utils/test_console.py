@@ -61,6 +61,14 @@ def test_a_narrow_terminal_loses_no_column(columns, monkeypatch, capsys):
         assert f"{i}.25" in shown
 
 
+def test_a_width_of_nothing_is_not_taken(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setattr(sys, "argv", ["asdm"])
+    with pytest.raises(SystemExit):
+        console.run(app_that(lambda: console.emit(ROWS, console.Format.table)))
+    assert "down_blocks.0" in capsys.readouterr().out
+
+
 SMUGGLED = [{"name": "\x1b[31mred\x1b[0m\n| =1+1", "formula": "=HYPERLINK(1)", "number": "-1.5", "count": -3}]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from asdm.utils import io
+from asdm.utils import io, locks
 from tests.commands import refused
 
 MARKER = "build.json"
@@ -122,15 +122,34 @@ def test_a_file_system_without_rights_is_written_to(tmp_path, monkeypatch):
     assert io.write_whole(tmp_path / "file", "x").read_text() == "x"
 
 
-def test_leftovers_of_killed_processes_go_once_they_are_old(tmp_path):
-    old, fresh = tmp_path / ".x.json.abcdefgh", tmp_path / ".x.json.ijklmnop"
+def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path, monkeypatch):
+    dead, fresh, living = (tmp_path / f".x.json.{name}" for name in ("abcdefgh", "ijklmnop", "qrstuvwx"))
     other = tmp_path / ".y.json.abcdefgh"
-    for path in (old, fresh, other):
+    for path in (dead, fresh, other):
         path.write_text("half")
-    for path in (old, other):
-        os.utime(path, (time.time() - 2 * io.STALE_S,) * 2)
+    (living / "model").mkdir(parents=True)
+    for path in (dead, living, other):
+        os.utime(path, (time.time() - 2 * io.YOUNG_S,) * 2)
+    handle = locks.open_lock(living)
+    assert locks.lock(handle, shared=True)
     io.write_whole(tmp_path / "x.json", "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".x.json.ijklmnop", ".y.json.abcdefgh", "x.json"]
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {fresh.name, living.name, other.name, "x.json"}
+    os.close(handle)  # its process ends
+    monkeypatch.setattr(locks, "fcntl", None)  # as on a system without locks, where age decides
+    io.write_whole(tmp_path / "x.json", "whole", force=True)
+    assert living.exists()
+    os.utime(living, (time.time() - 2 * io.STALE_S,) * 2)
+    io.write_whole(tmp_path / "x.json", "whole", force=True)
+    assert not living.exists()
+
+
+def test_what_is_being_written_is_locked(tmp_path):
+    with io.whole_file(tmp_path / "file") as file, io.whole_folder(tmp_path / "folder") as folder:
+        assert not locks.is_free(file)
+        assert not locks.is_free(folder)
+    assert locks.is_free(tmp_path / "file")
+    assert locks.is_free(tmp_path / "folder")
 
 
 # ---------------------------------------------------------------------------------------------- disks and homes

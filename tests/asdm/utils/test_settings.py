@@ -21,6 +21,7 @@ class Settings(Setup):
 
     rate: Annotated[float, Option("How fast.", at_least=0, below=1)] = 0.5
     time_s: Annotated[float, Option("How long.", flag="--time", above=0)] = 1.0
+    free: Annotated[float, Option("Anything.")] = 0.0
     schedule: Annotated[str, Option("constant or linear.", choices=("constant", "linear"))] = "constant"
     rounds: int = 3  # not for users
 
@@ -30,9 +31,10 @@ class Settings(Setup):
     [
         ({"batch": 0}, "batch must be at least 1, got 0."),
         ({"rate": 1.0}, "rate must be below 1, got 1.0."),
-        ({"rate": float("nan")}, "rate must be at least 0 and below 1, got nan."),
+        ({"rate": float("nan")}, "rate must be a finite number and at least 0 and below 1, got nan."),
+        ({"free": float("nan")}, "free must be a finite number, got nan."),
         ({"time_s": 0}, "time_s (--time) must be above 0, got 0."),
-        ({"time_s": float("inf")}, "time_s (--time) must be above 0, got inf."),
+        ({"time_s": float("inf")}, "time_s (--time) must be a finite number and above 0, got inf."),
         ({"schedule": "step"}, "unknown schedule 'step'; choose from constant, linear."),
     ],
 )
