@@ -138,6 +138,15 @@ def _psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 def contact_sheet(folder: Path, path: Path, guidance_scale: float, seed: int = 0) -> None:
     """32 images with their captions, from one seed and not selected."""
+    family = load_family(str(folder))
+    pipe = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder)))
+    drawn = generate_images(pipe, SHOWN, seed, STEPS, guidance_scale, batch=32)
+    titles = [caption.replace(", ", "\n") for caption in SHOWN]
+    files.write_whole(path, sheet(drawn.images, titles), force=True)
+
+
+def sheet(images: torch.Tensor, titles: Sequence[str]) -> bytes:
+    """A PNG of pictures (n, 3, h, w) in [-1, 1] with their titles, eight in a row."""
     import io
 
     import matplotlib
@@ -145,19 +154,18 @@ def contact_sheet(folder: Path, path: Path, guidance_scale: float, seed: int = 0
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    family = load_family(str(folder))
-    pipe = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder)))
-    drawn = generate_images(pipe, SHOWN, seed, STEPS, guidance_scale, batch=32)
-    figure, axes = plt.subplots(4, 8, figsize=(12, 7.2))
-    for axis, image, caption in zip(axes.flat, drawn.images, SHOWN, strict=True):
-        axis.imshow((image.permute(1, 2, 0) + 1) / 2)
-        axis.set_title(caption.replace(", ", "\n"), fontsize=7)
+    rows = -(-len(images) // 8)
+    figure, axes = plt.subplots(rows, 8, figsize=(12, 1.8 * rows), squeeze=False)
+    for axis in axes.flat:
         axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        axis.imshow(((image.permute(1, 2, 0) + 1) / 2).clamp(0, 1))
+        axis.set_title(title, fontsize=7)
     figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=90, metadata={"Software": None})
     plt.close(figure)
-    files.write_whole(path, stream.getvalue(), force=True)
+    return stream.getvalue()
 
 
 def main(
