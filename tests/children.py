@@ -13,14 +13,7 @@ from typing import Any
 
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(
-    [
-        "asdm.cli",
-        "asdm.distill.recipes",
-        "asdm.cli.progress",
-        "asdm.models.pipeline",
-        "asdm_prof.search.search",
-        "tests.children",
-    ]
+    ["asdm.cli", "asdm.cli.progress", "asdm_prof.search.search", "tests.children", "tests.warm"]
 )
 
 
