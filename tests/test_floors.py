@@ -24,7 +24,6 @@ FLOORS = {
         {"data"},
         {"evaluate"},
         {"distill"},
-        {"slim"},
         {"cli", "__main__"},
     ],
     "asdm_prof": [
@@ -55,7 +54,7 @@ NO_TORCH = [
     "asdm.records.bench",
     "asdm.records.distill",
     "asdm.records.slim",
-    "asdm.slim.settings",
+    "asdm.cli.slim.settings",
     "asdm.plan.legality",
     "asdm.plan.presets",
     "asdm.schedule.forecast",

@@ -72,7 +72,7 @@ NOT_RUN = {
     "asdm distill": "trains (tests/asdm/distill/test_distill.py runs it on something tiny)",
     "asdm-prof search": "trains (tests/asdm_prof/search/test_search.py runs it on something tiny)",
     "accelerate": "needs GPUs; what it launches is checked",
-    "asdm slim": "trains (tests/asdm/slim/test_slim.py runs it on something tiny)",
+    "asdm slim": "trains (tests/asdm/cli/slim/test_slim.py runs it on something tiny)",
     "asdm cache": "needs a folder of pictures (tests/asdm/data/test_data_sources.py has one)",
     "python": "measures or trains for minutes",
     "chromium": "draws the picture of the README",

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from asdm.cli.slim.settings import SlimSettings
 from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
 from asdm.data.datasets.prompts import read_prompts
@@ -17,7 +18,6 @@ from asdm.models import example_inputs
 from asdm.models.execution import RANDOM
 from asdm.models.families import Family
 from asdm.models.sources import resolve
-from asdm.slim.settings import SlimSettings
 from asdm.unet.inputs import check_caption_only
 from asdm.utils.settings import check_bounds
 

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
+from asdm.cli.slim import estimate, run as running
+from asdm.cli.slim.prepare import prepare
+from asdm.cli.slim.run import Failed, WorseThanAsked, slim
+from asdm.cli.slim.settings import SlimSettings
+from asdm.cli.slim.steps import Step
 from asdm.records.slim import SlimRun
-from asdm.slim import estimate, run as running
-from asdm.slim.prepare import prepare
-from asdm.slim.run import Failed, WorseThanAsked, slim
-from asdm.slim.settings import SlimSettings
-from asdm.slim.steps import Step
 from tests.pictures import picture
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

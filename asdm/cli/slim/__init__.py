@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from asdm.cli.options import Json, from_settings
-from asdm.slim.settings import SlimSettings
+from asdm.cli.slim.settings import SlimSettings
 from asdm.utils import console
 
 
@@ -26,8 +26,8 @@ def slim(
     as_json: Json = False,
 ) -> None:
     """Profile, measure damage, plan, train, judge and report in one go; repeat the command to go on after a stop."""
-    from asdm.slim import run
-    from asdm.slim.prepare import prepare
+    from asdm.cli.slim import run
+    from asdm.cli.slim.prepare import prepare
 
     with console.progress("Checking") as tell:
         tell("model and pictures", 0, None)
@@ -60,7 +60,7 @@ def slim(
 
 def _estimate(prepared: Any, output: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
     """Rows of steps and of cards, and the commands; raises ValueError where the disk is too small."""
-    from asdm.slim import estimate, run, steps
+    from asdm.cli.slim import estimate, run, steps
 
     with console.progress("Estimating") as tell:
         tell("counting", 0, None)

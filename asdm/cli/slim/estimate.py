@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from asdm.cli.slim.prepare import Prepared
+from asdm.cli.slim.steps import len_at_most
 from asdm.distill import recipes
 from asdm.distill.dry_run import preview_stage
 from asdm.distill.settings import DistillSettings
@@ -22,8 +24,6 @@ from asdm.models.components import components_of
 from asdm.models.settings import checkpoint_of
 from asdm.plan.legality import legal_edits
 from asdm.plan.presets import PRESETS
-from asdm.slim.prepare import Prepared
-from asdm.slim.steps import len_at_most
 from asdm.unet.blocks import topology
 
 GIB = 2**30

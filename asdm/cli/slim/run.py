@@ -14,11 +14,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from asdm.cli.slim.estimate import fitting_options, stand_in
+from asdm.cli.slim.prepare import Prepared
+from asdm.cli.slim.steps import PLAN, STUDENT, Step, steps_of
 from asdm.records.distill import DistillResult
 from asdm.records.slim import SlimRun, SlimStep
-from asdm.slim.estimate import fitting_options, stand_in
-from asdm.slim.prepare import Prepared
-from asdm.slim.steps import PLAN, STUDENT, Step, steps_of
 from asdm.utils.io import brief, make_folder, utc_now
 from asdm.utils.locks import lock, open_lock
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from asdm.cli.slim.settings import SlimSettings
 from asdm.models.settings import WholeCheckpoint
-from asdm.slim.settings import SlimSettings
 from asdm.utils.settings import flag, options
 
 PROFILE, DAMAGE, PLAN, STUDENT, BENCH, REPORT = (

@@ -1,1 +1,0 @@
-"""`asdm slim`: from a checkpoint and pictures to a smaller model, by the other commands, each in its own process."""
