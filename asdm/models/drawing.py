@@ -125,7 +125,9 @@ def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: 
     from diffusers import ControlNetModel
 
     try:
-        control = ControlNetModel.from_pretrained(str(settings.control), torch_dtype=dtype_of(settings.dtype))
+        control = ControlNetModel.from_pretrained(
+            str(settings.control), torch_dtype=dtype_of(settings.dtype), use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         first = str(error).strip().splitlines()[0].rstrip(".")
         raise ValueError(f"cannot load a ControlNet from {settings.control}: {first}.") from None

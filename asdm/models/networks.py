@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+from asdm.models import checkpoints
 from asdm.utils import console
 
 SHIPPED = Path(__file__).parents[1] / "mini"
@@ -126,8 +127,11 @@ class ClipJudge:
         from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
 
         more = {"local_files_only": local_files_only}
+        if Path(source).is_dir():
+            checkpoints.weight_files(Path(source))  # says what is there where there are none, such as a pickle
         try:
-            self.clip: Any = CLIPModel.from_pretrained(source, torch_dtype=torch.float32, **more).eval()
+            clip = CLIPModel.from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True, **more)
+            self.clip: Any = clip.eval()
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source, **more)
         except (OSError, ValueError) as error:
             first = str(error).strip().splitlines()[0].rstrip(".")

@@ -16,6 +16,7 @@ CAPTION_KEYS = ("text", "caption", "prompt")
 SCORE_KEYS = ("aesthetic", "aesthetic_score", "aesthetics")
 BESIDE = (".txt", ".caption", ".json")  # the first that is there is read
 TABLES = (".jsonl", ".csv", ".parquet")
+SPLITS = ("train", "held_out")  # of a data set that has none of its own: --hold-out leaves pictures to the second
 Row = Mapping[str, Any]
 
 
@@ -86,6 +87,12 @@ def is_held_out(name: str, selection: Selection) -> bool:
 def check_split(name: str, split: str, selection: Selection) -> bool:
     """Whether an example belongs to a split, of a data set that has none of its own."""
     return not selection.hold_out or is_held_out(name, selection) == (split == "held_out")
+
+
+def check_split_name(split: str, source: str) -> None:
+    """Raises ValueError for a split that a data set without splits of its own cannot have, such as a mistyped one."""
+    if split not in SPLITS:
+        raise ValueError(f"{source} has no split {split!r}; choose from {', '.join(SPLITS)}.")
 
 
 def read_table(path: Path) -> list[Row | BrokenExample]:

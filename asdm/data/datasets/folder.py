@@ -22,12 +22,16 @@ from asdm.data.datasets._metadata import (
     caption_in,
     check_score,
     check_split,
+    check_split_name,
     read_table,
 )
 from asdm.data.datasets._pictures import SUFFIXES, Frame, decode_picture, shapes_of
 from asdm.data.settings import Selection
 from asdm.utils import console
 from asdm.utils.io import sha256_of
+
+OWN_SPLITS = ("train", "validation", "val", "valid", "test", "held_out")  # subfolders that are taken for splits
+NOT_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders of systems, and hidden ones
 
 
 class Folder(Indexed[Example]):
@@ -86,6 +90,8 @@ def open_data(
     if not root.is_dir():
         raise ValueError(f"{source} is not a folder.")
     own_split = (root / split).is_dir()
+    if not own_split:
+        _check_split_name(split, root)
     root = root / split if own_split else root
     left_out, pairs = LeftOut(), dict[Path, str]()
     table = next((root / f"metadata{suffix}" for suffix in TABLES if (root / f"metadata{suffix}").exists()), None)
@@ -107,6 +113,13 @@ def open_data(
     for line in left_out.lines():
         console.say_once(f"{root}: {line}")
     return Folder(list(pairs), list(pairs.values()), size, selection, left_out)
+
+
+def _check_split_name(split: str, root: Path) -> None:
+    """Raises ValueError for a split that the folder has not, where it has others or the name is none."""
+    if own := [name for name in OWN_SPLITS if (root / name).is_dir()]:
+        raise ValueError(f"{root} has no split {split!r}; choose from {', '.join(own)}.")
+    check_split_name(split, str(root))
 
 
 def _nothing_in(root: Path, left_out: LeftOut) -> str:
@@ -158,7 +171,9 @@ def _named(table: Path, name: object) -> Path:
 
 def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
     """The pictures with the captions in files beside them; all of them without captions where none has one."""
-    files = sorted(file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(
+        file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file() and _is_data(file, root)
+    )
     pictures = [file for file in files if not file.name.startswith("._")]
     captioned = [file for file in pictures if any(file.with_suffix(suffix).exists() for suffix in BESIDE)]
     if pictures and not captioned:
@@ -176,6 +191,11 @@ def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
             yield (file, *caption_beside(_contents(file)))
         except BrokenExample as error:
             yield BrokenExample(error.reason, name)
+
+
+def _is_data(file: Path, root: Path) -> bool:
+    """Whether a file lies in no folder of a system's or an editor's own."""
+    return not any(part.startswith(".") or part in NOT_DATA for part in file.relative_to(root).parts[:-1])
 
 
 def _contents(picture: Path) -> dict[str, bytes]:

@@ -26,7 +26,16 @@ from typing import IO, Any
 import torch
 
 from asdm.data.datasets import BrokenExample, Example, LeftOut
-from asdm.data.datasets._metadata import BESIDE, Row, caption_beside, caption_in, check_score, check_split, read_table
+from asdm.data.datasets._metadata import (
+    BESIDE,
+    Row,
+    caption_beside,
+    caption_in,
+    check_score,
+    check_split,
+    check_split_name,
+    read_table,
+)
 from asdm.data.datasets._pictures import SUFFIXES, Frame, decode_picture
 from asdm.data.loader import seeded
 from asdm.data.settings import Selection
@@ -38,6 +47,9 @@ BLOCK = 512  # examples of a lane that are shuffled together, as bytes
 BEGIN: dict[str, Any] = {"pass": 0, "shard": 0, "example": 0, "given": 0}
 BROKEN_SHARD = "a shard that is broken from here on"
 TIMEOUT_S = 60
+MOST_SHARDS = 1_000_000  # of one {0..9}
+MOST_BYTES, MOST_PARTS = 256 << 20, 64  # of a file in a shard, and files of one key
+OVERSIZE, APART = "(oversize)", "(apart)"  # marks among an example's files
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class Shards:
     selection: Selection = field(default_factory=Selection)
     left_out: LeftOut = field(default_factory=LeftOut, compare=False, repr=False)
     _reported: set[str] = field(default_factory=set, compare=False, repr=False)
+    _useful: set[str] = field(default_factory=set, compare=False, repr=False)  # shards that gave an example
+    _useless: set[str] = field(default_factory=set, compare=False, repr=False)  # read to their ends without one
 
     @property
     def lanes(self) -> int:
@@ -85,7 +99,7 @@ class Shards:
         """Endless examples of a lane. A place is the start of a block (pass, shard, example) and the offset in it.
 
         With `flip`, every second example of a pass is mirrored, and in the next pass others are. Raises ValueError if
-        a whole pass has no example.
+        no shard has an example.
         """
         at = BEGIN | place
         last_pass = at["pass"]
@@ -106,9 +120,12 @@ class Shards:
                         at = at | {"skipped": self._count(error.reason, group.name, dict(at["skipped"]))}
                     continue
                 last_pass = at["pass"]
+                self._useful.add(group.shard)
                 yield example, at
+            if after["pass"] > at["pass"] > last_pass:
+                self._useless.update(self._order(seed, lane, at["pass"]))
             at = after | {"skipped": at["skipped"]}
-            if at["pass"] > last_pass + 1:
+            if not self._useful and self._useless >= {*self.shards}:  # a lane may meet broken shards alone for a while
                 why = " ".join(self.left_out.lines())
                 raise ValueError(
                     f"none of the shards {_listed(self.shards)} has a picture with a caption. {why}".strip()
@@ -194,7 +211,11 @@ class Shards:
         """Raises BrokenExample with the reason for files that make no example."""
         if Path(group.key).name.startswith("._"):
             raise BrokenExample("a file of macOS, not a picture")
+        if OVERSIZE in group.parts:
+            raise BrokenExample(f"files of more than {MOST_BYTES >> 20} MiB, or more than {MOST_PARTS} of them")
         picture = _part(group.parts, SUFFIXES)
+        if picture is None and APART in group.parts:
+            raise BrokenExample("a caption that is not beside its picture in the shard, which must be sorted by name")
         if picture is None:
             raise BrokenExample("no picture")
         beside = {suffix: part for suffix in BESIDE if (part := _part(group.parts, (suffix,))) is not None}
@@ -242,7 +263,7 @@ class _Member(tarfile.TarInfo):
 
 def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Each key with its adjacent files as {suffix: contents}; the first `skip` keys without contents."""
-    key, number = "", 0
+    key, number, seen = "", 0, set[str]()
     parts: dict[str, bytes] = {}
     for member in tar:
         if not member.isfile():
@@ -252,12 +273,19 @@ def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[tuple[str, dict[str, by
         stem, dot, suffix = file[start:].partition(".")
         stem = file[:start] + stem
         name = f"{folder}/{stem}" if folder else stem
-        if name != key and parts:
+        ending = f"{dot}{suffix}".lower()
+        if parts and (name != key or ending in parts):  # the same file twice begins another example
             yield key, parts
             parts, number = {}, number + 1
+        if name != key and name in seen:
+            parts[APART] = b""
         key = name
+        seen.add(name)
+        if member.size > MOST_BYTES or len(parts) > MOST_PARTS:
+            parts[OVERSIZE] = b""
+            continue
         stream = tar.extractfile(member) if number >= skip else None
-        parts[f"{dot}{suffix}".lower()] = stream.read() if stream else b""
+        parts[ending] = stream.read() if stream else b""
     if parts:
         yield key, parts
 
@@ -271,7 +299,8 @@ def open_data(
     """
     if not source:
         raise ValueError("the data set webdataset needs shards, such as webdataset:shards/{00000..00331}.tar.")
-    names = [name for part in _split(source) for name in _expanded(part)]
+    check_split_name(split, source)
+    names = [source] if Path(source).is_file() else [name for part in _split(source) for name in _expanded(part)]
     if not names:
         raise ValueError(f"no shard matches {source}.")
     missing = [name for name in names if "://" not in name and not Path(name).is_file()]
@@ -293,10 +322,12 @@ def _expanded(part: str) -> list[str]:
         first, last = match.groups()
         width = len(first) if len(first) == len(last) or first.startswith("0") else 0
         numbers = range(int(first), int(last) + 1)
+        if int(last) - int(first) >= MOST_SHARDS:
+            raise ValueError(f"{part} names more than {MOST_SHARDS:,} shards; name those that there are.")
         before, after = part[: match.start()], part[match.end() :]
         return [name for n in numbers for name in _expanded(f"{before}{n:0{width}d}{after}")]
     if "://" in part:
         return [part]
     if Path(part).is_dir():
-        return sorted(str(file) for file in Path(part).glob("*.tar*"))
+        return sorted(str(file) for file in Path(part).glob("*.tar*") if not file.name.startswith("."))
     return sorted(glob(part)) if "*" in part else [part]

@@ -5,6 +5,7 @@ tests/fixtures/data is described in its README.md.
 
 from __future__ import annotations
 
+import io
 import shutil
 import struct
 import tarfile
@@ -20,7 +21,7 @@ from asdm.data import cache, datasets, loader
 from asdm.data.datasets import folder, latents, webdataset
 from asdm.data.datasets._pictures import Frame, bucket_shapes, decode_picture
 from asdm.data.settings import CacheSettings, Selection
-from tests.pictures import picture
+from tests.pictures import picture, shard
 
 CASES = Path(__file__).parents[2] / "fixtures" / "data"
 TOO_SMALL = "a side of fewer than 8 pixels"
@@ -304,3 +305,74 @@ def test_whatever_a_decoder_raises_makes_a_broken_example(monkeypatch: Any, erro
     monkeypatch.setattr("PIL.ImageOps.exif_transpose", raises)
     with pytest.raises(datasets.BrokenExample, match="a truncated or damaged picture"):
         decode_picture(picture(1), Frame.of(16, Selection()))
+
+
+@pytest.mark.parametrize("count", [2, 10])
+def test_one_broken_shard_never_ends_the_reading(tmp_path: Path, count: int) -> None:
+    """Though a lane may meet it alone, pass after pass."""
+    for n in range(count):
+        shard(tmp_path / f"{n:05d}.tar", range(6 * n, 6 * n + 6))
+    (tmp_path / "00001.tar").write_text("<html>503</html>")
+    data = webdataset.open_data("train", 16, str(tmp_path))
+    batches = loader.batches(data, 8, 0, loader.Share(), 0, {}, 2)
+    seen = {slot.example.caption for _, batch in zip(range(30), batches, strict=False) for slot in batch.slots}
+    assert seen == {f"number {n}" for n in range(6 * count) if n not in range(6, 12)}
+
+
+def tar_of(path: Path, *names: str) -> webdataset.Shards:
+    with tarfile.open(path, "w") as tar:
+        for number, name in enumerate(names):
+            content = picture(number) if name.endswith(".png") else f"caption {number}".encode()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return webdataset.Shards((str(path),), 16)
+
+
+def test_a_file_that_comes_twice_begins_another_example(tmp_path: Path) -> None:
+    data = tar_of(tmp_path / "twice.tar", "a.png", "a.txt", "a.png", "a.txt")
+    assert sorted(example.caption for example in first_pass(data)) == ["caption 1", "caption 3"]
+
+
+def test_captions_after_all_pictures_are_named_as_the_reason(tmp_path: Path) -> None:
+    data = tar_of(tmp_path / "order.tar", "a.png", "b.png", "a.txt", "b.txt", "c.png", "c.txt")
+    assert [example.caption for example in first_pass(data)] == ["caption 5"]
+    apart = "a caption that is not beside its picture in the shard, which must be sorted by name"
+    assert data.left_out.counts == {"no caption": 2, apart: 2}
+
+
+def test_what_takes_too_much_memory_is_refused_or_left_out(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(webdataset, "MOST_PARTS", 3)
+    data = tar_of(tmp_path / "many.tar", "a.png", "a.txt", *(f"b.{n}.txt" for n in range(5)))
+    assert [example.caption for example in first_pass(data)] == ["caption 1"]
+    (reason,) = data.left_out.counts
+    assert reason == "files of more than 256 MiB, or more than 3 of them"
+    monkeypatch.setattr(webdataset, "MOST_BYTES", 1)
+    with pytest.raises(ValueError, match=r"none of the shards .* files of more than 0 MiB"):
+        next(webdataset.Shards((str(tmp_path / "many.tar"),), 16).read(0, 0, {}))
+    with pytest.raises(ValueError, match=r"names more than 1,000,000 shards; name those that there are"):
+        webdataset.open_data("train", 16, "x/{0..99999999999}.tar")
+
+
+def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / "own" / split).mkdir(parents=True)
+        (tmp_path / "own" / split / "a.png").write_bytes(picture(1))
+    assert len(folder.open_data("validation", 16, str(tmp_path / "own"))) == 1
+    for split in ("vaildation", "test"):
+        with pytest.raises(ValueError, match=f"has no split '{split}'; choose from train, validation"):
+            folder.open_data(split, 16, str(tmp_path / "own"))
+        with pytest.raises(ValueError, match=f"has no split '{split}'; choose from train, held_out"):
+            folder.open_data(split, 16, str(tmp_path / "own" / "train"))
+        with pytest.raises(ValueError, match=f"has no split '{split}'; choose from train, held_out"):
+            webdataset.open_data(split, 16, str(tar_of(tmp_path / "a.tar", "a.png", "a.txt").shards[0]))
+
+
+def test_folders_of_systems_are_no_data_and_names_are_taken_as_they_are(tmp_path: Path) -> None:
+    for place in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "mine"):
+        (tmp_path / "d" / place).mkdir(parents=True)
+        (tmp_path / "d" / place / "a.png").write_bytes(picture(1))
+        (tmp_path / "d" / place / "a.txt").write_text(place)
+    assert folder.open_data("train", 16, str(tmp_path / "d")).captions == ("mine",)
+    name = str(tmp_path / "a,b[1].tar")
+    assert tar_of(Path(name), "a.png", "a.txt").shards == webdataset.open_data("train", 16, name).shards

@@ -29,6 +29,10 @@ def test_a_finished_run_goes_on_and_its_last_stage_gets_the_steps(tiny_pipeline:
     assert record["amended"][0]["was"] == {"steps": 4}
     assert record["amended"][0]["from_step"] == 4
     assert go(tiny_pipeline, output, steps=8).student_sha256 == more.student_sha256, "and is then left alone"
+    before = (output / "run.json").read_bytes()
+    with pytest.raises(ValueError, match="is finished, so nothing would be trained with what --amend changes"):
+        go(tiny_pipeline, output, steps=8, learning_rate=0.5, amend=True)
+    assert (output / "run.json").read_bytes() == before, "no rate is recorded that was never used"
     with pytest.raises(ValueError, match="with steps 8 instead of 4"):
         go(tiny_pipeline, output, steps=4)
 

@@ -14,6 +14,7 @@ from asdm.models import checkpoints
 from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet, meta_unet
+from asdm.models.networks import ClipJudge
 from asdm.models.recognition import from_file
 from asdm.models.settings import PictureSetup, Setup
 from asdm.models.sources import resolve
@@ -274,6 +275,26 @@ def test_a_unet_alone_takes_its_familys_other_parts_or_is_refused(tmp_path, run)
         done = run("asdm", "generate", "a heart", "--family", "mini", *weights, "--steps", 1, "-o", f"{word[0]}.png")
         assert done.code == 0, done.err
     assert (tmp_path / "own.png").read_bytes() == (tmp_path / "my-unet.png").read_bytes()
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused_by_name(part, value, tmp_path, run):
+    """They would draw a black picture."""
+    copy = Path(shutil.copytree(PIPELINE, tmp_path / "copy"))
+    file = copy / part / UNET.name
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("conv_in.bias"))
+    tensors[name][1] = value
+    save_file(tensors, file)
+    refused(run("asdm", "generate", "a heart", "--family", copy, "-o", "out.png"), f"{name} holds NaN or infinite")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_a_judge_that_is_a_pickle_is_not_read(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
+    with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle, which can run code"):
+        ClipJudge(str(tmp_path))
 
 
 # ---------------------------------------------------------------------------------------------- more than a caption
