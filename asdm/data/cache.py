@@ -97,7 +97,7 @@ def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
         manifest.save(path)
         return manifest
     saved = LatentCache.load(path)
-    for name in ("data", "data_fingerprint", "split", "size", "dtype", "encoder_sha256", "selection", "examples"):
+    for name in ("data_fingerprint", "split", "size", "dtype", "encoder_sha256", "selection", "examples"):
         its, ours = getattr(saved, name), getattr(manifest, name)
         if its != ours and not (name == "examples" and ours is None):  # a stream's are known at its end
             raise ValueError(f"{folder} holds another cache: its {name} is {its}, not {ours}; name another output.")

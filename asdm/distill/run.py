@@ -134,6 +134,7 @@ def _run_record(context: TrainContext, command: str) -> DistillRun:
         "teacher": context.recipe.family.title,
         "data": context.settings.data,
         "data_fingerprint": datasets.fingerprint(context.data),
+        "data_sample": datasets.sample_sha256(context.data),
         **{key: settings[key] for key in IDENTITY},
         **{key: settings[key] for key in ENCODERS if settings[key] is not None},
         "stages": [{k: v for k, v in s.fingerprint().items() if k != "weights"} for s in context.recipe.stages],

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from asdm.distill.stages import ResolvedRecipe, Stage, end_step
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import locks, snapshots
-from asdm.utils.io import brief, check_writable, first_problem, make_folder, read_json, utc_now
+from asdm.utils.io import brief, check_writable, first_problem, make_folder, read_json, reason, utc_now
 from asdm.utils.snapshots import clear_leftovers
 
 RUN, RESULT, LOCK, PAUSED = "run.json", "distill.json", "run.lock", "paused"
@@ -38,8 +38,10 @@ def claim_folder(
         return _write(folder, wanted)
     longer = _is_longer(existing, wanted)
     for key in existing.identity | wanted.identity:
-        if longer and key in ("steps", "stages"):
+        if (longer and key in ("steps", "stages")) or (key == "data_sample" and key not in existing.identity):
             continue
+        if key == "data" and existing.identity.get("data_fingerprint") == wanted.identity.get("data_fingerprint"):
+            continue  # the same pictures, whatever they are called
         if existing.identity.get(key) != (value := wanted.identity.get(key)):
             raise ValueError(_another_run(folder, key, existing.identity.get(key), value))
     changed = {key: value for key, value in wanted.tuning.items() if existing.tuning.get(key) != value}
@@ -114,6 +116,11 @@ def _another_run(folder: Path, key: str, existing: Any, wanted: Any) -> str:
             f"the teacher has changed since {folder} was started (the hash of its weights was {str(existing)[:12]} and "
             f"is {str(wanted)[:12]}); restore the teacher, or choose another output."
         )
+    if key == "data_sample":
+        return (
+            f"the pictures have changed since {folder} was started, though their names and sizes are the same; restore "
+            "them, or choose another output."
+        )
     return (
         f"{folder} holds another run, with {key} {brief(existing)} instead of {brief(wanted)}; choose another output, "
         "or add --force to delete that run."
@@ -137,9 +144,17 @@ def run_lock(folder: Path) -> Iterator[None]:
     check_writable(folder / LOCK, force=True)
     make_folder(folder)
     with (folder / LOCK).open("a+") as owner:
-        if not locks.lock(owner.fileno(), wait=False):
+        try:
+            free = locks.lock(owner.fileno(), wait=False)
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be locked ({reason(error)}); choose an output on another disk."
+            ) from None
+        if not free:
             owner.seek(0)
-            raise ValueError(f"{folder} is being trained by process {owner.read().strip() or '?'}; wait for it.")
+            process = owner.read().strip()
+            who = f"process {process}" if process else "another process"
+            raise ValueError(f"{folder} is being trained by {who}; wait for it.")
         owner.truncate(0)
         owner.write(str(os.getpid()))
         owner.flush()

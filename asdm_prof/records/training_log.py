@@ -29,7 +29,7 @@ class TrainingLog(Frozen):
         """
         if not path.is_file():
             raise ValueError(f"{path} is not a file; name the log.jsonl of an `asdm distill` run.")
-        lines = [line for line in map(_line, path.read_text(encoding="utf-8", errors="replace").splitlines()) if line]
+        lines = [line for line in map(_line, path.read_text(encoding="utf-8", errors="replace").split("\n")) if line]
         rows = [_numbers(line) for line in lines]
         names = list(dict.fromkeys(name for row in rows for name in row if name not in NOT_TERMS))
         if not names:

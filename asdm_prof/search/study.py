@@ -348,4 +348,30 @@ def _journal(path: Path) -> Any:
 
     handle = locks.open_lock(path.with_name(f"{path.name}.lock"))
     lock: Any = SimpleNamespace(acquire=partial(locks.lock, handle), release=partial(locks.unlock, handle))
-    return JournalStorage(JournalFileBackend(str(path), lock))
+
+    class Journal(JournalFileBackend):
+        def append_logs(self, logs: list[dict[str, Any]]) -> None:
+            locks.lock(handle)
+            try:
+                drop_torn_line(path)
+            finally:
+                locks.unlock(handle)
+            super().append_logs(logs)
+
+    return JournalStorage(Journal(str(path), lock))
+
+
+def drop_torn_line(path: Path) -> None:
+    """Cut off a last line that a killed worker left half-written: with another behind it, none could be read."""
+    with path.open("rb+") as stream:
+        end = stream.seek(0, os.SEEK_END)
+        at = end
+        while at:  # back to the last line feed, a block at a time
+            start = max(at - 4096, 0)
+            stream.seek(start)
+            if (found := stream.read(at - start).rfind(b"\n")) >= 0:
+                at = start + found + 1
+                break
+            at = start
+        if at != end:
+            stream.truncate(at)

@@ -175,7 +175,11 @@ def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
         file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file() and _is_data(file, root)
     )
     pictures = [file for file in files if not file.name.startswith("._")]
-    captioned = [file for file in pictures if any(file.with_suffix(suffix).exists() for suffix in BESIDE)]
+    beside: dict[Path, dict[str, Path]] = {}  # a picture's path without its suffix → suffix → file, such as .TXT
+    for path in root.rglob("*"):
+        if path.suffix.lower() in BESIDE and path.is_file():
+            beside.setdefault(path.with_suffix(""), {})[path.suffix.lower()] = path
+    captioned = [file for file in pictures if file.with_suffix("") in beside]
     if pictures and not captioned:
         console.say_once(
             f"{root} has no captions: its {len(pictures)} pictures are used without (unconditional).{_misnamed(root)}"
@@ -188,7 +192,8 @@ def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
             yield BrokenExample("a file of macOS, not a picture", name)
             continue
         try:
-            yield (file, *caption_beside(_contents(file)))
+            texts = beside.get(file.with_suffix(""), {})
+            yield (file, *caption_beside({suffix: path.read_bytes() for suffix, path in texts.items()}))
         except BrokenExample as error:
             yield BrokenExample(error.reason, name)
 
@@ -196,7 +201,3 @@ def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
 def _is_data(file: Path, root: Path) -> bool:
     """Whether a file lies in no folder of a system's or an editor's own."""
     return not any(part.startswith(".") or part in NOT_DATA for part in file.relative_to(root).parts[:-1])
-
-
-def _contents(picture: Path) -> dict[str, bytes]:
-    return {suffix: path.read_bytes() for suffix in BESIDE if (path := picture.with_suffix(suffix)).is_file()}

@@ -56,6 +56,7 @@ class Latents(Indexed[Encoded]):
     def __init__(self, folder: Path, cache: LatentCache, rows: Sequence[int] | None = None) -> None:
         self.folder, self.cache = folder, cache
         self.encoder_sha256 = cache.encoder_sha256
+        self.files = [folder / shard.file for shard in cache.shards]
         captions = [caption for shard in cache.shards for caption in shard.captions]
         self.rows = rows
         self.captions = tuple(captions if rows is None else (captions[row] for row in rows))

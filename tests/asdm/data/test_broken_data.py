@@ -278,7 +278,7 @@ def test_every_type_and_encoding_of_a_caption_has_a_rule(
 def test_a_mark_and_other_encodings_in_captions_and_csv(tmp_path: Path) -> None:
     for n in range(2):
         (tmp_path / f"{n}.png").write_bytes(picture(n))
-    (tmp_path / "0.txt").write_bytes(b"\xef\xbb\xbfa cat\r\n")
+    (tmp_path / "0.TXT").write_bytes(b"\xef\xbb\xbfa cat\r\n")
     (tmp_path / "1.txt").write_bytes("café".encode("latin-1"))
     data = folder.open_data("train", 16, str(tmp_path))
     assert (data.captions, data.left_out.counts) == (("a cat",), {"a caption that is not UTF-8": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from asdm.distill import recipes
+from asdm.distill import recipes, run_folder
+from asdm.utils import locks
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, stop_after
 
 
@@ -105,3 +107,39 @@ def test_buckets_and_mirrored_pictures_train_and_resume_to_the_bit(tiny_pipeline
         )
     go(tiny_pipeline, tmp_path / "b", "a_sdm", recipes.bk_sdm, steps=4, **more)
     assert (tmp_path / "a" / WEIGHTS).read_bytes() == (tmp_path / "b" / WEIGHTS).read_bytes()
+
+
+def test_content_decides_what_the_data_are_and_spelling_does_not(
+    tiny_pipeline: Path, photos: Path, tmp_path: Path
+) -> None:
+    """Other bytes under the same name and size are other pictures; `folder:d/` is `folder:d`."""
+    data, output = Path(shutil.copytree(photos, tmp_path / "d")), tmp_path / "s"
+    more: dict[str, Any] = {"split": "train", "steps": 3, "batch": 2}
+    with pytest.raises(Stop):
+        go(tiny_pipeline, output, "a_sdm", recipes.bk_sdm, data=f"folder:{data}", on_progress=stop, **more)
+    picture = (data / "3.png").read_bytes()
+    (data / "3.png").write_bytes(picture[:60] + bytes([picture[60] ^ 1]) + picture[61:])
+    with pytest.raises(ValueError, match="the pictures have changed since"):
+        go(tiny_pipeline, output, "a_sdm", recipes.bk_sdm, data=f"folder:{data}", **more)
+    (data / "3.png").write_bytes(picture)
+    done = go(tiny_pipeline, output, "a_sdm", recipes.bk_sdm, data=f"folder:{data}/", **more)
+    assert [stage.steps for stage in done.stages] == [3]
+
+
+def stop(status: Any) -> None:
+    if status.step == 1:
+        raise Stop
+
+
+def test_a_folder_that_cannot_be_locked_or_is_locked_by_nobody_known_says_so(tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "lock", refuse)
+    wanted = r"cannot be locked \(no locks available\); choose an output on another disk"
+    with pytest.raises(ValueError, match=wanted), run_folder.run_lock(tmp_path / "a"):
+        pass
+    monkeypatch.setattr(locks, "lock", lambda *_, **__: False)
+    wanted = "is being trained by another process; wait for it"
+    with pytest.raises(ValueError, match=wanted), run_folder.run_lock(tmp_path / "b"):
+        pass

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from asdm_prof.search import study
 from asdm_prof.search.halving import FATE, MAX_DEATHS, Attempt, Halving, Job, ranked
 
 
@@ -86,3 +89,20 @@ def test_every_job_ends_exactly_once_however_workers_fare(seed: int) -> None:
     assert {job.candidate for job in ended if job.rung == 0} | {
         job.candidate for job in {one.job for one in attempts if one.fate == "died"}
     } >= set(range(8)) - {one.job.candidate for one in attempts if one.fate == "left"}
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"op_code": 4, "wor', b"x" * 10_000])
+def test_a_line_that_a_killed_worker_left_half_written_costs_nothing_else(tmp_path: Path, torn: bytes) -> None:
+    import optuna
+
+    def journal() -> Any:
+        return study._journal(tmp_path / study.JOURNAL)
+
+    found = optuna.create_study(study_name="s", storage=journal())
+    found.tell(found.ask(), 1.0)
+    with (tmp_path / study.JOURNAL).open("ab") as stream:
+        stream.write(torn)
+    for count in (2, 3):
+        again = optuna.load_study(study_name="s", storage=journal())
+        again.tell(again.ask(), 2.0)
+        assert len(optuna.load_study(study_name="s", storage=journal()).trials) == count
