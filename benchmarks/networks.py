@@ -1,9 +1,11 @@
 """Times each replacement against the unit that it replaces, in pairs, at the size of a family.
 
     python -m benchmarks.networks -o reports/sd15/networks.json
+    python -m benchmarks.networks --all --processes 3 --time-budget 2 -o reports/sd15/replacements.json
 
 Self-attentions by themselves and in their Transformer unit, at every resolution that has attention; CLME-CondConv
-against its plain ResNet at the highest one, gated by the input at batch 1, 2 and 8, and folded for timesteps.
+against its plain ResNet at the highest one, gated by the input at batch 1, 2 and 8, and folded for timesteps. With
+`--all`, every replacement with each of its settings, in a Transformer unit and a ResNet of every resolution.
 
 Everything is measured in several fresh processes, and a ratio is the median of theirs: a convolution's code is compiled
 when it is first called, and its place in memory changes its speed by some per cent, rarely by much more, until the
@@ -29,12 +31,13 @@ from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
 from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Estimate, Latency, Run
-from asdm.unet import blocks, surgery
+from asdm.unet import blocks, replacements, surgery
 from asdm.unet.replacements.cond_conv import fold
 from asdm.utils.io import Frozen, check_writable
 from benchmarks.script import FamilyName, JsonFile, Threads, finish, in_fresh_processes, run, run_fields
 
 ATTENTIONS = ("gri_attention", "kv_downsample")
+KINDS = ("resnet", "transformer")
 BATCHES = (1, 2, 8)
 TIMESTEPS = tuple(range(21, 1000, 33))  # thirty, as an image takes
 
@@ -83,11 +86,11 @@ class Pair:
     kwargs: dict[str, Any]
 
 
-def time_pairs(name: str, threads: int | None, budget_s: float) -> Networks:
+def time_pairs(name: str, threads: int | None, budget_s: float, everything: bool = False) -> Networks:
     """Every pair of a family, with random weights on the CPU, `budget_s` seconds each, in this process."""
     family = load_family(name)
     with machine.quiet_torch(threads) as used:
-        cases = tuple(_time(pair, budget_s) for pair in pairs(family))
+        cases = tuple(_time(pair, budget_s) for pair in (all_pairs if everything else pairs)(family))
         return Networks(**run_fields("networks", family.name, used), cases=cases)
 
 
@@ -147,18 +150,40 @@ def _convolution_pairs(unet: Any, family: Family) -> Iterator[Pair]:
             surgery.replacement_for(unet, ReplaceUnit(unit=fqn, with_="cond_conv", options={"gate": gate}))
             for gate in ("input", "timestep")
         )
-        replacements = [("cond_conv by input", batch, by_input) for batch in BATCHES]
-        replacements.append(("cond_conv by timestep", 1, by_time))
+        cases = [("cond_conv by input", batch, by_input) for batch in BATCHES]
+        cases.append(("cond_conv by timestep", 1, by_time))
         for timesteps in (TIMESTEPS[:1], TIMESTEPS):
             with surgery.swapped(unet, {fqn: by_time}):
                 folded: Any = fold(unet, timesteps).get_submodule(fqn)
             if len(timesteps) > 1:
                 folded.conv1.timesteps.choose(timesteps[0])  # as the UNet does once a call
-            replacements.append((f"cond_conv folded for {len(timesteps)}", 1, folded))
-        for name, batch, new in replacements:
+            cases.append((f"cond_conv folded for {len(timesteps)}", 1, folded))
+        for name, batch, new in cases:
             time = blocks.time_embeddings(unet, [TIMESTEPS[0]]).expand(batch, -1).contiguous()
             x = torch.randn(batch, plain.in_channels, height, height)
             yield Pair(fqn, name, "unit", batch, plain.in_channels, height, plain, new, (x, time), {})
+
+
+def all_pairs(family: Family) -> Iterator[Pair]:
+    """The last ResNet and the first Transformer of every down block against all that they may become."""
+    unet: Any = loading.meta_unet(family)
+    loading.materialise(unet.time_embedding)
+    text = example_inputs.unet_inputs(family)["encoder_hidden_states"]
+    time = blocks.time_embeddings(unet, [TIMESTEPS[0]])
+    names = replacements.names_of("all")
+    for block, module in blocks.iter_blocks(unet):
+        if not block.startswith("down_blocks."):
+            continue
+        loading.materialise(module)
+        kinds = {kind: [u.fqn for u in blocks.iter_units(unet) if (u.block, u.kind) == (block, kind)] for kind in KINDS}
+        for edit in surgery.applicable(unet, names, [*kinds["resnet"][-1:], *kinds["transformer"][:1]]):
+            unit, height = unet.get_submodule(edit.unit), _height(family, block)
+            x = torch.randn(1, unit.in_channels, height, height)
+            how: Any = ((x,), {"encoder_hidden_states": text}) if edit.unit in kinds["transformer"] else ((x, time), {})
+            options = ", ".join(f"{key} {value}" for key, value in edit.options.items())
+            name = f"{edit.with_} ({options})" if options else edit.with_
+            new = surgery.replacement_for(unet, edit)
+            yield Pair(edit.unit, name, "unit", 1, unit.in_channels, height, unit, new, *how)
 
 
 def _height(family: Family, block: str) -> int:
@@ -212,6 +237,9 @@ def main(
     threads: Threads = None,
     processes: Annotated[int, typer.Option(help="Fresh processes that each measure all pairs.")] = 7,
     time_budget: Annotated[float, typer.Option(help="Seconds for each pair in each process.")] = 4.0,
+    everything: Annotated[
+        bool, typer.Option("--all", help="Every replacement with each setting, at every resolution.")
+    ] = False,
     keep_memory: Annotated[bool, typer.Option("--keep-memory", help="Tell glibc to keep freed memory.")] = False,
     force: Force = False,
 ) -> None:
@@ -219,7 +247,8 @@ def main(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, got {processes}.")
     check_writable(output, force)
-    turns = in_fresh_processes(time_pairs, family, threads, time_budget, keep_memory=[keep_memory] * processes)
+    given = (family, threads, time_budget, everything)
+    turns = in_fresh_processes(time_pairs, *given, keep_memory=[keep_memory] * processes)
     result = combine(turns)
     finish(result, output, force, map(row, result.cases))
 

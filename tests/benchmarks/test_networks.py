@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from asdm.models.families import load_family
+from asdm.unet.replacements import names_of
 from asdm.utils.io import sha256_of
 from benchmarks import networks as script
 
@@ -36,6 +37,19 @@ def test_each_pair_takes_the_same_arguments_and_gives_the_same_shape(tiny_folder
     clme = [(f"{unit}", kind, "unit", batch, 16) for unit in ("down_blocks.0.resnets.0", "up_blocks.3.resnets.2")
             for kind, batch in kinds]  # fmt: skip
     assert compared == attention + clme
+
+
+def test_all_of_them_is_every_replacement_with_every_setting_at_every_resolution(tiny_folder):
+    compared = set()
+    with torch.inference_mode():
+        for pair in script.all_pairs(load_family(str(tiny_folder))):
+            out, new = (m(*pair.args, **pair.kwargs) for m in (pair.original, pair.new))
+            assert getattr(out, "sample", out).shape == getattr(new, "sample", new).shape
+            compared.add((pair.unit.split(".")[1], pair.replacement))
+    names = {name.partition(" ")[0] for _, name in compared}
+    assert names == set(names_of("all"))
+    assert {(level, name) for level in "012" for name in ("kv_downsample", "kv_downsample (factor 3)")} <= compared
+    assert {(level, "narrow_resnet") for level in "0123"} <= compared
 
 
 def test_the_committed_file_keeps_its_hash_and_its_order():
