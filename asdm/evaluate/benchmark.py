@@ -60,15 +60,7 @@ def bench(
 
     Raises ValueError for an unknown family, student or schedule, a student of another teacher, or too little memory.
     """
-    settings = with_protocol(settings)
-    execution.check_setup(settings)
-    needs = "asdm bench --quality" if settings.quality else None
-    family, weights = resolve(teacher, settings, needs)
-    settings = replace(settings, weights=weights)
-    if needs:
-        check_caption_only(family.unet, family.name, needs, by_pipeline=True)
-    if settings.guidance_scale is None:
-        settings = replace(settings, guidance_scale=family.guidance_scale)
+    family, weights, settings = _resolved(teacher, settings)
     _check(sources, settings, schedules)
     backend = backends.load(settings.backend, settings.dtype, settings.device)
     clock = clocks.clock_for(settings.device)
@@ -115,8 +107,7 @@ def bench(
         run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
     step = guided if settings.guided else single
-    composed = images is None
-    drawn = images
+    drawn, composed = images, images is None
     if parts and step and composed:
         images = [compose_image(step, i, parts, settings) for i in range(len(everyone))]
     pipeline = Pipeline(steps=settings.steps, guidance_scale=settings.guidance_scale, composed=composed)
@@ -137,6 +128,18 @@ def bench(
         drawings=drawings,
         out_of_memory=lost,
     )
+
+
+def _resolved(teacher: str | None, settings: BenchSettings) -> tuple[Family, str, BenchSettings]:
+    """The teacher's family and weights, and the settings with them and with its guidance where none is named."""
+    settings = with_protocol(settings)
+    execution.check_setup(settings)
+    needs = "asdm bench --quality" if settings.quality else None
+    family, weights = resolve(teacher, settings, needs)
+    if needs:
+        check_caption_only(family.unet, family.name, needs, by_pipeline=True)
+    guidance_scale = family.guidance_scale if settings.guidance_scale is None else settings.guidance_scale
+    return family, weights, replace(settings, weights=weights, guidance_scale=guidance_scale)
 
 
 def _check(sources: Sequence[str], settings: BenchSettings, schedules: Sequence[str]) -> None:
