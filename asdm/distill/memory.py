@@ -84,9 +84,10 @@ def _activation_bytes(task: DistillationTask, family: Family, settings: DistillS
     more = inputs.get("added_cond_kwargs", {})
     args = (noisy, timesteps, inputs["encoder_hidden_states"], torch.empty_like(noisy), noisy.new_empty(micro))
     args = (*args, *(more[name] for name in ("text_embeds", "time_ids") if name in more))
+    student: Any = task.student
     if settings.gradient_checkpointing:
-        task.student.enable_gradient_checkpointing()
-    return saved_bytes(lambda: task(*args), task.student, MetaAutocast(settings))
+        student.enable_gradient_checkpointing()
+    return saved_bytes(lambda: task(*args), student, MetaAutocast(settings))
 
 
 class MetaAutocast(TorchFunctionMode):
