@@ -107,6 +107,12 @@ ON_PICTURES = (
 )  # fmt: skip
 
 
+def _chosen(settings: BenchSettings, data: str, also: Sequence[str] = ()) -> tuple[str, ...]:
+    """The metrics that were named, or the usual ones of a data set, and `also` some more."""
+    usual = ON_EMOJI if is_emoji(data) else ON_PICTURES
+    return tuple(dict.fromkeys((*(settings.metric or usual), *also)))
+
+
 def open_networks(settings: BenchSettings, data: str, also: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of a Judgement that depend on the data: judge, VGG, metrics (and `also` some more), their networks.
 
@@ -118,8 +124,7 @@ def open_networks(settings: BenchSettings, data: str, also: Sequence[str] = ()) 
     for name in asked:
         if name not in MEASURES:
             raise ValueError(f"unknown metric {name!r}; choose from {', '.join(MEASURES)}.")
-    usual = ON_EMOJI if is_emoji(data) else ON_PICTURES
-    chosen = tuple(dict.fromkeys((*(settings.metric or usual), *also)))
+    chosen = _chosen(settings, data, also)
     modules = {name: module for against in metrics.AGAINST for name, module in metrics.modules(against).items()}
     opened: dict[str, Any] = {}
     for name in chosen:
@@ -179,13 +184,16 @@ def open_judgement(settings: BenchSettings, family: Family) -> Judging:
     name = drawn(name, family, settings, side, settings.device)
     data = datasets.open_source(name, settings.split, side)
     if not isinstance(data, datasets.Stream):
-        _check_count(settings.pictures, len(data), f"{name} has {len(data)} in its split {settings.split}")
+        has = f"{name} has {len(data)} in its split {settings.split}"
+        _check_count(settings.pictures, len(data), has, _chosen(settings, name))
     return Judging(data, name, open_networks(settings, name))
 
 
-def _check_count(pictures: int, count: int, has: str) -> None:
-    if not 2 <= pictures <= count:
-        raise ValueError(f"pictures must be between 2 and the number of examples, got {pictures}: {has}.")
+def _check_count(pictures: int, count: int, has: str, chosen: Sequence[str]) -> None:
+    """Raises ValueError for fewer pictures than the metrics need, each half of them two, or more than there are."""
+    least = 4 if {*chosen} & {*metrics.BY_HALVES} else 2
+    if not least <= pictures <= count:
+        raise ValueError(f"pictures must be between {least} and the number of examples, got {pictures}: {has}.")
 
 
 def judgement(data: Any, name: str, settings: BenchSettings, pipe: Any, also: Sequence[str] = ()) -> Judgement:
@@ -194,7 +202,7 @@ def judgement(data: Any, name: str, settings: BenchSettings, pipe: Any, also: Se
     Raises ValueError, saying what the data have, if that is too few.
     """
     if not isinstance(data, datasets.Stream):
-        _check_count(settings.pictures, len(data), f"{name} has {len(data)}")
+        _check_count(settings.pictures, len(data), f"{name} has {len(data)}", _chosen(settings, name, also))
     real = list(real_examples(data, name, settings.pictures, pipe))
     return Judgement(real=real, pool=_pool(data, real), **open_networks(settings, name, also))
 

@@ -26,6 +26,7 @@ from asdm.measure.statistics import estimate
 from asdm.records.bench import MEASURES, Metric
 from asdm.utils import registry
 
+BY_HALVES = ("frechet_distance", "kernel_distance", "fid", "kid")  # distances of sets, and of halves of them
 HALVES = 200  # random halves of the images that the interval of a distance comes from
 FEW_HALVES, WIDE = 10, 512  # where features are so wide that each distance takes seconds
 JUDGE_BATCH = 64

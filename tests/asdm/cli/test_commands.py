@@ -173,7 +173,16 @@ def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str
     assert said in done.err
 
 
-def test_too_many_pictures_are_refused_before_anything_is_timed(run: Any) -> None:
-    done = run("asdm", "bench", "--teacher", "mini", "--student", "a_sdm", "--quality", "--pictures", "5000")
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--pictures", "5000"], "between 4 and the number of examples, got 5000: emoji has 638 in its split"),
+        (["--pictures", "3"], "between 4 and the number of examples, got 3"),
+        (["--pictures", "1", "--metric", "latent_mse_to_teacher"], "between 2 and the number of examples, got 1"),
+    ],
+)
+def test_too_few_or_many_pictures_are_refused_before_anything_is_timed(run: Any, more: list[str], said: str) -> None:
+    """Distances of sets are those of halves too, each of which needs two pictures."""
+    done = run("asdm", "bench", "--teacher", "mini", "--student", "a_sdm", "--quality", *more)
     assert done.code == 2
-    assert "pictures must be between 2 and the number of examples, got 5000: emoji has 638 in its split" in done.err
+    assert said in done.err

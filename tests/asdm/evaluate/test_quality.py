@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from asdm.data.datasets import Example
+from asdm.evaluate import metrics
 from asdm.evaluate.generation import GeneratedImages, generate_images
 from asdm.evaluate.metrics import JudgedImages, Reference, per_half
 from asdm.evaluate.metrics.clip_score import clip_scores
@@ -253,3 +254,10 @@ def test_a_student_is_judged_beside_its_teacher_whoever_else_is(drawn):
     n = len(teacher.images)
     assert one.pictures == n + 2 * (n + n + n)  # real: features; teacher, again, student: embeddings too
     assert two.pictures == one.pictures + 2 * n
+
+
+def test_metrics_of_halves_are_those_that_are_listed() -> None:
+    """The least number of pictures follows from the list."""
+    modules = {name: module for against in metrics.AGAINST for name, module in metrics.modules(against).items()}
+    listed = {name for name, module in modules.items() if "per_half" in vars(module)}
+    assert listed == {*metrics.BY_HALVES}
