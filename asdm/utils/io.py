@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from asdm.utils import locks
 
 REPORTS = Path("reports")
 STALE_S, YOUNG_S = 3600.0, 1.0
+ASIDE = ".was."  # in the name of the folder that holds what is being replaced
 FROM_FILE = "from a file"
 CONFLICT_MARKERS = ("<<<<<<< ", ">>>>>>> ", "||||||| ")
 
@@ -243,6 +245,7 @@ def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
     """Yields a temporary folder that is renamed to `path` if the block ends without an error."""
+    _restore(path)
     refuse_overwrite(path, force or (path.is_dir() and not any(path.iterdir())))
     path = _behind_links(path)
     make_folder(path.parent)
@@ -303,7 +306,8 @@ def _sweep(path: Path) -> None:
 
     Where there are no locks, what is older than an hour.
     """
-    for left in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+    patterns = (f".{glob.escape(path.name)}{end}????????" for end in (".", ASIDE))
+    for left in itertools.chain.from_iterable(map(path.parent.glob, patterns)):
         with suppress(OSError):
             age = time.time() - left.stat().st_mtime
             if age > STALE_S or (age > YOUNG_S and locks.is_free(left)):
@@ -315,7 +319,7 @@ def _swap(new: Path, path: Path) -> None:
     if not path.exists():
         os.replace(new, path)
         return
-    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+    aside = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}{ASIDE}"))
     os.replace(path, aside / path.name)
     try:
         os.replace(new, path)
@@ -326,10 +330,20 @@ def _swap(new: Path, path: Path) -> None:
     shutil.rmtree(aside)
 
 
+def _restore(path: Path) -> None:
+    """Put back what a process that was killed between both renames of `_swap` left aside."""
+    for aside in path.parent.glob(f".{glob.escape(path.name)}{ASIDE}*"):
+        with suppress(OSError):
+            if not path.exists() and time.time() - aside.stat().st_mtime > YOUNG_S:
+                os.replace(aside / path.name, path)
+                aside.rmdir()
+
+
 def check_writable(path: Path, force: bool = False) -> None:
     """Raises ValueError if `path` cannot be written, so that a long command fails before its work."""
     if path.parts[:1] == ("-",):
         raise ValueError("- is not an output: results are files; --json prints one on stdout as well.")
+    _restore(path)
     refuse_overwrite(path, force)
     folder = _behind_links(path).parent
     while not folder.exists():

@@ -122,6 +122,41 @@ def test_a_file_system_without_rights_is_written_to(tmp_path, monkeypatch):
     assert io.write_whole(tmp_path / "file", "x").read_text() == "x"
 
 
+@pytest.mark.parametrize("command", ["the same", "another"])
+def test_what_a_killed_replacement_left_aside_comes_back(tmp_path, monkeypatch, command):
+    """Killed between its two renames, a replacement leaves the old folder beside an empty name."""
+    old = tmp_path / "student"
+    old.mkdir()
+    (old / "weights").write_text("a week's work")
+    renames = []
+
+    def dies(source, target):
+        if renames:
+            raise KeyboardInterrupt
+        renames.append(rename(source, target))
+
+    rename = os.replace
+    new = tmp_path / ".student.abcdefgh"
+    new.mkdir()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "replace", dies)
+        with pytest.raises(KeyboardInterrupt):
+            io._swap(new, old)
+    assert not old.exists()
+    for left in tmp_path.iterdir():
+        os.utime(left, (time.time() - 2 * io.YOUNG_S,) * 2)
+    if command == "the same":
+        with io.whole_folder(old, force=True):
+            assert (old / "weights").read_text() == "a week's work", "until the new one is whole"
+    else:
+        with pytest.raises(ValueError, match="exists"):
+            io.check_writable(old)
+        assert (old / "weights").read_text() == "a week's work"
+        with io.whole_folder(tmp_path / "student", force=True):
+            pass
+    assert [path.name for path in tmp_path.iterdir()] == ["student"]
+
+
 def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path, monkeypatch):
     dead, fresh, living = (tmp_path / f".x.json.{name}" for name in ("abcdefgh", "ijklmnop", "qrstuvwx"))
     other = tmp_path / ".y.json.abcdefgh"
