@@ -86,7 +86,7 @@ class JsonlWriter:
 
     def __init__(self, path: Path, after_step: int) -> None:
         self.path = path
-        kept = (text for text, line in _lines(path) if line["step"] <= after_step)
+        kept = (text for text, line in _lines(path, {"step": int}) if line["step"] <= after_step)
         write_whole(path, "".join(f"{text}\n" for text in kept), True)
         self._file: TextIO = path.open("a", encoding="utf-8")
 
@@ -102,10 +102,10 @@ class JsonlWriter:
             self._file.close()
 
 
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _lines(path: Path, needed: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Complete lines, as text and read; the last one is incomplete if the process was killed while writing it.
 
-    Raises ValueError for any other line that is no step.
+    Raises ValueError for any other line that has not what is needed.
     """
     *texts, _ = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
     for number, text in enumerate(texts, start=1):
@@ -113,14 +113,14 @@ def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             line = json.loads(text)
         except (ValueError, RecursionError):
             line = None
-        if not isinstance(line, dict) or type(line.get("step")) is not int or not isinstance(line.get("stage"), str):
+        if not isinstance(line, dict) or any(type(line.get(name)) is not kind for name, kind in needed.items()):
             raise ValueError(f"{path}: line {number} is no step of training; delete it, or choose another output.")
         yield text, line
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """All lines of a run's log."""
-    return [line for _, line in _lines(path)]
+    return [line for _, line in _lines(path, {"step": int, "stage": str})]
 
 
 def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dict[str, dict[str, float]]:

@@ -17,6 +17,7 @@ from asdm.records.measurement import (
     Macs,
     Number,
     Positive,
+    Seconds,
     Time,
     UNetRun,
     mac_unit,
@@ -35,7 +36,7 @@ class Peaks(Frozen):
     gemm_flops_per_s: Positive
     conv_flops_per_s: Positive
     bytes_per_s: Positive
-    seconds_per_call: Positive
+    seconds_per_call: Seconds
 
     @property
     def flops_per_s(self) -> float:

@@ -31,6 +31,8 @@ from benchmarks.proof.records import Proof, ProofLatency, ProofResult, ProofRow,
 from benchmarks.proof.rows import ROWS, TEACHER, ProofSettings, Row, plans_of
 from benchmarks.proof.training import ProofJudge, train_and_judge
 
+NO_LIMIT = 1e9  # seconds
+
 
 def prove(
     rows: Sequence[Row],
@@ -163,8 +165,8 @@ def time_rows(
             threads=settings.threads,
             guidance_scale=1.0,
             min_rounds=math.ceil(pairs / 2),
-            time_budget_s=math.inf,
-            target=math.inf,
+            time_budget_s=NO_LIMIT,
+            target=NO_LIMIT,
         ),
         tell,
         command,
