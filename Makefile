@@ -53,7 +53,8 @@ fuzz: $(INSTALLED)
 KILLS ?= 20
 kills: export OMP_NUM_THREADS = 1
 kills: $(INSTALLED)
-	KILLS=$(KILLS) $(BIN)/python -m pytest -q -m slow tests/test_kills.py
+	KILLS=$(KILLS) $(BIN)/python -m pytest -q -m "not real" tests/test_kills.py \
+		tests/asdm/distill/test_faults.py::test_kills_at_random_moments_change_no_bit
 
 ## The documentation, into docs/_build/html; a warning is an error.
 docs: $(INSTALLED)

@@ -23,14 +23,15 @@ def start(
     environment: Mapping[str, str] = {},
     file_bytes: int | None = None,
     program: str = "asdm",
+    folder: Path | None = None,
 ) -> Any:
-    """Begin `asdm WORDS`, or another `program`; what it says goes to the file `told`.
+    """Begin `asdm WORDS`, or another `program`, in a folder; what it says goes to the file `told`.
 
     No file may grow beyond `file_bytes`.
     """
     everything = {**{k: v for k, v in os.environ.items() if k.startswith("ASDM")}, **environment}
     process = _SERVER.Process(
-        target=_command, args=(program, [str(word) for word in words], str(told), everything, file_bytes)
+        target=_command, args=(program, [str(word) for word in words], str(told), everything, file_bytes, folder)
     )
     process.start()
     return process
@@ -45,7 +46,9 @@ def ended(process: Any, timeout: float = 600) -> int:
     return int(process.exitcode)
 
 
-def _command(program: str, words: list[str], told: str, environment: dict[str, str], file_bytes: int | None) -> None:
+def _command(
+    program: str, words: list[str], told: str, environment: dict[str, str], file_bytes: int | None, folder: Path | None
+) -> None:
     import torch
 
     module = importlib.import_module({"asdm": "asdm.cli", "asdm-prof": "asdm_prof.cli"}[program])
@@ -57,5 +60,7 @@ def _command(program: str, words: list[str], told: str, environment: dict[str, s
     if file_bytes:
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
     torch.set_num_threads(1)
+    if folder:
+        os.chdir(folder)
     sys.argv = [program, *words]
     module.main()

@@ -18,7 +18,8 @@ from asdm.utils import snapshots
 from tests import children
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
 
-STEPS = 40
+KILLS = int(os.environ.get("KILLS", "6"))  # `make kills` has more
+STEPS = max(16, 2 * KILLS)
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +55,22 @@ def kill(process: Any) -> None:
     process.join()
 
 
-def test_twenty_kills_at_random_moments_change_no_bit(command: Any, whole: Path, tmp_path: Path) -> None:
+def test_kills_at_random_moments_change_no_bit(command: Any, whole: Path, tmp_path: Path) -> None:
     """Between 0 and 2 steps on, and anywhere in what comes then: loading, a forward, a log line, a checkpoint."""
     output, console = tmp_path / "student", tmp_path / "console"
     chance, codes, reached = random.Random(0), [], set()
-    for _ in range(20):
+    for _ in range(KILLS):
         process = children.start(command(output), console)
         if steps := chance.randrange(3):
             wait_for_step(output, len(log_of(output)) + steps, process)
         time.sleep(chance.uniform(0.0, 0.3))
         kill(process)
-        if process.exitcode == 0:  # a fast machine is through before the twentieth
+        if process.exitcode == 0:  # a fast machine is through before the last
             break
         codes.append(process.exitcode)
         reached.add(len(log_of(output)))
     assert set(codes) == {-signal.SIGKILL}, console.read_text()
-    assert len(reached) > 5, f"the kills fell on few different steps: {reached}"
+    assert len(reached) > KILLS // 4, f"the kills fell on few different steps: {reached}"
     assert children.ended(children.start(command(output), console)) == 0, console.read_text()
     assert (output / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
     assert log_of(output) == log_of(whole)

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import children
 from tests.asdm_prof import synthetic
 from tests.commands import files_in, refused
 
@@ -255,38 +254,19 @@ def test_more_memory_than_there_is(run: Any) -> None:
 
 
 def test_ctrl_c_in_mid_profile_leaves_nothing(tiny_folder: Path, tmp_path: Path) -> None:
-    code = "import sys, asdm_prof.cli; sys.argv[0] = 'asdm-prof'; asdm_prof.cli.main()"
-    process = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            code,
-            "profile",
-            str(tiny_folder),
-            "--time-budget",
-            "500",
-            "--size",
-            "256",
-        ],
-        cwd=tmp_path,
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job's children ignore it
-    )
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "warming up" in line or "measuring" in line:
-            break
+    folder, console = tmp_path / "here", tmp_path / "console"
+    folder.mkdir()
+    words = ["profile", tiny_folder, "--time-budget", 500, "--size", 256]
+    process = children.start(words, console, program="asdm-prof", folder=folder)
+    while not (console.exists() and "warming up" in console.read_text()):
+        assert process.is_alive(), console.read_text()
+        time.sleep(0.05)
     time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Interrupted" in err
-    assert "Traceback" not in err
-    assert out == ""
-    assert files_in(tmp_path) == []
+    os.kill(process.pid, signal.SIGINT)
+    assert children.ended(process, 60) == 130
+    assert "Interrupted" in console.read_text()
+    assert "Traceback" not in console.read_text()
+    assert files_in(folder) == []
 
 
 # ---------------------------------------------------------------------------------------------- damage
