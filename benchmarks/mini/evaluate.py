@@ -80,18 +80,22 @@ def evaluate(
     everything = {split: drawings(split, family.size) for split in ("train", "held_out")}
     pools = {split: tuple(data.captions) for split, data in everything.items()}
     others = everything["train"].images()
-    candidates = JudgedImages(judge, others).embeddings
+    candidates, from_outside = JudgedImages(judge, others).embeddings, JudgedImages(outside, others)
     for split, data in everything.items():
         real = some(data, pictures)
         images = real.images()
-        truth = JudgedImages(judge, images).embeddings
+        truth, truth_outside = JudgedImages(judge, images).embeddings, JudgedImages(outside, images)
         judging = quality.Judgement(judge, vgg, real, _pool(pools[split], pools))
         rebuilt = _reconstructed(pipe.vae, images)
         psnr[split] = round(_psnr(rebuilt, images), 2)
 
-        def judged(drawn: GeneratedImages, judging: Any = judging, truth: Any = truth, images: Any = images) -> Any:
+        def judged(
+            drawn: GeneratedImages, judging: Any = judging, truth: Any = truth, real: Any = truth_outside
+        ) -> Any:
             found = mean(matches(JudgedImages(judge, drawn.images).embeddings, truth, candidates))
-            return judging.alone(drawn) | {"picture_found": found} | judged_by(outside, drawn.images, images, others)
+            return (
+                judging.alone(drawn) | {"picture_found": found} | judged_by(outside, drawn.images, real, from_outside)
+            )
 
         for name, pixels in (("real", images), ("reconstructed", rebuilt)):
             drawn = GeneratedImages(pixels, torch.zeros(len(real), 1, 1, 1))

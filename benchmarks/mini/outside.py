@@ -55,15 +55,15 @@ class OutsideJudge:
 
 
 def judged_by(
-    judge: OutsideJudge, images: torch.Tensor, real: torch.Tensor, others: torch.Tensor, candidates: int = CANDIDATES
+    judge: OutsideJudge, images: torch.Tensor, real: JudgedImages, others: JudgedImages, candidates: int = CANDIDATES
 ) -> dict[str, Metric]:
-    """How often pictures (n, 3, h, w) find their own real ones (n, 3, h, w) among many, and how far the sets are apart.
+    """How often pictures (n, 3, h, w) find their own of n real ones among many, and how far the two sets are apart.
 
-    The other candidates come from `others` (m, 3, h, w).
+    The other candidates come from `others`. Both keep their features for the next pictures.
     """
-    pictures, truth, wrong = (JudgedImages(judge, x) for x in (images, real, others))
-    hits = matches(pictures.embeddings, truth.embeddings, wrong.embeddings, candidates)
-    distance = per_half(frechet, pictures.features, truth.features)
+    pictures = JudgedImages(judge, images)
+    hits = matches(*(F.normalize(one.features, dim=1) for one in (pictures, real, others)), candidates)
+    distance = per_half(frechet, pictures.features, real.features)
     return {"found_from_outside": mean(hits), "frechet_from_outside": distance.metric()}
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from asdm.data.datasets import emoji
+from asdm.evaluate.metrics import JudgedImages
 from asdm.evaluate.metrics.frechet_distance import frechet_distance
 from benchmarks.mini.evaluate import some
 from benchmarks.mini.outside import OutsideJudge, frechet, judged_by, matches
@@ -19,8 +20,9 @@ def judge() -> OutsideJudge:
 
 def test_blur_costs_little_and_other_drawings_everything(judge: OutsideJudge) -> None:
     images = some(emoji.open_data("train"), 10).images()
-    blurred = judged_by(judge, F.avg_pool2d(images, 3, 1, 1), images, images, candidates=8)
-    exchanged = judged_by(judge, images.roll(2, 0), images, images, candidates=8)
+    real = JudgedImages(judge, images)
+    blurred = judged_by(judge, F.avg_pool2d(images, 3, 1, 1), real, real, candidates=8)
+    exchanged = judged_by(judge, images.roll(2, 0), real, real, candidates=8)
     assert blurred["found_from_outside"].value > 0.6 > 0.1 > exchanged["found_from_outside"].value
     assert blurred["frechet_from_outside"].value > 1 > exchanged["frechet_from_outside"].value
 
