@@ -105,12 +105,7 @@ class Trainer:
         for parameter, *gradients in zip(self.parameters.values(), *(g for _, g in results), strict=True):
             parameter.grad = None if gradients[0] is None else sum(gradients[1:], gradients[0])
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
-        for optimizer, trained in self.optimizers:
-            for name, weight in trained.items():
-                if weight is not (parameter := self.parameters[name]):
-                    assert parameter.grad is not None, "matrices and kernels always have a gradient"
-                    weight.grad = _as_matrix(_laid_out_as(parameter, parameter.grad))
-            optimizer.step()
+        list(self.workers.map(self._step, *zip(*self.optimizers, strict=True)))
         horizon = min(task.average_over, seen / 9 + 10 / 9 * task.batch)  # so that the random start is forgotten early
         with torch.no_grad():
             new = [p.detach() for p in self.parameters.values()]
@@ -124,6 +119,13 @@ class Trainer:
         terms = self.task.loss_at(self.seen)(indices, seeded(self.task.seed, first, 1))
         gradients = torch.autograd.grad(terms["loss"] * share, tuple(self.parameters.values()), allow_unused=True)
         return {name: float(term.detach()) * share for name, term in terms.items()}, gradients
+
+    def _step(self, optimizer: torch.optim.Optimizer, trained: dict[str, nn.Parameter]) -> None:
+        for name, weight in trained.items():
+            if weight is not (parameter := self.parameters[name]):
+                assert parameter.grad is not None, "matrices and kernels always have a gradient"
+                weight.grad = _as_matrix(_laid_out_as(parameter, parameter.grad))
+        optimizer.step()
 
     def save(self) -> None:
         """Write the checkpoint atomically, and drop the one before it."""
@@ -170,10 +172,13 @@ def _optimizers(
                 f"training the mini's UNet needs Muon, which torch {torch.__version__} lacks; install 2.9."
             )
         matrices = {name: nn.Parameter(_as_matrix(parameter.detach())) for name, parameter in by_muon.items()}
-        muon = torch.optim.Muon(
-            matrices.values(), task.learning_rate, task.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
-        yield muon, matrices
+        by_work = sorted(matrices, key=lambda name: matrices[name].numel() * min(matrices[name].shape))
+        for worker in range(task.workers):  # each weight is updated on its own, so that they can be shared out
+            share = {name: matrices[name] for name in by_work[worker :: task.workers]}
+            muon = torch.optim.Muon(
+                share.values(), task.learning_rate, task.weight_decay, adjust_lr_fn="match_rms_adamw"
+            )
+            yield muon, share
     adamw = torch.optim.AdamW(
         others.values(), task.learning_rate, task.betas, weight_decay=task.weight_decay, fused=True
     )
