@@ -13,7 +13,7 @@ import torch
 
 from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
-from asdm.distill import held_out, run_folder
+from asdm.distill import held_out, losses, run_folder
 from asdm.distill.checkpoint import save_paused_student
 from asdm.distill.context import (
     ProgressCallback,
@@ -120,7 +120,8 @@ def _completed(settings: DistillSettings, recipe: ResolvedRecipe, before: Mappin
     weights = weights_of(recipe.family, settings, "asdm distill")
     data = data_for(settings.data or before.get("data"), recipe.family, "asdm distill")
     vgg = settings.vgg or before.get("vgg") or ("mini" if is_emoji(data) else "imagenet")
-    if settings.vgg is None and is_main_process() and any("perceptual" in stage.weights for stage in recipe.stages):
+    terms = {name for stage in recipe.stages for name in stage.weights}
+    if settings.vgg is None and is_main_process() and any(map(losses.needs_network, terms)):
         name = "the bundled VGG, which was trained on emoji" if vgg == "mini" else f"the VGG {vgg}"
         console.say(f"The perceptual term of {data} takes {name} (--vgg names another).")
     return replace(settings, weights=weights, data=data, vgg=vgg)

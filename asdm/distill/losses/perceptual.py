@@ -33,11 +33,16 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def loss(inputs: LossInputs) -> torch.Tensor:
     """Squared distance of the VGG features of x̂₀, mean over layers, weighted by ᾱ_t (b,)."""
-    student = inputs.network.features(predicted_clean(inputs, inputs.prediction))
+    clean = [predicted_clean(inputs, one) for one in (inputs.prediction, inputs.teacher_prediction)]
+    return distance(inputs, *clean) * inputs.alpha
+
+
+def distance(inputs: LossInputs, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    """Squared distance of the VGG features of two sets of latents (b, 4, h, w), mean over layers (b,)."""
+    ours = inputs.network.features(student)
     with torch.no_grad():
-        teacher = inputs.network.features(predicted_clean(inputs, inputs.teacher_prediction))
-    distances = [squared_distance(a, b, inputs.normalise) for a, b in zip(student, teacher, strict=True)]
-    return torch.stack(distances).mean(0) * inputs.alpha
+        theirs = inputs.network.features(teacher)
+    return torch.stack([squared_distance(a, b, inputs.normalise) for a, b in zip(ours, theirs, strict=True)]).mean(0)
 
 
 class LatentVgg:

@@ -12,7 +12,7 @@ from torch import nn
 
 from asdm.distill import losses, recipes
 from asdm.distill.dry_run import preview
-from asdm.distill.losses import LossInputs, denoising, features, output, perceptual
+from asdm.distill.losses import LossInputs, denoising, features, output, perceptual, perceptual_prediction
 from asdm.distill.memory import saved_bytes
 from asdm.distill.task import DistillationTask, Objective
 from asdm.models import graft, student as students
@@ -227,6 +227,16 @@ def test_the_perceptual_term_is_nothing_for_twins_and_teaches_the_student_alone(
     assert leaf.grad.abs().sum() > 0
     assert theirs.grad is None
     assert all(p.grad is None for p in network.vgg.parameters())
+
+
+def test_the_perceptual_term_to_the_letter_sees_predictions_and_counts_noise_in_full():
+    network = perceptual.LatentVgg(Vgg.load(), torch.randn(3, 5, generator=torch.Generator().manual_seed(0)))
+    one = loss_inputs(normalise=True, network=network)
+    expected = perceptual.distance(one, one.prediction, one.teacher_prediction)
+    torch.testing.assert_close(perceptual_prediction.loss(one), expected)
+    noisier = replace(one, alpha=one.alpha / 100)
+    torch.testing.assert_close(perceptual_prediction.loss(noisier), expected)
+    assert (perceptual.loss(noisier) < perceptual.loss(one) / 10).all()
 
 
 # ---------------------------------------------------------------------------------------------- the task
