@@ -23,11 +23,12 @@ if TYPE_CHECKING:
         profile,
         rank,
         report,
+        schedule,
     )
 
 __all__ = [
     "bench", "build", "diff", "distill", "env", "export", "flops",
-    "generate", "load", "plan", "profile", "rank", "report",
+    "generate", "load", "plan", "profile", "rank", "report", "schedule",
 ]  # fmt: skip
 
 

@@ -91,6 +91,32 @@ def plan(
     return planner.make_plan(profile, budgets, confidence, validation, damage, parse_programs(",".join(loads_in)))
 
 
+def schedule(
+    profile: Profile,
+    budget: str | float | None = None,
+    *,
+    damage: StepsDamage | None = None,
+    steps: int | None = None,
+    scheduler: str | None = None,
+    students: Sequence[str | Path] = (),
+    price: Schedule | str | Path | None = None,
+) -> Schedule | ScheduleFrontier:
+    """The schedule of least damage within a whole image's budget, or without one the frontier of all of them.
+
+    `price` is a schedule, its file or a preset, whose latency and damage are told instead of planning one. Without
+    `damage` (`asdm-prof sensitivity --across-steps`), a structural prior stands for it.
+    """
+    from asdm_prof.planner.schedule import plan as planner, sources
+
+    if budget is not None and price is not None:
+        raise ValueError("price tells of a schedule that is there and budget plans one; leave out one of them.")
+    problem = sources.problem(profile, damage, steps, scheduler, [str(one) for one in students])
+    if price is not None:
+        priced = price if isinstance(price, Schedule) else sources.schedule_at(str(price), problem)
+        return planner.price_schedule(problem, priced)
+    return planner.make_frontier(problem) if budget is None else planner.make_schedule(problem, str(budget))
+
+
 def diff(before: Profile, after: Profile) -> Difference:
     """What changed from one profile to another, unit by unit, with intervals; `unlike` names what does not compare."""
     from asdm_prof.analysis.diff import diff as compare
@@ -178,13 +204,28 @@ def generate(prompt: str, *, family: str | None = None, student: str | Path | No
 
 @takes(Setup)
 def export(
-    source: str | Path, output: str | Path, *, to: str = "onnx", force: bool = False, **settings: Any
+    source: str | Path,
+    output: str | Path,
+    *,
+    to: str = "onnx",
+    schedule: str | Path | None = None,
+    steps: int = 30,
+    force: bool = False,
+    **settings: Any,
 ) -> ExportResult:
-    """Write a student, a family or a folder as ONNX, OpenVINO or diffusers, after comparing it with PyTorch."""
+    """Write a student, a family or a folder as ONNX, OpenVINO or diffusers, after comparing it with PyTorch.
+
+    With a `schedule`, a file or a preset of so many `steps`, its passes become a set of graphs.
+    """
     from asdm.models import export as exporter
     from asdm.models.execution import resolve
 
-    return exporter.export(str(source), to, Path(output), resolve(Setup, settings), force)
+    setup = resolve(Setup, settings)
+    if schedule is None:
+        return exporter.export(str(source), to, Path(output), setup, force)
+    from asdm.schedule.graphs import export as graphs
+
+    return graphs.export_schedule(str(source), str(schedule), to, Path(output), setup, steps, force, lambda *_: None)
 
 
 # ---------------------------------------------------------------------------------------------- files

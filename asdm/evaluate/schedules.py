@@ -9,6 +9,7 @@ from typing import Any
 from asdm.evaluate.compared import ComparedUNet
 from asdm.evaluate.settings import BenchSettings
 from asdm.models import example_inputs, loading
+from asdm.models.drawing import sampler_mark
 from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.schedule import source
@@ -84,5 +85,5 @@ def _open(
         unet=unet,
         macs=sum(macs_as_run(meta, schedule, inputs, guided)),
         plain_macs=len(schedule.steps) * macs_as_run(compared.shapes, plain, inputs, guided)[0],
-        warning=schedule.not_made_for(type(scheduler).__name__, weights),
+        warning=schedule.not_made_for(sampler_mark(scheduler), weights),
     )

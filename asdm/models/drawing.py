@@ -85,7 +85,15 @@ def scheduler_by_name(pipe: Any, name: str) -> Any:
 
     if name not in SCHEDULERS:
         raise ValueError(f"unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)}.")
-    return getattr(diffusers, SCHEDULERS[name]).from_config(pipe.scheduler.config)
+    kind, _, algorithm = SCHEDULERS[name].partition(" ")
+    more = {"algorithm_type": algorithm} if algorithm else {}
+    return getattr(diffusers, kind).from_config(pipe.scheduler.config, **more)
+
+
+def sampler_mark(scheduler: Any) -> str:
+    """What tells samplers apart: the class, and the algorithm of one that has several."""
+    kind, algorithm = type(scheduler).__name__, scheduler.config.get("algorithm_type", "dpmsolver++")
+    return kind if algorithm == "dpmsolver++" else f"{kind} {algorithm}"
 
 
 def _with_images(

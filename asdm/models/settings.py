@@ -100,8 +100,10 @@ class Setup(Checkpoint):
 SCHEDULERS = {
     "ddim": "DDIMScheduler", "ddpm": "DDPMScheduler", "pndm": "PNDMScheduler", "euler": "EulerDiscreteScheduler",
     "euler_a": "EulerAncestralDiscreteScheduler", "heun": "HeunDiscreteScheduler",
-    "dpm": "DPMSolverMultistepScheduler", "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
+    "dpm": "DPMSolverMultistepScheduler", "dpm_sde": "DPMSolverMultistepScheduler sde-dpmsolver++",
+    "unipc": "UniPCMultistepScheduler", "lcm": "LCMScheduler",
 }  # fmt: skip
+"""diffusers' class, and its `algorithm_type` where that is not the usual one: what `drawing.sampler_mark` gives."""
 
 
 @dataclass(frozen=True)

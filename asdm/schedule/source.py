@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from asdm.models import loading
+from asdm.models.drawing import sampler_mark
 from asdm.models.export import MARKER, RUNTIMES
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
@@ -110,7 +111,7 @@ def put_into(
 def warning(schedule: Schedule, pipe: Any, teacher: nn.Module) -> str | None:
     """A sentence where a schedule was planned for another sampler or other weights, or None."""
     weights = loading.weights_sha256(teacher) if schedule.weights_sha256 else None
-    return schedule.not_made_for(type(pipe.scheduler).__name__, weights)
+    return schedule.not_made_for(sampler_mark(pipe.scheduler), weights)
 
 
 def scheduled_unet(source: str, networks: Mapping[str, nn.Module], schedule: Schedule) -> ScheduledUNet:

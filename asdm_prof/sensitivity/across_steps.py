@@ -130,7 +130,7 @@ def measure_across_steps(
         weights=loading.weights_name(family, weights), weights_sha256=sha256,
         teacher_config_sha256=loading.unet_config_sha256(teacher.config),
         threads=threads, size=settings.size or family.size, prediction_type=family.prediction_type,
-        sampler=sampler.made.__name__, steps=sampler.steps, calls=sampler.calls,
+        sampler=sampler.mark, steps=sampler.steps, calls=sampler.calls,
         guidance_scale=sampler.guidance_scale, networks=across.by_name,
         passes=dict(study.passes), damages=_damages(run, study), gains=_gains(run, sampler.calls),
         latent_power=_mean(run, "latent_power"),
@@ -177,7 +177,7 @@ def _open_run(
 ) -> StepsRun:
     sampler = study.sampler
     deciding = [
-        sha256, captions, settings.seed, settings.dtype, settings.size, sampler.made.__name__, sampler.steps,
+        sha256, captions, settings.seed, settings.dtype, settings.size, sampler.mark, sampler.steps,
         sampler.guidance_scale, study.ages, PROMPTS_AT_ONCE, [one.model_dump(mode="json") for one in study.schedules],
     ]  # fmt: skip
     return StepsRun(run_sha256=sha256_of(deciding)).resumed_from(run_file, "teacher")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from asdm.models.settings import SCHEDULERS
+from asdm.models.drawing import sampler_mark, scheduler_by_name
 from asdm.schedule.kept import CONDITIONAL, UNCONDITIONAL
 
 Predict = Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor]  # step, the UNet's input, timestep → its output
@@ -28,10 +28,8 @@ class Sampler:
     """A pipeline's sampler and guidance, as one loop over a batch of prompts."""
 
     def __init__(self, pipe: Any, steps: int, guidance_scale: float, scheduler: str | None = None) -> None:
-        import diffusers
-
-        made = getattr(diffusers, SCHEDULERS[scheduler]) if scheduler else type(pipe.scheduler)
-        self.config, self.made, self.steps = pipe.scheduler.config, made, steps
+        self.first = scheduler_by_name(pipe, scheduler) if scheduler else pipe.scheduler
+        self.mark, self.steps = sampler_mark(self.first), steps
         self.pipe, self.guidance_scale = pipe, guidance_scale
         self.calls = len(self.new().timesteps)
 
@@ -41,7 +39,7 @@ class Sampler:
 
     def new(self, steps: int | None = None) -> Any:
         """A scheduler at the beginning of an image."""
-        scheduler = self.made.from_config(self.config)
+        scheduler = type(self.first).from_config(self.first.config)
         scheduler.set_timesteps(steps or self.steps)
         return scheduler
 

@@ -127,7 +127,7 @@ def test_the_tab_key_completes_commands_and_names(typed: str, offered: str) -> N
 
 
 def test_the_names_of_the_api_are_the_commands() -> None:
-    assert len(asdm_prof.__all__) == 13
+    assert len(asdm_prof.__all__) == 14
     for name in asdm_prof.__all__:
         assert callable(getattr(asdm_prof, name))
         assert getattr(asdm_prof, name).__doc__

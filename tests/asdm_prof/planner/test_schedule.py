@@ -5,11 +5,16 @@ from __future__ import annotations
 import itertools
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from diffusers import DDIMScheduler
 
+import asdm_prof
+from asdm.models.drawing import sampler_mark, scheduler_by_name
+from asdm.models.settings import SCHEDULERS
 from asdm.schedule.presets import make
 from asdm.schedule.schedule import TEACHER, UNET, Forecast, Pass, Schedule
 from asdm_prof.planner import plan as planner
@@ -239,21 +244,47 @@ def test_the_command_says_that_nothing_is_gained_at_four_steps(run: Any, profile
     assert (refused.code, "leave out one of them" in refused.err) == (2, True)
 
 
+def test_in_python_it_is_planned_and_priced_as_by_the_command(profile: Profile) -> None:
+    frontier = asdm_prof.schedule(profile, steps=6)
+    planned = asdm_prof.schedule(profile, 0.7, steps=6)
+    assert planned == schedules.make_schedule(schedules.prepare(profile, None, 6), "0.7")
+    assert min(point.ratio for point in frontier.points) <= planned.predicted.ratio <= 0.7
+    assert asdm_prof.schedule(profile, price=planned, steps=6).predicted == planned.predicted
+    assert asdm_prof.schedule(profile, price="every_n:n=2", steps=6).steps.count("full") == 3
+    for refused, words in (
+        ({"budget": 0.7, "price": planned}, "leave out one of them"),
+        ({"steps": 1}, "steps must be at least 2, got 1"),
+        ({"scheduler": "best"}, "unknown scheduler 'best'; choose from ddim"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            asdm_prof.schedule(profile, **refused)
+    with pytest.raises(ValueError, match="a schedule is exported as graphs; choose --to onnx or openvino, got coreml"):
+        asdm_prof.export("mini", "out", to="coreml", schedule="every_n")
+
+
 def test_one_schedule_costs_the_same_under_every_sampler_and_its_damage_is_told_for_each(profile: Profile) -> None:
     steps = make("every_n:n=2", profile.topology, 6, profile.family, profile.config_sha256)
     priced = {}
-    for n, sampler in enumerate(("EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "DDIMScheduler")):
+    samplers = [SCHEDULERS[name] for name in ("euler", "dpm", "dpm_sde", "ddim")]
+    assert len(set(samplers)) == 4
+    for n, sampler in enumerate(samplers):
         gains = tuple((1 + n) * 0.5**step for step in range(6))
         problem = schedules.prepare(profile, measured(profile, sampler=sampler, gains=gains))
         priced[sampler] = schedules.price_schedule(problem, steps)
         assert (priced[sampler].sampler, priced[sampler].steps) == (sampler, steps.steps)
     assert len({one.predicted.latency_s for one in priced.values() if one.predicted}) == 1
-    first, second, third = (one.predicted_damage or 0.0 for one in priced.values())
-    assert (second, third) == (pytest.approx(2 * first), pytest.approx(3 * first))
+    first, *others = (one.predicted_damage or 0.0 for one in priced.values())
+    assert others == pytest.approx([2 * first, 3 * first, 4 * first])
     for source, message in (("t_gate:step=3", "does what no measured pass does"), ("deepcache", "of 5 UNet calls")):
         calls = 5 if source == "deepcache" else 6
         with pytest.raises(ValueError, match=message):
             schedules.price_schedule(problem, make(source, profile.topology, calls, profile.family))
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_samplers_mark_is_that_of_its_name(name: str) -> None:
+    pipe = SimpleNamespace(scheduler=DDIMScheduler(beta_schedule="scaled_linear"))
+    assert sampler_mark(scheduler_by_name(pipe, name)) == SCHEDULERS[name]
 
 
 def test_a_student_may_draw_steps(profile: Profile) -> None:
