@@ -1,17 +1,23 @@
 """A-SDM against BK-SDM at equal latency and equal training.
 
-    python -m benchmarks.proof -o reports/mini --seeds 3
-    python -m benchmarks.proof -o reports/mini --latency --readme
+    python -m benchmarks.proof -o reports/mini/pilot --folder WORK --rows ours_0.65,bk_sdm_base --captions 1000
+    python -m benchmarks.proof -o reports/mini --folder WORK --captions 500
+    python -m benchmarks.proof -o reports/mini --folder WORK --latency --readme
 
 The protocol, on the mini's real weights and the emoji:
 
 1. Profile and measure damage, if the folder has none of these weights (as `benchmarks/damage.py` does).
-2. Make every row's student from a plan: BK-SDM's rule and ours at one latency, BK-SDM-Base and ours at its latency, the
-   paper's assembly, and the paper's without each of its parts.
-3. Train each from each seed, with the same number of pictures, optimizer and schedule. Judge what it draws for held-out
-   captions, from the same noise as the teacher, with a network that has trained none of them.
+2. Make every row's student from a plan: ours at three latencies, BK-SDM's rule at the smallest of them, BK-SDM-Base,
+   the paper's every part, and the paper's without each of them or with another reading of it.
+3. Train each from each seed, with the same optimizer and schedule; an ablation, and the row that it is compared with,
+   see half of the pictures. Judge what a student draws for held-out captions and for captions from training, from the
+   same noise as the teacher, with a network that has trained none of them. The rows that decide are judged at four
+   checkpoints, too.
 4. Time every plan in pairs with the teacher: `--latency`, a separate pass, so that training can share the machine but
    timing has it alone.
+
+A pilot of two rows says first how many pictures and seeds can show what is asked (`benchmarks/proof/power.py`); its
+students are used again where the folder is the same.
 
 Every student is saved in proof.json (`asdm.proof/1`) as soon as it is judged; checkpoints are in `--folder`. Repeat the
 command to resume, also in the middle of a training; run it twice at once to share the work. `--readme` puts the table
@@ -33,7 +39,7 @@ from asdm_prof.renderers import Report, figures
 from asdm_prof.sensitivity import study
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks import script
-from benchmarks.proof import evidence
+from benchmarks.proof import evidence, power
 from benchmarks.proof.figures import PROOF
 from benchmarks.proof.records import Proof
 from benchmarks.proof.rows import ProofSettings, chosen_rows
@@ -62,7 +68,7 @@ def main(
     """Train the students that are missing, or time those that exist; then write, draw and print the result."""
     command, path = this_command("python -m benchmarks.proof"), output / "proof.json"
     family, threads, work = settings.family, settings.threads, folder or output / "proof-work"
-    chosen = chosen_rows([name.strip() for name in rows.split(",") if name.strip()])
+    chosen = chosen_rows(settings, [name.strip() for name in rows.split(",") if name.strip()])
     saved = Proof.load(path) if latency else None
     io.make_folder(output)
     with watching("Profiling") as watch:
@@ -81,6 +87,8 @@ def main(
         with console.progress("Proving") as tell:
             proof = prove(chosen, range(seeds), settings, profile, damage, path, work, force, tell, command)
     text = evidence.markdown(proof, str(path))
+    if designs := power.designs(proof):
+        text += f"\n{power.sentence(designs)}\n"
     io.write_whole(output / "proof.md", text, force=True)
     figures.render(Report(profile, extra={"proof": proof}), output, PROOF)
     if readme:

@@ -23,7 +23,10 @@ from benchmarks.proof.records import Judged, Proof, ProofRow
 JUDGES = tuple(measure for measure in MEASURES.values() if measure.name != "perceptual_to_teacher")
 NOT_COUNTED = ("kernel_distance",)  # in the verdict: it says what the Fréchet distance does
 HALF = 0.5  # of a rival's loss: the aim
-LEAST_WON = 2
+LEAST_WON = 3  # of four metrics
+EQUIVALENT = {"frechet_distance": 0.05, "clip_score": 0.05, "recall_at_1": None}  # share of the teacher's own value
+SURE, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of seeing an effect in 4 of 5 repetitions
+RECALL_MARGIN = 0.03  # of R@1, which is a share itself
 
 # ---------------------------------------------------------------------------------------------- one row
 
@@ -57,14 +60,14 @@ def draws_of(judged: Judged) -> np.ndarray:
     return judged.value + each - each.mean()
 
 
-def spread(row: ProofRow, measure: str) -> Spread | None:
-    """A row's metric over its seeds; None where it was not judged."""
+def spread(row: ProofRow, measure: str, seeds: bool = True) -> Spread | None:
+    """A row's metric over its seeds; None where it was not judged. Without `seeds`, draws are of pictures alone."""
     judgements = [result.metrics[measure] for result in row.results if measure in result.metrics]
     if not judgements:
         return None
     values = np.array([judged.value for judged in judgements])
     draws = np.mean([draws_of(judged) for judged in judgements], axis=0)
-    if len(values) > 1:
+    if seeds and len(values) > 1:
         rng = np.random.default_rng(zlib.crc32(f"{row.name} {measure}".encode()))
         error = values.std(ddof=1) / math.sqrt(len(values))
         draws = draws + error * rng.standard_t(len(values) - 1, len(draws))
@@ -80,6 +83,11 @@ def noise_floor(proof: Proof, measure: str) -> float:
 def judged_measures(proof: Proof) -> list[Measure]:
     """Those that this proof has: R@1 needs 200 captions."""
     return [measure for measure in JUDGES if measure.name in proof.rows[0].results[0].metrics]
+
+
+def counted_measures(proof: Proof) -> list[Measure]:
+    """Those that tables and verdicts have."""
+    return [measure for measure in judged_measures(proof) if measure.name not in NOT_COUNTED]
 
 
 def loss(proof: Proof, row: ProofRow, measure: Measure) -> Spread | None:
@@ -144,8 +152,8 @@ class Verdict:
 
     @property
     def met(self) -> bool:
-        """Below half of the rival's loss in at least two of four, and nowhere worse."""
-        return len(self.won) >= LEAST_WON and not self.lost
+        """Below half of the rival's loss in at least three of four."""
+        return len(self.won) >= LEAST_WON
 
 
 def verdicts(proof: Proof) -> list[Verdict]:
@@ -172,6 +180,62 @@ def _shares(proof: Proof, row: ProofRow, rival: ProofRow) -> Iterator[Share]:
             continue
         share = (ours / theirs).estimate() if theirs.estimate().low > 0 else None
         yield Share(measure, ours.estimate(), theirs.estimate(), (ours - theirs).estimate(), share)
+
+
+# ---------------------------------------------------------------------------------------------- equal to the teacher
+
+
+@dataclass(frozen=True)
+class Equivalence:
+    """Whether a row can be told from its teacher in one metric, by the pictures and the mean of the seeds."""
+
+    measure: Measure
+    difference: Estimate  # the row's less the teacher's; the interval is of pictures alone
+    seeds: tuple[float, float]  # the least and the greatest difference of a seed
+    margin: float
+
+    @property
+    def shown(self) -> bool:
+        return -self.margin < self.difference.low <= self.difference.high < self.margin
+
+
+def margin(proof: Proof, measure: Measure) -> float:
+    """The difference from the teacher that equivalence allows."""
+    share, teacher = EQUIVALENT[measure.name], spread(proof.rows[0], measure.name)
+    assert teacher is not None, "the teacher is judged first"
+    return RECALL_MARGIN if share is None else share * abs(teacher.value)
+
+
+def equivalences(proof: Proof, row: ProofRow) -> list[Equivalence]:
+    """A row beside its teacher, in every metric that equivalence is told by."""
+    found = []
+    for measure in counted_measures(proof):
+        ours, teacher = (spread(one, measure.name, seeds=False) for one in (row, proof.rows[0]))
+        if measure.name in EQUIVALENT and ours and teacher:
+            values = [result.metrics[measure.name].value - teacher.value for result in row.results]
+            extremes = (min(values), max(values))
+            found.append(Equivalence(measure, (ours - teacher).estimate(), extremes, margin(proof, measure)))
+    return found
+
+
+def equivalence_sentences(proof: Proof) -> list[str]:
+    """One of each of our rows."""
+    ours = [row for row in trained(proof) if row.name.startswith("ours")]
+    return [_equivalence_sentence(row, equivalences(proof, row)) for row in ours]
+
+
+def _equivalence_sentence(row: ProofRow, found: Sequence[Equivalence]) -> str:
+    """In which metrics a row cannot be told from its teacher, and in which that is not shown."""
+    parts = [_difference_text(one) for one in found]
+    told = "is the teacher’s equal" if all(one.shown for one in found) else "is not shown to be the teacher’s equal"
+    return f"{row.name}{_at(row)} {told}: {'; '.join(parts)}."
+
+
+def _difference_text(one: Equivalence) -> str:
+    difference, (least, greatest) = one.difference, one.seeds
+    text = f"{one.measure.title} {difference.median:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}], "
+    text += f"seeds {least:+.3g} to {greatest:+.3g}, allowed ±{one.margin:.3g}"
+    return text if one.shown else f"{text}: not shown"
 
 
 # ---------------------------------------------------------------------------------------------- what a component buys
@@ -262,7 +326,12 @@ def component_sentence(component: Component) -> str:
     if component.latency:
         more = component.latency.estimate()
         sentence += f"; what it lacks costs {more.median:+.3f} [{more.low:+.3f}, {more.high:+.3f}] of the latency"
-    return f"{sentence}; {component.seconds:+.0f} s of training."
+    seen = ", ".join(
+        f"{MEASURES[name].title} {_figure(smallest_effect((one.high - one.low) / 2))}"
+        for name, one in component.bought.items()
+        if name not in NOT_COUNTED
+    )
+    return f"{sentence}; {component.seconds:+.0f} s of training. It could have shown {seen}."
 
 
 def groups(proof: Proof) -> dict[str, list[Component]]:
@@ -281,25 +350,20 @@ def groups(proof: Proof) -> dict[str, list[Component]]:
 def table(proof: Proof) -> list[dict[str, str]]:
     """Every row with what it costs and what it is worth, in words and figures."""
     rows = [proof.rows[0], *trained(proof)]
-    measures = judged_measures(proof)
+    measures = counted_measures(proof)
     cells = [_row(row, measures, proof.rows[0]) for row in rows]
     floor = dict.fromkeys(cells[0], "") | {"row": "noise floor"}
     return [*cells, floor | {measure.title: _figure(noise_floor(proof, measure.name)) for measure in measures}]
 
 
 def _row(row: ProofRow, measures: Sequence[Measure], teacher: ProofRow) -> dict[str, str]:
-    first, is_teacher = row.results[0], row is teacher
-    timed = row.latency
+    is_teacher, timed = row is teacher, row.latency
+    trained_on = f"{len(row.results)} × {row.results[0].pictures:,}"
     texts = {
         "row": row.name,
         "UNet ×": "1" if is_teacher else "" if timed is None else _interval(timed.ratio),
-        "mean ×": "1" if is_teacher else "" if timed is None else _interval(timed.mean_ratio),
-        "GMAC": f"{row.macs / 1e9:.3f}",
         "M parameters": f"{row.params / 1e6:.2f}",
-        "seeds": "" if is_teacher else str(len(row.results)),
-        "training s": "" if is_teacher else f"{seconds(row):.0f}",
-        "pictures": "" if is_teacher else str(first.pictures),
-        "training MiB": "" if is_teacher else f"{first.peak_memory_bytes / 2**20:.0f}",
+        "seeds × pictures": "" if is_teacher else trained_on,
     }
     for measure in measures:
         one = spread(row, measure.name)
@@ -321,10 +385,16 @@ def markdown(proof: Proof, source: str) -> str:
     lines = [_line(rows[0]), _line(["---"] * len(rows[0])), *(_line(row.values()) for row in rows), ""]
     lines += [f"From `{source}`; 95 % intervals over pictures and seeds ({seeds_told(proof)}).", ""]
     lines += [f"- {_safe(verdict_sentence(verdict))}" for verdict in verdicts(proof)]
+    lines += [f"- {_safe(sentence)}" for sentence in equivalence_sentences(proof)]
     for name, ones in groups(proof).items():
         lines += ["", f"What {name}:" if name != "mixed" else "What helped here and hurt there:", ""]
         lines += [f"- {_safe(component_sentence(one))}" for one in ones]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def smallest_effect(half_width: float) -> float:
+    """That is beyond a 95 % interval of this half width in 4 of 5 repetitions."""
+    return half_width * (SURE + POWER) / SURE
 
 
 def seeds_told(proof: Proof) -> str:

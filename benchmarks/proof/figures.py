@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,6 +17,7 @@ from benchmarks.proof.records import Proof, ProofRow
 
 # Who made a student, told apart by hue and marker: ours, BK-SDM's, the paper's, and what an ablation leaves of one.
 MAKERS = {"ours": ("o", "#0072B2"), "bk_sdm": ("D", "#CC79A7"), "a_sdm": ("s", "#D55E00"), "ablation": ("^", "#999999")}
+DASHES = ("-", "--", ":")
 
 
 def maker(row: ProofRow) -> str:
@@ -31,7 +33,7 @@ def quality_at_latency(report: Report) -> Figure | None:
     rows = [row for row in evidence.trained(proof) if row.latency] if proof and proof.rows[0].results else []
     if proof is None or not rows:
         return None
-    measures = evidence.judged_measures(proof)
+    measures = evidence.counted_measures(proof)
     figure = new_figure(TWO_COLUMNS, 2.2 * ((len(measures) + 2) // 2))
     panels = list(figure.subplots((len(measures) + 2) // 2, 2).flat)
     for axes, measure in zip(panels, measures, strict=False):
@@ -76,7 +78,7 @@ def components(report: Report) -> Figure | None:
     parts = evidence.components(proof) if proof and proof.rows[0].results else []
     if proof is None or not parts:
         return None
-    measures = evidence.judged_measures(proof)
+    measures = evidence.counted_measures(proof)
     figure = new_figure(TWO_COLUMNS, 0.9 + 0.2 * len(parts))
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True).flat, measures, strict=True):
         axes.axvline(0, color=QUIET, linewidth=0.7)
@@ -97,4 +99,28 @@ def components(report: Report) -> Figure | None:
     return figure
 
 
-PROOF = (quality_at_latency, components)
+def learning_curves(report: Report) -> Figure | None:
+    """What decisive rows draw at each checkpoint, in every quality metric: the mean of the seeds, and each of them."""
+    proof: Proof | None = report.extra.get("proof")
+    rows = [row for row in evidence.trained(proof) if row.results[0].curve] if proof and proof.rows[0].results else []
+    if proof is None or not rows:
+        return None
+    measures = evidence.counted_measures(proof)
+    figure = new_figure(TWO_COLUMNS, 2.4)
+    for axes, measure in zip(figure.subplots(1, len(measures), squeeze=False).flat, measures, strict=True):
+        drawn: dict[str, int] = {}
+        for row in rows:
+            key = maker(row)
+            dash = DASHES[drawn.get(key, 0) % len(DASHES)]
+            drawn[key] = drawn.get(key, 0) + 1
+            seen = [point.pictures for point in row.results[0].curve]
+            each = np.array([[point.metrics[measure.name] for point in result.curve] for result in row.results])
+            axes.plot(seen, each.mean(0), dash, color=MAKERS[key][1], linewidth=1.1, label=plain(row.name, 16))
+            axes.plot(np.tile(seen, len(each)), each.flat, ".", color=MAKERS[key][1], markersize=2)
+        axes.set_title(f"{measure.title} ({measure.direction})", size=6, loc="left")
+        axes.set_xlabel("pictures seen")
+    figure.axes[0].legend(fontsize=5, frameon=False)
+    return figure
+
+
+PROOF = (quality_at_latency, components, learning_curves)

@@ -8,7 +8,7 @@ from pydantic import JsonValue
 
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Estimate
-from asdm.utils.io import Frozen, Record
+from asdm.utils.io import Frozen, Record, later
 
 
 class Judged(Frozen):
@@ -23,6 +23,13 @@ class Judged(Frozen):
     samples: tuple[float, ...]
 
 
+class CurvePoint(Frozen):
+    """What a student in training draws: some of the pictures, judged as the finished one's are."""
+
+    pictures: int  # seen so far
+    metrics: dict[str, float]
+
+
 class ProofResult(Frozen):
     """One student: a row trained from one seed. The teacher, which is not trained, has one with seed None."""
 
@@ -33,6 +40,9 @@ class ProofResult(Frozen):
     trainable: int = 0  # parameters of the last stage that learn
     student_sha256: str | None
     metrics: dict[str, Judged]
+    curve: tuple[CurvePoint, ...] = later(())
+    drawing_seconds: float = later(0.0)  # for all its pictures
+    environment: dict[str, str] = later({})  # where it was trained and judged
 
 
 class ProofLatency(Frozen):
@@ -89,6 +99,11 @@ class Proof(Record, schema="asdm.proof/1"):
     rows: tuple[ProofRow, ...]
     timing: ProofTiming | None = None
     environment: dict[str, str]
+
+    @property
+    def pictures(self) -> int:
+        """How many each student draws."""
+        return len(next(one.samples for one in self.noise.values() if one.of == "pictures"))
 
     def row(self, name: str) -> ProofRow | None:
         return next((row for row in self.rows if row.name == name), None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from asdm.distill import recipes
 from asdm.distill.settings import DistillSettings
 from asdm.distill.stages import Recipe
 from asdm.plan import presets
-from asdm.plan.edits import PruningPlan, ReplaceUnit
+from asdm.plan.edits import AnyEdit, PruningPlan, ReplaceUnit
 from asdm.utils.settings import Option
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage, Profile
@@ -28,13 +28,16 @@ class ProofSettings:
     family: Annotated[str, Option("Family with weights, or diffusers folder.")] = "mini"
     data: str = "emoji"
     split: str = "train"
-    judged_on: str = "held_out"
-    budget: Annotated[str, Option("Latency that ours is planned for.")] = "0.78"
-    steps: Annotated[int, Option("Training steps per row, all stages together.", at_least=2)] = 400
+    judged_on: Annotated[str, Option("Splits whose captions are drawn, separated by commas.")] = "held_out,train"
+    budgets: Annotated[str, Option("Latencies that ours is planned for, separated by commas.")] = "0.78,0.65,0.5"
+    steps: Annotated[int, Option("Training steps of a decisive row; an ablation takes half.", at_least=4)] = 800
     batch: Annotated[int, Option("Pictures per step.")] = 16
     learning_rate: Annotated[float, Option("Learning rate of every row.")] = 3e-4
     dtype: Annotated[str, Option("Autocast in training: fp32 or bf16.")] = "fp32"
-    captions: Annotated[int | None, Option("Held-out captions to draw; default: all.", at_least=4)] = None
+    captions: Annotated[int, Option("Captions to draw, taken from all the splits.", at_least=4)] = 500
+    curve: Annotated[
+        int, Option("Captions of them that a learning curve draws at each of its four checkpoints.", at_least=0)
+    ] = 100
     drawing_steps: Annotated[int, Option("Denoising steps per picture.", at_least=1)] = 20
     threads: Annotated[int | None, Option("CPU threads; default: torch's.")] = None
 
@@ -42,100 +45,138 @@ class ProofSettings:
         """The settings that change the result."""
         return {name: value for name, value in vars(self).items() if name not in ("family", "threads")}
 
-    def training(self, seed: int) -> DistillSettings:
-        """How a student trains, as `asdm distill` takes it."""
-        names = ("data", "split", "steps", "batch", "learning_rate", "dtype", "threads")
-        return DistillSettings(seed=seed, **{name: getattr(self, name) for name in names})
+    def training(self, row: Row, seed: int) -> DistillSettings:
+        """How a row's student trains, as `asdm distill` takes it."""
+        names = ("data", "split", "batch", "learning_rate", "dtype", "threads")
+        given = {name: getattr(self, name) for name in names}
+        return DistillSettings(seed=seed, steps=round(row.share * self.steps), **given)
 
 
 @dataclass(frozen=True)
 class Row:
     """One way to make a student.
 
-    `plan` is a preset; "planned" (the least measured damage within the budget); "planned=PRESET" (the same at that
-    preset's latency); or "bk_style" (BK-SDM's rule at the latency of "planned"). Latencies are equal by the profile;
-    the measured ones stand beside them.
+    `plan` is a preset, "planned=BUDGET" (the least measured damage within it), or "bk_style=BUDGET" (BK-SDM's rule at
+    the latency of the plan of that budget). Latencies are equal by the profile; the measured ones stand beside them.
     """
 
     name: str
     what: str
     plan: str = ""
     recipe: str = ""
-    without: tuple[str, ...] = ()  # replacements that are left out of the plan
+    swapped: Mapping[str, tuple[str, Mapping[str, Any]] | None] = field(default_factory=dict)  # replacement → another
     mode: str | None = None
     weights: Mapping[str, float] | None = None
     normalise: bool | None = None
+    share: float = 1.0  # of the training steps
     rival: str | None = None  # the row that it is compared with at the same latency
     ablates: str | None = None  # the row that it equals except for one part
 
     def stages(self) -> Recipe:
         return recipes.adjust(recipes.load(self.recipe), self.mode, self.weights, self.normalise)
 
+    @property
+    def decisive(self) -> bool:
+        """Whether it is trained in full, with a learning curve."""
+        return self.share == 1.0
 
-PAPER = Row("a_sdm", "the paper’s assembly and recipe", "a_sdm_clme", "progressive_incubation")
+
+PAPER = Row("a_sdm_clme", "the paper’s every part", "a_sdm_clme", "progressive_incubation")
+HALF = replace(PAPER, name="a_sdm_clme_half", what="the same in half of the steps, for its ablations", share=0.5)
+ABLATION = replace(HALF, ablates=HALF.name)
 OURS = Row("ours", "planned on measured damage, everything learns, features in the teacher’s units", PLANNED, "bk_sdm",
-           normalise=True, rival="bk_sdm")  # fmt: skip
-ROWS = (
-    Row(TEACHER, "the teacher"),
-    Row("bk_sdm", "BK-SDM’s rule at our latency, BK-SDM’s recipe", BK_STYLE, "bk_sdm"),
-    Row("bk_sdm_base", "BK-SDM-Base, BK-SDM’s recipe", "bk_sdm_base", "bk_sdm"),
-    PAPER,
-    OURS,
-    replace(OURS, name="ours_at_base", what="as ours, at the latency of BK-SDM-Base", plan=f"{PLANNED}=bk_sdm_base",
-            rival="bk_sdm_base"),
-    replace(OURS, name="ours_raw", what="with BK-SDM’s own recipe, features summed raw", normalise=None, rival=None,
-            ablates="ours"),
-    replace(PAPER, name="no_stage1", what="without stage 1", recipe="without_incubation", ablates="a_sdm"),
-    replace(PAPER, name="no_clme", what="without CLME", plan="a_sdm", ablates="a_sdm"),
-    replace(PAPER, name="gate_timestep", what="gates on the timestep instead of the input", plan="a_sdm_clme_timestep",
-            ablates="a_sdm"),
-    replace(PAPER, name="no_gri", what="without GRI", without=("gri_attention",), ablates="a_sdm"),
-    replace(PAPER, name="no_mid_block", what="without the mid-block loss", weights={"mid_block": 0.0}, ablates="a_sdm"),
-    replace(PAPER, name="no_vgg", what="without the VGG loss", weights={"perceptual": 0.0}, ablates="a_sdm"),
-    replace(PAPER, name="blockwise", what="blockwise instead of end to end", mode="blockwise", ablates="a_sdm"),
+           normalise=True)  # fmt: skip
+
+
+def _gri(**options: Any) -> dict[str, tuple[str, Mapping[str, Any]] | None]:
+    return {"gri_attention": ("gri_attention", options)}
+
+
+ABLATIONS = (
+    replace(ABLATION, name="a_sdm", what="without CLME", plan="a_sdm"),
+    replace(ABLATION, name="no_stage1", what="without stage 1", recipe="without_incubation"),
+    replace(ABLATION, name="gate_timestep", what="gates on the timestep instead of the input",
+            plan="a_sdm_clme_timestep"),
+    replace(ABLATION, name="clme_original", what="with the kept layer’s original kernel as an expert too",
+            swapped={"cond_conv": ("cond_conv", {"gate": "input", "original": True})}),
+    replace(ABLATION, name="plain_attention", what="plain attention instead of GRI", swapped={"gri_attention": None}),
+    replace(ABLATION, name="kv_downsample", what="pooled keys and values instead of GRI",
+            swapped={"gri_attention": ("kv_downsample", {})}),
+    replace(ABLATION, name="gri_quadrants", what="GRI on quadrants instead of phases",
+            swapped=_gri(regions="quadrants")),
+    replace(ABLATION, name="gri_whole", what="GRI’s pooled queries on all keys", swapped=_gri(regions="whole")),
+    replace(ABLATION, name="no_mid_block", what="without the mid-block loss", weights={"mid_block": 0.0}),
+    replace(ABLATION, name="no_vgg", what="without the VGG loss", weights={"perceptual": 0.0}),
+    replace(ABLATION, name="vgg_prediction", what="VGG loss on the prediction, to the letter, instead of x̂₀",
+            weights={"perceptual": 0.0, "combined.perceptual_prediction": 0.1}),
+    replace(ABLATION, name="blockwise", what="blockwise instead of end to end", mode="blockwise"),
 )  # fmt: skip
 
 
-def chosen_rows(names: Sequence[str] = ()) -> tuple[Row, ...]:
-    """Rows by name, in the order of `ROWS` and with the teacher; all of them if none is named.
+def all_rows(settings: ProofSettings) -> tuple[Row, ...]:
+    """Every row in its order; raises ValueError for budgets that are no numbers.
+
+    Ours at the smallest budget meets BK-SDM's rule at its latency, and at the next one BK-SDM-Base.
+    """
+    budgets = [text.strip() for text in settings.budgets.split(",")]
+    try:
+        budgets.sort(key=float)
+    except ValueError:
+        raise ValueError(f"budgets must be numbers with commas between them, got {settings.budgets!r}.") from None
+    rivals = dict(zip(budgets, ("bk_sdm", "bk_sdm_base"), strict=False))
+    ours = (replace(OURS, name=f"ours_{budget}", plan=f"{PLANNED}={budget}", rival=rivals.get(budget))
+            for budget in reversed(budgets))  # fmt: skip
+    return (
+        Row(TEACHER, "the teacher"),
+        Row("bk_sdm", "BK-SDM’s rule at the latency of the smallest of ours, BK-SDM’s recipe",
+            f"{BK_STYLE}={budgets[0]}", "bk_sdm"),
+        Row("bk_sdm_base", "BK-SDM-Base, BK-SDM’s recipe", "bk_sdm_base", "bk_sdm"),
+        PAPER, *ours, HALF, *ABLATIONS,
+    )  # fmt: skip
+
+
+def chosen_rows(settings: ProofSettings, names: Sequence[str] = ()) -> tuple[Row, ...]:
+    """Rows by name, in their order and with the teacher; all of them if none is named.
 
     Raises ValueError for an unknown name.
     """
-    known = [row.name for row in ROWS]
+    rows = all_rows(settings)
+    known = [row.name for row in rows]
     if unknown := sorted(set(names) - set(known)):
         raise ValueError(f"unknown row {unknown[0]!r}; choose from {', '.join(known)}.")
-    return tuple(row for row in ROWS if not names or row.name in names or row.name == TEACHER)
+    return tuple(row for row in rows if not names or row.name in names or row.name == TEACHER)
 
 
 # ---------------------------------------------------------------------------------------------- plans
 
 
-def plans_of(
-    rows: Sequence[Row], profile: Profile, damage: Damage, budget: str, folder: Path
-) -> dict[str, PruningPlan]:
+def plans_of(rows: Sequence[Row], profile: Profile, damage: Damage, folder: Path) -> dict[str, PruningPlan]:
     """Every row's plan by its name, saved as `folder/plans/ROW.json`."""
-    planned = planner.make_plan(profile, budget, damage=damage)
     plans = {}
     for row in rows[1:]:
-        plan = _plan(row, planned, profile, damage)
-        edits = tuple(e for e in plan.edits if not (isinstance(e, ReplaceUnit) and e.with_ in row.without))
-        plans[row.name] = plan.model_copy(update={"name": row.name, "edits": edits})
+        edits = _edits(row, profile, damage)
+        plans[row.name] = PruningPlan(
+            name=row.name, family=profile.family, teacher_config_sha256=profile.config_sha256,
+            edits=tuple(other for edit in edits if (other := _swapped(edit, row)) is not None),
+        )  # fmt: skip
         plans[row.name].save(plan_file(row, folder), force=True)
     return plans
 
 
-def _plan(row: Row, planned: PruningPlan, profile: Profile, damage: Damage) -> PruningPlan:
-    if row.plan == PLANNED:
-        return planned
-    kind, _, preset = row.plan.rpartition("=")
-    if kind == PLANNED:
-        ratio = planner.price(profile, presets.PRESETS[preset](profile.topology)).ratio
-        return planner.make_plan(profile, f"{ratio:.6f}", confidence=0.5, damage=damage)
-    if row.plan == BK_STYLE:
-        edits = baselines.bk_style(profile, planner.price(profile, planned.edits).ratio)
-    else:
-        edits = tuple(presets.PRESETS[row.plan](profile.topology))
-    return PruningPlan(family=profile.family, teacher_config_sha256=profile.config_sha256, edits=edits)
+def _edits(row: Row, profile: Profile, damage: Damage) -> Sequence[AnyEdit]:
+    kind, _, budget = row.plan.partition("=")
+    if not budget:
+        return presets.PRESETS[kind](profile.topology)
+    planned = planner.make_plan(profile, budget, damage=damage).edits
+    return planned if kind == PLANNED else baselines.bk_style(profile, planner.price(profile, planned).ratio)
+
+
+def _swapped(edit: AnyEdit, row: Row) -> AnyEdit | None:
+    """The edit as this row makes it; None where the row leaves it out."""
+    if not isinstance(edit, ReplaceUnit) or edit.with_ not in row.swapped:
+        return edit
+    other = row.swapped[edit.with_]
+    return other and ReplaceUnit(unit=edit.unit, with_=other[0], options=dict(other[1]))
 
 
 def plan_file(row: Row, folder: Path) -> Path:

@@ -28,7 +28,7 @@ from asdm_prof.records import Damage, Profile
 from asdm_prof.search.study import FileLocks, held
 from benchmarks import baselines
 from benchmarks.proof.records import Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
-from benchmarks.proof.rows import ROWS, TEACHER, ProofSettings, Row, plans_of
+from benchmarks.proof.rows import TEACHER, ProofSettings, Row, all_rows, plans_of
 from benchmarks.proof.training import ProofJudge, train_and_judge
 
 NO_LIMIT = 1e9  # seconds
@@ -57,7 +57,7 @@ def prove(
         with held(locks, "proof"):
             judge = ProofJudge(settings, folder)
             new = _new_proof(judge, profile, damage, rows, command)
-            proof = new if force or not path.exists() else _resumed(path, new)
+            proof = new if force or not path.exists() else _resumed(path, new, settings)
             proof.save(path, force=True)
             if not proof.rows[0].results:
                 judge.with_teacher(proof, tell).save(path, force=True)
@@ -85,7 +85,7 @@ def _with_result(proof: Proof, row: Row, result: ProofResult) -> Proof:
 
 def _new_proof(judge: ProofJudge, profile: Profile, damage: Damage, rows: Sequence[Row], command: str) -> Proof:
     """The proof before any training: what each row is made of, with every plan saved in the judge's folder."""
-    plans = plans_of(rows, profile, damage, judge.settings.budget, judge.folder)
+    plans = plans_of(rows, profile, damage, judge.folder)
     teacher = loading.meta_unet(judge.family)
     count = build.count(judge.family, teacher)
     first = ProofRow(name=TEACHER, what=rows[0].what, params=count.params, macs=count.total.macs)
@@ -119,7 +119,7 @@ def _new_row(row: Row, plan: PruningPlan, judge: ProofJudge, profile: Profile) -
     )
 
 
-def _resumed(path: Path, new: Proof) -> Proof:
+def _resumed(path: Path, new: Proof, settings: ProofSettings) -> Proof:
     """The proof in `path` with the rows it lacks; raises ValueError if it is another experiment's."""
     saved = Proof.load(path)
     hashes = ("weights_sha256", "profile_sha256", "damage_sha256")
@@ -137,7 +137,8 @@ def _resumed(path: Path, new: Proof) -> Proof:
                 f"the row {row.name} in {path} has another plan; choose another --output, or add --force to discard it."
             )
     rows = {row.name: row for row in new.rows} | saved_rows
-    return saved.model_copy(update={"rows": tuple(rows[row.name] for row in ROWS if row.name in rows)})
+    order = [row.name for row in all_rows(settings)]
+    return saved.model_copy(update={"rows": tuple(rows[name] for name in order if name in rows)})
 
 
 # ---------------------------------------------------------------------------------------------- latency

@@ -25,7 +25,9 @@ def section(report: Report) -> Section | None:
     proof: Proof | None = report.extra.get("proof")
     if proof is None or not proof.rows[0].results or not evidence.trained(proof):
         return None
-    blocks: list[Block] = [Paragraph([plain(evidence.verdict_sentence(one), 900)]) for one in evidence.verdicts(proof)]
+    said = [evidence.verdict_sentence(one) for one in evidence.verdicts(proof)]
+    said += evidence.equivalence_sentences(proof)
+    blocks: list[Block] = [Paragraph([plain(sentence, 900)]) for sentence in said]
     pictures = list(_tradeoffs(proof))
     if pictures:
         blocks.append(Figure(pictures, [_caption(proof)]))
@@ -51,7 +53,7 @@ def _caption(proof: Proof) -> str:
 
 def _tradeoffs(proof: Proof) -> Iterator[Picture]:
     """Latency against each quality metric."""
-    for place, measure in enumerate(evidence.judged_measures(proof)):
+    for place, measure in enumerate(evidence.counted_measures(proof)):
         teacher, students = evidence.spread(proof.rows[0], measure.name), []
         for row in evidence.trained(proof):
             quality = evidence.spread(row, measure.name)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import subprocess
+import time
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors.torch import load_file, save
 
 from asdm.data import datasets
 from asdm.distill.context import TrainProgress
 from asdm.distill.dry_run import preview_stage
 from asdm.distill.run import distill
+from asdm.distill.run_folder import PAUSED
 from asdm.distill.stages import ResolvedRecipe, resolve_recipe
 from asdm.evaluate.generation import GeneratedImages, generate_images
 from asdm.evaluate.quality import Judgement
@@ -22,11 +26,14 @@ from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.models.sources import own_weights
+from asdm.records.distill import DistillResult
 from asdm.utils import registry
 from asdm.utils.io import sha256_of, write_whole
 from asdm.utils.progress import Tell
-from benchmarks.proof.records import Judged, Proof, ProofResult
+from benchmarks.proof.records import CurvePoint, Judged, Proof, ProofResult
 from benchmarks.proof.rows import ProofSettings, Row, plan_file
+
+CHECKPOINTS = 4  # of a learning curve, the last one at its end
 
 
 class ProofJudge:
@@ -36,15 +43,19 @@ class ProofJudge:
         """Load everything; raises ValueError for more captions than there are."""
         self.settings, self.folder, self.family = settings, folder, load_family(settings.family)
         dataset = registry.load("asdm.data.datasets", settings.data)
-        data, others = (dataset.open_data(split, self.family.size) for split in (settings.judged_on, settings.split))
-        count = settings.captions or len(data)
-        if count > len(data):
+        splits = [dataset.open_data(split, self.family.size) for split in settings.judged_on.split(",")]
+        everything = [(data, i) for data in splits for i in range(len(data))]
+        if settings.captions > len(everything):
             place = f"{settings.data} {settings.judged_on}"
-            raise ValueError(f"captions must be at most {len(data)} for {place}, got {count}.")
-        picks = np.random.default_rng(0).permutation(len(data))[:count]
-        real = [data[int(i)] for i in picks]
-        pool = sorted({*datasets.captions_of(data, len(data)), *datasets.captions_of(others, len(others))})
-        self.judgement = Judgement(networks.Judge.load(), networks.Vgg.load(), real, pool)
+            raise ValueError(f"captions must be at most {len(everything)} for {place}, got {settings.captions}.")
+        if settings.curve and not 4 <= settings.curve <= settings.captions:
+            raise ValueError(f"curve must be 0 or between 4 and {settings.captions}, got {settings.curve}.")
+        order = np.random.default_rng(0).permutation(len(everything))
+        real = [data[i] for data, i in (everything[int(place)] for place in order[: settings.captions])]
+        others = dataset.open_data(settings.split, self.family.size)
+        pool = sorted({caption for data in (*splits, others) for caption in datasets.captions_of(data, len(data))})
+        judge, vgg = networks.Judge.load(), networks.Vgg.load()
+        self.judgement, self.on_the_way = (Judgement(judge, vgg, some, pool) for some in (real, real[: settings.curve]))
         self.teacher = loading.load_unet(self.family, own_weights(self.family))
         self.weights_sha256 = loading.weights_sha256(self.teacher)
 
@@ -55,13 +66,23 @@ class ProofJudge:
     def resolved_recipe(self, row: Row) -> ResolvedRecipe:
         """A row's recipe with its plan."""
         plan, settings = str(plan_file(row, self.folder)), self.settings
-        return resolve_recipe(plan, settings.family, settings.training(0), row.stages())
+        return resolve_recipe(plan, settings.family, settings.training(row, 0), row.stages())
 
-    def metrics(self, unet: Any, tell: Tell) -> dict[str, Judged]:
-        """Every metric of what a UNet draws."""
+    def metrics(self, unet: Any, tell: Tell) -> tuple[dict[str, Judged], float]:
+        """Every metric of what a UNet draws, and the seconds that it drew."""
+        began = time.monotonic()
         images = self._draw(unet, 0, tell)
+        seconds = time.monotonic() - began
         tell("judging", 0, None)
-        return self._judged(images, self.teacher_images(tell))
+        return self._judged(images, self.teacher_images(tell)), seconds
+
+    def metrics_on_the_way(self, unet: Any, tell: Tell) -> dict[str, float]:
+        """The same of a student in training, from its first pictures."""
+        count = self.settings.curve
+        teacher = self.teacher_images(tell)
+        first = GeneratedImages(**{name: tensor[:count] for name, tensor in vars(teacher).items()})
+        judged = self._judged(self._draw(unet, 0, tell, count), first, self.on_the_way)
+        return {name: one.value for name, one in judged.items()}
 
     def with_teacher(self, proof: Proof, tell: Tell) -> Proof:
         """A proof with the teacher's own row, and with the teacher's images of other seeds as the noise floor."""
@@ -82,16 +103,20 @@ class ProofJudge:
         write_whole(path, tensors, force=True)  # another process may have drawn the same meanwhile
         return images
 
-    def _draw(self, unet: Any, first_seed: int, tell: Tell) -> GeneratedImages:
-        """One image per caption; the i-th starts from the same noise for every UNet."""
+    def _draw(self, unet: Any, first_seed: int, tell: Tell, count: int | None = None) -> GeneratedImages:
+        """One image for each of the first captions; the i-th starts from the same noise for every UNet."""
         self._pipeline.register_modules(unet=unet)
+        captions = self.judgement.captions[:count]
         steps, guidance, progress = self.settings.drawing_steps, self.family.guidance_scale, partial(tell, "drawing")
         with machine.quiet_torch(self.settings.threads):
-            return generate_images(self._pipeline, self.judgement.captions, first_seed, steps, guidance, progress)
+            return generate_images(self._pipeline, captions, first_seed, steps, guidance, progress)
 
-    def _judged(self, images: GeneratedImages, teacher: GeneratedImages) -> dict[str, Judged]:
+    def _judged(
+        self, images: GeneratedImages, teacher: GeneratedImages, judgement: Judgement | None = None
+    ) -> dict[str, Judged]:
         """Every metric, its samples to six figures, which is more than a judge can tell."""
-        metrics = self.judgement.samples(images) | self.judgement.agreement(images, teacher)
+        judgement = judgement or self.judgement
+        metrics = judgement.samples(images) | judgement.agreement(images, teacher)
         return {
             name: Judged(value=one.value, of=one.of, samples=tuple(float(f"{value:.6g}") for value in one.each))
             for name, one in metrics.items()
@@ -101,7 +126,7 @@ class ProofJudge:
 def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> ProofResult:
     """Train one student, resuming an interrupted training, and judge what it draws."""
     settings, folder = judge.settings, judge.folder / "students" / row.name / f"seed-{seed}"
-    recipe, training = judge.resolved_recipe(row), settings.training(seed)
+    recipe, training = judge.resolved_recipe(row), settings.training(row, seed)
     previews = [preview_stage(recipe, stage, training) for stage in recipe.stages]
 
     def progress(stage: str, count: int, eta_s: float | None) -> None:
@@ -110,9 +135,25 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
     def on_progress(status: TrainProgress) -> None:
         progress(f"training, {status.stage}", status.step, status.eta_s)
 
-    plan, command = str(plan_file(row, judge.folder)), "benchmarks.proof.run"
-    result = distill(plan, settings.family, folder, training, row.stages(), on_progress=on_progress, command=command)
-    student = loading.load_unet(load_family(str(folder)), str(folder))
+    def train(until: int | None = None) -> DistillResult:
+        return distill(str(plan_file(row, judge.folder)), settings.family, folder, training, row.stages(),
+                       on_progress=on_progress, command="benchmarks.proof.run", until=until)  # fmt: skip
+
+    def student_in(place: Path) -> Any:
+        return loading.load_unet(load_family(str(place)), str(place))
+
+    def point(quarter: int) -> CurvePoint:
+        until, kept = quarter * training.steps // CHECKPOINTS, folder.with_name(f"{folder.name}-{quarter}.json")
+        if not kept.exists():
+            train(until if quarter < CHECKPOINTS else None)
+            student = student_in(folder / PAUSED if quarter < CHECKPOINTS else folder)
+            drawn = judge.metrics_on_the_way(student, progress)
+            write_whole(kept, CurvePoint(pictures=until * settings.batch, metrics=drawn).model_dump_json())
+        return CurvePoint.model_validate_json(kept.read_text())
+
+    quarters = range(1, CHECKPOINTS + 1) if row.decisive and settings.curve else ()
+    curve, result, student = [point(quarter) for quarter in quarters], train(), student_in(folder)
+    metrics, drawing_seconds = judge.metrics(student, progress)
     return ProofResult(
         seed=seed,
         seconds=sum(stage.seconds for stage in result.stages),
@@ -120,5 +161,17 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
         peak_memory_bytes=max(preview.memory.total for preview in previews),
         trainable=result.stages[-1].audit.trainable.params,
         student_sha256=result.student_sha256,
-        metrics=judge.metrics(student, progress),
+        metrics=metrics,
+        curve=tuple(curve),
+        drawing_seconds=round(drawing_seconds, 1),
+        environment=machine.environment("cpu", settings.threads or torch.get_num_threads()) | {"commit": commit()},
     )
+
+
+def commit() -> str:
+    """Of the working tree; "unknown" outside of one."""
+    words = ("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12")
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

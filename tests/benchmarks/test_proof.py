@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from asdm.evaluate import metrics
 from asdm.plan.presets import PRESETS
@@ -18,19 +19,19 @@ from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.search.study import FileLocks
 from asdm_prof.sensitivity import study
 from benchmarks import baselines
-from benchmarks.proof import __main__ as script, evidence, run, training
+from benchmarks.proof import __main__ as script, evidence, power, run, sheet, training
 from benchmarks.proof.records import Proof
-from benchmarks.proof.rows import ROWS as ALL_ROWS, ProofSettings, chosen_rows, plans_of
+from benchmarks.proof.rows import ProofSettings, all_rows, chosen_rows, plans_of
 from tests.asdm_prof import synthetic
 
-ROWS = "bk_sdm,a_sdm,ours,no_stage1"
+ROWS = "bk_sdm,ours_0.9,a_sdm_clme_half,no_stage1"
 PROMPTS = 2
 
 
 def options(teacher: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    small = {"steps": 2, "batch": 2, "captions": 4, "drawing_steps": 1, "threads": 1, "budget": "0.9"}
+    small = {"steps": 4, "batch": 2, "captions": 4, "curve": 4, "drawing_steps": 1, "threads": 1, "budgets": "0.9"}
     settings = asdict(ProofSettings(str(teacher), **small))
-    shown = {name: settings[name] for name in settings.keys() - {"data", "split", "judged_on"}}
+    shown = {name: settings[name] for name in settings.keys() - {"data", "split"}}
     measuring = {"seeds": 1, "prompts": PROMPTS, "timesteps": 1, "plans": 0, "pairs": 4, "backend": "fake"}
     return {"output": output, "rows": ROWS} | shown | measuring | changes
 
@@ -56,11 +57,12 @@ def finished(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> I
 
 def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
     proof = Proof.load(finished / "proof.json")
-    assert [row.name for row in proof.rows] == ["teacher", "bk_sdm", "a_sdm", "ours", "no_stage1"]
+    assert [row.name for row in proof.rows] == ["teacher", *ROWS.split(",")]
     teacher, *others = proof.rows
     for row in others:
         (result,) = row.results
-        assert (result.seed, result.pictures) == (0, 4)
+        assert (result.seed, result.pictures) == (0, 4 if row.ablates or row.name.endswith("half") else 8)
+        assert {"commit", "cpu"} <= result.environment.keys()
         assert result.seconds > 0
         assert result.peak_memory_bytes > 4 * row.params
         assert result.metrics.keys() == teacher.results[0].metrics.keys()
@@ -69,11 +71,23 @@ def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
         assert row.params < teacher.params
     trainable = {row.name: row.results[0].trainable for row in others}
     assert trainable["bk_sdm"] == proof.rows[1].params
-    assert trainable["a_sdm"] == trainable["no_stage1"] < proof.rows[2].params
-    assert proof.row("a_sdm").latency == proof.row("no_stage1").latency  # one plan, timed once
+    assert trainable["a_sdm_clme_half"] == trainable["no_stage1"] < proof.row("no_stage1").params
+    assert proof.row("a_sdm_clme_half").latency == proof.row("no_stage1").latency  # one plan, timed once
     assert proof.timing.backend == "fake"
     assert set(proof.noise) == set(teacher.results[0].metrics)
     assert {one.value for name, one in teacher.results[0].metrics.items() if "to_teacher" in name} == {0.0}
+
+
+def test_decisive_rows_have_a_learning_curve_that_ends_with_the_student(finished: Path) -> None:
+    proof = Proof.load(finished / "proof.json")
+    for name in ("bk_sdm", "ours_0.9"):
+        (result,) = proof.row(name).results
+        assert [point.pictures for point in result.curve] == [2, 4, 6, 8]
+        assert all(point.metrics.keys() == result.metrics.keys() for point in result.curve)
+        drawn = [point.metrics["latent_mse_to_teacher"] for point in result.curve]
+        assert len(set(drawn)) == 4
+        assert drawn[-1] == pytest.approx(result.metrics["latent_mse_to_teacher"].value, rel=1e-4)
+    assert proof.row("no_stage1").results[0].curve == ()
 
 
 def test_the_same_command_again_does_nothing(
@@ -94,14 +108,14 @@ def test_a_student_that_another_process_trains_is_left_to_it(
     trained = []
     monkeypatch.setattr(run, "train_and_judge", lambda row, *_: trained.append(row.name))
     locks = FileLocks(finished / "proof-work" / "locks")
-    assert locks.take("no_clme-0")
-    script.main(**options(tiny_pipeline, finished, rows=f"{ROWS},no_clme"))
+    assert locks.take("a_sdm-0")
+    script.main(**options(tiny_pipeline, finished, rows=f"{ROWS},a_sdm"))
     assert trained == []
-    assert Proof.load(finished / "proof.json").row("no_clme").results == ()
+    assert Proof.load(finished / "proof.json").row("a_sdm").results == ()
     locks.close()
     with pytest.raises(AttributeError):  # let go of, it is trained here: by a stand-in, which gives nothing to keep
-        script.main(**options(tiny_pipeline, finished, rows=f"{ROWS},no_clme"))
-    assert trained == ["no_clme"]
+        script.main(**options(tiny_pipeline, finished, rows=f"{ROWS},a_sdm"))
+    assert trained == ["a_sdm"]
 
 
 def test_another_experiment_is_refused(finished: Path, tiny_pipeline: Path) -> None:
@@ -109,18 +123,38 @@ def test_another_experiment_is_refused(finished: Path, tiny_pipeline: Path) -> N
         script.main(**options(tiny_pipeline, finished, batch=3))
     with pytest.raises(ValueError, match=r"unknown row 'best'; choose from teacher, bk_sdm"):
         script.main(**options(tiny_pipeline, finished, rows="best"))
-    with pytest.raises(ValueError, match=r"captions must be at most \d+ for emoji held_out, got 99999"):
+    with pytest.raises(ValueError, match=r"captions must be at most \d+ for emoji held_out,train, got 99999"):
         script.main(**options(tiny_pipeline, finished, captions=99999))
+    with pytest.raises(ValueError, match=r"budgets must be numbers with commas between them, got '0\.9;0\.8'"):
+        script.main(**options(tiny_pipeline, finished, budgets="0.9;0.8"))
+    with pytest.raises(ValueError, match="curve must be 0 or between 4 and 4, got 5"):
+        script.main(**options(tiny_pipeline, finished, curve=5))
 
 
 def test_what_is_written_follows_from_the_record(finished: Path) -> None:
     text = (finished / "proof.md").read_text()
-    for name in ("teacher", "bk_sdm", "ours", "no_stage1", "noise floor", "1 seed"):
+    for name in ("teacher", *ROWS.split(","), "noise floor", "1 seed"):
         assert name in text
     assert "the aim is" in text
-    names = sorted(path.name for path in (finished / "figures").glob("quality_at_latency.*"))
-    assert names == [f"quality_at_latency.{kind}" for kind in ("pdf", "png", "svg")]
+    assert "allowed ±" in text
+    assert text.splitlines()[0].count("|") <= 9
+    for name in ("quality_at_latency", "components", "learning_curves"):
+        names = sorted(path.name for path in (finished / "figures").glob(f"{name}.*"))
+        assert names == [f"{name}.{kind}" for kind in ("pdf", "png", "svg")]
     json.loads((finished / "proof.json").read_text())
+
+
+def test_a_sheet_shows_every_row_that_is_asked_for(
+    finished: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sheet, "STEPS", 1)
+    work = finished / "proof-work"
+    sheet.main(tmp_path / "sheet.png", work, "teacher,bk_sdm", str(tiny_pipeline))
+    with Image.open(tmp_path / "sheet.png") as drawn:
+        width, height = drawn.size
+    assert width > 2.5 * height  # two rows of eight
+    with pytest.raises(ValueError, match=r"no_vgg/seed-0 holds no student; train it with python -m benchmarks\.proof"):
+        sheet.main(tmp_path / "more.png", work, "teacher,no_vgg", str(tiny_pipeline))
 
 
 def test_there_must_be_a_proof_to_time(tmp_path: Path) -> None:
@@ -130,23 +164,40 @@ def test_there_must_be_a_proof_to_time(tmp_path: Path) -> None:
 
 
 def test_rows_are_data_and_keep_their_order() -> None:
-    assert [row.name for row in chosen_rows(["ours", "a_sdm"])] == ["teacher", "a_sdm", "ours"]
-    known = {row.name for row in ALL_ROWS}
-    assert {row.rival for row in ALL_ROWS} | {row.ablates for row in ALL_ROWS} <= known | {None}
-    assert len({sha256_of(str(row)) for row in ALL_ROWS}) == len(ALL_ROWS)
+    settings = ProofSettings()
+    chosen = chosen_rows(settings, ["ours_0.5", "bk_sdm_base"])
+    assert [row.name for row in chosen] == ["teacher", "bk_sdm_base", "ours_0.5"]
+    rows = all_rows(settings)
+    known = {row.name for row in rows}
+    assert {row.rival for row in rows} | {row.ablates for row in rows} <= known | {None}
+    assert len({sha256_of(str(row)) for row in rows}) == len(rows)
+    assert {row.name: row.rival for row in rows if row.name.startswith("ours")} == {
+        "ours_0.78": None, "ours_0.65": "bk_sdm_base", "ours_0.5": "bk_sdm",
+    }  # fmt: skip
+    assert sum(row.decisive for row in rows[1:]) == 6
+    assert {row.share for row in rows if row.ablates} == {next(r for r in rows if r.name == "a_sdm_clme_half").share}
 
 
 def test_every_row_has_its_plan(tmp_path: Path) -> None:
-    profile = synthetic.profile()
-    plans = plans_of(ALL_ROWS, profile, synthetic.damage_of(profile), "0.9", tmp_path)
+    profile, rows = synthetic.profile(), all_rows(ProofSettings(budgets="0.9,0.8"))
+    plans = plans_of(rows, profile, synthetic.damage_of(profile), tmp_path)
     assert [path.stem for path in sorted((tmp_path / "plans").iterdir())] == sorted(plans)
     used = {name: {getattr(edit, "with_", edit.op) for edit in plan.edits} for name, plan in plans.items()}
-    assert used["a_sdm"] == {"remove_layer", "gri_attention", "cond_conv"}
-    assert used["no_gri"] == {"remove_layer", "cond_conv"}
-    assert used["no_clme"] == {"remove_layer", "gri_attention"}
-    ratio = {name: planner.price(profile, plans[name].edits).ratio for name in ("ours", "bk_sdm_base", "ours_at_base")}
-    assert ratio["ours"] <= 0.9
-    assert ratio["ours_at_base"] <= ratio["bk_sdm_base"] + 1e-6
+    assert used["a_sdm_clme"] == used["a_sdm_clme_half"] == {"remove_layer", "gri_attention", "cond_conv"}
+    assert used["plain_attention"] == {"remove_layer", "cond_conv"}
+    assert used["kv_downsample"] == {"remove_layer", "kv_downsample", "cond_conv"}
+    assert used["a_sdm"] == {"remove_layer", "gri_attention"}
+    options = {
+        name: {str(edit.options) for edit in plan.edits if getattr(edit, "with_", "") == with_}
+        for name, plan in plans.items()
+        for with_ in (("cond_conv" if "clme" in name else "gri_attention"),)
+    }
+    assert options["gri_quadrants"] == {"{'regions': 'quadrants'}"}
+    assert options["gri_whole"] == {"{'regions': 'whole'}"}
+    assert options["clme_original"] == {"{'gate': 'input', 'original': True}"}
+    ratio = {name: planner.price(profile, plans[name].edits).ratio for name in ("ours_0.9", "ours_0.8", "bk_sdm")}
+    assert ratio["ours_0.8"] <= 0.8 < ratio["ours_0.9"] <= 0.9
+    assert ratio["bk_sdm"] == pytest.approx(ratio["ours_0.8"], abs=0.06)
 
 
 # ---------------------------------------------------------------------------------------------- what it says
@@ -179,6 +230,37 @@ def test_a_defeat_is_told_too() -> None:
     assert not verdict.met
     sentence = "worse in Fréchet distance, CLIP score, R@1, latent MSE to teacher: the aim is not met."
     assert sentence in evidence.verdict_sentence(verdict)
+
+
+def test_equivalence_is_shown_where_the_whole_interval_is_allowed() -> None:
+    proof = made_up()
+    equal = [one.shown for one in evidence.equivalences(proof, proof.row("no_gri"))]
+    assert equal == [False, False, False]
+    twin = proof.row("ours").model_copy(update={"results": tuple(
+        result.model_copy(update={"seed": seed}) for seed in range(3) for result in proof.rows[0].results
+    )})  # fmt: skip
+    found = evidence.equivalences(proof, twin)
+    assert [one.measure.name for one in found] == ["frechet_distance", "clip_score", "recall_at_1"]
+    assert all(one.shown and one.difference.median == 0 == one.seeds[0] == one.seeds[1] for one in found)
+    assert [one.margin for one in found] == pytest.approx([0.5, 3.0, 0.03])
+    (said,) = evidence.equivalence_sentences(proof)
+    assert said.startswith("ours at 0.760× [0.750, 0.770] is not shown to be the teacher’s equal: Fréchet distance +2")
+    assert "allowed ±0.5: not shown" in said
+
+
+def test_a_pilot_says_how_many_pictures_and_seeds_are_enough() -> None:
+    """Three seeds differ by 0.01 of their loss each, and pictures by nothing that their teacher's do not."""
+    proof = made_up()
+    row = proof.row("ours")
+    fewest = {one.measure.name: one for one in power.variations(proof, row)}["clip_score"]
+    assert fewest.of_seeds == pytest.approx(0.01 * 20)
+    assert fewest.of_pictures == pytest.approx(0, abs=1e-9)
+    assert fewest.half_width(100, 1) == pytest.approx(1.96 * 0.2)
+    assert fewest.half_width(100, 4) == pytest.approx(1.96 * 0.1)
+    designs = power.designs(proof)
+    assert [one.hours for one in designs] == sorted(one.hours for one in designs)
+    assert "100 pictures and 1 seed can show equivalence" in power.sentence(designs)
+    assert power.designs(made_up(1)) == []
 
 
 def test_components_that_help_and_that_do_not() -> None:

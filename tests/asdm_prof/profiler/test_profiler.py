@@ -243,7 +243,7 @@ def test_all_options_of_every_unit_are_timed_in_rounds(tmp_path: Path) -> None:
     assert {option.options.get("factor") for option in found.options} == {None, 3}
     again = Profile.load(found.save(tmp_path / "profile.json"))
     assert [option.edit for option in again.options] == [option.edit for option in found.options]
-    plan = make_plan(again, "0.95")
+    plan = make_plan(again, {"macs": "0.95"})
     assert plan.predicted is not None
     with pytest.raises(ValueError, match=r"no time for narrow_resnet \(keep 0.9\) in mid.*it timed narrow_resnet"):
         found.option(ReplaceUnit(unit="mid_block.resnets.0", with_="narrow_resnet", options={"keep": 0.9}))
