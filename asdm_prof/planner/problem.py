@@ -75,6 +75,17 @@ class Problem:
 
         0 for choices that depend on others: those of several units, with pairs, with experts, or under further rules.
         """
+        names = tuple(budgets)
+        if names not in self._counted:
+            self._counted[names] = self._count_dominators(names)
+        return self._counted[names]
+
+    @cached_property
+    def _counted(self) -> dict[tuple[str, ...], list[int]]:
+        """Dominators by budgets: every regret asks for them again."""
+        return {}
+
+    def _count_dominators(self, budgets: tuple[str, ...]) -> list[int]:
         saves = [{"latency": "saving"}.get(name, name) for name in budgets if name != "memory"]
         saves += ["params"] if "memory" in budgets else []
         worth = {i: np.array([-c.damage, c.edit.op == "remove_unit" and "memory" in budgets,
