@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from asdm.models import checkpoints
 from asdm.models.adapters import fit_control
 from asdm.models.example_inputs import latent_sides
 from asdm.models.execution import dtype_of
@@ -132,6 +133,8 @@ def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: 
     """A teacher's ControlNet, and a plain student made to take its residuals (a `StudentUNet` does so by itself)."""
     from diffusers import ControlNetModel
 
+    if (folder := Path(str(settings.control))).is_dir():
+        checkpoints.weight_files(folder)  # says what is there where there are none, such as a pickle
     try:
         control = ControlNetModel.from_pretrained(
             str(settings.control), torch_dtype=dtype_of(settings.dtype), use_safetensors=True

@@ -13,7 +13,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.records.bench import BenchResult, BenchStudent
 from asdm.schedule.schedule import Schedule
-from asdm.utils import io
+from asdm.utils import console, io
 from asdm.utils.sizes import Size
 from asdm_prof.analysis import structure
 from asdm_prof.analysis.rank import Ranked, rank
@@ -290,10 +290,18 @@ def _newest_first(folder: Path, pattern: str) -> list[Path]:
 def _readable(
     paths: Iterable[Path], model: type[R], check: Callable[[R], None] | None = None
 ) -> Iterator[tuple[Path, R]]:
-    """The files that hold such a record and pass the check, each with its record; others are passed over."""
+    """The files that hold such a record and pass the check, each with its record; others are passed over.
+
+    A file that is no JSON, or cannot be read, is named once.
+    """
     for path in paths:
         try:
-            record = model.load(path)
+            data = io.read_json(path)
+        except (OSError, ValueError) as error:
+            console.say_once(f"Passed over: {error}")
+            continue
+        try:
+            record = model.parse(data, str(path))
             if check:
                 check(record)
         except ValueError:

@@ -95,6 +95,24 @@ def test_a_broken_profile_is_as_good_as_none(run: Any, tmp_path: Path) -> None:
     assert "Nothing is measured here yet" in run("asdm-prof").out
 
 
+def test_unreadable_files_of_other_runs_stop_neither_the_guide_nor_a_report(run: Any, tmp_path: Path) -> None:
+    folder, other = tmp_path / "reports" / "sd15-eager", tmp_path / "reports" / "other"
+    synthetic.profile().save(folder / "profile.json")
+    other.mkdir()
+    for name in ("profile.json", "plan.json", "damage.json", "log.jsonl"):
+        (other / name).symlink_to(tmp_path / "gone")
+    for name in ("bench.json", "frontier.json", "validate.json"):
+        os.mkfifo(other / name)
+    for name in ("search.json", "distill.json", "compare.json"):
+        (other / name).write_text("[" * 100_000)
+    (other / "loop").symlink_to(other)
+    assert next_command(run("asdm-prof").out) == "asdm-prof plan --budget 0.8"
+    done = run("asdm-prof", "report", "--format", "csv")
+    assert done.code == 0, done.err
+    for name in ("bench.json", "search.json"):
+        assert done.err.count(f"other/{name}") == 1
+
+
 # ---------------------------------------------------------------------------------------------- env and completion
 
 
