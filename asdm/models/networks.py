@@ -1,6 +1,7 @@
 """Two small networks that ship with the mini: a VGG (perceptual losses) and a judge (evaluation).
 
-Both take RGB pictures (b, 3, h, w) in [-1, 1]. The judge has trained nobody, and the VGG judges nobody.
+Both take RGB pictures (b, 3, h, w) in [-1, 1] and were trained on 64-pixel ones. The judge has trained nobody, and the
+VGG judges nobody.
 """
 
 from __future__ import annotations
@@ -75,10 +76,14 @@ class Vgg(_Shipped):
 
 
 class Judge(_Shipped):
-    """Image–text contrast: a residual CNN and a bag of words. Nothing of it is in the CLIP that conditions the UNet."""
+    """Image–text contrast: a residual CNN and a bag of words. Nothing of it is in the CLIP that conditions the UNet.
+
+    It looks at pictures of `SIZE` pixels; others are scaled.
+    """
 
     FOLDER = SHIPPED / "judge"
     WIDTHS = (32, 64, 128)
+    SIZE = 64
 
     def __init__(self, words: Sequence[str], width: int = 96) -> None:
         super().__init__()
@@ -101,7 +106,14 @@ class Judge(_Shipped):
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """Pooled features (b, 128), for Fréchet and kernel distances."""
-        return self.blocks(F.relu(self.stem(images))).mean((2, 3))
+        return self.blocks(F.relu(self.stem(self.scaled(images)))).mean((2, 3))
+
+    def scaled(self, images: torch.Tensor) -> torch.Tensor:
+        """Pictures of `SIZE` pixels as they are, and others scaled to it."""
+        size = (self.SIZE, self.SIZE)
+        if images.shape[-2:] == size:
+            return images
+        return F.interpolate(images, size, mode="bicubic", antialias=True, align_corners=False).clamp(-1, 1)
 
     def image_embedding(self, images: torch.Tensor) -> torch.Tensor:
         """Unit vectors (b, width)."""

@@ -23,19 +23,21 @@ from asdm.evaluate.metrics import JudgedImages, mean
 from asdm.evaluate.metrics.recall_at_1 import CANDIDATES
 from asdm.mini import PIPELINE
 from asdm.models.families import load_family
-from asdm.models.loading import load_unet
+from asdm.models.loading import load_unet, weights_sha256
 from asdm.models.networks import Judge, Vgg
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.records.bench import Metric
 from asdm.utils import console, io as files
-from asdm.utils.io import Frozen, Record, utc_now
+from asdm.utils.io import Frozen, Record, later, utc_now
 from asdm.utils.progress import Tell
+from benchmarks import script
 from benchmarks.mini import captions
 from benchmarks.mini.outside import OutsideJudge, judged_by, matches
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
 STEPS = 30
+SPLITS = ("train", "held_out")
 SHOWN = (
     "red heart, twemoji style", "broken heart, openmoji style", "grinning face, twemoji style",
     "smiling face with sunglasses, openmoji style", "clown face, twemoji style", "robot, openmoji style",
@@ -63,10 +65,40 @@ class MiniQuality(Record, schema="asdm.mini-quality/1"):
     """`asdm.mini-quality/1`."""
 
     created_utc: str
+    weights_sha256: str | None = later(None)  # of the UNet
     steps: int
     seed: int
     psnr_db: dict[str, float]  # split → the VAE's
     rows: tuple[Row, ...]
+
+    def beside(self, before: MiniQuality) -> MiniQuality:
+        """With the rows of an evaluation of the same weights with the same steps and seed that this one lacks."""
+        if any(getattr(self, name) != getattr(before, name) for name in ("weights_sha256", "steps", "seed", "psnr_db")):
+            return self
+        rows = {_key(row): row for row in (*before.rows, *self.rows)}
+        return self.model_copy(update={"rows": tuple(rows[key] for key in sorted(rows))})
+
+
+def _key(row: Row) -> tuple[int, int, int, float]:
+    """The place of a row, and what makes it another one."""
+    kind = ("real", "reconstructed", "generated").index(row.name)
+    return SPLITS.index(row.split), kind, row.pictures, row.guidance_scale or 0.0
+
+
+def table(quality: MiniQuality) -> str:
+    """Markdown: a row for each kind of pictures, with what both judges make of them."""
+    names = {
+        "found_from_outside": "found, from outside", "frechet_from_outside": "Fréchet, from outside",
+        "picture_found": "found", "recall_at_1": "R@1", "frechet_distance": "Fréchet distance",
+    }  # fmt: skip
+    lines = ["", f"| pictures | n | {' | '.join(names.values())} |", "|---|---|" + "---|" * len(names)]
+    for row in quality.rows:
+        what = "real drawings" if row.name == "real" else "the VAE's reconstructions"
+        what = what if row.guidance_scale is None else f"the UNet's, guidance {row.guidance_scale:g}"
+        cells = [f"{m.value:.3g} [{m.low:.3g}, {m.high:.3g}]" for m in (row.metrics[name] for name in names)]
+        lines.append(f"| {what}, {'held out' if row.split == 'held_out' else 'trained'} | {row.pictures} | "
+                     f"{' | '.join(cells)} |")  # fmt: skip
+    return "\n".join(lines) + "\n"
 
 
 def evaluate(
@@ -74,10 +106,11 @@ def evaluate(
 ) -> MiniQuality:
     """Judge real, reconstructed and generated pictures of both splits, at most `pictures` of each."""
     family = load_family(str(folder))
-    pipe = pipeline(family, load_unet(family, str(folder)), Setup(weights=str(folder), seed=seed))
+    unet = load_unet(family, str(folder))
+    pipe = pipeline(family, unet, Setup(weights=str(folder), seed=seed))
     (judge, outside), vgg = judges, Vgg.load()
     rows, psnr = [], {}
-    everything = {split: drawings(split, family.size) for split in ("train", "held_out")}
+    everything = {split: drawings(split, family.size) for split in SPLITS}
     pools = {split: tuple(data.captions) for split, data in everything.items()}
     others = everything["train"].images()
     candidates, from_outside = JudgedImages(judge, others).embeddings, JudgedImages(outside, others)
@@ -106,7 +139,8 @@ def evaluate(
             rows.append(
                 Row(name="generated", split=split, guidance_scale=scale, pictures=len(real), metrics=judged(drawn))
             )
-    return MiniQuality(created_utc=utc_now(), steps=STEPS, seed=seed, psnr_db=psnr, rows=tuple(rows))
+    return MiniQuality(created_utc=utc_now(), weights_sha256=weights_sha256(unet), steps=STEPS, seed=seed, psnr_db=psnr,
+                       rows=tuple(rows))  # fmt: skip
 
 
 def drawings(split: str, size: int) -> emoji.Emoji:
@@ -183,8 +217,9 @@ def main(
     sheets_only: Annotated[
         bool, typer.Option("--sheets-only", help="Draw the contact sheets and nothing else.")
     ] = False,
+    readme: script.Readme = False,
 ) -> None:
-    """Judge the mini, and draw its contact sheets."""
+    """Judge the mini, and draw its contact sheets. Rows of earlier evaluations of the same weights stay."""
     judges = Judge.load(judge), OutsideJudge.load()
     for scale in (shown, 8.0):
         contact_sheet(weights, output / f"contact-guidance-{scale:g}.png", scale, seed)
@@ -192,7 +227,11 @@ def main(
         return
     with console.progress("Judging") as tell:
         result = evaluate(weights, guidance or GUIDANCE, seed, pictures, judges, tell)
-    result.save(output / "quality.json", force=True)
+    if (path := output / "quality.json").exists():
+        result = result.beside(MiniQuality.load(path))
+    result.save(path, force=True)
+    if readme:
+        script.put_into_results("mini-quality", table(result))
     console.emit(
         [
             {

@@ -21,6 +21,7 @@ from asdm.models.networks import ClipJudge, Judge, Vgg
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.unet import blocks
+from benchmarks.mini.evaluate import some
 from benchmarks.mini.parts import unet as unet_part
 from benchmarks.mini.ship import HERE, LIMIT_BYTES, ship
 
@@ -77,6 +78,15 @@ def test_the_judge_finds_the_caption_of_real_drawings_far_more_often_than_chance
     embeddings = JudgedImages(judge, data.images()).embeddings
     hits = recalls(judge, embeddings, data.captions, data.captions)
     assert hits.mean() >= 40 / CANDIDATES
+
+
+def test_the_judge_sees_pictures_of_any_size_at_its_own():
+    judge = Judge.load()
+    small, large = (some(emoji.open_data("train", size), 40).images() for size in (Judge.SIZE, 96))
+    with torch.inference_mode():
+        same, other = (judge.image_embedding(images) for images in (small, large))
+        assert torch.equal(judge.features(large), judge.features(judge.scaled(large)))
+    assert (same * other).sum(1).min() > 0.9
 
 
 def test_the_clip_is_transformers_own_and_judges_too():
