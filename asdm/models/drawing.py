@@ -12,7 +12,7 @@ from asdm.models.example_inputs import latent_sides
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.loading import meta_unet
-from asdm.models.settings import SCHEDULERS, GenerateSettings
+from asdm.models.settings import GenerateSettings, sampler_named
 from asdm.models.student import StudentUNet
 from asdm.plan.edits import PruningPlan
 from asdm.unet import blocks
@@ -84,9 +84,7 @@ def scheduler_by_name(pipe: Any, name: str) -> Any:
     """A sampler with the config of a pipeline's own; raises ValueError for an unknown name."""
     import diffusers
 
-    if name not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)}.")
-    kind, _, algorithm = SCHEDULERS[name].partition(" ")
+    kind, _, algorithm = sampler_named(name).partition(" ")
     more = {"algorithm_type": algorithm} if algorithm else {}
     return getattr(diffusers, kind).from_config(pipe.scheduler.config, **more)
 

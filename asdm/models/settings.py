@@ -106,6 +106,13 @@ SCHEDULERS = {
 """diffusers' class, and its `algorithm_type` where that is not the usual one: what `drawing.sampler_mark` gives."""
 
 
+def sampler_named(name: str) -> str:
+    """The mark of a sampler; raises ValueError for an unknown name."""
+    if name not in SCHEDULERS:
+        raise ValueError(f"unknown scheduler {name!r}; choose from {', '.join(SCHEDULERS)}.")
+    return SCHEDULERS[name]
+
+
 @dataclass(frozen=True)
 class PictureSetup(WholeCheckpoint, Setup):
     """The same for what draws pictures or reads captions."""

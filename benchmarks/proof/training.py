@@ -142,8 +142,13 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
     def student_in(place: Path) -> Any:
         return loading.load_unet(load_family(str(place)), str(place))
 
+    drawn_as = sha256_of([settings.data, settings.judged_on, settings.curve, settings.drawing_steps])[:8]
+
     def point(quarter: int) -> CurvePoint:
-        until, kept = quarter * training.steps // CHECKPOINTS, folder.with_name(f"{folder.name}-{quarter}.json")
+        until, kept = (
+            quarter * training.steps // CHECKPOINTS,
+            folder.with_name(f"{folder.name}-{quarter}-{drawn_as}.json"),
+        )
         if not kept.exists():
             train(until if quarter < CHECKPOINTS else None)
             student = student_in(folder / PAUSED if quarter < CHECKPOINTS else folder)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from asdm.models.settings import SCHEDULERS
+from asdm.models.settings import sampler_named
 from asdm.schedule.schedule import Schedule
 from asdm.utils import io
 from asdm_prof.planner.schedule.plan import StepsProblem, prepare
@@ -23,12 +23,11 @@ def problem(
 
     Raises ValueError for an unknown sampler, fewer than 2 steps, and what `prepare` refuses.
     """
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise ValueError(f"unknown scheduler {scheduler!r}; choose from {', '.join(SCHEDULERS)}.")
+    sampler = None if scheduler is None else sampler_named(scheduler)
     if steps is not None and steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}.")
     named = {Path(source).stem or source: source for source in students}
-    return prepare(profile, damage, steps, SCHEDULERS.get(scheduler or ""), named, _ratios(profile, named))
+    return prepare(profile, damage, steps, sampler, named, _ratios(profile, named))
 
 
 def schedule_at(source: str, problem: StepsProblem) -> Schedule:
