@@ -19,7 +19,7 @@ from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
 from asdm.data.drawn import drawn
 from asdm.data.encoder import Encoder, chunk_size
 from asdm.data.loader import Reader, Slot
-from asdm.data.settings import SOURCES, CacheSettings, selection_of
+from asdm.data.settings import CacheSettings, selection_of
 from asdm.models import example_inputs, execution
 from asdm.models.pipeline import pipeline
 from asdm.models.sources import resolve
@@ -45,7 +45,9 @@ def cache_latents(
     family, weights = resolve(teacher, settings, needs="asdm cache")
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     if data.startswith("latents"):
-        raise ValueError(f"{data} is a cache already; name pictures: {SOURCES}.")
+        raise ValueError(
+            f"{data} is a cache already; name pictures: emoji, folder:DIR, webdataset:SHARDS or prompts:FILE."
+        )
     selection = selection_of(settings)
     opened = drawn(data, family, replace(settings, weights=weights), side, settings.device, tell)
     examples = datasets.open_source(opened, settings.split, side, selection)

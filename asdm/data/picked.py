@@ -7,8 +7,20 @@ from typing import Any
 
 import torch
 
-from asdm.data.datasets import BrokenExample, Stream
+from asdm.data.datasets import BrokenExample, Stream, open_source
+from asdm.data.datasets.prompts import read_prompts
 from asdm.data.loader import Reader, readers
+
+
+def picked_captions(name: str, split: str, side: int, count: int, generator: torch.Generator) -> list[str]:
+    """The captions of `count` examples of a data set; of `prompts:FILE` its lines, for which nothing is drawn."""
+    kind, _, file = name.partition(":")
+    if kind != "prompts":
+        return [example.caption for example in picked(open_source(name, split, side), name, count, generator)]
+    prompts = read_prompts(file)
+    if len(prompts) < count:
+        raise ValueError(f"prompts must be at most the {len(prompts)} of {name}, got {count}.")
+    return [prompts[i] for i in torch.randperm(len(prompts), generator=generator)[:count].tolist()]
 
 
 def picked(data: Sequence[Any] | Stream, name: str, count: int, generator: torch.Generator) -> list[Any]:

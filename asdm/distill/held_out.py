@@ -62,12 +62,25 @@ def measure(context: TrainContext) -> HeldOut | None:
     )
 
 
-def _examples(context: TrainContext, split: str) -> Iterator[Encoded]:
-    """The first held-out examples, encoded one by one; squares, whatever shapes the training has."""
+def check(context: TrainContext) -> None:
+    """Raises ValueError, before hours of training, where no picture is held out to measure on."""
+    if split := split_of(context.settings):
+        data = _open(context, split)
+        if not isinstance(data, datasets.Stream) and not len(data):
+            raise ValueError(f"{context.settings.data} has no picture in the split {split}; raise --hold-out.")
+
+
+def _open(context: TrainContext, split: str) -> Any:
+    """The pictures as squares, whatever shapes the training has."""
     settings, family = context.settings, context.recipe.family
     side = example_inputs.latent_size(family, settings.size) * family.vae_factor
     selection = replace(selection_of(settings), flip=False, buckets=False)
-    data: Any = datasets.open_source(context.data_name, split, side, selection)
+    return datasets.open_source(context.data_name, split, side, selection)
+
+
+def _examples(context: TrainContext, split: str) -> Iterator[Encoded]:
+    """The first held-out examples, encoded one by one."""
+    data = _open(context, split)
     order = data.in_order(0) if isinstance(data, datasets.Stream) else readers(data, range(len(data)))
     for example in usable(order, PICTURES):
         yield context.encoder.encode([Slot(0, example, None)])[0]

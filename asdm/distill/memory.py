@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -27,6 +28,11 @@ from asdm.records.distill import MemoryEstimate, StagePlan
 from asdm.unet import flops
 from asdm.unet.shapes import KnownShapes
 from asdm.unet.surgery import Applied
+
+
+class TooLittleMemory(ValueError):
+    """A stage that does not fit into what is free; what could be chosen stands behind a semicolon."""
+
 
 LOWERED = {"conv2d", "linear", "addmm", "matmul", "__matmul__", "bmm", "baddbmm"}  # by autocast, of what a UNet calls
 RAISED_ON_GPU = {"group_norm", "layer_norm", "softmax"}  # to fp32
@@ -201,7 +207,7 @@ def check_memory(
     for stage in () if _surely_fits(recipe, settings, world, free) else stages:
         memory = preview(recipe, stage, settings, world).memory
         if memory.total > free:
-            raise ValueError(_too_little(stage, memory, settings, micro_batch(settings, world), free))
+            raise TooLittleMemory(_too_little(stage, memory, settings, micro_batch(settings, world), free))
 
 
 def _surely_fits(recipe: ResolvedRecipe, settings: DistillSettings, world: int, free: int) -> bool:
@@ -223,7 +229,10 @@ def _too_little(stage: Stage, memory: MemoryEstimate, settings: DistillSettings,
         "a smaller --micro-batch": micro > 1,
         "--gradient-checkpointing": not settings.gradient_checkpointing,
         "--dtype bf16": settings.dtype == "fp32" and settings.device != "cpu",
-        "--optimizer adamw8bit": settings.optimizer == "adamw" and memory.optimizer > memory.total / 4,
+        "--optimizer adamw8bit": settings.optimizer == "adamw"
+        and memory.optimizer > memory.total / 4
+        and is_gpu(settings.device)
+        and find_spec("bitsandbytes") is not None,
         "--ema 0": memory.average > memory.total / 8,
         "a smaller --size": True,
     }

@@ -91,6 +91,7 @@ def distill(
     lock = run_folder.run_lock(output) if accelerator.is_main_process else nullcontext()
     with lock, torch_settings(settings):
         context = load_context(resolved, settings, output, accelerator, on_progress)
+        held_out.check(context)
         if accelerator.is_main_process:
             record, step = _run_record(context, command), run_folder.step_reached(output, resolved)
             run_folder.claim_folder(output, record, force, amend, step)

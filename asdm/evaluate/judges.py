@@ -20,9 +20,11 @@ def judge_for(named: str | None, data: str) -> Any:
     try:
         judge = networks.ClipJudge(CLIP, local_files_only=True)
     except ValueError:
-        console.say(f"{CLIP} is not in the hub's cache: metrics of a CLIP are left out (--judge DIR|HUB_ID names one).")
+        console.say_once(
+            f"{CLIP} is not in the hub's cache: metrics of a CLIP are left out (--judge DIR|HUB_ID names one)."
+        )
         return None
-    console.say(f"{data} is judged by {CLIP} (--judge names another).")
+    console.say_once(f"{data} is judged by {CLIP} (--judge names another).")
     return judge
 
 

@@ -13,6 +13,7 @@ from asdm.models.drawing import sampler_mark
 from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.schedule import source
+from asdm.schedule.calls import calls_of
 from asdm.schedule.cost import macs_as_run
 from asdm.schedule.schedule import TEACHER, Pass, Schedule
 from asdm.schedule.unet import ScheduledUNet
@@ -53,13 +54,13 @@ def open_schedules(
     if not sources:
         return []
     scheduler = pipeline(family, everyone[0].unet, settings).scheduler
-    calls = source.calls_of(scheduler, settings.steps)
+    calls = calls_of(scheduler, settings.steps)
     opened = []
     for name in sources:
         for i, compared in enumerate(everyone):
             if i and source.is_file(name) and not source.is_of(name, compared.shapes):
                 continue
-            schedule = source.read_schedule(name, compared.unet, family.name, calls)
+            schedule = source.read_schedule(name, compared.unet, family.name, calls, scheduler)
             opened.append(_open(schedule, name, compared, scheduler, family, settings))
     return opened
 

@@ -12,6 +12,14 @@ def is_gpu(device: str) -> bool:
     return device_kind(device) == "cuda"
 
 
+def available_kinds() -> tuple[str, ...]:
+    """The kinds of device of this machine: cpu, and its accelerator's if it has one."""
+    import torch
+
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return ("cpu", accelerator.type) if accelerator else ("cpu",)
+
+
 def use_device(device: str) -> None:
     """Make a GPU named by its number, such as `cuda:1`, torch's current one for the rest of this process.
 

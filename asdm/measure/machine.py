@@ -67,13 +67,15 @@ def _process_room() -> list[int]:
     return [limit - psutil.Process().memory_info().vms]
 
 
-def require_memory(needed_bytes: int, device: str, what: str) -> None:
+def require_memory(
+    needed_bytes: int, device: str, what: str, remedy: str | None = "a smaller --batch, --size or --dtype"
+) -> None:
     """Raises ValueError if less than `needed_bytes` is free on `device`, naming both."""
     free = free_memory_bytes(device)
     if free < needed_bytes:
         raise ValueError(
             f"{what} needs about {needed_bytes / 2**30:.1f} GiB on {device} and {max(free, 0) / 2**30:.1f} GiB "
-            "are free; choose a smaller --batch, --size or --dtype, or free some memory."
+            f"are free; {f'choose {remedy}, or ' if remedy else ''}free some memory."
         )
 
 

@@ -56,7 +56,9 @@ def build_student(
         small, applied = students.build(shapes, resolved)
     before, after = costs = (count(family, shapes, dtype), count(family, small, dtype))
     need = before.parameter_bytes + (after.parameter_bytes if first else 0)
-    machine.require_memory(int(need * 1.1), device, f"building a student of {family.name}")
+    machine.require_memory(
+        int(need * 1.1), device, f"building a student of {family.name}", execution.smaller_dtype(dtype)
+    )
 
     tell("loading the teacher", 0, None)
     unet = loading.load_teacher(family, replace(setup, weights=weights))

@@ -128,8 +128,11 @@ def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     if chosen in choices:
         return choices[chosen]
     if choices:
-        names = ", ".join(sorted(name or "no variant" for name in choices))
-        raise ValueError(f"{folder} has its weights as {names}; choose one (--variant), got {variant or 'none'}.")
+        names = ", ".join(sorted(name for name in choices if name))
+        plain = ", or leave it out for the plain files" if "" in choices else ""
+        raise ValueError(
+            f"{folder} has its weights as {names}; choose one (--variant){plain}, got {variant or 'none'}."
+        )
     if pickle := next((path for path in sorted(folder.glob("*")) if path.suffix in PICKLES), None):
         check_suffix(pickle)
     raise ValueError(f"{folder} holds no weights: there is no safetensors file in it.")
@@ -198,12 +201,12 @@ def check_unet_in(header: Header, path: Path) -> None:
 _OTHERS = (
     ("control_model.", "a ControlNet"),
     ("controlnet_cond_embedding.", "a ControlNet"),
-    ("lora_", "a LoRA, which is named with --lora"),
-    (".lora.", "a LoRA, which is named with --lora"),
+    ("lora_", "a LoRA, which goes with a whole checkpoint (--lora)"),
+    (".lora.", "a LoRA, which goes with a whole checkpoint (--lora)"),
     ("double_blocks.", "a Flux model, whose denoiser is no UNet"),
     ("joint_blocks.", "a Stable Diffusion 3, whose denoiser is no UNet"),
-    ("decoder.conv_in.", "a VAE, which is named with --vae"),
-    ("emb_params", "a textual inversion, which is named with --textual-inversion"),
+    ("decoder.conv_in.", "a VAE, which goes with a whole checkpoint (--vae)"),
+    ("emb_params", "a textual inversion, which goes with a whole checkpoint (--textual-inversion)"),
     ("text_model.", "a text encoder"),
 )
 

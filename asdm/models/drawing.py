@@ -1,5 +1,6 @@
 """What `asdm generate` does with a pipeline: text to image, image to image, with a ControlNet, by any sampler."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def check(family: Family, settings: GenerateSettings) -> tuple[int, int]:
     if settings.init_image and int(settings.steps * settings.strength) < 1:
         raise ValueError(
             f"strength {settings.strength:g} of {settings.steps} steps leaves no step to draw; take more steps, or a "
-            f"strength of at least {1 / settings.steps:g}."
+            f"strength of at least {math.ceil(1e6 / settings.steps) / 1e6:g}."
         )
     return width, height
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from asdm.measure.device import is_gpu
+from asdm.measure.device import available_kinds, is_gpu
 from asdm.models.settings import DTYPES, Setup
 from asdm.utils.settings import check_bounds, from_keywords, options
 
@@ -79,7 +79,11 @@ def slow_dtype(device: str, dtype: str) -> str | None:
     )
 
 
+def smaller_dtype(dtype: str) -> str | None:
+    """The option that halves the memory of weights, where they are not halved already."""
+    return "--dtype fp16" if dtype == "fp32" else None
+
+
 def default_device() -> str:
     """The accelerator if there is one, otherwise the CPU."""
-    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return accelerator.type if accelerator else "cpu"
+    return available_kinds()[-1]

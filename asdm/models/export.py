@@ -16,7 +16,7 @@ from torch import nn
 from asdm.measure import backends, machine
 from asdm.measure.backends import _onnx
 from asdm.models import adapters, checkpoints, coreml, example_inputs, loaders, loading, single_file
-from asdm.models.execution import RANDOM, dtype_of
+from asdm.models.execution import RANDOM, dtype_of, smaller_dtype
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
 from asdm.models.sources import resolve
@@ -77,7 +77,8 @@ def export(
         backends.load(RUNTIMES[to], dtype, "cpu")
     shapes = loading.meta_unet(family, setup.dtype)
     counted = flops.count(shapes, (), example_inputs.unet_inputs(family, OTHER_BATCH, size, "meta", setup.dtype))
-    machine.require_memory(int(2.2 * counted.peak_memory_bytes), "cpu", f"exporting {family.name}")
+    needed = int(2.2 * counted.peak_memory_bytes)
+    machine.require_memory(needed, "cpu", f"exporting {family.name}", "a smaller --size")
     check_replaceable(output, force, MARKER, (source, weights))
 
     tell("loading", 0, None)
@@ -146,7 +147,7 @@ def _single_file(
     shapes = loading.meta_unet(family, setup.dtype)
     tensors = single_file.tensors_of(shapes, layout, marked)  # before hours of loading: are there names for all?
     need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-    machine.require_memory(int(1.5 * need), "cpu", f"exporting {family.name}")
+    machine.require_memory(int(1.5 * need), "cpu", f"exporting {family.name}", smaller_dtype(setup.dtype))
 
     tell("loading", 0, None)
     unet: Any = loading.load_teacher(family, setup)

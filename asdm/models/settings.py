@@ -137,7 +137,7 @@ class GenerateSettings(PictureSetup):
     scheduler: Annotated[
         str | None,
         Option(
-            "ddim, ddpm, pndm, euler, euler_a, heun, dpm, unipc or lcm; default: the weights' own.",
+            f"{', '.join(SCHEDULERS)}; default: the weights' own.",
             choices=tuple(SCHEDULERS),
         ),
     ] = None

@@ -112,7 +112,7 @@ def build(
     if resolved.grafted:
         raise ValueError(
             f"the plan {resolved.plan.name} takes {' and '.join(resolved.grafted)} from a stage-1 student; "
-            "name its folder (--stage1)."
+            "asdm build --stage1 DIR builds it."
         )
     return operate(teacher, resolved, make)
 

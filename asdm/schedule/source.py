@@ -16,6 +16,7 @@ from asdm.models.settings import Setup
 from asdm.models.student import build, read_plan
 from asdm.records.build import ExportResult
 from asdm.schedule import presets
+from asdm.schedule.calls import calls_of, other_number
 from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.schedule.unet import ScheduledUNet, use
@@ -39,8 +40,10 @@ def _file(source: str) -> Path:
     return Path(source) / SCHEDULE if Path(source).is_dir() else Path(source)
 
 
-def read_schedule(source: str, unet: nn.Module, family: str, calls: int | None) -> Schedule:
+def read_schedule(source: str, unet: nn.Module, family: str, calls: int | None, scheduler: Any = None) -> Schedule:
     """A schedule of `calls` UNet calls from a preset as typed (`deepcache:interval=3`), or from a file (None: any).
+
+    `scheduler` is the sampler that makes these calls; a preset needs none.
 
     Raises ValueError for another source, another teacher, another number of calls, and what a preset refuses.
     """
@@ -61,10 +64,7 @@ def read_schedule(source: str, unet: nn.Module, family: str, calls: int | None) 
             f"than {family} (config {sha256[:12]}); plan a schedule on a profile of {family}."
         )
     if calls not in (None, len(schedule.steps)):
-        raise ValueError(
-            f"{source} is a schedule of {len(schedule.steps)} UNet calls, and this sampler makes {calls}; draw with "
-            f"{len(schedule.steps)} steps, or make a schedule for {calls}."
-        )
+        raise ValueError(other_number(source, len(schedule.steps), calls or 0, scheduler))
     return schedule
 
 
@@ -83,13 +83,6 @@ def student_of(source: str, teacher: nn.Module, family: Family, setup: Setup) ->
     return build(teacher, read_plan(source, teacher, family.name))[0]
 
 
-def calls_of(scheduler: Any, steps: int) -> int:
-    """UNet calls that a sampler makes for one image: some make two per step, or one more."""
-    probe = type(scheduler).from_config(scheduler.config)
-    probe.set_timesteps(steps)
-    return len(probe.timesteps)
-
-
 def put_into(
     pipe: Any,
     source: str,
@@ -100,7 +93,7 @@ def put_into(
 ) -> tuple[ScheduledUNet, str | None]:
     """Read a schedule and put it into a pipeline; also a warning, where it was planned for something else."""
     teacher = pipe.unet.networks[TEACHER] if isinstance(pipe.unet, ScheduledUNet) else pipe.unet
-    schedule = read_schedule(source, teacher, family.name, calls_of(pipe.scheduler, steps))
+    schedule = read_schedule(source, teacher, family.name, calls_of(pipe.scheduler, steps), pipe.scheduler)
     if students is None:
         students = students_of(schedule, teacher, family, setup)
     scheduled = scheduled_unet(source, {TEACHER: teacher, **students}, schedule)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from asdm.schedule import clean, patches
+from asdm.schedule.calls import other_number
 from asdm.schedule.kept import CONDITIONAL, UNCONDITIONAL, Halves, Kept
 from asdm.schedule.legality import HalfPass, Place, ResolvedSchedule, resolve
 from asdm.schedule.schedule import TEACHER, Schedule
@@ -175,10 +176,7 @@ class ScheduledUNet(nn.Module):
     def _check_steps(self) -> None:
         planned, has = len(self.resolved.steps), len(self._times)
         if planned != has:
-            raise ValueError(
-                f"{self.resolved.schedule.name} is a schedule of {planned} UNet calls, and this sampler makes {has}; "
-                f"draw with {planned} steps, or make a schedule for {has}."
-            )
+            raise ValueError(other_number(self.resolved.schedule.name, planned, has, self.scheduler))
 
     def _repeats(self, sample: torch.Tensor, value: float) -> bool:
         if len(self._times) < 2 or self._step < 0 or self._times[self._step] != value or self._sample is None:

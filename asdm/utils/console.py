@@ -117,7 +117,7 @@ def _explain(error: Exception) -> int:
 
 def _sentence(error: Exception) -> str:
     if isinstance(error, MemoryError) or "out of memory" in str(error).lower():
-        return "out of memory; choose a smaller --batch, --size or --dtype."
+        return "out of memory; choose a smaller batch, size or dtype, or free some memory."
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
     if isinstance(error, RuntimeError):

@@ -342,7 +342,7 @@ def _restore(path: Path) -> None:
 def check_writable(path: Path, force: bool = False) -> None:
     """Raises ValueError if `path` cannot be written, so that a long command fails before its work."""
     if path.parts[:1] == ("-",):
-        raise ValueError("- is not an output: results are files; --json prints one on stdout as well.")
+        raise ValueError("- is not an output: results are files.")
     _restore(path)
     refuse_overwrite(path, force)
     folder = _behind_links(path).parent

@@ -31,6 +31,6 @@ def compare(
     plans = [PruningPlan.load(io.find_input(path)) for path in plan or []]
     family = io.short_name(measured[0][0].family)
     path = target(output, io.run_folder(family, "compare"), "compare.json", force)
-    with feasible({"latency": budget or ""}):
+    with feasible({"latency": budget or ""}, margin_options=False):
         result = transfer.compare(measured, plans, budget, this_command("asdm-prof"))
     save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))

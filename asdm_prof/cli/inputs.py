@@ -91,10 +91,11 @@ def damage_at(path: Path | None) -> Damage | None:
 
 
 @contextmanager
-def feasible(budgets: dict[str, str], profile: Profile | None = None) -> Iterator[None]:
+def feasible(budgets: dict[str, str], profile: Profile | None = None, margin_options: bool = True) -> Iterator[None]:
     """Exit with 3 if no plan meets the budgets, saying what is reachable and the cheapest relaxation.
 
-    The same where every plan within them does too much damage.
+    The same where every plan within them does too much damage. `margin_options`: whether the command has --validation
+    and --confidence.
     """
     from asdm_prof.planner import plan
 
@@ -103,11 +104,11 @@ def feasible(budgets: dict[str, str], profile: Profile | None = None) -> Iterato
     except plan.Infeasible as error:
         from asdm_prof.renderers import console
 
-        for line in console.infeasible_lines(error, budgets, profile):
+        for line in console.infeasible_lines(error, budgets, profile, margin_options):
             terminal.say(line)
         raise typer.Exit(terminal.INFEASIBLE) from None
     except plan.TooMuchDamage as error:
-        terminal.say(f"Error: {error}; raise --max-damage or a budget.")
+        terminal.say(f"Error: {error}; raise --max-damage{' or a budget' if budgets else ''}.")
         raise typer.Exit(terminal.INFEASIBLE) from None
 
 

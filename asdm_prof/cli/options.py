@@ -30,7 +30,8 @@ Memory = Annotated[
     str | None, typer.Option("--memory", help="Budget of weights and largest activations: 0.8, 80% or 2GiB.")
 ]
 Confidence = Annotated[
-    float, typer.Option("--confidence", help="Probability with which the latency budget is to hold, from 0.5 to 1.")
+    float,
+    typer.Option("--confidence", help="Probability with which the latency budget is to hold, from 0.5 to below 1."),
 ]
 ValidationFile = Annotated[
     Path | None, typer.Option("--validation", help="A validate.json, whose measured error replaces the assumed one.")

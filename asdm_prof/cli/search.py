@@ -42,7 +42,7 @@ def search(
     folder = output or io.REPORTS / f"{io.short_name(family)}-search-{settings.budget.replace('/', '_')}"
     named = profile_at(profile)[0] if profile else None
     try:
-        with feasible({"latency": settings.budget}, named):
+        with feasible({"latency": settings.budget}, named, margin_options=False):
             result = searching.search(
                 family,
                 settings,

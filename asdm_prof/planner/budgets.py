@@ -78,7 +78,7 @@ def parse_budget(text: str, teacher_latency_s: float) -> float:
         ratio = math.nan
     if not 0 < ratio <= 1:
         raise ValueError(
-            f"budget must be above 0 and at most the teacher's {teacher_latency_s:.3g} s, got {text!r}: "
+            f"budget must be above 0 and at most the teacher's {_below(teacher_latency_s)} s, got {text!r}: "
             "give a fraction (0.8), a percentage (80%), a time (250ms, 1.2s) or a speed-up (x1.3)."
         )
     return ratio
@@ -100,6 +100,15 @@ def parse_budgets(asked: Mapping[str, str], profile: Profile) -> dict[str, float
     }
 
 
+def _below(value: float) -> str:
+    """Four digits, rounded down, so that what is offered is accepted: 3.456, 859.5M, 3.438G."""
+    for suffix in ("T", "G", "M", "k"):
+        if value >= _SUFFIXES[suffix.lower()]:
+            return _below(value / _SUFFIXES[suffix.lower()]) + suffix
+    digits = 3 - math.floor(math.log10(value))
+    return f"{math.floor(value * 10**digits) / 10**digits:.4g}"
+
+
 _SUFFIXES = {"k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "kib": 2**10, "mib": 2**20, "gib": 2**30}
 
 
@@ -118,7 +127,7 @@ def _parse_amount(name: str, text: str, whole: int) -> float:
     if not 0 < share <= 1:
         unit = "bytes" if name == "memory" else name
         raise ValueError(
-            f"budget for {name} must be above 0 and at most the teacher's {whole:.4g} {unit}, got {text!r}: "
+            f"budget for {name} must be above 0 and at most the teacher's {_below(whole)} {unit}, got {text!r}: "
             "give a fraction (0.8), a percentage (80%) or an amount (650M, 2GiB)."
         )
     return share

@@ -176,7 +176,8 @@ def _require_memory(family: Family, profile: Profile, shapes: nn.Module, backend
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     sessions = 2 * session  # teacher and one student; in torch the student shares the teacher's
     need = int(1.1 * counted.peak_memory_bytes) + sessions + machine.SPARE_BYTES
-    machine.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}")
+    machine.require_memory(need, profile.device, f"validating {family.name} in {profile.dtype}",
+                           "a profile with a smaller --batch, --size or --dtype")  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------- judging

@@ -27,7 +27,11 @@ ROUNDS = 1.5  # rounds per option of the unit that has most
 
 def parse_options(text: str) -> list[str]:
     """`fast`, `all`, or replacements by name; raises ValueError that lists the choices for another name."""
-    return [*FAST] if text == "fast" else names_of(text)
+    words = [word.strip() for word in text.split(",")]
+    try:
+        return names_of(",".join(",".join(FAST) if word == "fast" else word for word in words))
+    except ValueError as error:
+        raise ValueError(str(error).replace("choose from all,", "choose from fast, all,")) from None
 
 
 def replaceable(shape: Topology, unet: nn.Module, asked: str = "fast") -> dict[str, list[ReplaceUnit]]:

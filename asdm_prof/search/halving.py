@@ -51,9 +51,10 @@ class Halving:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.candidates < 2 ** (self.rungs - 1):
             most = self.candidates.bit_length()
-            raise ValueError(
-                f"{self.candidates} candidates cannot be halved {self.rungs - 1} times; choose --rungs {most} or fewer."
-            )
+            rungs = f"--rungs {most} or fewer" if most > 1 else "--rungs 1"
+            times = f"{self.rungs - 1} time{'s' if self.rungs > 2 else ''}"
+            many = f"{self.candidates} candidate{'s' if self.candidates > 1 else ''}"
+            raise ValueError(f"{many} cannot be halved {times}; choose {rungs}.")
         if self.first_steps < 1:
             raise ValueError(
                 f"steps must be at least {self._least_steps} for {self.candidates} candidates in {self.rungs} rungs, "

@@ -21,8 +21,6 @@ import torch
 from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
 from asdm.data.drawn import drawn
-from asdm.distill import recipes
-from asdm.distill.settings import check_settings
 from asdm.measure import machine
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family
@@ -31,18 +29,16 @@ from asdm.models.sources import family_of, weights_of
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate, device_kind
-from asdm.unet.inputs import check_caption_only
 from asdm.utils import io, sizes
 from asdm.utils.progress import Tell
-from asdm.utils.settings import check_bounds
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.planner import frontier, plan as planner
 from asdm_prof.planner.budgets import parse_budget
 from asdm_prof.records import Damage, FrontierPoint, Profile, Rung, Search, SearchedStudent
-from asdm_prof.search.halving import Halving
+from asdm_prof.search.checks import check, check_judging
 from asdm_prof.search.settings import SearchSettings, WorkerSettings
 from asdm_prof.search.study import SharedStudy, open_study, without_password
-from asdm_prof.search.worker import SearchContext, Worker, training_settings
+from asdm_prof.search.worker import SearchContext, Worker
 
 RESULT = "search.json"
 _IN_HASH = ("weights", "config", "variant")  # what the hash of the teacher tells
@@ -66,12 +62,13 @@ def search(
     """
     family = family_of(teacher, settings)
     weights = weights_of(family, settings, needs="asdm-prof search")
+    check(family, settings)
     side = example_inputs.latent_size(family, None) * family.vae_factor
-    data = data_for(settings.data, family, "asdm-prof search")
-    data = drawn(data, family, replace(settings, weights=weights), side, settings.device)
+    named = data_for(settings.data, family, "asdm-prof search")
+    data = drawn(named, family, replace(settings, weights=weights), side, settings.device)
     metric = settings.metric or ("perceptual_to_teacher" if is_emoji(data) else "latent_mse_to_teacher")
     settings = replace(settings, data=data, metric=metric)
-    check(family, settings)
+    check_judging(family, settings, named)
     io.make_folder(output)
     context = SearchContext(family, teacher, settings, output)
     shared = identity(context) | ({"profile_sha256": profile.sha256()} if profile else {})
@@ -92,17 +89,6 @@ def search(
             result = conclude(context, study, public)
             result.save(output / RESULT, force=True)
     return result
-
-
-def check(family: Family, settings: SearchSettings) -> None:
-    """Raises ValueError naming the first bad setting, its value and the choices."""
-    check_bounds(settings)
-    check_caption_only(family.unet, family.name, "asdm-prof search")
-    Halving(settings.candidates, settings.rungs, settings.steps)
-    recipes.load(settings.recipe)
-    check_settings(training_settings(settings, steps=1))
-    if not family.text_encoders or not family.vae:
-        raise ValueError(f"{family.name} is only a UNet, whose pictures cannot be judged; name a whole pipeline.")
 
 
 def identity(context: SearchContext) -> dict[str, Any]:
@@ -183,10 +169,11 @@ def diverse_points(
         points = frontier.make_frontier(profile, damage, asked=budget, diverse=settings.candidates, apart=apart).diverse
         if len(points) == settings.candidates:
             return points, apart
-    raise ValueError(
-        f"there are only {len(points)} plans within the budget {settings.budget} for {settings.candidates} candidates; "
-        f"choose --candidates {len(points)} or fewer, or a higher --budget."
-    )
+    n = len(points)
+    are = "is only 1 plan" if n == 1 else f"are only {n} plans"
+    rungs = f" with --rungs {n.bit_length()}" if 0 < n < 2 ** (settings.rungs - 1) else ""
+    fewer = f"choose --candidates {n}{rungs}, or a higher --budget" if n else "choose a higher --budget"
+    raise ValueError(f"there {are} within the budget {settings.budget} for {settings.candidates} candidates; {fewer}.")
 
 
 # ---------------------------------------------------------------------------------------------- result

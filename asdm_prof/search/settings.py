@@ -26,9 +26,9 @@ class SearchSettings(WholeCheckpoint):
         int, Option("Rungs of successive halving: half go on to the next, for twice as long.", at_least=1)
     ] = 3
     steps: Annotated[int, Option("Training steps of all candidates together.")] = 20_000
-    recipe: Annotated[str, Option("How each is trained: bk_sdm, progressive_incubation, or FILE.py:FUNCTION.")] = (
-        "bk_sdm"
-    )
+    recipe: Annotated[
+        str, Option("How each is trained: bk_sdm, progressive_incubation, without_incubation, or FILE.py:FUNCTION.")
+    ] = "bk_sdm"
     data: Annotated[
         str | None, Option(f"Pictures for training and judging: {SOURCES}; default: emoji for the mini.")
     ] = None

@@ -17,6 +17,7 @@ from asdm.data import datasets
 from asdm.distill import recipes
 from asdm.distill.context import TrainProgress
 from asdm.distill.divergence import Diverged
+from asdm.distill.memory import TooLittleMemory
 from asdm.distill.run import distill
 from asdm.distill.run_folder import PAUSED
 from asdm.distill.settings import DistillSettings
@@ -130,16 +131,21 @@ def train_candidate(context: SearchContext, study: SharedStudy, job: Job, checkp
                 eta_s = status.eta_s + steps_after / workers * settings.batch / status.images_per_s
             tell(f"training, {status.stage}", status.step, eta_s)
 
-        distill(
-            str(context.plan_file(job.candidate)),
-            context.teacher,
-            context.training_folder(job.candidate),
-            training_settings(settings, halving.final_steps, study.settings["size"], checkpoint_s),
-            recipes.load(settings.recipe),
-            on_progress=on_progress,
-            command="asdm-prof search",
-            until=halving.steps_until(job.rung),
-        )
+        try:
+            distill(
+                str(context.plan_file(job.candidate)),
+                context.teacher,
+                context.training_folder(job.candidate),
+                training_settings(settings, halving.final_steps, study.settings["size"], checkpoint_s),
+                recipes.load(settings.recipe),
+                on_progress=on_progress,
+                command="asdm-prof search",
+                until=halving.steps_until(job.rung),
+            )
+        except TooLittleMemory as error:  # names options of asdm distill
+            smaller = {"a smaller --batch": settings.batch > 1, "--dtype bf16": settings.dtype == "fp32"}
+            remedies = [remedy for remedy, helps in smaller.items() if helps] or ["another --device"]
+            raise ValueError(f"{str(error).partition(';')[0]}; choose {' or '.join(remedies)}.") from None
 
 
 class StudentJudge:

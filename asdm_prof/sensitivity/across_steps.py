@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from asdm.data import datasets
 from asdm.data.choice import data_for
-from asdm.data.picked import picked
+from asdm.data.picked import picked_captions
 from asdm.evaluate.generation import decode_latents
 from asdm.measure import clocks, machine
 from asdm.models import example_inputs, execution, loading, pipeline
@@ -166,10 +165,8 @@ def _open_study(
 
 def _captions(family: Family, settings: SensitivitySettings) -> list[str]:
     side = max(family.vae_factor * n for n in example_inputs.latent_sides(family, settings.size))
-    name = data_for(settings.data, family, "asdm-prof sensitivity")
-    data = datasets.open_source(name, settings.split, side)
     generator = torch.Generator().manual_seed(settings.seed)
-    return [example.caption for example in picked(data, name, settings.prompts, generator)]
+    return picked_captions(str(settings.data), settings.split, side, settings.prompts, generator)
 
 
 def _open_run(

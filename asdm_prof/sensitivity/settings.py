@@ -43,7 +43,7 @@ class AcrossSteps:
     scheduler: Annotated[
         str | None,
         Option(
-            "Sampler, as asdm generate names it (with --across-steps); default: the weights' own.",
+            f"Sampler (with --across-steps): {', '.join(SCHEDULERS)}; default: the weights' own.",
             choices=tuple(SCHEDULERS),
         ),
     ] = None

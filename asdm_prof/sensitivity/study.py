@@ -12,6 +12,7 @@ from torch import nn
 
 from asdm.data import datasets
 from asdm.data.choice import data_for
+from asdm.data.drawn import drawn
 from asdm.evaluate import judges
 from asdm.evaluate.generation import generate_images
 from asdm.evaluate.metrics import JudgedImages
@@ -199,7 +200,9 @@ def with_clip_scores(
     """
     assert settings.data is not None, "measure_sensitivity() fills it in"
     judge = judges.required(settings.judge, settings.data, "--clip")
-    data = datasets.open_source(settings.data, settings.split, max(sizes.sides(settings.size or family.size)))
+    side = max(sizes.sides(settings.size or family.size))
+    name = drawn(settings.data, family, settings, side, settings.device, tell)
+    data = datasets.open_source(name, settings.split, side)
     captions = _captions(data, settings, pictures)
     teacher = loading.load_teacher(family, settings)
     pipe = pipeline.pipeline(family, teacher, settings)

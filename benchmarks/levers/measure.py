@@ -25,6 +25,7 @@ from asdm.models.settings import Setup
 from asdm.records.levers import Lever, Levers
 from asdm.records.measurement import Estimate
 from asdm.schedule import source
+from asdm.schedule.calls import calls_of
 from asdm.schedule.graphs import fast
 from asdm.schedule.graphs.export import probe
 from asdm.schedule.legality import resolve
@@ -57,7 +58,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         self.unet: nn.Module = self.pipe.unet
-        self.calls = source.calls_of(self.pipe.scheduler, self.steps)
+        self.calls = calls_of(self.pipe.scheduler, self.steps)
         self.plain = fast.plain(self.family, self.calls)
         rows = 2 if self.guidance_scale > 1 else 1
         self.inputs = example_inputs.unet_inputs(self.family, rows, self.setup.size, seed=self.setup.seed)
@@ -141,7 +142,7 @@ class Bench:
             teacher = source.student_of(levers.student, self.unet, self.family, self.setup)
         if not levers.schedule:
             return {TEACHER: teacher}, self.plain
-        schedule = source.read_schedule(levers.schedule, teacher, self.family.name, self.calls)
+        schedule = source.read_schedule(levers.schedule, teacher, self.family.name, self.calls, self.pipe.scheduler)
         return {TEACHER: teacher, **source.students_of(schedule, teacher, self.family, self.setup)}, schedule
 
     def lever(self, name: str, levers: Levers) -> Lever:

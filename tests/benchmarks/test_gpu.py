@@ -163,7 +163,7 @@ def test_profiles_a_plan_and_memory_on_a_small_network(
     }  # fmt: skip
     assert states(files, "memory") == {"eager": "refused"}
     graph = files.stage("profile").parts["cudagraph, batch 1"]  # type: ignore[union-attr]
-    assert graph.message == "cudagraph does not support the device cpu here; choose from cuda."
+    assert graph.message == "cudagraph needs a cuda device, and this machine has only cpu; choose another backend."
     assert len(files.results("profile", Profile)) == 2
     assert files.result("profile", "plan", PruningPlan).budget_ratio == 0.8
     assert files.results("profile", Comparison)

@@ -110,9 +110,14 @@ def fitting_options(prepared: Prepared, plan: str) -> tuple[str, ...]:
         needs = _stage_bytes(recipe, replace(settings, **changes))
         if needs <= free:
             return typed(changes)
+    remedies = {
+        "choose --recipe without_incubation": prepared.settings.recipe != "without_incubation",
+        "choose a smaller --size": True,
+        "install bitsandbytes for 8-bit moments": settings.device != "cpu" and find_spec("bitsandbytes") is None,
+    }
     raise ValueError(
         f"training needs at least {needs / GIB:.1f} GiB on {settings.device}, and {free / GIB:.1f} GiB are free; "
-        "choose --recipe without_incubation or a smaller --size, or on a GPU install bitsandbytes for 8-bit moments."
+        f"{' or '.join(remedy for remedy, helps in remedies.items() if helps)}."
     )
 
 

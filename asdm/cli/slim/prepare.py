@@ -56,7 +56,9 @@ def prepare(checkpoint: str, settings: SlimSettings, say: Callable[[str], None] 
 def check_budget(budget: str) -> None:
     """Raises ValueError for a budget that is no saving; a time is compared with the profile, when there is one."""
     text = budget.strip().lower()
-    if re.fullmatch(r"\d+(\.\d*)?\s*(ms|s)", text):
+    if time := re.fullmatch(r"(\d+(\.\d*)?)\s*(ms|s)", text):
+        if not float(time[1]):
+            raise ValueError(f"--budget must be above 0, got {budget!r}.")
         return
     share = re.fullmatch(r"(x?)(\d*\.?\d+)(%?)", text)
     if share is None or (share[1] and share[3]):

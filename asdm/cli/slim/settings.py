@@ -49,7 +49,9 @@ class SlimSettings(WholeCheckpoint):
         list[str] | None, Option("Replacement to consider, may be repeated; default: all that do damage.")
     ] = None
     prompts: Annotated[int, Option("Pictures that damage is measured on.", at_least=2)] = 64
-    pictures: Annotated[int, Option("Pictures that teacher and student draw to be judged.", at_least=2)] = 200
+    pictures: Annotated[int, Option("Pictures that teacher and student draw to be judged, 4 or more.", at_least=4)] = (
+        200
+    )
     judge: Judge = None
     backend: Backend = "eager"
     device: Device = "cpu"

@@ -110,7 +110,8 @@ def open_data(
     if source:
         raise ValueError(f"the data set emoji has its own pictures; leave out {source!r}.")
     if other := [name for name in selection.asked() if name != "--hold-out"]:
-        raise ValueError(f"the data set emoji has no {other[0]}; leave it out, or choose folder: or webdataset:.")
+        others = "folder:" if other[0] == "--buckets" else "folder: or webdataset:"
+        raise ValueError(f"the data set emoji has no {other[0]}; leave it out, or choose {others}.")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
     return open_split(split, size, split_of)

@@ -91,9 +91,9 @@ def open_data(
         raise ValueError(f"{source} is not a folder.")
     own_split = (root / split).is_dir()
     if not own_split:
-        _check_split_name(split, root)
+        _check_split_name(split, root, selection)
     root = root / split if own_split else root
-    left_out, pairs = LeftOut(), dict[Path, str]()
+    left_out, pairs, other_split = LeftOut(), dict[Path, str](), 0
     table = next((root / f"metadata{suffix}" for suffix in TABLES if (root / f"metadata{suffix}").exists()), None)
     for found in _listed(table) if table else _beside(root):
         if isinstance(found, BrokenExample):
@@ -108,16 +108,26 @@ def open_data(
             continue
         if own_split or check_split(name, split, selection):
             pairs[file] = caption
+        else:
+            other_split += 1
     if not pairs:
+        if other_split:
+            change = "raise" if split == "held_out" else "lower"
+            raise ValueError(f"{root} has no picture in the split {split}; {change} --hold-out.")
         raise ValueError(_nothing_in(root, left_out))
     for line in left_out.lines():
         console.say_once(f"{root}: {line}")
     return Folder(list(pairs), list(pairs.values()), size, selection, left_out)
 
 
-def _check_split_name(split: str, root: Path) -> None:
+def _check_split_name(split: str, root: Path, selection: Selection) -> None:
     """Raises ValueError for a split that the folder has not, where it has others or the name is none."""
     if own := [name for name in OWN_SPLITS if (root / name).is_dir()]:
+        if selection.hold_out and split == "held_out":
+            raise ValueError(
+                f"{root} has no folder held_out beside {', '.join(own)}; name folder:{root / own[0]}, of which "
+                "--hold-out keeps a share."
+            )
         raise ValueError(f"{root} has no split {split!r}; choose from {', '.join(own)}.")
     check_split_name(split, str(root))
 

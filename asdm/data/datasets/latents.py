@@ -120,7 +120,10 @@ def open_data(
             f"{source} is not finished ({cache.next_index}{of} examples); run the same `asdm cache` command again."
         )
     if cache.size != size:
-        raise ValueError(f"{source} holds latents of {cache.size} pixels, not {size}; choose --size {cache.size}.")
+        raise ValueError(
+            f"{source} holds latents of {cache.size} pixels, not {size}; name latents of {size} pixels, or "
+            f"--size {cache.size} where the command has it."
+        )
     if cache.split != split and not selection.hold_out:
         raise ValueError(f"{source} holds the split {cache.split}, not {split}; choose --split {cache.split}.")
     here = {path.name for path in folder.iterdir()}

@@ -6,7 +6,8 @@ A file defines the constants
 - `WEIGHT_COPIES`: how many copies of the weights a session holds besides torch's,
 - `ACTIVATION_COPIES`: how many times the peak activations of a forward it keeps allocated between two calls,
 - `HOOKED`: True if part times come from hooks inside the measured forward itself,
-- `DTYPES` and `DEVICES`: the dtypes and devices that it supports (`cuda` includes `cuda:1`; empty: all),
+- `DTYPES` and `DEVICES`: the dtypes and devices that it supports (`cuda` includes `cuda:1`; empty: all), and
+  `DTYPES_ON_A_CPU` where those are fewer,
 
 and `open_session(unet, inputs, parts, clock) -> Session`, which runs in the UNet's own dtype.
 
@@ -21,6 +22,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+from asdm.measure.device import available_kinds, is_gpu
 from asdm.records.measurement import device_kind
 from asdm.utils import registry
 
@@ -63,9 +65,17 @@ def load(name: str, dtype: str, device: str) -> Any:
     """
     file, _, mode = name.partition(":")
     backend = registry.load(__name__, file)
-    for what, value, choices in (("dtype", dtype, backend.DTYPES), ("device", device, backend.DEVICES)):
-        if choices and device_kind(value) not in choices:
-            raise ValueError(f"{name} does not support the {what} {value} here; choose from {', '.join(choices)}.")
+    dtypes = backend.DTYPES if is_gpu(device) else getattr(backend, "DTYPES_ON_A_CPU", backend.DTYPES)
+    if backend.DEVICES and device_kind(device) not in backend.DEVICES:
+        devices = ", ".join(backend.DEVICES)
+        if not {*backend.DEVICES} & {*available_kinds()}:
+            has = ", ".join(available_kinds())
+            raise ValueError(
+                f"{name} needs a {devices} device, and this machine has only {has}; choose another backend."
+            )
+        raise ValueError(f"{name} does not support the device {device} here; choose from {devices}.")
+    if dtype not in dtypes:
+        raise ValueError(f"{name} does not support the dtype {dtype} here; choose from {', '.join(dtypes)}.")
     if hasattr(backend, "check"):
         backend.check(dtype, device)
     return _in_mode(backend, file, mode) if mode else backend

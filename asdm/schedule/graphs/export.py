@@ -53,7 +53,7 @@ def export_schedule(
     schedule = source.read_schedule(planned, shapes, family.name, None if source.is_file(planned) else steps)
     params = sum(p.numel() for p in shapes.parameters())
     needed = (3 + len(schedule.networks)) * 4 * params
-    machine.require_memory(needed, "cpu", f"exporting a schedule of {family.name}")
+    machine.require_memory(needed, "cpu", f"exporting a schedule of {family.name}", None)
 
     tell("loading", 0, None)
     setup = replace(setup, weights=weights, device="cpu")

@@ -18,6 +18,7 @@ from asdm.models.settings import Setup
 from asdm.records.build import ExportResult, PassGraphFile
 from asdm.records.levers import Levers, LeversResult
 from asdm.schedule import source
+from asdm.schedule.calls import calls_of
 from asdm.schedule.graphs import eight_bits
 from asdm.schedule.graphs.decoder import GraphDecoder, plain_decoder
 from asdm.schedule.graphs.export import cached_graphs, probe, run_passes
@@ -86,10 +87,10 @@ def put_into(
             f"fast runs the CPU's runtimes and chooses what they compute in, got {setup.dtype} on {setup.device}; use "
             "--device cpu --dtype fp32."
         )
-    calls, warning, students = source.calls_of(pipe.scheduler, steps), None, dict[str, nn.Module]()
+    calls, warning, students = calls_of(pipe.scheduler, steps), None, dict[str, nn.Module]()
     schedule = plain(family, calls)
     if levers.schedule:
-        schedule = source.read_schedule(levers.schedule, pipe.unet, family.name, calls)
+        schedule = source.read_schedule(levers.schedule, pipe.unet, family.name, calls, pipe.scheduler)
         students = source.students_of(schedule, pipe.unet, family, setup)
         warning = source.warning(schedule, pipe, pipe.unet)
     networks = {TEACHER: pipe.unet, **students}

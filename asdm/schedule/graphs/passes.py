@@ -90,8 +90,9 @@ def open_runtime(name: str, model: Path, dtype: str = "fp32") -> Run:
     if name not in RUNTIMES:
         raise ValueError(f"unknown runtime {name!r}; choose from {', '.join(RUNTIMES)}.")
     backend: Any = registry.load("asdm.measure.backends", name)
-    if dtype not in ({*backend.DTYPES} - {"fp16"}):
-        raise ValueError(f"{name} runs the graphs of a schedule in {', '.join(backend.DTYPES)}, not in {dtype}.")
+    dtypes = [choice for choice in backend.DTYPES if choice != "fp16"]
+    if dtype not in dtypes:
+        raise ValueError(f"{name} runs the graphs of a schedule in {', '.join(dtypes)}, not in {dtype}.")
     try:
         return _opened(name, backend, model, dtype)
     except Exception as error:  # the runtimes have errors of their own

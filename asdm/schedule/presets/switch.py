@@ -9,8 +9,10 @@ from asdm.schedule.schedule import Pass
 
 def make(topology: Topology, steps: int, *, step: int = 15, student: str = "", first: str = "student") -> Steps:
     """`student` is a folder, a plan or a preset of pruning; `first` is student or teacher."""
+    if steps < 2:
+        raise ValueError(f"switch needs at least 2 steps, got {steps}.")
     if not student:
-        raise ValueError("switch needs a student: switch:step=15,student=DIR.")
+        raise ValueError(f"switch needs a student: switch:step={steps // 2},student=DIR.")
     if first not in ("student", "teacher"):
         raise ValueError(f"first of switch must be student or teacher, got {first!r}.")
     if not 0 < step < steps:

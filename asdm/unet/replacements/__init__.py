@@ -54,8 +54,11 @@ def names_of(text: str) -> list[str]:
     Raises ValueError that lists the choices for another name.
     """
     choices = [name for name in registry.names(HERE) if name != "pass_through"]
-    names = choices if text == "all" else list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
-    for name in names:
+    asked = list(dict.fromkeys(n.strip() for n in text.split(",") if n.strip()))
+    names = choices if "all" in asked else asked
+    for name in asked:
+        if name == "all":
+            continue
         if name not in choices:
             raise ValueError(f"unknown name {name!r} in replacements; choose from all, {', '.join(choices)}.")
     return names

@@ -102,8 +102,13 @@ def print_schedule(schedule: Schedule, profile: Profile, frontier: ScheduleFront
     print_sections(stdout_console(), schedules.of_record(schedule, profile, frontier))
 
 
-def infeasible_lines(error: Infeasible, asked: Mapping[str, str], profile: Profile | None) -> list[str]:
-    """What is reachable where budgets cannot be met: each by itself, and the cheapest change that makes them meet."""
+def infeasible_lines(
+    error: Infeasible, asked: Mapping[str, str], profile: Profile | None, margin_options: bool = True
+) -> list[str]:
+    """What is reachable where budgets cannot be met: each by itself, and the cheapest change that makes them meet.
+
+    `margin_options`: whether the command has --validation and --confidence.
+    """
     lowest, alone, relaxed = error.lowest, error.alone, error.relaxed
     budgets = " and ".join(plain(text if name == "latency" else f"{text} of {name}") for name, text in asked.items())
     if len(asked) > 1:
@@ -113,7 +118,7 @@ def infeasible_lines(error: Infeasible, asked: Mapping[str, str], profile: Profi
         return [
             f"Error: no legal plan reaches the budgets {budgets} together. Lowest reachable by itself, of the "
             f"teacher's: {each}. Cheapest relaxation of all: {together}.",
-            *_margin_lines(error),
+            *_margin_lines(error, margin_options),
         ]
     name = next(iter(asked))
     share = lowest if name == "latency" else alone[name]
@@ -122,18 +127,19 @@ def infeasible_lines(error: Infeasible, asked: Mapping[str, str], profile: Profi
     return [
         f"Error: no legal plan reaches the budget {budgets}; the lowest reachable is {share:.3f} of the teacher{whole}"
         f"{time}.",
-        *_margin_lines(error),
+        *_margin_lines(error, margin_options),
     ]
 
 
-def _margin_lines(error: Infeasible) -> list[str]:
+def _margin_lines(error: Infeasible, options: bool) -> list[str]:
     """Whether the rules or the margin for noise forbid a latency budget, and how to get a narrower margin."""
     if "latency" not in error.alone or error.margin <= 0:
         return []
     without = f"{error.lowest - error.margin:.3f} without the margin of {error.margin:.3f} for the profile's noise"
     if not error.by_noise:
         return [f"The rules of pruning forbid it: the lowest is {without}."]
+    more = ", from --validation, or from a lower --confidence (0.5: no margin)" if options else ""
     return [
         f"The rules of pruning allow it: the lowest is {without}. A narrower margin comes from a profile of a quieter "
-        "machine or a longer --time-budget, from --validation, or from a lower --confidence (0.5: no margin)."
+        f"machine or a longer --time-budget{more}."
     ]

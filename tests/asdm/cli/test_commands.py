@@ -3,6 +3,7 @@
 import base64
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,10 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
 from asdm.evaluate import metrics
+from asdm.models.drawing import check
 from asdm.models.families import Family, load_family
 from asdm.models.loading import load_unet
+from asdm.models.settings import GenerateSettings
 from asdm.schedule.schedule import Pass, Schedule
 from tests.commands import files_in
 
@@ -88,6 +91,17 @@ def test_what_cannot_be_drawn_is_said_in_one_sentence(run: Any, tmp_path: Path, 
     assert "Traceback" not in done.err
     assert files_in(tmp_path) == ["there.png"]
     assert (tmp_path / "there.png").read_text() == "mine"
+
+
+def test_a_strength_that_is_offered_is_accepted(tmp_path: Path) -> None:
+    family, start = load_family("mini"), tmp_path / "start.png"
+    Image.new("RGB", (64, 64)).save(start)
+    for steps in (1, 3, 7, 30, 49, 1000):
+        settings = GenerateSettings(steps=steps, strength=0.5 / steps, init_image=str(start))
+        with pytest.raises(ValueError, match="a strength of at least") as caught:
+            check(family, settings)
+        offered = float(str(caught.value).rpartition(" ")[2].rstrip("."))
+        check(family, replace(settings, strength=offered))
 
 
 def test_pictures_of_all_kinds(run: Any, tmp_path: Path) -> None:

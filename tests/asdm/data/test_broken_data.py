@@ -368,6 +368,22 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
             webdataset.open_data(split, 16, str(tar_of(tmp_path / "a.tar", "a.png", "a.txt").shards[0]))
 
 
+def test_what_is_to_be_held_out_is_there_or_the_folder_is_named_of_which_to_keep_some(tmp_path: Path) -> None:
+    (tmp_path / "own" / "train").mkdir(parents=True)
+    for i in range(20):
+        (tmp_path / "own" / "train" / f"{i}.png").write_bytes(picture(1))
+    with pytest.raises(ValueError, match=r"no folder held_out beside train; name (folder:\S+), of which") as caught:
+        folder.open_data("held_out", 16, str(tmp_path / "own"), Selection(hold_out=0.5))
+    offered = str(caught.value).partition("name folder:")[2].partition(",")[0]
+    parts = [folder.open_data(split, 16, offered, Selection(hold_out=0.5)) for split in ("train", "held_out")]
+    assert sum(map(len, parts)) == 20
+    assert min(map(len, parts)) > 0
+    with pytest.raises(ValueError, match=r"has no picture in the split held_out; raise --hold-out\."):
+        folder.open_data("held_out", 16, offered, Selection(hold_out=1e-9))
+    with pytest.raises(ValueError, match=r"has no picture in the split train; lower --hold-out\."):
+        folder.open_data("train", 16, offered, Selection(hold_out=1 - 1e-9))
+
+
 def test_folders_of_systems_are_no_data_and_names_are_taken_as_they_are(tmp_path: Path) -> None:
     for place in (".ipynb_checkpoints", "__MACOSX", "@eaDir", "mine"):
         (tmp_path / "d" / place).mkdir(parents=True)

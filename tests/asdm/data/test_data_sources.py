@@ -241,7 +241,7 @@ def test_a_cache_holds_what_the_encoders_make_and_goes_on_after_a_stop(
 
 
 def test_a_cache_of_other_encoders_or_another_size_is_refused(photos: Path, cached: Path, tiny_pipeline: Path) -> None:
-    with pytest.raises(ValueError, match="holds latents of 64 pixels, not 32; choose --size 64"):
+    with pytest.raises(ValueError, match="holds latents of 64 pixels, not 32; name latents of 32 pixels, or --size 64"):
         latents.open_data("train", 32, str(cached))
     with pytest.raises(ValueError, match="holds another cache: its dtype is fp32, not fp16"):
         cache.cache_latents(f"folder:{photos}", str(tiny_pipeline), cached, CacheSettings())

@@ -143,7 +143,14 @@ def test_a_full_card_stays_a_full_card(cuda: FakeCuda) -> None:
 
 
 def test_cudagraph_says_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match=r"^cudagraph does not support the device cpu here; choose from cuda\.$"):
+    with pytest.raises(
+        ValueError, match=r"^cudagraph needs a cuda device, and this machine has only cpu; choose another"
+    ):
+        backends.load("cudagraph", "fp32", "cpu")
+    with (
+        fake_cuda(),
+        pytest.raises(ValueError, match=r"^cudagraph does not support the device cpu here; choose from cuda\.$"),
+    ):
         backends.load("cudagraph", "fp32", "cpu")
     with monkeypatch.context() as patch:
         patch.setattr(torch.version, "hip", "7.1")

@@ -95,8 +95,8 @@ def test_channels_and_prediction_are_the_files_own(weights, tmp_path):
         ("unet.bin", ("is a pickle",)),
         ("gone.safetensors", ("the checkpoint gone.safetensors does not exist",)),
         ("broken.safetensors", ("is not a safetensors file",)),
-        ("lora.safetensors", ("holds no UNet; it looks like a LoRA, which is named with --lora",)),
-        ("vae.safetensors", ("holds no UNet; it looks like a VAE, which is named with --vae",)),
+        ("lora.safetensors", ("holds no UNet; it looks like a LoRA, which goes with a whole checkpoint (--lora)",)),
+        ("vae.safetensors", ("holds no UNet; it looks like a VAE, which goes with a whole checkpoint (--vae)",)),
         ("other.safetensors", ("has the shapes of none of mini, sd15", "name its configs (--config DIR)")),
     ],
 )

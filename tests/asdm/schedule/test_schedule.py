@@ -77,7 +77,7 @@ def test_a_file_with_an_unknown_pass_is_refused() -> None:
         ("deepcache:depth=2", "unknown option 'depth' of deepcache; choose from interval, branch"),
         ("deepcache:branch=40", "branch of deepcache must be between 0 and 10, got 40"),
         ("every_n:n=0", "n of every_n must be at least 1, got 0"),
-        ("switch", "switch needs a student"),
+        ("switch", "switch needs a student: switch:step=3,student=DIR"),
         ("faster", "unknown name 'faster' in presets; choose from deepcache"),
     ],
 )

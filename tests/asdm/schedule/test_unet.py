@@ -13,6 +13,8 @@ from diffusers import (
     DDIMScheduler,
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
     StableDiffusionControlNetPipeline,
     StableDiffusionImg2ImgPipeline,
     StableDiffusionInpaintPipeline,
@@ -224,6 +226,18 @@ def test_another_number_of_steps_is_refused(tiny_unet: Any) -> None:
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
     with pytest.raises(ValueError, match="give the scheduled UNet the scheduler"):
         drawn(pipe)
+
+
+def test_samplers_that_make_another_number_of_calls_are_told_the_steps_that_fit(tiny_unet: Any) -> None:
+    pipe = pipe_of(tiny_unet)
+    for sampler, offered in ((PNDMScheduler, "draw with 3 steps"), (HeunDiscreteScheduler, "choose another sampler")):
+        pipe.scheduler = sampler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+        schedule_pipeline(pipe, schedule())
+        with pytest.raises(ValueError, match=offered):
+            drawn(pipe, steps=N)
+    pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config, skip_prk_steps=True)
+    schedule_pipeline(pipe, schedule())
+    assert drawn(pipe, steps=3).shape[0] == 1  # as the message offers
 
 
 def test_a_student_draws_the_first_steps_and_lora_reaches_the_teacher(tiny_unet: Any) -> None:

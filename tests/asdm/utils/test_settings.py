@@ -11,8 +11,13 @@ import typer
 from typer.testing import CliRunner
 
 from asdm.cli.options import Without, from_settings
-from asdm.models.settings import Setup
+from asdm.distill.settings import DistillSettings
+from asdm.evaluate.settings import BenchSettings
+from asdm.models.settings import GenerateSettings, Setup
 from asdm.utils.settings import Option, check_bounds, from_keywords, options, takes
+from asdm_prof.profiler.settings import ProfileSettings
+from asdm_prof.search.settings import SearchSettings
+from asdm_prof.sensitivity.settings import AcrossSteps
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,19 @@ class Settings(Setup):
 def test_a_value_out_of_bounds_is_named_with_its_bound(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         check_bounds(Settings(**values))
+
+
+def test_every_choice_stands_in_its_help() -> None:
+    declared = [
+        (f"{settings.__name__}.{name}", option)
+        for settings in (GenerateSettings, DistillSettings, SearchSettings, AcrossSteps, BenchSettings, ProfileSettings)
+        for name, option in options(settings).items()
+        if option.choices
+    ]
+    assert len(declared) > 8
+    for name, option in declared:
+        missing = [choice for choice in option.choices if not re.search(rf"\b{re.escape(choice)}\b", option.help)]
+        assert not missing, f"the help of {name} leaves out {missing}"
 
 
 def test_an_unknown_keyword_is_named_with_the_choices() -> None:

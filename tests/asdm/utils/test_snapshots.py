@@ -41,7 +41,7 @@ def of_another_type(content):
 
 
 @pytest.mark.parametrize("damage", [zeroed, one_bit, in_the_header, lambda content: content[:-3], lambda _: b""])
-@pytest.mark.parametrize("name", ["weights.safetensors", "state.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "average.safetensors", "state.json"])
 def test_the_newest_whole_one_is_taken_and_said(folder, name, damage, capfd):
     for step in (2, 3):
         file = folder / f"step-0000000{step}" / name

@@ -322,6 +322,9 @@ def test_it_is_said_whether_noise_or_the_rules_forbid_a_budget(run: Any, tmp_pat
         done = run("asdm-prof", "plan", "--profile", "p.json", "--budget", budget)
         assert f"{words}: the lowest is {lowest - margin:.3f} without the margin of {margin:.3f} for" in done.err
         assert ("--confidence" in done.err) == by_noise
+        compared = run("asdm-prof", "compare", "p.json", "p.json", "--budget", budget)
+        assert words in compared.err
+        assert not {"--confidence", "--validation"} & {*compared.err.replace(",", " ").split()}  # which it has not
     assert planner.make_plan(profile, str(lowest - margin / 2), confidence=0.5).edits  # as the message advises
 
 
@@ -351,3 +354,14 @@ def test_gri_costs_little_damage_because_attention_has_no_parameters() -> None:
     choice = next(c for c in make_choices(profile) if c.edit.op == "replace_unit")
     lost = (3 * 4096 * 320 * 80) / (838860800 + 7587594240)
     assert choice.damage == pytest.approx(lost * 2546240 / 859520964)
+
+
+def test_the_most_that_a_budget_may_be_is_accepted_as_it_is_said() -> None:
+    profile = synthetic.profile()
+    profile = profile.model_copy(update={"whole": profile.whole.model_copy(update={"params": 8_765_028})})
+    for name in budgets.BUDGETS:
+        with pytest.raises(ValueError, match="at most the teacher's") as caught:
+            budgets.parse_budgets({name: "1e9G"}, profile)
+        number, unit = str(caught.value).partition("the teacher's ")[2].split(",")[0].split()
+        offered = f"{number}s" if unit == "s" else number
+        assert 0.99 < budgets.parse_budgets({name: offered}, profile)[name] <= 1

@@ -268,8 +268,11 @@ def test_what_stands_in_for_an_option_has_its_shapes_and_the_units_own_tensors(t
 
 
 def test_unknown_options_are_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"unknown name .ratio. in replacements; choose from all, cond_conv"):
+    with pytest.raises(ValueError, match=r"unknown name .ratio. in replacements; choose from fast, all, cond_conv"):
         profile("sd15", ProfileSettings(options="ratio"))
+    assert options.parse_options("fast") == [*options.FAST]
+    assert options.parse_options("low_rank_conv, fast") == ["low_rank_conv", *options.FAST]
+    assert options.parse_options("all,low_rank_conv") == options.parse_options("all")
 
 
 def test_too_little_memory_is_said_before_it_is_taken(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

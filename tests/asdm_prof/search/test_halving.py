@@ -29,6 +29,7 @@ def test_half_go_on_twice_as_long_within_the_steps_of_all() -> None:
         ((0, 1, 10), "candidates must be at least 1, got 0"),
         ((4, 0, 10), "rungs must be at least 1, got 0"),
         ((3, 3, 100), r"3 candidates cannot be halved 2 times; choose --rungs 2 or fewer"),
+        ((1, 2, 100), r"1 candidate cannot be halved 1 time; choose --rungs 1\.$"),
         ((8, 3, 15), r"steps must be at least 16 for 8 candidates in 3 rungs, got 15"),
     ],
 )

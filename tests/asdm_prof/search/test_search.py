@@ -25,11 +25,13 @@ from asdm.distill.logger import read_log
 from asdm.distill.run import distill
 from asdm.distill.settings import DistillSettings
 from asdm.evaluate import metrics
+from asdm.evaluate.metrics import fid
 from asdm.models.families import load_family
 from asdm_prof.profiler import profile as profiler
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Search
 from asdm_prof.renderers import figures, html
+from asdm_prof.search import checks
 from asdm_prof.search.halving import Job
 from asdm_prof.search.search import RESULT, identity
 from asdm_prof.search.settings import SearchSettings
@@ -77,6 +79,24 @@ def test_workers_on_two_cards_of_one_name_share_a_search(tiny_pipeline: Path, ph
     assert first == second
     assert (first["device"], first["gpu"]) == ("cuda", "NVIDIA H100")
     assert identity_on("cpu") != first
+
+
+def test_networks_that_are_not_at_hand_are_told_before_anything_is_trained(
+    tiny_pipeline: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(*_: Any) -> None:
+        raise ValueError("its weights are not at hand; name them (--network inception=FILE, --vgg DIR)")
+
+    family = load_family(str(tiny_pipeline))
+    settings = SearchSettings(budget="0.8", data=f"folder:{photos}", prompts=4, metric="latent_mse_to_teacher")
+    checks.check_judging(family, settings, "mine")
+    monkeypatch.setattr(checks, "load_vgg", nowhere)
+    monkeypatch.setattr(fid, "load_network", nowhere)
+    with pytest.raises(ValueError, match=r"^its weights are not at hand; choose a --metric other than fid\.$"):
+        checks.check_judging(family, replace(settings, metric="fid"), "mine")
+    words = r"^the recipe progressive_incubation needs a VGG: its weights are not at hand; choose --recipe bk_sdm\.$"
+    with pytest.raises(ValueError, match=words):
+        checks.check_judging(family, replace(settings, recipe="progressive_incubation"), "mine")
 
 
 # ---------------------------------------------------------------------------------------------- one worker, a file
@@ -161,6 +181,9 @@ def test_the_page_and_a_figure_show_the_search(tmp_path: Path) -> None:
         (["--steps", 2], "steps must be at least 3 for 2 candidates in 2 rungs, got 2"),
         (["--metric", "beauty"], "unknown metric 'beauty'; choose from frechet_distance"),
         (["--prompts", 3], "prompts must be at least 4, got 3"),
+        (["--prompts", 500], "prompts must be at most the 12 examples of folder:"),
+        (["--metric", "perceptual_to_teacher"], "compares features of a VGG that was trained on emoji, and folder:"),
+        (["--metric", "recall_at_1"], "recall_at_1 looks for a caption among 200 and folder:"),
         (["--budget", "much"], "got 'much'"),
         (["--candidates", 5000, "--steps", 10**6], "candidates must be at most 200, got 5000"),
         (

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from asdm.data import drawn
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
 from asdm.models.pipeline import pipeline
@@ -18,7 +19,7 @@ from asdm.schedule.schedule import Schedule
 from asdm.schedule.unet import ScheduledUNet
 from asdm_prof.planner.schedule.model import StepsModel
 from asdm_prof.records import StepsDamage
-from asdm_prof.sensitivity import across_steps
+from asdm_prof.sensitivity import across_steps, study
 from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings
 from asdm_prof.sensitivity.trajectories import Sampler
 
@@ -43,6 +44,18 @@ def measure(teacher: Path, run_file: Path | None = None, **across: Any) -> Steps
 @pytest.fixture(scope="module")
 def damage(tiny_pipeline: Path) -> StepsDamage:
     return measure(tiny_pipeline)
+
+
+def test_a_file_of_prompts_is_enough_with_schedules_and_clip_scores(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a heart\na moon\na house\n")
+    monkeypatch.setattr(drawn, "_draw", lambda *_: pytest.fail("captions need no pictures"))
+    monkeypatch.setattr(study, "DRAWING_STEPS", 1)
+    settings = replace(SETTINGS, weights=str(tiny_pipeline), data=f"prompts:{tmp_path / 'prompts.txt'}", judge="mini")
+    family = load_family(str(tiny_pipeline))
+    assert sorted(across_steps._captions(family, settings)) == ["a heart", "a house", "a moon"]
+    assert [*study.with_clip_scores(family, [], settings, 2, lambda *_: None)] == []
 
 
 def test_every_pass_is_measured_at_every_step_age_and_gap(damage: StepsDamage) -> None:

@@ -112,6 +112,8 @@ def test_pictures_that_are_held_out_are_not_trained_on(many: Path) -> None:
         ({"budget": "1.2"}, "must leave less than the teacher's time and more than nothing, got '1.2'"),
         ({"budget": "x0.5"}, "must leave less than the teacher's time"),
         ({"budget": "0"}, "must leave less"),
+        ({"budget": "0ms"}, "must be above 0, got '0ms'"),
+        ({"pictures": 3}, "pictures must be at least 4, got 3"),
         ({"budget": "fast"}, r"must be like 0\.8, 80%, x1\.3, 250ms or 1\.2s, got 'fast'"),
         ({"data": "folder:nowhere"}, "nowhere is not a folder"),
         ({"data": None}, "asdm slim of .* needs pictures like those that it draws; name them"),
