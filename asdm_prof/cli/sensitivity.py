@@ -35,6 +35,9 @@ def sensitivity(
     across_steps: Annotated[
         bool, typer.Option("--across-steps", help="Measure what inheriting from earlier steps does, for a schedule.")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say how many forwards it takes, and with --profile how long, and stop.")
+    ] = False,
     across: AcrossSteps,
     settings: Annotated[SensitivitySettings, Without("batch")],
     output: Output = None,
@@ -42,12 +45,23 @@ def sensitivity(
     as_json: Json = False,
 ) -> None:
     """Measure how much each edit changes the output on real weights and data, and whether damages add up."""
+    timed = Profile.load(io.find_input(profile)) if profile else None
+    if dry_run:
+        if across_steps or clip:
+            raise ValueError(
+                "--dry-run counts the forwards of single edits and joint plans; leave out --across-steps and --clip."
+            )
+        from asdm_prof.sensitivity import dry_run as counting
+
+        with terminal.progress("Counting") as tell:
+            found = counting.forecast(family, settings, plans, replacement, race, timed, tell)
+        print("\n".join(counting.lines(found)))
+        return
     default = io.run_folder(io.short_name(family), "damage", settings.dtype)
     path = target(output, default, "steps-damage.json" if across_steps else "damage.json", force)
     from asdm_prof.renderers import console
 
     command = this_command("asdm-prof")
-    timed = Profile.load(io.find_input(profile)) if profile else None
     result: Damage | StepsDamage
     with resumable(path) as run_file, terminal.progress("Measuring damage") as tell:
         if across_steps:

@@ -12,7 +12,7 @@ from torch import nn
 
 from asdm.data import datasets
 from asdm.data.choice import data_for
-from asdm.data.drawn import drawn
+from asdm.data.datasets.prompts import read_prompts
 from asdm.evaluate import judges
 from asdm.evaluate.generation import generate_images
 from asdm.evaluate.metrics import JudgedImages
@@ -64,9 +64,7 @@ def measure_sensitivity(
         raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
         raise ValueError(f"plans must be 0 or at least 3 (a correlation needs three), got {plans}.")
-    names = variants.measured_names(replacements)
-    timed = "fast" if not replacements or set(names) <= set(FAST) else ",".join(names)
-    drawn_with = profile or macs_profile(family, settings.size, timed)
+    drawn_with = profile or profile_for(family, settings.size, replacements)
     singles: list[ResolvedPlan] = []
     dropped: list[EditDamage] = []
     if race:
@@ -167,6 +165,12 @@ def macs_profile(family: Family, size: Size | None = None, options: str = "fast"
     return profiler.profile(family, ProfileSettings(backend="fake", size=size, options=options))
 
 
+def profile_for(family: Family, size: Size | None, replacements: Sequence[str] | None) -> Profile:
+    """The MACs of every edit that is to be measured."""
+    names = variants.measured_names(replacements)
+    return macs_profile(family, size, "fast" if not replacements or set(names) <= set(FAST) else ",".join(names))
+
+
 def _problem(profile: Profile, singles: Sequence[ResolvedPlan]) -> Problem:
     """The choices of a profile that were measured."""
     measured = {edits_key(single.edits) for single in singles}
@@ -200,10 +204,7 @@ def with_clip_scores(
     """
     assert settings.data is not None, "measure_sensitivity() fills it in"
     judge = judges.required(settings.judge, settings.data, "--clip")
-    side = max(sizes.sides(settings.size or family.size))
-    name = drawn(settings.data, family, settings, side, settings.device, tell)
-    data = datasets.open_source(name, settings.split, side)
-    captions = _captions(data, settings, pictures)
+    captions = _captions(settings, max(sizes.sides(settings.size or family.size)), pictures)
     teacher = loading.load_teacher(family, settings)
     pipe = pipeline.pipeline(family, teacher, settings)
     own = judge.text_embedding(captions).float().cpu()
@@ -225,15 +226,19 @@ def with_clip_scores(
             yield one.model_copy(update={"clip_score_change": interval})
 
 
-def _captions(data: Any, settings: SensitivitySettings, count: int) -> list[str]:
+def _captions(settings: SensitivitySettings, side: int, count: int) -> list[str]:
     """The captions of some examples; raises ValueError where there are fewer, or none has a caption."""
+    assert settings.data is not None, "measure_sensitivity() fills it in"
+    kind, _, file = settings.data.partition(":")
+    data: Any = None if kind == "prompts" else datasets.open_source(settings.data, settings.split, side)
     if isinstance(data, datasets.Stream):
         captions = datasets.captions_of(data, count)
-    elif count > len(data):
-        raise ValueError(f"clip must be at most the {len(data)} images of {settings.data}, got {count}.")
     else:
-        picks = np.random.default_rng(settings.seed).permutation(len(data))[:count]
-        captions = [data.captions[int(i)] for i in picks]
+        everything = read_prompts(file) if data is None else data.captions
+        if count > len(everything):
+            raise ValueError(f"clip must be at most the {len(everything)} images of {settings.data}, got {count}.")
+        picks = np.random.default_rng(settings.seed).permutation(len(everything))[:count]
+        captions = [everything[int(i)] for i in picks]
     if not any(captions):
         raise ValueError(f"{settings.data} has no captions, which a CLIP score needs; leave --clip out.")
     return captions

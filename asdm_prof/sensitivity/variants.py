@@ -88,9 +88,14 @@ def make_variants(
         for name in variant.names:
             order.setdefault(name, len(order))
     ordered.sort(key=lambda variant: (variant.index >= 0, [order[name] for name in variant.names]))
+    return sharing(ordered)
+
+
+def sharing(ordered: Sequence[Variant]) -> list[Variant]:
+    """Sorted variants, or some of them, with the steps that each has in common with the one before it."""
     for before, after in pairwise(ordered):
         after.shared = _in_common(before.names, after.names)
-    return ordered
+    return list(ordered)
 
 
 def _variant(teacher: nn.Module, plan: ResolvedPlan, index: int, make: surgery.MakeUnit) -> Variant:

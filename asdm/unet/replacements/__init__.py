@@ -19,7 +19,7 @@ import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import ModuleType
+from types import ModuleType, NoneType
 from typing import Any
 
 import torch
@@ -100,6 +100,13 @@ def shared_copy(module: nn.Module) -> nn.Module:
     return _copied(module, {id(tensor): tensor for tensor in tensors})
 
 
+CONSTANTS = (bool, int, float, str, NoneType)
+
+
+def _is_constant(value: Any) -> bool:
+    return type(value) is tuple and all(isinstance(item, CONSTANTS) for item in value)
+
+
 def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     """What `copy.deepcopy` makes of a module, several times as fast: it spares the dozen empty dicts of each."""
     if id(module) in memo or hasattr(module, "__deepcopy__"):
@@ -108,9 +115,9 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     for name, value in vars(module).items():
         if name == "_modules":
             value = {key: child if child is None else _copied(child, memo) for key, child in value.items()}
-        elif isinstance(value, dict | set) and not value:
-            value = value.copy()
-        elif not isinstance(value, bool | int | float | str | None):
+        elif name in ("_parameters", "_buffers") or (isinstance(value, dict | set) and not value):
+            value = value.copy()  # of the very same tensors
+        elif not isinstance(value, CONSTANTS) and not _is_constant(value):
             value = copy.deepcopy(value, memo)
         vars(copied)[name] = value
     return copied

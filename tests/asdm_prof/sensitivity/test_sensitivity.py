@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +23,13 @@ from asdm.unet.replacements import shared_copy
 from asdm.unet.surgery import resolved_on
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Damage
-from asdm_prof.sensitivity import additivity, calibration, measure as sensitivity, study, variants
+from asdm_prof.sensitivity import additivity, calibration, dry_run, measure as sensitivity, racing, study, variants
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from tests.asdm_prof import synthetic
+from tests.commands import refused
 from tests.tiny import hooks_on, unet_args
 
-FEW = SensitivitySettings(prompts=2, timesteps=2, threads=1)
+FEW = SensitivitySettings(prompts=2, timesteps=2, threads=1, size=64)
 EDITS = [
     (RemoveUnit(unit="down_blocks.0.attentions.0"),),
     (RemoveUnit(unit="mid_block.attentions.0"),),
@@ -189,6 +192,26 @@ def record() -> Damage:
     return study.measure_sensitivity("mini", FEW, plans=3, replacements=["gri_attention"])
 
 
+def test_a_dry_run_counts_what_the_run_computes(run: Any, record: Damage, tiny_pipeline: Path) -> None:
+    found = dry_run.forecast("mini", FEW, 3, ["gri_attention"], False, None)
+    assert (found.edits, found.plans) == (len(record.edits), 3)
+    assert found.samples == FEW.prompts * FEW.timesteps
+    assert found.forwards == pytest.approx(found.samples * record.work.done_forwards)
+    assert found.plain_forwards == pytest.approx(found.samples * record.work.plain_forwards)
+    assert found.seconds is None
+    raced = dry_run.forecast(
+        str(tiny_pipeline), replace(FEW, prompts=20), 0, ["narrow_resnet"], True, synthetic.profile()
+    )
+    assert raced.race_samples == racing.PROMPTS * FEW.timesteps
+    assert raced.race_edits <= raced.edits
+    assert raced.seconds == pytest.approx(raced.forwards * synthetic.profile().whole.latency_s.median)
+    words = ("--dry-run", "--prompts", 4, "--timesteps", 2, "--plans", 0, "--replacement", "gri_attention")
+    done = run("asdm-prof", "sensitivity", tiny_pipeline, *words)
+    assert done.code == 0, done.err
+    assert "and 0 joint plans, on 8 noised pictures." in done.out
+    refused(run("asdm-prof", "sensitivity", "mini", "--dry-run", "--clip", 4), "leave out --across-steps and --clip")
+
+
 def test_the_record_says_what_was_measured(record: Damage) -> None:
     assert record.to_json().startswith('{\n "schema": "asdm.damage/1"')
     assert Damage.parse(__import__("json").loads(record.to_json()), "here") == record
@@ -224,7 +247,7 @@ def test_damage_of_another_teacher_is_refused(record: Damage) -> None:
     """Another model; the same model with other weights; the same at another size."""
     with pytest.raises(ValueError, match=r"measured on mini .* another model than the profile's sd15"):
         planner.make_plan(synthetic.profile(), "0.8", damage=record)
-    mini = synthetic.profile("mini")
+    mini = synthetic.profile("mini").model_copy(update={"size": 64})
     assert planner.make_plan(mini, "0.8", damage=record).damage_sha256 == record.sha256()
     other = mini.model_copy(update={"weights_sha256": "0" * 64, "weights": "elsewhere"})
     with pytest.raises(ValueError, match=r"measured on other weights .* than the profile was taken with \(elsewhere"):
