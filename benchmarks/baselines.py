@@ -1,7 +1,7 @@
 """What others would prune, as plans that are judged on the same damage and latency as ours.
 
 Greedy by time saved per damage; BK-SDM's three and the paper's hand-made assembly (presets); SnapFusion's "no attention
-at the highest resolution"; random legal plans.
+at the highest resolution"; SSD-1B's fewer Transformers where maps are small; random legal plans.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ Edits = tuple[AnyEdit, ...]
 def fixed(shape: Topology) -> dict[str, Edits]:
     """Plans that do not depend on a budget, by name; those that do not fit the UNet are left out."""
     plans: dict[str, Edits] = {}
-    for name in (*HAND_MADE, "no_attention_at_the_top"):
+    for make in (*(PRESETS[name] for name in HAND_MADE), no_attention_at_the_top, ssd_like):
+        name = make.__name__
         try:
-            edits = tuple(PRESETS[name](shape)) if name in PRESETS else no_attention_at_the_top(shape)
+            edits = tuple(make(shape))
             resolve(shape, edits)
         except (ValueError, IndexError):
             continue
@@ -41,6 +42,20 @@ def no_attention_at_the_top(shape: Topology) -> Edits:
     """SnapFusion's finding as a plan: no Transformer in the blocks of the highest resolution."""
     top = (shape.down_blocks[0], shape.mirror(shape.down_blocks[0]))
     return tuple(RemoveUnit(unit=u.fqn) for u in shape.units if u.kind == "transformer" and u.block in top)
+
+
+def ssd_like(shape: Topology) -> Edits:
+    """SSD-1B's kind of plan (arXiv:2401.02677) for one Transformer a layer: few where maps are small.
+
+    SSD-1B has SDXL's layers, with fewer Transformers in its deep blocks. Here none is left in the middle, and one in
+    each block of the deepest level that has any.
+    """
+    transformers = [u for u in shape.units if u.kind == "transformer"]
+    deepest = [b for b in shape.down_blocks if any(u.block == b for u in transformers)][-1]
+    gone = [u.fqn for u in transformers if u.block == "mid_block"]
+    for block in (deepest, shape.mirror(deepest)):
+        gone += [u.fqn for u in transformers if u.block == block][1:]
+    return tuple(RemoveUnit(unit=fqn) for fqn in gone)
 
 
 def bk_style(profile: Profile, ratio: float) -> Edits:

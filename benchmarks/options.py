@@ -4,11 +4,12 @@
     asdm distill-units mini -o units/
     asdm-prof sensitivity mini --replacement all --race --profile reports/mini/options/profile.json --units units/ \\
         --plans 12 --prompts 32 -o reports/mini/options/damage.json
-    python -m benchmarks.options reports/mini/options --units units/ --before reports/mini/damage.json
+    python -m benchmarks.options reports/mini/options --units units/
 
 At each budget the few best plans by prediction are built with the library's units and measured on the calibration
 prompts, the best of them is taken, and then everyone is measured on prompts of another split: the new plan, the plan
-from layers, units and GRI alone (with the damage file `--before`), and the baselines. Writes options.json and a figure.
+from layers, units and GRI alone (from the same calibration, or that of `--before`), and the baselines. Writes
+options.json and a figure, in which the networks of `benchmarks.pruning` stand too where pruning.json is in the folder.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, one_pane
 from asdm_prof.sensitivity.measure import damage_of, measure_damage
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks import baselines
+from benchmarks.pruning import Pruning
 from benchmarks.script import Readme, Threads, put_into_results, run
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
@@ -103,7 +105,9 @@ class Options(Record, schema="asdm.options/1"):
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with profile.json and damage.json over all options.")],
     units: Annotated[Path, typer.Option(help="Library of units that the damage was measured with.")],
-    before: Annotated[Path, typer.Option(help="Damage file of the edits from before.")],
+    before: Annotated[
+        Path | None, typer.Option(help="Damage file of the edits from before; default: the same, of those edits.")
+    ] = None,
     candidates: Annotated[int, typer.Option(help="Best plans by prediction that are measured at each budget.")] = 5,
     prompts: Annotated[int, typer.Option(help="Pictures with captions to judge on.")] = 64,
     readme: Readme = False,
@@ -111,19 +115,30 @@ def main(
 ) -> None:
     """Measure plans from all options, plans from before and baselines, and say what each replacement is worth."""
     profile = Profile.load(folder / "profile.json")
-    damage, old = Damage.load(folder / "damage.json"), Damage.load(before)
+    damage = Damage.load(folder / "damage.json")
+    old = Damage.load(before) if before else with_dropped(damage)
     settings = SensitivitySettings(threads=threads, prompts=damage.prompts, timesteps=len(damage.timesteps),
                                    units=str(units))  # fmt: skip
     with terminal.progress("Comparing") as tell:
         command = this_command("python -m benchmarks.options")
         result = compare(profile, damage, old, settings, candidates, prompts, tell, command)
     result.save(folder / "options.json", force=True)
+    whole = Pruning.load(folder / "pruning.json") if (folder / "pruning.json").exists() else None
+    if whole and (whole.weights_sha256, whole.timesteps) != (result.weights_sha256, result.timesteps):
+        terminal.say("pruning.json is of other weights or noise levels, and is left out of the figure.")
+        whole = None
     for ending in ("svg", "png", "pdf"):
-        figure_of(result).savefig(folder / f"options.{ending}", dpi=200)
+        figure_of(result, whole).savefig(folder / f"options.{ending}", dpi=200)
     if readme:
-        put_into_results("options", f"\n{_markdown(rows_of(result))}\n\n{_markdown(share_rows(result))}\n")
+        worth = terminal.markdown(share_rows(result))
+        put_into_results("options", f"\n{terminal.markdown(rows_of(result))}\n\n{worth}\n")
     terminal.emit(rows_of(result), terminal.Format.table)
     terminal.emit(share_rows(result), terminal.Format.table)
+
+
+def with_dropped(damage: Damage) -> Damage:
+    """The same calibration with the edits that its race dropped: a planner that has not their rivals may want them."""
+    return damage.model_copy(update={"edits": (*damage.edits, *damage.dropped), "dropped": (), "pairs": ()})
 
 
 def compare(
@@ -279,14 +294,8 @@ def share_rows(result: Options) -> list[dict[str, str]]:
     ]  # fmt: skip
 
 
-def _markdown(rows: Sequence[dict[str, str]]) -> str:
-    head = [*rows[0]]
-    lines = [head, ["---"] * len(head), *([row[name] for name in head] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def figure_of(result: Options) -> Figure:
-    """Measured joint damage at each budget: all options, before, and the best baseline."""
+def figure_of(result: Options, whole: Pruning | None = None) -> Figure:
+    """Measured joint damage at each budget: all options, before, and the best baseline; and networks pruned whole."""
     figure, axes = one_panel(1.6 * ONE_COLUMN, 2.8)
     lines = [
         ("all options", COLOURS["resnet"], "o", [(row.budget, row.new) for row in result.rows]),
@@ -297,6 +306,11 @@ def figure_of(result: Options) -> Figure:
         x = [budget for budget, _ in points]
         axes.plot(x, [one.damage.value for _, one in points], f"-{marker}", color=colour, markersize=4, label=label)
         axes.vlines(x, [p.damage.low for _, p in points], [p.damage.high for _, p in points], color=INK, linewidth=0.6)
+    for importance, marker in (("magnitude", "x"), ("importance to the output", "+")):
+        ones = [one for one in (whole.networks if whole else ()) if one.importance == importance]
+        if ones:
+            axes.plot([one.latency_ratio.median for one in ones], [one.damage.value for one in ones], marker,
+                      color=INK, markersize=4, label=f"whole network by {importance}")  # fmt: skip
     powers_of_ten(axes, "y")
     axes.invert_xaxis()
     axes.set(xlabel="latency budget (share of the teacher’s UNet call)", ylabel="measured joint damage")

@@ -121,8 +121,12 @@ def in_turn(items: Sequence[T], label: str, tell: Tell) -> Iterator[T]:
 
 
 def between_marks(text: str, mark: str, inside: str) -> str:
-    """A Markdown text with `inside` between `<!-- mark -->` and `<!-- /mark -->`."""
-    return re.sub(rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)", lambda m: f"{m[1]}{inside}{m[2]}", text, flags=re.S)
+    """A Markdown text with `inside` between `<!-- mark -->` and `<!-- /mark -->`; raises ValueError without them."""
+    pattern = rf"(<!-- {mark} -->).*?(<!-- /{mark} -->)"
+    put, count = re.subn(pattern, lambda m: f"{m[1]}{inside}{m[2]}", text, flags=re.S)
+    if not count:
+        raise ValueError(f"there is no place for these results: <!-- {mark} --> … <!-- /{mark} --> is missing.")
+    return put
 
 
 def put_into_results(mark: str, inside: str) -> None:

@@ -7,10 +7,12 @@ from dataclasses import replace
 import pytest
 
 from asdm.plan.edits import RemoveUnit, ReplaceUnit
-from asdm_prof.planner.choices import Choice
+from asdm.records.measurement import Estimate
+from asdm_prof.planner.choices import Choice, edits_key
 from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Interval
-from benchmarks.options import Judged, Options, OptionsRow, figure_of, rows_of, share_rows, shares_of
+from benchmarks.options import Judged, Options, OptionsRow, figure_of, rows_of, share_rows, shares_of, with_dropped
+from benchmarks.pruning import Pruned, Pruning, row
 from tests.asdm_prof import synthetic
 from tests.asdm_prof.planner.test_planner import small_profile, small_topology
 
@@ -37,6 +39,12 @@ def test_a_replacement_is_worth_what_plans_lose_without_it() -> None:
     assert useless.without["0.5"] == 1.0
 
 
+def test_the_planner_from_before_has_what_the_race_of_all_options_dropped() -> None:
+    damage = synthetic.damage_of(small_profile(small_topology((1,), False), 0))
+    raced = damage.model_copy(update={"edits": damage.edits[1:], "dropped": damage.edits[:1]})
+    assert {edits_key(one.edits) for one in with_dropped(raced).edits} == {edits_key(one.edits) for one in damage.edits}
+
+
 def test_tables_and_figure_hold_every_budget() -> None:
     def judged(name: str, value: float) -> Judged:
         damage = Interval(value=value, low=0.9 * value, high=1.1 * value)
@@ -55,3 +63,12 @@ def test_tables_and_figure_hold_every_budget() -> None:
     assert (second["before"], second["best baseline"]) == ("not reachable", "")
     assert [row["replacement"] for row in share_rows(result)] == ["useful", "useless"]
     assert len(figure_of(result).axes[0].lines) == 3
+    ratio = Estimate(median=0.8, low=0.7, high=0.9)
+    narrow = Pruned(importance="magnitude", everywhere_alike=True, channels=0.3, params_ratio=0.5, macs_ratio=0.5,
+                    latency_ratio=ratio, damage=rows[0].new.damage)  # fmt: skip
+    whole = Pruning(
+        created_utc="", command="", family="mini", dtype="fp32", device="cpu", threads=1, weights_sha256="0", prompts=2,
+        timesteps=(1,), torch_pruning="1.6", networks=(narrow,), environment=synthetic.ENVIRONMENT,
+    )  # fmt: skip
+    assert figure_of(result, whole).axes[0].lines[3].get_xydata().tolist() == [[0.8, 0.1]]
+    assert row(narrow)["channels"] == "−30% of every group"

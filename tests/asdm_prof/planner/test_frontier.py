@@ -387,6 +387,14 @@ def test_baselines_are_legal_and_within_the_budget() -> None:
         assert made.damage(chosen) >= best - 1e-12
 
 
+def test_ssd_like_leaves_one_transformer_a_block_where_maps_are_small() -> None:
+    shape = synthetic.profile().topology
+    left = resolve(shape, baselines.ssd_like(shape)).gone
+    assert sorted(left) == [
+        "down_blocks.2.attentions.1", "mid_block.attentions.0", "up_blocks.1.attentions.1", "up_blocks.1.attentions.2"
+    ]  # fmt: skip
+
+
 def test_no_attention_at_the_top_is_snapfusions() -> None:
     edits = baselines.no_attention_at_the_top(synthetic.profile().topology)
     blocks = [edit.unit.rpartition(".attentions")[0] for edit in edits]
