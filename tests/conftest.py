@@ -21,6 +21,7 @@ LONGEST = (
     "asdm_prof/sensitivity/test_sensitivity.py",
     "asdm_prof/cli/test_cli.py",
     "docs/test_blocks.py",
+    "benchmarks/test_proof.py",
     "asdm/models/test_export.py",
     "asdm_prof/renderers/test_renderers.py",
     "asdm/unet/test_replacements.py",

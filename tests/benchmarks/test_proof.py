@@ -49,8 +49,10 @@ def finished(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(output)
         patch.setattr(metrics, "HALVES", 8)  # behind the interval of a distance
-        script.main(**options(tiny_pipeline, output, rows="bk_sdm"))
-        script.main(**options(tiny_pipeline, output))
+        with pytest.MonkeyPatch.context() as undrawn:
+            undrawn.setattr(script, "PROOF", ())  # the figures are drawn once, of all
+            script.main(**options(tiny_pipeline, output, rows="bk_sdm"))
+            script.main(**options(tiny_pipeline, output))
         script.main(**options(tiny_pipeline, output, latency=True))
         yield output
 
@@ -98,6 +100,7 @@ def test_the_same_command_again_does_nothing(
 
     before = Proof.load(finished / "proof.json")
     monkeypatch.setattr(training, "distill", trains)
+    monkeypatch.setattr(script, "PROOF", ())
     script.main(**options(tiny_pipeline, finished))
     assert Proof.load(finished / "proof.json") == before
 
@@ -106,6 +109,7 @@ def test_a_student_that_another_process_trains_is_left_to_it(
     finished: Path, tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
+    monkeypatch.setattr(script, "PROOF", ())
     monkeypatch.setattr(run, "train_and_judge", lambda row, *_: trained.append(row.name))
     locks = FileLocks(finished / "proof-work" / "locks")
     assert locks.take("a_sdm-0")
