@@ -17,6 +17,7 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import typer
 
+from asdm.data.datasets import emoji
 from asdm.evaluate.generation import generate_images
 from asdm.mini import PIPELINE
 from asdm.models.families import load_family
@@ -25,7 +26,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.utils import console, io as files
 from asdm.utils.io import Record, later, utc_now
-from benchmarks.mini.evaluate import STEPS, drawings, sheet
+from benchmarks.mini.evaluate import STEPS, sheet
 
 SHOWN, LISTED = 32, 64
 
@@ -79,14 +80,17 @@ def main(
 ) -> None:
     """Draw a sheet of pictures without captions, or score what somebody sees in it."""
     family = load_family(str(weights))
-    question = ask(tuple(drawings("train", family.size).captions), seed)
-    path = output / "blind.json"
+    question = ask(tuple(emoji.open_data("train", family.size).captions), seed)
+    path, unet = output / "blind.json", load_unet(family, str(weights))
     if answers:
-        record = scored(Blind.load(path), question, tuple(int(word) for word in answers.split()))
+        drawn_by = Blind.load(path)
+        if drawn_by.weights_sha256 != weights_sha256(unet):
+            raise ValueError(f"{path} is of other weights; draw the sheet again.")
+        record = scored(drawn_by, question, tuple(int(word) for word in answers.split()))
         record.save(path, force=True)
         console.say(f"{record.hits} of {SHOWN} pictures were told.")
         return
-    unet, scale = load_unet(family, str(weights)), guidance or family.guidance_scale
+    scale = guidance or family.guidance_scale
     pipe = pipeline(family, unet, Setup(weights=str(weights), seed=seed))
     with console.progress("Drawing") as tell:
         captions = [question.captions[place - 1] for place in question.right]

@@ -32,7 +32,6 @@ from asdm.utils import console, io as files
 from asdm.utils.io import Frozen, Record, later, utc_now
 from asdm.utils.progress import Tell
 from benchmarks import script
-from benchmarks.mini import captions
 from benchmarks.mini.outside import OutsideJudge, judged_by, matches
 
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
@@ -95,7 +94,10 @@ def table(quality: MiniQuality) -> str:
     for row in quality.rows:
         what = "real drawings" if row.name == "real" else "the VAE's reconstructions"
         what = what if row.guidance_scale is None else f"the UNet's, guidance {row.guidance_scale:g}"
-        cells = [f"{m.value:.3g} [{m.low:.3g}, {m.high:.3g}]" for m in (row.metrics[name] for name in names)]
+        cells = [
+            "{:.3g} [{:.3g}, {:.3g}]".format(*(round(value, 3) + 0.0 for value in (m.value, m.low, m.high)))
+            for m in (row.metrics[name] for name in names)
+        ]
         lines.append(f"| {what}, {'held out' if row.split == 'held_out' else 'trained'} | {row.pictures} | "
                      f"{' | '.join(cells)} |")  # fmt: skip
     return "\n".join(lines) + "\n"
@@ -110,7 +112,7 @@ def evaluate(
     pipe = pipeline(family, unet, Setup(weights=str(folder), seed=seed))
     (judge, outside), vgg = judges, Vgg.load()
     rows, psnr = [], {}
-    everything = {split: drawings(split, family.size) for split in SPLITS}
+    everything = {split: emoji.open_data(split, family.size) for split in SPLITS}
     pools = {split: tuple(data.captions) for split, data in everything.items()}
     others = everything["train"].images()
     candidates, from_outside = JudgedImages(judge, others).embeddings, JudgedImages(outside, others)
@@ -141,11 +143,6 @@ def evaluate(
             )
     return MiniQuality(created_utc=utc_now(), weights_sha256=weights_sha256(unet), steps=STEPS, seed=seed, psnr_db=psnr,
                        rows=tuple(rows))  # fmt: skip
-
-
-def drawings(split: str, size: int) -> emoji.Emoji:
-    """The drawings that a mini of this size was trained on, or of its held-out captions."""
-    return captions.open_data(split) if size == captions.SIZE else emoji.open_data(split, size)
 
 
 def some(data: emoji.Emoji, count: int) -> emoji.Emoji:

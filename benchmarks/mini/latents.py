@@ -14,9 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
+from asdm.data.datasets import emoji
 from asdm.utils.io import write_whole
 from asdm.utils.progress import Tell
-from benchmarks.mini import captions
 from benchmarks.mini.parts import SMALL, load_drawings
 
 FILE = "latents.safetensors"
@@ -37,7 +37,7 @@ def encode(folder: Path, tell: Tell) -> Latents:
     path, vae_sha256 = folder / FILE, _vae_sha256(folder)
     if path.exists() and _facts(path)["vae_sha256"] == vae_sha256:
         return load(folder)
-    drawings = {name: load_drawings("train", size=size) for name, size in (("small", SMALL), ("full", captions.SIZE))}
+    drawings = {name: load_drawings("train", size=size) for name, size in (("small", SMALL), ("full", emoji.SIZE))}
     names, kinds = drawings["full"].names, drawings["full"].subcategories
     mirrored = torch.tensor([may_be_mirrored(name, kind) for name, kind in zip(names, kinds, strict=True)])
     tensors = {name: _encoded(folder, data.images(), mirrored, tell).half() for name, data in drawings.items()}

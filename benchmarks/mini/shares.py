@@ -1,4 +1,4 @@
-"""`python -m benchmarks.mini.shares`: where SD 1.5's and the minis' UNets have their parameters and MACs, by level.
+"""`python -m benchmarks.mini.shares`: where SD 1.5's and the mini's UNets have their parameters and MACs, by level.
 
 The table in docs/results.md; seconds, on the meta device.
 """
@@ -6,14 +6,13 @@ The table in docs/results.md; seconds, on the meta device.
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from asdm.models import example_inputs
 from asdm.models.families import Family, load_family
 from asdm.models.loading import meta_unet
 from asdm.unet import blocks, flops
-from benchmarks.mini import captions
-from benchmarks.mini.parts import SMALL, unet
+from benchmarks.mini.parts import SMALL
 from benchmarks.script import put_into_results, run
 
 LEVELS = {  # blocks that work at one resolution; a sampler counts with the block that it belongs to
@@ -34,11 +33,11 @@ class Shares:
     macs_share: dict[str, float]
 
 
-def of(family: Family) -> Shares:
-    """Count a family's UNet at the family's size."""
+def of(family: Family, size: int | None = None) -> Shares:
+    """Count a family's UNet at `size` pixels, by default the family's own."""
     network = meta_unet(family)
     parts = list(blocks.iter_parts(network))
-    counted = flops.count(network, (), example_inputs.unet_inputs(family, device="meta"), parts)
+    counted = flops.count(network, (), example_inputs.unet_inputs(family, size=size, device="meta"), parts)
     parameters: Counter[str] = Counter()
     macs: Counter[str] = Counter()
     for part in parts:
@@ -53,18 +52,12 @@ def of(family: Family) -> Shares:
     )
 
 
-def second_edition(size: int = captions.SIZE) -> Family:
-    """The mini that `benchmarks.mini` trains, at `size` pixels."""
-    return replace(load_family("mini"), unet=unet.CONFIG, size=size)
-
-
 def table() -> str:
     """Markdown: a column for each UNet, a row for each level."""
+    sd15, mini = load_family("sd15"), load_family("mini")
     columns = {
-        "SD 1.5, 512 pixels": of(load_family("sd15")),
-        f"the mini that ships, {SMALL} pixels": of(load_family("mini")),
-        f"second edition, {SMALL} pixels": of(second_edition(SMALL)),
-        f"second edition, {captions.SIZE} pixels": of(second_edition()),
+        f"{family.title}, {size} pixels": of(family, size)
+        for family, size in ((sd15, sd15.size), (mini, mini.size), (mini, SMALL))
     }
     lines = ["", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]
     lines.append("| parameters | " + " | ".join(f"{c.parameters / 1e6:.1f} M" for c in columns.values()) + " |")

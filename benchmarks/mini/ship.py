@@ -16,6 +16,7 @@ from asdm.utils.io import whole_folder
 HERE = PIPELINE.parent
 PARTS = ("weights", "clip", "vgg", "judge")
 LIMIT_BYTES = 25_000_000
+FROM_A_FOLDER = ("_name_or_path", "is_local", "local_files_only")  # what configs tell of where they were loaded from
 
 
 def ship(folder: Path, to: Path = HERE) -> int:
@@ -29,7 +30,7 @@ def ship(folder: Path, to: Path = HERE) -> int:
     for part in parts:
         with whole_folder(to / part, force=True) as temporary:
             shutil.copytree(folder / part, temporary, dirs_exist_ok=True)
-            for config in temporary.rglob("config.json"):
+            for config in temporary.rglob("*config.json"):
                 _loads_anywhere(config)
     for log in sorted(folder.glob("runs/*/log.jsonl")):
         (to / "logs").mkdir(exist_ok=True)
@@ -38,12 +39,12 @@ def ship(folder: Path, to: Path = HERE) -> int:
 
 
 def _loads_anywhere(config: Path) -> None:
-    """Remove the path of the folder that a model was loaded from, and ask transformers for fp32.
+    """Remove what tells of the folder that it was loaded from, and ask transformers for fp32.
 
     transformers would otherwise load a text encoder in the fp16 of its file, and diffusers the UNet beside it in fp32.
     """
     values = json.loads(config.read_text())
-    plain = {key: value for key, value in values.items() if key != "_name_or_path"}
+    plain = {key: value for key, value in values.items() if key not in FROM_A_FOLDER}
     if "dtype" in plain:
         plain["dtype"] = "float32"
     if plain != values:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.proof -o reports/mini/pilot --folder WORK --rows ours_0.65,bk_sdm_base --captions 1000
     python -m benchmarks.proof -o reports/mini --folder WORK --captions 500
-    python -m benchmarks.proof -o reports/mini --folder WORK --latency --readme
+    python -m benchmarks.proof -o reports/mini --folder WORK --latency
 
 The protocol, on the mini's real weights and the emoji:
 

@@ -122,7 +122,7 @@ def test_every_file_that_a_document_names_is_there() -> None:
         for path in re.findall(r"\]\(([^)#:\s]+)(?:#[\w-]+)?\)", prose):
             assert (folder / path).exists(), f"{document} links to {path}"
             linked += 1
-        for path in re.findall(r"`(reports/(?:sd15|mini|sdxl|peers)/[\w./-]+)`", text):
+        for path in re.findall(r"`(reports/(?:sd15|mini(?:-64)?|sdxl|peers)/[\w./-]+)`", text):
             assert (ROOT / path).exists(), f"{document} names {path}"
     assert linked > 50
 

@@ -1,4 +1,4 @@
-"""The small real Stable Diffusion that ships with this package: 64×64 emoji, SD 1.5's topology, trained weights."""
+"""The small real Stable Diffusion that ships with this package: 96×96 emoji, SD 1.5's topology, trained weights."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -18,16 +18,15 @@ import torch.nn.functional as F
 from safetensors.torch import save
 from torch import nn
 
-from asdm.data.datasets.emoji import Emoji
+from asdm.data.datasets import emoji
 from asdm.utils.io import write_whole
-from benchmarks.mini import captions
 
 SMALL = 64  # pixels: what the UNet sees first, and what the networks beside it see
 
 
-def load_drawings(*splits: str, size: int = SMALL) -> Emoji:
+def load_drawings(*splits: str, size: int = SMALL) -> emoji.Emoji:
     """The drawings of several splits."""
-    first, *more = (captions.open_data(split, size) for split in splits)
+    first, *more = (emoji.open_data(split, size) for split in splits)
     for other in more:
         first = first + other
     return first

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from asdm.data.datasets import emoji
 from asdm.models.families._parts import STABLE_DIFFUSION_UNET
-from benchmarks.mini import captions, latents
+from benchmarks.mini import latents
 from benchmarks.mini.parts import to_half
 from benchmarks.mini.parts.clip import save_vocabulary, tokenize
 from benchmarks.mini.training import LossTerms, TrainingTask
 
 CONFIG: dict[str, Any] = STABLE_DIFFUSION_UNET | {
-    "sample_size": captions.SIZE // 4,
+    "sample_size": emoji.SIZE // 4,
     "block_out_channels": [32, 64, 128, 128],
     "cross_attention_dim": 128,
     "attention_head_dim": 2,  # diffusers means the number of heads

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from benchmarks.mini import captions
+from asdm.data.datasets import emoji
 from benchmarks.mini.parts import SMALL, augment, load_drawings, to_half
 from benchmarks.mini.training import LossTerms, TrainingTask
 
 FOLDER = "vae"
 CONFIG: dict[str, Any] = {
-    "sample_size": captions.SIZE,
+    "sample_size": emoji.SIZE,
     "latent_channels": 4,
     "down_block_types": ["DownEncoderBlock2D"] * 3,
     "up_block_types": ["UpDecoderBlock2D"] * 3,
@@ -32,7 +32,7 @@ def training_task(pictures: int, folder: Path) -> TrainingTask:
     """Reconstruct every drawing that is not held out: half a batch are small drawings, half are crops of large ones."""
     from diffusers import AutoencoderKL
 
-    small, large = (load_drawings("train", "others", size=size).images() for size in (SMALL, captions.SIZE))
+    small, large = (load_drawings("train", "others", size=size).images() for size in (SMALL, emoji.SIZE))
     torch.manual_seed(0)
     vae: Any = AutoencoderKL(**CONFIG)
 
@@ -78,5 +78,5 @@ def whiten(vae: Any, images: torch.Tensor) -> None:
 
 def ship(vae: Any, folder: Path) -> None:
     """A diffusers folder."""
-    whiten(vae, load_drawings("train", size=captions.SIZE).images())
+    whiten(vae, load_drawings("train", size=emoji.SIZE).images())
     to_half(vae).save_pretrained(folder)

@@ -61,7 +61,7 @@ def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_pat
         return np.asarray(Image.open(tmp_path / name))
 
     first, again, other = draw("a.png"), draw("b.png"), draw("c.png", "--seed", "1")
-    assert first.shape == (64, 64, 3)
+    assert first.shape == (96, 96, 3)
     assert (first == again).all()
     assert (first != other).any()
 
@@ -72,7 +72,7 @@ def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_pat
         (["-o", "heart.jpg"], "the output must be a .png file, got heart.jpg."),
         (["-o", "there.png"], "there.png exists; name another output or add --force."),
         (["-o", "x.png", "--steps", "0"], "steps must be at least 1, got 0."),
-        (["-o", "x.png", "--size", "60"], "size 60 does not fit mini: choose a multiple of 32 pixels, such as 64."),
+        (["-o", "x.png", "--size", "60"], "size 60 does not fit mini: choose a multiple of 32 pixels, such as 96."),
         (["-o", "x.png", "--size", "64x60"], "size 64x60 does not fit mini: choose multiples of 32 pixels"),
         (["-o", "x.png", "--size", "64x"], "size must be pixels per side (512) or WIDTHxHEIGHT (512x768), got '64x'."),
         (["-o", "x.png", "--init-image", "there.png"], "there.png is not an image file."),
@@ -118,13 +118,13 @@ def test_pictures_of_all_kinds(run: Any, tmp_path: Path) -> None:
 
     plain = draw("plain.png")
     assert draw("wide.png", "--size", "96x64", "--negative", "yellow", "--scheduler", "euler").shape == (64, 96, 3)
-    start = np.asarray(Image.open(tmp_path / "wide.png").resize((64, 64), Image.Resampling.LANCZOS)).astype(float)
+    start = np.asarray(Image.open(tmp_path / "wide.png").resize((96, 96), Image.Resampling.LANCZOS)).astype(float)
     near = draw("near.png", "--init-image", "wide.png", "--strength", "0.5")
     assert np.abs(near - start).mean() < np.abs(plain - start).mean()
     student = draw("student.png", "--student", "student")
     control = ["--control", "net", "--control-image", "plain.png"]
     assert (draw("controlled.png", "--student", "student", *control) == student).all()  # its convolutions are zero
-    assert draw("both.png", *control, "--init-image", "wide.png").shape == (64, 64, 3)
+    assert draw("both.png", *control, "--init-image", "wide.png").shape == (96, 96, 3)
     assert run("asdm", "generate", "a red heart", "a moon", "-o", "two.png", "--steps", "1").code == 0
     one, two = (np.asarray(Image.open(tmp_path / f"two-{i}.png")) for i in (1, 2))
     assert (one != two).any()
@@ -140,7 +140,7 @@ def test_a_controlnet_of_pickles_is_refused_and_runs_nothing(run: Any, tmp_path:
     (tmp_path / "net").mkdir()
     (tmp_path / "net" / "config.json").write_text(json.dumps({"_class_name": "ControlNetModel"}))
     (tmp_path / "net" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Attack()))
-    Image.new("RGB", (64, 64)).save(tmp_path / "lines.png")
+    Image.new("RGB", (96, 96)).save(tmp_path / "lines.png")
     done = run("asdm", "generate", "a heart", "-o", "x.png", "--control", "net", "--control-image", "lines.png")
     assert done.code == 2
     assert "net/diffusion_pytorch_model.bin is a pickle, which can run code" in done.err
@@ -209,7 +209,7 @@ def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--pictures", "5000"], "between 4 and the number of examples, got 5000: emoji has 638 in its split"),
+        (["--pictures", "5000"], "between 4 and the number of examples, got 5000: emoji has 1822 in its split"),
         (["--pictures", "3"], "between 4 and the number of examples, got 3"),
         (["--pictures", "1", "--metric", "latent_mse_to_teacher"], "between 2 and the number of examples, got 1"),
     ],

@@ -268,7 +268,8 @@ def test_training_takes_every_source(tiny_pipeline: Path, sources: dict[str, str
 
 
 def test_a_cache_of_another_teacher_does_not_train_this_one(run: Any, sources: dict[str, str], tmp_path: Path) -> None:
-    done = run("asdm", "distill", "a_sdm", "--teacher", "mini", "--data", f"latents:{sources['latents']}", "-o", "s")
+    done = run("asdm", "distill", "a_sdm", "--teacher", "mini", "--data", f"latents:{sources['latents']}",
+               "--size", 64, "-o", "s")  # fmt: skip
     assert done.code == 2
     assert "was not encoded with mini's encoders; run asdm cache with --teacher mini" in done.err
     assert not (tmp_path / "s").exists()

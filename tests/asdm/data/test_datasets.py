@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from asdm.data.datasets import Encoded, Example, Stream, captions_of, emoji, fingerprint
+from asdm.data.datasets import Encoded, Example, Stream, _emoji_names, captions_of, emoji, fingerprint
 from asdm.utils import registry
 
 BY_A_TEACHER = {"prompts"}
@@ -45,10 +46,35 @@ def test_every_caption_is_drawn_in_both_styles_side_by_side(splits):
 
 def test_splits_share_no_caption_and_hold_out_exactly_the_list(splits):
     names = {split: set(data.names) for split, data in splits.items()}
-    assert names["held_out"] == set(emoji.HELD_OUT)
+    assert names["held_out"] == _emoji_names.HELD_OUT
     assert not names["train"] & names["held_out"]
     assert not names["others"] & (names["train"] | names["held_out"])
-    assert 300 <= len(names["train"]) <= 800
+    assert len(names["train"]) >= 900
+    assert len(names["held_out"]) >= 150
+
+
+def test_every_listed_emoji_exists():
+    known = {entry["name"] for entry in emoji._entries()}
+    lists = (_emoji_names.LETTERING, _emoji_names.TOO_ALIKE, _emoji_names.DRAWN_NEVERTHELESS)
+    for names in (*lists, _emoji_names.THIRD_PERSONS):
+        assert names <= known
+
+
+def test_no_flags_families_or_lettering(splits):
+    for split in ("train", "held_out"):
+        data = splits[split]
+        assert "Flags" not in data.categories
+        assert not {"family", "keycap", "alphanum", "zodiac", "country-flag"} & set(data.subcategories)
+        assert not set(data.names) & _emoji_names.LETTERING
+        assert not [name for name in data.names if "button" in name or "flag" in name or "family" in name]
+
+
+def test_no_two_drawings_of_a_style_are_alike(splits):
+    both = splits["train"] + splits["held_out"]
+    for offset in range(len(emoji.STYLES)):
+        drawings = F.avg_pool2d(both.pixels[offset :: len(emoji.STYLES)].float() / 255, 2).flatten(1)
+        distance = torch.pdist(drawings) / drawings.shape[1] ** 0.5  # root mean square
+        assert distance.min() > 0.01
 
 
 def test_no_two_captions_of_a_style_draw_the_same_picture(splits):

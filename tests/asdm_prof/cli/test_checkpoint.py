@@ -59,6 +59,6 @@ def test_the_mini_goes_from_a_file_to_a_file(run, tmp_path):
     shutil.copytree(PIPELINE, "configs", ignore=shutil.ignore_patterns("*.safetensors"))
     shutil.copy("student/config.json", "configs/unet/config.json")
     pipe = StableDiffusionPipeline.from_single_file(tmp_path / "student.safetensors", config=str(tmp_path / "configs"))
-    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 64, "width": 64}
+    options = {"num_inference_steps": 2, "guidance_scale": 3.0, "height": 96, "width": 96}
     picture = pipe("a heart", generator=torch.Generator().manual_seed(0), **options).images[0]
     assert (np.asarray(picture) == np.asarray(Image.open("file.png"))).all()

@@ -44,8 +44,8 @@ def test_it_has_stable_diffusions_topology():
 def test_plain_diffusers_loads_and_runs_it():
     pipe = StableDiffusionPipeline.from_pretrained(PIPELINE, safety_checker=None, torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
-    image = pipe("a red heart, twemoji style", num_inference_steps=2, height=64, width=64, output_type="np").images[0]
-    assert image.shape == (64, 64, 3)
+    image = pipe("a red heart, twemoji style", num_inference_steps=2, height=96, width=96, output_type="np").images[0]
+    assert image.shape == (96, 96, 3)
 
 
 def test_weights_are_fp16_safetensors_and_few():
@@ -63,7 +63,7 @@ def test_weights_are_fp16_safetensors_and_few():
 
 def test_the_vae_rebuilds_held_out_drawings_to_24_db_from_centred_latents():
     vae = AutoencoderKL.from_pretrained(PIPELINE / "vae", torch_dtype=torch.float32).eval()
-    images = emoji.open_data("held_out").images()
+    images = some(emoji.open_data("held_out"), 60).images()
     with torch.inference_mode():
         latents = vae.encode(images).latent_dist.mean
         rebuilt = decode_latents(vae, latents)
@@ -74,15 +74,16 @@ def test_the_vae_rebuilds_held_out_drawings_to_24_db_from_centred_latents():
 
 
 def test_the_judge_finds_the_caption_of_real_drawings_far_more_often_than_chance():
-    data, judge = emoji.open_data("train"), Judge.load()
+    data, judge = some(emoji.open_data("train"), 300), Judge.load()
     embeddings = JudgedImages(judge, data.images()).embeddings
     hits = recalls(judge, embeddings, data.captions, data.captions)
-    assert hits.mean() >= 40 / CANDIDATES
+    assert hits.mean() >= 0.9
+    assert len(set(data.captions)) > CANDIDATES
 
 
 def test_the_judge_sees_pictures_of_any_size_at_its_own():
     judge = Judge.load()
-    small, large = (some(emoji.open_data("train", size), 40).images() for size in (Judge.SIZE, 96))
+    small, large = (some(emoji.open_data("train", size), 40).images() for size in (Judge.SIZE, emoji.SIZE))
     with torch.inference_mode():
         same, other = (judge.image_embedding(images) for images in (small, large))
         assert torch.equal(judge.features(large), judge.features(judge.scaled(large)))
@@ -97,7 +98,7 @@ def test_the_clip_is_transformers_own_and_judges_too():
 
 
 def test_the_vgg_knows_subcategories_and_names_its_layers():
-    data, vgg = emoji.open_data("train"), Vgg.load()
+    data, vgg = some(emoji.open_data("train", 64), 300), Vgg.load()
     with torch.inference_mode():
         scores = vgg(data.images())
         shapes = [tuple(f.shape[1:]) for f in vgg.features(data.images()[:1], ("relu1_2", "relu4_3"))]

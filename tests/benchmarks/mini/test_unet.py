@@ -9,12 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from asdm.data.datasets.emoji import Emoji
+from asdm.data.datasets import emoji
 from asdm.mini import PIPELINE
 from asdm.models.families import load_family
-from benchmarks.mini import captions, latents, shares, training
+from benchmarks.mini import latents, shares, training
 from benchmarks.mini.__main__ import app
-from benchmarks.mini.parts import unet
+from benchmarks.mini.parts import SMALL, unet
 
 MINI = PIPELINE.parent
 TINY = unet.CONFIG | {"block_out_channels": [8, 8, 16, 16], "norm_num_groups": 4}
@@ -24,11 +24,11 @@ def say_nothing(*_) -> None:
     pass
 
 
-def few_drawings(*splits: str, size: int) -> Emoji:
+def few_drawings(*splits: str, size: int) -> emoji.Emoji:
     """Eight pictures of noise, each with its mirror image."""
     pixels = torch.randint(256, (8, 3, size, size), generator=torch.Generator().manual_seed(size), dtype=torch.uint8)
     names = tuple(f"thing {i}" for i in range(8))
-    return Emoji(pixels, names, ("twemoji", "openmoji") * 4, ("Objects",) * 8, ("tool",) * 8)
+    return emoji.Emoji(pixels, names, ("twemoji", "openmoji") * 4, ("Objects",) * 8, ("tool",) * 8)
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_it_resumes_with_the_same_bits_and_sees_small_pictures_first(encoders: P
         )
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), parts.parameters(), strict=True))
     unet.ship(parts, encoders / unet.FOLDER)
-    assert load_family(str(encoders / unet.FOLDER)).size == captions.SIZE
+    assert load_family(str(encoders / unet.FOLDER)).size == emoji.SIZE
 
 
 def test_the_suited_network_computes_the_same_and_its_training_is_close(encoders: Path):
@@ -127,7 +127,7 @@ def test_what_cannot_be_trained_is_said_in_one_sentence(arguments: list[str], me
 
 
 def test_its_levels_have_stable_diffusions_shares():
-    small, full = (shares.of(shares.second_edition(size)) for size in (64, captions.SIZE))
+    small, full = (shares.of(load_family("mini"), size) for size in (SMALL, emoji.SIZE))
     top = "down_blocks.0 + up_blocks.3"
     assert 8e6 <= full.parameters <= 11.5e6
     assert all(0.34 <= counted.macs_share[top] <= 0.48 for counted in (small, full))

@@ -1,7 +1,7 @@
-"""What the mini is trained on: Twemoji and OpenMoji drawings of some thousand names, each in both styles.
+"""Which emoji belong to which split, by their CLDR names.
 
 `train` and `held_out` have no flags, families or lettering, and no two drawings that only a magnifying glass tells
-apart (clocks, men and women in the same small pose); `others` has what is left, for the networks that need no caption.
+apart (clocks, men and women in the same small pose); `others` has what is left, for networks that need no caption.
 Most held-out names are new combinations of known parts (a woman firefighter, with a man firefighter and other women in
 `train`); the last ones are entirely new.
 """
@@ -10,10 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from asdm.data.datasets import emoji
-
-SIZE = 96  # pixels
 
 NOT_DRAWN = frozenset((
     "time", "place-map", "alphanum", "arrow", "av-symbol", "currency", "gender", "keycap", "math", "other-symbol",
@@ -109,11 +105,6 @@ HELD_OUT = frozenset((
     "koala", "sunflower", "carrot", "trumpet", "dolphin", "cherries", "rocket", "anchor", "teapot", "scissors",
     "telescope", "pretzel", "kite", "owl", "toilet", "crab",
 ))  # fmt: skip
-
-
-def open_data(split: str = "train", size: int = SIZE) -> emoji.Emoji:
-    """The drawings of a split, `train`, `held_out` or `others`, at `size` pixels; rendered once and cached."""
-    return emoji.open_split(split, size, split_of)
 
 
 def split_of(entry: Mapping[str, Any]) -> str | None:
