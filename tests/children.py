@@ -6,6 +6,7 @@ import importlib
 import multiprocessing
 import os
 import resource
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -54,6 +55,7 @@ def _command(
     module = importlib.import_module({"asdm": "asdm.cli", "asdm-prof": "asdm_prof.cli"}[program])
 
     os.environ.update(environment)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in a shell's background ignores
     with open(told, "ab", buffering=0) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)
