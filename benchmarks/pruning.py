@@ -47,6 +47,7 @@ IMPORTANCES = ("magnitude", "importance to the output")
 RATIOS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 PROJECTIONS = 2  # of every picture's outputs
 JUDGED_ON = "held_out"
+Gradients = dict[str, torch.Tensor]
 MOST = 0.9  # of a group's channels, where the share is global
 
 
@@ -94,20 +95,23 @@ def main(
         judging = replace(settings, split=JUDGED_ON)
         seen, unseen = (make_calibration(model, teacher, one) for one in (settings, judging))
         inputs = example_inputs.unet_inputs(model)
+        expected = [teacher(**one)[0] for one in _by_prompt(unseen)]
+        params, macs = _params(teacher), _macs(teacher, inputs)
+        gradients = {"magnitude": None, "importance to the output": squared_gradients(teacher, seen)}
         wanted = [(importance, alike, share) for importance in IMPORTANCES for alike in (True, False)
                   for share in channels or RATIOS]  # fmt: skip
         networks = []
         for importance, alike, share in in_turn(wanted, "networks", tell):
-            student = pruned(teacher, inputs, importance, alike, share, seen)
+            student = pruned(teacher, inputs, gradients[importance], alike, share)
             networks.append(
                 Pruned(
                     importance=importance,
                     everywhere_alike=alike,
                     channels=share,
-                    params_ratio=_params(student) / _params(teacher),
-                    macs_ratio=_macs(student, inputs) / _macs(teacher, inputs),
+                    params_ratio=_params(student) / params,
+                    macs_ratio=_macs(student, inputs) / macs,
                     latency_ratio=latency_ratio(student, teacher, inputs, time_budget),
-                    damage=damage(student, teacher, unseen),
+                    damage=damage(student, unseen, expected),
                 )
             )
         result = Pruning(
@@ -123,19 +127,23 @@ def main(
 
 @torch.enable_grad()
 def pruned(
-    teacher: nn.Module, inputs: dict[str, Any], importance: str, alike: bool, share: float, data: Calibration
+    teacher: nn.Module, inputs: dict[str, Any], gradients: Gradients | None, alike: bool, share: float
 ) -> nn.Module:
-    """A copy of the UNet without a share of its channels; raises ValueError without Torch-Pruning."""
+    """A copy of the UNet without a share of its channels, by magnitude where there are no `gradients`.
+
+    Raises ValueError without Torch-Pruning.
+    """
     try:
         import torch_pruning
     except ImportError as error:
         raise ValueError("Torch-Pruning is not installed; pip install 'asdm-prof[pruning]'.") from error
     student: Any = copy.deepcopy(teacher).requires_grad_()
-    if importance == "magnitude":
+    if gradients is None:
         score = torch_pruning.importance.GroupMagnitudeImportance(p=2)
     else:
         score = torch_pruning.importance.GroupHessianImportance(group_reduction="sum", normalizer=None)  # comparable
-        _squared_gradients(student, data)
+        for name, parameter in student.named_parameters():
+            parameter.grad = gradients[name].clone()  # where Torch-Pruning reads them
     attentions = [part for part in student.modules() if isinstance(part, Attention)]
     # Both halves of a GEGLU lose the channels that either half would: half the share from each.
     gates = tuple(part for name, part in student.named_modules() if name.endswith("ff.net.0.proj"))
@@ -156,32 +164,34 @@ def pruned(
     return student.eval()
 
 
-def _squared_gradients(unet: nn.Module, data: Calibration) -> None:
-    """Leave in every parameter's `grad` the mean square of the gradients of random projections of the output.
+@torch.enable_grad()
+def squared_gradients(teacher: nn.Module, data: Calibration) -> Gradients:
+    """The mean square of the gradients of random projections of the output, by the parameter's name.
 
     Torch-Pruning's own `accumulate_grad` keeps the last gradient only.
     """
-    generator = torch.Generator().manual_seed(0)
-    sums = {parameter: torch.zeros_like(parameter) for parameter in unet.parameters()}
+    generator, unet = torch.Generator().manual_seed(0), copy.deepcopy(teacher).requires_grad_()
+    sums = {name: torch.zeros_like(parameter.data) for name, parameter in unet.named_parameters()}
     count = PROJECTIONS * len(data.noisy)
     for n in range(count):
         picture = n % len(data.noisy)
         output = unet(**data.inputs(slice(picture, picture + 1)))[0]
         unet.zero_grad()
         (output * torch.randn(output.shape, generator=generator)).sum().backward()
-        for parameter, total in sums.items():
+        for name, parameter in unet.named_parameters():
             if parameter.grad is not None:
-                total += parameter.grad.square() / count
-    for parameter, total in sums.items():
-        parameter.grad = total
+                sums[name] += parameter.grad.square() / count
+    return sums
 
 
-def damage(student: nn.Module, teacher: nn.Module, data: Calibration) -> Interval:
-    """E‖output of the student − output of the teacher‖² per element, as `asdm-prof sensitivity` measures it."""
-    samples = []
+def damage(student: nn.Module, data: Calibration, expected: list[torch.Tensor]) -> Interval:
+    """E‖output of the student − output of the teacher‖² per element, as `asdm-prof sensitivity` measures it.
+
+    `expected` are the teacher's outputs, prompt by prompt.
+    """
     with torch.inference_mode():
-        for inputs in _by_prompt(data):
-            samples.append(squared(student(**inputs)[0] - teacher(**inputs)[0]))
+        pairs = zip(_by_prompt(data), expected, strict=True)
+        samples = [squared(student(**inputs)[0] - output) for inputs, output in pairs]
     return damage_of(torch.stack(samples).numpy())
 
 

@@ -21,6 +21,7 @@ from asdm.plan.topology import Topology
 
 BK_SDM = {"denoising": 1.0, "output": 1.0, "features": 1.0}
 SAS = {"denoising": 1.0, "output": 1.0, "mid_block": 1.0, "perceptual": 0.1}
+WITH_VGG = ("progressive_incubation", "without_incubation")  # the recipes with SAS, whose perceptual term takes one
 BLOCKWISE = {"denoising": 1.0, "output": 1.0, "blocks": 1.0}
 
 

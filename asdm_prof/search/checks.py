@@ -20,8 +20,6 @@ from asdm_prof.search.halving import Halving
 from asdm_prof.search.settings import SearchSettings
 from asdm_prof.search.worker import training_settings
 
-WITH_VGG = ("progressive_incubation", "without_incubation")  # recipes of the paper's terms
-
 
 def check(family: Family, settings: SearchSettings) -> None:
     """Raises ValueError naming the first bad setting, its value and the choices; looks at no data."""
@@ -71,7 +69,7 @@ def _check_networks(settings: SearchSettings, named: str) -> None:
             f"{metric} compares features of a VGG that was trained on emoji, and {named} is not emoji; choose --metric "
             "latent_mse_to_teacher."
         )
-    if settings.recipe in WITH_VGG and not is_emoji(data):
+    if settings.recipe in recipes.WITH_VGG and not is_emoji(data):
         try:
             load_vgg("imagenet")
         except ValueError as error:

@@ -72,7 +72,8 @@ def forecast(
 
     left, race_samples = [*range(len(singles))], 0
     if race:
-        race_samples = min(racing.PROMPTS, settings.prompts) * min(racing.TIMESTEPS, settings.timesteps)
+        few = racing.first_heat(settings)
+        race_samples = few.prompts * few.timesteps
         count(range(len(singles)), race_samples)
         left = _first_of_each_unit(singles)
     count({*left, *range(len(singles), len(resolved))}, samples)

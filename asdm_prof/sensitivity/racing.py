@@ -26,6 +26,11 @@ from asdm_prof.sensitivity.settings import SensitivitySettings
 PROMPTS, TIMESTEPS, MOST = 16, 4, 14
 
 
+def first_heat(settings: SensitivitySettings) -> SensitivitySettings:
+    """What all options run on."""
+    return replace(settings, prompts=min(PROMPTS, settings.prompts), timesteps=min(TIMESTEPS, settings.timesteps))
+
+
 def run(
     family: Family,
     settings: SensitivitySettings,
@@ -42,7 +47,7 @@ def run(
         singles.extend(variants.measurable_edits(teacher, replacements))  # type: ignore[arg-type]
         return singles
 
-    few = replace(settings, prompts=min(PROMPTS, settings.prompts), timesteps=min(TIMESTEPS, settings.timesteps))
+    few = first_heat(settings)
     heat = run_file.with_name(f"{run_file.name}.race") if run_file else None
     errors = measure.measure_damage(family, sets, few, heat, tell).samples.mean(axis=2)  # (edits, prompts)
     savings = [saving.get(edits_key(one.edits)) for one in singles]

@@ -92,7 +92,7 @@ def _enough(data: str, count: int) -> int:
 
 def _without_vgg(settings: SlimSettings, data: str, say: Callable[[str], None]) -> tuple[str, ...]:
     """What leaves the perceptual term out, where nobody named its VGG and none that suits the data is at hand."""
-    if settings.recipe not in ("progressive_incubation", "without_incubation"):
+    if settings.recipe not in recipes.WITH_VGG:
         return ()
     if settings.vgg is not None or is_emoji(data):
         load_vgg(settings.vgg or "mini")
