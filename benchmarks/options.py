@@ -10,6 +10,8 @@ At each budget the few best plans by prediction are built with the library's uni
 prompts, the best of them is taken, and then everyone is measured on prompts of another split: the new plan, the plan
 from layers, units and GRI alone (from the same calibration, or that of `--before`), and the baselines. Writes
 options.json and a figure, in which the networks of `benchmarks.pruning` stand too where pruning.json is in the folder.
+A folder without damage.json has no weights to judge: then the table of what each replacement is worth is printed by the
+structural prior.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from asdm.utils.progress import Tell
 from asdm_prof.planner import milp, plan
 from asdm_prof.planner.choices import edits_key
 from asdm_prof.planner.frontier import exact_frontier, k_plans
-from asdm_prof.planner.problem import Problem
+from asdm_prof.planner.problem import Pair, Problem
 from asdm_prof.records import Damage, Interval, Profile
 from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, one_panel, powers_of_ten
 from asdm_prof.sensitivity.measure import damage_of, measure_damage
@@ -97,6 +99,7 @@ class Options(Record, schema="asdm.options/1"):
     choices: int
     undominated: int
     rows: tuple[OptionsRow, ...]
+    hand_made: tuple[Judged, ...] = later(())  # plans that depend on no budget, at their own latency
     shares: tuple[Share, ...]
     seconds: float
     environment: dict[str, str]
@@ -104,7 +107,7 @@ class Options(Record, schema="asdm.options/1"):
 
 def main(
     folder: Annotated[Path, typer.Argument(help="Folder with profile.json and damage.json over all options.")],
-    units: Annotated[Path, typer.Option(help="Library of units that the damage was measured with.")],
+    units: Annotated[Path | None, typer.Option(help="Library of units that the damage was measured with.")] = None,
     before: Annotated[
         Path | None, typer.Option(help="Damage file of the edits from before; default: the same, of those edits.")
     ] = None,
@@ -115,10 +118,15 @@ def main(
 ) -> None:
     """Measure plans from all options, plans from before and baselines, and say what each replacement is worth."""
     profile = Profile.load(folder / "profile.json")
+    if not (folder / "damage.json").exists():
+        problem = Problem.of(profile)
+        best = [edits for ratio in BUDGETS if (edits := _best_edits(problem, ratio)) is not None]
+        terminal.emit(share_rows(shares_of(problem, best), len(best)), terminal.Format.table)
+        return
     damage = Damage.load(folder / "damage.json")
     old = Damage.load(before) if before else with_dropped(damage)
     settings = SensitivitySettings(threads=threads, prompts=damage.prompts, timesteps=len(damage.timesteps),
-                                   units=str(units))  # fmt: skip
+                                   units=str(units) if units else None)  # fmt: skip
     with terminal.progress("Comparing") as tell:
         command = this_command("python -m benchmarks.options")
         result = compare(profile, damage, old, settings, candidates, prompts, tell, command)
@@ -130,10 +138,10 @@ def main(
     for ending in ("svg", "png", "pdf"):
         figure_of(result, whole).savefig(folder / f"options.{ending}", dpi=200)
     if readme:
-        worth = terminal.markdown(share_rows(result))
-        put_into_results("options", f"\n{terminal.markdown(rows_of(result))}\n\n{worth}\n")
-    terminal.emit(rows_of(result), terminal.Format.table)
-    terminal.emit(share_rows(result), terminal.Format.table)
+        worth = terminal.markdown(share_rows(result.shares, len(result.rows)))
+        put_into_results("options", f"\n{terminal.markdown(rows_of(result, whole))}\n\n{worth}\n")
+    terminal.emit(rows_of(result, whole), terminal.Format.table)
+    terminal.emit(share_rows(result.shares, len(result.rows)), terminal.Format.table)
 
 
 def with_dropped(damage: Damage) -> Damage:
@@ -173,16 +181,17 @@ def compare(
     rivals = {ratio: baselines.at(problems["new"], ratio, fixed, 3, settings.seed) for ratio in BUDGETS}
     data = registry.load("asdm.data.datasets", damage.data).open_data(JUDGED_ON, damage.size)
     judging = replace(settings, split=JUDGED_ON, prompts=min(prompts, len(data)))
-    everyone = [*chosen.values(), *(edits for named in rivals.values() for edits in named.values())]
+    priced = {name: edits for name, edits in fixed.items() if baselines.predicted_ratio(profile, edits) is not None}
+    everyone = [*chosen.values(), *priced.values(), *(edits for named in rivals.values() for edits in named.values())]
     judged = _measured(damage.family, everyone, judging, tell)
 
-    def row(ratio: float) -> OptionsRow:
-        def of(name: str, edits: Edits, problem: Problem) -> Judged:
-            parts = problem.chosen(edits)
-            predicted = None if parts is None else problem.damage(parts)
-            ratio, measured = plan.price(profile, edits).ratio, judged[edits_key(edits)]
-            return Judged(name=name, ratio=ratio, edits=edits, damage=measured, predicted=predicted)
+    def of(name: str, edits: Edits, problem: Problem) -> Judged:
+        parts = problem.chosen(edits)
+        predicted = None if parts is None else problem.damage(parts)
+        ratio, measured = plan.price(profile, edits).ratio, judged[edits_key(edits)]
+        return Judged(name=name, ratio=ratio, edits=edits, damage=measured, predicted=predicted)
 
+    def row(ratio: float) -> OptionsRow:
         mine = {name: of(name, chosen[name, ratio], problem) for name, problem in problems.items()
                 if (name, ratio) in chosen}  # fmt: skip
         others = [of(name, edits, problems["new"]) for name, edits in rivals[ratio].items()]
@@ -204,6 +213,7 @@ def compare(
         choices=len(problems["new"].choices),
         undominated=len(problems["new"].choices) - len(problems["new"].dominated(["latency"])),
         rows=tuple(rows),
+        hand_made=tuple(of(name, edits, problems["new"]) for name, edits in priced.items()),
         shares=tuple(shares_of(problems["new"], [row.new.edits for row in rows])),
         seconds=clock.seconds(began, clock.mark()),
         environment=machine.environment(settings.device, damage.threads),
@@ -229,11 +239,16 @@ def shares_of(problem: Problem, best: Sequence[Edits]) -> list[Share]:
     front = [problem.edits(s.chosen) for s in exact_frontier(problem)
              if sum(problem.choices[i].saving for i in s.chosen) >= 0.1]  # fmt: skip
     with_it = {ratio: _least(problem, ratio) for ratio in BUDGETS}
-    names = Counter(c.edit.with_ for c in problem.choices if isinstance(c.edit, ReplaceUnit))
+    names = Counter({option.edit.with_: 0 for option in problem.profile.options})  # none stays where all left the race
+    names.update(c.edit.with_ for c in problem.choices if isinstance(c.edit, ReplaceUnit))
     shares = []
     for name, count in sorted(names.items()):
-        left = tuple(c for c in problem.choices if not (isinstance(c.edit, ReplaceUnit) and c.edit.with_ == name))
-        without = Problem(problem.profile, left)
+        left = [i for i, choice in enumerate(problem.choices) if not _has(choice.edits, name)]
+        place = {i: new for new, i in enumerate(left)}
+        pairs = [
+            Pair(place[p.first], place[p.second], p.damage) for p in problem.pairs if {p.first, p.second} <= {*left}
+        ]
+        without = Problem(problem.profile, tuple(problem.choices[i] for i in left), tuple(pairs))
         shares.append(
             Share(
                 replacement=name,
@@ -250,11 +265,20 @@ def shares_of(problem: Problem, best: Sequence[Edits]) -> list[Share]:
 
 
 def _least(problem: Problem, ratio: float) -> float | None:
+    best = _best(problem, ratio)
+    return best.damage if best else None
+
+
+def _best_edits(problem: Problem, ratio: float) -> Edits | None:
+    best = _best(problem, ratio)
+    return problem.edits(best.chosen) if best else None
+
+
+def _best(problem: Problem, ratio: float) -> milp.Solution | None:
     if ratio < plan.reachable(problem, "latency"):
         return None
     row = (dict(enumerate(problem.saving)), 1 - ratio, float("inf"))
-    found = milp.best(problem, [row], fastest=False, without=problem.dominated(["latency"]))
-    return found.damage if found else None
+    return milp.best(problem, [row], fastest=False, without=problem.dominated(["latency"]))
 
 
 def _has(edits: Edits, name: str) -> bool:
@@ -264,17 +288,20 @@ def _has(edits: Edits, name: str) -> bool:
 # ---------------------------------------------------------------------------------------------- rendering
 
 
-def rows_of(result: Options) -> list[dict[str, str]]:
+def rows_of(result: Options, whole: Pruning | None = None) -> list[dict[str, str]]:
     """A row a budget: measured joint damages, and the new plan's over the one from before."""
     rows = []
     for row in result.rows:
         rival = row.best_baseline
+        within = [one for one in (whole.networks if whole else ()) if one.latency_ratio.median <= row.budget]
+        narrow = min(within, key=lambda one: one.damage.value, default=None)
         rows.append({
             "budget": f"{row.budget:g}",
             "all options": _told(row.new.damage),
             "before": _told(row.before.damage) if row.before else "not reachable",
             "all / before": f"{row.new.damage.value / row.before.damage.value:.2f}" if row.before else "",
             "best baseline": f"{rival.name} {_told(rival.damage)}" if rival else "",
+            "best pruned whole": f"{narrow.importance} {_told(narrow.damage)}" if narrow else "not reachable",
         })  # fmt: skip
     return rows
 
@@ -283,19 +310,19 @@ def _told(interval: Interval) -> str:
     return f"{interval.value:.2g} [{interval.low:.2g}, {interval.high:.2g}]"
 
 
-def share_rows(result: Options) -> list[dict[str, str]]:
+def share_rows(shares: Iterable[Share], plans: int) -> list[dict[str, str]]:
     """A row a replacement: how often it is taken, and what plans cost without it."""
     return [
         {"replacement": share.replacement, "measured options": str(share.units),
          "of the frontier's plans": f"{share.frontier_plans:.0%}",
-         f"of the {len(result.rows)} best plans": str(share.best_plans)}
+         f"of the {plans} best plans": str(share.best_plans)}
         | {f"without it at {ratio}": f"× {value:.2f}" if value else "–" for ratio, value in share.without.items()}
-        for share in result.shares
+        for share in shares
     ]  # fmt: skip
 
 
 def figure_of(result: Options, whole: Pruning | None = None) -> Figure:
-    """Measured joint damage at each budget: all options, before, and the best baseline; and networks pruned whole."""
+    """Measured joint damage at each budget: all options, before, the best baseline; hand-made and pruned networks."""
     figure, axes = one_panel(1.6 * ONE_COLUMN, 2.8)
     lines = [
         ("all options", COLOURS["resnet"], "o", [(row.budget, row.new) for row in result.rows]),
@@ -311,6 +338,9 @@ def figure_of(result: Options, whole: Pruning | None = None) -> Figure:
         if ones:
             axes.plot([one.latency_ratio.median for one in ones], [one.damage.value for one in ones], marker,
                       color=INK, markersize=4, label=f"whole network by {importance}")  # fmt: skip
+    for one in result.hand_made:
+        axes.plot(one.ratio, one.damage.value, "d", color=INK, markersize=3)
+        axes.annotate(one.name, (one.ratio, one.damage.value), (2, 3), textcoords="offset points", fontsize=5)
     powers_of_ten(axes, "y")
     axes.invert_xaxis()
     axes.set(xlabel="latency budget (share of the teacher’s UNet call)", ylabel="measured joint damage")

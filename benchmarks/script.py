@@ -93,7 +93,7 @@ def in_fresh_process(function: Callable[..., T], *arguments: Any, keep_memory: b
 
 def in_fresh_processes(function: Callable[..., T], *arguments: Any, keep_memory: Sequence[bool]) -> list[T]:
     """What a function returns in one fresh process after another; `keep_memory` is said of each."""
-    with console.progress("Comparing", "processes") as tell:
+    with console.progress("Comparing", "turns") as tell:
         return [
             in_fresh_process(function, *arguments, keep_memory=kept)
             for kept in in_turn(keep_memory, "fresh processes", tell)

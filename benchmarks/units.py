@@ -8,12 +8,13 @@
         --student from-units/ -o reports/mini/options/units.json
 
 Damage is measured on held-out prompts, all units together. From the logs of the two runs follows how many steps each
-took to a loss: the mean of the output term over the last tenth of the run that starts from the edits alone.
+took to a loss: the mean of the output term over the last tenth of the run that starts from the edits alone. A figure of
+both runs is drawn beside the JSON.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,6 +22,7 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 import typer
+from matplotlib.figure import Figure
 
 from asdm.cli.options import Force, this_command
 from asdm.distill.logger import LOG, read_log
@@ -33,6 +35,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.utils import console as terminal
 from asdm.utils.io import Frozen, Record, utc_now
 from asdm_prof.records import Interval
+from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, one_panel, powers_of_ten
 from asdm_prof.sensitivity.calibration import make_calibration
 from asdm_prof.sensitivity.measure import damage_of, squared
 from asdm_prof.sensitivity.settings import SensitivitySettings
@@ -102,6 +105,9 @@ def main(
         starts=tuple(starts), goal=goal, curves=curves, environment=machine.environment("cpu", used),
     )  # fmt: skip
     finish(result, output, force, rows_of(result))
+    if curves:
+        for ending in ("svg", "png", "pdf"):
+            figure_of(result).savefig(output.with_suffix(f".{ending}"), dpi=200)
 
 
 def _students(
@@ -135,11 +141,16 @@ def _curves(folders: list[Path]) -> tuple[tuple[Curve, ...], float | None]:
     return tuple(Curve(name=n, output=tuple(v), reached_at=_reached(v, goal)) for n, v in losses.items()), goal
 
 
-def _reached(losses: list[float], goal: float) -> int | None:
+def _running_mean(losses: Sequence[float]) -> tuple[int, np.ndarray]:
+    """Means over windows of a tenth of the run; the first one is known after so many steps."""
     window = max(1, len(losses) // 10)
-    means = np.convolve(losses, np.ones(window) / window, mode="valid")
-    found = np.flatnonzero(means <= goal)
-    return int(found[0]) + window if len(found) else None
+    return window, np.convolve(losses, np.ones(window) / window, mode="valid")
+
+
+def _reached(losses: Sequence[float], goal: float) -> int | None:
+    window, means = _running_mean(losses)
+    reached = np.flatnonzero(means <= goal)
+    return int(reached[0]) + window if len(reached) else None
 
 
 def rows_of(result: UnitsBench) -> list[dict[str, str]]:
@@ -151,6 +162,22 @@ def rows_of(result: UnitsBench) -> list[dict[str, str]]:
          "steps to the loss": str(reached.get(start.name) or "")}
         for start in result.starts
     ]  # fmt: skip
+
+
+def figure_of(result: UnitsBench) -> Figure:
+    """Running means of the runs' output term over their steps, and the loss that is to be reached."""
+    figure, axes = one_panel(ONE_COLUMN, 2.2)
+    for curve, colour in zip(result.curves, (COLOURS["transformer"], COLOURS["resnet"], COLOURS["glue"]), strict=False):
+        window, means = _running_mean(curve.output)
+        axes.plot(np.arange(len(means)) + window, means, color=colour, label=curve.name.replace("-", " "))
+        if curve.reached_at:
+            axes.plot(curve.reached_at, result.goal, "o", color=colour, markersize=4)
+    if result.goal is not None:
+        axes.axhline(result.goal, color=INK, linewidth=0.6, linestyle="--")
+    powers_of_ten(axes, "y")
+    axes.set(xlabel="training steps of the whole student", ylabel="output term of the loss")
+    axes.legend(loc="upper right")
+    return figure
 
 
 if __name__ == "__main__":

@@ -43,14 +43,18 @@ def resolve(settings: type[S], given: Mapping[str, Any]) -> S:
     return chosen
 
 
-def chosen_on_a_gpu(settings: Any, given: Mapping[str, Any]) -> str | None:
-    """One sentence on what a user left out and a GPU was chosen for; None on a CPU and where all was given."""
+def chosen_on_a_gpu(settings: Any, given: Mapping[str, Any], command: str = "") -> str | None:
+    """One sentence on what a user left out and a GPU was chosen for; None on a CPU and where all was given.
+
+    `command`: " of asdm-prof profile" where the command at hand does not have these options.
+    """
     automatic = [name for name, option in options(type(settings)).items() if option.automatic]
     names = [name for name in automatic if name in ON_A_GPU and given.get(name) is None]
     if not names or not is_gpu(settings.device):
         return None
     values = ", ".join(f"{name} {getattr(settings, name)}" for name in names)
-    return f"Chosen for this GPU: {values}; {' and '.join(f'--{name}' for name in names)} would choose otherwise."
+    flags = " and ".join(f"--{name}" for name in names)
+    return f"Chosen for this GPU: {values}; {flags}{command} would choose otherwise."
 
 
 def check_setup(setup: Setup) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import typer
 
 from asdm.cli.options import this_command
+from asdm.models.settings import Checkpoint
 from asdm.utils import console as terminal, io
 from asdm.utils.sizes import shown
 from asdm_prof.profiler.settings import ProfileSettings
@@ -28,7 +30,7 @@ def profile_at(path: Path | None) -> tuple[Profile, Path]:
     return Profile.load(io.find_input(path)), path
 
 
-def profile_of(family: str, path: Path | None, weights: str | None, wanted: Mapping[str, Any]) -> Profile:
+def profile_of(family: str, path: Path | None, checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> Profile:
     """The profile at `path`, else the family's newest with the `wanted` settings, else a new one.
 
     Raises ValueError if the profile at `path` was measured with other settings.
@@ -44,23 +46,25 @@ def profile_of(family: str, path: Path | None, weights: str | None, wanted: Mapp
             differences = ", ".join(f"{name} {there}, not {here}" for name, there, here in pairs)
             raise ValueError(f"{path} was measured with {differences}; name another profile, or drop the option.")
         return profile
-    sha256 = loading.unet_config_sha256(loading.meta_unet(load_family(family)).config)
+    sha256 = loading.unet_config_sha256(loading.meta_unet(load_family(family, checkpoint.config)).config)
     if newest := _collect.newest_profile(sha256, **wanted):
         profile, path = newest
         terminal.say(f"Using {path}, the newest profile of {family}.")
         return profile
     terminal.say(f"There is no such profile of {family} under reports/ yet: profiling it first.")
-    return _new_profile(family, weights, wanted)
+    return _new_profile(family, checkpoint, wanted)
 
 
-def _new_profile(family: str, weights: str | None, wanted: Mapping[str, Any]) -> Profile:
+def _new_profile(family: str, checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> Profile:
     from asdm.models import execution
     from asdm_prof.cli.progress import watching
     from asdm_prof.profiler.profile import profile as measure
 
     values = {name: value for name, value in wanted.items() if value is not None}
-    settings = execution.resolve(ProfileSettings, {"weights": weights, **values})
-    if sentence := execution.chosen_on_a_gpu(settings, values):
+    of = {field.name: getattr(checkpoint, field.name) for field in fields(Checkpoint)}
+    settings = execution.resolve(ProfileSettings, of | values)
+    command = "" if "dtype" in wanted else " of asdm-prof profile"
+    if sentence := execution.chosen_on_a_gpu(settings, values, command):
         terminal.say(sentence)
     with watching("Profiling") as watch:
         profile = measure(family, settings, watch, command=this_command("asdm-prof"))

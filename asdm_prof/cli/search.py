@@ -47,7 +47,7 @@ def search(
                 family,
                 settings,
                 folder,
-                lambda: profile_of(family, None, settings.weights, {"device": settings.device}),
+                lambda: profile_of(family, None, settings, {"device": settings.device}),
                 named,
                 damage_at(damage),
                 own,

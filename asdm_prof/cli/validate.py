@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command
+from asdm.models.settings import Checkpoint
 from asdm.utils import console as terminal, io, sizes
 from asdm_prof.cli.inputs import profile_of, resumable
 from asdm_prof.cli.options import FamilyArgument
@@ -51,15 +52,18 @@ def validate(
         "backend": backend, "device": device, "dtype": dtype, "threads": threads, "batch": batch,
         "size": sizes.parse(size) if size else None,
     }  # fmt: skip
-    measured = profile_of(family, profile, settings.weights, wanted)
+    checkpoint = Checkpoint(weights=settings.weights, config=settings.config)
+    measured = profile_of(family, profile, checkpoint, wanted)
     command = this_command("asdm-prof")
     result: ScheduleValidation | Validation
     with resumable(path) as run_file, terminal.progress("Validating") as tell:
         if schedules:
+            from asdm.models.families import load_family
             from asdm_prof.planner.schedule.validate import ScheduleValidateSettings, validate_schedules
 
             asked = ScheduleValidateSettings(schedules=schedules, calls=calls, seed=settings.seed)
-            result = validate_schedules(family, measured, asked, run_file, tell, command)
+            of = load_family(family, settings.config)
+            result = validate_schedules(of, measured, asked, run_file, tell, command)
         else:
             result = validation.validate(family, measured, settings, run_file, tell, command)
     save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))

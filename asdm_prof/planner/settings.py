@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
+from asdm.models.settings import Config
 from asdm.utils.settings import Option
 
 
@@ -17,6 +18,7 @@ class ValidateSettings:
     )
     seed: Annotated[int, Option("Seed of the random plans.")] = 0
     weights: Annotated[str | None, Option("'random', a diffusers folder or a hub id; default: the profile's.")] = None
+    config: Config = None
     time_budget_s: Annotated[
         float, Option("Seconds for each plan; fewer pairs if it runs out.", flag="--time-budget", above=0)
     ] = 90.0

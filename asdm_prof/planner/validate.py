@@ -55,12 +55,13 @@ def validate(
 
     Raises ValueError for a profile of another model, too few plans, too little memory, or another run's file.
     """
-    family = load_family(family) if isinstance(family, str) else family
+    family = load_family(family, settings.config) if isinstance(family, str) else family
     check_bounds(settings)
     if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
         raise ValueError(f"the profile is of {profile.family}, not of {family.name}; profile {family.name} first.")
     execution.check_device(profile.device)
-    run_sha256 = sha256_of([profile.sha256(), vars(settings)])
+    measuring = {name: value for name, value in vars(settings).items() if name != "config"}  # the profile has its hash
+    run_sha256 = sha256_of([profile.sha256(), measuring])
     run = ValidationRun(run_sha256=run_sha256).resumed_from(run_file, "profile")
     plans = draw_plans(profile, settings.plans, settings.seed)
     with machine.quiet_torch(profile.threads, profile.device) as threads:

@@ -7,6 +7,7 @@ further cost, are the pairwise terms. They are used for neighbours: edits of one
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -19,6 +20,7 @@ from asdm_prof.planner.choices import edits_key
 from asdm_prof.records import Additivity, Agreement, DamagePair, EditDamage, Fit, Interval, JointDamage
 
 ENOUGH = 0.9  # Spearman correlation from which the sum suffices
+MOST_PAIRS = 100  # that a plan is predicted by: each is a variable of the planner's programme
 
 
 def interval_of(statistic: Sequence[float] | np.ndarray, value: float) -> Interval:
@@ -65,16 +67,17 @@ def _r2(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def neighbour_pairs(edits: Sequence[ResolvedPlan], overlap: np.ndarray) -> list[DamagePair]:
     """Twice the products of two edits' output errors, for compatible edits in one block or in mirrored ones.
 
-    `overlap` (edits, edits): mean product per element.
+    `overlap` (edits, edits): mean product per element. Of many pairs the `MOST_PAIRS` with the largest products stay.
     """
     touched = [one.touched_units for one in edits]
     groups = [{_group(one.topology, fqn) for fqn in one.touched_units} for one in edits]
-    return [
-        DamagePair(first=i, second=j, damage=2 * float(overlap[i, j]))
-        for i in range(len(edits))
-        for j in range(i + 1, len(edits))
+    near = [
+        (i, j)
+        for i, j in itertools.combinations(range(len(edits)), 2)
         if not touched[i] & touched[j] and groups[i] & groups[j]
     ]
+    strongest = sorted(near, key=lambda pair: -abs(overlap[pair]))[:MOST_PAIRS]
+    return [DamagePair(first=i, second=j, damage=2 * float(overlap[i, j])) for i, j in sorted(strongest)]
 
 
 def _group(shape: Topology, fqn: str) -> str:

@@ -31,12 +31,15 @@ def problem() -> Problem:
 
 
 def test_a_replacement_is_worth_what_plans_lose_without_it() -> None:
-    useful, useless = shares_of(problem(), [(ReplaceUnit(unit="x", with_="useful"),)])
+    useful, *others = shares_of(problem(), [(ReplaceUnit(unit="x", with_="useful"),)])
+    useless = next(one for one in others if one.replacement == "useless")
     assert (useful.replacement, useful.frontier_plans, useful.best_plans) == ("useful", 0.5, 1)
     assert (useless.replacement, useless.frontier_plans, useless.best_plans) == ("useless", 0.0, 0)
     assert useful.without["0.5"] == pytest.approx(0.8 / 0.5)
     assert useful.without["0.4"] == pytest.approx(1.0 / 0.5)
     assert useless.without["0.5"] == 1.0
+    out = next(one for one in others if one.replacement == "gri_attention")  # timed, and measured in no unit
+    assert (out.units, out.frontier_plans, {*out.without.values()}) == (0, 0.0, {1.0})
 
 
 def test_the_planner_from_before_has_what_the_race_of_all_options_dropped() -> None:
@@ -61,8 +64,10 @@ def test_tables_and_figure_hold_every_budget() -> None:
     first, second = rows_of(result)
     assert (first["all / before"], first["best baseline"][:6]) == ("0.25", "greedy")
     assert (second["before"], second["best baseline"]) == ("not reachable", "")
-    assert [row["replacement"] for row in share_rows(result)] == ["useful", "useless"]
+    assert {row["replacement"] for row in share_rows(result.shares, 2)} >= {"useful", "useless", "gri_attention"}
     assert len(figure_of(result).axes[0].lines) == 3
+    drawn = figure_of(result.model_copy(update={"hand_made": (judged("a_sdm", 0.6),)})).axes[0]
+    assert (drawn.lines[3].get_xydata().tolist(), drawn.texts[0].get_text()) == ([[0.5, 0.6]], "a_sdm")
     ratio = Estimate(median=0.8, low=0.7, high=0.9)
     narrow = Pruned(importance="magnitude", everywhere_alike=True, channels=0.3, params_ratio=0.5, macs_ratio=0.5,
                     latency_ratio=ratio, damage=rows[0].new.damage)  # fmt: skip
@@ -71,4 +76,9 @@ def test_tables_and_figure_hold_every_budget() -> None:
         timesteps=(1,), torch_pruning="1.6", networks=(narrow,), environment=synthetic.ENVIRONMENT,
     )  # fmt: skip
     assert figure_of(result, whole).axes[0].lines[3].get_xydata().tolist() == [[0.8, 0.1]]
+    assert [one["best pruned whole"] for one in rows_of(result, whole)] == ["not reachable"] * 2
+    faster = narrow.model_copy(update={"latency_ratio": Estimate(median=0.45, low=0.4, high=0.5)})
+    assert rows_of(result, whole.model_copy(update={"networks": (narrow, faster)}))[0]["best pruned whole"] == (
+        "magnitude 0.1 [0.09, 0.11]"
+    )
     assert row(narrow)["channels"] == "−30% of every group"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asdm_prof.records import Interval
-from benchmarks.units import Curve, Start, UnitsBench, _reached, rows_of
+from benchmarks.units import Curve, Start, UnitsBench, _reached, figure_of, rows_of
 from tests.asdm_prof import synthetic
 
 
@@ -24,3 +24,6 @@ def test_the_table_has_a_row_for_every_way() -> None:
     first, second = rows_of(result)
     assert (first["damage"], first["steps to the loss"]) == ("0.1 [0.09, 0.12]", "")
     assert second["steps to the loss"] == "2"
+    curve, reached, goal = figure_of(result).axes[0].lines
+    assert curve.get_xydata().tolist() == [[1, 0.3], [2, 0.1]]
+    assert (reached.get_xydata().tolist(), goal.get_ydata()) == ([[2, 0.2]], [0.2, 0.2])

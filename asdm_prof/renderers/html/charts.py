@@ -172,7 +172,8 @@ class Spot:
 def frontier(points: Sequence[Spot], own: Spot | None, chosen: Mapping[str, Sequence[Spot]], across: str) -> Markup:
     """Cost across, damage up; every step is a plan that no other beats in both.
 
-    `chosen` are plans to be marked, by what they are: "best" ones as squares, "unlike" ones as squares on their tips.
+    `chosen` are plans to be marked, by what they are: "best" ones as squares, "unlike" ones as squares on their tips,
+    "hand-made" ones as triangles with their names.
     """
     spots = [*points, *(spot for some in chosen.values() for spot in some), *([own] if own else [])]
     lowest = min(spot.ratio for spot in spots)
@@ -189,6 +190,11 @@ def frontier(points: Sequence[Spot], own: Spot | None, chosen: Mapping[str, Sequ
     for what, some in chosen.items():
         for spot in some:
             a, b, turn = x(spot.ratio), y(spot.damage), 45 if what == "unlike" else 0
+            if what == "hand-made":
+                corners = f"{a:.1f},{b - 4.5:.1f} {a + 4.5:.1f},{b + 3.5:.1f} {a - 4.5:.1f},{b + 3.5:.1f}"
+                body.append(_spot(spot, tag("polygon", points=corners, class_="point")))
+                body.append(text(a + 7, b + 4, plain(spot.name, 24), "note halo"))
+                continue
             box = rect(a - 3.5, b - 3.5, 7, 7, "point", transform=f"rotate({turn} {a:.1f} {b:.1f})" if turn else None)
             body.append(_spot(spot, box))
     if own:

@@ -107,7 +107,7 @@ class _Drawing:
         self.largest = max(part.latency_s.median for part in profile.parts)
         self.nodes = {node.name: node for _, node in report.tree.walk()}
         self.rows = self._placed(_rows(profile.topology))
-        self.margin = 120 if marks else 0  # for the names of replacements on the right
+        self.margin = 190 if marks else 0  # for the names of replacements on the right
 
     def draw(self, name: str, title: str) -> Markup:
         bottom = self.rows[-1].y + self.rows[-1].height + 14
@@ -163,7 +163,7 @@ class _Drawing:
     def _notes(self, fqns: tuple[str, ...], x: float, y: float) -> Iterator[Markup]:
         """What replaces the units of a row, one line each, beside the row."""
         new = {fqn: self.marks[fqn].replacement for fqn in fqns if fqn in self.marks and fqn in self.nodes}
-        lines = [f"{plain(short_name(self.nodes[fqn]), 4)} → {plain(name.replace('_', ' '), 14)}"
+        lines = [f"{plain(short_name(self.nodes[fqn]), 4)} → {plain(name.replace('_', ' '), 24)}"
                  for fqn, name in new.items() if name]  # fmt: skip
         for place, shown in enumerate(lines):
             yield text(x, y + 4.5 + 15 * (place - (len(lines) - 1) / 2), shown, "note halo")

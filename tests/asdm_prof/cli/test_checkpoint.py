@@ -21,6 +21,7 @@ def test_profiled_planned_built_trained_and_drawn(run, tiny_pipeline, photos, tm
     distil = ("--recipe", "bk_sdm", "--data", f"folder:{photos}", "--steps", 2, "--batch", 2)
     for words in (
         ("asdm-prof", "profile", file, "--config", tiny_pipeline, "--backend", "fake", "-o", "profile.json"),
+        ("asdm-prof", "validate", file, "--config", tiny_pipeline, "--backend", "fake", "--plans", 3, "-o", "v.json"),
         ("asdm-prof", "plan", "--budget", "0.8", "--profile", "profile.json", "-o", "plan.json"),
         ("asdm", "build", "plan.json", "--config", tiny_pipeline, "-o", "of-file"),
         ("asdm", "build", "plan.json", "--teacher", tiny_pipeline, "-o", "of-folder"),

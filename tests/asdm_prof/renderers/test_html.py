@@ -14,8 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from asdm.plan import presets
 from asdm.plan.edits import Prediction, Regret, RemoveLayer, ReplaceUnit, ShadowPrice, Why
 from asdm.records.bench import Metric
+from asdm_prof.planner import plan as planner
 from asdm_prof.renderers import Report, html
 from asdm_prof.renderers.html.sections import options
 from tests.asdm_prof import synthetic
@@ -302,6 +304,19 @@ def test_the_frontier_is_drawn_with_its_plans_as_small_pictures() -> None:
     assert hollow == sorted(hollow, reverse=True), "from the fastest, which cuts most, to the teacher"
     assert hollow[-1] == 0
     assert "10 plans that no other beats in both" in text_of(full())
+
+
+def test_hand_made_plans_stand_beside_the_frontier_by_the_same_damage() -> None:
+    source = synthetic.full_report()
+    prior = dataclasses.replace(source, frontier=source.frontier.model_copy(update={"damage_sha256": None}))
+    drawn = picture(html.page(prior), "frontier")
+    names = [text.text for text in drawn.iter("text")]
+    assert {"a_sdm", "bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny"} <= {*names}
+    made = next(mark for mark in drawn.iter("g") if mark.find("title").text.startswith("bk_sdm_base: "))
+    ratio = planner.price(source.profile, presets.bk_sdm_base(source.profile.topology)).ratio
+    assert made.find("title").text.startswith(f"bk_sdm_base: {ratio:.2f}×, damage ")
+    other = dataclasses.replace(source, frontier=source.frontier.model_copy(update={"damage_sha256": "0" * 64}))
+    assert not list(picture(html.page(other), "frontier").iter("polygon"))
 
 
 def test_a_large_frontier_stays_small_and_a_wide_one_is_logarithmic() -> None:

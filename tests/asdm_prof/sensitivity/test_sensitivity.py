@@ -279,10 +279,14 @@ def test_a_perfect_and_a_scaled_prediction() -> None:
     assert math.isfinite(perfect.spearman.low)
 
 
-def test_pairs_are_of_neighbours_that_may_go_together(record: Damage, mini: torch.nn.Module) -> None:
+def test_pairs_are_of_neighbours_that_may_go_together(record: Damage, mini: torch.nn.Module, monkeypatch: Any) -> None:
     shape, n = topology(mini), len(record.edits)
-    overlap = np.arange(n * n, dtype=float).reshape(n, n)
-    pairs = additivity.neighbour_pairs([resolve(shape, one.edits) for one in record.edits], overlap)
+    overlap, edits = np.arange(n * n, dtype=float).reshape(n, n), [resolve(shape, one.edits) for one in record.edits]
+    strong = {(pair.first, pair.second) for pair in additivity.neighbour_pairs(edits, overlap)}
+    monkeypatch.setattr(additivity, "MOST_PAIRS", n * n)
+    pairs = additivity.neighbour_pairs(edits, overlap)
+    assert strong == {(p.first, p.second) for p in sorted(pairs, key=lambda p: -p.damage)[: len(strong)]}
+    assert len(strong) == 100 < len(pairs)
     names = {(str(record.edits[p.first].edit), str(record.edits[p.second].edit)): p for p in pairs}
     near = ("remove down_blocks.0.attentions.0", "remove up_blocks.3.attentions.2")
     assert names[near].damage == 2 * overlap[names[near].first, names[near].second]

@@ -8,7 +8,9 @@ from markupsafe import Markup
 
 from asdm.plan.edits import AnyEdit
 from asdm.plan.legality import resolve
+from asdm.plan.presets import PRESETS
 from asdm.plan.topology import Topology
+from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Frontier, FrontierPoint
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import amount, exponent, plain, plural, ratio, seconds
@@ -25,6 +27,7 @@ AXES = {
     "macs": "MACs, student / teacher",
     "params": "parameters, student / teacher",
 }
+SAVED = {"macs": "macs", "params": "params"}  # what a choice saves of each axis; of latency, `saving`
 EXPLAINED = (
     "One square per unit: down on the left, up on the right, mid below. Hollow units are removed, framed ones replaced."
 )
@@ -39,9 +42,12 @@ def section(report: Report) -> Section:
         return Section(title, [missing("No frontier belongs to this report. ", command, purpose)])
     spots, own_point = _spots(frontier, frontier.points), report.own_point()
     own = charts.Spot("this plan", *own_point) if own_point else None
-    chosen = {"best": _spots(frontier, frontier.best), "unlike": _spots(frontier, frontier.diverse)}
+    chosen = {"best": _spots(frontier, frontier.best), "unlike": _spots(frontier, frontier.diverse),
+              "hand-made": list(_hand_made(report, frontier))}  # fmt: skip
     drawn = charts.frontier(spots, own, chosen, AXES.get(frontier.by, plain(frontier.by, 40)))
     caption = _caption(frontier, spots, own, report.profile.whole.latency_s.median)
+    if chosen["hand-made"]:
+        caption += " Triangles: plans made by hand, the paper’s and BK-SDM’s, by the same prediction."
     chart, explained = picture(drawn, "Latency against damage", caption), Paragraph([EXPLAINED], "quiet small", "page")
     return Section(title, [chart, *_galleries(report.profile.topology, frontier), explained])
 
@@ -78,6 +84,22 @@ def points_table(points: Sequence[FrontierPoint]) -> Table:
 
 def _spots(frontier: Frontier, points: Sequence[FrontierPoint]) -> list[charts.Spot]:
     return [charts.Spot(plan_name(point.edits, SHORT), frontier.cost(point), point.damage) for point in points]
+
+
+def _hand_made(report: Report, frontier: Frontier) -> Iterator[charts.Spot]:
+    """The presets that the profile has timed every edit of; none where the frontier's damage is not the report's."""
+    damage = report.damage if frontier.damage_sha256 else None
+    if (damage.sha256() if damage else None) != frontier.damage_sha256:
+        return
+    problem, topology = Problem.of(report.profile, damage=damage), report.profile.topology
+    for name, make in PRESETS.items():
+        try:
+            chosen = problem.chosen(make(topology))
+        except (ValueError, IndexError):  # it does not fit this UNet
+            continue
+        if chosen:
+            saved = sum(getattr(problem.choices[i], SAVED.get(frontier.by, "saving")) for i in chosen)
+            yield charts.Spot(name, 1 - saved, problem.damage(chosen))
 
 
 def _caption(frontier: Frontier, spots: Sequence[charts.Spot], own: charts.Spot | None, teacher_s: float) -> str:
