@@ -19,7 +19,7 @@ from asdm.records.build import BuildResult, FreezeAudit
 from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, diff, flops
 from asdm.unet.surgery import Applied
-from asdm.utils.io import check_replaceable, disk_errors
+from asdm.utils.io import check_replaceable
 from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
 
@@ -75,8 +75,7 @@ def build_student(
         update={"warning": plan.not_measured_at(device=device, dtype=dtype)}
     )
     tell("saving the student", 0, None)
-    with disk_errors(output):
-        students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
+    students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
     return result
 
 

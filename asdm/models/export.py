@@ -24,7 +24,7 @@ from asdm.models.student import structure
 from asdm.records.build import ExportResult, LoaderClaim
 from asdm.unet import flops
 from asdm.utils import registry, sizes
-from asdm.utils.io import check_replaceable, check_writable, disk_errors, whole_folder
+from asdm.utils.io import check_replaceable, check_writable, whole_folder
 from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
 
@@ -87,7 +87,7 @@ def export(
         "family": family.name, "weights": loading.weights_name(family, weights), "to": to, "dtype": dtype,
         "params": counted.params,
     }  # fmt: skip
-    with disk_errors(output), whole_folder(output, force) as folder:
+    with whole_folder(output, force, counted.parameter_bytes) as folder:
         facts = single_file.provenance(family, unet)
         about |= source_fields(facts) | _written(unet, family, to, folder, size, dtype, facts, tell)
         result = ExportResult(**about)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from functools import cache
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -21,9 +22,11 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from asdm.utils import disk
 from asdm.utils.progress import Tell
 
 FAILED, USAGE, INFEASIBLE, INCOMPARABLE, INTERRUPTED = 1, 2, 3, 4, 130
+EXPECTED = (ValueError, OSError, MemoryError, RuntimeError)
 READER_GONE = 141  # as a shell counts the signal of a closed pipe
 
 
@@ -109,7 +112,7 @@ def _explain(error: Exception) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error from typer
         error.show()
         return int(error.exit_code)
-    if os.environ.get("ASDM_TRACEBACK") or not isinstance(error, (ValueError, OSError, MemoryError, RuntimeError)):
+    if os.environ.get("ASDM_TRACEBACK") or not (isinstance(error, EXPECTED) or disk.is_full(error)):
         raise error
     say(f"Error: {_sentence(error)}")
     return USAGE
@@ -120,6 +123,9 @@ def _sentence(error: Exception) -> str:
         return "out of memory; choose a smaller batch, size or dtype, or free some memory."
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
+    if disk.is_full(error):
+        name = getattr(error, "filename", None)
+        return f"{disk.cannot_write(Path(name), error) if name else f'cannot write: {disk.reason(error)}'}."
     if isinstance(error, RuntimeError):
         return f"{text.rstrip('.')} (set ASDM_TRACEBACK=1 to see where)."
     return text

@@ -26,7 +26,7 @@ from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.legality import resolve as resolve_schedule
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.unet import blocks
-from asdm.utils.io import check_replaceable, disk_errors, sha256_of, whole_folder
+from asdm.utils.io import check_replaceable, sha256_of, whole_folder
 from asdm.utils.progress import Tell
 
 Networks = Mapping[str, nn.Module]
@@ -59,7 +59,7 @@ def export_schedule(
     setup = replace(setup, weights=weights, device="cpu")
     unet = loading.load_teacher(family, setup)
     networks = {TEACHER: unet, **source.students_of(schedule, unet, family, setup)}
-    with disk_errors(output), whole_folder(output, force) as folder:
+    with whole_folder(output, force) as folder:
         (folder / "config.json").write_text(json.dumps(family.unet, indent=1, allow_nan=False) + "\n")
         return write_graphs(networks, schedule, family, setup, to, family.guidance_scale, folder, tell)
 
