@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -53,6 +54,11 @@ def plain(name: str, longest: int = 200) -> str:
     """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
     shown = "".join(char if char.isprintable() else "?" for char in name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def quoted(name: object) -> str:
+    """A name as it is typed in a command to copy: one word for the shell, without control characters."""
+    return shlex.quote(plain(str(name)))
 
 
 @cache

@@ -26,6 +26,7 @@ from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.legality import resolve as resolve_schedule
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.unet import blocks
+from asdm.utils.console import plain, quoted
 from asdm.utils.io import check_replaceable, sha256_of, whole_folder
 from asdm.utils.progress import Tell
 
@@ -146,10 +147,10 @@ def run_passes(
 def describe(result: ExportResult, folder: Path) -> str:
     """What was written, in a few lines."""
     random = ", random weights" if result.weights == "random" else ""
-    calls = "; ".join(f"{name}: {', '.join(files) or 'none'}" for name, files in result.passes.items())
+    calls = "; ".join(f"{plain(name)}: {', '.join(files) or 'none'}" for name, files in result.passes.items())
     return (
-        f"Wrote {folder}: {len(result.graphs)} graphs of {result.family} in {result.to}{random}, within "
+        f"Wrote {folder}: {len(result.graphs)} graphs of {plain(result.family)} in {result.to}{random}, within "
         f"{result.difference:.1e} of PyTorch's largest.\n"
         f"Graphs by pass: {calls}.\n"
-        f"asdm generate --schedule {folder} and asdm bench --schedule {folder} run them."
+        f"asdm generate --schedule {quoted(folder)} and asdm bench --schedule {quoted(folder)} run them."
     )
