@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from asdm.cli import bench, build, cache, distill, distill_units, export, generate, slim
-from asdm.cli.options import root_options
+from asdm.cli.options import output_checked, root_options
 from asdm.utils import console
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ for command in (
     slim.slim, build.build, distill.distill, distill_units.distill_units, cache.cache, bench.bench, generate.generate,
     export.export,
 ):  # fmt: skip
-    app.command()(command)
+    app.command()(output_checked(command))
 
 
 def main() -> None:

@@ -76,9 +76,9 @@ def print_tables(result: BenchResult) -> None:
         console.emit([_schedule_row(one) for one in result.schedules], console.Format.table)
     if quality := [row for one in compared(result) for row in _quality_rows(one)]:
         console.emit(quality, console.Format.table)
-    teacher = result.teacher
+    teacher, name = result.teacher, console.plain(result.teacher.name)
     print(
-        f"Teacher {teacher.name}: {teacher.params / 1e6:.1f} M parameters, {teacher.macs / macs:.1f} {unit}, "
+        f"Teacher {name}: {teacher.params / 1e6:.1f} M parameters, {teacher.macs / macs:.1f} {unit}, "
         f"{teacher.unet_latency_s.median:.3g} s per UNet call; × is student / teacher with its 95 % interval."
     )
 

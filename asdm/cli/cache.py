@@ -34,7 +34,8 @@ def cache(
             json.dumps(manifest.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1, allow_nan=False)
         )
         return
-    why = ", ".join(f"{count} with {reason}" for reason, count in manifest.why_skipped.items())
+    why = ", ".join(f"{count} with {console.plain(reason)}" for reason, count in manifest.why_skipped.items())
     skipped = f" ({manifest.skipped} left out: {why})" if manifest.skipped else ""
     examples, shards = sum(len(shard.captions) for shard in manifest.shards), len(manifest.shards)
-    print(f"{examples} examples in {shards} shards{skipped}. Train on them with --data latents:{output}")
+    named = console.quoted(f"latents:{output}")
+    print(f"{examples} examples in {shards} shards{skipped}. Train on them with --data {named}")

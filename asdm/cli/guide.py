@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult
 from asdm.utils import io
-from asdm.utils.console import plain
+from asdm.utils.console import plain, quoted
 
 WELCOME = "Find out where a Stable Diffusion UNet spends its time and what is redundant, and build a smaller one."
 START = (
@@ -57,12 +56,12 @@ def optional_commands(steps: list[Step]) -> tuple[tuple[str, str], ...]:
     plan = next((step.path for step in steps if step.name == "plan"), None)
     if profile is None or plan is None:
         return ()
-    family, real = shlex.quote(plain(str(profile.get("family")))), profile.get("weights") != "random"
+    family, real = quoted(profile.get("family")), profile.get("weights") != "random"
     offers = [("asdm-prof frontier", "every plan that no other beats in both latency and damage", "frontier.json")]
     if real:
         offers += [
             (f"asdm-prof sensitivity {family}", "measured damage of every edit, for plan --damage", "damage.json"),
-            (f"asdm distill {_typed(plan)} --teacher {family} -o trained/", "train the student from its teacher", ""),
+            (f"asdm distill {quoted(plan)} --teacher {family} -o trained/", "train the student from its teacher", ""),
         ]
     return tuple(
         (command, why) for command, why, output in offers if not (output and any(io.REPORTS.glob(f"*/{output}")))
@@ -80,18 +79,13 @@ def _what(step: Step) -> str:
     return step.command if step.path is None else f"{plain(str(step.path))}{f'  ({step.about})' if step.about else ''}"
 
 
-def _typed(path: Path) -> str:
-    """A path as it is typed in a command."""
-    return shlex.quote(plain(str(path)))
-
-
 def chain(now: float) -> list[Step]:
     """profile → plan → build → bench → report, matched by the hashes they record; empty if there is no profile."""
     profile = _first(io.REPORTS.glob("*/profile.json"), _profile)
     if profile is None:
         return []
     path, data = profile
-    family = shlex.quote(plain(str(data.get("family"))))
+    family = quoted(data.get("family"))
     about = ", ".join(plain(str(data.get(key))) for key in ("family", "backend", "dtype"))
     steps = [Step("profile", "", path, f"{about}, {_age(path, now)}")]
 
@@ -102,14 +96,14 @@ def chain(now: float) -> list[Step]:
     plan_sha256 = plan[1].sha256() if plan else None
     places = [*Path().glob("*/build.json"), *io.REPORTS.glob("*/build.json"), *io.REPORTS.glob("*/*/build.json")]
     student = _first(places, _loader(BuildResult, lambda student: student.plan_sha256 == plan_sha256))
-    command = f"asdm build {_typed(plan[0]) if plan else 'plan.json'} -o student/"
+    command = f"asdm build {quoted(plan[0]) if plan else 'plan.json'} -o student/"
     steps.append(Step("build", command, *((student[0].parent, _about_student(student[1])) if student else ())))
 
     bench = _first(
         io.REPORTS.glob("*/bench*.json"),
         _loader(BenchResult, lambda bench: any(s.plan_sha256 and s.plan_sha256 == plan_sha256 for s in bench.students)),
     )
-    command = f"asdm bench --teacher {family} --student {_typed(student[0].parent) if student else 'student'}/"
+    command = f"asdm bench --teacher {family} --student {quoted(student[0].parent) if student else 'student'}/"
     steps.append(Step("bench", command, *((bench[0], _about_bench(bench[1], plan_sha256)) if bench else ())))
 
     newest = max(step.path.stat().st_mtime for step in steps if step.path)

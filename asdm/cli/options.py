@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from functools import wraps
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 import typer
 
 from asdm import __version__
-from asdm.utils import console, io, registry
+from asdm.utils import console, disk, inputs, io, registry
 from asdm.utils.settings import flag, options
 
 
@@ -124,6 +125,52 @@ def root_options(
         print("\n".join(guide.lines()))
 
 
+# ---------------------------------------------------------------------------------------------- inputs and outputs
+
+
+MODELS = ("family", "teacher", "student", "source", "checkpoint", "weights", "stage1", "pipeline")
+
+
+def output_checked(command: Callable[..., None]) -> Callable[..., None]:
+    """`command`, refused before it does anything where its output is `-` or one of its inputs."""
+    output = inspect.signature(command).parameters.get("output")
+    if output is None:
+        return command
+    # Where a folder of reports/ is the default, a command puts a file into the folder, which may hold its inputs.
+    own_folder = output.default is inspect.Parameter.empty or command.__name__ == "search"
+
+    @wraps(command)
+    def run(**values: Any) -> None:
+        path = values["output"]
+        if path is None:
+            command(**values)
+            return
+        with inputs.of_command(read_by(values)):
+            if own_folder or not path.is_dir():
+                inputs.check_output(path)
+            command(**values)
+
+    return run
+
+
+def read_by(parameters: Mapping[str, Any]) -> Iterator[str]:
+    """Files and folders that a command's words may name: `path`, `folder:PATH`, `PATH:SCALE`.
+
+    A word alone, such as the name of a preset, is a folder where it stands for a model.
+    """
+    for name, value in parameters.items():
+        if name in ("output", "prompts"):
+            continue
+        for one in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(one, Path):
+                yield str(io.find_input(one))
+            elif isinstance(one, str):
+                yield one.partition(":")[2]
+                for word in (one, one.rpartition(":")[0]):
+                    if name in MODELS or Path(word).name != word or not os.path.isdir(word):
+                        yield word
+
+
 # ---------------------------------------------------------------------------------------------- steps of a command
 
 
@@ -160,7 +207,14 @@ def warn_if_slow(device: str, dtype: str, backend: str = "eager") -> None:
 
 
 def save_and_print(record: Any, path: Path, force: bool, as_json: bool, show: Callable[[], object]) -> None:
-    """Write a result, print it as JSON or as `show` prints it, and say where it was written."""
+    """Write a result, print it as JSON or as `show` prints it, and say where it was written.
+
+    Where another process has written there meanwhile, or it is an input, the result goes beside it and is not lost.
+    """
+    if inputs.is_input(path) or (path.exists() and not force):
+        why = "is an input of this command" if inputs.is_input(path) else "was written by another process meanwhile"
+        console.say(f"Warning: {path} {why}; this result goes beside it.")
+        path = disk.beside(path)
     record.save(path, force)
     if as_json:
         print(record.to_json(), end="")

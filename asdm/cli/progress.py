@@ -141,7 +141,7 @@ def result_text(result: DistillResult, output: Path) -> str:
             "--until to resume."
         )
     else:
-        wrote = f"Wrote {output}, a student of {result.family}."
+        wrote = f"Wrote {output}, a student of {terminal.plain(result.family)}."
         lines.append(wrote if result.student_sha256 else "Run the remaining stages to finish the student.")
     return "\n".join(lines)
 
@@ -149,5 +149,5 @@ def result_text(result: DistillResult, output: Path) -> str:
 def _skipped(stage: StageResult) -> list[str]:
     """A line for each reason that examples were left out for."""
     if stage.why_skipped:
-        return [f"  {count} examples left out: {reason}" for reason, count in stage.why_skipped.items()]
+        return [f"  {count} examples left out: {terminal.plain(reason)}" for reason, count in stage.why_skipped.items()]
     return [f"  {stage.broken_examples} examples could not be read and were skipped"] if stage.broken_examples else []

@@ -23,6 +23,7 @@ from asdm.data.settings import CacheSettings, selection_of
 from asdm.models import example_inputs, execution
 from asdm.models.pipeline import pipeline
 from asdm.models.sources import resolve
+from asdm.utils import locks
 from asdm.utils.io import make_folder, write_whole
 from asdm.utils.progress import Tell
 from asdm.utils.snapshots import clear_leftovers
@@ -72,8 +73,10 @@ def cache_latents(
     first = cache.next_index
     readers = examples.in_order(first) if stream else loader.readers(examples, range(first, len(examples)))
     left_out = getattr(examples, "left_out", datasets.LeftOut())
-    while not cache.finished:
-        cache = _add_shard(output, cache, readers, left_out, encoder, settings, tell)
+    with locks.alone_in(output):
+        clear_leftovers(output)
+        while not cache.finished:
+            cache = _add_shard(output, cache, readers, left_out, encoder, settings, tell)
     return cache
 
 
@@ -103,7 +106,6 @@ def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
         its, ours = getattr(saved, name), getattr(manifest, name)
         if its != ours and not (name == "examples" and ours is None):  # a stream's are known at its end
             raise ValueError(f"{folder} holds another cache: its {name} is {its}, not {ours}; name another output.")
-    clear_leftovers(folder)
     return saved
 
 

@@ -20,6 +20,7 @@ from asdm.distill.stages import Stage
 from asdm.models import example_inputs
 from asdm.unet import hooks
 from asdm.unet.replacements import cond_conv
+from asdm.utils import disk
 from asdm.utils.io import write_whole
 
 LOG = "log.jsonl"
@@ -95,7 +96,7 @@ class JsonlWriter:
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
         except OSError as error:
-            raise ValueError(f"cannot write {self.path}: {(error.strerror or str(error)).lower()}.") from None
+            raise ValueError(f"{disk.cannot_write(self.path, error)}.") from None
 
     def close(self) -> None:
         with suppress(OSError):  # a full disk, reported by write()

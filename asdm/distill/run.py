@@ -69,7 +69,7 @@ def distill(
     """
     resolved = resolve_recipe(source, teacher, settings, recipe)
     settings = _completed(settings, resolved, {} if force else run_folder.identity_in(output))
-    run_folder.check_folder(output)
+    run_folder.check_folder(output, force, (source, teacher, settings.weights, settings.vgg, settings.units))
     if not force:
         resolved = run_folder.with_more_steps(output, resolved)
     selected = select_stages(resolved.stages, only)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,20 @@ from pydantic import ValidationError
 
 from asdm.distill.stages import ResolvedRecipe, Stage, end_step
 from asdm.records.distill import DistillResult, DistillRun, StageResult
-from asdm.utils import locks, snapshots
-from asdm.utils.io import brief, check_writable, first_problem, make_folder, read_json, reason, utc_now
+from asdm.utils import inputs, locks, snapshots
+from asdm.utils.io import brief, check_writable, disk_errors, first_problem, make_folder, read_json, utc_now
 from asdm.utils.snapshots import clear_leftovers
 
 RUN, RESULT, LOCK, PAUSED = "run.json", "distill.json", "run.lock", "paused"
+STUDENT = ("config.json", "diffusion_pytorch_model*", "plan.json", "build.json", "diff.txt")
+WRITTEN = (  # into a run's folder: all that --force deletes
+    RUN, RESULT, LOCK, "log.jsonl", "adapter.safetensors", *STUDENT,
+    *(f"stages/*/{name}" for name in (*STUDENT, "stage.json", "student_sha256")),
+    *(f"{PAUSED}/{name}" for name in (*STUDENT, "paused.json")),
+    "checkpoints/*/step-*/*.safetensors", "checkpoints/*/step-*/state.json", "validation/step-*.png",
+    "tensorboard/events.out.tfevents.*",
+)  # fmt: skip
+LEFTOVER = ".*.????????"  # of a killed process
 
 
 def claim_folder(
@@ -29,7 +39,7 @@ def claim_folder(
     Raises ValueError for a folder that is not a run's, for the folder of another run, naming the first difference, and
     for changed tuning without `amend`.
     """
-    check_folder(folder)
+    check_folder(folder, force)
     if not (folder / RUN).exists():
         return _write(folder, wanted)
     existing = DistillRun.load(folder / RUN)
@@ -102,12 +112,34 @@ def identity_in(folder: Path) -> dict[str, Any]:
     return dict(DistillRun.load(folder / RUN).identity) if (folder / RUN).exists() else {}
 
 
-def check_folder(folder: Path) -> None:
-    """Raise ValueError for a file, or for a folder that holds something other than a run."""
-    if not folder.exists() or (folder / RUN).exists():
+def check_folder(folder: Path, force: bool = False, named: Iterable[str | None] = ()) -> None:
+    """Raise ValueError for a file, or for a folder that holds something other than a run.
+
+    With `force`, what it holds is to be deleted: raises ValueError where an input of the command, one of the `named`
+    too, or a file that no run writes is among it.
+    """
+    if not folder.exists():
         return
-    if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
-        raise ValueError(f"{folder} exists and is not the folder of a run; choose another output.")
+    if not (folder / RUN).exists():
+        if not folder.is_dir() or any(path.name != LOCK for path in folder.iterdir()):
+            raise ValueError(f"{folder} exists and is not the folder of a run; choose another output.")
+    elif force:
+        if held := inputs.held_in(folder, [*filter(None, named), *inputs.names()]):
+            raise ValueError(f"{folder} is or holds the input {held}; choose another output.")
+        if foreign := next(
+            (path for path in sorted(folder.rglob("*")) if not _is_ours(path.relative_to(folder))), None
+        ):
+            raise ValueError(f"{folder} is not replaced: it holds {foreign}, which this command did not write.")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a run writes a file or folder of this name, in its own folder."""
+    if any(fnmatch(part, LEFTOVER) for part in path.parts):
+        return True
+    return any(
+        len(path.parts) <= len(parts) and all(map(fnmatch, path.parts, parts))
+        for parts in (pattern.split("/") for pattern in WRITTEN)
+    )
 
 
 def _another_run(folder: Path, key: str, existing: Any, wanted: Any) -> str:
@@ -144,20 +176,17 @@ def run_lock(folder: Path) -> Iterator[None]:
     check_writable(folder / LOCK, force=True)
     make_folder(folder)
     with (folder / LOCK).open("a+") as owner:
-        try:
+        with locks.needed(folder, "choose an output on another disk"):
             free = locks.lock(owner.fileno(), wait=False)
-        except OSError as error:
-            raise ValueError(
-                f"{folder} cannot be locked ({reason(error)}); choose an output on another disk."
-            ) from None
         if not free:
             owner.seek(0)
             process = owner.read().strip()
             who = f"process {process}" if process else "another process"
             raise ValueError(f"{folder} is being trained by {who}; wait for it.")
-        owner.truncate(0)
-        owner.write(str(os.getpid()))
-        owner.flush()
+        with disk_errors(folder / LOCK, every=True):
+            owner.truncate(0)
+            owner.write(str(os.getpid()))
+            owner.flush()
         clear_leftovers(folder)
         try:
             yield
@@ -231,8 +260,9 @@ def publish_student(stage: Path, folder: Path) -> None:
     for name in sorted(names, key=lambda name: name == "config.json"):
         temporary = folder / f".{name}.publish0"
         temporary.unlink(missing_ok=True)
-        try:
-            os.link(stage / name, temporary)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(stage / name, temporary)
-        os.replace(temporary, folder / name)
+        with disk_errors(folder / name, (stage / name).stat().st_size, every=True):
+            try:
+                os.link(stage / name, temporary)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(stage / name, temporary)
+            os.replace(temporary, folder / name)

@@ -19,7 +19,8 @@ from asdm.records.build import BuildResult, FreezeAudit
 from asdm.records.measurement import mac_unit
 from asdm.unet import blocks, diff, flops
 from asdm.unet.surgery import Applied
-from asdm.utils.io import check_replaceable, disk_errors
+from asdm.utils.console import plain
+from asdm.utils.io import check_replaceable
 from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
 
@@ -75,8 +76,7 @@ def build_student(
         update={"warning": plan.not_measured_at(device=device, dtype=dtype)}
     )
     tell("saving the student", 0, None)
-    with disk_errors(output):
-        students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
+    students.save(student, plan, result, output, force, {"diff.txt": diff.render(result.diff) + "\n"})
     return result
 
 
@@ -125,7 +125,8 @@ def record(
 
 def describe(result: BuildResult, output: Path) -> str:
     """A text of what was removed and replaced, unit by unit, and of what is left."""
-    lines = [f"{result.name}: {len(result.removed)} parts removed, {len(result.replaced)} replaced in {result.family}."]
+    removed, replaced = (f"{len(parts)}" for parts in (result.removed, result.replaced))
+    lines = [f"{plain(result.name)}: {removed} parts removed, {replaced} replaced in {plain(result.family)}."]
     lines += [f"  - {fqn}" for fqn in result.removed]
     lines += [f"  ~ {fqn} → {name}" for fqn, name in result.replaced.items()]
     lines += ["", diff.render(result.diff, whole=False), ""]
@@ -138,7 +139,7 @@ def describe(result: BuildResult, output: Path) -> str:
     if result.audit:
         lines += _describe_audit(result.audit, result.stage1)
     if result.weights == RANDOM:
-        lines.append(f"The weights of {result.family} are random.")
+        lines.append(f"The weights of {plain(result.family)} are random.")
     loader = "diffusers.UNet2DConditionModel" if result.plain_diffusers else "asdm.StudentUNet"
     lines.append(f"Wrote {output}, which {loader}.from_pretrained loads.")
     return "\n".join(lines)
@@ -146,7 +147,7 @@ def describe(result: BuildResult, output: Path) -> str:
 
 def _describe_audit(audit: FreezeAudit, stage1: str | None) -> list[str]:
     rows = {
-        f"learn, grafted from {stage1}": audit.trainable,
+        f"learn, grafted from {plain(str(stage1))}": audit.trainable,
         "are frozen": audit.frozen,
         "share the teacher's memory": audit.shared_with_teacher,
     }

@@ -24,7 +24,8 @@ from asdm.models.student import structure
 from asdm.records.build import ExportResult, LoaderClaim
 from asdm.unet import flops
 from asdm.utils import registry, sizes
-from asdm.utils.io import check_replaceable, check_writable, disk_errors, whole_folder
+from asdm.utils.console import plain
+from asdm.utils.io import check_replaceable, check_writable, whole_folder
 from asdm.utils.progress import Tell
 from asdm.utils.sizes import Size
 
@@ -87,7 +88,7 @@ def export(
         "family": family.name, "weights": loading.weights_name(family, weights), "to": to, "dtype": dtype,
         "params": counted.params,
     }  # fmt: skip
-    with disk_errors(output), whole_folder(output, force) as folder:
+    with whole_folder(output, force, counted.parameter_bytes) as folder:
         facts = single_file.provenance(family, unet)
         about |= source_fields(facts) | _written(unet, family, to, folder, size, dtype, facts, tell)
         result = ExportResult(**about)
@@ -286,7 +287,7 @@ def describe(result: ExportResult, folder: Path) -> str:
     lines = [f"Wrote {folder}: {result.params / 1e6:.1f} M parameters, {result.to}, {result.dtype}{random}."]
     if result.left_out:
         lines.append(f"{len(result.left_out)} modules are not in the student and were left out:")
-        lines += [f"  - {name}" for name in result.left_out]
+        lines += [f"  - {plain(name)}" for name in result.left_out]
     if result.plain_diffusers is not None:
         loader = "diffusers.UNet2DConditionModel" if result.plain_diffusers else "asdm.StudentUNet"
         lines.append(f"{loader}.from_pretrained loads it.")
@@ -314,8 +315,9 @@ def describe(result: ExportResult, folder: Path) -> str:
 def _describe_single_file(result: ExportResult) -> list[str]:
     if result.layout is None:
         return []
-    what = f"the VAE and text encoders of {result.pipeline}" if result.pipeline else "no VAE and no text encoder"
-    lines = [f"Layout {result.layout}, with {what}; base model {result.base_model}, licence {result.license}."]
+    what = f"the VAE and text encoders of {plain(result.pipeline)}" if result.pipeline else "no VAE and no text encoder"
+    base, licence = plain(str(result.base_model)), plain(str(result.license))
+    lines = [f"Layout {result.layout}, with {what}; base model {base}, licence {licence}."]
     if result.marked:
         lines.append("Its names are ours alone: only asdm loads it, because others would run it as another model.")
     words = {"loads": "loads it", "refuses": "does not load it", "wrong": "would run it wrongly"}

@@ -17,7 +17,7 @@ from asdm.records.build import BuildResult, ExportResult
 from asdm.unet import blocks
 from asdm.unet.surgery import Applied
 from asdm.utils import console
-from asdm.utils.io import disk_errors, read_json, sha256_of_file, whole_file
+from asdm.utils.io import read_json, sha256_of_file, whole_file
 
 ARCHITECTURES = {"SD 1": "stable-diffusion-v1", "SD 2": "stable-diffusion-v2", "SDXL": "stable-diffusion-xl-v1-base"}
 
@@ -70,7 +70,7 @@ def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str
     """Write a safetensors file, whole or not at all."""
     from safetensors.torch import save_file
 
-    with disk_errors(path), whole_file(path, force) as temporary:
+    with whole_file(path, force, sum(tensor.nbytes for tensor in tensors.values())) as temporary:
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary, dict(metadata))
 
 

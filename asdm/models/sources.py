@@ -94,6 +94,14 @@ def own_weights(family: Family, needs: str | None = None, variant: str | None = 
     return RANDOM
 
 
+def weights_to_validate(family: Family, asked: str | None, profiled: str) -> str:
+    """Weights for the validation of a profile: as asked, else a named folder's or checkpoint's own, else the profile's.
+
+    Raises ValueError for a named config without weights.
+    """
+    return asked or (own_weights(family) if family.source else profiled)
+
+
 # ---------------------------------------------------------------------------------------------- named weights
 
 

@@ -191,7 +191,7 @@ def save(
     texts: Mapping[str, str] = {},
 ) -> None:
     """Write a diffusers folder with the plan, the build's result and `texts` in it, whole or not at all."""
-    with whole_folder(folder, force) as temporary:
+    with whole_folder(folder, force, sum(tensor.nbytes for tensor in student.state_dict().values())) as temporary:
         student.save_pretrained(temporary, safe_serialization=True)
         (temporary / "plan.json").write_text(plan.to_json())
         (temporary / "build.json").write_text(result.to_json())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import sys
 import time
 import warnings
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from enum import StrEnum
 from functools import cache
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -21,9 +23,11 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from asdm.utils import disk
 from asdm.utils.progress import Tell
 
 FAILED, USAGE, INFEASIBLE, INCOMPARABLE, INTERRUPTED = 1, 2, 3, 4, 130
+EXPECTED = (ValueError, OSError, MemoryError, RuntimeError)
 READER_GONE = 141  # as a shell counts the signal of a closed pipe
 
 
@@ -50,6 +54,11 @@ def plain(name: str, longest: int = 200) -> str:
     """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
     shown = "".join(char if char.isprintable() else "?" for char in name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def quoted(name: object) -> str:
+    """A name as it is typed in a command to copy: one word for the shell, without control characters."""
+    return shlex.quote(plain(str(name)))
 
 
 @cache
@@ -109,7 +118,7 @@ def _explain(error: Exception) -> int:
     if hasattr(error, "show") and hasattr(error, "exit_code"):  # a usage error from typer
         error.show()
         return int(error.exit_code)
-    if os.environ.get("ASDM_TRACEBACK") or not isinstance(error, (ValueError, OSError, MemoryError, RuntimeError)):
+    if os.environ.get("ASDM_TRACEBACK") or not (isinstance(error, EXPECTED) or disk.is_full(error)):
         raise error
     say(f"Error: {_sentence(error)}")
     return USAGE
@@ -120,6 +129,9 @@ def _sentence(error: Exception) -> str:
         return "out of memory; choose a smaller batch, size or dtype, or free some memory."
     lines = str(error).strip().splitlines()
     text = lines[0] if lines else type(error).__name__
+    if disk.is_full(error):
+        name = getattr(error, "filename", None)
+        return f"{disk.cannot_write(Path(name), error) if name else f'cannot write: {disk.reason(error)}'}."
     if isinstance(error, RuntimeError):
         return f"{text.rstrip('.')} (set ASDM_TRACEBACK=1 to see where)."
     return text

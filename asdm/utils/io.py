@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import glob
 import hashlib
 import itertools
 import json
 import os
-import re
 import shutil
 import tempfile
 import time
@@ -20,7 +18,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from asdm.utils import locks
+from asdm.utils import disk, inputs, locks
+from asdm.utils.disk import reason as reason
 
 REPORTS = Path("reports")
 STALE_S, YOUNG_S = 3600.0, 1.0
@@ -80,6 +79,7 @@ class Record(Frozen):
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a record; raises ValueError in one sentence that names the file and what is wrong with it."""
+        inputs.note(path)
         return cls.parse(read_json(Path(path)), source=str(path))
 
     @classmethod
@@ -185,14 +185,16 @@ def refuse_overwrite(path: Path, force: bool) -> None:
         raise ValueError(f"{path} exists; name another output or add --force.")
 
 
-# What `asdm build` and `asdm export` write into a folder of their own.
+# What `asdm build` and `asdm export` write into a folder of their own, beside their marker.
 OUTPUTS = (
-    "*.json", "*.safetensors", "diff.txt", "model.onnx*", "openvino_model.*", "model.mlpackage", "latency.py",
-    "check.npz", "README.md",
+    "build.json", "export.json", "plan.json", "schedule.json", "config.json", "diff.txt",
+    "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model-?????-of-?????.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json", "model.onnx", "model.onnx.data", "openvino_model.xml",
+    "openvino_model.bin", "pass-[0-9]*", "model.mlpackage", "latency.py", "check.npz",
 )  # fmt: skip
 
 
-def check_replaceable(folder: Path, force: bool, marker: str, inputs: Iterable[str | None] = ()) -> None:
+def check_replaceable(folder: Path, force: bool, marker: str, named: Iterable[str | None] = ()) -> None:
     """Raises ValueError unless `folder` is new, empty, or with `force` what the command wrote before.
 
     `marker` is the file by which that is known. An input is never replaced, nor the working directory, nor a folder
@@ -202,10 +204,8 @@ def check_replaceable(folder: Path, force: bool, marker: str, inputs: Iterable[s
     place = folder.resolve()
     if place == Path.cwd() or place in Path.cwd().parents:
         raise ValueError(f"{folder} is the working directory or above it; name a folder for the output.")
-    for name in filter(None, inputs):
-        given = Path(name).resolve()
-        if Path(name).exists() and (given == place or place in given.parents):
-            raise ValueError(f"{folder} is or holds the input {name}; name another output.")
+    if held := inputs.held_in(folder, [*filter(None, named), *inputs.names()]):
+        raise ValueError(f"{folder} is or holds the input {held}; name another output.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not (folder / marker).is_file():
@@ -217,18 +217,22 @@ def check_replaceable(folder: Path, force: bool, marker: str, inputs: Iterable[s
 
 def write_whole(path: Path, content: str | bytes, force: bool = False) -> Path:
     """Write a file atomically: to a temporary file beside it, then renamed."""
-    with whole_file(path, force) as temporary:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    data = content.encode() if isinstance(content, str) else content
+    with whole_file(path, force, len(data)) as temporary:
+        temporary.write_bytes(data)
     return path
 
 
 @contextmanager
-def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
-    """Yields a temporary file's name beside `path`, which is renamed to `path` if the block ends without an error."""
+def whole_file(path: Path, force: bool = False, needed: int | None = None) -> Iterator[Path]:
+    """Yields a temporary file's name beside `path`, which is renamed to `path` if the block ends without an error.
+
+    `needed` is how many bytes will be written, where that is known, for what is said of a full disk.
+    """
     refuse_overwrite(path, force)
     path = _behind_links(path)
     make_folder(path.parent)
-    with _one_sentence(path):
+    with disk_errors(path, needed, every=True):
         _sweep(path)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         os.close(handle)
@@ -236,28 +240,31 @@ def whole_file(path: Path, force: bool = False) -> Iterator[Path]:
             with _in_work(Path(name)):
                 yield Path(name)
                 _allow(Path(name))
-                os.replace(name, path)
+                disk.rename(Path(name), path, force)
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
 
 
 @contextmanager
-def whole_folder(path: Path, force: bool = False) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to `path` if the block ends without an error."""
+def whole_folder(path: Path, force: bool = False, needed: int | None = None) -> Iterator[Path]:
+    """Yields a temporary folder that is renamed to `path` if the block ends without an error; `needed`: see above."""
     _restore(path)
     refuse_overwrite(path, force or (path.is_dir() and not any(path.iterdir())))
     path = _behind_links(path)
     make_folder(path.parent)
-    with _one_sentence(path):
+    with disk_errors(path, every=True):
         _sweep(path)
         temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         with _in_work(temporary):
-            yield temporary
-            with _one_sentence(path):
+            with disk_errors(path, needed):
+                yield temporary
+            with disk_errors(path, needed, every=True):
                 for file in (temporary, *temporary.rglob("*")):
                     _allow(file)
+                if not force and path.is_dir() and any(path.iterdir()):
+                    raise disk.came_second(temporary, path)
                 _swap(temporary, path)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -341,60 +348,39 @@ def _restore(path: Path) -> None:
 
 def check_writable(path: Path, force: bool = False) -> None:
     """Raises ValueError if `path` cannot be written, so that a long command fails before its work."""
-    if path.parts[:1] == ("-",):
-        raise ValueError("- is not an output: results are files.")
+    inputs.check_output(path)
     _restore(path)
     refuse_overwrite(path, force)
     folder = _behind_links(path).parent
     while not folder.exists():
         folder = folder.parent
-    with _one_sentence(path), tempfile.TemporaryFile(dir=folder):
+    with disk_errors(path, every=True), tempfile.TemporaryFile(dir=folder):
         pass
 
 
 def make_folder(path: Path) -> Path:
     """Create a folder and its parents; raises ValueError if that fails."""
-    with _one_sentence(path):
+    with disk_errors(path, every=True):
         path.mkdir(parents=True, exist_ok=True)
     return path
 
 
 @contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turns a full disk or the like, while `path` is being written, into one sentence with the room there is."""
+def disk_errors(path: Path, needed: int | None = None, every: bool = False) -> Iterator[None]:
+    """Turns a full disk or the like, while `path` is being written, into one sentence with the room that there is.
+
+    `needed` is how many bytes will be written, where that is known; `every`: whether the block only writes, so that any
+    error of the system is about `path`.
+    """
     try:
         yield
     except Exception as error:
-        is_disk = isinstance(error, OSError) and error.errno in _OF_THE_DISK
-        if not is_disk and type(error).__name__ != "SafetensorError":  # safetensors wraps the system's error in its own
+        if not disk.is_of_the_disk(error) and not (every and isinstance(error, OSError)):
             raise
-        room = path
-        while not room.exists():
-            room = room.parent
-        free = shutil.disk_usage(room).free / 1e6
-        raise ValueError(f"cannot write {path}: {reason(error)} ({free:,.0f} MB are free there).") from None
-
-
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
-
-
-def reason(error: Exception) -> str:
-    """`no space left on device`, of Python's error or of safetensors' own."""
-    if isinstance(error, OSError):
-        return (error.strerror or str(error)).lower()
-    match = re.search(r'([^:("]+)(?: \(os error|" })', str(error))  # the messages of safetensors 0.6 and of 0.4
-    return match[1].strip().lower() if match else str(error)
-
-
-@contextmanager
-def _one_sentence(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
         hint = ""
         with suppress(ValueError):
             hint = " Set ASDM_CACHE to a folder that can be written." if path.is_relative_to(cache_folder("")) else ""
-        raise ValueError(f"cannot write {path}: {reason(error)}.{hint}") from None
+        raise ValueError(f"{disk.cannot_write(path, error, needed)}.{hint}") from None
 
 
 # ---------------------------------------------------------------------------------------------- runs

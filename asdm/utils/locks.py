@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from asdm.utils.disk import reason
 
 fcntl: Any
 try:
@@ -29,7 +31,8 @@ class MachineLock:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._folder = folder or Path(tempfile.gettempdir())
-        self._entry, self._work = (open_lock(self._folder / name) for name in (GATE, FLOOR))
+        with self._needed():
+            self._entry, self._work = (open_lock(self._folder / name) for name in (GATE, FLOOR))
 
     def close(self) -> None:
         for handle in (self._entry, self._work):
@@ -48,18 +51,24 @@ class MachineLock:
     @contextmanager
     def timing(self) -> Iterator[None]:
         """No other process measures or works during the block."""
-        lock(self._entry)  # no worker enters from here on, so that workers that take turns cannot starve a measurement
+        with self._needed():
+            lock(self._entry)  # no worker enters from here on, so that workers in turns cannot starve a measurement
         try:
-            lock(self._work)
+            with self._needed():
+                lock(self._work)
             yield
         finally:
             unlock(self._work)
             unlock(self._entry)
 
     def _enter(self) -> None:
-        lock(self._entry, shared=True)
-        lock(self._work, shared=True)
-        unlock(self._entry)
+        with self._needed():
+            lock(self._entry, shared=True)
+            lock(self._work, shared=True)
+            unlock(self._entry)
+
+    def _needed(self) -> AbstractContextManager[None]:
+        return needed(self._folder, "set TMPDIR to a folder on a local disk")
 
     def _yield_to_timing(self) -> None:
         unlock(self._work)
@@ -101,6 +110,29 @@ def is_free(path: Path) -> bool:
         return lock(handle, wait=False)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def needed(place: Path, instead: str) -> Iterator[None]:
+    """Turns a lock that cannot be had, as on a file system without any, into one sentence with what to do `instead`."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"{place} cannot be locked ({reason(error)}); {instead}.") from None
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock; raises ValueError where another process does. On a disk without locks, nothing is held."""
+    handle = os.open(folder, os.O_RDONLY) if AVAILABLE else None
+    try:
+        with suppress(OSError):
+            if handle is not None and not lock(handle, wait=False):
+                raise ValueError(f"{folder} is being written by another process; wait for it.")
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def unlock(handle: int) -> None:

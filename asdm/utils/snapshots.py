@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from asdm.utils import console
-from asdm.utils.io import make_folder, read_json, reason, sha256_of, sha256_of_file, whole_folder
+from asdm.utils.io import disk_errors, make_folder, read_json, sha256_of, sha256_of_file, whole_folder
 
 STATE = "state.json"
 PREFIX = "step-"
@@ -57,7 +57,8 @@ def write(
 
     path = folder / f"{PREFIX}{step:08d}"
     sizes, hashes = {}, {}
-    with one_sentence(f"the checkpoint {path}", folder), whole_folder(path, force=True) as temporary:
+    room = sum(tensor.nbytes for named in tensors.values() for tensor in named.values())
+    with one_sentence(f"the checkpoint {path}", folder), whole_folder(path, force=True, needed=room) as temporary:
         for name, named in tensors.items():
             file = temporary / f"{name}.safetensors"
             save_file({key: value.detach().cpu().contiguous() for key, value in named.items()}, file)
@@ -81,16 +82,14 @@ def keep_last(folder: Path, count: int) -> None:
 @contextmanager
 def one_sentence(what: str, folder: Path) -> Iterator[None]:
     """Turns a write error in the block into a ValueError that says which checkpoint of `folder` is complete."""
-    from safetensors import SafetensorError
-
     try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"cannot write {what}: {reason(error)}; {_what_is_left(folder)}.") from None
+        with disk_errors(folder, every=True):
+            yield
     except ValueError as error:  # from asdm.utils.io
-        if not str(error).startswith("cannot write"):
+        written, _, why = str(error).rstrip(".").partition(": ")
+        if not written.startswith("cannot write"):
             raise
-        raise ValueError(f"{str(error).rstrip('.')}; {_what_is_left(folder)}.") from None
+        raise ValueError(f"cannot write {what}: {why}; {_what_is_left(folder)}.") from None
 
 
 def newest(folder: Path) -> Checkpoint | None:

@@ -6,7 +6,7 @@ from importlib import import_module
 
 import typer
 
-from asdm.cli.options import root_options
+from asdm.cli.options import output_checked, root_options
 from asdm.utils import console
 
 COMMANDS = (
@@ -21,7 +21,7 @@ app = typer.Typer(
 )
 app.callback(invoke_without_command=True)(root_options)
 for name in COMMANDS:  # each is the function of its name in the module of its name
-    app.command()(getattr(import_module(f"{__name__}.{name}"), name))
+    app.command()(output_checked(getattr(import_module(f"{__name__}.{name}"), name)))
 
 
 def main() -> None:

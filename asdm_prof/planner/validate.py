@@ -20,6 +20,7 @@ from asdm.measure.backends import Session
 from asdm.measure.statistics import paired_ratio
 from asdm.models import example_inputs, execution, loading, student as students
 from asdm.models.families import Family, load_family
+from asdm.models.sources import weights_to_validate
 from asdm.plan.edits import AnyEdit, PruningPlan
 from asdm.plan.legality import resolve
 from asdm.unet import blocks, flops
@@ -75,7 +76,7 @@ def validate(
         created_utc=utc_now(),
         command=command,
         family=family.name,
-        weights=settings.weights or profile.weights,
+        weights=weights_to_validate(family, settings.weights, profile.weights),
         seed=settings.seed,
         teacher_config_sha256=profile.config_sha256,
         profile_sha256=profile.sha256(),
@@ -115,7 +116,7 @@ def _measure(
     shapes = loading.meta_unet(family, profile.dtype)
     _require_memory(family, profile, shapes, backend)
     tell("building the teacher", 0, None)
-    weights = settings.weights or profile.weights
+    weights = weights_to_validate(family, settings.weights, profile.weights)
     where = (profile.device, profile.dtype, profile.seed)
     teacher = loading.load_unet(family, weights, *where) if backend.NEEDS_WEIGHTS else shapes
     inputs = example_inputs.unet_inputs(family, profile.batch, profile.size, *where)

@@ -14,7 +14,7 @@ from asdm.plan.edits import MeasuredAt, Prediction
 from asdm.records.bench import MEASURES
 from asdm.records.measurement import Estimate
 from asdm.utils import sizes
-from asdm.utils.console import plain as plain  # re-exported to the sections
+from asdm.utils.console import plain as plain, quoted as quoted  # re-exported to the sections
 from asdm_prof.records import Interval, Profile
 
 SECOND_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))

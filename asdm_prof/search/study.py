@@ -60,8 +60,10 @@ class FileLocks:
         self._held: dict[str, int] = {}
 
     def take(self, name: str, shared: bool = False, wait: bool = False) -> bool:
-        handle = locks.open_lock(self._folder / f"{name}.lock")
-        if not locks.lock(handle, shared, wait):
+        with locks.needed(self._folder, "choose an --output on another disk, or share the search by --storage"):
+            handle = locks.open_lock(self._folder / f"{name}.lock")
+            free = locks.lock(handle, shared, wait)
+        if not free:
             os.close(handle)
             return False
         self._held[name] = handle
@@ -356,7 +358,8 @@ def _journal(path: Path) -> Any:
                 drop_torn_line(path)
             finally:
                 locks.unlock(handle)
-            super().append_logs(logs)
+            with io.disk_errors(path, every=True):
+                super().append_logs(logs)
 
     return JournalStorage(Journal(str(path), lock))
 

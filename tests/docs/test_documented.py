@@ -127,6 +127,24 @@ def test_every_file_that_a_document_names_is_there() -> None:
     assert linked > 50
 
 
+def test_every_test_that_a_document_names_is_there() -> None:
+    named = {name for text in documents().values() for name in re.findall(r"`(tests/[\w./-]*(?:::\w+)?)`", text)}
+    assert len([name for name in named if "::" in name]) > 40
+    for name in named:
+        path, _, test = name.partition("::")
+        assert (ROOT / path).exists(), name
+        assert not test or f"\ndef {test}(" in (ROOT / path).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.parametrize("document", ["docs/commands/index.md", "docs/guides/training.md"])
+def test_every_guarantee_names_its_tests(document: str) -> None:
+    table = documents()[document].partition("| if … | then … | tested by |\n")[2].partition("\n\n")[0]
+    _, *rows = table.splitlines()
+    assert len(rows) > 9
+    for row in rows:
+        assert re.search(r"\| [^|]*`tests/[\w./]+::test_\w+`[^|]* \|$", row), row
+
+
 def test_every_page_is_in_a_table_of_contents() -> None:
     listed = set()
     for document, text in documents().items():

@@ -20,7 +20,7 @@ from asdm.cli.slim.steps import PLAN, STUDENT, Step, steps_of
 from asdm.records.distill import DistillResult
 from asdm.records.slim import SlimRun, SlimStep
 from asdm.utils.io import brief, make_folder, utc_now
-from asdm.utils.locks import lock, open_lock
+from asdm.utils.locks import lock, needed, open_lock
 
 RUN, LOCK = "slim.json", "slim.lock"
 MAY_CHANGE = ("steps", "max_error", "pictures", "judge", "threads")  # what a later call may ask for otherwise
@@ -49,9 +49,11 @@ def slim(prepared: Prepared, folder: Path, say: Say) -> SlimRun:
     if not (folder / PLAN).exists():
         fitting_options(prepared, stand_in(prepared, folder))  # refuses what would not fit, before the first step
     run = _claim(prepared, folder)
-    handle = open_lock(folder / LOCK)
+    with needed(folder, "choose an output on another disk"):
+        handle = open_lock(folder / LOCK)
+        free = lock(handle, wait=False)
     try:
-        if not lock(handle, wait=False):
+        if not free:
             raise ValueError(f"{folder} is being worked on by another process; wait for it.")
         names = [step.name for step in _steps(prepared, folder, run)]
         for number, name in enumerate(names, start=1):

@@ -284,7 +284,7 @@ def get_or_make(key: str, needed_bytes: int, make: Callable[[Path], object]) -> 
     path = cache_folder("onnx") / key
     if not path.exists():
         _clear(needed_bytes)
-        with whole_folder(path) as temporary:
+        with whole_folder(path, force=True, needed=needed_bytes) as temporary:  # another process may make the same
             make(temporary)
     os.utime(path)
     if locks.AVAILABLE and path not in _IN_USE:

@@ -26,7 +26,8 @@ from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.legality import resolve as resolve_schedule
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.unet import blocks
-from asdm.utils.io import check_replaceable, disk_errors, sha256_of, whole_folder
+from asdm.utils.console import plain, quoted
+from asdm.utils.io import check_replaceable, sha256_of, whole_folder
 from asdm.utils.progress import Tell
 
 Networks = Mapping[str, nn.Module]
@@ -59,7 +60,7 @@ def export_schedule(
     setup = replace(setup, weights=weights, device="cpu")
     unet = loading.load_teacher(family, setup)
     networks = {TEACHER: unet, **source.students_of(schedule, unet, family, setup)}
-    with disk_errors(output), whole_folder(output, force) as folder:
+    with whole_folder(output, force) as folder:
         (folder / "config.json").write_text(json.dumps(family.unet, indent=1, allow_nan=False) + "\n")
         return write_graphs(networks, schedule, family, setup, to, family.guidance_scale, folder, tell)
 
@@ -146,10 +147,10 @@ def run_passes(
 def describe(result: ExportResult, folder: Path) -> str:
     """What was written, in a few lines."""
     random = ", random weights" if result.weights == "random" else ""
-    calls = "; ".join(f"{name}: {', '.join(files) or 'none'}" for name, files in result.passes.items())
+    calls = "; ".join(f"{plain(name)}: {', '.join(files) or 'none'}" for name, files in result.passes.items())
     return (
-        f"Wrote {folder}: {len(result.graphs)} graphs of {result.family} in {result.to}{random}, within "
+        f"Wrote {folder}: {len(result.graphs)} graphs of {plain(result.family)} in {result.to}{random}, within "
         f"{result.difference:.1e} of PyTorch's largest.\n"
         f"Graphs by pass: {calls}.\n"
-        f"asdm generate --schedule {folder} and asdm bench --schedule {folder} run them."
+        f"asdm generate --schedule {quoted(folder)} and asdm bench --schedule {quoted(folder)} run them."
     )

@@ -13,6 +13,7 @@ import torch
 from asdm.measure import clocks, machine
 from asdm.models import example_inputs, execution, loading
 from asdm.models.families import Family, load_family
+from asdm.models.sources import weights_to_validate
 from asdm.schedule.cost import macs_as_run
 from asdm.schedule.legality import resolve
 from asdm.schedule.schedule import Schedule
@@ -75,7 +76,8 @@ def validate_schedules(
     run = ScheduleValidationRun(run_sha256=sha256).resumed_from(run_file, "profile")
     with machine.quiet_torch(profile.threads, profile.device) as threads, torch.inference_mode():
         tell("building the network", 0, None)
-        unet: Any = loading.load_unet(family, profile.weights, profile.device, profile.dtype, profile.seed)
+        weights = weights_to_validate(family, None, profile.weights)
+        unet: Any = loading.load_unet(family, weights, profile.device, profile.dtype, profile.seed)
         batch = profile.batch * (2 if settings.guided else 1)
         where = (profile.device, profile.dtype, profile.seed)
         inputs = example_inputs.unet_inputs(family, batch, profile.size, *where)
@@ -92,7 +94,7 @@ def validate_schedules(
     errors = np.array([one.error for one in run.schedules])
     return ScheduleValidation(
         **(planner.measured_at(profile).model_dump() | {"threads": threads}),
-        created_utc=utc_now(), command=command, family=family.name, weights=profile.weights, seed=settings.seed,
+        created_utc=utc_now(), command=command, family=family.name, weights=weights, seed=settings.seed,
         profile_sha256=profile.sha256(), guided=settings.guided, calls=settings.calls, passes=passes,
         mape=float(np.abs(errors).mean()), worst=float(np.abs(errors).max()), bias=float(errors.mean()),
         macs_exact=macs_are_exact(family, profile, passes), schedules=run.schedules, environment=facts,

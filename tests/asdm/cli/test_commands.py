@@ -12,12 +12,18 @@ import pytest
 from diffusers import ControlNetModel, UNet2DConditionModel
 from PIL import Image
 
+from asdm.cli import bench, progress
 from asdm.evaluate import metrics
+from asdm.models import build, export
 from asdm.models.drawing import check
 from asdm.models.families import Family, load_family
 from asdm.models.loading import load_unet
 from asdm.models.settings import GenerateSettings
+from asdm.records.build import BuildResult, ExportResult, FreezeAudit, Tensors
+from asdm.records.distill import DistillResult, StageResult
+from asdm.schedule.graphs import export as graphs
 from asdm.schedule.schedule import Pass, Schedule
+from tests.asdm_prof import synthetic
 from tests.commands import files_in
 
 
@@ -219,3 +225,43 @@ def test_too_few_or_many_pictures_are_refused_before_anything_is_timed(run: Any,
     done = run("asdm", "bench", "--teacher", "mini", "--student", "a_sdm", "--quality", *more)
     assert done.code == 2
     assert said in done.err
+
+
+HOSTILE = "a\x1b[31m\nrm -rf b"
+
+
+def test_names_of_files_are_text_alone(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """What `build`, `export`, `bench`, `distill` and `cache` print holds no control character of a name in a file."""
+    counts: dict[str, Any] = dict.fromkeys(("params", "macs", "teacher_params", "teacher_macs"), 10)
+    tensors = Tensors(names=(), params=0, bytes=0)
+    audit = FreezeAudit(trainable=tensors, frozen=tensors, shared_with_teacher=tensors)
+    built = BuildResult(
+        name=HOSTILE, family=HOSTILE, weights="random", removed=(), replaced={}, name_map={}, plain_diffusers=True,
+        plan_sha256="a" * 64, stage1=HOSTILE, audit=audit, **counts,
+    )  # fmt: skip
+    about: dict[str, Any] = {"family": HOSTILE, "dtype": "fp32", "params": 1, "source_sha256": "a" * 64}
+    single = ExportResult(
+        to="single_file", layout="comfyui", pipeline=HOSTILE, base_model=HOSTILE, license=HOSTILE, left_out=(HOSTILE,),
+        **about,
+    )  # fmt: skip
+    graphs_written = ExportResult(to="onnx", difference=0.0, passes={HOSTILE: ()}, **about)
+    stage = StageResult(
+        name="combined", mode="end_to_end", steps=1, seconds=1.0, first={}, last={}, audit=audit,
+        why_skipped={HOSTILE: 1}, teacher_sha256="", overhead=0.0,
+    )  # fmt: skip
+    trained = DistillResult(
+        created_utc="", name="x", family=HOSTILE, data="x", seed=0, plan_sha256="", student_sha256="a", stages=(stage,)
+    )
+    teacher = synthetic.bench().teacher.model_copy(update={"name": HOSTILE})
+    bench.print_tables(synthetic.bench().model_copy(update={"teacher": teacher, "students": (), "schedules": ()}))
+    texts = {
+        "build": build.describe(built, tmp_path),
+        "export": export.describe(single, tmp_path),
+        "graphs": graphs.describe(graphs_written, tmp_path),
+        "distill": progress.result_text(trained, tmp_path),
+        "bench": capsys.readouterr().out,
+    }
+    for name, text in texts.items():
+        assert "a?[31m?rm -rf b" in text, name
+        assert "\x1b" not in text, name
+        assert "\nrm" not in text, name

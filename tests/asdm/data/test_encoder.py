@@ -163,3 +163,20 @@ def test_a_caches_time_left_follows_from_its_pace(monkeypatch: Any) -> None:
     tell("encoding", 10, None)
     tell("encoding", 40, None)
     assert told == [("encoding", 10, None), ("encoding", 40, 6.0)]
+
+
+def test_two_do_not_cache_into_one_folder(tmp_path: Path, tiny_pipeline: Path, monkeypatch: Any) -> None:
+    line = ("emoji", str(tiny_pipeline), tmp_path / "c", CacheSettings(dtype="fp32", split="held_out", per_shard=4))
+    tries: list[str] = []
+
+    def add(folder: Path, manifest: Any, *_: Any) -> Any:
+        """While the first process is at its first shard, a second one is started."""
+        if not tries:
+            tries.append("second")
+            with pytest.raises(ValueError, match="c is being written by another process; wait for it"):
+                cache.cache_latents(*line)
+        return manifest.model_copy(update={"next_index": manifest.examples})
+
+    monkeypatch.setattr(cache, "_add_shard", add)
+    cache.cache_latents(*line)
+    assert tries == ["second"]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from asdm.distill import recipes, trainer
 from asdm.distill.dry_run import preview
-from asdm.distill.run_folder import claim_folder
+from asdm.distill.run_folder import check_folder, claim_folder
 from asdm.distill.settings import DistillSettings
 from asdm.distill.setup import make_optimizer
 from asdm.models import loading, student as students
@@ -180,6 +180,48 @@ def test_force_throws_a_run_away_and_begins_anew(tiny_pipeline: Path, tmp_path: 
     go(tiny_pipeline, output, "a_sdm", recipes.bk_sdm, steps=1, force=True)
     assert [line["step"] for line in log_of(output)] == [1]
     assert not (output / "checkpoints" / "compressed").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("teacher/unet/config.json", "is or holds the input .*/student/teacher; choose another output"),
+        ("notes.txt", r"is not replaced: it holds .*/student/notes\.txt, which this command did not write"),
+        ("stages/compressed/mine.safetensors", r"it holds .*mine\.safetensors, which"),
+        ("config.json/photo.png", r"it holds .*photo\.png, which"),
+        ("pictures", "it holds .*/student/pictures, which"),
+    ],
+)
+def test_force_deletes_nothing_but_what_a_run_wrote(
+    tiny_pipeline: Path, whole: Path, tmp_path: Path, name: str, words: str
+) -> None:
+    output, teacher = tmp_path / "student", tiny_pipeline
+    shutil.copytree(whole, output, ignore=lambda *_: ["config.json"] if name.startswith("config") else [])
+    check_folder(output, True)
+    if name.startswith("teacher"):
+        teacher = output / "teacher"
+        shutil.copytree(tiny_pipeline, teacher)
+    elif "." in name:
+        (output / name).parent.mkdir(exist_ok=True)
+        (output / name).write_text("mine")
+    else:
+        (output / name).mkdir()
+    before = sorted(output.rglob("*"))
+    with pytest.raises(ValueError, match=words):
+        go(teacher, output, force=True)
+    assert sorted(output.rglob("*")) == before
+
+
+def test_all_that_a_run_writes_may_be_deleted(tmp_path: Path) -> None:
+    """Also what only some runs have: pauses, TensorBoard, pictures on the way, leftovers of a killed process."""
+    names = ("run.json", "paused/paused.json", "tensorboard/events.out.tfevents.1.host.2.0", "adapter.safetensors",
+             "validation/step-00000001-combined.png", "checkpoints/combined/step-00000002/state.json",
+             "checkpoints/combined/.step-00000003.abcdefgh/half", "stages/.combined.abcdefgh/x",
+             ".config.json.publish0", "diffusion_pytorch_model-00001-of-00002.safetensors")  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    check_folder(tmp_path, True)
 
 
 def test_tuning_may_be_amended_and_the_folder_says_so(tiny_pipeline: Path, tmp_path: Path) -> None:

@@ -51,13 +51,14 @@ def test_a_rename_that_fails_leaves_the_old_file_and_no_temporary_one(tmp_path, 
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("note.txt", "old")]
 
 
-def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("call", "force"), [("link", False), ("replace", True)])
+def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch, call, force):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "replace", interrupt)
+    monkeypatch.setattr(os, call, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        io.write_whole(tmp_path / "note.txt", "new")
+        io.write_whole(tmp_path / "note.txt", "new", force)
     assert list(tmp_path.iterdir()) == []
 
 

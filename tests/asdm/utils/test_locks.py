@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import threading
 import time
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from asdm.utils import locks
 from asdm.utils.locks import MachineLock
 
 SERVER = multiprocessing.get_context("spawn")
@@ -78,3 +80,20 @@ def test_two_never_time_at_once(tmp_path: Path) -> None:
     for thread in threads:
         thread.join()
     assert most == [1, 1, 1, 1]
+
+
+def test_where_there_are_no_locks_the_setting_that_helps_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine = MachineLock(tmp_path)
+
+    def refuse(*_: Any, **__: Any) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "lock", refuse)
+    helps = rf"{tmp_path} cannot be locked \(no locks available\); set TMPDIR to a folder on a local disk\.$"
+    for enter in (machine.working, machine.timing):
+        with pytest.raises(ValueError, match=helps), enter():
+            pass
+    with pytest.raises(ValueError, match=r"cannot be locked \(no such file or directory\); set TMPDIR to"):
+        MachineLock(tmp_path / "gone")

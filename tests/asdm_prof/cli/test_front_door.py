@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import asdm_prof
 from asdm.cli import guide
 from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult
+from asdm.utils import console
 from asdm_prof.records import Profile
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.study import measure_sensitivity
@@ -111,6 +113,25 @@ def test_unreadable_files_of_other_runs_stop_neither_the_guide_nor_a_report(run:
     assert done.code == 0, done.err
     for name in ("bench.json", "search.json"):
         assert done.err.count(f"other/{name}") == 1
+
+
+@pytest.mark.parametrize("family", ["x; touch PWNED", "\x1b[31m$(touch PWNED)\n`touch PWNED`", "it's"])
+def test_a_hostile_name_is_one_word_of_the_commands_to_copy(run: Any, tmp_path: Path, family: str) -> None:
+    folder = tmp_path / "reports" / "a b;c"
+    profile = synthetic.profile().model_copy(update={"family": family, "weights": "x/"})
+    profile.save(folder / "profile.json")
+    plan = synthetic.plan().model_copy(update={"profile_sha256": profile.sha256(), "budget": "\x1b[2J"})
+    plan.save(folder / "plan.json")
+    built(plan).save(tmp_path / "student; x" / "build.json")
+    told = run("asdm-prof").out
+    assert "\x1b" not in told
+    assert next_command(told).startswith("asdm bench ")
+    commands = [next_command(told), *re.findall(r"^  (asdm\S* (?:sensitivity|distill) .*?)   ", told, re.MULTILINE)]
+    assert len(commands) == 3
+    for command in commands:
+        assert console.plain(family) in shlex.split(command), "as one word"
+    assert "student; x/" in shlex.split(commands[0])
+    assert "reports/a b;c/plan.json" in shlex.split(commands[2])
 
 
 # ---------------------------------------------------------------------------------------------- env and completion

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from scipy.stats import t as student_t
 
+from asdm.models import loading
+from asdm.models.families import load_family
+from asdm.models.sources import weights_to_validate
 from asdm.plan.edits import AnyEdit
 from asdm.plan.legality import resolve
 from asdm_prof.planner import plan as planner, validate
@@ -91,12 +95,34 @@ def test_a_validation_survives_its_file(validated: Validation, tmp_path: Path) -
 
 
 @pytest.mark.serial
-def test_students_of_a_real_unet_are_measured_in_pairs(tiny_folder: Path) -> None:
-    profile = measure_profile(str(tiny_folder), ProfileSettings(time_budget_s=3, min_rounds=2, threads=1))
+def test_students_of_a_real_unet_are_measured_in_pairs(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A named folder's own weights run, also where the profile was taken with random ones."""
+    timed = ProfileSettings(time_budget_s=3, min_rounds=2, threads=1, weights="random")
+    profile = measure_profile(str(tiny_folder), timed)
+    loaded, load_unet = list[str](), loading.load_unet
+
+    def load(family: Any, weights: str, *more: Any) -> Any:
+        loaded.append(weights)
+        return load_unet(family, weights, *more)
+
+    monkeypatch.setattr(loading, "load_unet", load)
     found = validate.validate(str(tiny_folder), profile, ValidateSettings(plans=3, min_rounds=2, time_budget_s=1))
     assert [len(plan.teacher_s) == len(plan.student_s) >= 4 for plan in found.plans] == [True] * 3
     assert found.plans[0].measured_ratio > found.plans[-1].measured_ratio
     assert found.mape < 0.25
+    assert profile.weights == "random"
+    assert loaded == [found.weights] == [str(tiny_folder)]
+
+
+def test_weights_are_those_that_were_named(faked: Profile, tiny_folder: Path, tmp_path: Path) -> None:
+    named, bare = load_family(str(tiny_folder)), load_family("sd15")
+    assert weights_to_validate(named, None, "random") == str(tiny_folder)
+    assert weights_to_validate(named, "random", "elsewhere/") == "random"
+    assert weights_to_validate(bare, None, "random") == "random"
+    assert weights_to_validate(load_family("mini"), None, "shipped") == "shipped"
+    (tmp_path / "unet.json").write_text((tiny_folder / "config.json").read_text())
+    with pytest.raises(ValueError, match=r"is a config without weights; name some .*, or --weights random"):
+        weights_to_validate(load_family(str(tmp_path / "unet.json")), None, "random")
 
 
 def test_an_interrupted_run_is_continued(faked: Profile, tmp_path: Path, validated: Validation) -> None:

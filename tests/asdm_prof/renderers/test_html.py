@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from functools import cache
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ from asdm.plan.edits import Prediction, Regret, RemoveLayer, ReplaceUnit, Shadow
 from asdm.records.bench import Metric
 from asdm_prof.planner import plan as planner
 from asdm_prof.renderers import Report, html
-from asdm_prof.renderers.html.sections import options
+from asdm_prof.renderers.html.sections import damage, options, paper, provenance, roofline, validation
 from tests.asdm_prof import synthetic
 
 HOSTILE = "<script>alert(1)</script>"
@@ -238,6 +239,30 @@ def test_hostile_names_show_as_text() -> None:
     island = re.search(r'<script type="application/json" id="data">(.*?)</script>', source, re.DOTALL)[1]
     assert "<" not in island
     assert HOSTILE in [node["name"] for node in json.loads(island)["nodes"]]
+
+
+def test_commands_to_copy_hold_a_hostile_name_as_one_word() -> None:
+    family = "x; touch PWNED"
+    profile = synthetic.profile().model_copy(
+        update={"family": family, "peaks": None, "command": "asdm-prof profile sd15; touch PWNED"}
+    )
+    plan = synthetic.plan().model_copy(update={"budget": "0.9; touch PWNED"})
+    bare = Report(profile, plan=plan)
+    sections = (
+        roofline.section(bare), damage.section(bare), validation.students(bare), paper.families(bare),
+        provenance.commands(bare),
+    )  # fmt: skip
+    blocks = [block for section in sections for block in section.blocks]
+    shown = [line for block in blocks for line in getattr(block, "lines", ())]
+    shown += [span for block in blocks for span in getattr(block, "spans", ()) if getattr(span, "style", "") == "code"]
+    assert len(shown) == 6
+    for command in shown:
+        assert command.startswith(("asdm ", "asdm-prof "))
+        assert "PWNED" in command
+        assert ";" not in list(shlex.shlex(command, posix=True, punctuation_chars=True)), command
+    assert "asdm-prof flops 'x; touch PWNED'" in shown
+    assert provenance._to_copy("asdm-prof profile 'open") == "'asdm-prof profile '\"'\"'open'"
+    assert provenance._to_copy("asdm_prof.profile('sd15')") == "asdm_prof.profile('sd15')"
 
 
 def test_nothing_is_fetched() -> None:

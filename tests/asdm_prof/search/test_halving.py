@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from asdm.utils import locks
 from asdm_prof.search import study
 from asdm_prof.search.halving import FATE, MAX_DEATHS, Attempt, Halving, Job, ranked
 
@@ -107,3 +109,13 @@ def test_a_line_that_a_killed_worker_left_half_written_costs_nothing_else(tmp_pa
         again = optuna.load_study(study_name="s", storage=journal())
         again.tell(again.ask(), 2.0)
         assert len(optuna.load_study(study_name="s", storage=journal()).trials) == count
+
+
+def test_where_there_are_no_locks_the_settings_that_help_are_named(tmp_path: Path, monkeypatch: Any) -> None:
+    def refuse(*_: Any, **__: Any) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(locks, "lock", refuse)
+    helps = r"locks cannot be locked \(no locks available\); choose an --output on another disk, or .* --storage\.$"
+    with pytest.raises(ValueError, match=helps):
+        study.FileLocks(tmp_path / "locks").take("decide")

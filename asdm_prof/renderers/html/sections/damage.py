@@ -8,7 +8,7 @@ from asdm.plan.edits import AnyEdit
 from asdm_prof.analysis.edits import shares, unit_damages
 from asdm_prof.records import Additivity, Damage, Interval, Profile
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import amount_text, between, number, percent, plain, plural, seconds
+from asdm_prof.renderers._format import amount_text, between, number, percent, plain, plural, quoted, seconds
 from asdm_prof.renderers.html import charts, keys
 from asdm_prof.renderers.html.content import Cell, Column, Figure, Heading, Paragraph, Picture, Section, Table, missing
 from asdm_prof.renderers.html.parts import damage_word
@@ -20,7 +20,7 @@ def section(report: Report) -> Section:
     """The units' own edits in the order of their redundancy, and every edit as a table."""
     damage, profile = report.damage, report.profile
     if damage is None or not damage.edits:
-        command = f"asdm-prof sensitivity {plain(profile.family)} --data emoji -o damage.json"
+        command = f"asdm-prof sensitivity {quoted(profile.family)} --data emoji -o damage.json"
         purpose = " measures what each edit does to the output, on real weights."
         return Section("", [missing("Damage was not measured for this report. ", command, purpose)])
     damages = unit_damages(damage)

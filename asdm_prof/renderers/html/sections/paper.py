@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asdm_prof.records import Profile
 from asdm_prof.renderers import FamilyCost, Report
-from asdm_prof.renderers._format import percent, plain
+from asdm_prof.renderers._format import percent, plain, quoted
 from asdm_prof.renderers.html import keys
 from asdm_prof.renderers.html.content import Column, Section, Table, missing, picture
 from asdm_prof.renderers.html.svg import KINDS, block_bars, block_sums, by_family, component_name, family_bars
@@ -60,7 +60,7 @@ def families(report: Report) -> Section:
     title, costs = "The UNet within the whole model", report.family_costs
     if not costs:
         lead = "Text encoder, UNet and VAE were not compared for this report. "
-        return Section(title, [missing(lead, f"asdm-prof flops {plain(report.profile.family)}", " counts a family.")])
+        return Section(title, [missing(lead, f"asdm-prof flops {quoted(report.profile.family)}", " counts a family.")])
     bars = picture(family_bars(costs), "Parameters and computation of each component", _families_caption(costs))
     return Section(title, [bars, _families_table(costs)])
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
 from asdm.utils import sizes
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import plain
+from asdm_prof.renderers._format import plain, quoted
 from asdm_prof.renderers.html.content import Column, Commands, Definitions, Section, Sentence, Span, code
 from asdm_prof.renderers.html.tables import name_cells, table
 
@@ -15,9 +16,19 @@ def commands(report: Report) -> Section:
     """What to type to make the same."""
     lines = [report.profile.command]
     if report.plan and report.plan.budget:
-        lines.append(f"asdm-prof plan --budget {report.plan.budget}")
+        lines.append(f"asdm-prof plan --budget {quoted(report.plan.budget)}")
     lines += [bench.command for bench in report.benches]
-    return Section("How to reproduce", [Commands([plain(line, 400) for line in lines])])
+    return Section("How to reproduce", [Commands([plain(_to_copy(line), 400) for line in lines])])
+
+
+def _to_copy(command: str) -> str:
+    """A recorded command line of ours, whose words do nothing else in a shell."""
+    if not command.startswith(("asdm ", "asdm-prof ")):
+        return command  # a call in Python
+    try:
+        return shlex.join(shlex.split(command))
+    except ValueError:  # a quotation that does not end
+        return shlex.quote(command)
 
 
 def sources(report: Report) -> Section:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from asdm_prof.records import PartRecord, Peaks, Profile
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import BOUNDS, gpu_sentences, kernel_sentence, percent, plain
+from asdm_prof.renderers._format import BOUNDS, gpu_sentences, kernel_sentence, percent, plain, quoted
 from asdm_prof.renderers.html import charts, keys
 from asdm_prof.renderers.html.content import Block, Cell, Column, Paragraph, Section, Table, missing, picture
 from asdm_prof.renderers.html.parts import hints, numbers
@@ -22,7 +22,7 @@ def section(report: Report) -> Section:
     parts = charts.on_the_roofline(profile)
     title = "What bounds it?"
     if profile.peaks is None:
-        command = f"asdm-prof profile {plain(profile.family)}"
+        command = f"asdm-prof profile {quoted(profile.family)}"
         purpose = " measures them now, and says what bounds each part."
         return Section(title, [missing("This profile was taken without the machine’s peaks. ", command, purpose)])
     blocks: list[Block] = []

@@ -8,7 +8,7 @@ from asdm.records.bench import BenchStudent
 from asdm.records.measurement import Estimate
 from asdm_prof.records import ValidatedPlan, Validation
 from asdm_prof.renderers import Report
-from asdm_prof.renderers._format import percent, plain, plural, ratio
+from asdm_prof.renderers._format import percent, plain, plural, quoted, ratio
 from asdm_prof.renderers.html.content import Cell, Column, Paragraph, Section, Table, missing, picture
 from asdm_prof.renderers.html.svg import BAND, Predicted, prediction_scatter
 from asdm_prof.renderers.html.tables import table
@@ -105,7 +105,7 @@ def students(report: Report) -> Section:
     if students:
         scatter = prediction_scatter("prediction", [_student_point(report, student) for student in students])
         return Section(title, [picture(scatter, title, _students_caption(students))])
-    command = f"asdm bench --teacher {plain(report.profile.family)} --student plan.json"
+    command = f"asdm bench --teacher {quoted(report.profile.family)} --student plan.json"
     if report.benches:
         lead = "No student that was measured came with a prediction. "
         return Section(title, [missing(lead, command, " measures one that does.")])

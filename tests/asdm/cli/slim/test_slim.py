@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -91,6 +92,23 @@ def test_it_goes_from_file_to_file_and_on_after_a_stop(
     assert left == STEPS[:4], "what follows from it is to be done again"
     log = (tmp_path / "out" / "student" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in log] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_in_one_folder_and_a_disk_without_locks_are_refused(
+    tiny_pipeline: Path, many: Path, tmp_path: Path, in_process: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared = prepare(str(tiny_pipeline), settings(many))
+    monkeypatch.setattr(running, "lock", lambda *_, **__: False)
+    with pytest.raises(ValueError, match="is being worked on by another process; wait for it"):
+        slim(prepared, tmp_path / "out", print)
+
+    def refuse(*_: Any, **__: Any) -> bool:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(running, "lock", refuse)
+    with pytest.raises(ValueError, match=r"out cannot be locked \(no locks available\); choose an output on another"):
+        slim(prepared, tmp_path / "out", print)
+    assert in_process == []
 
 
 def test_pictures_that_are_held_out_are_not_trained_on(many: Path) -> None:
