@@ -34,6 +34,7 @@ class LatentCache(Record, schema="asdm.latents/1"):
 
     data: str
     data_fingerprint: str
+    data_sample: str | None = later(None)  # of the bytes of the data set's files (asdm/data/identity.py)
     split: str
     size: int
     dtype: str

@@ -231,7 +231,15 @@ def test_a_cache_holds_what_the_encoders_make_and_goes_on_after_a_stop(
         cache.cache_latents(*line, tell=tell)
     with pytest.raises(ValueError, match=r"is not finished \(5 of 12 examples\)"):
         latents.open_data("train", 64, str(tmp_path / "again"))
-    cache.cache_latents(*line)
+    for name in ("7.png", "metadata.jsonl"):  # of the same sizes
+        before = (photos / name).read_bytes()
+        (photos / name).write_bytes(before[:-4] + b"9" + before[-3:])
+        with pytest.raises(
+            ValueError, match=r"was encoded from other data: the pictures or captions of folder:.* chang"
+        ):
+            cache.cache_latents(*line)
+        (photos / name).write_bytes(before)
+    cache.cache_latents(f"folder:{photos}/.", *line[1:])
     for name in ("cache.json", "latents-00000.safetensors", "latents-00002.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (cached / name).read_bytes()
     data = latents.open_data("train", 64, str(cached))
