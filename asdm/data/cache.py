@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -150,10 +151,12 @@ def _add_shard(
     for shape in shapes:
         own = [row for row in rows if tuple(row.mean.shape[-2:]) == shape]
         name = f"latents-{len(shards):05d}.safetensors"
-        file = write_whole(folder / name, save(as_tensors(own, execution.dtype_of(cache.dtype))), force=True)
+        content = save(as_tensors(own, execution.dtype_of(cache.dtype)))
+        write_whole(folder / name, content, force=True)
         captions = tuple(row.caption for row in own)
-        shaped = {"shape": shape} if settings.buckets else {}
-        shards = (*shards, Shard(file=name, bytes=file.stat().st_size, captions=captions, **shaped))
+        facts: dict[str, Any] = {"shape": shape} if settings.buckets else {}
+        facts |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        shards = (*shards, Shard(file=name, captions=captions, **facts))
     at_end = cache.examples is None and len(wanted) < settings.per_shard
     changes: dict[str, Any] = {"examples": end} if at_end else {}
     changes |= {"skipped": sum(why.values()), "why_skipped": dict(why), "next_index": end, "shards": shards}

@@ -227,6 +227,16 @@ def test_a_repaired_shard_joins_the_run_and_a_changed_one_is_refused(tiny_pipeli
     assert [line["step"] for line in log_of(tmp_path / "s")] == [1, 2, 3]
 
 
+def test_a_damaged_student_of_an_earlier_stage_is_not_grafted(tiny_pipeline: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "s", ignore=shutil.ignore_patterns("combined", "distill.json"))
+    weights = tmp_path / "s" / "stages" / "compressed" / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"stages/compressed is damaged: .* trains the stage compressed again"):
+        go(tiny_pipeline, tmp_path / "s")
+
+
 # ---------------------------------------------------------------------------------------------- settings
 
 
