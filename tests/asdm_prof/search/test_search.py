@@ -42,7 +42,7 @@ from tests.asdm.distill.training import WEIGHTS
 from tests.asdm_prof import synthetic
 from tests.commands import files_in, refused
 from tests.fake_cuda import fake_cuda
-from tests.pictures import picture
+from tests.pictures import picture, shard
 
 FIRST = 2  # steps of the first rung
 
@@ -110,6 +110,31 @@ def test_networks_that_are_not_at_hand_are_told_before_anything_is_trained(
     words = r"^the recipe progressive_incubation needs a VGG: its weights are not at hand; choose --recipe bk_sdm\.$"
     with pytest.raises(ValueError, match=words):
         checks.check_judging(family, replace(settings, recipe="progressive_incubation"), "mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("folder", {"prompts": 13}, "prompts must be at most the 12 usable examples of mine, got 13"),
+        ("webdataset", {"prompts": 50}, "prompts must be at most the 38 usable examples of mine, got 50"),
+        (
+            "webdataset",
+            {"metric": "recall_at_1", "judge": "mini"},
+            "recall_at_1 looks for a caption among 200 and mine has 4",
+        ),
+        ("latents", {"teacher": "mini"}, "mine was not encoded with mini's encoders"),
+    ],
+)
+def test_too_few_pictures_are_told_before_anything_is_timed(
+    tiny_pipeline: Path, photos: Path, shards: Path, cached: Path, tmp_path: Path, kind: str, changes: Any, said: str
+) -> None:
+    places = {"folder": photos, "webdataset": tmp_path / "shards", "latents": cached}
+    shutil.copytree(shards, places["webdataset"])
+    shard(places["webdataset"] / "00001.tar", range(10, 20), broken=(11, 13))
+    family = replace(load_family(changes.pop("teacher", str(tiny_pipeline))), size=64)
+    settings = SearchSettings(budget="0.8", data=f"{kind}:{places[kind]}", prompts=4, metric="latent_mse_to_teacher")
+    with pytest.raises(ValueError, match=said):
+        checks.check_judging(family, replace(settings, **changes), "mine")
 
 
 # ---------------------------------------------------------------------------------------------- one worker, a file
