@@ -192,6 +192,23 @@ def test_bad_settings_are_one_sentence(settings: SensitivitySettings, sentence: 
         sensitivity.measure_damage("mini", EDITS[:1], settings)
 
 
+@pytest.mark.parametrize(
+    ("kind", "judge", "said"),
+    [
+        ("folder", "mini", "clip must be at most the 12 images of folder:.*, got 50"),
+        ("webdataset", "mini", "clip must be at most the 40 usable examples of webdataset:.*, got 50"),
+        ("folder", "nowhere", "nowhere"),
+    ],
+)
+def test_what_clip_scores_lack_is_told_before_anything_is_measured(
+    photos: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, kind: str, judge: str, said: str
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure_damage", lambda *_: pytest.fail("it came to measuring"))
+    data = f"{kind}:{photos if kind == 'folder' else shards}"
+    with pytest.raises(ValueError, match=said):
+        study.measure_sensitivity("mini", replace(FEW, data=data, judge=judge), clip=50)
+
+
 # ---------------------------------------------------------------------------------------------- the record
 
 
