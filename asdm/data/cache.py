@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -18,6 +19,7 @@ from asdm.data.datasets import BrokenExample, Encoded
 from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
 from asdm.data.drawn import drawn
 from asdm.data.encoder import Encoder, chunk_size
+from asdm.data.identity import FINGERPRINT, SAMPLE, identity
 from asdm.data.loader import Reader, Slot
 from asdm.data.settings import CacheSettings, selection_of
 from asdm.models import example_inputs, execution
@@ -58,7 +60,7 @@ def cache_latents(
     stream = isinstance(examples, datasets.Stream)
     manifest = LatentCache(
         data=data,
-        data_fingerprint=datasets.fingerprint(examples),
+        **identity(examples, _recorded(output)),
         split=settings.split,
         size=side,
         dtype=settings.dtype,
@@ -92,6 +94,14 @@ def _with_time_left(tell: Tell, cache: LatentCache) -> Tell:
     return timed
 
 
+def _recorded(folder: Path) -> dict[str, Any]:
+    """What the manifest in a folder knows its data by; nothing where there is none."""
+    if not (folder / MANIFEST).exists():
+        return {}
+    saved = LatentCache.load(folder / MANIFEST)
+    return {name: value for name in (FINGERPRINT, SAMPLE) if (value := getattr(saved, name)) is not None}
+
+
 def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
     """The manifest of a new cache, or that of an earlier call with the same data set and encoders."""
     path = folder / MANIFEST
@@ -102,10 +112,16 @@ def _begin_or_resume(folder: Path, manifest: LatentCache) -> LatentCache:
         manifest.save(path)
         return manifest
     saved = LatentCache.load(path)
-    for name in ("data_fingerprint", "split", "size", "dtype", "encoder_sha256", "selection", "examples"):
+    for name in ("split", "size", "dtype", "encoder_sha256", "selection", FINGERPRINT, SAMPLE, "examples"):
         its, ours = getattr(saved, name), getattr(manifest, name)
-        if its != ours and not (name == "examples" and ours is None):  # a stream's are known at its end
-            raise ValueError(f"{folder} holds another cache: its {name} is {its}, not {ours}; name another output.")
+        if its == ours or (name == "examples" and ours is None):  # a stream's are known at its end
+            continue
+        if name in (FINGERPRINT, SAMPLE) and saved.data == manifest.data:
+            raise ValueError(
+                f"{folder} was encoded from other data: the pictures or captions of {manifest.data} have changed "
+                "since; restore them, or name another output."
+            )
+        raise ValueError(f"{folder} holds another cache: its {name} is {its}, not {ours}; name another output.")
     return saved
 
 
@@ -137,10 +153,12 @@ def _add_shard(
     for shape in shapes:
         own = [row for row in rows if tuple(row.mean.shape[-2:]) == shape]
         name = f"latents-{len(shards):05d}.safetensors"
-        file = write_whole(folder / name, save(as_tensors(own, execution.dtype_of(cache.dtype))), force=True)
+        content = save(as_tensors(own, execution.dtype_of(cache.dtype)))
+        write_whole(folder / name, content, force=True)
         captions = tuple(row.caption for row in own)
-        shaped = {"shape": shape} if settings.buckets else {}
-        shards = (*shards, Shard(file=name, bytes=file.stat().st_size, captions=captions, **shaped))
+        facts: dict[str, Any] = {"shape": shape} if settings.buckets else {}
+        facts |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        shards = (*shards, Shard(file=name, captions=captions, **facts))
     at_end = cache.examples is None and len(wanted) < settings.per_shard
     changes: dict[str, Any] = {"examples": end} if at_end else {}
     changes |= {"skipped": sum(why.values()), "why_skipped": dict(why), "next_index": end, "shards": shards}

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
+from asdm.data.identity import identity
 from asdm.distill import held_out, losses, run_folder
 from asdm.distill.checkpoint import save_paused_student
 from asdm.distill.context import (
@@ -93,7 +93,8 @@ def distill(
         context = load_context(resolved, settings, output, accelerator, on_progress)
         held_out.check(context)
         if accelerator.is_main_process:
-            record, step = _run_record(context, command), run_folder.step_reached(output, resolved)
+            before = {} if force else run_folder.identity_in(output)
+            record, step = _run_record(context, command, before), run_folder.step_reached(output, resolved)
             run_folder.claim_folder(output, record, force, amend, step)
         accelerator.wait_for_everyone()
         if not amend and (earlier := run_folder.finished_result(output, resolved.stages)):
@@ -128,15 +129,17 @@ def _completed(settings: DistillSettings, recipe: ResolvedRecipe, before: Mappin
     return replace(settings, weights=weights, data=data, vgg=vgg)
 
 
-def _run_record(context: TrainContext, command: str) -> DistillRun:
-    """The run's identity and tuning, to be compared with its folder's `run.json`."""
+def _run_record(context: TrainContext, command: str, before: Mapping[str, Any]) -> DistillRun:
+    """The run's identity and tuning, to be compared with its folder's `run.json`, whose identity is `before`.
+
+    A shard that is broken when a run begins is left out of it, and may take part once it is repaired.
+    """
     settings = asdict(context.settings)
-    identity = {
+    facts = {
         "plan_sha256": context.recipe.plan.sha256(),
         "teacher": context.recipe.family.title,
         "data": context.settings.data,
-        "data_fingerprint": datasets.fingerprint(context.data),
-        "data_sample": datasets.sample_sha256(context.data),
+        **identity(context.data, before, repairable=True),
         **{key: settings[key] for key in IDENTITY},
         **{key: settings[key] for key in ENCODERS if settings[key] is not None},
         "stages": [{k: v for k, v in s.fingerprint().items() if k != "weights"} for s in context.recipe.stages],
@@ -149,7 +152,7 @@ def _run_record(context: TrainContext, command: str) -> DistillRun:
     return DistillRun(
         created_utc=utc_now(),
         command=command,
-        identity=identity,
+        identity=facts,
         tuning=tuning,
         environment=machine.environment(str(context.accelerator.device), torch.get_num_threads()),
     )

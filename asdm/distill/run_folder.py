@@ -48,7 +48,7 @@ def claim_folder(
         return _write(folder, wanted)
     longer = _is_longer(existing, wanted)
     for key in existing.identity | wanted.identity:
-        if (longer and key in ("steps", "stages")) or (key == "data_sample" and key not in existing.identity):
+        if longer and key in ("steps", "stages"):
             continue
         if key == "data" and existing.identity.get("data_fingerprint") == wanted.identity.get("data_fingerprint"):
             continue  # the same pictures, whatever they are called
@@ -148,10 +148,15 @@ def _another_run(folder: Path, key: str, existing: Any, wanted: Any) -> str:
             f"the teacher has changed since {folder} was started (the hash of its weights was {str(existing)[:12]} and "
             f"is {str(wanted)[:12]}); restore the teacher, or choose another output."
         )
+    if key == "data_fingerprint":
+        return (
+            f"the data set is not the one with which {folder} was started: its files, sizes or captions, or what is "
+            "taken of them, are others; restore it, or choose another output."
+        )
     if key == "data_sample":
         return (
-            f"the pictures have changed since {folder} was started, though their names and sizes are the same; restore "
-            "them, or choose another output."
+            f"the pictures have changed since {folder} was started, though the names of their files are the same; "
+            "restore them, or choose another output."
         )
     return (
         f"{folder} holds another run, with {key} {brief(existing)} instead of {brief(wanted)}; choose another output, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,10 +32,22 @@ def make_student(context: TrainContext, stage: Stage) -> tuple[Any, Applied]:
                 f"the stage {stage.name} grafts blocks of the stage {name}, whose student is not in {source}; "
                 f"run --stage {name} first."
             )
-        return loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
+        student = loading.load_unet(load_family(str(source)), str(source), str(context.accelerator.device))
+        _check_saved(source, student)
+        return student
 
     units = UnitLibrary(context.settings.units, context.teacher) if context.settings.units else None
     return build_student(context.recipe, stage, context.teacher, load_student, units)
+
+
+def _check_saved(folder: Path, student: nn.Module) -> None:
+    """Raises ValueError where a stage's student is not the one that was saved."""
+    hash_file = folder / "student_sha256"
+    if hash_file.exists() and hash_file.read_text().strip() != loading.weights_sha256(student):
+        raise ValueError(
+            f"{folder} is damaged: its weights have another hash than when they were saved; delete it, and the same "
+            f"command trains the stage {folder.name} again."
+        )
 
 
 def make_objective(

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from asdm.data import loader
+from asdm.data.identity import FINGERPRINT, SAMPLE, identity
 from asdm.distill.context import TrainContext, load_context, make_accelerator
 from asdm.distill.precision import torch_settings
 from asdm.distill.refit import channel_power, error, own_memory, refit
@@ -30,14 +31,14 @@ from asdm.distill.stages import ResolvedRecipe
 from asdm.measure import machine
 from asdm.models import loading
 from asdm.models.sources import family_of, weights_of
-from asdm.models.units import INDEX, edit_key, save_unit
+from asdm.models.units import INDEX, edit_key, save_unit, unit_file, why_unusable
 from asdm.plan.edits import PruningPlan, ReplaceUnit, format_options
 from asdm.records.units import UnitRecord, Units
 from asdm.unet import blocks, surgery
 from asdm.unet.hooks import Call, captured_calls, first_tensor
 from asdm.unet.inputs import check_caption_only
 from asdm.unet.replacements import names_of
-from asdm.utils import registry
+from asdm.utils import console, registry
 from asdm.utils.io import make_folder, sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
@@ -89,9 +90,10 @@ def distill_units(
     with run_lock(output), torch_settings(training):
         tell("loading the teacher", 0, None)
         context = load_context(recipe, training, output, make_accelerator(training), lambda _: None)
-        record = _record(context, settings, command)
+        record = _record(context, settings, command, output)
         if (output / INDEX).exists():
             record = _continued(Units.load(output / INDEX), record, output)
+            settings = replace(settings, data=record.data)  # as it was spelled first
         made, before = {unit.sha256: unit for unit in record.units}, record.seconds
         for block, edits in _by_block(context.teacher, wanted).items():
             left = {sha: e for e in edits if (sha := _sha256(context.teacher, e, settings)) not in made}
@@ -101,10 +103,10 @@ def distill_units(
             if settings.steps:
                 _train(context, block, units, settings, tell)
             for unit in units:
-                save_unit(unit.new, unit.original, output / f"{unit.sha256}.safetensors")
+                file_sha256 = save_unit(unit.new, unit.original, unit_file(output, unit.sha256))
                 made[unit.sha256] = UnitRecord(
                     edit=unit.edit, sha256=unit.sha256, from_weights=unit.from_weights, fitted=unit.fitted,
-                    trained=unit.trained,
+                    trained=unit.trained, file_sha256=file_sha256,
                 )  # fmt: skip
             seconds = before + time.monotonic() - began
             record = record.model_copy(update={"units": tuple(made.values()), "seconds": seconds})
@@ -122,25 +124,41 @@ def _wanted(shapes: nn.Module, settings: UnitSettings, plans: Sequence[PruningPl
     return list(edits.values())
 
 
-def _record(context: TrainContext, settings: UnitSettings, command: str) -> Units:
+def _record(context: TrainContext, settings: UnitSettings, command: str, output: Path) -> Units:
+    before: dict[str, Any] = {}
+    if (output / INDEX).exists():
+        saved = Units.load(output / INDEX)
+        before = {name: value for name in (FINGERPRINT, SAMPLE) if (value := getattr(saved, name)) is not None}
     return Units(
         created_utc=utc_now(),
         command=command,
         family=context.recipe.family.name,
         teacher_sha256=context.teacher_sha256,
         environment=machine.environment(settings.device, torch.get_num_threads()),
+        **identity(context.data, before),
         **{name: getattr(settings, name) for name in MADE_WITH},
     )
 
 
 def _continued(saved: Units, new: Units, output: Path) -> Units:
-    """The library in the folder; raises ValueError if it is of another teacher or was made in another way."""
+    """The library in the folder, without units whose files are damaged or gone, which a message names.
+
+    Raises ValueError if it is of another teacher or data, or was made in another way.
+    """
+    known = saved.data_fingerprint is not None  # earlier versions knew data by their spelling alone
+    if known and (saved.data_fingerprint, saved.data_sample) != (new.data_fingerprint, new.data_sample):
+        raise ValueError(f"{output} was made on other data than {new.data} has now; name another folder.")
     for name in ("teacher_sha256", *MADE_WITH):
+        if name == "data" and known:
+            continue
         if (there := getattr(saved, name)) != (here := getattr(new, name)):
             raise ValueError(
                 f"{output} is a library with {name} {str(there)[:12]}, got {str(here)[:12]}; name another folder."
             )
-    return saved
+    problems = {unit.sha256: why_unusable(output, unit) for unit in saved.units}
+    for problem in filter(None, problems.values()):
+        console.say(f"Warning: {problem}; it leaves the library until it is made again.")
+    return saved.model_copy(update={"units": tuple(unit for unit in saved.units if not problems[unit.sha256])})
 
 
 def _by_block(teacher: Any, edits: Sequence[ReplaceUnit]) -> dict[str, list[ReplaceUnit]]:

@@ -22,7 +22,7 @@ from asdm.evaluate.latency import (
     run_images,
     time_components,
 )
-from asdm.evaluate.quality import judge_all, open_judgement
+from asdm.evaluate.quality import judge_all, open_judgement, read_real_pictures
 from asdm.evaluate.settings import BenchSettings, with_protocol
 from asdm.measure import backends, clocks, machine
 from asdm.measure.statistics import latency, paired_ratio
@@ -71,6 +71,8 @@ def bench(
     drafts = with_distinct_names([without_weights(source, shapes, family, settings) for source in sources])
     judging = open_judgement(settings, family) if settings.quality else None
     memory.require(shapes, family, drafts, settings, backend)
+    if judging:
+        read_real_pictures(judging, family, settings, tell)
 
     tell("loading", 0, None)
     unet, students = shapes, drafts

@@ -17,11 +17,12 @@ import torch
 from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
 from asdm.data.drawn import drawn
+from asdm.data.encoder import Encoder, check_encoders
 from asdm.evaluate import judges, metrics
 from asdm.evaluate.compared import ComparedUNet
 from asdm.evaluate.generation import Pictures, StoredImages, store_images, thumbnail
 from asdm.evaluate.metrics import JudgedImages, Reference, Samples
-from asdm.evaluate.real_pictures import real_examples, store_real
+from asdm.evaluate.real_pictures import real_examples, store_real, usable_examples
 from asdm.evaluate.schedules import ComparedSchedule
 from asdm.evaluate.settings import BenchSettings
 from asdm.models import example_inputs, loading, networks
@@ -175,7 +176,7 @@ class Judging:
 
 
 def open_judgement(settings: BenchSettings, family: Family) -> Judging:
-    """The judge of a benchmark and its data set; raises ValueError for too few examples, or latents of other encoders.
+    """The judge of a benchmark and its data set; raises ValueError for too few examples.
 
     Nothing of it depends on weights, so that bad input is found before they are loaded.
     """
@@ -187,6 +188,23 @@ def open_judgement(settings: BenchSettings, family: Family) -> Judging:
         has = f"{name} has {len(data)} in its split {settings.split}"
         _check_count(settings.pictures, len(data), has, _chosen(settings, name))
     return Judging(data, name, open_networks(settings, name))
+
+
+def read_real_pictures(judging: Judging, family: Family, settings: BenchSettings, tell: Tell) -> None:
+    """Decode the real pictures and keep them for `judge_all`, so that what is wrong with them shows before any timing.
+
+    Latents are only read. Raises ValueError for too few that can be used, and for latents of other encoders.
+    """
+    data, name = judging.data, judging.name
+    tell("reading real pictures", 0, None)
+    if getattr(data, "encoder_sha256", None) is None:
+        reading = partial(tell, "reading real pictures")
+        store_real(data, name, settings, None, cache_folder("pictures"), reading)
+        return
+    encoders = pipeline(family, None, replace(settings, dtype="fp32"))  # whatever draws the pictures, as in a cache
+    check_encoders(data, name, Encoder(encoders), family)
+    for _ in usable_examples(data, name, settings.pictures):
+        pass
 
 
 def _check_count(pictures: int, count: int, has: str, chosen: Sequence[str]) -> None:
@@ -226,9 +244,7 @@ def judge_all(
     """
     pipe = pipeline(family, everyone[0].unet, settings)
     root = cache_folder("pictures")
-    tell("reading real pictures", 0, None)
-    reading = partial(tell, "reading real pictures")
-    real, captions = store_real(judging.data, judging.name, settings, pipe, root, reading)
+    real, captions = store_real(judging.data, judging.name, settings, pipe, root)
     reference = Judgement(
         real=[datasets.Example(torch.empty(0), caption) for caption in captions],
         real_pictures=replace(real, side=settings.judged_size),

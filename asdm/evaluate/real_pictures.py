@@ -12,7 +12,7 @@ import torch
 
 from asdm.data import datasets
 from asdm.data.datasets import Encoded, Example
-from asdm.data.encoder import Encoder
+from asdm.data.identity import identity
 from asdm.data.loader import readers, usable
 from asdm.evaluate.generation import DRAWN_AT_ONCE, StoredImages, decode_latents
 from asdm.evaluate.settings import BenchSettings
@@ -22,21 +22,28 @@ from asdm.utils.io import sha256_of, write_whole
 CAPTIONS = "captions.json"
 
 
-def real_examples(data: Any, name: str, count: int, pipe: Any) -> Iterator[Example]:
-    """`count` usable pictures: at random where the data have numbers, the first ones of a stream.
+def usable_examples(data: Any, name: str, count: int, option: str = "pictures") -> Iterator[Example | Encoded]:
+    """`count` usable examples: at random where the data have numbers, the first ones of a stream.
 
-    Latents are decoded by the pipeline's VAE. Raises ValueError where there are fewer, or latents of other encoders.
+    Raises ValueError, which names the `option` that asked for so many, where there are fewer.
     """
-    if (own := getattr(data, "encoder_sha256", None)) and own != Encoder(pipe).sha256():
-        raise ValueError(f"{name} was not encoded with this teacher's encoders; run asdm cache with it.")
     stream = isinstance(data, datasets.Stream)
     order = data.in_order(0) if stream else readers(data, np.random.default_rng(0).permutation(len(data)).tolist())
     found = 0
     for example in usable(order, count):
         found += 1
-        yield _decoded(example, pipe) if isinstance(example, Encoded) else example
+        yield example
     if found < count:
-        raise ValueError(f"pictures must be at most the {found} usable examples of {name}, got {count}.")
+        raise ValueError(f"{option} must be at most the {found} usable examples of {name}, got {count}.")
+
+
+def real_examples(data: Any, name: str, count: int, pipe: Any) -> Iterator[Example]:
+    """The pictures of `count` usable examples; latents are decoded by the pipeline's VAE, which made them.
+
+    Raises ValueError where there are fewer.
+    """
+    for example in usable_examples(data, name, count):
+        yield _decoded(example, pipe) if isinstance(example, Encoded) else example
 
 
 @torch.no_grad()
@@ -54,8 +61,11 @@ def store_real(
     root: Path,
     tell: Callable[[int, float | None], None] = lambda *_: None,
 ) -> tuple[StoredImages, list[str]]:
-    """The real pictures as PNG files in a folder below `root` that later calls find again, and their captions."""
-    facts = [datasets.fingerprint(data), name, settings.split, settings.size, settings.pictures]
+    """The real pictures as PNG files in a folder below `root` that later calls find again, and their captions.
+
+    Other pictures under the same name have another folder. `pipe` is for latents.
+    """
+    facts = [identity(data), settings.split, settings.size, settings.pictures]
     folder = root / f"real-{sha256_of(facts)[:16]}"
     stored = StoredImages(folder, settings.pictures, with_latents=False)
     if not (folder / CAPTIONS).exists():

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
+from asdm.models.checkpoints import check_finite, read_tensors
 from asdm.models.loading import weights_sha256
 from asdm.plan.edits import ReplaceUnit
 from asdm.records.units import UnitRecord, Units
 from asdm.unet.surgery import replacement_for
-from asdm.utils.io import whole_file
+from asdm.utils.io import sha256_of_file, whole_file
 
 INDEX = "units.json"
+AGAIN = "the same asdm distill-units makes it again"
 
 
 class UnitLibrary:
@@ -40,7 +42,7 @@ class UnitLibrary:
     def __call__(self, unet: nn.Module, edit: ReplaceUnit) -> nn.Module:
         module = replacement_for(unet, edit)
         if (record := self.unit(edit)) is not None:
-            load_into(module, self.folder / f"{record.sha256}.safetensors")
+            load_into(module, self.folder, record)
         return module
 
 
@@ -49,8 +51,13 @@ def edit_key(edit: ReplaceUnit) -> str:
     return edit.model_dump_json(by_alias=True)
 
 
-def save_unit(module: nn.Module, unit: nn.Module, path: Path) -> None:
-    """Write the tensors of a replaced unit that are not the unit's own, whole or not at all."""
+def unit_file(folder: Path, sha256: str) -> Path:
+    """The file of a unit in its library."""
+    return folder / f"{sha256}.safetensors"
+
+
+def save_unit(module: nn.Module, unit: nn.Module, path: Path) -> str:
+    """Write the tensors of a replaced unit that are not the unit's own, whole or not at all; the file's hash."""
     own = unit.state_dict()
     changed = {
         name: tensor.detach().cpu().contiguous()
@@ -59,13 +66,33 @@ def save_unit(module: nn.Module, unit: nn.Module, path: Path) -> None:
     }
     with whole_file(path, force=True) as temporary:
         save_file(changed, temporary)
+        return sha256_of_file(temporary)
 
 
-def load_into(module: nn.Module, path: Path) -> None:
-    """Put a file's tensors in a replaced unit's places; raises ValueError for a file of another structure."""
-    if not path.exists():
-        raise ValueError(f"{path} is missing from its library; make the library again.")
-    tensors, own = load_file(path), module.state_dict()
+def why_unusable(folder: Path, record: UnitRecord) -> str | None:
+    """What is wrong with a unit's file, if anything; files of earlier versions have no hash in their library."""
+    path = unit_file(folder, record.sha256)
+    if not path.is_file():
+        return f"{path} is missing from its library"
+    if record.file_sha256 not in (None, sha256_of_file(path)):
+        return f"{path} is damaged: its bytes are not those that were written"
+    try:
+        read_tensors(path, lambda _: False)
+    except ValueError as error:
+        return str(error).rstrip(".")
+    return None
+
+
+def load_into(module: nn.Module, folder: Path, record: UnitRecord) -> None:
+    """Put the tensors of a unit's file in a replaced unit's places.
+
+    Raises ValueError for a file that is missing or damaged, of another structure, or with numbers that are none.
+    """
+    path = unit_file(folder, record.sha256)
+    if problem := why_unusable(folder, record):
+        raise ValueError(f"{problem}; {AGAIN}.")
+    tensors, own = read_tensors(path), module.state_dict()
+    check_finite(tensors, str(path), f"; delete it, and {AGAIN}")
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
             raise ValueError(f"{path} has {name} {tuple(tensor.shape)}, which this replacement has not.")

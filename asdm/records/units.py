@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from pydantic import Field
+
 from asdm.plan.edits import ReplaceUnit
-from asdm.utils.io import Frozen, Record
+from asdm.utils.io import Frozen, Record, later
 
 
 class UnitRecord(Frozen):
@@ -13,10 +15,12 @@ class UnitRecord(Frozen):
     """
 
     edit: ReplaceUnit
-    sha256: str  # of the unit's own weights, the edit and how it was made: the name of its file
+    # Of the unit's own weights, the edit and how it was made: the name of its file.
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
     from_weights: float  # as the replacement makes it of the weights alone
     fitted: float  # with what is kept chosen, and what stays refit, on calibration data
     trained: float | None = None  # after block-local distillation
+    file_sha256: str | None = later(None)  # of its file's bytes
 
 
 class Units(Record, schema="asdm.units/1"):
@@ -27,6 +31,8 @@ class Units(Record, schema="asdm.units/1"):
     family: str
     teacher_sha256: str
     data: str
+    data_fingerprint: str | None = later(None)  # what the data are known by (asdm/data/identity.py)
+    data_sample: str | None = later(None)
     split: str
     calibration: int  # noised latents that were fitted on
     steps: int  # of block-local distillation; 0: none

@@ -13,17 +13,18 @@ class UnfinishedRun(Record):
 
     run_sha256: str
 
-    def resumed_from(self, run_file: Path | None, subject: str) -> Self:
+    def resumed_from(self, run_file: Path | None, subject: str, earlier: str | None = None) -> Self:
         """The run saved in `run_file`, or this new one if there is no file.
 
-        Raises ValueError if the file is of another `subject` (profile, teacher) or of other options.
+        `earlier` is what an earlier version would have had for `run_sha256`. Raises ValueError if the file is of
+        another `subject` (profile, teacher), or of other data or options.
         """
         if run_file is None or not run_file.exists():
             return self
         saved = type(self).load(run_file)
-        if saved.run_sha256 != self.run_sha256:
+        if saved.run_sha256 not in (self.run_sha256, earlier):
             raise ValueError(
-                f"{run_file} is an unfinished run of another {subject} or with other options; "
+                f"{run_file} is an unfinished run of another {subject} or with other data or options; "
                 "repeat those options, or delete the file."
             )
         return saved

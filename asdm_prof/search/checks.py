@@ -6,14 +6,19 @@ from typing import Any
 
 from asdm.data import datasets
 from asdm.data.choice import is_emoji
+from asdm.data.encoder import Encoder, check_encoders
 from asdm.distill import recipes
 from asdm.distill.losses.perceptual import load_vgg
 from asdm.distill.settings import check_settings
 from asdm.evaluate import judges, metrics
 from asdm.evaluate.metrics.recall_at_1 import CANDIDATES
 from asdm.evaluate.quality import JUDGED
+from asdm.evaluate.real_pictures import usable_examples
 from asdm.models import example_inputs
 from asdm.models.families import Family
+from asdm.models.pipeline import pipeline
+from asdm.models.settings import PictureSetup, checkpoint_of
+from asdm.models.sources import weights_of
 from asdm.unet.inputs import check_caption_only
 from asdm.utils.settings import check_bounds
 from asdm_prof.search.halving import Halving
@@ -33,12 +38,22 @@ def check(family: Family, settings: SearchSettings) -> None:
 
 
 def check_judging(family: Family, settings: SearchSettings, named: str) -> None:
-    """Raises ValueError where the data, as they were `named`, are too few, or a network is not at hand."""
+    """Raises ValueError where the data, as they were `named`, are too few, or a network is not at hand.
+
+    As many examples are decoded as the candidates are judged by.
+    """
     pixels = example_inputs.latent_size(family, None) * family.vae_factor
     data: Any = datasets.open_source(str(settings.data), settings.split, pixels)
     if not isinstance(data, datasets.Stream):
         _check_captions(list(data.captions), settings, named)
     _check_networks(settings, named)
+    if getattr(data, "encoder_sha256", None) is not None:
+        weights = weights_of(family, settings, needs="asdm-prof search")
+        setup = PictureSetup(**checkpoint_of(settings) | {"weights": weights}, device=settings.device)
+        check_encoders(data, named, Encoder(pipeline(family, None, setup)), family)
+    found = [example.caption for example in usable_examples(data, named, settings.prompts, "prompts")]
+    if isinstance(data, datasets.Stream):
+        _check_captions(found, settings, named)
 
 
 def _check_captions(captions: list[str], settings: SearchSettings, named: str) -> None:

@@ -21,6 +21,7 @@ import torch
 from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
 from asdm.data.drawn import drawn
+from asdm.data.identity import SAMPLE, earlier_identity, identity as data_identity
 from asdm.measure import machine
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family
@@ -71,7 +72,8 @@ def search(
     check_judging(family, settings, named)
     io.make_folder(output)
     context = SearchContext(family, teacher, settings, output)
-    shared = identity(context) | ({"profile_sha256": profile.sha256()} if profile else {})
+    pictures = open_pictures(context)
+    shared = identity(context, pictures) | ({"profile_sha256": profile.sha256()} if profile else {})
     shared |= {"damage_sha256": damage.sha256()} if damage else {}
     name = own.study or f"{io.short_name(teacher)}-{settings.budget}"
 
@@ -81,7 +83,8 @@ def search(
         return new_study(family, settings, planned_on, damage)
 
     maximise = MEASURES[metric].more_is_better
-    with open_study(own.storage, name, output, shared, maximise, begin) as study:
+    earlier = earlier_identity(pictures) | {SAMPLE: None}  # which earlier versions did not take
+    with open_study(own.storage, name, output, shared, maximise, begin, earlier) as study:
         with progress() as tell:
             Worker(context, study, own.checkpoint_s, tell).run()
         with study.exclusive():
@@ -91,22 +94,26 @@ def search(
     return result
 
 
-def identity(context: SearchContext) -> dict[str, Any]:
-    """What all workers of a study share: settings, teacher, pictures, and the kind of machine."""
+def open_pictures(context: SearchContext) -> Any:
+    """The pictures of a search."""
+    return datasets.open_source(str(context.settings.data), context.settings.split, context.pixels())
+
+
+def identity(context: SearchContext, pictures: Any) -> dict[str, Any]:
+    """What all workers of a study share: settings, teacher, pictures however they are named, and kind of machine."""
     settings = context.settings
     teacher = loading.load_unet(
         context.family, context.weights, settings.device, "fp32", settings.seed, settings.variant, settings.lora
     )
     facts = machine.environment(settings.device, settings.threads or torch.get_num_threads())
-    data = datasets.open_source(str(settings.data), settings.split, context.pixels())
     return {
-        **{key: value for key, value in asdict(settings).items() if key not in checkpoint_of(settings)},
+        **{key: value for key, value in asdict(settings).items() if key not in (*checkpoint_of(settings), "data")},
         **{key: value for key, value in checkpoint_of(settings).items() if key not in _IN_HASH and value is not None},
         "device": device_kind(settings.device),  # workers may have a card each, all of one name
         "threads": facts["threads"],
         "teacher_config_sha256": loading.unet_config_sha256(loading.meta_unet(context.family).config),
         "teacher_sha256": loading.weights_sha256(teacher),
-        "data_fingerprint": datasets.fingerprint(data),
+        **data_identity(pictures),
         **{name: facts[name] for name in MACHINE if name in facts},
     }
 

@@ -250,11 +250,12 @@ def open_study(
     settings: Mapping[str, Any],
     maximise: bool,
     begin: Callable[[], tuple[Mapping[str, Any], list[dict[str, Any]]]],
+    earlier: Mapping[str, Any] = {},
 ) -> Iterator[SharedStudy]:
     """The study of a search; a new one gets more settings and the candidates' plans from `begin()`.
 
-    `settings` must equal those of an existing study. Raises ValueError for a study of another search, a storage that is
-    not PostgreSQL or does not answer, and where the extra is missing.
+    `settings` must equal those of an existing study, or what an `earlier` version had for them. Raises ValueError for a
+    study of another search, a storage that is not PostgreSQL or does not answer, and where the extra is missing.
     """
     try:
         import optuna
@@ -280,7 +281,7 @@ def open_study(
                     optuna_study.set_user_attr("settings", {**settings, **more_settings})
                     optuna_study.set_user_attr("plans", plans)  # last: it marks the study as complete
                 known = optuna_study.user_attrs["settings"]
-                _check_same(settings, known, name, storage or str(folder))
+                _check_same(settings, known, name, storage or str(folder), earlier)
             study = SharedStudy(optuna_study, named_locks, known, tuple(optuna_study.user_attrs["plans"]), maximise)
             named_locks.take(f"host-{study.host}", shared=True, wait=True)
             yield study
@@ -288,10 +289,12 @@ def open_study(
             named_locks.close()
 
 
-def _check_same(settings: Mapping[str, Any], known: Mapping[str, Any], name: str, place: str) -> None:
+def _check_same(
+    settings: Mapping[str, Any], known: Mapping[str, Any], name: str, place: str, earlier: Mapping[str, Any]
+) -> None:
     """Raises ValueError naming the first setting in which two searches differ."""
     for key, value in settings.items():
-        if known.get(key) == value:
+        if known.get(key) == value or (key in earlier and known.get(key) == earlier[key]):
             continue
         study, theirs, ours = f"the study {name} in {without_password(place)}", brief(known.get(key)), brief(value)
         if key in MACHINE:

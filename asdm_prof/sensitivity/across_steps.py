@@ -177,7 +177,10 @@ def _open_run(
         sha256, captions, settings.seed, settings.dtype, settings.size, sampler.mark, sampler.steps,
         sampler.guidance_scale, study.ages, PROMPTS_AT_ONCE, [one.model_dump(mode="json") for one in study.schedules],
     ]  # fmt: skip
-    return StepsRun(run_sha256=sha256_of(deciding)).resumed_from(run_file, "teacher")
+    students = {name: loading.weights_sha256(unet) for name, unet in study.networks.items() if name != TEACHER}
+    passes = {name: one.model_dump(mode="json") for name, one in study.passes.items()}
+    run = StepsRun(run_sha256=sha256_of([*deciding, students, passes]))
+    return run.resumed_from(run_file, "teacher", earlier=sha256_of(deciding))
 
 
 def _measure(

@@ -15,6 +15,7 @@ from asdm.data import datasets
 from asdm.data.choice import data_for
 from asdm.data.datasets import Example
 from asdm.data.encoder import Encoder, check_encoders, chunk_size
+from asdm.data.identity import identity
 from asdm.data.loader import Slot
 from asdm.data.picked import picked
 from asdm.models import example_inputs, execution, pipeline
@@ -34,6 +35,7 @@ class Calibration:
     timesteps: torch.Tensor  # (timesteps,)
     states: torch.Tensor  # (prompts, tokens, width)
     captions: tuple[str, ...]
+    source: dict[str, Any]  # what the data set that they are of is known by
     pooled: torch.Tensor | None = None  # (prompts, width), of SDXL
     time_ids: torch.Tensor | None = None  # (prompts, 6), of SDXL
 
@@ -89,7 +91,7 @@ def make_calibration(family: Family, unet: nn.Module, settings: SensitivitySetti
     )
     captions = tuple(example.caption for example in examples)
     more = {"pooled": stacked("pooled"), "time_ids": stacked("time_ids")}
-    return Calibration(noisy.view(latents.shape), times.to(settings.device), states, captions, **more)
+    return Calibration(noisy.view(latents.shape), times.to(settings.device), states, captions, identity(data), **more)
 
 
 def _cut(example: Any, height: int, width: int) -> Any:

@@ -122,7 +122,7 @@ def measure_damage(
         tell("preparing the data", 0, None)
         data = make_calibration(family, teacher, settings)
         sha256 = loading.weights_sha256(teacher)
-        run = _open_run(run_file, sha256, plans, settings, library)
+        run = _open_run(run_file, sha256, plans, settings, library, data.source)
         resumed = len(run.batches)
         step = max(1, SAMPLES_AT_ONCE // settings.timesteps)
         slices = [slice(i, min(i + step, settings.prompts)) for i in range(0, settings.prompts, step)]
@@ -171,17 +171,20 @@ def _open_run(
     plans: Sequence[ResolvedPlan],
     settings: SensitivitySettings,
     library: UnitLibrary | None,
+    data: dict[str, Any],
 ) -> DamageRun:
-    """The unfinished run in `run_file` if it is of the same teacher, edits and settings, else a new one.
+    """The unfinished run in `run_file` if it is of the same teacher, edits, data and settings, else a new one.
 
-    What the teacher's hash tells and `threads` do not count.
+    What the teacher's hash tells, `threads` and how the data are spelled do not count.
     """
     units = [library.record.sha256()] if library else []
     left_out = ("units", "weights", "config", "variant", "lora", "threads", "batch", "reuse", "judge")
     encoders = [field.name for field in fields(WholeCheckpoint)]
     deciding = {k: v for k, v in vars(settings).items() if k not in left_out and (v is not None or k not in encoders)}
     edits = [[edit.model_dump(mode="json", by_alias=True) for edit in plan.edits] for plan in plans]
-    return DamageRun(run_sha256=sha256_of([sha256, edits, deciding, *units])).resumed_from(run_file, "teacher")
+    earlier = sha256_of([sha256, edits, deciding, *units])
+    run_sha256 = sha256_of([sha256, edits, deciding | {"data": data}, *units])
+    return DamageRun(run_sha256=run_sha256).resumed_from(run_file, "teacher", earlier)
 
 
 def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> Batch:

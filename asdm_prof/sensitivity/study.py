@@ -17,6 +17,7 @@ from asdm.evaluate import judges
 from asdm.evaluate.generation import generate_images
 from asdm.evaluate.metrics import JudgedImages
 from asdm.evaluate.metrics.clip_score import clip_scores
+from asdm.evaluate.real_pictures import usable_examples
 from asdm.measure import machine, statistics
 from asdm.models import loading, pipeline, student as students
 from asdm.models.families import Family
@@ -64,6 +65,8 @@ def measure_sensitivity(
         raise ValueError(f"clip must be 0 or at least 2 images (an interval needs two), got {clip}.")
     if plans and plans < 3:
         raise ValueError(f"plans must be 0 or at least 3 (a correlation needs three), got {plans}.")
+    if clip:
+        _clip_inputs(family, settings, clip)  # here, not after the hours that the measurement takes
     drawn_with = profile or profile_for(family, settings.size, replacements)
     singles: list[ResolvedPlan] = []
     dropped: list[EditDamage] = []
@@ -202,9 +205,7 @@ def with_clip_scores(
 
     The judge was never used to train a UNet; the interval is a bootstrap over images.
     """
-    assert settings.data is not None, "measure_sensitivity() fills it in"
-    judge = judges.required(settings.judge, settings.data, "--clip")
-    captions = _captions(settings, max(sizes.sides(settings.size or family.size)), pictures)
+    judge, captions = _clip_inputs(family, settings, pictures)
     teacher = loading.load_teacher(family, settings)
     pipe = pipeline.pipeline(family, teacher, settings)
     own = judge.text_embedding(captions).float().cpu()
@@ -226,13 +227,20 @@ def with_clip_scores(
             yield one.model_copy(update={"clip_score_change": interval})
 
 
+def _clip_inputs(family: Family, settings: SensitivitySettings, pictures: int) -> tuple[Any, list[str]]:
+    """The judge and the captions; raises ValueError where there is no judge, or too few captions."""
+    assert settings.data is not None, "measure_sensitivity() fills it in"
+    judge = judges.required(settings.judge, settings.data, "--clip")
+    return judge, _captions(settings, max(sizes.sides(settings.size or family.size)), pictures)
+
+
 def _captions(settings: SensitivitySettings, side: int, count: int) -> list[str]:
     """The captions of some examples; raises ValueError where there are fewer, or none has a caption."""
     assert settings.data is not None, "measure_sensitivity() fills it in"
     kind, _, file = settings.data.partition(":")
     data: Any = None if kind == "prompts" else datasets.open_source(settings.data, settings.split, side)
     if isinstance(data, datasets.Stream):
-        captions = datasets.captions_of(data, count)
+        captions = [example.caption for example in usable_examples(data, settings.data, count, "clip")]
     else:
         everything = read_prompts(file) if data is None else data.captions
         if count > len(everything):

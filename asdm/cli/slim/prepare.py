@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from asdm.cli.slim.settings import SlimSettings
 from asdm.data import datasets
 from asdm.data.choice import data_for, is_emoji
 from asdm.data.datasets.prompts import read_prompts
+from asdm.data.identity import FINGERPRINT, identity
+from asdm.data.loader import readers, usable
 from asdm.data.settings import Selection
 from asdm.distill import recipes
 from asdm.distill.losses.perceptual import load_vgg
@@ -19,6 +22,7 @@ from asdm.models.execution import RANDOM
 from asdm.models.families import Family
 from asdm.models.sources import resolve
 from asdm.unet.inputs import check_caption_only
+from asdm.utils.io import sha256_of
 from asdm.utils.settings import check_bounds
 
 FEWEST = 16  # pictures
@@ -26,13 +30,17 @@ FEWEST = 16  # pictures
 
 @dataclass(frozen=True)
 class Prepared:
-    """A slim run that makes sense: its model, its data set and how many pictures that has (None: a stream)."""
+    """A slim run that makes sense: its model, its data set and how many pictures that has (None: a long stream).
+
+    `known_by` is what the data are known by in a later call, given what was recorded of them before.
+    """
 
     checkpoint: str
     settings: SlimSettings
     family: Family
     data: str
     pictures: int | None
+    known_by: Callable[[Mapping[str, Any] | None], dict[str, Any]]
     left_out: tuple[str, ...] = ()  # training options for want of a network
 
 
@@ -49,8 +57,8 @@ def prepare(checkpoint: str, settings: SlimSettings, say: Callable[[str], None] 
     check_budget(settings.budget)
     recipes.load(settings.recipe)
     data = data_for(settings.data, family, "asdm slim")
-    pictures = _count(data, side, settings)
-    return Prepared(checkpoint, settings, family, data, pictures, _without_vgg(settings, data, say))
+    pictures, known_by = _count(data, side, settings)
+    return Prepared(checkpoint, settings, family, data, pictures, known_by, _without_vgg(settings, data, say))
 
 
 def check_budget(budget: str) -> None:
@@ -69,19 +77,33 @@ def check_budget(budget: str) -> None:
         raise ValueError(f"--budget must leave less than the teacher's time and more than nothing, got {budget!r}.")
 
 
-def _count(data: str, side: int, settings: SlimSettings) -> int | None:
-    """How many pictures are trained on; raises ValueError for fewer than 16, or for none to hold out."""
+def _count(
+    data: str, side: int, settings: SlimSettings
+) -> tuple[int | None, Callable[[Mapping[str, Any] | None], dict[str, Any]]]:
+    """How many pictures are trained on, and what they are known by; as many are decoded as measuring and judging need.
+
+    Raises ValueError for fewer than 16, or for none to hold out.
+    """
     if data.startswith("prompts:"):
-        return _enough(data, int(len(read_prompts(data.partition(":")[2])) * (1 - settings.hold_out)))
+        prompts = read_prompts(data.partition(":")[2])
+        enough = _enough(data, int(len(prompts) * (1 - settings.hold_out)))
+        return enough, lambda _: {FINGERPRINT: sha256_of(prompts)[:16]}
     parts: dict[str, Any] = {
         split: datasets.open_source(data, split, side, Selection(hold_out=settings.hold_out))
         for split in ("train", "held_out")
     }
-    if isinstance(parts["train"], datasets.Stream):
-        return None
-    if not len(parts["held_out"]):
+    most = max(FEWEST, settings.prompts, settings.pictures)
+    if not _usable(parts["held_out"], 1):
         raise ValueError(f"{data} has no picture to hold out; raise --hold-out.")
-    return _enough(data, len(parts["train"]))
+    train = parts["train"]
+    found, count = _usable(train, most), None if isinstance(train, datasets.Stream) else len(train)
+    return count if found == most else _enough(data, found), partial(identity, train, repairable=True)
+
+
+def _usable(part: Any, most: int) -> int:
+    """How many pictures can be read, counted up to `most`."""
+    order = part.in_order(0) if isinstance(part, datasets.Stream) else readers(part, range(len(part)))
+    return sum(1 for _ in usable(order, most))
 
 
 def _enough(data: str, count: int) -> int:

@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from asdm.cli.slim.estimate import fitting_options, stand_in
 from asdm.cli.slim.prepare import Prepared
 from asdm.cli.slim.steps import PLAN, STUDENT, Step, steps_of
+from asdm.data.identity import FINGERPRINT
 from asdm.records.distill import DistillResult
 from asdm.records.slim import SlimRun, SlimStep
 from asdm.utils.io import brief, make_folder, utc_now
@@ -81,9 +83,11 @@ def _steps(prepared: Prepared, folder: Path, run: SlimRun) -> list[Step]:
 
 def _claim(prepared: Prepared, folder: Path) -> SlimRun:
     """The run of a new folder, or the one that it belongs to; raises ValueError, naming the first difference."""
-    identity: dict[str, Any] = {"checkpoint": prepared.checkpoint, **asdict(prepared.settings), "data": prepared.data}
-    wanted = SlimRun(created_utc=utc_now(), identity=identity)
     path = folder / RUN
+    before = SlimRun.load(path).identity if path.exists() else {}
+    known = prepared.known_by(before if FINGERPRINT in before else None)  # earlier versions knew the name alone
+    identity: dict[str, Any] = {"checkpoint": prepared.checkpoint, **asdict(prepared.settings), "data": prepared.data}
+    wanted = SlimRun(created_utc=utc_now(), identity=identity | known)
     if not path.exists():
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise ValueError(f"{folder} exists and is not the folder of a slim run; choose another output.")
@@ -92,11 +96,15 @@ def _claim(prepared: Prepared, folder: Path) -> SlimRun:
         return wanted
     run = SlimRun.load(path)
     for key in identity:
-        before, now = run.identity.get(key), wanted.identity[key]
-        if before != now and key not in MAY_CHANGE:
+        was, now = run.identity.get(key), wanted.identity[key]
+        if was != now and key not in MAY_CHANGE and not (key == "data" and FINGERPRINT in before):
             raise ValueError(
-                f"{folder} was begun with {key} {brief(before)}, not {brief(now)}; use the same, or another output."
+                f"{folder} was begun with {key} {brief(was)}, not {brief(now)}; use the same, or another output."
             )
+    if FINGERPRINT in before and any(before.get(key) != value for key, value in known.items()):
+        raise ValueError(
+            f"{folder} was begun with other data than {prepared.data} has now; restore them, or name another output."
+        )
     if run.identity != wanted.identity:
         run = run.model_copy(update={"identity": wanted.identity})
         run.save(path, force=True)
@@ -107,7 +115,13 @@ def _is_done(step: Step, run: SlimRun) -> bool:
     """Whether a step has written its file; one whose output grows must have ended with the same words."""
     if step.whole:
         return step.output.exists()
-    return step.output.exists() and any(done.name == step.name and done.command == step.words for done in run.steps)
+    ended = [done for done in run.steps if done.name == step.name]
+    return step.output.exists() and any(_but_data(done.command) == _but_data(step.words) for done in ended)
+
+
+def _but_data(words: Sequence[str]) -> list[str]:
+    """A command without the name of its data set, which may be spelled in several ways."""
+    return [word for before, word in pairwise(("", *words)) if before != "--data"]
 
 
 def _add(run: SlimRun, step: Step, seconds: float) -> SlimRun:

@@ -8,11 +8,9 @@ takes a `Selection` as well.
 
 from __future__ import annotations
 
-import hashlib
 import inspect
 import threading
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
@@ -22,7 +20,6 @@ from asdm.utils import registry
 from asdm.utils.io import sha256_of
 
 E = TypeVar("E")
-SAMPLED_FILES, SAMPLED_BYTES = 256, 4096
 NAMES = 3  # of left-out examples that are listed for each reason
 
 
@@ -136,25 +133,6 @@ def fingerprint(data: Any) -> str:
     """Hash that identifies a data set, so that a run is not resumed with other pictures."""
     own = getattr(data, "fingerprint", None)
     return own if own else sha256_of([len(data), *data.captions])[:16]
-
-
-def sample_sha256(data: Any) -> str | None:
-    """Hash of a sample of a data set's bytes: the sizes and the first and last 4 KiB of up to 256 files, evenly spread.
-
-    None for a data set without files of its own.
-    """
-    files = [Path(file) for file in getattr(data, "files", ()) or getattr(data, "shards", ())]
-    files = [file for file in files[:: -(-len(files) // SAMPLED_FILES) or 1] if file.is_file()]
-    if not files:
-        return None
-    digest = hashlib.sha256()
-    for file in files:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            digest.update(size.to_bytes(8, "little") + stream.read(SAMPLED_BYTES))
-            stream.seek(max(size - SAMPLED_BYTES, 0))
-            digest.update(stream.read(SAMPLED_BYTES))
-    return digest.hexdigest()[:16]
 
 
 def captions_of(data: Sequence[Any] | Stream, count: int) -> list[str]:

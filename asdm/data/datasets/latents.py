@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -14,7 +15,7 @@ import torch
 from asdm.data.datasets import Encoded, Indexed
 from asdm.data.datasets._metadata import is_held_out
 from asdm.data.settings import Selection
-from asdm.utils.io import Frozen, Record, later, sha256_of
+from asdm.utils.io import Frozen, Record, later, sha256_of, sha256_of_file
 
 MANIFEST = "cache.json"
 PARTS = ("mean", "std", "states", "pooled", "time_ids")
@@ -27,6 +28,7 @@ class Shard(Frozen):
     bytes: int
     captions: tuple[str, ...]
     shape: tuple[int, int] | None = later(None)  # of the latents, where the shards differ
+    sha256: str | None = later(None)  # of the file
 
 
 class LatentCache(Record, schema="asdm.latents/1"):
@@ -34,6 +36,7 @@ class LatentCache(Record, schema="asdm.latents/1"):
 
     data: str
     data_fingerprint: str
+    data_sample: str | None = later(None)  # of the bytes of the data set's files (asdm/data/identity.py)
     split: str
     size: int
     dtype: str
@@ -61,6 +64,7 @@ class Latents(Indexed[Encoded]):
         self.rows = rows
         self.captions = tuple(captions if rows is None else (captions[row] for row in rows))
         self._ends = list(accumulate(len(shard.captions) for shard in cache.shards))
+        self._whole, self._hashing = set[int](), threading.Lock()
         self._read = lru_cache(maxsize=16)(self._open)
 
     @property
@@ -84,6 +88,7 @@ class Latents(Indexed[Encoded]):
         number = bisect.bisect_right(self._ends, place)
         row = place - (self._ends[number - 1] if number else 0)
         try:
+            self._check(number)
             shard = self._read(number)
             names = set(shard.keys())
             parts = {name: shard.get_slice(name)[row] for name in PARTS if name in names}
@@ -92,6 +97,16 @@ class Latents(Indexed[Encoded]):
             file = self.folder / self.cache.shards[number].file
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ValueError(f"{file} is damaged: {reason}; run `asdm cache` into another folder.") from None
+
+    def _check(self, number: int) -> None:
+        """Compare a shard with its hash before its first example is read; those of earlier versions have none."""
+        if number in self._whole:
+            return
+        with self._hashing:
+            wanted = self.cache.shards[number].sha256
+            if number not in self._whole and wanted not in (None, sha256_of_file(self.files[number])):
+                raise ValueError("its bytes are not those that were written")
+            self._whole.add(number)
 
     def _open(self, number: int) -> Any:
         from safetensors import safe_open

@@ -91,8 +91,15 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the shards' names, the sizes of local ones, how they are distributed, and what is taken of them."""
-        files = [(name, Path(name).stat().st_size if Path(name).exists() else None) for name in self.shards]
+        """Hash of the shards' names without their folders, how they are distributed, and what is taken of them."""
+        return self._fingerprint([name if "://" in name else Path(name).name for name in self.shards])
+
+    @property
+    def earlier_fingerprint(self) -> str:
+        """What earlier versions took: names as they were typed, with the sizes of local shards."""
+        return self._fingerprint([(n, Path(n).stat().st_size if Path(n).exists() else None) for n in self.shards])
+
+    def _fingerprint(self, files: list[Any]) -> str:
         return sha256_of([files, self.size, self.block, self.lanes, *self.selection.fingerprint()])[:16]
 
     def read(self, seed: int, lane: int, place: dict[str, Any]) -> Iterator[tuple[Example, dict[str, Any]]]:

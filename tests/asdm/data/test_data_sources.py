@@ -7,6 +7,7 @@ import http.server
 import io
 import itertools
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -231,7 +232,15 @@ def test_a_cache_holds_what_the_encoders_make_and_goes_on_after_a_stop(
         cache.cache_latents(*line, tell=tell)
     with pytest.raises(ValueError, match=r"is not finished \(5 of 12 examples\)"):
         latents.open_data("train", 64, str(tmp_path / "again"))
-    cache.cache_latents(*line)
+    for name in ("7.png", "metadata.jsonl"):  # of the same sizes
+        before = (photos / name).read_bytes()
+        (photos / name).write_bytes(before[:-4] + b"9" + before[-3:])
+        with pytest.raises(
+            ValueError, match=r"was encoded from other data: the pictures or captions of folder:.* chang"
+        ):
+            cache.cache_latents(*line)
+        (photos / name).write_bytes(before)
+    cache.cache_latents(f"folder:{photos}/.", *line[1:])
     for name in ("cache.json", "latents-00000.safetensors", "latents-00002.safetensors"):
         assert (tmp_path / "again" / name).read_bytes() == (cached / name).read_bytes()
     data = latents.open_data("train", 64, str(cached))
@@ -255,6 +264,24 @@ def test_a_lost_shard_is_named(photos: Path, tiny_pipeline: Path, tmp_path: Path
     (output / "latents-00001.safetensors").write_bytes(b"")
     with pytest.raises(ValueError, match=r"latents-00001\.safetensors is missing or damaged"):
         latents.open_data("train", 64, str(output))
+
+
+def test_a_flipped_bit_of_cached_latents_is_named_when_its_shard_is_first_read(cached: Path, tmp_path: Path) -> None:
+    shutil.copytree(cached, tmp_path / "latents")
+    file = tmp_path / "latents" / "latents-00001.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1
+    file.write_bytes(content)
+    data = latents.open_data("train", 64, str(tmp_path / "latents"))
+    assert data[4].caption == "number 4"
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"latents-00001\.safetensors is damaged: its bytes are not those"):
+            data[5]
+    manifest = json.loads((tmp_path / "latents" / "cache.json").read_text())
+    for one in manifest["shards"]:  # as earlier versions wrote it
+        del one["sha256"]
+    (tmp_path / "latents" / "cache.json").write_text(json.dumps(manifest))
+    assert latents.open_data("train", 64, str(tmp_path / "latents"))[5].caption == "number 5"
 
 
 def test_training_takes_every_source(tiny_pipeline: Path, sources: dict[str, str], tmp_path: Path) -> None:

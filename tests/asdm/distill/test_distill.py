@@ -22,6 +22,7 @@ from asdm.models.families import load_family
 from asdm.records.distill import DistillRun
 from asdm.unet.blocks import topology
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
+from tests.pictures import shard
 
 SHALLOW = ("down_blocks.0.", "up_blocks.1.")
 
@@ -145,7 +146,8 @@ def test_stages_run_one_by_one_as_well(tiny_pipeline: Path, whole: Path, tmp_pat
     [
         ({"seed": 1}, "holds another run, with seed 0 instead of 1; choose another output, or add --force"),
         ({"steps": 2}, "with steps 4 instead of 2"),
-        ({"data_fingerprint": "ab"}, "with data_fingerprint"),
+        ({"data_fingerprint": "ab"}, "the data set is not the one with which .* was started: its files, sizes or"),
+        ({"data_sample": "ab"}, "the pictures have changed since .* was started"),
         ({"plan_sha256": "ab"}, "with plan_sha256"),
         ({"teacher_sha256": "abc"}, "the teacher has changed since .* was started"),
         ({"learning_rate": 1e-5}, r"was trained with learning_rate 0\.001 so far, got 1e-05; .* --amend"),
@@ -248,6 +250,33 @@ def test_a_changed_teacher_is_refused(tiny_pipeline: Path, tmp_path: Path) -> No
     unet.save_pretrained(teacher / "unet")
     with pytest.raises(ValueError, match=r"the teacher has changed since .* was started"):
         go(teacher, tmp_path / "student")
+
+
+def test_a_repaired_shard_joins_the_run_and_a_changed_one_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:
+    for n in range(2):
+        shard(tmp_path / f"{n}.tar", range(10 * n, 10 * n + 10), cut=n == 1)
+    one: dict[str, Any] = {"plan": "a_sdm", "recipe": recipes.bk_sdm, "split": "train", "steps": 3}
+    with pytest.raises(Stop):
+        go(tiny_pipeline, tmp_path / "s", data=f"webdataset:{tmp_path}", **one, on_progress=stop_after(1, "distilled"))
+    assert DistillRun.load(tmp_path / "s" / "run.json").identity["data_broken"] == ["1.tar"]
+    (tmp_path / "0.tar").rename(tmp_path / "kept")
+    shard(tmp_path / "0.tar", range(30, 40))
+    with pytest.raises(ValueError, match=r"the pictures have changed since .* was started"):
+        go(tiny_pipeline, tmp_path / "s", data=f"webdataset:{tmp_path}", **one)
+    (tmp_path / "kept").rename(tmp_path / "0.tar")
+    shard(tmp_path / "1.tar", range(10, 20))
+    go(tiny_pipeline, tmp_path / "s", data=f"webdataset:{tmp_path}/{{0..1}}.tar", **one)
+    assert [line["step"] for line in log_of(tmp_path / "s")] == [1, 2, 3]
+
+
+def test_a_damaged_student_of_an_earlier_stage_is_not_grafted(tiny_pipeline: Path, whole: Path, tmp_path: Path) -> None:
+    shutil.copytree(whole, tmp_path / "s", ignore=shutil.ignore_patterns("combined", "distill.json"))
+    weights = tmp_path / "s" / "stages" / "compressed" / WEIGHTS
+    content = bytearray(weights.read_bytes())
+    content[-3] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ValueError, match=r"stages/compressed is damaged: .* trains the stage compressed again"):
+        go(tiny_pipeline, tmp_path / "s")
 
 
 # ---------------------------------------------------------------------------------------------- settings

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from asdm.distill.refit import channel_power, error, refit
@@ -23,6 +26,7 @@ from asdm.unet.hooks import Call
 from asdm.unet.replacements import Refit, made
 from asdm.unet.surgery import replacement_for
 from asdm.utils import registry
+from tests.pictures import picture
 
 UNIT = "down_blocks.0.attentions.0"
 QUICK = UnitSettings(options="pointwise_conv,no_feed_forward", split="held_out", calibration=16, batch=4)
@@ -154,3 +158,73 @@ def test_a_student_is_put_together_from_its_library(
         next(teacher.parameters()).add_(1)
     with pytest.raises(ValueError, match="has units of another teacher"):
         UnitLibrary(folder, teacher)
+
+
+def test_other_data_or_another_spelling(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """A library goes on with the same pictures however they are named, and with no others."""
+    for n in range(4):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+        (tmp_path / f"{n}.txt").write_text(f"number {n}")
+    edits = [ReplaceUnit(unit=f"mid_block.resnets.{i}", with_="pointwise_conv") for i in range(2)]
+    plans = [PruningPlan(family="tiny", edits=(edit,)) for edit in edits]
+    mine = replace(QUICK, data=f"folder:{tmp_path}", split="train", calibration=8)
+    first = distill_units(str(tiny_pipeline), tmp_path / "library", mine, plans[:1])
+    spelled = replace(mine, data=f"folder:{tmp_path}/.")
+    both = distill_units(str(tiny_pipeline), tmp_path / "library", spelled, plans)
+    assert (both.data, both.units[:1], len(both.units)) == (first.data, first.units, 2)
+    (tmp_path / "2.png").write_bytes(picture(2)[:-1] + b"!")
+    with pytest.raises(ValueError, match=r"library was made on other data than folder:.* has now; name another folder"):
+        distill_units(str(tiny_pipeline), tmp_path / "library", mine, plans)
+
+
+@pytest.mark.parametrize(
+    ("damage", "hashed", "said"),
+    [
+        (lambda path: path.unlink(), True, "is missing from its library"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1] + b"!"), True, "its bytes are not those"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-1]), False, "is not a safetensors file, or it is damaged"),
+        (lambda path: save_file({"weight": torch.full((1,), torch.nan)}, path), False, "weight holds NaN or infinite"),
+    ],
+)  # fmt: skip
+def test_a_damaged_unit_is_named_and_made_again(
+    library: tuple[Path, Units], tiny_pipeline: Path, tmp_path: Path, capsys: Any, damage: Any, hashed: bool, said: str
+) -> None:
+    folder = tmp_path / "library"
+    shutil.copytree(library[0], folder)
+    record = library[1]
+    if not hashed:  # as earlier versions wrote it
+        units = tuple(unit.model_copy(update={"file_sha256": None}) for unit in record.units)
+        record = record.model_copy(update={"units": units})
+        record.save(folder / "units.json", force=True)
+    unit = record.units[0]
+    path = folder / f"{unit.sha256}.safetensors"
+    before = path.read_bytes()
+    damage(path)
+    teacher = loading.load_unet(load_family(str(tiny_pipeline)), str(tiny_pipeline))
+    with pytest.raises(ValueError, match=f"{path}.*{said}") as raised:
+        UnitLibrary(folder, teacher)(teacher, unit.edit)
+    assert "the same asdm distill-units makes it again." in str(raised.value)
+    if "NaN" in said:
+        path.unlink()
+    distill_units(str(tiny_pipeline), folder, QUICK)
+    assert said in capsys.readouterr().err or "NaN" in said
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ([], "has schema None"),
+        ({"units": 5}, "units: input should be a valid tuple"),
+        ({"units": [{"sha256": "../other"}]}, "sha256: string should match pattern"),
+    ],
+)
+def test_an_index_of_another_shape_is_one_sentence(
+    library: tuple[Path, Units], tmp_path: Path, index: Any, said: str
+) -> None:
+    whole = json.loads((library[0] / "units.json").read_text())
+    if isinstance(index, dict) and isinstance(index["units"], list):
+        index = {"units": [whole["units"][0] | index["units"][0]]}
+    (tmp_path / "units.json").write_text(json.dumps(whole | index if isinstance(index, dict) else index))
+    with pytest.raises(ValueError, match=said):
+        UnitLibrary(tmp_path, nn.Linear(1, 1))

@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 
+from asdm.data import datasets
+from asdm.evaluate import benchmark
 from asdm.evaluate.benchmark import bench
 from asdm.evaluate.compared import ComparedUNet, load_weights, with_distinct_names, without_weights
 from asdm.evaluate.latency import compose_image, noise_warning
+from asdm.evaluate.real_pictures import store_real
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine
 from asdm.models import build, graft, student as students
@@ -24,6 +28,7 @@ from asdm.models.settings import Setup
 from asdm.plan.edits import GraftBlock, PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import Estimate
+from tests.pictures import shard
 from tests.tiny import TINY_FAMILY, TINY_WHOLE, make_unet
 
 QUICK = BenchSettings(steps=2, min_rounds=2, guided_rounds=2, time_budget_s=0.5)
@@ -239,3 +244,34 @@ def test_more_sessions_than_memory_holds_are_refused_before_the_first(monkeypatc
     three = ["a_sdm", "a_sdm_clme", "a_sdm_clme_timestep"]
     with pytest.raises(ValueError, match=r"comparing sd15 in fp32 with 3 students at a time needs about 29\.\d GiB"):
         bench("sd15", three, replace(QUICK, backend="onnxruntime"))
+
+
+def test_real_pictures_are_read_before_anything_is_timed(
+    folder: Path, cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "compare_latency", lambda *_: pytest.fail("it came to timing"))
+    shard(tmp_path / "a.tar", range(8), broken=(2, 5))
+    quality = replace(QUICK, quality=True, pictures=8, judge="mini", size=64)
+    with pytest.raises(ValueError, match=r"pictures must be at most the 6 usable examples of webdataset:.*, got 8"):
+        bench(str(folder), ["a_sdm"], replace(quality, data=f"webdataset:{tmp_path / 'a.tar'}"))
+    with pytest.raises(ValueError, match=r"was not encoded with .*'s encoders"):
+        bench(str(folder), ["a_sdm"], replace(quality, data=f"latents:{cached}"))
+
+
+def test_stored_real_pictures_are_those_of_the_data_set(tmp_path: Path) -> None:
+    def stored(name: str) -> tuple[Path, torch.Tensor]:
+        found, captions = store_real(
+            datasets.open_source(name, "train", 16), name, BenchSettings(pictures=4), None, tmp_path / "kept"
+        )
+        assert len(captions) == 4
+        return found.folder, found.images_in(range(4))
+
+    for n in range(4):
+        Image.new("RGB", (16, 16), (60 * n, 0, 0)).save(tmp_path / f"{n}.bmp")
+        (tmp_path / f"{n}.txt").write_text(f"number {n}")
+    first, images = stored(f"folder:{tmp_path}")
+    assert stored(f"folder:{tmp_path}/.")[0] == first
+    Image.new("RGB", (16, 16), (0, 255, 0)).save(tmp_path / "2.bmp")  # of the same size
+    second, others = stored(f"folder:{tmp_path}")
+    assert second != first
+    assert not torch.equal(images, others)

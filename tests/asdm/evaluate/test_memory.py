@@ -74,6 +74,7 @@ def test_timings_are_kept_where_pictures_do_not_fit(
 
     monkeypatch.setattr(benchmark, "compare_latency", compare)
     monkeypatch.setattr(benchmark, "open_judgement", lambda *_: object())
+    monkeypatch.setattr(benchmark, "read_real_pictures", lambda *_: None)
     for stage in ("time_components", "judge_all"):
         monkeypatch.setattr(benchmark, stage, too_large)
     found = run(

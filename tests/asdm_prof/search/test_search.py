@@ -33,7 +33,7 @@ from asdm_prof.records import Search
 from asdm_prof.renderers import figures, html
 from asdm_prof.search import checks
 from asdm_prof.search.halving import Job
-from asdm_prof.search.search import RESULT, identity
+from asdm_prof.search.search import RESULT, identity, open_pictures
 from asdm_prof.search.settings import SearchSettings
 from asdm_prof.search.study import database_url
 from asdm_prof.search.worker import SearchContext
@@ -42,8 +42,20 @@ from tests.asdm.distill.training import WEIGHTS
 from tests.asdm_prof import synthetic
 from tests.commands import files_in, refused
 from tests.fake_cuda import fake_cuda
+from tests.pictures import picture, shard
 
 FIRST = 2  # steps of the first rung
+
+
+@pytest.fixture(scope="module")
+def photos(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The twelve pictures and a thirteenth that is cut off: nothing here may stop at it."""
+    folder = tmp_path_factory.mktemp("search") / "photos"
+    shutil.copytree(photos, folder)
+    (folder / "12.png").write_bytes(picture(12)[:100])
+    with (folder / "metadata.jsonl").open("a") as table:
+        table.write('{"file_name": "12.png", "text": "number 12"}\n')
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +84,8 @@ def test_workers_on_two_cards_of_one_name_share_a_search(tiny_pipeline: Path, ph
 
     def identity_on(device: str) -> dict[str, Any]:
         settings = SearchSettings(budget="0.8", data=f"folder:{photos}", device=device)
-        return identity(SearchContext(family, str(tiny_pipeline), settings, tmp_path))
+        context = SearchContext(family, str(tiny_pipeline), settings, tmp_path)
+        return identity(context, open_pictures(context))
 
     with fake_cuda():
         first, second = identity_on("cuda:0"), identity_on("cuda:1")
@@ -97,6 +110,31 @@ def test_networks_that_are_not_at_hand_are_told_before_anything_is_trained(
     words = r"^the recipe progressive_incubation needs a VGG: its weights are not at hand; choose --recipe bk_sdm\.$"
     with pytest.raises(ValueError, match=words):
         checks.check_judging(family, replace(settings, recipe="progressive_incubation"), "mine")
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "said"),
+    [
+        ("folder", {"prompts": 13}, "prompts must be at most the 12 usable examples of mine, got 13"),
+        ("webdataset", {"prompts": 50}, "prompts must be at most the 38 usable examples of mine, got 50"),
+        (
+            "webdataset",
+            {"metric": "recall_at_1", "judge": "mini"},
+            "recall_at_1 looks for a caption among 200 and mine has 4",
+        ),
+        ("latents", {"teacher": "mini"}, "mine was not encoded with mini's encoders"),
+    ],
+)
+def test_too_few_pictures_are_told_before_anything_is_timed(
+    tiny_pipeline: Path, photos: Path, shards: Path, cached: Path, tmp_path: Path, kind: str, changes: Any, said: str
+) -> None:
+    places = {"folder": photos, "webdataset": tmp_path / "shards", "latents": cached}
+    shutil.copytree(shards, places["webdataset"])
+    shard(places["webdataset"] / "00001.tar", range(10, 20), broken=(11, 13))
+    family = replace(load_family(changes.pop("teacher", str(tiny_pipeline))), size=64)
+    settings = SearchSettings(budget="0.8", data=f"{kind}:{places[kind]}", prompts=4, metric="latent_mse_to_teacher")
+    with pytest.raises(ValueError, match=said):
+        checks.check_judging(family, replace(settings, **changes), "mine")
 
 
 # ---------------------------------------------------------------------------------------------- one worker, a file
@@ -149,10 +187,12 @@ def test_a_survivor_has_the_bits_of_a_student_trained_in_one_go(
 
 
 def test_the_same_command_again_gives_the_same_result_and_another_search_is_refused(
-    run: Any, searched: Path, search_command: Any
+    run: Any, searched: Path, search_command: Any, photos: Path
 ) -> None:
+    """The pictures are the same, and another spelling of their folder is not another search; changed ones are."""
     before = Search.load(searched / "out" / "search.json")
-    again = run("asdm-prof", *search_command(searched / "out", 2, 3 * FIRST), "--json")
+    spelled = ("--data", f"folder:{photos}/.")
+    again = run("asdm-prof", *search_command(searched / "out", 2, 3 * FIRST), "--json", *spelled)
     assert again.code == 0, again.err
     assert json.loads(again.out)["students"] == before.model_dump(mode="json", by_alias=True)["students"]
     refused(
@@ -160,6 +200,10 @@ def test_the_same_command_again_gives_the_same_result_and_another_search_is_refu
         "its seed is 0, not 1",
         "--study",
     )
+    picture_before = (photos / "3.png").read_bytes()
+    (photos / "3.png").write_bytes(picture_before[:-1] + b"!")
+    refused(run("asdm-prof", *search_command(searched / "out", 2, 3 * FIRST)), "another search: its data_sample is")
+    (photos / "3.png").write_bytes(picture_before)
 
 
 def test_the_page_and_a_figure_show_the_search(tmp_path: Path) -> None:
@@ -181,7 +225,7 @@ def test_the_page_and_a_figure_show_the_search(tmp_path: Path) -> None:
         (["--steps", 2], "steps must be at least 3 for 2 candidates in 2 rungs, got 2"),
         (["--metric", "beauty"], "unknown metric 'beauty'; choose from frechet_distance"),
         (["--prompts", 3], "prompts must be at least 4, got 3"),
-        (["--prompts", 500], "prompts must be at most the 12 examples of folder:"),
+        (["--prompts", 500], "prompts must be at most the 13 examples of folder:"),
         (["--metric", "perceptual_to_teacher"], "compares features of a VGG that was trained on emoji, and folder:"),
         (["--metric", "recall_at_1"], "recall_at_1 looks for a caption among 200 and folder:"),
         (["--budget", "much"], "got 'much'"),

@@ -22,6 +22,7 @@ from asdm_prof.records import StepsDamage
 from asdm_prof.sensitivity import across_steps, study
 from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings
 from asdm_prof.sensitivity.trajectories import Sampler
+from tests.tiny import make_unet
 
 STEPS = 5
 SETTINGS = SensitivitySettings(prompts=3, threads=1, data="emoji")
@@ -102,8 +103,22 @@ def test_an_interrupted_measurement_continues(
     assert ran == [0, 1]
     for name in ("damages", "gains", "schedules", "fewer_steps"):
         assert getattr(again, name) == getattr(damage, name), name
-    with pytest.raises(ValueError, match="is an unfinished run of another teacher or with other options"):
+    with pytest.raises(ValueError, match="is an unfinished run of another teacher or with other data or options"):
         measure(tiny_pipeline, tmp_path / "steps.run", steps=4)
+
+
+def test_a_run_with_another_student_or_other_passes_is_not_continued(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """No joint schedules are there to tell them apart."""
+    family, settings = load_family(str(tiny_pipeline)), replace(SETTINGS, weights=str(tiny_pipeline))
+    mine = across_steps._open_study(family, load_unet(family, str(tiny_pipeline)), settings, ACROSS, 0)
+    mine.networks = {**mine.networks, "small": make_unet()}
+    file = across_steps._open_run(None, "teacher", mine, settings, ["a"]).save(tmp_path / "steps.run")
+    across_steps._open_run(file, "teacher", mine, settings, ["a"])
+    other_student = replace(mine, networks={**mine.networks, "small": make_unet(seed=1)})
+    other_passes = replace(mine, passes=dict([*mine.passes.items()][:-1]))
+    for other in (other_student, other_passes):
+        with pytest.raises(ValueError, match="is an unfinished run of another teacher or with other data or options"):
+            across_steps._open_run(file, "teacher", other, settings, ["a"])
 
 
 def test_the_error_of_a_pass_is_that_of_its_schedule(tiny_pipeline: Path, damage: StepsDamage) -> None:

@@ -148,9 +148,12 @@ def test_every_legal_edit_is_one(tiny_unet: torch.nn.Module) -> None:
         variants.measurable_edits(tiny_unet, ["gri"])
 
 
-def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_goes_on_and_gives_the_same(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sensitivity, "SAMPLES_AT_ONCE", 1)  # a batch for each prompt
-    whole = sensitivity.measure_damage("mini", EDITS[:2], FEW)
+    few, spelled = (replace(FEW, data=f"folder:{photos}{end}") for end in ("", "/."))
+    whole = sensitivity.measure_damage("mini", EDITS[:2], few)
     run_file, seen = tmp_path / "damage.json.run", []
 
     def stop(stage: str, *_: object) -> None:
@@ -159,14 +162,19 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypat
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sensitivity.measure_damage("mini", EDITS[:2], FEW, run_file, stop)
+        sensitivity.measure_damage("mini", EDITS[:2], few, run_file, stop)
     assert len(sensitivity.DamageRun.load(run_file).batches) == 1
+    before = (photos / "3.png").read_bytes()
+    (photos / "3.png").write_bytes(before[:-1] + b"!")
+    with pytest.raises(ValueError, match="unfinished run of another teacher or with other data or options"):
+        sensitivity.measure_damage("mini", EDITS[:2], few, run_file)
+    (photos / "3.png").write_bytes(before)
     stages: list[str] = []
-    again = sensitivity.measure_damage("mini", EDITS[:2], FEW, run_file, lambda stage, *_: stages.append(stage))
+    again = sensitivity.measure_damage("mini", EDITS[:2], spelled, run_file, lambda stage, *_: stages.append(stage))
     assert not [stage for stage in stages if stage.startswith("batch 1")]
     assert again.samples.tolist() == whole.samples.tolist()
-    with pytest.raises(ValueError, match="unfinished run of another teacher or with other options"):
-        sensitivity.measure_damage("mini", EDITS[:1], FEW, run_file)
+    with pytest.raises(ValueError, match="unfinished run of another teacher or with other data or options"):
+        sensitivity.measure_damage("mini", EDITS[:1], few, run_file)
 
 
 @pytest.mark.parametrize(
@@ -182,6 +190,23 @@ def test_an_interrupted_run_goes_on_and_gives_the_same(tmp_path: Path, monkeypat
 def test_bad_settings_are_one_sentence(settings: SensitivitySettings, sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         sensitivity.measure_damage("mini", EDITS[:1], settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "judge", "said"),
+    [
+        ("folder", "mini", "clip must be at most the 12 images of folder:.*, got 50"),
+        ("webdataset", "mini", "clip must be at most the 40 usable examples of webdataset:.*, got 50"),
+        ("folder", "nowhere", "nowhere"),
+    ],
+)
+def test_what_clip_scores_lack_is_told_before_anything_is_measured(
+    photos: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, kind: str, judge: str, said: str
+) -> None:
+    monkeypatch.setattr(sensitivity, "measure_damage", lambda *_: pytest.fail("it came to measuring"))
+    data = f"{kind}:{photos if kind == 'folder' else shards}"
+    with pytest.raises(ValueError, match=said):
+        study.measure_sensitivity("mini", replace(FEW, data=data, judge=judge), clip=50)
 
 
 # ---------------------------------------------------------------------------------------------- the record

@@ -21,7 +21,7 @@ from asdm.cli.slim.run import Failed, WorseThanAsked, slim
 from asdm.cli.slim.settings import SlimSettings
 from asdm.cli.slim.steps import Step
 from asdm.records.slim import SlimRun
-from tests.pictures import picture
+from tests.pictures import picture, shard
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 STEPS = ["profile", "sensitivity", "plan", "distill", "bench", "report"]
@@ -80,9 +80,14 @@ def test_it_goes_from_file_to_file_and_on_after_a_stop(
     bench = json.loads((tmp_path / "out" / "bench.json").read_text())
     assert {"clip_score", "latent_mse_to_teacher"} <= set(bench["students"][0]["quality"])
     assert bench["students"][0]["plan_sha256"]
-    slim(prepared, tmp_path / "out", said.append)
-    assert in_process == STEPS, "nothing is done twice"
+    slim(prepare(str(tiny_pipeline), settings(many, data=f"folder:{many}/.")), tmp_path / "out", said.append)
+    assert in_process == STEPS, "nothing is done twice, however the pictures are named"
     assert said[-1].startswith("6 of 6: report is done")
+    before = (many / "3.png").read_bytes()
+    (many / "3.png").write_bytes(before[:-1] + b"!")
+    with pytest.raises(ValueError, match=r"was begun with other data than folder:.* has now"):
+        slim(prepare(str(tiny_pipeline), settings(many)), tmp_path / "out", said.append)
+    (many / "3.png").write_bytes(before)
 
     longer = prepare(str(tiny_pipeline), settings(many, steps=6, max_error=1e-6))
     with pytest.raises(WorseThanAsked):
@@ -147,6 +152,15 @@ def test_nonsense_is_refused_before_it_takes_an_hour(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         prepare(str(tiny_pipeline), settings(many, **changes))
+
+
+def test_pictures_of_shards_are_counted_before_the_first_step(tiny_pipeline: Path, tmp_path: Path) -> None:
+    shard(tmp_path / "a.tar", range(40), broken=tuple(range(20)))
+    named = settings(tmp_path, data=f"webdataset:{tmp_path}", hold_out=0.1, pictures=30)
+    assert 16 <= (prepare(str(tiny_pipeline), named).pictures or 0) < 20
+    shard(tmp_path / "a.tar", range(12))
+    with pytest.raises(ValueError, match="pictures to train on; a student needs at least 16"):
+        prepare(str(tiny_pipeline), named)
 
 
 def test_another_folder_is_left_alone(tiny_pipeline: Path, many: Path, tmp_path: Path) -> None:
