@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from asdm.data.datasets import Encoded, Indexed
-from asdm.data.datasets._metadata import is_held_out
+from asdm.data.datasets._metadata import check_split_name, is_held_out
 from asdm.data.settings import Selection
 from asdm.utils.io import Frozen, Record, later, sha256_of
 
@@ -124,7 +124,9 @@ def open_data(
             f"{source} holds latents of {cache.size} pixels, not {size}; name latents of {size} pixels, or "
             f"--size {cache.size} where the command has it."
         )
-    if cache.split != split and not selection.hold_out:
+    if selection.hold_out:
+        check_split_name(split, source)
+    elif cache.split != split:
         raise ValueError(f"{source} holds the split {cache.split}, not {split}; choose --split {cache.split}.")
     here = {path.name for path in folder.iterdir()}
     for shard in cache.shards:

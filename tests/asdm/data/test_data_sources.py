@@ -7,7 +7,10 @@ import http.server
 import io
 import itertools
 import json
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
 from asdm.data.datasets._pictures import Frame, decode_picture
 from asdm.data.datasets.latents import LatentCache
+from asdm.data.datasets.prompts import read_prompts
 from asdm.data.settings import CacheSettings, Selection
 from tests.pictures import picture, shard
 
@@ -74,6 +78,7 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
         ("webdataset:s3://bucket/a.tar", "neither a file nor an http"),
         ("latents", "needs a folder that `asdm cache` wrote"),
         ("latents:nowhere", "nowhere is not a cache of latents"),
+        ("prompts:nowhere", "nowhere does not exist; prompts:FILE takes a text file with a prompt a line"),
         ("emoji:here", "has its own pictures; leave out 'here'"),
         ("tar:x", "unknown name 'tar' in datasets; choose from emoji, folder, latents, prompts, webdataset"),
     ],
@@ -81,6 +86,19 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
 def test_what_is_not_there_is_named(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         datasets.open_source(name, "train", 64)
+
+
+def test_a_prompt_ends_at_a_line_feed_and_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffa cat\u2028on a mat\x0b\n\na dog\r\n", encoding="utf-8")
+    assert read_prompts(str(file)) == ["a cat\u2028on a mat", "a dog"]
+    file.write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt is not text in UTF-8; prompts:FILE takes"):
+        read_prompts(str(file))
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "."):
+        with pytest.raises(ValueError, match="is not a file; prompts:FILE takes"):
+            read_prompts(str(tmp_path / name))
 
 
 # ---------------------------------------------------------------------------------------------- webdataset
@@ -134,14 +152,56 @@ def test_shards_come_by_url_too(shards: Path) -> None:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=shards)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    with served(functools.partial(Quiet, directory=shards)) as address:
         data = webdataset.open_data("train", 16, f"{address}/{{00000..00001}}.tar,{address}/gone.tar")
         assert len(data.shards) == 3
         found = [captions(data, 10, lane=lane) for lane in range(2)]
-        server.shutdown()
     assert set(itertools.chain(*found)) == {f"number {n}" for n in range(20)}
+
+
+@contextmanager
+def served(handler: Any) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("how", ["chunked", "with a length"])
+def test_a_connection_that_breaks_off_is_a_broken_shard_and_called_so(shards: Path, capsys: Any, how: str) -> None:
+    content = (shards / "00000.tar").read_bytes()
+    half = content[: len(content) // 2]
+
+    class BreaksOff(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if how == "chunked":
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(half), half))
+            else:
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(half)
+            self.close_connection = True
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with served(BreaksOff) as address:
+        data = webdataset.open_data("train", 16, f"{address}/a shard.tar")
+        assert sorted(captions(data, 6)) == [f"number {n}" for n in range(6)]
+    assert f"{address}/a shard.tar is broken after 6 examples: the connection broke off." in capsys.readouterr().err
+    assert data.left_out.counts == {webdataset.BROKEN_SHARD: 1}
+
+
+def test_an_address_that_is_none_is_a_broken_shard(capsys: Any) -> None:
+    data = webdataset.open_data("train", 16, "http://[::1/a.tar")
+    with pytest.raises(ValueError, match="none of the shards"):
+        next(data.read(0, 0, {}))
+    assert "its address is not a URL." in capsys.readouterr().err
 
 
 def test_names_of_shards_expand() -> None:
