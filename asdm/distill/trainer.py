@@ -7,7 +7,7 @@ import shutil
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
@@ -80,6 +80,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     ema = make_ema(parameters, settings)
 
     # Resume from the last checkpoint: weights, optimizer moments and EMA. The data resume by the step's number.
+    share = loader.Share(accelerator.process_index, world)
     folder = context.folder / "checkpoints" / stage.name
     if main:
         snapshots.prepare(folder)
@@ -87,13 +88,12 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     step, data_position, running_means, totals = 0, {}, {}, StageTotals()
     if checkpoint := snapshots.newest(folder):
         restore_state(checkpoint, model, optimizer, ema, parameters, accelerator)
-        step, data_position = checkpoint.step, checkpoint.value("place")
-        running_means, totals = dict(checkpoint.value("typical")), StageTotals(**checkpoint.value("spent"))
+        step, data_position = checkpoint.step, loader.own_part(checkpoint.value("place"), share)
+        running_means, totals = dict(checkpoint.value("typical")), StageTotals.saved(checkpoint.value("spent"))
     elif accelerator.scaler and (scaler := scaler_after(context.folder, recipe.stages[:number])):
         accelerator.scaler.load_state_dict(scaler)
     saved = step
     logger = TrainLogger(context, stage, offset, step) if main else None
-    share = loader.Share(accelerator.process_index, world)
     micro = micro_batch(settings, world)
     seed = settings.seed + number
     workers = settings.workers or loader.default_workers()
@@ -185,7 +185,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
                 # Log the step, report progress, and draw validation images.
                 now = time.perf_counter()
-                totals.add(now - started, batch.skipped)
+                totals.seconds += now - started
                 pace = (time.monotonic() - began) / (step - first)
                 progress.step, progress.images_per_s = step, settings.batch / pace
                 progress.shares = phases.shares()
@@ -222,6 +222,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     if sha256 != context.teacher_sha256:
         raise RuntimeError(f"the teacher changed during the stage {stage.name}: a frozen tensor was written to")
     log = read_log(context.folder / LOG)
+    skipped, first_skipped = loader.left_out_by(gather_data_position(accelerator, data_position))
     result = StageResult(
         name=stage.name,
         mode=stage.mode,
@@ -229,8 +230,9 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         seconds=totals.seconds,
         overhead=1 - totals.share(totals.busy_s),
         phases={phase: totals.share(getattr(totals, f"{phase}_s")) for phase in (DATA, ENCODE, COMPUTE)},
-        broken_examples=totals.broken,
-        why_skipped=totals.skipped,
+        broken_examples=sum(skipped.values()),
+        why_skipped=skipped,
+        first_skipped={reason: tuple(names) for reason, names in first_skipped.items()},
         audit=audit,
         teacher_sha256=sha256,
         scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
@@ -248,18 +250,17 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
 @dataclass
 class StageTotals:
-    """Totals of a stage over all its calls: seconds, those of each phase, and examples that were left out."""
+    """Totals of a stage over all its calls: seconds, and those of each phase."""
 
     seconds: float = 0.0
     busy_s: float = 0.0  # encoding, forward, backward and update
-    broken: int = 0
     data_s: float = 0.0
     encode_s: float = 0.0
-    skipped: dict[str, int] = field(default_factory=dict)  # `broken` by reason
 
-    def add(self, seconds: float, skipped: Mapping[str, int]) -> None:
-        """Add a step, given all that was left out so far."""
-        self.seconds, self.skipped, self.broken = self.seconds + seconds, dict(skipped), sum(skipped.values())
+    @classmethod
+    def saved(cls, spent: Mapping[str, float]) -> StageTotals:
+        """Those of a checkpoint, which in earlier versions has more."""
+        return cls(**{one.name: spent[one.name] for one in fields(cls) if one.name in spent})
 
     def with_phases(self, seconds: Mapping[str, float]) -> StageTotals:
         """These totals and the phases of this call."""

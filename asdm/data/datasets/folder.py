@@ -66,6 +66,11 @@ class Folder(Indexed[Example]):
             return None
         return shapes_of(self.files, self.frame) * (2 if self.selection.flip else 1)
 
+    @property
+    def pictures(self) -> int:
+        """How many there are; the examples from that number on are the same, mirrored."""
+        return len(self.files)
+
     def __len__(self) -> int:
         return len(self.captions)
 
@@ -75,7 +80,7 @@ class Folder(Indexed[Example]):
         try:
             image, time_ids = decode_picture(read_part(file), self.frame, bool(mirrored))
         except BrokenExample as error:
-            raise BrokenExample(error.reason, str(file)) from None
+            raise BrokenExample(error.reason, str(file), bool(mirrored)) from None
         return Example(image, self.captions[index], time_ids)
 
 

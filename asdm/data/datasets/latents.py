@@ -42,6 +42,7 @@ class LatentCache(Record, schema="asdm.latents/1"):
     selection: tuple[str, ...] = later(())  # what of it was taken, as --option=value
     skipped: int = 0  # examples that cannot be used
     why_skipped: dict[str, int] = later({})  # reason → how many of them
+    first_skipped: dict[str, tuple[str, ...]] = later({})  # reason → the first of them by name
     next_index: int = 0
     shards: tuple[Shard, ...] = ()
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 
-from asdm.data.datasets import BrokenExample, Example, LeftOut
+from asdm.data.datasets import BrokenExample, Example, LeftOut, count_in
 from asdm.data.datasets._metadata import (
     BESIDE,
     MOST_BYTES,
@@ -108,13 +108,12 @@ class Shards:
         With `flip`, every second example of a pass is mirrored, and in the next pass others are. Raises ValueError if
         no shard has an example.
         """
-        at = BEGIN | place
+        at = BEGIN | {"skipped": {}, "names": {}} | place
         last_pass = at["pass"]
         while True:
-            counts = dict(at.get("skipped", {}))
-            rows, after = self._block(seed, lane, at, counts)
-            if at["given"] == 0:
-                at = at | {"skipped": dict(counts)}
+            rows, after, broken = self._block(seed, lane, at)
+            for name in broken if at["pass"] == 0 and at["given"] == 0 else ():
+                at = self._count(at, BROKEN_SHARD, Path(name).name)
             order = torch.randperm(len(rows), generator=seeded(seed, lane, at["pass"], at["shard"], at["example"]))
             while at["given"] < len(rows):
                 group = rows[int(order[at["given"]])]
@@ -124,14 +123,14 @@ class Shards:
                     example = self._example(group, mirrored)
                 except BrokenExample as error:
                     if at["pass"] == 0:
-                        at = at | {"skipped": self._count(error.reason, group.name, dict(at["skipped"]))}
+                        at = self._count(at, error.reason, group.name)
                     continue
                 last_pass = at["pass"]
                 self._useful.add(group.shard)
                 yield example, at
             if after["pass"] > at["pass"] > last_pass:
                 self._useless.update(self._order(seed, lane, at["pass"]))
-            at = after | {"skipped": at["skipped"]}
+            at = after | {key: at[key] for key in ("skipped", "names")}
             if not self._useful and self._useless >= {*self.shards}:  # a lane may meet broken shards alone for a while
                 why = " ".join(self.left_out.lines())
                 raise ValueError(
@@ -155,42 +154,38 @@ class Shards:
     def _decoder(self, name: str, group: Group | None, mirrored: bool) -> Callable[[], Example]:
         def decode() -> Example:
             if group is None:
-                raise BrokenExample(BROKEN_SHARD, name)
+                raise BrokenExample(BROKEN_SHARD, Path(name).name, mirrored)
             try:
                 return self._example(group, mirrored)
             except BrokenExample as error:
-                raise BrokenExample(error.reason, group.name) from None
+                raise BrokenExample(error.reason, group.name, mirrored) from None
 
         return decode
 
-    def _count(self, reason: str, name: str, counts: dict[str, int]) -> dict[str, int]:
+    def _count(self, at: dict[str, Any], reason: str, name: str) -> dict[str, Any]:
         self.left_out.add(reason, name)
-        counts[reason] = counts.get(reason, 0) + 1
-        return counts
+        return count_in(at, reason, name, say=reason != BROKEN_SHARD)  # which was said when it broke
 
-    def _block(
-        self, seed: int, lane: int, at: dict[str, Any], counts: dict[str, int]
-    ) -> tuple[list[Group], dict[str, Any]]:
-        """The examples of the next block, not yet decoded, and the place after it; a block ends with its pass.
+    def _block(self, seed: int, lane: int, at: dict[str, Any]) -> tuple[list[Group], dict[str, Any], list[str]]:
+        """The examples of the next block, not yet decoded, the place after it, and shards that broke in it.
 
-        Shards that break in the first pass are added to `counts`.
+        A block ends with its pass.
         """
-        rows: list[Group] = []
+        rows, broken = list[Group](), list[str]()
         shard, skip = at["shard"], at["example"]
         names = self._order(seed, lane, at["pass"])
         while shard < len(names):
             for count, group in self._groups_of(names[shard], skip):
                 if group is None:
-                    if at["pass"] == 0 and at["given"] == 0:
-                        self._count(BROKEN_SHARD, Path(names[shard]).name, counts)
+                    broken.append(names[shard])
                     continue
                 if not check_split(group.key, self.split, self.selection):
                     continue
                 rows.append(group)
                 if len(rows) == self.block:
-                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": count}
+                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": count}, broken
             shard, skip = shard + 1, 0
-        return rows, BEGIN | {"pass": at["pass"] + 1}
+        return rows, BEGIN | {"pass": at["pass"] + 1}, broken
 
     def _order(self, seed: int, lane: int, number: int) -> list[str]:
         """The shards of a lane in one pass: all shards are shuffled, and this lane gets every lanes-th."""

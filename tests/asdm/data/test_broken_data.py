@@ -117,7 +117,25 @@ def test_a_shard_is_cached_like_a_folder(tiny_pipeline: Path, tmp_path: Path) ->
     assert sorted(caption for shard in done.shards for caption in shard.captions) == sorted(USED.values())
     assert (done.examples, done.skipped, done.finished) == (18, 9, True)
     assert done.why_skipped == dict.fromkeys(LEFT_OUT, 1)
+    assert done.first_skipped == {reason: (f"shard-00000.tar:{name}",) for reason, (name,) in LEFT_OUT.items()}
     assert len(latents.open_data("train", 64, str(tmp_path / "c"))) == 9
+
+
+def test_a_cache_counts_each_picture_once_and_says_which(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Those without a caption too, which opening the folder leaves out, and those that come mirrored as well."""
+    for n, content in enumerate((picture(0), b"no picture", picture(2))):
+        (tmp_path / f"{n}.png").write_bytes(content)
+        (tmp_path / f"{n}.txt").write_text(f"number {n}")
+    (tmp_path / "2.txt").unlink()
+    done = run("asdm", "cache", f"folder:{tmp_path}", "--teacher", tiny_pipeline, "--flip", "-o", tmp_path / "c")
+    assert done.code == 0, done.err
+    assert f"(2 left out: 1 with no caption (2.png); 1 with not a picture ({tmp_path}/1.png))" in done.out
+    assert f"Left out {tmp_path}/1.png: not a picture." in done.err
+    assert latents.LatentCache.load(tmp_path / "c" / "cache.json").skipped == 2
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    none = run("asdm", "cache", f"webdataset:{tmp_path}/a.tar.gz", "--teacher", tiny_pipeline, "-o", tmp_path / "none")
+    assert none.code == 2
+    assert f"a.tar.gz has no example that can be used. Left out 1 example, {webdataset.BROKEN_SHARD}: a" in none.err
 
 
 def test_a_folder_whose_name_looks_like_a_picture(capsys: Any) -> None:
@@ -205,7 +223,10 @@ def test_small_pictures_are_left_out_and_flipped_ones_come_mirrored(tmp_path: Pa
         data[0]
     assert torch.equal(data[3].image, data[1].image.flip(2))
     batch = next(loader.batches(data, 4, 0, loader.Share(), 0, {}, 2))
-    assert batch.skipped == {"a side of fewer than 32 pixels": 2}
+    assert loader.left_out_by(batch.place) == (
+        {"a side of fewer than 32 pixels": 1},
+        {"a side of fewer than 32 pixels": [str(tmp_path / "0.png")]},
+    )
 
 
 def test_buckets_keep_shapes_and_a_batch_has_one(tmp_path: Path) -> None:
