@@ -26,6 +26,7 @@ def cache(
 ) -> None:
     """Encode a data set once for many runs; repeat the command to resume an interrupted one."""
     from asdm.data.cache import cache_latents
+    from asdm.data.datasets import named
 
     with console.progress("Caching", "pictures") as tell:
         manifest = cache_latents(data, teacher, output, settings, tell)
@@ -34,8 +35,13 @@ def cache(
             json.dumps(manifest.model_dump(mode="json", by_alias=True, exclude={"shards"}), indent=1, allow_nan=False)
         )
         return
-    why = ", ".join(f"{count} with {console.plain(reason)}" for reason, count in manifest.why_skipped.items())
+    names = manifest.first_skipped
+    why = "; ".join(
+        f"{count} with {console.plain(reason)}"
+        + (f" ({console.plain(named(names[reason], count), 500)})" if reason in names else "")
+        for reason, count in manifest.why_skipped.items()
+    )
     skipped = f" ({manifest.skipped} left out: {why})" if manifest.skipped else ""
     examples, shards = sum(len(shard.captions) for shard in manifest.shards), len(manifest.shards)
-    named = console.quoted(f"latents:{output}")
-    print(f"{examples} examples in {shards} shards{skipped}. Train on them with --data {named}")
+    source = console.quoted(f"latents:{output}")
+    print(f"{examples} examples in {shards} shards{skipped}. Train on them with --data {source}")

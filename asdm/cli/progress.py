@@ -149,5 +149,12 @@ def result_text(result: DistillResult, output: Path) -> str:
 def _skipped(stage: StageResult) -> list[str]:
     """A line for each reason that examples were left out for."""
     if stage.why_skipped:
-        return [f"  {count} examples left out: {terminal.plain(reason)}" for reason, count in stage.why_skipped.items()]
+        lines = []
+        for reason, count in stage.why_skipped.items():
+            names = stage.first_skipped.get(reason)
+            which = f" ({', '.join(names)}{', …' if count > len(names) else ''})" if names else ""
+            lines.append(
+                f"  {count} example{'' if count == 1 else 's'} left out: {terminal.plain(reason + which, 500)}"
+            )
+        return lines
     return [f"  {stage.broken_examples} examples could not be read and were skipped"] if stage.broken_examples else []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -42,7 +41,7 @@ def cache_latents(
 ) -> LatentCache:
     """Encode a data set into the folder `output`, resuming an earlier call with the same arguments.
 
-    Raises ValueError for a folder that holds anything else.
+    Raises ValueError for a folder that holds anything else, and where no example can be used.
     """
     execution.check_setup(settings)
     family, weights = resolve(teacher, settings, needs="asdm cache")
@@ -58,6 +57,7 @@ def cache_latents(
     setup = replace(settings, weights=weights, dtype="fp32")
     encoder = Encoder(pipeline(family, None, setup), chunk_size(side, BATCH))
     stream = isinstance(examples, datasets.Stream)
+    left_out = getattr(examples, "left_out", datasets.LeftOut())
     manifest = LatentCache(
         data=data,
         **identity(examples, _recorded(output)),
@@ -67,6 +67,7 @@ def cache_latents(
         encoder_sha256=encoder.sha256(),
         examples=None if stream else len(examples),
         selection=tuple(selection.fingerprint()),
+        **_skipped(left_out.place),
     )
     cache = _begin_or_resume(output, manifest)
     if encoder.on_accelerator:
@@ -74,11 +75,13 @@ def cache_latents(
     tell = _with_time_left(tell, cache)
     first = cache.next_index
     readers = examples.in_order(first) if stream else loader.readers(examples, range(first, len(examples)))
-    left_out = getattr(examples, "left_out", datasets.LeftOut())
     with locks.alone_in(output):
         clear_leftovers(output)
         while not cache.finished:
-            cache = _add_shard(output, cache, readers, left_out, encoder, settings, tell)
+            cache = _add_shard(output, cache, readers, encoder, settings, tell)
+    if not cache.shards:
+        why = " ".join(datasets.lines_of(cache.why_skipped, cache.first_skipped))
+        raise ValueError(f"{data} has no example that can be used. {why}".strip())
     return cache
 
 
@@ -129,7 +132,6 @@ def _add_shard(
     folder: Path,
     cache: LatentCache,
     readers: Iterator[Reader],
-    left_out: datasets.LeftOut,
     encoder: Encoder,
     settings: CacheSettings,
     tell: Tell,
@@ -140,10 +142,11 @@ def _add_shard(
     """
     wanted = list(islice(readers, settings.per_shard))
     end = cache.next_index + len(wanted)
-    starts, rows, why = range(0, len(wanted), BATCH), list[Encoded](), Counter(cache.why_skipped)
+    starts, rows = range(0, len(wanted), BATCH), list[Encoded]()
+    counted: dict[str, Any] = {"skipped": cache.why_skipped, "names": cache.first_skipped}
     with ThreadPoolExecutor(settings.workers or loader.default_workers()) as threads:
         batches = (threads.map(_readable, wanted[start : start + BATCH]) for start in starts)
-        collated = ([encoder.collate(slots) for slots in _by_shape(batch, left_out, why)] for batch in batches)
+        collated = ([encoder.collate(slots) for slots in _by_shape(batch, counted)] for batch in batches)
         with loader.ahead(collated) as next_batch:
             for start in starts:
                 for batch in next_batch():
@@ -161,10 +164,16 @@ def _add_shard(
         shards = (*shards, Shard(file=name, captions=captions, **facts))
     at_end = cache.examples is None and len(wanted) < settings.per_shard
     changes: dict[str, Any] = {"examples": end} if at_end else {}
-    changes |= {"skipped": sum(why.values()), "why_skipped": dict(why), "next_index": end, "shards": shards}
+    changes |= {**_skipped(counted), "next_index": end, "shards": shards}
     cache = cache.model_copy(update=changes)
     cache.save(folder / MANIFEST, force=True)
     return cache
+
+
+def _skipped(place: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest says of examples that were left out."""
+    names = {reason: tuple(names) for reason, names in place["names"].items()}
+    return {"skipped": sum(place["skipped"].values()), "why_skipped": place["skipped"], "first_skipped": names}
 
 
 def _readable(read: Reader) -> datasets.Example | BrokenExample:
@@ -175,15 +184,13 @@ def _readable(read: Reader) -> datasets.Example | BrokenExample:
         return error
 
 
-def _by_shape(
-    examples: Iterable[datasets.Example | BrokenExample], left_out: datasets.LeftOut, why: Counter[str]
-) -> list[list[Slot]]:
-    """The usable examples, those of one shape together; the others are counted."""
+def _by_shape(examples: Iterable[datasets.Example | BrokenExample], counted: dict[str, Any]) -> list[list[Slot]]:
+    """The usable examples, those of one shape together; the others are `counted`, each picture once."""
     groups: dict[Any, list[Slot]] = {}
     for example in examples:
         if isinstance(example, BrokenExample):
-            left_out.add(example.reason, example.name)
-            why[example.reason] += 1
+            if not example.mirrored:
+                counted |= datasets.count_in(counted, example.reason, example.name)
         else:
             groups.setdefault(example.image.shape, []).append(Slot(0, example, None))
     return list(groups.values())

@@ -10,19 +10,21 @@ import os
 import queue
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
-from asdm.data.datasets import BrokenExample, Encoded, Example, LeftOut, Stream
+from asdm.data.datasets import NAMES, BrokenExample, Encoded, Example, LeftOut, Stream, count_in
+from asdm.utils import console
 
 T = TypeVar("T")
 Reader = Callable[[], Any]
+MOST_BROKEN = 1000  # examples in a row, after which training stops
 
 
 class Slot(NamedTuple):
@@ -34,11 +36,13 @@ class Slot(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """This process's part of a batch, and the position in the data after it, which a checkpoint saves."""
+    """This process's part of a batch, and the position in the data after it, which a checkpoint saves.
+
+    The position holds the examples that were left out so far (`left_out_by`); each counts once, in the first pass.
+    """
 
     slots: list[Slot]
     place: dict[str, Any]
-    skipped: dict[str, int]  # examples left out so far, by reason; each counts once, in the first pass over the data
 
 
 class Share(NamedTuple):
@@ -78,7 +82,9 @@ def _by_number(
         raise ValueError("the data set is empty; training needs at least one example.")
     shapes = getattr(data, "shapes", None)
     order = BucketOrders(shapes, batch, seed) if shapes else Orders(len(data), seed)
-    skipped, left_out = dict(place.get("skipped", {})), getattr(data, "left_out", LeftOut())
+    counted = own_part(place, share)
+    if not place and share.rank == 0:  # what opening the data set left out
+        counted = getattr(data, "left_out", LeftOut()).place
     with ThreadPoolExecutor(workers) as threads:
         positions = range(share.rank, batch, share.world)
         while True:
@@ -86,12 +92,11 @@ def _by_number(
             indices = [order.at(place) for place in places]
             examples = list(threads.map(lambda index: _readable_from(data, index, order), indices))
             for place_in_data, (_, _, error) in zip(places, examples, strict=True):
-                if error and place_in_data < order.length:
-                    left_out.add(error.reason, error.name)
-                    skipped = skipped | {error.reason: skipped.get(error.reason, 0) + 1}
+                if error and order.is_first(place_in_data, getattr(data, "pictures", len(data))):
+                    counted = count_in(counted, error.reason, error.name)
             slots = [Slot(p, example, index) for p, (index, example, _) in zip(positions, examples, strict=True)]
             step += 1
-            yield Batch(slots, {"skipped": skipped}, skipped)
+            yield Batch(slots, counted)
 
 
 class Orders:
@@ -110,6 +115,17 @@ class Orders:
     def instead_of(self, index: int, tries: int) -> int:
         """The example that takes the place of one that cannot be read."""
         return (index + tries) % self.length
+
+    def is_first(self, place: int, pictures: int) -> bool:
+        """Whether no earlier place has the same picture; the example `pictures` further on is the same, mirrored."""
+        if place >= self.length:
+            return False
+        order = self._first_epoch % pictures
+        return not bool((order[:place] == order[place]).any())
+
+    @cached_property
+    def _first_epoch(self) -> torch.Tensor:
+        return self._shuffled(seeded(self.seed, 0))
 
     def _shuffled(self, generator: torch.Generator) -> torch.Tensor:
         return torch.randperm(self.length, generator=generator)
@@ -143,13 +159,15 @@ class BucketOrders(Orders):
 def _readable_from(data: Sequence[Any], index: int, order: Orders) -> tuple[int, Any, BrokenExample | None]:
     """The first readable example from `index` on, as (its index, example, why not the one at `index`)."""
     first: BrokenExample | None = None
-    for tries in range(min(len(data), 1000)):
+    most = min(len(data), MOST_BROKEN)
+    for tries in range(most):
         at = order.instead_of(index, tries) if tries else index
         try:
             return at, data[at], first
         except BrokenExample as error:
             first = first or error
-    raise ValueError(f"none of the examples can be read: {first}") from None
+    which = "the examples" if most == len(data) else f"{most} examples in a row"
+    raise ValueError(f"none of {which} can be read: {first}.") from None
 
 
 def _from_lanes(
@@ -177,11 +195,35 @@ def _from_lanes(
         while True:
             slots = [slot for row in threads.map(next_of, places) for slot in row]
             step += 1
-            skipped: Counter[str] = Counter()
-            for at in places.values():
-                skipped.update(at.get("skipped", {}))
             now = {str(lane): dict(at) for lane, at in places.items()}
-            yield Batch(sorted(slots, key=lambda slot: slot.position), now, dict(skipped))
+            yield Batch(sorted(slots, key=lambda slot: slot.position), now)
+
+
+# ---------------------------------------------------------------------------------------------- what was left out
+
+
+def own_part(place: Mapping[str, Any], share: Share) -> dict[str, Any]:
+    """What this process continues of a position in the data: its own lanes; the counts of data without lanes, once."""
+    return {key: at for key, at in place.items() if (int(key) % share.world if key.isdigit() else 0) == share.rank}
+
+
+def merged(places: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """One position in the data of those of all processes."""
+    whole = {key: at for place in places for key, at in place.items()}
+    if "skipped" in whole:
+        whole["skipped"], whole["names"] = left_out_by({str(rank): place for rank, place in enumerate(places)})
+    return whole
+
+
+def left_out_by(place: Mapping[str, Any]) -> tuple[dict[str, int], dict[str, list[str]]]:
+    """How many examples were left out by a position in the data, by reason, and the first names of each."""
+    parts = [place[lane] for lane in sorted(filter(str.isdigit, place), key=int)] or [place]
+    skipped, names = Counter[str](), dict[str, list[str]]()
+    for part in parts:
+        skipped.update(part.get("skipped", {}))
+        for reason, some in part.get("names", {}).items():
+            names[reason] = [*names.get(reason, []), *some][:NAMES]
+    return dict(skipped), names
 
 
 def readers(data: Sequence[Any], indices: Iterable[int]) -> Iterator[Reader]:
@@ -190,17 +232,21 @@ def readers(data: Sequence[Any], indices: Iterable[int]) -> Iterator[Reader]:
 
 
 def usable(order: Iterable[Reader], most: int) -> Iterator[Any]:
-    """The first `most` examples that can be read; broken ones are left out."""
-    found = 0
+    """The first `most` examples that can be read; broken ones are left out, counted by their reason and said."""
+    found, left_out = 0, LeftOut()
     for read in order:
         if found == most:
-            return
+            break
         try:
             example = read()
-        except BrokenExample:
+        except BrokenExample as error:
+            if not error.mirrored:
+                left_out.add(error.reason, error.name)
             continue
         found += 1
         yield example
+    for line in left_out.lines():
+        console.say_once(line)
 
 
 # ---------------------------------------------------------------------------------------------- prefetching

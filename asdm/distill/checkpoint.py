@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from asdm.data import loader
 from asdm.distill.context import TrainContext
 from asdm.distill.run_folder import PAUSED, stage_folder
 from asdm.distill.stages import Stage, meta_student
@@ -110,7 +111,7 @@ def gather_data_position(accelerator: Any, position: dict[str, Any]) -> dict[str
         return position
     from accelerate.utils import gather_object
 
-    return {key: value for part in gather_object([position]) for key, value in part.items()}
+    return loader.merged(gather_object([position]))
 
 
 # ---------------------------------------------------------------------------------------------- students

@@ -5,12 +5,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from asdm.distill import losses
 
+T = TypeVar("T")
 SMALLEST_SCALE = 1.0  # of fp16's loss: below it, gradients overflow that nothing has enlarged
 SPIKE_GRACE_STEPS = 50  # of a stage, before its running means are good enough to recognise a spike
 
@@ -24,6 +25,27 @@ class Diverged(ValueError):
             f"{name} {problem} at step {step + 1} (stage {stage}), so training stopped; {checkpoint}. Continue with "
             "the same command, --amend and, for example, a lower --learning-rate."
         )
+
+
+class UnreadableData(ValueError):
+    """The data of one of several processes cannot be read; raised on all of them."""
+
+
+def next_of_all(next_batch: Callable[[], T], accelerator: Any) -> T:
+    """This process's next batch; of several processes, what the data of any of them raise ends all at the same step."""
+    if accelerator.num_processes == 1:
+        return next_batch()
+    batch: T | None = None
+    error: Exception | None = None
+    try:
+        batch = next_batch()
+    except Exception as caught:
+        error = caught
+    failed = torch.tensor(float(error is not None), device=accelerator.device)
+    if accelerator.reduce(failed, reduction="sum").item():
+        raise UnreadableData(str(error) if error else "the data of another process cannot be read.") from error
+    assert batch is not None
+    return batch
 
 
 def check_losses(

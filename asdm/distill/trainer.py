@@ -6,8 +6,8 @@ import math
 import shutil
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass, fields, replace
 
 import torch
 
@@ -23,7 +23,15 @@ from asdm.distill.checkpoint import (
     student_at_pause,
 )
 from asdm.distill.context import TrainContext, TrainProgress
-from asdm.distill.divergence import Diverged, average_over_processes, check_losses, check_scale, stop_on_signal
+from asdm.distill.divergence import (
+    Diverged,
+    UnreadableData,
+    average_over_processes,
+    check_losses,
+    check_scale,
+    next_of_all,
+    stop_on_signal,
+)
 from asdm.distill.logger import (
     GATES_EVERY,
     LOG,
@@ -46,7 +54,7 @@ from asdm.measure import clocks
 from asdm.models import graft
 from asdm.models.loading import weights_sha256
 from asdm.records.distill import StageResult
-from asdm.utils import snapshots
+from asdm.utils import console, snapshots
 
 RUNNING_MEAN_DECAY = 0.98  # of the running mean of each term
 
@@ -80,6 +88,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     ema = make_ema(parameters, settings)
 
     # Resume from the last checkpoint: weights, optimizer moments and EMA. The data resume by the step's number.
+    share = loader.Share(accelerator.process_index, world)
     folder = context.folder / "checkpoints" / stage.name
     if main:
         snapshots.prepare(folder)
@@ -87,13 +96,12 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     step, data_position, running_means, totals = 0, {}, {}, StageTotals()
     if checkpoint := snapshots.newest(folder):
         restore_state(checkpoint, model, optimizer, ema, parameters, accelerator)
-        step, data_position = checkpoint.step, checkpoint.value("place")
-        running_means, totals = dict(checkpoint.value("typical")), StageTotals(**checkpoint.value("spent"))
+        step, data_position = checkpoint.step, loader.own_part(checkpoint.value("place"), share)
+        running_means, totals = dict(checkpoint.value("typical")), StageTotals.saved(checkpoint.value("spent"))
     elif accelerator.scaler and (scaler := scaler_after(context.folder, recipe.stages[:number])):
         accelerator.scaler.load_state_dict(scaler)
-    saved = step
+    saved, between_steps = step, True
     logger = TrainLogger(context, stage, offset, step) if main else None
-    share = loader.Share(accelerator.process_index, world)
     micro = micro_batch(settings, world)
     seed = settings.seed + number
     workers = settings.workers or loader.default_workers()
@@ -108,14 +116,15 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     began, first = time.monotonic(), step
 
     def save() -> None:
-        nonlocal saved
+        nonlocal saved, between_steps
+        between_steps = False  # an error in here is no reason to try it again
         position = gather_data_position(accelerator, data_position)
         tensors, plain = capture_state(model, optimizer, ema, parameters, accelerator)
         if main:
             spent = asdict(totals.with_phases(phases.seconds))
             state = {"place": position, "typical": running_means, "spent": spent, **plain}
             snapshots.write(folder, step, tensors, state, settings.keep)
-        saved = step
+        saved, between_steps = step, True
 
     try:
         with (
@@ -130,7 +139,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
                 # Images and captions, encoded; noise and timesteps, seeded by each image's position.
                 phases.enter(DATA)
-                batch, collated, random_inputs = next_batch()
+                batch, collated, random_inputs = next_of_all(next_batch, accelerator)
                 phases.enter(ENCODE)
                 encoded, random_inputs = context.encoder.encode(collated), random_inputs.to(accelerator.device)
                 phases.enter(COMPUTE)
@@ -172,6 +181,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                     raise KeyboardInterrupt
 
                 # Update the weights, the EMA and the running means of the terms.
+                between_steps = False
                 optimizer.step()
                 if accelerator.scaler and not norm < float("inf"):  # a fused optimizer does not say that it skipped
                     check_scale(accelerator.scaler.get_scale(), step + offset, stage.name, saved)
@@ -185,7 +195,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
                 # Log the step, report progress, and draw validation images.
                 now = time.perf_counter()
-                totals.add(now - started, batch.skipped)
+                totals.seconds += now - started
                 pace = (time.monotonic() - began) / (step - first)
                 progress.step, progress.images_per_s = step, settings.batch / pace
                 progress.shares = phases.shares()
@@ -195,6 +205,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                     watch = world == 1 and (step % GATES_EVERY == 0 or step == stage.steps)
                     opened = gates_opened(model, inputs) if watch else {}
                     logger.step(step, progress, values, learning_rate, norm, now - started, opened)
+                between_steps = True
                 context.on_progress(progress)
                 if settings.validate_every and step % settings.validate_every == 0:
                     if logger:
@@ -202,6 +213,14 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
                     accelerator.wait_for_everyone()
         if saved < step:
             save()
+    except Exception as error:
+        # Whatever stops the run, its last whole step is kept; of several processes, only where all stop together.
+        together = world == 1 or isinstance(error, UnreadableData)
+        if together and between_steps and step > saved and not isinstance(error, Diverged):
+            with suppress(Exception):  # such as a full disk; what stopped the run is raised
+                save()
+                console.say(f"A checkpoint of step {step + offset} is saved; the same command resumes from there.")
+        raise
     finally:
         phases.finish()
         totals = totals.with_phases(phases.seconds)
@@ -222,6 +241,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     if sha256 != context.teacher_sha256:
         raise RuntimeError(f"the teacher changed during the stage {stage.name}: a frozen tensor was written to")
     log = read_log(context.folder / LOG)
+    skipped, first_skipped = loader.left_out_by(gather_data_position(accelerator, data_position))
     result = StageResult(
         name=stage.name,
         mode=stage.mode,
@@ -229,8 +249,9 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
         seconds=totals.seconds,
         overhead=1 - totals.share(totals.busy_s),
         phases={phase: totals.share(getattr(totals, f"{phase}_s")) for phase in (DATA, ENCODE, COMPUTE)},
-        broken_examples=totals.broken,
-        why_skipped=totals.skipped,
+        broken_examples=sum(skipped.values()),
+        why_skipped=skipped,
+        first_skipped={reason: tuple(names) for reason, names in first_skipped.items()},
         audit=audit,
         teacher_sha256=sha256,
         scaler=accelerator.scaler.state_dict() if accelerator.scaler else None,
@@ -248,18 +269,17 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
 @dataclass
 class StageTotals:
-    """Totals of a stage over all its calls: seconds, those of each phase, and examples that were left out."""
+    """Totals of a stage over all its calls: seconds, and those of each phase."""
 
     seconds: float = 0.0
     busy_s: float = 0.0  # encoding, forward, backward and update
-    broken: int = 0
     data_s: float = 0.0
     encode_s: float = 0.0
-    skipped: dict[str, int] = field(default_factory=dict)  # `broken` by reason
 
-    def add(self, seconds: float, skipped: Mapping[str, int]) -> None:
-        """Add a step, given all that was left out so far."""
-        self.seconds, self.skipped, self.broken = self.seconds + seconds, dict(skipped), sum(skipped.values())
+    @classmethod
+    def saved(cls, spent: Mapping[str, float]) -> StageTotals:
+        """Those of a checkpoint, which in earlier versions has more."""
+        return cls(**{one.name: spent[one.name] for one in fields(cls) if one.name in spent})
 
     def with_phases(self, seconds: Mapping[str, float]) -> StageTotals:
         """These totals and the phases of this call."""

@@ -69,6 +69,7 @@ class StageResult(Frozen):
     teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
     broken_examples: Count = 0
     why_skipped: dict[str, int] = later({})  # reason → how many of them
+    first_skipped: dict[str, tuple[str, ...]] = later({})  # reason → the first of them by name
     scaler: dict[str, JsonValue] | None = later(None)  # of fp16's gradients; the next stage begins with its state
     overhead: float  # share of the time that was neither encoding, forward, backward nor step (optimizer, EMA)
     phases: dict[str, float] = later({})  # share of waiting for data, of encoding and of computing in the time

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import inspect
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import torch
 
 from asdm.data.settings import Selection
-from asdm.utils import registry
+from asdm.utils import console, registry
 from asdm.utils.io import sha256_of
 
 E = TypeVar("E")
@@ -67,11 +70,14 @@ class Indexed(Sequence[E]):
 
 
 class BrokenExample(ValueError):
-    """An example that cannot be used, and why; training leaves it out and counts it by its reason."""
+    """An example that cannot be used, and why; training leaves it out and counts it by its reason.
 
-    def __init__(self, reason: str, name: str = "") -> None:
+    A `mirrored` one is the same picture as an example that is counted already.
+    """
+
+    def __init__(self, reason: str, name: str = "", mirrored: bool = False) -> None:
         super().__init__(f"{name}: {reason}" if name else reason)
-        self.reason, self.name = reason, name
+        self.reason, self.name, self.mirrored = reason, name, mirrored
 
 
 class LeftOut:
@@ -86,15 +92,48 @@ class LeftOut:
         with self._lock:
             self.counts[reason] = self.counts.get(reason, 0) + 1
             if len(first := self.names.setdefault(reason, [])) < NAMES:
-                first.append(name)
+                first.append(console.plain(name))
 
     def lines(self) -> list[str]:
         """A sentence for each reason."""
-        return [
-            f"Left out {count} example{'' if count == 1 else 's'}, {reason}: {', '.join(self.names[reason])}"
-            f"{', …' if count > NAMES else '.'}"
-            for reason, count in self.counts.items()
-        ]
+        return lines_of(self.counts, self.names)
+
+    @property
+    def place(self) -> dict[str, Any]:
+        """What `count_in` continues: a position in the data with these counts and names."""
+        with self._lock:
+            return {
+                "skipped": dict(self.counts),
+                "names": {reason: list(names) for reason, names in self.names.items()},
+            }
+
+
+def lines_of(counts: Mapping[str, int], names: Mapping[str, Sequence[str]]) -> list[str]:
+    """A sentence for each reason that examples were left out for."""
+    return [
+        f"Left out {count} example{'' if count == 1 else 's'}, {reason}: {named(names.get(reason, ()), count)}"
+        f"{'' if count > NAMES else '.'}"
+        for reason, count in counts.items()
+    ]
+
+
+def named(names: Sequence[str], count: int) -> str:
+    """The first names of `count` examples, with "…" where there are more."""
+    return ", ".join(names) + (", …" if count > len(names) else "")
+
+
+def count_in(place: Mapping[str, Any], reason: str, name: str, say: bool = True) -> dict[str, Any]:
+    """A position in the data with one more example left out (`skipped`), and its name if it is among the first.
+
+    The first names of each reason are said as well.
+    """
+    skipped, names = place.get("skipped", {}), place.get("names", {})
+    if len(first := names.get(reason, [])) < NAMES:
+        names = names | {reason: [*first, console.plain(name)]}
+        rest = "; more of these are only counted" if len(names[reason]) == NAMES else ""
+        if say:
+            console.say_once(f"Left out {name}: {reason}{rest}.")
+    return dict(place) | {"skipped": skipped | {reason: skipped.get(reason, 0) + 1}, "names": names}
 
 
 @runtime_checkable
@@ -136,9 +175,16 @@ def fingerprint(data: Any) -> str:
 
 
 def captions_of(data: Sequence[Any] | Stream, count: int) -> list[str]:
-    """The first `count` captions of a data set."""
+    """The first `count` captions of a data set; of examples without a list of captions, those that can be read."""
     if isinstance(data, Stream):
         reader = data.read(0, 0, {})
         return [next(reader)[0].caption for _ in range(count)]
-    captions = getattr(data, "captions", None)
-    return list(captions[:count]) if captions else [data[i].caption for i in range(min(count, len(data)))]
+    if captions := getattr(data, "captions", None):
+        return list(captions[:count])
+    return list(islice(_readable_captions(data), count))
+
+
+def _readable_captions(data: Sequence[Any]) -> Iterator[str]:
+    for index in range(len(data)):
+        with suppress(BrokenExample):
+            yield data[index].caption

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,16 @@ SCORE_KEYS = ("aesthetic", "aesthetic_score", "aesthetics")
 BESIDE = (".txt", ".caption", ".json")  # the first that is there is read
 TABLES = (".jsonl", ".csv", ".parquet")
 SPLITS = ("train", "held_out")  # of a data set that has none of its own: --hold-out leaves pictures to the second
+MOST_BYTES = 256 << 20  # of a picture or a caption
 Row = Mapping[str, Any]
+
+
+class BrokenRow(BrokenExample):
+    """A row of a table that cannot be used, and what could be read of it."""
+
+    def __init__(self, reason: str, name: str, row: Row | None = None) -> None:
+        super().__init__(reason, name)
+        self.row = row or {}
 
 
 def caption_beside(files: Mapping[str, bytes]) -> tuple[str, Row]:
@@ -42,9 +52,9 @@ def caption_in(row: Row) -> str:
     if key is None:
         raise BrokenExample("no caption")
     value = row[key]
-    if value is None or value != value:  # as NaN, which is what a table has for nothing
+    if value is None or (isinstance(value, float) and math.isnan(value)):  # which is what a table has for nothing
         raise BrokenExample("a caption that is null")
-    if isinstance(value, bool | list | dict) or not isinstance(value, str | int | float):
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
         raise BrokenExample("a caption that is no text")
     return not_empty(str(value).strip())
 
@@ -52,7 +62,27 @@ def caption_in(row: Row) -> str:
 def not_empty(text: str) -> str:
     if not text:
         raise BrokenExample("an empty caption")
+    if not is_utf8(text):  # such as half of an emoji in JSON's escapes
+        raise BrokenExample("a caption that is not UTF-8")
     return text
+
+
+def check_name(name: str) -> None:
+    """Raises BrokenExample for a file that its name tells is none of the user's."""
+    if name.startswith("._"):
+        raise BrokenExample("a file of macOS, not a picture")
+    if name.startswith("."):
+        raise BrokenExample("a hidden file")
+
+
+def read_part(path: Path) -> bytes:
+    """The bytes of a picture or caption; raises BrokenExample."""
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise BrokenExample(f"a file of more than {MOST_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise BrokenExample((error.strerror or str(error)).lower()) from None
 
 
 def json_row(data: bytes) -> Row:
@@ -73,9 +103,11 @@ def check_score(row: Row, selection: Selection) -> None:
     score = next((scores[key] for key in SCORE_KEYS if key in scores), None)
     try:
         number = float(score)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise BrokenExample("no aesthetic score") from None
-    if not number >= selection.min_aesthetic:
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise BrokenExample("no aesthetic score")
+    if number < selection.min_aesthetic:
         raise BrokenExample(f"an aesthetic score below {selection.min_aesthetic:g}")
 
 
@@ -95,8 +127,10 @@ def check_split_name(split: str, source: str) -> None:
         raise ValueError(f"{source} has no split {split!r}; choose from {', '.join(SPLITS)}.")
 
 
-def read_table(path: Path) -> list[Row | BrokenExample]:
+def read_table(path: Path) -> list[Row | BrokenRow]:
     """The rows of a .jsonl, .csv or .parquet file; an error for a line that is none."""
+    if not path.is_file():  # such as a FIFO, whose reading would never end, or a link to nothing
+        raise ValueError(f"{path} is not a file; a table of captions is one.")
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path)
@@ -110,24 +144,24 @@ def read_table(path: Path) -> list[Row | BrokenExample]:
     return [_json_line(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
 
 
-def _json_line(path: Path, number: int, line: str) -> Row | BrokenExample:
+def _json_line(path: Path, number: int, line: str) -> Row | BrokenRow:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
-        return BrokenExample("a line that is not a JSON object", f"{path.name}:{number}")
+        return BrokenRow("a line that is not a JSON object", f"{path.name}:{number}")
     return _in_utf8(path, number, row)
 
 
-def _in_utf8(path: Path, number: int, row: Row) -> Row | BrokenExample:
+def _in_utf8(path: Path, number: int, row: Row) -> Row | BrokenRow:
     """The row, unless some of its text is not UTF-8, such as Latin-1: what of it cannot be decoded is a surrogate."""
-    if any(isinstance(text, str) and not _is_utf8(text) for pair in row.items() for text in pair):
-        return BrokenExample("a line that is not UTF-8", f"{path.name}:{number}")
+    if any(isinstance(text, str) and not is_utf8(text) for pair in row.items() for text in pair):
+        return BrokenRow("a line that is not UTF-8", f"{path.name}:{number}", row)
     return row
 
 
-def _is_utf8(text: str) -> bool:
+def is_utf8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -135,14 +169,28 @@ def _is_utf8(text: str) -> bool:
     return True
 
 
-def _read_parquet(path: Path) -> list[Row | BrokenExample]:
-    import pandas as pd
-
+def _read_parquet(path: Path) -> list[Row | BrokenRow]:
+    """The rows as plain Python values, like JSON's: lists, None, and whole numbers that stay whole beside None."""
     try:
-        table = pd.read_parquet(path)
+        from pyarrow import parquet
     except ImportError:
         raise ValueError(f"{path} needs the package pyarrow; pip install 'asdm-prof[parquet]'.") from None
+    try:
+        with parquet.ParquetFile(path) as file:
+            table = file.read()
+            columns = [_values(column) for column in table.columns]
     except Exception as error:  # whatever pyarrow makes of damaged bytes
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"{path} is not a Parquet file: {reason}.") from None
-    return [{str(key): value for key, value in row.items()} for row in table.to_dict("records")]
+        raise ValueError(f"{path} is not a Parquet file that can be read: {reason}.") from None
+    names = [str(name) for name in table.column_names]
+    rows = (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))
+    return [_in_utf8(path, number, row) for number, row in enumerate(rows, start=1)]
+
+
+def _values(column: Any) -> list[Any]:
+    """A column's values; what of a text is not UTF-8 becomes surrogates, as in a line of JSON."""
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        texts = column.cast("binary").to_pylist()
+        return [text if text is None else text.decode("utf-8", "surrogateescape") for text in texts]

@@ -14,7 +14,9 @@ import torch
 from asdm.data.datasets import BrokenExample
 from asdm.data.settings import SMALLEST_SIDE, Selection
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
+OTHER_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ppm", ".tga", ".exr", ".dng")  # not decoded
+NOT_DECODED = "a picture of a format that is not decoded"
 # What is decoded, whatever a file is called: never EPS, which would start Ghostscript.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 STEP = 64  # pixels: every Stable Diffusion takes sides that are multiples of it

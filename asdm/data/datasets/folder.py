@@ -8,6 +8,7 @@ A folder without any caption is for training without captions.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -17,15 +18,18 @@ from asdm.data.datasets import BrokenExample, Example, Indexed, LeftOut
 from asdm.data.datasets._metadata import (
     BESIDE,
     TABLES,
+    BrokenRow,
     Row,
     caption_beside,
     caption_in,
+    check_name,
     check_score,
     check_split,
     check_split_name,
+    read_part,
     read_table,
 )
-from asdm.data.datasets._pictures import SUFFIXES, Frame, decode_picture, shapes_of
+from asdm.data.datasets._pictures import NOT_DECODED, OTHER_SUFFIXES, SUFFIXES, Frame, decode_picture, shapes_of
 from asdm.data.settings import Selection
 from asdm.utils import console
 from asdm.utils.io import sha256_of
@@ -62,6 +66,11 @@ class Folder(Indexed[Example]):
             return None
         return shapes_of(self.files, self.frame) * (2 if self.selection.flip else 1)
 
+    @property
+    def pictures(self) -> int:
+        """How many there are; the examples from that number on are the same, mirrored."""
+        return len(self.files)
+
     def __len__(self) -> int:
         return len(self.captions)
 
@@ -69,11 +78,9 @@ class Folder(Indexed[Example]):
         mirrored, number = divmod(index, len(self.files))
         file = self.files[number]
         try:
-            image, time_ids = decode_picture(file.read_bytes(), self.frame, bool(mirrored))
-        except OSError as error:
-            raise BrokenExample((error.strerror or str(error)).lower(), str(file)) from None
+            image, time_ids = decode_picture(read_part(file), self.frame, bool(mirrored))
         except BrokenExample as error:
-            raise BrokenExample(error.reason, str(file)) from None
+            raise BrokenExample(error.reason, str(file), bool(mirrored)) from None
         return Example(image, self.captions[index], time_ids)
 
 
@@ -89,27 +96,28 @@ def open_data(
     root = Path(source)
     if not root.is_dir():
         raise ValueError(f"{source} is not a folder.")
-    own_split = (root / split).is_dir()
-    if not own_split:
+    own_split = _is_name(split) and (root / split).is_dir()
+    if not own_split or selection.hold_out:
         _check_split_name(split, root, selection)
     root = root / split if own_split else root
     left_out, pairs, other_split = LeftOut(), dict[Path, str](), 0
-    table = next((root / f"metadata{suffix}" for suffix in TABLES if (root / f"metadata{suffix}").exists()), None)
+    tables = [root / f"metadata{suffix}" for suffix in TABLES]
+    table = next((file for file in tables if os.path.lexists(file)), None)
     for found in _listed(table) if table else _beside(root):
         if isinstance(found, BrokenExample):
             left_out.add(found.reason, found.name)
             continue
         file, caption, row = found
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
+        if not own_split and not check_split(name, split, selection):
+            other_split += 1
+            continue
         try:
             check_score(row, selection)
         except BrokenExample as error:
             left_out.add(error.reason, name)
             continue
-        if own_split or check_split(name, split, selection):
-            pairs[file] = caption
-        else:
-            other_split += 1
+        pairs[file] = caption
     if not pairs:
         if other_split:
             change = "raise" if split == "held_out" else "lower"
@@ -123,10 +131,13 @@ def open_data(
 def _check_split_name(split: str, root: Path, selection: Selection) -> None:
     """Raises ValueError for a split that the folder has not, where it has others or the name is none."""
     if own := [name for name in OWN_SPLITS if (root / name).is_dir()]:
-        if selection.hold_out and split == "held_out":
+        if selection.hold_out and "held_out" in own and split in own:
+            return
+        if selection.hold_out and split in (*own, "held_out"):
+            whole = root / (split if split in own else own[0])
             raise ValueError(
-                f"{root} has no folder held_out beside {', '.join(own)}; name folder:{root / own[0]}, of which "
-                "--hold-out keeps a share."
+                f"{root} has no folder held_out beside {', '.join(own)}; name folder:{whole}, of which --hold-out "
+                "keeps a share."
             )
         raise ValueError(f"{root} has no split {split!r}; choose from {', '.join(own)}.")
     check_split_name(split, str(root))
@@ -148,11 +159,16 @@ def _misnamed(root: Path) -> str:
 def _listed(path: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
     """The rows of a table of metadata, each with its file, or why it cannot be used."""
     seen: set[Path] = set()
+    named, without_name = set[Path](), 0
     for number, row in enumerate(read_table(path), start=1):
-        if isinstance(row, BrokenExample):
+        name = (row.row if isinstance(row, BrokenRow) else row).get("file_name")
+        if isinstance(name, str) and name:
+            named |= {path.parent / name, path.parent.parent / name, path.parent / Path(name).name}
+        else:
+            without_name += 1
+        if isinstance(row, BrokenRow):
             yield row
             continue
-        name = row.get("file_name")
         place = f"{path.name}:{number} ({name})" if name else f"{path.name}:{number}"
         try:
             file = _named(path, name)
@@ -164,6 +180,10 @@ def _listed(path: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
             continue
         seen.add(file)
         yield file, caption, row
+    # The pictures that no row names; each row without a name stands for one that was counted.
+    others = [file for file in _pictures_in(path.parent) if file not in named and not file.name.startswith(".")]
+    for file in others[without_name:]:
+        yield BrokenExample(f"a picture that {path.name} does not name", file.relative_to(path.parent).as_posix())
 
 
 def _named(table: Path, name: object) -> Path:
@@ -181,10 +201,8 @@ def _named(table: Path, name: object) -> Path:
 
 def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
     """The pictures with the captions in files beside them; all of them without captions where none has one."""
-    files = sorted(
-        file for file in root.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file() and _is_data(file, root)
-    )
-    pictures = [file for file in files if not file.name.startswith("._")]
+    files = _pictures_in(root)
+    pictures = [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
     beside: dict[Path, dict[str, Path]] = {}  # a picture's path without its suffix → suffix → file, such as .TXT
     for path in root.rglob("*"):
         if path.suffix.lower() in BESIDE and path.is_file():
@@ -194,18 +212,29 @@ def _beside(root: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
         console.say_once(
             f"{root} has no captions: its {len(pictures)} pictures are used without (unconditional).{_misnamed(root)}"
         )
-        yield from ((file, "", {}) for file in pictures)
-        return
     for file in files:
-        name = file.relative_to(root).as_posix()
-        if file.name.startswith("._"):
-            yield BrokenExample("a file of macOS, not a picture", name)
-            continue
         try:
+            check_name(file.name)
+            if file.suffix.lower() not in SUFFIXES:
+                raise BrokenExample(NOT_DECODED)
             texts = beside.get(file.with_suffix(""), {})
-            yield (file, *caption_beside({suffix: path.read_bytes() for suffix, path in texts.items()}))
+            parts = {suffix: read_part(path) for suffix, path in texts.items()}
+            yield (file, *(caption_beside(parts) if captioned else ("", {})))
         except BrokenExample as error:
-            yield BrokenExample(error.reason, name)
+            yield BrokenExample(error.reason, file.relative_to(root).as_posix())
+
+
+def _pictures_in(root: Path) -> list[Path]:
+    """The files of a folder and its subfolders that are called like pictures, hidden ones among them."""
+    suffixes = {*SUFFIXES, *OTHER_SUFFIXES}
+    return sorted(
+        file for file in root.rglob("*") if file.suffix.lower() in suffixes and file.is_file() and _is_data(file, root)
+    )
+
+
+def _is_name(split: str) -> bool:
+    """Whether a split is the name of a folder, not a path such as `..` or none."""
+    return split not in ("", "..") and Path(split).name == split
 
 
 def _is_data(file: Path, root: Path) -> bool:

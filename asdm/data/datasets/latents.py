@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from asdm.data.datasets import Encoded, Indexed
-from asdm.data.datasets._metadata import is_held_out
+from asdm.data.datasets._metadata import check_split_name, is_held_out
 from asdm.data.settings import Selection
 from asdm.utils.io import Frozen, Record, later, sha256_of, sha256_of_file
 
@@ -45,6 +45,7 @@ class LatentCache(Record, schema="asdm.latents/1"):
     selection: tuple[str, ...] = later(())  # what of it was taken, as --option=value
     skipped: int = 0  # examples that cannot be used
     why_skipped: dict[str, int] = later({})  # reason → how many of them
+    first_skipped: dict[str, tuple[str, ...]] = later({})  # reason → the first of them by name
     next_index: int = 0
     shards: tuple[Shard, ...] = ()
 
@@ -139,7 +140,9 @@ def open_data(
             f"{source} holds latents of {cache.size} pixels, not {size}; name latents of {size} pixels, or "
             f"--size {cache.size} where the command has it."
         )
-    if cache.split != split and not selection.hold_out:
+    if selection.hold_out:
+        check_split_name(split, source)
+    elif cache.split != split:
         raise ValueError(f"{source} holds the split {cache.split}, not {split}; choose --split {cache.split}.")
     here = {path.name for path in folder.iterdir()}
     for shard in cache.shards:

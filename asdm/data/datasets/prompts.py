@@ -11,12 +11,17 @@ def read_prompts(source: str | None) -> list[str]:
     """The lines of a text file that are not empty; raises ValueError where there are none."""
     if not source:
         raise ValueError("the data set prompts needs a text file with a prompt a line: prompts:FILE.")
+    path, takes = Path(source), "prompts:FILE takes a text file with a prompt a line"
+    if not path.exists():
+        raise ValueError(f"{source} does not exist; {takes}.")
+    if not path.is_file():  # such as a FIFO, which could be read only once
+        raise ValueError(f"{source} is not a file; {takes}.")
     try:
-        lines = Path(source).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise ValueError(
-            f"{source} is not a text file in UTF-8; prompts:FILE takes one with a prompt a line."
-        ) from None
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # U+2028 and others may stand in a prompt
+    except UnicodeDecodeError:
+        raise ValueError(f"{source} is not text in UTF-8; {takes}.") from None
+    except OSError as error:
+        raise ValueError(f"{source} cannot be read: {(error.strerror or str(error)).lower()}; {takes}.") from None
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise ValueError(f"{source} has no prompt in it.")

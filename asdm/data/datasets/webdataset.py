@@ -12,31 +12,37 @@ that cannot be read, or is truncated, is reported, counted, and skipped from the
 
 from __future__ import annotations
 
+import http.client
 import re
 import tarfile
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import lru_cache
 from glob import glob
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
-from asdm.data.datasets import BrokenExample, Example, LeftOut
+from asdm.data.datasets import BrokenExample, Example, LeftOut, count_in
 from asdm.data.datasets._metadata import (
     BESIDE,
+    MOST_BYTES,
+    BrokenRow,
     Row,
     caption_beside,
     caption_in,
+    check_name,
     check_score,
     check_split,
     check_split_name,
     read_table,
 )
-from asdm.data.datasets._pictures import SUFFIXES, Frame, decode_picture
+from asdm.data.datasets._pictures import NOT_DECODED, OTHER_SUFFIXES, SUFFIXES, Frame, decode_picture
 from asdm.data.loader import seeded
 from asdm.data.settings import Selection
 from asdm.utils import console
@@ -47,8 +53,9 @@ BLOCK = 512  # examples of a lane that are shuffled together, as bytes
 BEGIN: dict[str, Any] = {"pass": 0, "shard": 0, "example": 0, "given": 0}
 BROKEN_SHARD = "a shard that is broken from here on"
 TIMEOUT_S = 60
+URL_SAFE = "%/:=&?~#+!$,;'@()*[]"  # what a URL may have besides letters and digits
 MOST_SHARDS = 1_000_000  # of one {0..9}
-MOST_BYTES, MOST_PARTS = 256 << 20, 64  # of a file in a shard, and files of one key
+MOST_PARTS = 64  # files of one key
 OVERSIZE, APART = "(oversize)", "(apart)"  # marks among an example's files
 
 
@@ -59,7 +66,7 @@ class Group:
     shard: str
     key: str
     parts: dict[str, bytes]
-    row: Row = field(default_factory=dict)
+    row: Row | BrokenExample = field(default_factory=dict)  # or why it cannot be used
 
     @property
     def name(self) -> str:
@@ -108,13 +115,12 @@ class Shards:
         With `flip`, every second example of a pass is mirrored, and in the next pass others are. Raises ValueError if
         no shard has an example.
         """
-        at = BEGIN | place
+        at = BEGIN | {"skipped": {}, "names": {}} | place
         last_pass = at["pass"]
         while True:
-            counts = dict(at.get("skipped", {}))
-            rows, after = self._block(seed, lane, at, counts)
-            if at["given"] == 0:
-                at = at | {"skipped": dict(counts)}
+            rows, after, broken = self._block(seed, lane, at)
+            for name in broken if at["pass"] == 0 and at["given"] == 0 else ():
+                at = self._count(at, BROKEN_SHARD, Path(name).name)
             order = torch.randperm(len(rows), generator=seeded(seed, lane, at["pass"], at["shard"], at["example"]))
             while at["given"] < len(rows):
                 group = rows[int(order[at["given"]])]
@@ -124,14 +130,14 @@ class Shards:
                     example = self._example(group, mirrored)
                 except BrokenExample as error:
                     if at["pass"] == 0:
-                        at = at | {"skipped": self._count(error.reason, group.name, dict(at["skipped"]))}
+                        at = self._count(at, error.reason, group.name)
                     continue
                 last_pass = at["pass"]
                 self._useful.add(group.shard)
                 yield example, at
             if after["pass"] > at["pass"] > last_pass:
                 self._useless.update(self._order(seed, lane, at["pass"]))
-            at = after | {"skipped": at["skipped"]}
+            at = after | {key: at[key] for key in ("skipped", "names")}
             if not self._useful and self._useless >= {*self.shards}:  # a lane may meet broken shards alone for a while
                 why = " ".join(self.left_out.lines())
                 raise ValueError(
@@ -155,42 +161,38 @@ class Shards:
     def _decoder(self, name: str, group: Group | None, mirrored: bool) -> Callable[[], Example]:
         def decode() -> Example:
             if group is None:
-                raise BrokenExample(BROKEN_SHARD, name)
+                raise BrokenExample(BROKEN_SHARD, Path(name).name, mirrored)
             try:
                 return self._example(group, mirrored)
             except BrokenExample as error:
-                raise BrokenExample(error.reason, group.name) from None
+                raise BrokenExample(error.reason, group.name, mirrored) from None
 
         return decode
 
-    def _count(self, reason: str, name: str, counts: dict[str, int]) -> dict[str, int]:
+    def _count(self, at: dict[str, Any], reason: str, name: str) -> dict[str, Any]:
         self.left_out.add(reason, name)
-        counts[reason] = counts.get(reason, 0) + 1
-        return counts
+        return count_in(at, reason, name, say=reason != BROKEN_SHARD)  # which was said when it broke
 
-    def _block(
-        self, seed: int, lane: int, at: dict[str, Any], counts: dict[str, int]
-    ) -> tuple[list[Group], dict[str, Any]]:
-        """The examples of the next block, not yet decoded, and the place after it; a block ends with its pass.
+    def _block(self, seed: int, lane: int, at: dict[str, Any]) -> tuple[list[Group], dict[str, Any], list[str]]:
+        """The examples of the next block, not yet decoded, the place after it, and shards that broke in it.
 
-        Shards that break in the first pass are added to `counts`.
+        A block ends with its pass.
         """
-        rows: list[Group] = []
+        rows, broken = list[Group](), list[str]()
         shard, skip = at["shard"], at["example"]
         names = self._order(seed, lane, at["pass"])
         while shard < len(names):
             for count, group in self._groups_of(names[shard], skip):
                 if group is None:
-                    if at["pass"] == 0 and at["given"] == 0:
-                        self._count(BROKEN_SHARD, Path(names[shard]).name, counts)
+                    broken.append(names[shard])
                     continue
                 if not check_split(group.key, self.split, self.selection):
                     continue
                 rows.append(group)
                 if len(rows) == self.block:
-                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": count}
+                    return rows, BEGIN | {"pass": at["pass"], "shard": shard, "example": count}, broken
             shard, skip = shard + 1, 0
-        return rows, BEGIN | {"pass": at["pass"] + 1}
+        return rows, BEGIN | {"pass": at["pass"] + 1}, broken
 
     def _order(self, seed: int, lane: int, number: int) -> list[str]:
         """The shards of a lane in one pass: all shards are shuffled, and this lane gets every lanes-th."""
@@ -199,35 +201,38 @@ class Shards:
 
     def _groups_of(self, name: str, skip: int) -> Iterator[tuple[int, Group | None]]:
         """(examples read so far, the example's files; None where the shard breaks), from example `skip` on."""
-        count, rows = 0, _rows_beside(name)
+        count = 0
         try:
-            with _opened(name) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
+            rows = _rows_beside(name)
+            with closing(_opened(name)) as stream, tarfile.open(fileobj=stream, mode="r|*", tarinfo=_Member) as tar:
                 for key, parts in _groups(tar, skip):
                     count += 1
                     if count > skip:
-                        yield count, Group(name, key, parts, rows.get(key.rpartition("/")[2], {}))
-        except (OSError, EOFError, tarfile.TarError) as error:
+                        row = rows if isinstance(rows, BrokenExample) else rows.get(key.rpartition("/")[2], {})
+                        yield count, Group(name, key, parts, row)
+        except Exception as error:  # tarfile and http.client raise almost anything for damaged bytes
             if name not in self._reported:
                 self._reported.add(name)
-                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-                console.say(f"Warning: the shard {name} is broken after {count} examples: {reason}.")
+                console.say(f"Warning: the shard {name} is broken after {count} examples: {_why(error)}.")
             if count >= skip:
                 yield count + 1, None
 
     def _example(self, group: Group, mirrored: bool = False) -> Example:
         """Raises BrokenExample with the reason for files that make no example."""
-        if Path(group.key).name.startswith("._"):
-            raise BrokenExample("a file of macOS, not a picture")
+        check_name(Path(group.key).name)
         if OVERSIZE in group.parts:
             raise BrokenExample(f"files of more than {MOST_BYTES >> 20} MiB, or more than {MOST_PARTS} of them")
         picture = _part(group.parts, SUFFIXES)
         if picture is None and APART in group.parts:
             raise BrokenExample("a caption that is not beside its picture in the shard, which must be sorted by name")
         if picture is None:
-            raise BrokenExample("no picture")
+            raise BrokenExample(NOT_DECODED if _part(group.parts, OTHER_SUFFIXES) is not None else "no picture")
         beside = {suffix: part for suffix in BESIDE if (part := _part(group.parts, (suffix,))) is not None}
-        caption, row = (caption_in(group.row), {}) if group.row and not beside else caption_beside(beside)
-        check_score({**group.row, **row}, self.selection)
+        listed: Row = {} if isinstance(group.row, BrokenExample) else group.row
+        if isinstance(group.row, BrokenExample) and not beside:
+            raise BrokenExample(group.row.reason)
+        caption, row = (caption_in(listed), {}) if listed and not beside else caption_beside(beside)
+        check_score({**listed, **row}, self.selection)
         image, time_ids = decode_picture(picture, Frame.of(self.size, self.selection), mirrored)
         return Example(image, caption, time_ids)
 
@@ -237,24 +242,61 @@ def _part(parts: Mapping[str, bytes], suffixes: Sequence[str]) -> bytes | None:
     return next((parts[name] for name in sorted(parts, key=len) if name.endswith(tuple(suffixes))), None)
 
 
+def _why(error: Exception) -> str:
+    """Why a shard breaks, in the words of whom it concerns."""
+    if isinstance(error, http.client.IncompleteRead):
+        return "the connection broke off"
+    reason = error.reason if type(error) is urllib.error.URLError else error
+    if isinstance(reason, OSError | EOFError | MemoryError | tarfile.TarError | http.client.HTTPException | str):
+        said = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
+        return said.strip().rstrip(".")
+    return f"it is not a whole tar archive ({type(error).__name__})"
+
+
 @lru_cache(maxsize=8)
-def _rows_beside(shard: str) -> Mapping[str, Row]:
-    """The rows of the Parquet file beside a local shard, by key, as img2dataset writes them."""
+def _rows_beside(shard: str) -> Mapping[str, Row | BrokenExample] | BrokenExample:
+    """The rows of the Parquet file beside a local shard, by key, as img2dataset writes them, or why there are none."""
     table = Path(shard).with_suffix(".parquet")
     if "://" in shard or not table.is_file():
         return {}
-    rows = [row for row in read_table(table) if not isinstance(row, BrokenExample)]
-    return {str(row["key"]): row for row in rows if "key" in row}
+    try:
+        rows = [(row.row if isinstance(row, BrokenRow) else row, row) for row in read_table(table)]
+    except ValueError as error:
+        console.say_once(f"Warning: captions and scores beside {shard} are not used: {error}")
+        return BrokenExample("no caption, and a table beside its shard that cannot be read")
+    return {str(values["key"]): row for values, row in rows if "key" in values}
 
 
 def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f", … ({len(names)} in all)" if len(names) > 3 else "")
 
 
-def _opened(name: str) -> IO[bytes]:
-    if name.startswith(("http://", "https://")):
-        return urllib.request.urlopen(name, timeout=TIMEOUT_S)
-    return open(name, "rb")
+def _opened(name: str) -> Any:
+    if not name.startswith(("http://", "https://")):
+        return open(name, "rb")
+    try:
+        return _Body(urllib.request.urlopen(urllib.parse.quote(name, safe=URL_SAFE), timeout=TIMEOUT_S))
+    except ValueError:
+        raise tarfile.ReadError("its address is not a URL") from None
+
+
+class _Body:
+    """What a server sends, which http.client lets end before the length that it promised; this does not."""
+
+    def __init__(self, response: http.client.HTTPResponse) -> None:
+        self.response, self.broke_off = response, False
+
+    def read(self, size: int) -> bytes:
+        try:
+            part = self.response.read(size)
+        except http.client.IncompleteRead as error:
+            part, self.broke_off = error.partial, True
+        if not part and size and (self.broke_off or self.response.length):
+            raise http.client.IncompleteRead(part)
+        return part
+
+    def close(self) -> None:
+        self.response.close()
 
 
 class _Member(tarfile.TarInfo):
@@ -276,7 +318,8 @@ def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[tuple[str, dict[str, by
         if not member.isfile():
             continue
         folder, _, file = member.name.rpartition("/")
-        start = 2 if file.startswith("._") else 0  # of macOS, whose files are beside those that they are about
+        # Hidden files, such as macOS's (._) beside those that they are about, have keys of their own.
+        start = 2 if file.startswith("._") else int(file.startswith("."))
         stem, dot, suffix = file[start:].partition(".")
         stem = file[:start] + stem
         name = f"{folder}/{stem}" if folder else stem
@@ -311,6 +354,8 @@ def open_data(
     if not names:
         raise ValueError(f"no shard matches {source}.")
     missing = [name for name in names if "://" not in name and not Path(name).is_file()]
+    if there := [name for name in missing if Path(name).exists()]:
+        raise ValueError(f"the shard {_listed(there)} is not a file.")
     if missing:
         raise ValueError(f"the shard {_listed(missing)} does not exist.")
     if other := [name for name in names if "://" in name and not name.startswith(("http://", "https://"))]:

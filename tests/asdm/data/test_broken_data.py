@@ -6,6 +6,7 @@ tests/fixtures/data is described in its README.md.
 from __future__ import annotations
 
 import io
+import os
 import shutil
 import struct
 import tarfile
@@ -15,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, features
 
 from asdm.data import cache, datasets, loader
 from asdm.data.datasets import folder, latents, webdataset
@@ -116,7 +117,25 @@ def test_a_shard_is_cached_like_a_folder(tiny_pipeline: Path, tmp_path: Path) ->
     assert sorted(caption for shard in done.shards for caption in shard.captions) == sorted(USED.values())
     assert (done.examples, done.skipped, done.finished) == (18, 9, True)
     assert done.why_skipped == dict.fromkeys(LEFT_OUT, 1)
+    assert done.first_skipped == {reason: (f"shard-00000.tar:{name}",) for reason, (name,) in LEFT_OUT.items()}
     assert len(latents.open_data("train", 64, str(tmp_path / "c"))) == 9
+
+
+def test_a_cache_counts_each_picture_once_and_says_which(run: Any, tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Those without a caption too, which opening the folder leaves out, and those that come mirrored as well."""
+    for n, content in enumerate((picture(0), b"no picture", picture(2))):
+        (tmp_path / f"{n}.png").write_bytes(content)
+        (tmp_path / f"{n}.txt").write_text(f"number {n}")
+    (tmp_path / "2.txt").unlink()
+    done = run("asdm", "cache", f"folder:{tmp_path}", "--teacher", tiny_pipeline, "--flip", "-o", tmp_path / "c")
+    assert done.code == 0, done.err
+    assert f"(2 left out: 1 with no caption (2.png); 1 with not a picture ({tmp_path}/1.png))" in done.out
+    assert f"Left out {tmp_path}/1.png: not a picture." in done.err
+    assert latents.LatentCache.load(tmp_path / "c" / "cache.json").skipped == 2
+    (tmp_path / "a.tar.gz").write_bytes(b"\x1f\x8b\x08")
+    none = run("asdm", "cache", f"webdataset:{tmp_path}/a.tar.gz", "--teacher", tiny_pipeline, "-o", tmp_path / "none")
+    assert none.code == 2
+    assert f"a.tar.gz has no example that can be used. Left out 1 example, {webdataset.BROKEN_SHARD}: a" in none.err
 
 
 def test_a_folder_whose_name_looks_like_a_picture(capsys: Any) -> None:
@@ -204,7 +223,10 @@ def test_small_pictures_are_left_out_and_flipped_ones_come_mirrored(tmp_path: Pa
         data[0]
     assert torch.equal(data[3].image, data[1].image.flip(2))
     batch = next(loader.batches(data, 4, 0, loader.Share(), 0, {}, 2))
-    assert batch.skipped == {"a side of fewer than 32 pixels": 2}
+    assert loader.left_out_by(batch.place) == (
+        {"a side of fewer than 32 pixels": 1},
+        {"a side of fewer than 32 pixels": [str(tmp_path / "0.png")]},
+    )
 
 
 def test_buckets_keep_shapes_and_a_batch_has_one(tmp_path: Path) -> None:
@@ -247,6 +269,8 @@ def test_buckets_are_cached_in_files_of_one_shape(tiny_pipeline: Path, tmp_path:
     half = latents.open_data("held_out", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
     rest = latents.open_data("train", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
     assert sorted(half.captions + rest.captions) == [f"number {n}" for n in range(4)]
+    with pytest.raises(ValueError, match="has no split 'trian'; choose from train, held_out"):
+        latents.open_data("trian", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
 
 
 @pytest.mark.parametrize(
@@ -256,6 +280,9 @@ def test_buckets_are_cached_in_files_of_one_shape(tiny_pipeline: Path, tmp_path:
         ('{"file_name": "0.png", "text": NaN}', None, "a caption that is null"),
         ('{"file_name": "0.png", "text": ["a dog", "a cat"]}', None, "a caption that is no text"),
         ('{"file_name": "0.png", "text": true}', None, "a caption that is no text"),
+        ('{"file_name": "0.png", "text": Infinity}', None, "a caption that is no text"),
+        ('{"file_name": "0.png", "text": -1e999}', None, "a caption that is no text"),
+        ('{"file_name": "0.png", "text": "half of \\ud83d"}', None, "a line that is not UTF-8"),
         ('{"file_name": "0.png", "text": "caf\udce9"}', None, "a line that is not UTF-8"),
         ('{"file_name": "0.png", "text": 7}', "7", None),
         ('{"file_name": "0.png", "text": "one\u2028two"}', "one\u2028two", None),
@@ -275,13 +302,79 @@ def test_every_type_and_encoding_of_a_caption_has_a_rule(
     assert data.left_out.counts == ({why: 1} if why else {})
 
 
+@pytest.mark.parametrize(
+    ("column", "captions", "left_out"),
+    [
+        (["a", None], ("a",), {"a caption that is null": 1}),
+        ([7, None], ("7",), {"a caption that is null": 1}),  # which pandas makes 7.0 and NaN
+        ([1.5, float("inf")], ("1.5",), {"a caption that is no text": 1}),
+        ([True, False], (), {"a caption that is no text": 2}),
+        ([["a dog", "a cat"], None], (), {"a caption that is no text": 1, "a caption that is null": 1}),
+        ([b"a", b"b"], (), {"a caption that is no text": 2}),
+    ],
+)
+def test_the_rule_of_each_type_holds_in_parquet(
+    tmp_path: Path, column: list[Any], captions: tuple[str, ...], left_out: dict[str, int]
+) -> None:
+    """Beside a table's own rows: one that names no file, of pandas' nullable type, and one that is right."""
+    pytest.importorskip("pyarrow")
+    import pandas as pd
+
+    for n in range(3):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    names = pd.array(["0.png", "1.png", pd.NA], dtype="string")
+    table = pd.DataFrame({"file_name": names, "text": pd.Series([*column, column[0]], dtype=object)})
+    table.to_parquet(tmp_path / "metadata.parquet")
+    counts = {**left_out, "no file_name": 1}
+    if captions:
+        data = folder.open_data("train", 16, str(tmp_path))
+        assert (data.captions, data.left_out.counts) == (captions, counts)
+    else:
+        with pytest.raises(ValueError, match=r"a caption that is no text: metadata\.parquet:1 \(0\.png\)"):
+            folder.open_data("train", 16, str(tmp_path))
+
+
+def test_a_text_in_parquet_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    for n in range(2):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+    texts = pyarrow.array(["café".encode("latin-1"), b"right"]).view("string")
+    parquet.write_table(pyarrow.table({"file_name": ["0.png", "1.png"], "text": texts}), tmp_path / "metadata.parquet")
+    data = folder.open_data("train", 16, str(tmp_path))
+    assert data.captions == ("right",)
+    assert data.left_out.names == {"a line that is not UTF-8": ["metadata.parquet:1"]}
+
+
+def test_a_damaged_table_beside_a_shard_costs_only_what_it_alone_had(tmp_path: Path, capsys: Any) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 no table")
+    data = tar_of(tmp_path / "a.tar", "a.png", "a.txt", "b.png")
+    assert [example.caption for example in first_pass(data)] == ["caption 1"]
+    assert data.left_out.names == {"no caption, and a table beside its shard that cannot be read": ["a.tar:b"]}
+    said = capsys.readouterr().err
+    assert f"Warning: captions and scores beside {tmp_path}/a.tar are not used: {tmp_path}/a.parquet is not" in said
+
+
+def test_scores_that_are_no_number_are_none(tmp_path: Path) -> None:
+    for n, score in enumerate(("7", "Infinity", "NaN", "1" + "0" * 400, "[7]", '"high"')):
+        (tmp_path / f"{n}.png").write_bytes(picture(n))
+        (tmp_path / f"{n}.json").write_text(f'{{"text": "number {n}", "aesthetic": {score}}}')
+    data = folder.open_data("train", 16, str(tmp_path), Selection(min_aesthetic=5))
+    assert (data.captions, data.left_out.counts) == (("number 0",), {"no aesthetic score": 5})
+
+
 def test_a_mark_and_other_encodings_in_captions_and_csv(tmp_path: Path) -> None:
     for n in range(2):
         (tmp_path / f"{n}.png").write_bytes(picture(n))
     (tmp_path / "0.TXT").write_bytes(b"\xef\xbb\xbfa cat\r\n")
     (tmp_path / "1.txt").write_bytes("café".encode("latin-1"))
+    (tmp_path / "2.png").write_bytes(picture(2))
+    (tmp_path / "2.json").write_text('{"text": "half of \\ud83d"}')
     data = folder.open_data("train", 16, str(tmp_path))
-    assert (data.captions, data.left_out.counts) == (("a cat",), {"a caption that is not UTF-8": 1})
+    assert (data.captions, data.left_out.counts) == (("a cat",), {"a caption that is not UTF-8": 2})
+    (tmp_path / "2.png").unlink()
     (tmp_path / "metadata.csv").write_bytes("file_name,text\n0.png,café\n1.png,cat\n".encode("latin-1"))
     data = folder.open_data("train", 16, str(tmp_path))
     assert (data.captions, data.left_out.counts) == (("cat",), {"a line that is not UTF-8": 1})
@@ -354,6 +447,53 @@ def test_what_takes_too_much_memory_is_refused_or_left_out(tmp_path: Path, monke
         webdataset.open_data("train", 16, "x/{0..99999999999}.tar")
 
 
+def test_fifos_links_to_nothing_and_files_that_cannot_be_read_are_named(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "a.png").write_bytes(picture(1))
+    for make in (os.mkfifo, lambda path: path.symlink_to(tmp_path / "gone")):
+        make(tmp_path / "metadata.jsonl")
+        with pytest.raises(ValueError, match=r"metadata\.jsonl is not a file; a table of captions is one\."):
+            folder.open_data("train", 16, str(tmp_path))
+        (tmp_path / "metadata.jsonl").unlink()
+    os.mkfifo(tmp_path / "a.tar")
+    with pytest.raises(ValueError, match=r"the shard \S+a\.tar is not a file\."):
+        webdataset.open_data("train", 16, str(tmp_path / "a.tar"))
+    monkeypatch.setattr("asdm.data.datasets._metadata.MOST_BYTES", 10)
+    (tmp_path / "a.txt").write_text("a caption that is too long")
+    with pytest.raises(ValueError, match=r"can be used: left out 1 example, a file of more than 0 MiB: a\.png\."):
+        folder.open_data("train", 16, str(tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "AVIF"])
+def test_every_format_that_is_decoded_is_found_by_its_suffix(tmp_path: Path, kind: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF")
+    Image.linear_gradient("L").resize((20, 16)).convert("RGB").save(tmp_path / f"a.{kind.lower()}", kind)
+    (tmp_path / "a.txt").write_text("a grey ramp")
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for file in (tmp_path / f"a.{kind.lower()}", tmp_path / "a.txt"):
+            tar.add(file, file.name)
+    (example,) = first_pass(webdataset.Shards((str(tmp_path / "a.tar"),), 16))
+    assert torch.equal(example.image, folder.open_data("train", 16, str(tmp_path))[0].image)
+    assert example.image.max() > 0.8
+
+
+def test_what_is_not_read_of_a_folder_and_of_a_shard_is_counted(tmp_path: Path) -> None:
+    for name in ("a.png", ".b.png", "._a.png", "c.heic"):
+        (tmp_path / name).write_bytes(picture(1))
+    reasons = {
+        "a hidden file": 1, "a file of macOS, not a picture": 1, "a picture of a format that is not decoded": 1,
+    }  # fmt: skip
+    assert folder.open_data("train", 16, str(tmp_path)).left_out.counts == reasons
+    (tmp_path / "a.txt").write_text("a cat")
+    assert folder.open_data("train", 16, str(tmp_path)).left_out.counts == reasons
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "a cat"}\n')
+    named = "a picture that metadata.jsonl does not name"
+    assert folder.open_data("train", 16, str(tmp_path)).left_out.names == {named: ["c.heic"]}
+    shards = tar_of(tmp_path / "a.tar", ".b.png", ".c.png", "._a.png", "a.png", "a.txt", "c.heic")
+    assert len(first_pass(shards)) == 1
+    assert shards.left_out.counts == reasons | {"a hidden file": 2}
+
+
 def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for split in ("train", "validation"):
         (tmp_path / "own" / split).mkdir(parents=True)
@@ -366,6 +506,12 @@ def test_a_split_that_is_not_there_is_refused(tmp_path: Path) -> None:
             folder.open_data(split, 16, str(tmp_path / "own" / "train"))
         with pytest.raises(ValueError, match=f"has no split '{split}'; choose from train, held_out"):
             webdataset.open_data(split, 16, str(tar_of(tmp_path / "a.tar", "a.png", "a.txt").shards[0]))
+    for split in ("", ".", "..", "../own"):
+        with pytest.raises(ValueError, match=r"has no split '[./own]*'; choose from train, validation"):
+            folder.open_data(split, 16, str(tmp_path / "own"))
+    for split in ("train", "validation"):
+        with pytest.raises(ValueError, match=rf"no folder held_out beside train, validation; name folder:\S+/{split},"):
+            folder.open_data(split, 16, str(tmp_path / "own"), Selection(hold_out=0.5))
 
 
 def test_what_is_to_be_held_out_is_there_or_the_folder_is_named_of_which_to_keep_some(tmp_path: Path) -> None:

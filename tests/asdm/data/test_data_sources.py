@@ -8,7 +8,10 @@ import io
 import itertools
 import json
 import shutil
+import os
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
 from asdm.data.datasets._pictures import Frame, decode_picture
 from asdm.data.datasets.latents import LatentCache
+from asdm.data.datasets.prompts import read_prompts
 from asdm.data.settings import CacheSettings, Selection
 from tests.pictures import picture, shard
 
@@ -75,6 +79,7 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
         ("webdataset:s3://bucket/a.tar", "neither a file nor an http"),
         ("latents", "needs a folder that `asdm cache` wrote"),
         ("latents:nowhere", "nowhere is not a cache of latents"),
+        ("prompts:nowhere", "nowhere does not exist; prompts:FILE takes a text file with a prompt a line"),
         ("emoji:here", "has its own pictures; leave out 'here'"),
         ("tar:x", "unknown name 'tar' in datasets; choose from emoji, folder, latents, prompts, webdataset"),
     ],
@@ -82,6 +87,19 @@ def test_pictures_are_cut_square_upright_and_on_white() -> None:
 def test_what_is_not_there_is_named(name: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         datasets.open_source(name, "train", 64)
+
+
+def test_a_prompt_ends_at_a_line_feed_and_a_file_that_is_none_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.txt"
+    file.write_text("\ufeffa cat\u2028on a mat\x0b\n\na dog\r\n", encoding="utf-8")
+    assert read_prompts(str(file)) == ["a cat\u2028on a mat", "a dog"]
+    file.write_bytes("café".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"prompts\.txt is not text in UTF-8; prompts:FILE takes"):
+        read_prompts(str(file))
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "."):
+        with pytest.raises(ValueError, match="is not a file; prompts:FILE takes"):
+            read_prompts(str(tmp_path / name))
 
 
 # ---------------------------------------------------------------------------------------------- webdataset
@@ -113,15 +131,23 @@ def test_what_is_broken_is_left_out_counted_and_named(tmp_path: Path, capsys: An
     shard(tmp_path / "a.tar", range(10), broken=(3, 4))
     shard(tmp_path / "b.tar", range(10, 20), cut=True)
     (tmp_path / "c.tar").write_bytes(b"no tar at all")
-    data = webdataset.Shards(tuple(str(tmp_path / f"{n}.tar") for n in "abc"), 16, most_lanes=1)
+    (tmp_path / "d.tar").write_bytes(b"\x1f\x8b\x08")  # tarfile takes the ord() of nothing
+    data = webdataset.Shards(tuple(str(tmp_path / f"{n}.tar") for n in "abcd"), 16, most_lanes=1)
     found = list(itertools.islice(data.read(0, 0, {}), 26))
     first = [example.caption for example, _ in found[:14]]
     assert set(first) == {f"number {n}" for n in (0, 1, 2, 5, 6, 7, 8, 9, *range(10, 16))}
     said = capsys.readouterr().err
     assert f"the shard {tmp_path}/b.tar is broken after 6 examples: it has no end-of-archive mark." in said
     assert f"the shard {tmp_path}/c.tar is broken after 0 examples" in said
+    assert f"the shard {tmp_path}/d.tar is broken after 0 examples: it is not a whole tar archive" in said
     assert said.count("b.tar is broken") == 1
-    assert found[-1][1]["skipped"] == {"not a picture": 2, webdataset.BROKEN_SHARD: 2}  # of the first pass
+    assert said.count("Left out a.tar:") == 2
+    place = found[-1][1]
+    assert place["skipped"] == {"not a picture": 2, webdataset.BROKEN_SHARD: 3}  # of the first pass
+    assert {reason: sorted(names) for reason, names in place["names"].items()} == {
+        "not a picture": ["a.tar:000000003", "a.tar:000000004"],
+        webdataset.BROKEN_SHARD: ["b.tar", "c.tar", "d.tar"],
+    }
 
 
 def test_shards_without_any_example_are_an_error_not_a_loop(tmp_path: Path) -> None:
@@ -135,14 +161,56 @@ def test_shards_come_by_url_too(shards: Path) -> None:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=shards)) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}"
+    with served(functools.partial(Quiet, directory=shards)) as address:
         data = webdataset.open_data("train", 16, f"{address}/{{00000..00001}}.tar,{address}/gone.tar")
         assert len(data.shards) == 3
         found = [captions(data, 10, lane=lane) for lane in range(2)]
-        server.shutdown()
     assert set(itertools.chain(*found)) == {f"number {n}" for n in range(20)}
+
+
+@contextmanager
+def served(handler: Any) -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("how", ["chunked", "with a length"])
+def test_a_connection_that_breaks_off_is_a_broken_shard_and_called_so(shards: Path, capsys: Any, how: str) -> None:
+    content = (shards / "00000.tar").read_bytes()
+    half = content[: len(content) // 2]
+
+    class BreaksOff(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self.send_response(200)
+            if how == "chunked":
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                self.wfile.write(b"%x\r\n%s\r\n" % (len(half), half))
+            else:
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(half)
+            self.close_connection = True
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with served(BreaksOff) as address:
+        data = webdataset.open_data("train", 16, f"{address}/a shard.tar")
+        assert sorted(captions(data, 6)) == [f"number {n}" for n in range(6)]
+    assert f"{address}/a shard.tar is broken after 6 examples: the connection broke off." in capsys.readouterr().err
+    assert data.left_out.counts == {webdataset.BROKEN_SHARD: 1}
+
+
+def test_an_address_that_is_none_is_a_broken_shard(capsys: Any) -> None:
+    data = webdataset.open_data("train", 16, "http://[::1/a.tar")
+    with pytest.raises(ValueError, match="none of the shards"):
+        next(data.read(0, 0, {}))
+    assert "its address is not a URL." in capsys.readouterr().err
 
 
 def test_names_of_shards_expand() -> None:
@@ -183,14 +251,70 @@ def test_a_feed_goes_on_at_the_step_where_it_stopped(kind: str, sources: dict[st
 
 
 def test_a_broken_picture_gives_its_place_to_the_next_and_is_counted(photos: Path, tmp_path: Path) -> None:
-    for file in photos.iterdir():
-        (tmp_path / file.name).write_bytes(b"no picture" if file.name == "5.png" else file.read_bytes())
-    data = folder.open_data("train", 16, str(tmp_path))
+    data = spoilt(photos, tmp_path)
     batch = next(loader.batches(data, 12, 0, loader.Share(), 0, {}, 2))
     shown = [slot.example.caption for slot in batch.slots]
-    assert batch.skipped == {"not a picture": 1}
+    assert loader.left_out_by(batch.place)[0]["not a picture"] == 1
     assert shown.count("number 6") == 2
     assert "number 5" not in shown
+
+
+def spoilt(photos: Path, root: Path) -> folder.Folder:
+    """The photos with one that is no picture, and one that their table does not name."""
+    for file in photos.iterdir():
+        (root / file.name).write_bytes(b"no picture" if file.name == "5.png" else file.read_bytes())
+    (root / "new.png").write_bytes(picture(1))
+    return folder.open_data("train", 16, str(root))
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_examples_are_counted_once_however_many_processes_read_them_and_stop(
+    photos: Path, tmp_path: Path, capsys: Any, kind: str
+) -> None:
+    data: Any = spoilt(photos, tmp_path)
+    broken = {"a picture that metadata.jsonl does not name": ["new.png"], "not a picture": [str(tmp_path / "5.png")]}
+    paths = ["one folder"]
+    if kind == "shards":
+        paths = [str(shard(tmp_path / f"{n}.tar", range(6 * n, 6 * n + 6), broken=(8 * n,))) for n in range(2)]
+        data, broken = webdataset.Shards(tuple(paths), 16), {"not a picture": ["0.tar:000000000", "1.tar:000000008"]}
+    place: dict[str, Any] = {}
+    for step in (0, 5, 10):  # three calls of five steps, of two processes and one of all
+        shares = [loader.Share()] if step == 5 else [loader.Share(rank, 2) for rank in range(2)]
+        sources = [loader.batches(data, 4, 7, share, step, loader.own_part(place, share), 2) for share in shares]
+        batches = [next(source) for _ in range(5) for source in sources]
+        place = json.loads(json.dumps(loader.merged([batch.place for batch in batches[-len(shares) :]])))
+    counts, names = loader.left_out_by(place)
+    assert counts == {reason: len(some) for reason, some in broken.items()}
+    assert {reason: sorted(some) for reason, some in names.items()} == broken
+    said = capsys.readouterr().err
+    assert [said.count(f"Left out {name}: not a picture.") for name in broken["not a picture"]] == [1] * len(paths)
+
+
+def test_each_picture_is_met_first_at_one_place() -> None:
+    mirrored = loader.Orders(14, 0)
+    assert sum(mirrored.is_first(place, 7) for place in range(40)) == 7
+    filled_up = loader.BucketOrders([(8, 8)] * 3 + [(8, 16)] * 4, 4, 0)
+    assert filled_up.length == 8
+    assert sum(filled_up.is_first(place, 7) for place in range(40)) == 7
+
+
+def test_what_a_benchmark_leaves_out_is_said(photos: Path, tmp_path: Path, capsys: Any) -> None:
+    data = spoilt(photos, tmp_path)
+    assert len(list(loader.usable(loader.readers(data, range(12)), 20))) == 11
+    assert f"Left out 1 example, not a picture: {tmp_path}/5.png." in capsys.readouterr().err
+
+
+def test_captions_are_those_of_examples_that_can_be_read() -> None:
+    class Own(datasets.Indexed[datasets.Example]):
+        def __len__(self) -> int:
+            return 4
+
+        def example(self, index: int) -> datasets.Example:
+            if index == 0:
+                raise BrokenExample("gone")
+            return datasets.Example(torch.zeros(3, 8, 8), f"number {index}")
+
+    assert datasets.captions_of(Own(), 2) == ["number 1", "number 2"]
 
 
 def test_too_many_processes_for_the_shards_are_refused(shards: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -9,11 +10,14 @@ import re
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from asdm.distill import divergence
+from asdm.cli import progress
+from asdm.data import loader
+from asdm.distill import divergence, recipes
 from asdm.distill.divergence import check_losses
 from asdm.utils import snapshots
 from tests import children
@@ -152,6 +156,55 @@ def test_a_leap_stops_the_run_and_names_the_term(tiny_pipeline: Path, tmp_path: 
     check_losses({"output": 50.0}, {"output": 1.0}, 0.0, 60, 0, "s", 0)
     with pytest.raises(ValueError, match=r"output jumped to 5\.1 .* at step 161 .*there is no earlier checkpoint"):
         check_losses({"output": 5.1}, {"output": 1.0}, 5.0, 60, 100, "s", 0)
+
+
+# ---------------------------------------------------------------------------------------------- data
+
+
+def test_data_that_end_the_run_cost_no_step_and_what_was_left_out_is_on_record(
+    tiny_pipeline: Path, photos: Path, tmp_path: Path, monkeypatch: Any, capsys: Any
+) -> None:
+    (tmp_path / "photos").mkdir()
+    for file in photos.iterdir():
+        (tmp_path / "photos" / file.name).write_bytes(b"no picture" if file.name == "5.png" else file.read_bytes())
+    options = {"data": f"folder:{tmp_path}/photos", "split": "train", "steps": 3, "checkpoint_s": 9999.0}
+    line = (tiny_pipeline, tmp_path / "student", "a_sdm", recipes.bk_sdm)
+    whole = go(tiny_pipeline, tmp_path / "whole", *line[2:], **options)
+    names = {"not a picture": (f"{tmp_path}/photos/5.png",)}
+    assert [(stage.broken_examples, stage.first_skipped) for stage in whole.stages] == [(1, names)]
+    assert f"  1 example left out: not a picture ({tmp_path}/photos/5.png)\n" in progress.result_text(whole, tmp_path)
+    batches = loader.batches
+
+    def disk_fails(*arguments: Any) -> Any:
+        yield from itertools.islice(batches(*arguments), 2)
+        raise ValueError("the disk is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loader, "batches", disk_fails)
+        with pytest.raises(ValueError, match="the disk is gone"):
+            go(*line, **options)
+    checkpoint = snapshots.newest(tmp_path / "student" / "checkpoints" / "distilled")
+    assert checkpoint is not None
+    assert checkpoint.step == 2
+    assert "A checkpoint of step 2 is saved; the same command resumes from there." in capsys.readouterr().err
+    resumed = go(*line, **options)
+    assert (tmp_path / "student" / WEIGHTS).read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    assert log_of(tmp_path / "student") == log_of(tmp_path / "whole")
+    assert resumed.stages[0].first_skipped == names
+
+
+@pytest.mark.parametrize(("own", "others", "said"), [(True, 0.0, "the disk is gone"), (False, 1.0, "another process")])
+def test_the_data_of_one_process_end_all_at_the_same_step(own: bool, others: float, said: str) -> None:
+    def next_batch() -> str:
+        if own:
+            raise ValueError("the disk is gone")
+        return "a batch"
+
+    accelerator = SimpleNamespace(num_processes=2, device="cpu", reduce=lambda flag, reduction: flag + others)
+    with pytest.raises(divergence.UnreadableData, match=said):
+        divergence.next_of_all(next_batch, accelerator)
+    accelerator.reduce = lambda flag, reduction: flag
+    assert own or divergence.next_of_all(next_batch, accelerator) == "a batch"
 
 
 # ---------------------------------------------------------------------------------------------- checkpoints alone

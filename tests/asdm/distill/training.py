@@ -32,8 +32,8 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
             for line in read_log(folder / "log.jsonl")]  # fmt: skip
 
 
-class Stop(Exception):
-    """Thrown by a watcher, in place of a power cut."""
+class Stop(BaseException):
+    """Thrown by a watcher, in place of a power cut: no error, before which a checkpoint would be saved."""
 
 
 def stop_after(step: int, stage: str) -> Any:
