@@ -189,9 +189,7 @@ def _measure(
     for n, own in enumerate(slices[before:], before):
         each = clock.seconds(began, clock.mark()) / (n - before) if n > before else None
         left = None if each is None else each * (len(slices) - n)
-        run = run.model_copy(update={"batches": (*run.batches, _measure_batch(study, settings, own, n, tell, left))})
-        if run_file:
-            run.save(run_file, force=True)
+        run = run.plus(_measure_batch(study, settings, own, n, tell, left), run_file)
     return run
 
 

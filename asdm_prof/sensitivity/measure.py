@@ -130,9 +130,7 @@ def measure_damage(
             each = float(np.mean([b.seconds for b in run.batches])) if run.batches else None
             left = None if each is None else each * (len(slices) - n)
             tell(f"batch {n + 1} of {len(slices)}, {len(plans)} students", 0, left)
-            run = run.model_copy(update={"batches": (*run.batches, _batch(ordered, data, prompts, settings.reuse))})
-            if run_file:
-                run.save(run_file, force=True)
+            run = run.plus(_batch(ordered, data, prompts, settings.reuse), run_file)
         scores = unit_scores(teacher, data.inputs(slices[0]))
     macs = step_macs(family, settings.size, ordered)
     forwards = work_of(ordered, macs, settings.reuse)
