@@ -31,17 +31,11 @@ from asdm_prof.planner.problem import Problem
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.planner.validation_run import check_profile, complete
 from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
-from asdm_prof.records.unfinished import UnfinishedRun
+from asdm_prof.records.validation import ValidationRun
 
 FASTEST, SLOWEST = 0.40, 0.95  # of the teacher's latency: where plans are drawn
 CONFIDENCE = 0.95
 SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known: 1 % of the teacher, 10 % of a saving
-
-
-class ValidationRun(UnfinishedRun, schema="asdm.validate-run/1"):
-    """`asdm.validate-run/1`: what an unfinished run has measured so far."""
-
-    plans: tuple[ValidatedPlan, ...] = ()
 
 
 def validate(

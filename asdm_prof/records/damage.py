@@ -10,6 +10,7 @@ from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Count, Number, Positive
 from asdm.utils.io import Frozen, Record, later
 from asdm.utils.sizes import Size
+from asdm_prof.records.unfinished import UnfinishedRun
 
 
 class Work(Frozen):
@@ -135,3 +136,19 @@ class Damage(Record, schema="asdm.damage/1"):
         if wrong := next((pair for pair in self.pairs if max(pair.first, pair.second) >= len(self.edits)), None):
             raise ValueError(f"a pair is of edits {wrong.first} and {wrong.second}, of {len(self.edits)}")
         return self
+
+
+class DamageBatch(Record, schema="asdm.damage-batch/1"):
+    """The sums of one batch of prompts; batches add up."""
+
+    samples: tuple[tuple[tuple[float, ...], ...], ...]  # sets, prompts, timesteps
+    overlap: tuple[tuple[float, ...], ...]  # sets, sets; times the batch's prompts
+    teacher_power: float  # times the batch's prompts
+    seconds: float
+    forward_s: float  # of those, inside the UNets
+
+
+class DamageRun(UnfinishedRun, schema="asdm.damage-run/1"):
+    """`asdm.damage-run/1`: what an unfinished run has measured so far."""
+
+    batches: tuple[DamageBatch, ...] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,7 @@ from asdm.records.measurement import Count, Number, Positive, Seconds, Size
 from asdm.schedule.schedule import Pass
 from asdm.utils.io import Frozen, Record, later
 from asdm_prof.records.damage import Fit, MeanSquare
+from asdm_prof.records.unfinished import UnfinishedRun
 
 Error = Annotated[float, Field(ge=0, le=1e15)]
 Row = Annotated[tuple[Error | None, ...], Field(min_length=1)]
@@ -110,3 +111,20 @@ class StepsDamage(Record, schema="asdm.steps-damage/1"):
             if not self.passes[one.name].inherit and not any(map(len, one.error)):
                 raise ValueError(f"{one.name} must have an error at some call")
         return self
+
+
+class StepsBatch(Record, schema="asdm.steps-damage-batch/1"):
+    """What one batch of prompts gave; sums over its prompts."""
+
+    prompts: int
+    errors: dict[str, list[Any]]
+    gains: dict[int, tuple[float, float]]  # step → error of the output there and of the final latent
+    fewer: dict[int, float]
+    joint: list[list[float]]  # schedule, prompt
+    latent_power: float
+
+
+class StepsRun(UnfinishedRun, schema="asdm.steps-damage-run/1"):
+    """`asdm.steps-damage-run/1`: the batches of an unfinished run."""
+
+    batches: tuple[StepsBatch, ...] = ()

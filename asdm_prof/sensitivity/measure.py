@@ -28,10 +28,10 @@ from asdm.plan.edits import Edits
 from asdm.plan.legality import ResolvedPlan
 from asdm.unet import surgery
 from asdm.unet.inputs import check_caption_only
-from asdm.utils.io import Record, sha256_of
+from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
 from asdm_prof.records import EditDamage, Interval, Work
-from asdm_prof.records.unfinished import UnfinishedRun
+from asdm_prof.records.damage import DamageBatch, DamageRun
 from asdm_prof.sensitivity.calibration import Calibration, make_calibration, unit_scores
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.variants import Variant, make_variants, outputs, step_macs, work_of
@@ -74,22 +74,6 @@ def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
         by_prompt=tuple(samples.mean(axis=1).tolist()),
         by_timestep=tuple(samples.mean(axis=0).tolist()),
     )
-
-
-class Batch(Record, schema="asdm.damage-batch/1"):
-    """The sums of one batch of prompts; batches add up."""
-
-    samples: tuple[tuple[tuple[float, ...], ...], ...]  # sets, prompts, timesteps
-    overlap: tuple[tuple[float, ...], ...]  # sets, sets; times the batch's prompts
-    teacher_power: float  # times the batch's prompts
-    seconds: float
-    forward_s: float  # of those, inside the UNets
-
-
-class DamageRun(UnfinishedRun, schema="asdm.damage-run/1"):
-    """`asdm.damage-run/1`: what an unfinished run has measured so far."""
-
-    batches: tuple[Batch, ...] = ()
 
 
 def measure_damage(
@@ -182,7 +166,7 @@ def _open_run(
     return DamageRun(run_sha256=sha256_of([sha256, edits, deciding, *units])).resumed_from(run_file, "teacher")
 
 
-def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> Batch:
+def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> DamageBatch:
     clock = clocks.HostClock()
     began = mark = clock.mark()
     inputs = data.inputs(prompts)
@@ -201,7 +185,7 @@ def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse:
     samples = torch.stack([squared(error).view(n, t) for error in errors]) if errors else torch.empty(0, n, t)
     flat = torch.stack([error.flatten() for error in errors]) if errors else torch.empty(0, 1)
     overlap = (flat @ flat.T).double() / (t * teacher[0].numel())
-    return Batch(
+    return DamageBatch(
         samples=samples.tolist(),
         overlap=overlap.tolist(),
         teacher_power=float(squared(teacher).view(n, t).mean(1).sum()),

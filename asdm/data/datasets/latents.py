@@ -14,40 +14,11 @@ import torch
 from asdm.data.datasets import Encoded, Indexed
 from asdm.data.datasets._metadata import is_held_out
 from asdm.data.settings import Selection
-from asdm.utils.io import Frozen, Record, later, sha256_of
+from asdm.records.latents import LatentCache
+from asdm.utils.io import sha256_of
 
 MANIFEST = "cache.json"
 PARTS = ("mean", "std", "states", "pooled", "time_ids")
-
-
-class Shard(Frozen):
-    """A file of examples of one shape, and their captions in order."""
-
-    file: str
-    bytes: int
-    captions: tuple[str, ...]
-    shape: tuple[int, int] | None = later(None)  # of the latents, where the shards differ
-
-
-class LatentCache(Record, schema="asdm.latents/1"):
-    """`asdm.latents/1`: what is encoded, by which encoders, and how far."""
-
-    data: str
-    data_fingerprint: str
-    split: str
-    size: int
-    dtype: str
-    encoder_sha256: str
-    examples: int | None  # of the data set; None for shards that were not read to their end
-    selection: tuple[str, ...] = later(())  # what of it was taken, as --option=value
-    skipped: int = 0  # examples that cannot be used
-    why_skipped: dict[str, int] = later({})  # reason → how many of them
-    next_index: int = 0
-    shards: tuple[Shard, ...] = ()
-
-    @property
-    def finished(self) -> bool:
-        return self.examples is not None and self.next_index >= self.examples
 
 
 class Latents(Indexed[Encoded]):

@@ -26,8 +26,7 @@ from asdm_prof.planner.schedule.passes import candidates
 from asdm_prof.planner.schedule.prices import StepPrices, parts_of
 from asdm_prof.planner.validation_run import check_profile, complete
 from asdm_prof.records import Profile, ScheduleValidation
-from asdm_prof.records.schedule_validation import ValidatedSchedule
-from asdm_prof.records.unfinished import UnfinishedRun
+from asdm_prof.records.schedule_validation import ScheduleValidationRun, ValidatedSchedule
 
 AGES = 3
 
@@ -41,12 +40,6 @@ class ScheduleValidateSettings:
     repeats: int = 1
     guided: bool = False
     seed: int = 0
-
-
-class ScheduleValidationRun(UnfinishedRun, schema="asdm.validate-schedules-run/1"):
-    """`asdm.validate-schedules-run/1`: the schedules of an unfinished run."""
-
-    schedules: tuple[ValidatedSchedule, ...] = ()
 
 
 def validate_schedules(

@@ -18,8 +18,8 @@ from PIL import Image
 from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
 from asdm.data.datasets._pictures import Frame, decode_picture
-from asdm.data.datasets.latents import LatentCache
 from asdm.data.settings import CacheSettings, Selection
+from asdm.records.latents import LatentCache
 from tests.pictures import picture, shard
 
 # ---------------------------------------------------------------------------------------------- folder
