@@ -102,8 +102,8 @@ class Agreement(Frozen):
     edits: int
 
 
-class Damage(Record, schema="asdm.damage/1"):
-    """`asdm.damage/1`: what each legal edit does to a teacher's output, and whether that adds up."""
+class TeacherDamage(Record):
+    """Damage to a teacher's output: of which teacher, on which examples of a data set, and where it was measured."""
 
     created_utc: str
     command: str
@@ -114,13 +114,18 @@ class Damage(Record, schema="asdm.damage/1"):
     data: str
     split: str
     prompts: Count
-    timesteps: tuple[int, ...]
     seed: int
     dtype: str
     device: str
     threads: Count
     size: Size
     prediction_type: str  # what the output is: epsilon or v_prediction
+
+
+class Damage(TeacherDamage, schema="asdm.damage/1"):
+    """`asdm.damage/1`: what each legal edit does to a teacher's output, and whether that adds up."""
+
+    timesteps: tuple[int, ...]
     teacher_power: Positive  # mean square of the teacher's output per element, to set damages in relation to
     edits: tuple[EditDamage, ...]
     dropped: tuple[EditDamage, ...] = later(())  # by racing: measured on few pictures, and beaten there

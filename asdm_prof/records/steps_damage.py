@@ -6,10 +6,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from asdm.records.measurement import Count, Number, Positive, Seconds, Size
+from asdm.records.measurement import Count, Number, Positive, Seconds
 from asdm.schedule.schedule import Pass
 from asdm.utils.io import Frozen, Record, later
-from asdm_prof.records.damage import Fit, MeanSquare
+from asdm_prof.records.damage import Fit, MeanSquare, TeacherDamage
 from asdm_prof.records.unfinished import UnfinishedRun
 
 Error = Annotated[float, Field(ge=0, le=1e15)]
@@ -59,24 +59,9 @@ class StepsAdditivity(Frozen):
     amplitudes: Fit
 
 
-class StepsDamage(Record, schema="asdm.steps-damage/1"):
+class StepsDamage(TeacherDamage, schema="asdm.steps-damage/1"):
     """`asdm.steps-damage/1`: damage of inheriting at every step, for one teacher, sampler and number of steps."""
 
-    created_utc: str
-    command: str
-    family: str
-    weights: str
-    weights_sha256: str
-    teacher_config_sha256: str
-    data: str
-    split: str
-    prompts: Count
-    seed: int
-    dtype: str
-    device: str
-    threads: Count
-    size: Size
-    prediction_type: str
     sampler: str  # class of the scheduler
     steps: Count
     calls: Count  # UNet calls for one image, of which a schedule is made
