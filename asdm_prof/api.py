@@ -18,31 +18,16 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult, ExportResult
 from asdm.records.distill import DistillResult
-from asdm.records.levers import LeversResult
 from asdm.schedule.schedule import Schedule
 from asdm.utils import sizes
 from asdm.utils.io import Record, find_input, read_json
 from asdm.utils.settings import takes
 from asdm_prof.profiler.settings import ProfileSettings
-from asdm_prof.records import (
-    Comparison,
-    Damage,
-    Frontier,
-    Profile,
-    ScheduleFrontier,
-    ScheduleValidation,
-    StepsDamage,
-    Validation,
-)
+from asdm_prof.records import Damage, Profile, ScheduleFrontier, StepsDamage, Validation, kinds
 
 if TYPE_CHECKING:
     from asdm_prof.analysis.diff import Difference
     from asdm_prof.analysis.rank import Ranked
-
-RECORDS: tuple[type[Record], ...] = (
-    Profile, PruningPlan, Schedule, Frontier, Damage, BuildResult, DistillResult, BenchResult, ExportResult,
-    Validation, Comparison, StepsDamage, ScheduleFrontier, ScheduleValidation, LeversResult,
-)  # fmt: skip
 
 # ---------------------------------------------------------------------------------------------- measure and plan
 
@@ -271,10 +256,11 @@ def load(path: str | Path) -> Record:
     """
     data = read_json(Path(path))
     schema = str(data.get("schema")) if isinstance(data, dict) else "None"
-    for model in RECORDS:
-        if schema.partition("/")[0] == model.SCHEMA.partition("/")[0]:
-            return model.parse(data, str(path))
-    raise ValueError(f"{path} has schema {schema}; this reads {', '.join(model.SCHEMA for model in RECORDS)}.")
+    model = kinds().get(schema.partition("/")[0])
+    if model is None:
+        known = ", ".join(sorted(kind.SCHEMA for kind in kinds().values()))
+        raise ValueError(f"{path} has schema {schema}; this reads {known}.")
+    return model.parse(data, str(path))
 
 
 def env() -> dict[str, Any]:

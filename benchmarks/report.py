@@ -27,8 +27,8 @@ from benchmarks.proof.records import Proof
 from benchmarks.script import run
 
 KINDS: dict[str, Kind[Any]] = {
-    "budgets": Kind("budgets*.json", Budgets, _collect.check_same_profile),
-    "proof": Kind("proof*.json", Proof, _collect.check_same_profile),
+    "budgets": Kind(Budgets, _collect.check_same_profile),
+    "proof": Kind(Proof, _collect.check_same_profile),
 }
 QUESTIONS = with_sections("plan", budgets_section.section, proof_section.section)
 FIGURES = (*figures.FIGURES, damage_at_budgets, *PROOF)

@@ -37,6 +37,11 @@ RECORDS = {
     "ExportResult": ["records/export.json"],
     "Validation": ["records/validate.json"],
     "Comparison": ["records/compare.json"],
+    "Search": ["records/search.json"],
+    "LatentCache": ["latents/cache.json"],
+    "DistillRun": ["unfinished/killed/run.json"],
+    "ValidationRun": ["unfinished/validate.json.run"],
+    "DamageRun": ["unfinished/damage.json.run"],
 }
 NOW = ("created_utc", "command", "environment")  # of this run, not of what was found
 

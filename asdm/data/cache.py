@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from asdm.data import datasets, loader
 from asdm.data.datasets import BrokenExample, Encoded
-from asdm.data.datasets.latents import MANIFEST, LatentCache, Shard, as_tensors
+from asdm.data.datasets.latents import MANIFEST, as_tensors
 from asdm.data.drawn import drawn
 from asdm.data.encoder import Encoder, chunk_size
 from asdm.data.identity import FINGERPRINT, SAMPLE, identity
@@ -24,6 +24,7 @@ from asdm.data.settings import CacheSettings, selection_of
 from asdm.models import example_inputs, execution
 from asdm.models.pipeline import pipeline
 from asdm.models.sources import resolve
+from asdm.records.latents import LatentCache, Shard
 from asdm.utils import locks
 from asdm.utils.io import make_folder, write_whole
 from asdm.utils.progress import Tell

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from asdm.data.datasets.latents import MANIFEST, LatentCache
+from asdm.data.datasets.latents import MANIFEST
 from asdm.data.settings import SOURCES
 from asdm.models.families import Family
+from asdm.records.latents import LatentCache
 
 EMOJI, MINI = "emoji", "mini"
 

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from asdm.data.datasets import BrokenExample, Stream, open_source
-from asdm.data.datasets.prompts import read_prompts
+from asdm.data.datasets.prompts import Prompts, read_prompts
 from asdm.data.loader import Reader, readers
 
 
-def picked_captions(name: str, split: str, side: int, count: int, generator: torch.Generator) -> list[str]:
-    """The captions of `count` examples of a data set; of `prompts:FILE` its lines, for which nothing is drawn."""
+def open_captions(name: str, split: str, side: int) -> Any:
+    """A data set of which only the captions are wanted: nothing is drawn for those of `prompts:FILE`."""
     kind, _, file = name.partition(":")
-    if kind != "prompts":
-        return [example.caption for example in picked(open_source(name, split, side), name, count, generator)]
-    prompts = read_prompts(file)
-    if len(prompts) < count:
-        raise ValueError(f"prompts must be at most the {len(prompts)} of {name}, got {count}.")
-    return [prompts[i] for i in torch.randperm(len(prompts), generator=generator)[:count].tolist()]
+    return Prompts(read_prompts(file)) if kind == "prompts" else open_source(name, split, side)
+
+
+def picked_captions(name: str, split: str, side: int, count: int, generator: torch.Generator) -> list[str]:
+    """The captions of `count` examples of a data set."""
+    return [example.caption for example in picked(open_captions(name, split, side), name, count, generator)]
 
 
 def picked(data: Sequence[Any] | Stream, name: str, count: int, generator: torch.Generator) -> list[Any]:

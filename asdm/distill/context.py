@@ -87,9 +87,8 @@ def load_context(
     own = micro_batch(settings, accelerator.num_processes)
     encoder = Encoder(diffusers_pipeline, chunk_size(side, settings.micro_batch), own)
     check_encoders(data, settings.data, encoder, family)
-    for name in sorted({name for stage in recipe.stages for name in stage.weights}):
-        if check := getattr(losses.load(name), "check_network", None):
-            check(settings)  # here, not after the hours that earlier stages take
+    for name in losses.with_network(name for stage in recipe.stages for name in stage.weights):
+        losses.load(name).check_network(settings)  # here, not after the hours that earlier stages take
     if dtype := frozen_dtype(settings):
         encoder.to_dtype(dtype)
     return TrainContext(

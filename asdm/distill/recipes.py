@@ -21,7 +21,6 @@ from asdm.plan.topology import Topology
 
 BK_SDM = {"denoising": 1.0, "output": 1.0, "features": 1.0}
 SAS = {"denoising": 1.0, "output": 1.0, "mid_block": 1.0, "perceptual": 0.1}
-WITH_VGG = ("progressive_incubation", "without_incubation")  # the recipes with SAS, whose perceptual term takes one
 BLOCKWISE = {"denoising": 1.0, "output": 1.0, "blocks": 1.0}
 
 
@@ -75,6 +74,15 @@ def load(name: str) -> Recipe:
     if not callable(getattr(module, function, None)):
         raise ValueError(f"{path} has no function {function!r}.")
     return getattr(module, function)
+
+
+def terms_of(name: str, topology: Topology, steps: int) -> set[str]:
+    """The loss terms to which a recipe gives weight; none of a user's recipe that needs a plan with edits to say so."""
+    try:
+        stages = load(name)(topology, PruningPlan(family="", edits=()), steps)
+    except (ValueError, IndexError):
+        return set()
+    return {term for stage in stages for term, weight in stage.weights.items() if weight}
 
 
 def compressed_plan(topology: Topology, plan: PruningPlan) -> PruningPlan:

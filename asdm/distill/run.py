@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from asdm.data.choice import data_for, is_emoji
+from asdm.data.choice import data_for
 from asdm.data.identity import identity
 from asdm.distill import held_out, losses, run_folder
 from asdm.distill.checkpoint import save_paused_student
@@ -24,6 +24,7 @@ from asdm.distill.context import (
     make_accelerator,
 )
 from asdm.distill.dry_run import preview_stage
+from asdm.distill.losses.perceptual import vgg_for
 from asdm.distill.memory import check_memory
 from asdm.distill.precision import torch_settings
 from asdm.distill.settings import DistillSettings
@@ -121,12 +122,14 @@ def _completed(settings: DistillSettings, recipe: ResolvedRecipe, before: Mappin
     """The settings with what was left to the run so far, the teacher and the data: weights, data set, VGG."""
     weights = weights_of(recipe.family, settings, "asdm distill")
     data = data_for(settings.data or before.get("data"), recipe.family, "asdm distill")
-    vgg = settings.vgg or before.get("vgg") or ("mini" if is_emoji(data) else "imagenet")
-    terms = {name for stage in recipe.stages for name in stage.weights}
-    if settings.vgg is None and is_main_process() and any(map(losses.needs_network, terms)):
-        name = "the bundled VGG, which was trained on emoji" if vgg == "mini" else f"the VGG {vgg}"
-        console.say(f"The perceptual term of {data} takes {name} (--vgg names another).")
-    return replace(settings, weights=weights, data=data, vgg=vgg)
+    vgg = settings.vgg or before.get("vgg") or vgg_for(data)
+    completed = replace(settings, weights=weights, data=data, vgg=vgg)
+    for name in losses.with_network(name for stage in recipe.stages for name in stage.weights):
+        setting = losses.network_setting(name)
+        if setting and getattr(settings, setting) is None and is_main_process():
+            network = losses.load(name).network_for(completed)
+            console.say(f"The {name} term of {data} takes {network} (--{setting} names another).")
+    return completed
 
 
 def _run_record(context: TrainContext, command: str, before: Mapping[str, Any]) -> DistillRun:

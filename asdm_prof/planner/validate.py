@@ -18,30 +18,25 @@ from torch import nn
 from asdm.measure import backends, clocks, machine, repeats, statistics
 from asdm.measure.backends import Session
 from asdm.measure.statistics import paired_ratio
-from asdm.models import example_inputs, execution, loading, student as students
+from asdm.models import example_inputs, loading, student as students
 from asdm.models.families import Family, load_family
 from asdm.models.sources import weights_to_validate
 from asdm.plan.edits import AnyEdit, PruningPlan
 from asdm.plan.legality import resolve
 from asdm.unet import blocks, flops
-from asdm.utils.io import sha256_of, utc_now
+from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.problem import Problem
 from asdm_prof.planner.settings import ValidateSettings
+from asdm_prof.planner.validation_run import check_profile, complete
 from asdm_prof.records import Correction, Profile, ValidatedPlan, Validation
-from asdm_prof.records.unfinished import UnfinishedRun
+from asdm_prof.records.validation import ValidationRun
 
 FASTEST, SLOWEST = 0.40, 0.95  # of the teacher's latency: where plans are drawn
 CONFIDENCE = 0.95
 SHRINKAGE = 0.01  # (σ of an error / σ of a factor)² before anything is known: 1 % of the teacher, 10 % of a saving
-
-
-class ValidationRun(UnfinishedRun, schema="asdm.validate-run/1"):
-    """`asdm.validate-run/1`: what an unfinished run has measured so far."""
-
-    plans: tuple[ValidatedPlan, ...] = ()
 
 
 def validate(
@@ -58,30 +53,20 @@ def validate(
     """
     family = load_family(family, settings.config) if isinstance(family, str) else family
     check_bounds(settings)
-    if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
-        raise ValueError(f"the profile is of {profile.family}, not of {family.name}; profile {family.name} first.")
-    execution.check_device(profile.device)
+    check_profile(profile, family)
     measuring = {name: value for name, value in vars(settings).items() if name != "config"}  # the profile has its hash
     run_sha256 = sha256_of([profile.sha256(), measuring])
     run = ValidationRun(run_sha256=run_sha256).resumed_from(run_file, "profile")
     plans = draw_plans(profile, settings.plans, settings.seed)
-    with machine.quiet_torch(profile.threads, profile.device) as threads:
-        for validated in _measure(family, profile, settings, plans[len(run.plans) :], tell):
-            run = run.model_copy(update={"plans": (*run.plans, validated)})
-            if run_file:
-                run.save(run_file, force=True)
-        facts = machine.environment(profile.device, threads)
+    rest = _measure(family, profile, settings, plans[len(run.plans) :], tell)
+    run, about = complete(run, rest, run_file, profile, family)
     return Validation(
-        **(planner.measured_at(profile).model_dump() | {"threads": threads}),
-        created_utc=utc_now(),
+        **about,
         command=command,
-        family=family.name,
         weights=weights_to_validate(family, settings.weights, profile.weights),
         seed=settings.seed,
         teacher_config_sha256=profile.config_sha256,
-        profile_sha256=profile.sha256(),
         plans=run.plans,
-        environment=facts,
         **judge(run.plans),
     )
 

@@ -1,8 +1,17 @@
 """Versioned records that `asdm-prof` writes, with every raw sample; tables and pictures are rendered from them.
 
-One file per kind of record; all names are exported here.
+One file per kind of record: a class with a schema in a new file is a kind by that alone (`kinds`). Names that many
+files use are exported here.
 """
 
+from __future__ import annotations
+
+from functools import cache
+
+from asdm.plan.edits import PruningPlan
+from asdm.schedule.schedule import Schedule
+from asdm.utils import registry
+from asdm.utils.io import Record
 from asdm_prof.records.comparison import ComparedPlan, ComparedProfile, Comparison
 from asdm_prof.records.damage import (
     Additivity,
@@ -70,4 +79,19 @@ __all__ = [
     "Validation",
     "WholeRecord",
     "Work",
+    "kinds",
 ]  # fmt: skip
+
+FOLDERS = ("asdm.records", "asdm_prof.records")
+
+
+@cache
+def kinds() -> dict[str, type[Record]]:
+    """Every kind of file that a command writes, unfinished runs among them, by name: `asdm.profile` → `Profile`."""
+    files = [registry.load(folder, name) for folder in FOLDERS for name in registry.names(folder)]
+    classes = [PruningPlan, Schedule, *(value for file in files for value in vars(file).values())]
+    return {
+        model.SCHEMA.partition("/")[0]: model
+        for model in classes
+        if isinstance(model, type) and issubclass(model, Record) and "SCHEMA" in vars(model)
+    }

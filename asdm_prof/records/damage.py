@@ -10,6 +10,7 @@ from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Count, Number, Positive
 from asdm.utils.io import Frozen, Record, later
 from asdm.utils.sizes import Size
+from asdm_prof.records.unfinished import UnfinishedRun
 
 
 class Work(Frozen):
@@ -101,8 +102,8 @@ class Agreement(Frozen):
     edits: int
 
 
-class Damage(Record, schema="asdm.damage/1"):
-    """`asdm.damage/1`: what each legal edit does to a teacher's output, and whether that adds up."""
+class TeacherDamage(Record):
+    """Damage to a teacher's output: of which teacher, on which examples of a data set, and where it was measured."""
 
     created_utc: str
     command: str
@@ -113,13 +114,18 @@ class Damage(Record, schema="asdm.damage/1"):
     data: str
     split: str
     prompts: Count
-    timesteps: tuple[int, ...]
     seed: int
     dtype: str
     device: str
     threads: Count
     size: Size
     prediction_type: str  # what the output is: epsilon or v_prediction
+
+
+class Damage(TeacherDamage, schema="asdm.damage/1"):
+    """`asdm.damage/1`: what each legal edit does to a teacher's output, and whether that adds up."""
+
+    timesteps: tuple[int, ...]
     teacher_power: Positive  # mean square of the teacher's output per element, to set damages in relation to
     edits: tuple[EditDamage, ...]
     dropped: tuple[EditDamage, ...] = later(())  # by racing: measured on few pictures, and beaten there
@@ -135,3 +141,19 @@ class Damage(Record, schema="asdm.damage/1"):
         if wrong := next((pair for pair in self.pairs if max(pair.first, pair.second) >= len(self.edits)), None):
             raise ValueError(f"a pair is of edits {wrong.first} and {wrong.second}, of {len(self.edits)}")
         return self
+
+
+class DamageBatch(Record, schema="asdm.damage-batch/1"):
+    """The sums of one batch of prompts; batches add up."""
+
+    samples: tuple[tuple[tuple[float, ...], ...], ...]  # sets, prompts, timesteps
+    overlap: tuple[tuple[float, ...], ...]  # sets, sets; times the batch's prompts
+    teacher_power: float  # times the batch's prompts
+    seconds: float
+    forward_s: float  # of those, inside the UNets
+
+
+class DamageRun(UnfinishedRun, schema="asdm.damage-run/1"):
+    """`asdm.damage-run/1`: what an unfinished run has measured so far."""
+
+    batches: tuple[DamageBatch, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from asdm.records.measurement import Count, Number, Positive, UNetRun
 from asdm.schedule.schedule import Pass
 from asdm.utils.io import Frozen
+from asdm_prof.records.unfinished import UnfinishedRun
 
 
 class ValidatedSchedule(Frozen):
@@ -34,3 +35,9 @@ class ScheduleValidation(UNetRun, schema="asdm.validate-schedules/1"):
     bias: Number  # above 0: schedules are slower than predicted
     macs_exact: bool  # whether the MACs of every pass, counted as run, are those of the parts that it computes
     schedules: tuple[ValidatedSchedule, ...]
+
+
+class ScheduleValidationRun(UnfinishedRun, schema="asdm.validate-schedules-run/1"):
+    """`asdm.validate-schedules-run/1`: the schedules of an unfinished run."""
+
+    schedules: tuple[ValidatedSchedule, ...] = ()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from asdm.records.measurement import Count, Number, Positive, Seconds, Size
+from asdm.records.measurement import Count, Number, Positive, Seconds
 from asdm.schedule.schedule import Pass
 from asdm.utils.io import Frozen, Record, later
-from asdm_prof.records.damage import Fit, MeanSquare
+from asdm_prof.records.damage import Fit, MeanSquare, TeacherDamage
+from asdm_prof.records.unfinished import UnfinishedRun
 
 Error = Annotated[float, Field(ge=0, le=1e15)]
 Row = Annotated[tuple[Error | None, ...], Field(min_length=1)]
@@ -58,24 +59,9 @@ class StepsAdditivity(Frozen):
     amplitudes: Fit
 
 
-class StepsDamage(Record, schema="asdm.steps-damage/1"):
+class StepsDamage(TeacherDamage, schema="asdm.steps-damage/1"):
     """`asdm.steps-damage/1`: damage of inheriting at every step, for one teacher, sampler and number of steps."""
 
-    created_utc: str
-    command: str
-    family: str
-    weights: str
-    weights_sha256: str
-    teacher_config_sha256: str
-    data: str
-    split: str
-    prompts: Count
-    seed: int
-    dtype: str
-    device: str
-    threads: Count
-    size: Size
-    prediction_type: str
     sampler: str  # class of the scheduler
     steps: Count
     calls: Count  # UNet calls for one image, of which a schedule is made
@@ -110,3 +96,20 @@ class StepsDamage(Record, schema="asdm.steps-damage/1"):
             if not self.passes[one.name].inherit and not any(map(len, one.error)):
                 raise ValueError(f"{one.name} must have an error at some call")
         return self
+
+
+class StepsBatch(Record, schema="asdm.steps-damage-batch/1"):
+    """What one batch of prompts gave; sums over its prompts."""
+
+    prompts: int
+    errors: dict[str, list[Any]]
+    gains: dict[int, tuple[float, float]]  # step → error of the output there and of the final latent
+    fewer: dict[int, float]
+    joint: list[list[float]]  # schedule, prompt
+    latent_power: float
+
+
+class StepsRun(UnfinishedRun, schema="asdm.steps-damage-run/1"):
+    """`asdm.steps-damage-run/1`: the batches of an unfinished run."""
+
+    batches: tuple[StepsBatch, ...] = ()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from asdm.utils.io import Record
 
 
 class UnfinishedRun(Record):
-    """The results so far; `run_sha256` is of everything that decides what is measured."""
+    """The results so far, which a subclass adds as its one field; `run_sha256` is of all that decides them."""
 
     run_sha256: str
 
@@ -28,3 +28,11 @@ class UnfinishedRun(Record):
                 "repeat those options, or delete the file."
             )
         return saved
+
+    def plus(self, result: Any, run_file: Path | None) -> Self:
+        """The run with one more result, saved in `run_file` if there is one."""
+        (field,) = type(self).model_fields.keys() - UnfinishedRun.model_fields.keys()
+        run = self.model_copy(update={field: (*getattr(self, field), result)})
+        if run_file:
+            run.save(run_file, force=True)
+        return run

@@ -9,6 +9,7 @@ from pydantic import Field
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Number, Positive, Share, UNetRun
 from asdm.utils.io import Frozen
+from asdm_prof.records.unfinished import UnfinishedRun
 
 
 class ValidatedPlan(Frozen):
@@ -70,3 +71,9 @@ class Validation(UNetRun, schema="asdm.validate/1"):
     def factors(self) -> dict[str, float]:
         """The correction that cross-validation approved; empty where it helped nothing."""
         return self.correction.factors if self.correction.helps else {}
+
+
+class ValidationRun(UnfinishedRun, schema="asdm.validate-run/1"):
+    """`asdm.validate-run/1`: what an unfinished run has measured so far."""
+
+    plans: tuple[ValidatedPlan, ...] = ()

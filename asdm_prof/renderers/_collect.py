@@ -111,9 +111,14 @@ class Report:
 class Kind(Generic[R]):
     """A kind of file that may belong to a profile; `check` raises ValueError where one does not."""
 
-    files: str  # a pattern of their names
     model: type[R]
     check: Callable[[Profile, R], None]
+
+    @property
+    def files(self) -> str:
+        """A pattern of their names: `damage*.json` for the schema `asdm.damage/1`."""
+        name = self.model.SCHEMA.partition("/")[0].removeprefix("asdm.")
+        return f"{name}*.json"
 
 
 def check_same_profile(profile: Profile, record: Any) -> None:
@@ -149,13 +154,13 @@ def _check_frontier(profile: Profile, frontier: Frontier) -> None:
 
 # A report's field → the files that it is read from.
 KINDS: dict[str, Kind[Any]] = {
-    "validation": Kind("validate*.json", Validation, check_same_profile),
-    "comparison": Kind("compare*.json", Comparison, _holds_profile),
-    "damage": Kind("damage*.json", Damage, _check_damage),
-    "frontier": Kind("frontier*.json", Frontier, _check_frontier),
-    "search": Kind("search*.json", Search, check_same_profile),
-    "schedule": Kind("schedule*.json", Schedule, check_same_profile),
-    "steps_damage": Kind("steps-damage*.json", StepsDamage, _check_steps_damage),
+    "validation": Kind(Validation, check_same_profile),
+    "comparison": Kind(Comparison, _holds_profile),
+    "damage": Kind(Damage, _check_damage),
+    "frontier": Kind(Frontier, _check_frontier),
+    "search": Kind(Search, check_same_profile),
+    "schedule": Kind(Schedule, check_same_profile),
+    "steps_damage": Kind(StepsDamage, _check_steps_damage),
 }
 
 

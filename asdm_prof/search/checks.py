@@ -7,18 +7,18 @@ from typing import Any
 from asdm.data import datasets
 from asdm.data.choice import is_emoji
 from asdm.data.encoder import Encoder, check_encoders
-from asdm.distill import recipes
-from asdm.distill.losses.perceptual import load_vgg
+from asdm.distill import losses, recipes
 from asdm.distill.settings import check_settings
 from asdm.evaluate import judges, metrics
 from asdm.evaluate.metrics.recall_at_1 import CANDIDATES
 from asdm.evaluate.quality import JUDGED
 from asdm.evaluate.real_pictures import usable_examples
-from asdm.models import example_inputs
+from asdm.models import example_inputs, loading
 from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import PictureSetup, checkpoint_of
 from asdm.models.sources import weights_of
+from asdm.unet.blocks import topology
 from asdm.unet.inputs import check_caption_only
 from asdm.utils.settings import check_bounds
 from asdm_prof.search.halving import Halving
@@ -46,7 +46,7 @@ def check_judging(family: Family, settings: SearchSettings, named: str) -> None:
     data: Any = datasets.open_source(str(settings.data), settings.split, pixels)
     if not isinstance(data, datasets.Stream):
         _check_captions(list(data.captions), settings, named)
-    _check_networks(settings, named)
+    _check_networks(family, settings, named)
     if getattr(data, "encoder_sha256", None) is not None:
         weights = weights_of(family, settings, needs="asdm-prof search")
         setup = PictureSetup(**checkpoint_of(settings) | {"weights": weights}, device=settings.device)
@@ -68,7 +68,7 @@ def _check_captions(captions: list[str], settings: SearchSettings, named: str) -
         raise ValueError(f"{named} has no captions, which clip_score needs; choose a --metric other than clip_score.")
 
 
-def _check_networks(settings: SearchSettings, named: str) -> None:
+def _check_networks(family: Family, settings: SearchSettings, named: str) -> None:
     """The networks that judge by the metric and that the recipe's losses take."""
     data, metric = str(settings.data), str(settings.metric)
     module = next(found[metric] for against in metrics.AGAINST if metric in (found := metrics.modules(against)))
@@ -84,11 +84,12 @@ def _check_networks(settings: SearchSettings, named: str) -> None:
             f"{metric} compares features of a VGG that was trained on emoji, and {named} is not emoji; choose --metric "
             "latent_mse_to_teacher."
         )
-    if settings.recipe in recipes.WITH_VGG and not is_emoji(data):
+    shape = topology(loading.meta_unet(family))
+    for name in losses.with_network(recipes.terms_of(settings.recipe, shape, settings.steps)):
         try:
-            load_vgg("imagenet")
+            losses.load(name).check_network(training_settings(settings, steps=1))
         except ValueError as error:
-            needs = f"the recipe {settings.recipe} needs a VGG"
+            needs = f"the recipe {settings.recipe} needs a {losses.load(name).NETWORK}"
             raise ValueError(f"{needs}: {_reason(error)}; choose --recipe bk_sdm.") from None
 
 

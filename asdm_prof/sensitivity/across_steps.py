@@ -33,12 +33,11 @@ from asdm.schedule.schedule import TEACHER, Pass, Schedule
 from asdm.schedule.unet import CLEAN, WHOLE, ScheduledUNet
 from asdm.unet import blocks
 from asdm.unet.inputs import check_caption_only
-from asdm.utils.io import Record, sha256_of, utc_now
+from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm_prof.planner.schedule import draw as draw_schedules, passes as passes_of
 from asdm_prof.records import StepsDamage
-from asdm_prof.records.steps_damage import FewerSteps, PassDamage
-from asdm_prof.records.unfinished import UnfinishedRun
+from asdm_prof.records.steps_damage import FewerSteps, PassDamage, StepsBatch, StepsRun
 from asdm_prof.sensitivity import joint_schedules
 from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings
 from asdm_prof.sensitivity.trajectories import Batch, Sampler
@@ -48,23 +47,6 @@ GAIN_POINTS = 12  # steps at which gains are measured; between them, their logar
 TIMED_CALLS = 8
 FEWER = (0.8, 0.6, 0.4)
 BOTH = (UNCONDITIONAL, CONDITIONAL)
-
-
-class StepsBatch(Record, schema="asdm.steps-damage-batch/1"):
-    """What one batch of prompts gave; sums over its prompts."""
-
-    prompts: int
-    errors: dict[str, list[Any]]
-    gains: dict[int, tuple[float, float]]  # step → error of the output there and of the final latent
-    fewer: dict[int, float]
-    joint: list[list[float]]  # schedule, prompt
-    latent_power: float
-
-
-class StepsRun(UnfinishedRun, schema="asdm.steps-damage-run/1"):
-    """`asdm.steps-damage-run/1`: the batches of an unfinished run."""
-
-    batches: tuple[StepsBatch, ...] = ()
 
 
 @dataclass
@@ -192,9 +174,7 @@ def _measure(
     for n, own in enumerate(slices[before:], before):
         each = clock.seconds(began, clock.mark()) / (n - before) if n > before else None
         left = None if each is None else each * (len(slices) - n)
-        run = run.model_copy(update={"batches": (*run.batches, _measure_batch(study, settings, own, n, tell, left))})
-        if run_file:
-            run.save(run_file, force=True)
+        run = run.plus(_measure_batch(study, settings, own, n, tell, left), run_file)
     return run
 
 

@@ -28,10 +28,10 @@ from asdm.plan.edits import Edits
 from asdm.plan.legality import ResolvedPlan
 from asdm.unet import surgery
 from asdm.unet.inputs import check_caption_only
-from asdm.utils.io import Record, sha256_of
+from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
 from asdm_prof.records import EditDamage, Interval, Work
-from asdm_prof.records.unfinished import UnfinishedRun
+from asdm_prof.records.damage import DamageBatch, DamageRun
 from asdm_prof.sensitivity.calibration import Calibration, make_calibration, unit_scores
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.variants import Variant, make_variants, outputs, step_macs, work_of
@@ -76,22 +76,6 @@ def edit_damage(edits: Edits, samples: np.ndarray) -> EditDamage:
     )
 
 
-class Batch(Record, schema="asdm.damage-batch/1"):
-    """The sums of one batch of prompts; batches add up."""
-
-    samples: tuple[tuple[tuple[float, ...], ...], ...]  # sets, prompts, timesteps
-    overlap: tuple[tuple[float, ...], ...]  # sets, sets; times the batch's prompts
-    teacher_power: float  # times the batch's prompts
-    seconds: float
-    forward_s: float  # of those, inside the UNets
-
-
-class DamageRun(UnfinishedRun, schema="asdm.damage-run/1"):
-    """`asdm.damage-run/1`: what an unfinished run has measured so far."""
-
-    batches: tuple[Batch, ...] = ()
-
-
 def measure_damage(
     family: str | Family,
     sets: Sequence[ResolvedPlan | Edits] | Callable[[nn.Module], Sequence[ResolvedPlan | Edits]],
@@ -130,9 +114,7 @@ def measure_damage(
             each = float(np.mean([b.seconds for b in run.batches])) if run.batches else None
             left = None if each is None else each * (len(slices) - n)
             tell(f"batch {n + 1} of {len(slices)}, {len(plans)} students", 0, left)
-            run = run.model_copy(update={"batches": (*run.batches, _batch(ordered, data, prompts, settings.reuse))})
-            if run_file:
-                run.save(run_file, force=True)
+            run = run.plus(_batch(ordered, data, prompts, settings.reuse), run_file)
         scores = unit_scores(teacher, data.inputs(slices[0]))
     macs = step_macs(family, settings.size, ordered)
     forwards = work_of(ordered, macs, settings.reuse)
@@ -187,7 +169,7 @@ def _open_run(
     return DamageRun(run_sha256=run_sha256).resumed_from(run_file, "teacher", earlier)
 
 
-def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> Batch:
+def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse: bool) -> DamageBatch:
     clock = clocks.HostClock()
     began = mark = clock.mark()
     inputs = data.inputs(prompts)
@@ -206,7 +188,7 @@ def _batch(ordered: Sequence[Variant], data: Calibration, prompts: slice, reuse:
     samples = torch.stack([squared(error).view(n, t) for error in errors]) if errors else torch.empty(0, n, t)
     flat = torch.stack([error.flatten() for error in errors]) if errors else torch.empty(0, 1)
     overlap = (flat @ flat.T).double() / (t * teacher[0].numel())
-    return Batch(
+    return DamageBatch(
         samples=samples.tolist(),
         overlap=overlap.tolist(),
         teacher_power=float(squared(teacher).view(n, t).mean(1).sum()),

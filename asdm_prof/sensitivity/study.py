@@ -12,7 +12,7 @@ from torch import nn
 
 from asdm.data import datasets
 from asdm.data.choice import data_for
-from asdm.data.datasets.prompts import read_prompts
+from asdm.data.picked import open_captions
 from asdm.evaluate import judges
 from asdm.evaluate.generation import generate_images
 from asdm.evaluate.metrics import JudgedImages
@@ -237,16 +237,15 @@ def _clip_inputs(family: Family, settings: SensitivitySettings, pictures: int) -
 def _captions(settings: SensitivitySettings, side: int, count: int) -> list[str]:
     """The captions of some examples; raises ValueError where there are fewer, or none has a caption."""
     assert settings.data is not None, "measure_sensitivity() fills it in"
-    kind, _, file = settings.data.partition(":")
-    data: Any = None if kind == "prompts" else datasets.open_source(settings.data, settings.split, side)
+    data = open_captions(settings.data, settings.split, side)
     if isinstance(data, datasets.Stream):
         captions = [example.caption for example in usable_examples(data, settings.data, count, "clip")]
     else:
-        everything = read_prompts(file) if data is None else data.captions
-        if count > len(everything):
-            raise ValueError(f"clip must be at most the {len(everything)} images of {settings.data}, got {count}.")
-        picks = np.random.default_rng(settings.seed).permutation(len(everything))[:count]
-        captions = [everything[int(i)] for i in picks]
+        if count > len(data):
+            raise ValueError(f"clip must be at most the {len(data)} images of {settings.data}, got {count}.")
+        # Not `picked_captions`, whose draw is another one: a seed keeps the captions of earlier scores.
+        picks = np.random.default_rng(settings.seed).permutation(len(data))[:count]
+        captions = [data.captions[int(i)] for i in picks]
     if not any(captions):
         raise ValueError(f"{settings.data} has no captions, which a CLIP score needs; leave --clip out.")
     return captions

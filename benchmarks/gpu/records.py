@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BeforeValidator, SerializeAsAny
 
 from asdm.utils.io import Frozen, Record, later
-from asdm_prof.api import RECORDS
+from asdm_prof.records import kinds
 
 R = TypeVar("R", bound=Record)
 State = Literal["unfinished", "done", "refused", "failed", "timed out", "interrupted"]
@@ -86,7 +86,7 @@ def result_of(value: Any, source: str = "the result") -> Record:
         from benchmarks.distillation import DistillationCost  # brings torch along
 
         return DistillationCost.parse(value, source)
-    for model in (*RECORDS, *OWN):
+    for model in (*kinds().values(), *OWN):
         if schema.partition("/")[0] == model.SCHEMA.partition("/")[0]:
             return model.parse(value, source)
     raise ValueError(f"{source} has the unknown schema {schema}")

@@ -47,7 +47,6 @@ from asdm_prof.analysis import transfer
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.frontier import make_frontier
 from asdm_prof.planner.schedule import plan as schedules
-from asdm_prof.planner.validate import ValidationRun
 from asdm_prof.records import (
     Comparison,
     Damage,
@@ -59,8 +58,9 @@ from asdm_prof.records import (
     TrainingLog,
     Validation,
 )
+from asdm_prof.records.damage import DamageRun
+from asdm_prof.records.validation import ValidationRun
 from asdm_prof.renderers import Report, chrome_trace, console, csv as csv_renderer, html, speedscope
-from asdm_prof.sensitivity.measure import DamageRun
 from tests.asdm_prof.planner.test_schedule import measured
 from tests.fuzz.mutations import Original, as_json, as_json_lines, changed, torn
 

@@ -10,17 +10,18 @@ from typing import Any
 
 from asdm.cli.slim.settings import SlimSettings
 from asdm.data import datasets
-from asdm.data.choice import data_for, is_emoji
+from asdm.data.choice import data_for
 from asdm.data.datasets.prompts import read_prompts
 from asdm.data.identity import FINGERPRINT, identity
 from asdm.data.loader import readers, usable
 from asdm.data.settings import Selection
-from asdm.distill import recipes
-from asdm.distill.losses.perceptual import load_vgg
-from asdm.models import example_inputs
+from asdm.distill import losses, recipes
+from asdm.distill.settings import DistillSettings
+from asdm.models import example_inputs, loading
 from asdm.models.execution import RANDOM
 from asdm.models.families import Family
 from asdm.models.sources import resolve
+from asdm.unet.blocks import topology
 from asdm.unet.inputs import check_caption_only
 from asdm.utils.io import sha256_of
 from asdm.utils.settings import check_bounds
@@ -58,7 +59,8 @@ def prepare(checkpoint: str, settings: SlimSettings, say: Callable[[str], None] 
     recipes.load(settings.recipe)
     data = data_for(settings.data, family, "asdm slim")
     pictures, known_by = _count(data, side, settings)
-    return Prepared(checkpoint, settings, family, data, pictures, known_by, _without_vgg(settings, data, say))
+    left_out = _without_networks(family, settings, data, say)
+    return Prepared(checkpoint, settings, family, data, pictures, known_by, left_out)
 
 
 def check_budget(budget: str) -> None:
@@ -112,16 +114,19 @@ def _enough(data: str, count: int) -> int:
     return count
 
 
-def _without_vgg(settings: SlimSettings, data: str, say: Callable[[str], None]) -> tuple[str, ...]:
-    """What leaves the perceptual term out, where nobody named its VGG and none that suits the data is at hand."""
-    if settings.recipe not in recipes.WITH_VGG:
-        return ()
-    if settings.vgg is not None or is_emoji(data):
-        load_vgg(settings.vgg or "mini")
-        return ()
-    try:
-        load_vgg("imagenet")
-    except ValueError as error:
-        say(f"Training goes without the perceptual term: {str(error).partition(';')[0]}; --vgg DIR names another.")
-        return ("--weight", "perceptual=0")
-    return ()
+def _without_networks(family: Family, settings: SlimSettings, data: str, say: Callable[[str], None]) -> tuple[str, ...]:
+    """What leaves out the loss terms for which nobody named a network and none that suits the data is at hand."""
+    training = DistillSettings(data=data, vgg=settings.vgg)
+    shape = topology(loading.meta_unet(family))
+    options: list[str] = []
+    for name in losses.with_network(recipes.terms_of(settings.recipe, shape, settings.steps)):
+        setting = losses.network_setting(name)
+        try:
+            losses.load(name).check_network(training)
+        except ValueError as error:
+            if setting and getattr(training, setting) is not None:
+                raise
+            another = f"; --{setting} DIR names another" if setting else ""
+            say(f"Training goes without the {name} term: {str(error).partition(';')[0]}{another}.")
+            options += ["--weight", f"{name}=0"]
+    return tuple(options)

@@ -13,7 +13,6 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import torch

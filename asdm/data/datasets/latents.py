@@ -15,43 +15,11 @@ import torch
 from asdm.data.datasets import Encoded, Indexed
 from asdm.data.datasets._metadata import check_split_name, is_held_out
 from asdm.data.settings import Selection
-from asdm.utils.io import Frozen, Record, later, sha256_of, sha256_of_file
+from asdm.records.latents import LatentCache
+from asdm.utils.io import sha256_of, sha256_of_file
 
 MANIFEST = "cache.json"
 PARTS = ("mean", "std", "states", "pooled", "time_ids")
-
-
-class Shard(Frozen):
-    """A file of examples of one shape, and their captions in order."""
-
-    file: str
-    bytes: int
-    captions: tuple[str, ...]
-    shape: tuple[int, int] | None = later(None)  # of the latents, where the shards differ
-    sha256: str | None = later(None)  # of the file
-
-
-class LatentCache(Record, schema="asdm.latents/1"):
-    """`asdm.latents/1`: what is encoded, by which encoders, and how far."""
-
-    data: str
-    data_fingerprint: str
-    data_sample: str | None = later(None)  # of the bytes of the data set's files (asdm/data/identity.py)
-    split: str
-    size: int
-    dtype: str
-    encoder_sha256: str
-    examples: int | None  # of the data set; None for shards that were not read to their end
-    selection: tuple[str, ...] = later(())  # what of it was taken, as --option=value
-    skipped: int = 0  # examples that cannot be used
-    why_skipped: dict[str, int] = later({})  # reason → how many of them
-    first_skipped: dict[str, tuple[str, ...]] = later({})  # reason → the first of them by name
-    next_index: int = 0
-    shards: tuple[Shard, ...] = ()
-
-    @property
-    def finished(self) -> bool:
-        return self.examples is not None and self.next_index >= self.examples
 
 
 class Latents(Indexed[Encoded]):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from asdm.data.datasets import Example, Indexed
 
@@ -26,6 +29,19 @@ def read_prompts(source: str | None) -> list[str]:
     if not prompts:
         raise ValueError(f"{source} has no prompt in it.")
     return prompts
+
+
+class Prompts(Indexed[Example]):
+    """Prompts whose pictures nobody has drawn, for what takes captions alone."""
+
+    def __init__(self, captions: Sequence[str]) -> None:
+        self.captions = tuple(captions)
+
+    def __len__(self) -> int:
+        return len(self.captions)
+
+    def example(self, index: int) -> Example:
+        return Example(torch.empty(3, 0, 0), self.captions[index])
 
 
 def open_data(split: str = "train", size: int = 512, source: str | None = None) -> Indexed[Example]:

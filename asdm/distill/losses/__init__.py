@@ -7,8 +7,10 @@ A file defines:
 - `MODES`: the modes in which it may be used (feature maps exist in `end_to_end` only, block outputs in `blockwise`),
 - `loss(inputs: LossInputs) -> Tensor`: one value per image (b,),
 - `places(student, name_map) -> Places`, where it compares feature maps: pairs of (student's module, teacher's module),
-- `load_network(context: TrainContext) -> Any`, where it needs a frozen network, which `loss` gets as `inputs.network`,
-  and `check_network(settings)`, which raises ValueError before the run where that network cannot be had.
+- `load_network(context: TrainContext) -> Any`, where it needs a frozen network, which `loss` gets as `inputs.network`.
+  Such a term also defines `NETWORK`, what the network is called (`"VGG"`), and `check_network(settings)`, which raises
+  ValueError before the run where it cannot be had. Where a setting of that name in lower case chooses the network,
+  `network_for(settings)` says in words which one a run takes.
 
 Reductions are in fp32 and are means per tensor and image, so that splitting a batch does not change the loss.
 """
@@ -16,12 +18,13 @@ Reductions are in fp32 and are means per tensor and image, so that splitting a b
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from types import ModuleType
 from typing import Any, Literal
 
 import torch
 
+from asdm.distill.settings import DistillSettings
 from asdm.unet.hooks import Places
 from asdm.utils import registry
 
@@ -74,6 +77,17 @@ def legal(mode: Mode) -> list[str]:
 def needs_network(name: str) -> bool:
     """Whether a term has a frozen network of its own."""
     return hasattr(load(name), "load_network")
+
+
+def with_network(terms: Iterable[str]) -> list[str]:
+    """Those of the terms that have a frozen network of their own, sorted."""
+    return [name for name in sorted({*terms} & {*names()}) if needs_network(name)]
+
+
+def network_setting(name: str) -> str | None:
+    """The setting that names a term's network, such as `vgg`; None where there is no choice."""
+    setting: str = load(name).NETWORK.lower()
+    return setting if setting in {field.name for field in fields(DistillSettings)} else None
 
 
 def find_places(terms: Iterable[str], student: torch.nn.Module, name_map: dict[str, str]) -> dict[str, Places]:

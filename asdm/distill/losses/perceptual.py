@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from asdm.data import datasets, loader
+from asdm.data.choice import is_emoji
 from asdm.distill.context import TrainContext
 from asdm.distill.losses import LossInputs, predicted_clean, squared_distance
 from asdm.distill.settings import DistillSettings
@@ -24,6 +25,7 @@ from asdm.models.networks import Vgg, imagenet_vgg_weights
 from asdm.utils.io import write_whole
 
 COMPARES = "predictions"
+NETWORK = "VGG"
 MODES = ("end_to_end", "blockwise")
 LAYERS = ("relu1_2", "relu2_2", "relu3_3", "relu4_3")
 SMALLEST = 32  # pixels per side
@@ -142,9 +144,20 @@ class ImagenetVgg(nn.Module):
         return [maps[name] for name in names]
 
 
+def network_for(settings: DistillSettings) -> str:
+    """The VGG that a run takes, in words."""
+    name = settings.vgg or vgg_for(str(settings.data))
+    return "the bundled VGG, which was trained on emoji" if name == "mini" else f"the VGG {name}"
+
+
 def check_network(settings: DistillSettings) -> None:
     """Raises ValueError, before a run begins, where the VGG cannot be had."""
-    load_vgg(str(settings.vgg))
+    load_vgg(settings.vgg or vgg_for(str(settings.data)))
+
+
+def vgg_for(data: str) -> str:
+    """The VGG that suits a data set, where none is named."""
+    return "mini" if is_emoji(data) else "imagenet"
 
 
 def load_vgg(name: str) -> Any:

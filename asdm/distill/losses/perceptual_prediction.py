@@ -12,7 +12,8 @@ from asdm.distill.losses import LossInputs, perceptual
 
 COMPARES = perceptual.COMPARES
 MODES = perceptual.MODES
-load_network, check_network = perceptual.load_network, perceptual.check_network
+NETWORK = perceptual.NETWORK
+load_network, network_for, check_network = perceptual.load_network, perceptual.network_for, perceptual.check_network
 
 
 def loss(inputs: LossInputs) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from asdm.measure import clocks, machine
-from asdm.models import example_inputs, execution, loading
+from asdm.measure import clocks
+from asdm.models import example_inputs, loading
 from asdm.models.families import Family, load_family
 from asdm.models.sources import weights_to_validate
 from asdm.schedule.cost import macs_as_run
@@ -19,15 +20,14 @@ from asdm.schedule.legality import resolve
 from asdm.schedule.schedule import Schedule
 from asdm.schedule.unet import ScheduledUNet
 from asdm.unet import blocks
-from asdm.utils.io import sha256_of, utc_now
+from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
-from asdm_prof.planner import plan as planner
 from asdm_prof.planner.schedule import draw
 from asdm_prof.planner.schedule.passes import candidates
 from asdm_prof.planner.schedule.prices import StepPrices, parts_of
+from asdm_prof.planner.validation_run import check_profile, complete
 from asdm_prof.records import Profile, ScheduleValidation
-from asdm_prof.records.schedule_validation import ValidatedSchedule
-from asdm_prof.records.unfinished import UnfinishedRun
+from asdm_prof.records.schedule_validation import ScheduleValidationRun, ValidatedSchedule
 
 AGES = 3
 
@@ -43,12 +43,6 @@ class ScheduleValidateSettings:
     seed: int = 0
 
 
-class ScheduleValidationRun(UnfinishedRun, schema="asdm.validate-schedules-run/1"):
-    """`asdm.validate-schedules-run/1`: the schedules of an unfinished run."""
-
-    schedules: tuple[ValidatedSchedule, ...] = ()
-
-
 def validate_schedules(
     family: str | Family,
     profile: Profile,
@@ -62,43 +56,42 @@ def validate_schedules(
     An unfinished run in `run_file` is resumed. Raises ValueError for a profile of another model and another run's file.
     """
     family = load_family(family) if isinstance(family, str) else family
-    if loading.unet_config_sha256(loading.meta_unet(family).config) != profile.config_sha256:
-        raise ValueError(f"the profile is of {profile.family}, not of {family.name}; profile {family.name} first.")
-    execution.check_device(profile.device)
+    check_profile(profile, family)
     passes = {
         name: one for name, one in candidates(profile.topology, settings.guided).items() if one.value != "clean"
     }  # fmt: skip
     rng = np.random.default_rng(settings.seed)
     drawn = draw.draw(family.name, passes, {}, settings.calls, AGES, settings.schedules, rng)
-    asked = profile.model_copy(update={"guidance_scale": 8.0 if settings.guided else 1.0})
-    prices = StepPrices.of(asked)
     sha256 = sha256_of([profile.sha256(), vars(settings), [list(one.steps) for one in drawn]])
     run = ScheduleValidationRun(run_sha256=sha256).resumed_from(run_file, "profile")
-    with machine.quiet_torch(profile.threads, profile.device) as threads, torch.inference_mode():
-        tell("building the network", 0, None)
-        weights = weights_to_validate(family, None, profile.weights)
-        unet: Any = loading.load_unet(family, weights, profile.device, profile.dtype, profile.seed)
-        batch = profile.batch * (2 if settings.guided else 1)
-        where = (profile.device, profile.dtype, profile.seed)
-        inputs = example_inputs.unet_inputs(family, batch, profile.size, *where)
-        clock = clocks.clock_for(profile.device)
-        for _ in range(2):
-            unet(**inputs)
-        for n, schedule in enumerate(drawn[len(run.schedules) :], len(run.schedules)):
-            tell(f"schedule {n + 1} of {len(drawn)}", 0, None)
-            one = _measure(unet, schedule, prices, inputs, clock, settings)
-            run = run.model_copy(update={"schedules": (*run.schedules, one)})
-            if run_file:
-                run.save(run_file, force=True)
-        facts = machine.environment(profile.device, threads)
+    weights = weights_to_validate(family, None, profile.weights)
+    rest = _measure_each(family, weights, profile, settings, drawn[len(run.schedules) :], tell)
+    run, about = complete(run, rest, run_file, profile, family)
     errors = np.array([one.error for one in run.schedules])
     return ScheduleValidation(
-        **(planner.measured_at(profile).model_dump() | {"threads": threads}),
-        created_utc=utc_now(), command=command, family=family.name, weights=weights, seed=settings.seed,
-        profile_sha256=profile.sha256(), guided=settings.guided, calls=settings.calls, passes=passes,
-        mape=float(np.abs(errors).mean()), worst=float(np.abs(errors).max()), bias=float(errors.mean()),
-        macs_exact=macs_are_exact(family, profile, passes), schedules=run.schedules, environment=facts,
+        **about, command=command, weights=weights, seed=settings.seed, guided=settings.guided,
+        calls=settings.calls, passes=passes, mape=float(np.abs(errors).mean()), worst=float(np.abs(errors).max()),
+        bias=float(errors.mean()), macs_exact=macs_are_exact(family, profile, passes), schedules=run.schedules,
     )  # fmt: skip
+
+
+@torch.inference_mode()
+def _measure_each(
+    family: Family, weights: str, profile: Profile, settings: ScheduleValidateSettings, drawn: Sequence[Schedule],
+    tell: Tell,
+) -> Iterator[ValidatedSchedule]:  # fmt: skip
+    """The last of a validation's schedules, on one network."""
+    tell("building the network", 0, None)
+    unet: Any = loading.load_unet(family, weights, profile.device, profile.dtype, profile.seed)
+    batch = profile.batch * (2 if settings.guided else 1)
+    inputs = example_inputs.unet_inputs(family, batch, profile.size, profile.device, profile.dtype, profile.seed)
+    clock = clocks.clock_for(profile.device)
+    prices = StepPrices.of(profile.model_copy(update={"guidance_scale": 8.0 if settings.guided else 1.0}))
+    for _ in range(2):
+        unet(**inputs)
+    for n, schedule in enumerate(drawn, settings.schedules - len(drawn) + 1):
+        tell(f"schedule {n} of {settings.schedules}", 0, None)
+        yield _measure(unet, schedule, prices, inputs, clock, settings)
 
 
 def _measure(

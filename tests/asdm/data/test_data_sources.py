@@ -7,8 +7,8 @@ import http.server
 import io
 import itertools
 import json
-import shutil
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +22,9 @@ from PIL import Image
 from asdm.data import cache, datasets, loader
 from asdm.data.datasets import BrokenExample, folder, latents, webdataset
 from asdm.data.datasets._pictures import Frame, decode_picture
-from asdm.data.datasets.latents import LatentCache
 from asdm.data.datasets.prompts import read_prompts
 from asdm.data.settings import CacheSettings, Selection
+from asdm.records.latents import LatentCache
 from tests.pictures import picture, shard
 
 # ---------------------------------------------------------------------------------------------- folder

@@ -122,6 +122,11 @@ def test_every_file_is_a_loss_term(tiny_unet, name):
     else:
         assert (term.COMPARES, term.MODES) == ("block_outputs", ("blockwise",))
     network = perceptual.LatentVgg(Vgg.load(), torch.randn(3, 5)) if losses.needs_network(name) else None
+    if network:
+        term.check_network(settings(data="emoji", vgg=None))
+        with pytest.raises(ValueError, match=f"unknown {term.NETWORK} 'nowhere'"):
+            term.check_network(settings(**{losses.network_setting(name): "nowhere"}))
+        assert "bundled" in term.network_for(settings(data="emoji", vgg=None))
     one = loss_inputs(maps=maps, network=network)
     prediction = one.prediction.clone().requires_grad_()
     maps = tuple((ours.requires_grad_(), theirs) for ours, theirs in maps)

@@ -19,6 +19,7 @@ from asdm.plan.edits import PruningPlan
 from asdm.records.build import BuildResult
 from asdm.utils import console
 from asdm_prof.records import Profile
+from asdm_prof.records.validation import ValidationRun
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from asdm_prof.sensitivity.study import measure_sensitivity
 from tests.asdm_prof import synthetic
@@ -219,11 +220,11 @@ def test_planning_on_damage_and_training_in_python(tiny_pipeline: Path, tmp_path
 
 def test_load_reads_what_the_commands_write(tmp_path: Path) -> None:
     several = (synthetic.profile(), synthetic.plan(), synthetic.bench(), synthetic.comparison(), synthetic.damage())
-    for record in several:
+    for record in (*several, ValidationRun(run_sha256="0" * 64), synthetic.full_report().search):
         path = record.save(tmp_path / f"{type(record).__name__}.json")
         assert asdm_prof.load(path) == record
     (tmp_path / "other.json").write_text('{"schema": "somebody.else/1"}')
-    with pytest.raises(ValueError, match=r"schema somebody.else/1; this reads asdm.profile/1, asdm.plan/1"):
+    with pytest.raises(ValueError, match=r"schema somebody.else/1; this reads asdm.bench/1, .* asdm.search/1, "):
         asdm_prof.load(tmp_path / "other.json")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import t as student_t
 
 from asdm.models import loading
@@ -17,6 +18,11 @@ from asdm.plan.edits import AnyEdit
 from asdm.plan.legality import resolve
 from asdm_prof.planner import plan as planner, validate
 from asdm_prof.planner.choices import make_choices
+from asdm_prof.planner.schedule.validate import (
+    ScheduleValidateSettings,
+    ScheduleValidationRun,
+    validate_schedules,
+)
 from asdm_prof.planner.settings import ValidateSettings
 from asdm_prof.profiler.profile import profile as measure_profile
 from asdm_prof.profiler.settings import ProfileSettings
@@ -141,6 +147,29 @@ def test_an_interrupted_run_is_continued(faked: Profile, tmp_path: Path, validat
     assert found.plans[:2] == kept
     assert [plan.edits for plan in found.plans] == [plan.edits for plan in validated.plans]
     assert not [stage for stage in stages if stage.startswith(("plan 1 ", "plan 2 "))]
+
+
+def test_schedules_are_measured_and_an_interrupted_run_is_continued(tiny_folder: Path, tmp_path: Path) -> None:
+    profile = measure_profile(str(tiny_folder), ProfileSettings(backend="fake", threads=1))
+    settings, run_file = ScheduleValidateSettings(schedules=3, calls=3), tmp_path / "validate-schedules.json.run"
+
+    def interrupt(stage: str, calls: int, eta_s: float | None) -> None:
+        if stage == "schedule 3 of 3":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate_schedules(str(tiny_folder), profile, settings, run_file, interrupt)
+    assert not torch.is_inference_mode_enabled()
+    kept = ScheduleValidationRun.load(run_file).schedules
+    assert len(kept) == 2
+    found = validate_schedules(str(tiny_folder), profile, settings, run_file)
+    assert found.schedules[:2] == kept
+    assert len(found.schedules) == 3
+    assert all(len(one.plain_call_s) == len(one.schedule_s) + 1 for one in found.schedules)
+    assert found.macs_exact
+    assert (found.profile_sha256, found.threads, found.weights) == (profile.sha256(), 1, profile.weights)
+    with pytest.raises(ValueError, match="not of sd15"):
+        validate_schedules("sd15", profile, settings)
 
 
 def test_another_runs_file_is_refused(faked: Profile, tmp_path: Path) -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
+import asdm_prof
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import UNetRun
 from asdm.utils.io import sha256_of
-from asdm_prof.records import Profile, Validation
+from asdm_prof.records import Profile, Validation, kinds
 from tests.asdm_prof import synthetic
 
-REPORTS = Path(__file__).parents[3] / "reports"
+ROOT = Path(__file__).parents[3]
+REPORTS = ROOT / "reports"
 KINDS: list[type[UNetRun]] = [Profile, BenchResult, Validation]
 BY_SCHEMA = {kind.SCHEMA: kind for kind in KINDS}
 COMMITTED = [
@@ -44,3 +47,20 @@ def test_a_file_says_what_was_run_first_and_where_last() -> None:
         assert [name for name in names if name not in ("title", "config_sha256")][: len(first)] == first
         assert names[-1] == "environment"
     assert list(json.loads(profile.to_json()))[3:7] == ["family", "title", "weights", "config_sha256"]
+
+
+# ---------------------------------------------------------------------------------------------- kinds
+
+
+def test_every_record_that_a_package_declares_is_a_kind() -> None:
+    files = [path for package in ("asdm", "asdm_prof") for path in (ROOT / package).rglob("*.py")]
+    declared = {name for path in files for name in re.findall(r'schema="([\w.-]+)/\d+"', path.read_text())}
+    assert len(declared) > 20
+    assert declared == kinds().keys(), "declare a record in asdm/records or asdm_prof/records"
+
+
+def test_load_reads_every_committed_file_of_a_kind() -> None:
+    for path in sorted(REPORTS.rglob("*.json")):
+        data = json.loads(path.read_text())
+        if model := kinds().get(str(data.get("schema")).partition("/")[0]):
+            assert type(asdm_prof.load(path)) is model

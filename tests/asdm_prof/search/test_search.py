@@ -22,6 +22,7 @@ import pytest
 import asdm_prof.cli
 from asdm.distill import recipes
 from asdm.distill.logger import read_log
+from asdm.distill.losses import perceptual
 from asdm.distill.run import distill
 from asdm.distill.settings import DistillSettings
 from asdm.evaluate import metrics
@@ -103,7 +104,7 @@ def test_networks_that_are_not_at_hand_are_told_before_anything_is_trained(
     family = load_family(str(tiny_pipeline))
     settings = SearchSettings(budget="0.8", data=f"folder:{photos}", prompts=4, metric="latent_mse_to_teacher")
     checks.check_judging(family, settings, "mine")
-    monkeypatch.setattr(checks, "load_vgg", nowhere)
+    monkeypatch.setattr(perceptual, "load_vgg", nowhere)
     monkeypatch.setattr(fid, "load_network", nowhere)
     with pytest.raises(ValueError, match=r"^its weights are not at hand; choose a --metric other than fid\.$"):
         checks.check_judging(family, replace(settings, metric="fid"), "mine")

@@ -59,6 +59,17 @@ def test_a_file_of_prompts_is_enough_with_schedules_and_clip_scores(
     assert [*study.with_clip_scores(family, [], settings, 2, lambda *_: None)] == []
 
 
+def test_a_seed_keeps_its_captions_in_each_measurement(tiny_pipeline: Path, tmp_path: Path) -> None:
+    """Each draws in its own way, from the lines of a file as from pictures."""
+    lines = [f"number {n}" for n in range(9)]
+    (tmp_path / "prompts.txt").write_text("\n".join(lines))
+    settings = replace(SETTINGS, data=f"prompts:{tmp_path / 'prompts.txt'}", prompts=4, seed=3)
+    by_torch = torch.randperm(9, generator=torch.Generator().manual_seed(3))[:4].tolist()
+    assert across_steps._captions(load_family(str(tiny_pipeline)), settings) == [lines[i] for i in by_torch]
+    by_numpy = np.random.default_rng(3).permutation(9)[:4]
+    assert study._captions(settings, 16, 4) == [lines[i] for i in by_numpy]
+
+
 def test_every_pass_is_measured_at_every_step_age_and_gap(damage: StepsDamage) -> None:
     by_name = {one.name: one.error for one in damage.damages}
     assert by_name["full"] == (((0.0,),),) * STEPS

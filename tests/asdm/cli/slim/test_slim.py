@@ -176,6 +176,19 @@ def test_where_no_vgg_suits_the_pictures_training_goes_without_and_says_so(tiny_
     assert any("goes without the perceptual term" in line for line in said)
 
 
+def test_any_term_of_any_recipe_is_left_out_for_want_of_its_network(
+    tiny_pipeline: Path, many: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from asdm.distill import Stage\n\n\ndef recipe(topology, plan, steps):\n"
+        "    return (Stage('only', plan, steps, {'output': 1.0, 'perceptual_prediction': 0.1}),)\n"
+    )
+    said: list[str] = []
+    prepared = prepare(str(tiny_pipeline), settings(many, recipe=f"{tmp_path / 'mine.py'}:recipe"), said.append)
+    assert prepared.left_out == ("--weight", "perceptual_prediction=0")
+    assert any("goes without the perceptual_prediction term" in line for line in said)
+
+
 def test_a_dry_run_prints_time_memory_disk_and_cards(run: Any, tiny_pipeline: Path, many: Path, tmp_path: Path) -> None:
     line = ("asdm", "slim", tiny_pipeline, "--budget", "0.8", "--data", f"folder:{many}", "-o", "out")
     done = run(*line, "--recipe", "bk_sdm", "--dry-run")
