@@ -14,7 +14,7 @@ author = "the A-SDM authors"
 copyright = f"2026, {author}"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "options", "packages", "records"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "cards", "options", "packages", "records"]
 default_role = "code"  # `name` in a docstring
 exclude_patterns = ["_build", "_ext"]
 myst_enable_extensions = ["colon_fence", "deflist"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -53,6 +53,7 @@ class Report:
     validation: Validation | None = None
     comparison: Comparison | None = None
     damage: Damage | None = None
+    other_damage: Damage | None = None  # after units were fitted or trained, where `damage` is before, or vice versa
     frontier: Frontier | None = None
     log: TrainingLog | None = None  # of the distillation of one of the students
     beside: Profile | None = None  # of another model of the same blocks, to see what structure they share
@@ -138,6 +139,14 @@ def _check_damage(profile: Profile, damage: Damage) -> None:
     check_damage(profile, damage)
 
 
+def _check_other_damage(damage: Damage, profile: Profile, other: Damage) -> None:
+    _check_damage(profile, other)
+    if (other.data, other.split) != (damage.data, damage.split):
+        raise ValueError("it was measured on other pictures.")
+    if (other.units_sha256 is None) == (damage.units_sha256 is None):
+        raise ValueError("both are from before, or both from after.")
+
+
 def _check_steps_damage(profile: Profile, damage: StepsDamage) -> None:
     from asdm_prof.planner.schedule.plan import check
 
@@ -184,6 +193,9 @@ def report(
     own_plan = _plan(profile, plan, folder, sources)
     own_benches = _benches(profile, own_plan, benches, folder, sources)
     records = {what: _record(what, kind, profile, named.get(what), folder, sources) for what, kind in KINDS.items()}
+    if damage_record := records["damage"]:
+        other_side = replace(KINDS["damage"], check=partial(_check_other_damage, damage_record))
+        records["other_damage"] = _record("other damage", other_side, profile, None, folder, sources)
     if log is not None:
         sources["log"] = str(log)
     return Report(

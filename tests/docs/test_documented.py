@@ -104,6 +104,13 @@ def test_every_file_of_a_seam_is_documented(package: str) -> None:
         assert f"`{name}`" in documents()[page], f"{name} of {package} is not in {page}"
 
 
+@pytest.mark.parametrize("name", registry.names("asdm.unet.replacements"))
+def test_every_replacement_has_a_whole_card(name: str) -> None:
+    card = registry.load("asdm.unet.replacements", name).__doc__ or ""
+    assert [card.count(f"\n\n{lead}: ") for lead in ("What it does", "When it helps")] == [1, 1]
+    assert "§2." in card or "\n\nNot in the paper" in card, "where it comes from"
+
+
 def test_the_code_layout_lists_every_package_from_the_ground_up() -> None:
     page = documents()["docs/extending/code-layout.md"]
     for package, floors in FLOORS.items():

@@ -7,7 +7,7 @@ factor 3 it costs a ninth. It has no weights of its own: it inherits the teacher
 When it helps: to judge GRI at equal cost (at 64×64 it is 3.2 times as fast as the full attention,
 GRI 2.9 times), and where sharp queries matter more than sharp keys.
 
-The paper does not have it. `to_k` and `to_v` are linear without bias, so the map is averaged first and a quarter of
+Not in the paper. `to_k` and `to_v` are linear without bias, so the map is averaged first and a quarter of
 the tokens projected. Where every cell of a map is constant, it is the full attention exactly. At other sizes a cell
 at the rim averages the pixels that exist. Cross-attention stays as it is, and masks are refused.
 """

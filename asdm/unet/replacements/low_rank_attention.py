@@ -9,6 +9,8 @@ then refits to_out.
 When it helps: projections and attention core both fall in proportion to `rank`, with no further call. At full rank it
 is the attention exactly.
 
+Not in the paper; SlimDiff cuts the same two products from activations.
+
 Cross-attention stays as it is, masks are refused, and an attention with biases in its projections is left alone.
 """
 

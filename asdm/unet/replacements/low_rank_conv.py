@@ -6,6 +6,8 @@ square on calibration data, or alike without. Least squares on calibration data 
 
 When it helps: a convolution costs about `rank` of what it did, (9·in + out)·rank·out instead of 9·in·out, in one more
 call. At full rank it is the convolution exactly.
+
+Not in the paper; Zhang et al. compress image classifiers so.
 """
 
 from __future__ import annotations

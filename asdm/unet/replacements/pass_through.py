@@ -1,7 +1,12 @@
 """Nothing in a unit's place: the feature map goes through unchanged (`remove_unit`).
 
-diffusers' blocks call a Transformer unit with `return_dict=False` and take the first of a tuple, a bare attention
-(Kandinsky, DeepFloyd IF) for a tensor, and a ResNet unit with the time embedding, so there is one identity for each.
+What it does: the unit becomes an identity. diffusers' blocks call a Transformer unit with `return_dict=False` and take
+the first of a tuple, a bare attention (Kandinsky, DeepFloyd IF) for a tensor, and a ResNet unit with the time
+embedding, so there is one identity for each. A ResNet that changes the number of channels cannot become one.
+
+When it helps: where a unit does little; all of its time is saved.
+
+The paper removes whole layers (§2.2); BK-SDM and SnapFusion remove units.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ of its own: it inherits the teacher's to_q, to_k, to_v, to_out.
 When it helps: on large maps, where the attention core is quadratic in tokens; matching itself costs (3/16)·n²·c
 multiply-adds against the core's 2·n²·c. On small maps sorting costs more than it saves.
 
-The authors choose destinations at random in each call; here it is the top left token of a cell, so that a student's
-output depends on its input alone. The ratio is at most the share of sources, 0.75. Cross-attention and feed-forward
-stay as they are (their default too), and masks are refused.
+Not in the paper. Bolya and Hoffman choose destinations at random in each call; here it is the top left token of a cell,
+so that a student's output depends on its input alone. The ratio is at most the share of sources, 0.75. Cross-attention
+and feed-forward stay as they are (their default too), and masks are refused.
 """
 
 from __future__ import annotations

@@ -294,19 +294,32 @@ def test_it_moves_between_dtypes(tiny_unet, name, fqn, options):
     torch.testing.assert_close(run(coarse.float(), batch=2), exact, rtol=0.1, atol=0.1 * float(exact.abs().max()))
 
 
-@pytest.mark.parametrize("name", [*dict.fromkeys(case.values[0] for case in ALONE), "token_merging"])
-def test_it_compiles(tiny_unet, name):
-    fqn, options = next(case.values[1:] for case in CASES if case.values[0] == name)
-    unit = open_gates(replaced(name, tiny_unet, fqn, **options))
+def test_each_of_them_compiles_whole(tiny_unet):
+    """In one graph, each on its own input; at another size a graph must not keep the first one's."""
+    firsts = {name: (fqn, options) for name, fqn, options in reversed([case.values for case in CASES])}
+    assert {*firsts} == {*REPLACEMENTS}
+
+    class EachUnit(nn.ModuleDict):
+        def forward(self, maps: dict[str, torch.Tensor], text: torch.Tensor, time: torch.Tensor):
+            return {
+                name: self[name](x, encoder_hidden_states=text, return_dict=False)[0]
+                if "attentions" in firsts[name][0]
+                else self[name](x, time)
+                for name, x in maps.items()
+            }
+
     torch._dynamo.reset()
-    compiled = torch.compile(unit, fullgraph=False, backend="aot_eager")
-    for height in (8, 4):  # another size is another graph, and must not keep the first one's
-        x = torch.randn(2, unit_channels(tiny_unet, fqn), height, 8, generator=torch.Generator().manual_seed(6))
-        text, time = torch.randn(2, 7, 32), torch.randn(2, 4 * 32)
-        args = ((x,), {"encoder_hidden_states": text, "return_dict": False}) if "attentions" in fqn else ((x, time), {})
+    units = {name: open_gates(replaced(name, tiny_unet, fqn, **options)) for name, (fqn, options) in firsts.items()}
+    each, generator = EachUnit(units), torch.Generator().manual_seed(6)
+    compiled = torch.compile(each, fullgraph=True, dynamic=False, backend="aot_eager")
+    text, time = torch.randn(2, 7, 32, generator=generator), torch.randn(2, 4 * 32, generator=generator)
+    for height, names in ((8, firsts), (4, ("gri_attention", "token_merging"))):
+        channels = {name: unit_channels(tiny_unet, firsts[name][0]) for name in names}
+        maps = {name: torch.randn(2, c, height, 8, generator=generator) for name, c in channels.items()}
         with torch.no_grad():
-            expected, found = unit(*args[0], **args[1]), compiled(*args[0], **args[1])
-        torch.testing.assert_close(found, expected)
+            expected, found = each(maps, text, time), compiled(maps, text, time)
+        for name in names:
+            torch.testing.assert_close(found[name], expected[name], msg=lambda text, name=name: f"{name}: {text}")
 
 
 # ---------------------------------------------------------------------------------------------- all in one network
@@ -410,6 +423,10 @@ CLOSED_FORMS = [  # (replacement, options, multiply-adds)
     ("no_self_attention", {}, transformer_macs(attention=0)),
     ("no_cross_attention", {}, transformer_macs(cross=0)),
     ("no_feed_forward", {}, transformer_macs(feed_forward=0)),
+    # 12 cells of the map ask, all 35 tokens answer
+    ("gri_attention", {}, transformer_macs(attention=(12 + 3 * N) * C * C + 2 * 12 * N * C)),
+    ("gri_attention", {"regions": "quadrants"}, transformer_macs(attention=(12 + 3 * N) * C * C + 2 * 12 * N * C)),
+    ("gri_attention", {"regions": "whole"}, transformer_macs(attention=(12 + 3 * N) * C * C + 2 * 12 * N * C)),
     ("kv_downsample", {"factor": 2}, transformer_macs(attention=2 * N * C * C + 2 * 12 * C * C + 2 * N * 12 * C)),
     ("kv_downsample", {"factor": 3}, transformer_macs(attention=2 * N * C * C + 2 * 6 * C * C + 2 * N * 6 * C)),
     # 12 destinations, 23 sources, of which ⌊35/2⌋ = 17 are merged, so 18 tokens attend and 35 get an answer
@@ -424,13 +441,17 @@ CLOSED_FORMS = [  # (replacement, options, multiply-adds)
     ("narrow_resnet", {"keep": 0.5}, resnet_macs(conv1=9 * 32 * 32 * N, conv2=9 * 32 * 64 * N, time=128 * 32)),
     ("low_rank_conv", {"rank": 0.5}, resnet_macs(conv1=(9 * 32 * 32 + 32 * 64) * N, conv2=(9 * 64 * 32 + 32 * 64) * N)),
     ("depthwise_resnet", {}, resnet_macs(conv1=(9 * 32 + 32 * 64) * N, conv2=(9 * 64 + 64 * 64) * N)),
+    # conv2 alone has a kernel of its shape beside it; a gate sees 64 channels or the time, a kernel is mixed once
+    ("cond_conv", {}, resnet_macs(conv2=9 * 64 * 64 * (N + 1) + 64 * 2)),
+    ("cond_conv", {"gate": "timestep"}, resnet_macs(conv2=9 * 64 * 64 * (N + 1) + 128 * 2)),
+    ("cond_conv", {"original": True}, resnet_macs(conv2=9 * 64 * 64 * (N + 2) + 64 * 3)),
     ("pointwise_conv", {"resnet": True}, 2 * 32 * 64 * N + 128 * 64),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "options", "macs"), CLOSED_FORMS)
 def test_its_multiply_adds_are_those_of_its_closed_form(name, options, macs):
-    resnet = options.pop("resnet", False) or name in ("narrow_resnet", "low_rank_conv", "depthwise_resnet")
+    resnet = options.pop("resnet", False) or name in ("narrow_resnet", "low_rank_conv", "depthwise_resnet", "cond_conv")
     fqn = "down_blocks.1.resnets.0" if resnet else "down_blocks.0.attentions.0"
     new = copy.deepcopy(replaced(name, PROBE, fqn, **options)).to("meta")
     args, kwargs = _meta_call(new, 32)

@@ -48,6 +48,21 @@ def test_of_several_the_one_that_was_measured_last_is_taken(folder: Path) -> Non
     assert gathered(folder).damage == late
 
 
+def test_damage_from_before_and_after_training_are_both_found(folder: Path) -> None:
+    before = synthetic.damage_of(synthetic.profile())
+    after = before.model_copy(update={"units_sha256": "1" * 64, "created_utc": "2099-01-01T00:00:00Z"})
+    elsewhere = after.model_copy(update={"data": "folder:photos", "created_utc": "2099-01-02T00:00:00Z"})
+    assert gathered(folder).other_damage is None
+    elsewhere.save(folder / "damage-photos.json")
+    assert gathered(folder, damage=folder / "damage.json").other_damage is None, "of other pictures"
+    after.save(folder / "damage-after.json")
+    found = gathered(folder, damage=folder / "damage.json")
+    assert (found.damage, found.other_damage) == (before, after)
+    assert found.sources["other damage"] == str(folder / "damage-after.json")
+    again = gathered(folder, damage=folder / "damage-after.json")
+    assert (again.damage, again.other_damage) == (after, before)
+
+
 def test_what_was_made_for_another_model_is_left_or_refused(folder: Path) -> None:
     other = synthetic.damage_of(synthetic.profile()).model_copy(update={"teacher_config_sha256": "f" * 64})
     other.save(folder / "damage.json", force=True)

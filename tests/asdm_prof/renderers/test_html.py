@@ -496,3 +496,18 @@ def test_what_each_unit_could_become_is_a_table_and_says_what_beats_what() -> No
     assert beaten[gri.unit, "narrow_feed_forward (keep 0.25)"] == "gri_attention"
     assert beaten[gri.unit, "gri_attention"] != "narrow_feed_forward (keep 0.25)"
     assert (gri.unit, "nothing") in beaten
+
+    before = synthetic.damage_of(source.profile)  # it has GRI, and not the other option
+    trained = next(one for one in before.edits if one.edits == (gri.edit,))
+    cheap = trained.model_copy(update={"damage": synthetic.around(1e-6)})
+    late = trained.model_copy(update={"edit": worse.edit, "damage": synthetic.around(1e-9)})
+    after = before.model_copy(update={"edits": (cheap,), "dropped": (late,), "units_sha256": "1" * 64, "prompts": 24})
+    for damage, other, by in ((before, after, "before"), (after, before, "after")):
+        both = dataclasses.replace(source, profile=profile, damage=damage, other_damage=other)
+        (table,) = options.section(both).blocks
+        rows = {(row[0].text, row[1].text): row for row in table.rows}
+        assert [column.name for column in table.columns][-3:] == ["damage before", "damage after", "beaten by"]
+        assert [cell.value for cell in rows[gri.unit, "gri_attention"][-3:-1]] == [trained.damage.value, 1e-6]
+        assert [cell.value for cell in rows[gri.unit, "narrow_feed_forward (keep 0.25)"][-3:-1]] == [None, 1e-9]
+        assert f"most saved first; by damage {by}." in table.caption
+        assert "make them, on 64 pictures; after: units of a library (asdm distill-units), on 24" in table.caption

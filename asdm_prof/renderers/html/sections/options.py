@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from asdm.plan.edits import RemoveUnit, ReplaceUnit
 from asdm_prof.planner.choices import Choice, edits_key, make_choices
-from asdm_prof.records import Interval
+from asdm_prof.records import Damage, Interval
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain, plural
 from asdm_prof.renderers.html.content import NONE, Cell, Column, Section
@@ -15,12 +17,10 @@ USUAL = ("gri_attention", "cond_conv")  # what every profile times
 
 def section(report: Report) -> Section | None:
     """A row for every option of every unit, best first; None where a profile timed no more than the usual ones."""
-    profile, damage = report.profile, report.damage
+    profile = report.profile
     if all(option.replacement in USUAL for option in profile.options):
         return None
-    measured: dict[frozenset[str], Interval] = {}
-    for one in (*damage.dropped, *damage.edits) if damage else ():
-        measured[edits_key(one.edits)] = one.damage
+    measured = _by_edits(report.damage)
     order = {unit.fqn: i for i, unit in enumerate(profile.units)}
     choices = [c for c in make_choices(profile) if isinstance(c.edit, ReplaceUnit | RemoveUnit)]
     choices.sort(key=lambda c: (order[_unit(c)], -c.saving))
@@ -33,18 +33,48 @@ def section(report: Report) -> Section | None:
         (Column("saves", "ms"), number_cells([scale * c.saving for c in choices])),
         (Column("of the call", "%"), number_cells([100 * c.saving for c in choices], 2)),
         (Column("parameters", "%"), number_cells([100 * c.params for c in choices], 2)),
-        (Column("damage"), [damage_cell(measured.get(edits_key(c.edits))) for c in choices] if measured
-         else number_cells([c.damage for c in choices])),
+        *_damages(report, choices),
         (Column("beaten by", numeric=False),
          [Cell(plain(name)) if name else NONE for name in _beaten_by(choices, harm)]),
     ]  # fmt: skip
-    by = "measured damage" if measured else "the structural prior"
     caption = (
-        f"{plural(len(choices), 'option')} of {len({_unit(c) for c in choices})} units, most saved first; by {by}. An "
-        "option is beaten by another of its unit that saves as much and does no more damage."
+        f"{plural(len(choices), 'option')} of {len({_unit(c) for c in choices})} units, most saved first; by "
+        f"{_measure(report)}. An option is beaten by another of its unit that saves as much and does no more damage."
     )
+    if report.other_damage:
+        before, after = (damage.prompts for _, damage in _sides(report))
+        caption += (
+            f" Before: units as the weights make them, on {plural(before, 'picture')}; after: units of a library (asdm "
+            f"distill-units), on {plural(after, 'picture')}."
+        )
     return Section("What each unit could become", [table("options", caption, fields, sortable=True, medium="page",
                                                          summary="Every unit’s options as a table")])  # fmt: skip
+
+
+def _by_edits(damage: Damage | None) -> dict[frozenset[str], Interval]:
+    return {edits_key(one.edits): one.damage for one in (*damage.dropped, *damage.edits)} if damage else {}
+
+
+def _sides(report: Report) -> list[tuple[str, Damage]]:
+    """The report's measured damage by the heading of its column: one, or the one from before and the one from after."""
+    if report.damage is None or report.other_damage is None:
+        return [("damage", report.damage)] if report.damage else []
+    both = sorted((report.damage, report.other_damage), key=lambda damage: damage.units_sha256 is not None)
+    return [("damage before", both[0]), ("damage after", both[1])]
+
+
+def _measure(report: Report) -> str:
+    """What options are compared by."""
+    heading = next((heading for heading, damage in _sides(report) if damage is report.damage), "the structural prior")
+    return "measured damage" if heading == "damage" else heading
+
+
+def _damages(report: Report, choices: list[Choice]) -> Iterator[Field]:
+    for heading, damage in _sides(report):
+        measured = _by_edits(damage)
+        yield Column(heading), [damage_cell(measured.get(edits_key(choice.edits))) for choice in choices]
+    if report.damage is None:
+        yield Column("damage"), number_cells([choice.damage for choice in choices])
 
 
 def _unit(choice: Choice) -> str:
