@@ -82,6 +82,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
     for key in _COUNTS:
         if config.get(key) is not None and not is_count(config[key]):
             raise ValueError(f"{key} must be a number of at least 1, got {config[key]!r}.")
+    sides = _flat(config.get("sample_size") or 64)
+    if not 1 <= len(sides) <= 2 or not all(map(is_count, sides)):
+        raise ValueError(f"sample_size must be a number of at least 1 or two of them, got {config['sample_size']!r}.")
     for key, value, needed in _NEEDED:
         if missing := [name for name in needed if config.get(key) == value and config.get(name) is None]:
             raise ValueError(f"{key} {value!r} needs {missing[0]}, which is missing.")
