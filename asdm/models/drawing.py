@@ -18,6 +18,7 @@ from asdm.models.student import StudentUNet
 from asdm.plan.edits import PruningPlan
 from asdm.unet import blocks
 from asdm.unet.surgery import resolved_on
+from asdm.utils.pictures import read_picture
 from asdm.utils.progress import Tell
 
 
@@ -121,11 +122,7 @@ def picture(path: str, size: tuple[int, int]) -> Any:
     """An image file in RGB at a size in pixels; raises ValueError where it is none."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    except (OSError, ValueError):
-        raise ValueError(f"{path} is not an image file.") from None
+    return read_picture(Path(path)).resize(size, Image.Resampling.LANCZOS)
 
 
 def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: str | None) -> Any:
