@@ -160,7 +160,7 @@ def _single_file(
     tell("hashing", 0, None)
     facts = single_file.metadata(family, unet, "asdm" if marked else layout, shape.family, lora)
     if folder:
-        tensors |= single_file.components_in(folder, dtype_of(setup.dtype))
+        tensors |= single_file.components_in(folder, dtype_of(setup.dtype), setup.variant)
     if shape.family == "SDXL" and family.prediction_type == "v_prediction" and not marked:
         tensors["v_pred"] = torch.zeros(0)  # how ComfyUI and others tell it from ε
         if family.zero_terminal_snr:

@@ -37,6 +37,13 @@ def check(config: Any, where: str) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"{where} is not the config of a diffusers UNet: it holds no JSON object.")
     check_class(config, where)
+    check_sizes(config, where)
+
+
+def check_sizes(config: Any, where: str) -> None:
+    """Raises ValueError in one sentence for sizes that no UNet has, nor a ControlNet, which is the half of one."""
+    if not isinstance(config, dict) or "block_out_channels" not in config:
+        raise ValueError(f"{where} is not a model's config: it has no block_out_channels.")
     try:
         _check_blocks(config)
         _check_values(config)
