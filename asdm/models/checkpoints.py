@@ -6,6 +6,7 @@ Stable Diffusion in LDM's names, as A1111 and ComfyUI write it, or a UNet alone 
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from asdm.models import ldm_names
-from asdm.utils.io import read_json
+from asdm.utils.io import brief, read_json
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names of a part's weights
@@ -197,9 +198,9 @@ def _shards(index: Path) -> list[Path]:
     files = [index.parent / name for name in sorted(set(names.values()))]
     for file in files:
         if file.parent != index.parent or file.suffix != ".safetensors":
-            raise ValueError(f"{index} names {file.name}, which is not a safetensors file beside it.")
-        if not file.exists():
-            raise ValueError(f"{index.parent} lacks {file.name}, which its index names.")
+            raise ValueError(f"{index} names {brief(file.name)}, which is not a safetensors file beside it.")
+        if not os.path.exists(file):  # which a name that is too long does not
+            raise ValueError(f"{index.parent} lacks {brief(file.name)}, which its index names.")
     return files
 
 

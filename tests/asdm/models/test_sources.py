@@ -211,6 +211,9 @@ def test_sharded_weights_are_one(folder, weights):
     path.write_text(json.dumps({"weight_map": {"conv_in.bias": None, "conv_in.weight": file}}))
     with pytest.raises(ValueError, match=r"index\.json is not an index of weights"):
         resolve(str(folder), Setup())
+    path.write_text(json.dumps({"weight_map": {"conv_in.bias": "x" * 5000 + ".safetensors"}}))
+    with pytest.raises(ValueError, match=r"lacks x{57}…, which its index names"):
+        resolve(str(folder), Setup())
 
 
 def test_a_hub_id_is_taken_from_the_hubs_cache(tmp_path, monkeypatch, weights):
