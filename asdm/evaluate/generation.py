@@ -12,8 +12,10 @@ from typing import Any, Protocol
 
 import torch
 
+from asdm.models import checkpoints
 from asdm.utils import sizes
 from asdm.utils.io import make_folder, write_whole
+from asdm.utils.pictures import read_picture
 from asdm.utils.sizes import Size
 
 THUMBNAIL = 96  # pixels
@@ -70,14 +72,19 @@ class StoredImages:
         return torch.stack([self._image(i) for i in rows])
 
     def latents_in(self, rows: range) -> torch.Tensor | None:
-        from safetensors.torch import load_file
-
         if not self.with_latents:
             return None
         files = sorted({i // DRAWN_AT_ONCE for i in rows})
-        stored = torch.cat([load_file(self.latents_file(number))["latents"] for number in files])
+        stored = torch.cat([self._latents(self.latents_file(number)) for number in files])
         first = files[0] * DRAWN_AT_ONCE
         return stored[rows.start - first : rows.stop - first]
+
+    @staticmethod
+    def _latents(file: Path) -> torch.Tensor:
+        tensors = checkpoints.read_tensors(file)
+        if "latents" not in tensors:
+            raise ValueError(f"{file} holds no latents; delete it, and they are drawn again.")
+        return tensors["latents"]
 
     def picture_file(self, i: int) -> Path:
         return self.folder / f"{i:08d}.png"
@@ -89,8 +96,7 @@ class StoredImages:
         import numpy as np
         from PIL import Image
 
-        with Image.open(self.picture_file(i)) as opened:
-            picture = opened.convert("RGB")
+        picture = read_picture(self.picture_file(i))
         if self.side and self.side != min(picture.size):
             picture = picture.resize((self.side, self.side), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1

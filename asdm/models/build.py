@@ -117,6 +117,8 @@ def record(
         plan_sha256=plan.sha256(),
         prediction_type=family.prediction_type,
         zero_terminal_snr=family.zero_terminal_snr,
+        vae_factor=family.vae_factor,
+        tokens=family.tokens,
         stage1=stage1,
         audit=audit,
         diff=diff.diff(shapes, before, small, after, applied),

@@ -5,6 +5,8 @@ Stable Diffusion in LDM's names, as A1111 and ComfyUI write it, or a UNet alone 
 """
 
 import json
+import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,12 +15,13 @@ from typing import Any, NamedTuple
 import torch
 
 from asdm.models import ldm_names
-from asdm.utils.io import read_json
+from asdm.utils.io import brief, read_json
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names of a part's weights
 LDM, LDM_UNET, UNET = "model.diffusion_model.", "input_blocks.0.0.weight", "conv_in.weight"
 MOST_HEADER_BYTES = 100 << 20  # the format's own limit
+MOST_SIDES, MOST_NUMBERS = 8, 1 << 40  # of a tensor
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -43,6 +46,7 @@ def check_suffix(path: Path) -> None:
 def read_header(path: Path) -> Header:
     """The names and shapes in a safetensors file; raises ValueError for anything else."""
     check_suffix(path)
+    _check_file(path)
     try:
         with path.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
@@ -52,22 +56,41 @@ def read_header(path: Path) -> Header:
     if not isinstance(content, dict):
         raise ValueError(f"{path} is not a safetensors file, or it is damaged.")
     metadata = content.pop("__metadata__", None) or {}
-    return Header({name: tuple(entry["shape"]) for name, entry in content.items()}, metadata)
+    if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
+        raise ValueError(f"{path} is damaged: its metadata are not texts by name.")
+    return Header({name: _shape(path, name, entry) for name, entry in content.items()}, metadata)
+
+
+def _check_file(path: Path) -> None:
+    """Raises ValueError for a pipe or a device, which may never end."""
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file.")
+
+
+def _shape(path: Path, name: str, entry: Any) -> tuple[int, ...]:
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    sides = shape if isinstance(shape, list) and all(type(side) is int and side >= 0 for side in shape) else None
+    if sides is None or len(sides) > MOST_SIDES or math.prod(sides) > MOST_NUMBERS:
+        raise ValueError(f"{path} is damaged: the header states no shape for {name}.")
+    return tuple(sides)
 
 
 def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> dict[str, torch.Tensor]:
-    """The tensors of a file whose names are `wanted`; the others are not read."""
+    """The tensors of a safetensors file whose names are `wanted`; raises ValueError for a file of another kind."""
     from safetensors import SafetensorError, safe_open
 
+    check_suffix(path)
+    _check_file(path)
     try:
         with safe_open(path, "pt") as stream:
             names = list(stream.keys())
             return {name: stream.get_tensor(name) for name in names if wanted(name)}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or it is damaged: {_first_line(error)}.") from None
+        raise ValueError(f"{path} is not a safetensors file, or it is damaged: {first_line(error)}.") from None
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What a library says, as a part of a sentence."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
@@ -102,7 +125,7 @@ def _from_hub(name: str, variant: str | None) -> Path:
             return Path(snapshot_download(name, allow_patterns=["*.json", "diffusion_pytorch_model*.safetensors"]))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot load {name}, which is no folder or file here, from the hub: {_first_line(error)}."
+            f"cannot load {name}, which is no folder or file here, from the hub: {first_line(error)}."
         ) from None
 
 
@@ -149,6 +172,11 @@ def has_weights(folder: Path) -> bool:
     return bool(_weight_choices(folder))
 
 
+def variants_in(folder: Path) -> list[str]:
+    """The variants of a part's weights, without the plain files."""
+    return [name for name in _weight_choices(folder) if name]
+
+
 def _weight_choices(folder: Path) -> dict[str, list[Path]]:
     """Variant → files, "" for the plain ones."""
     choices: dict[str, list[Path]] = {}
@@ -165,14 +193,14 @@ def _weight_choices(folder: Path) -> dict[str, list[Path]]:
 def _shards(index: Path) -> list[Path]:
     content = read_json(index)
     names = content.get("weight_map") if isinstance(content, dict) else None
-    if not isinstance(names, dict) or not names:
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
         raise ValueError(f"{index} is not an index of weights: it has no weight_map.")
-    files = [index.parent / str(name) for name in sorted(set(names.values()))]
+    files = [index.parent / name for name in sorted(set(names.values()))]
     for file in files:
         if file.parent != index.parent or file.suffix != ".safetensors":
-            raise ValueError(f"{index} names {file.name}, which is not a safetensors file beside it.")
-        if not file.exists():
-            raise ValueError(f"{index.parent} lacks {file.name}, which its index names.")
+            raise ValueError(f"{index} names {brief(file.name)}, which is not a safetensors file beside it.")
+        if not os.path.exists(file):  # which a name that is too long does not
+            raise ValueError(f"{index.parent} lacks {brief(file.name)}, which its index names.")
     return files
 
 
@@ -233,6 +261,8 @@ def unet_in(tensors: Mapping[str, Any], unet: Any, path: Path) -> dict[str, Any]
         return convert_ldm_unet_checkpoint(ldm, dict(config))
     except KeyError as missing:
         raise ValueError(f"{path} lacks {missing.args[0]}, which its config asks for.") from None
+    except Exception as error:  # it takes the names and shapes of a UNet for granted
+        raise ValueError(f"{path} holds no UNet that diffusers can convert: {first_line(error)}.") from None
 
 
 def is_unet_key(header: Header) -> Callable[[str], bool]:
@@ -249,13 +279,19 @@ def unet_shapes(path: Path, unet: Any) -> Shapes:
     return {name: tuple(tensor.shape) for name, tensor in unet_in(tensors, unet, path).items()}
 
 
-def vae_in(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """A VAE's tensors by diffusers' names, from a whole checkpoint or from a file of its own."""
+def vae_in(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path: Path) -> dict[str, torch.Tensor]:
+    """A VAE's tensors by diffusers' names, from the whole checkpoint `path` or from a file of its own.
+
+    Raises ValueError where diffusers' converter finds no VAE in it.
+    """
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     if any("down_blocks." in name for name in tensors):
         return dict(tensors)
-    return convert_ldm_vae_checkpoint(tensors, dict(config))
+    try:
+        return convert_ldm_vae_checkpoint(tensors, dict(config))
+    except Exception as error:  # it takes the names and shapes of a VAE for granted
+        raise ValueError(f"{path} holds no VAE that diffusers can convert: {first_line(error)}.") from None
 
 
 def is_vae_key(name: str) -> bool:
@@ -267,10 +303,13 @@ TEXT_PREFIXES = ("cond_stage_model.", "conditioner.embedders.")
 BESIDE_THE_UNET = ("first_stage_model.", *TEXT_PREFIXES)  # in a whole checkpoint
 
 
-def text_encoder_in(tensors: Mapping[str, torch.Tensor], module: Any, number: int) -> dict[str, torch.Tensor]:
+def text_encoder_in(
+    tensors: Mapping[str, torch.Tensor], module: Any, number: int, path: Path
+) -> dict[str, torch.Tensor]:
     """The tensors of a whole checkpoint's text encoder by the names of `module`, a transformers CLIP text model.
 
     Stable Diffusion 1 and SDXL's first have transformers' own names; Stable Diffusion 2 and SDXL's second OpenCLIP's.
+    Raises ValueError where diffusers' converter finds none in it.
     """
     from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 
@@ -278,7 +317,10 @@ def text_encoder_in(tensors: Mapping[str, torch.Tensor], module: Any, number: in
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), "")
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if any(name.startswith(f"{prefix}model.") for name in own):
-        found = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
+        try:
+            found = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
+        except Exception as error:  # it takes the names and shapes of a text encoder for granted
+            raise ValueError(f"{path} holds no text encoder that diffusers can convert: {first_line(error)}.") from None
     else:
         found = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
     names = module.state_dict().keys()
@@ -306,6 +348,23 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], dtype: to
             owner, _, leaf = name.rpartition(".")
             ids = torch.arange(buffer.shape[-1]).expand(buffer.shape)
             module.get_submodule(owner).register_buffer(leaf, ids, persistent=False)
+
+
+def pretrained(loader: Any, place: Path | str, what: str, **options: Any) -> Any:
+    """A library's own loading of a model from safetensors, in eval mode.
+
+    Raises ValueError in one sentence for what it cannot load, for weights that are missing, which it would draw at
+    random, and for NaN or infinite ones.
+    """
+    try:
+        model, info = loader.from_pretrained(place, use_safetensors=True, output_loading_info=True, **options)
+    except Exception as error:  # whatever a foreign constructor makes of a foreign config
+        raise ValueError(f"cannot load {what}: {first_line(error)}.") from None
+    missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
+    if missing:
+        raise ValueError(f"cannot load {what}: {len(missing)} weights are missing, such as {missing[0]}.")
+    check_finite(model.state_dict(), what)
+    return model.eval()
 
 
 def check_finite(tensors: Mapping[str, torch.Tensor], what: str, where: str = "") -> None:

@@ -16,8 +16,10 @@ from asdm.models.loading import meta_unet
 from asdm.models.settings import GenerateSettings, sampler_named
 from asdm.models.student import StudentUNet
 from asdm.plan.edits import PruningPlan
-from asdm.unet import blocks
+from asdm.unet import blocks, config
 from asdm.unet.surgery import resolved_on
+from asdm.utils.io import read_json
+from asdm.utils.pictures import read_picture
 from asdm.utils.progress import Tell
 
 
@@ -121,11 +123,13 @@ def picture(path: str, size: tuple[int, int]) -> Any:
     """An image file in RGB at a size in pixels; raises ValueError where it is none."""
     from PIL import Image
 
-    try:
-        with Image.open(path) as opened:
-            return opened.convert("RGB").resize(size, Image.Resampling.LANCZOS)
-    except (OSError, ValueError):
-        raise ValueError(f"{path} is not an image file.") from None
+    return read_picture(Path(path)).resize(size, Image.Resampling.LANCZOS)
+
+
+def check_control(folder: Path) -> None:
+    """Raises ValueError for a folder without weights, such as a pickle, and for sizes that no ControlNet has."""
+    checkpoints.weight_files(folder)
+    config.check_sizes(read_json(folder / "config.json"), str(folder / "config.json"))
 
 
 def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: str | None) -> Any:
@@ -133,14 +137,11 @@ def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: 
     from diffusers import ControlNetModel
 
     if (folder := Path(str(settings.control))).is_dir():
-        checkpoints.weight_files(folder)  # says what is there where there are none, such as a pickle
-    try:
-        control = ControlNetModel.from_pretrained(
-            str(settings.control), torch_dtype=dtype_of(settings.dtype), use_safetensors=True
-        )
-    except (OSError, ValueError) as error:
-        first = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"cannot load a ControlNet from {settings.control}: {first}.") from None
+        check_control(folder)
+    name = str(settings.control)
+    control = checkpoints.pretrained(
+        ControlNetModel, name, f"the ControlNet {name}", torch_dtype=dtype_of(settings.dtype)
+    )
     width = control.config.cross_attention_dim
     if width != family.unet.get("cross_attention_dim"):
         raise ValueError(
@@ -157,4 +158,4 @@ def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: 
     if plan and plan.exists() and not isinstance(pipe.unet, StudentUNet):
         teacher = meta_unet(family)
         fit_control(pipe.unet, blocks.skips(teacher), resolved_on(teacher, PruningPlan.load(plan)))
-    return control.to(settings.device).eval()
+    return control.to(settings.device)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from asdm.models import checkpoints, lora
+from asdm.models import checkpoints, lora, part_configs
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.settings import PictureSetup
@@ -32,18 +32,17 @@ def load_vae(name: str, family: Family, setup: PictureSetup) -> Any:
     place, dtype = checkpoints.place_of(name, setup.variant), dtype_of(setup.dtype)
     if place.is_dir():
         folder = place / "vae" if (place / "vae" / "config.json").exists() else place
-        config = read_json(folder / "config.json")
-        if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
-            raise ValueError(f"{folder}: class {config['_class_name']} is not supported; choose an AutoencoderKL.")
+        check_vae(folder)
         variant = checkpoints.variant_in(folder, setup.variant)
-        vae = AutoencoderKL.from_pretrained(folder, variant=variant, torch_dtype=dtype, use_safetensors=True)
+        what = f"the VAE of {folder}"
+        vae = checkpoints.pretrained(AutoencoderKL, folder, what, variant=variant, torch_dtype=dtype)
     else:
         if family.vae is None:
             raise ValueError(f"the config of the VAE in {name} is not known; name its folder.")
         wanted = checkpoints.is_vae_key if checkpoints.is_whole(checkpoints.read_header(place)) else lambda _: True
         with torch.device("meta"):
             vae = AutoencoderKL.from_config(family.vae).eval()
-        tensors = checkpoints.vae_in(checkpoints.read_tensors(place, wanted), family.vae)
+        tensors = checkpoints.vae_in(checkpoints.read_tensors(place, wanted), family.vae, place)
         checkpoints.fill(vae, tensors, dtype, f"a VAE from {name}")
     if vae.config.latent_channels != family.unet.get("out_channels", 4):
         raise ValueError(
@@ -51,6 +50,16 @@ def load_vae(name: str, family: Family, setup: PictureSetup) -> Any:
             f"{family.unet.get('out_channels', 4)}."
         )
     return vae
+
+
+def check_vae(folder: Path) -> None:
+    """Raises ValueError for a folder whose config is not a VAE's, or has nonsense in it."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / 'config.json'} is not the config of a VAE: it holds no JSON object.")
+    if config.get("_class_name", "AutoencoderKL") != "AutoencoderKL":
+        raise ValueError(f"{folder}: class {config['_class_name']} is not supported; choose an AutoencoderKL.")
+    part_configs.check([], config, {}, str(folder))
 
 
 def skip_layers(pipe: Any, last: int) -> None:
@@ -73,6 +82,9 @@ def add_tokens(pipe: Any, path: Path) -> None:
     if not path.exists():
         raise ValueError(f"the textual inversion {path} does not exist.")
     tensors = checkpoints.read_tensors(path)
+    checkpoints.check_finite(tensors, f"the textual inversion {path}")
+    if not tensors:
+        raise ValueError(f"{path} is not a textual inversion: it holds no embeddings.")
     encoders = {"clip_l": ("text_encoder", "tokenizer"), "clip_g": ("text_encoder_2", "tokenizer_2")}
     if not {*encoders} & {*tensors}:
         name, tensor = next(iter(tensors.items()))
@@ -86,9 +98,12 @@ def add_tokens(pipe: Any, path: Path) -> None:
 def _add(pipe: Any, path: Path, token: str, tensor: torch.Tensor, encoder: str, tokenizer: str) -> None:
     text = getattr(pipe, encoder, None)
     width = text.get_input_embeddings().weight.shape[1] if text is not None else 0
-    if tensor.dim() not in (1, 2) or tensor.shape[-1] != width:
+    if tensor.dim() not in (1, 2) or tensor.shape[-1] != width or not tensor.numel():
         raise ValueError(
             f"{path} is no textual inversion for this model: its embeddings are {list(tensor.shape)}, and the text "
             f"encoder's are {width} wide."
         )
-    pipe.load_textual_inversion({token: tensor}, token=token, text_encoder=text, tokenizer=getattr(pipe, tokenizer))
+    try:
+        pipe.load_textual_inversion({token: tensor}, token=token, text_encoder=text, tokenizer=getattr(pipe, tokenizer))
+    except ValueError as error:  # such as for a token that the vocabulary has already
+        raise ValueError(f"cannot add the textual inversion {path}: {checkpoints.first_line(error)}.") from None

@@ -113,7 +113,10 @@ def _written(
         return {"plain_diffusers": type(unet).__name__ == "UNet2DConditionModel"}
     one_timestep = any(getattr(module, "gate", None) == "timestep" for module in unet.modules())
     facts |= {"asdm.timesteps": "one for the whole batch"} if one_timestep else {}
-    about = {"size": size or family.size, "one_timestep": one_timestep}
+    text = example_inputs.unet_inputs(family, 1, size, "meta")["encoder_hidden_states"]
+    tokens = None if text is None else text.shape[1]
+    facts |= {"asdm.tokens": str(tokens)} if tokens else {}
+    about = {"size": size or family.size, "one_timestep": one_timestep, "tokens": tokens}
     if to == "coreml":
         tell("converting", 0, None)
         inputs = _inputs(unet, family, TRACED_BATCH, size)
@@ -158,7 +161,7 @@ def _single_file(
     tell("hashing", 0, None)
     facts = single_file.metadata(family, unet, "asdm" if marked else layout, shape.family, lora)
     if folder:
-        tensors |= single_file.components_in(folder, dtype_of(setup.dtype))
+        tensors |= single_file.components_in(folder, dtype_of(setup.dtype), setup.variant)
     if shape.family == "SDXL" and family.prediction_type == "v_prediction" and not marked:
         tensors["v_pred"] = torch.zeros(0)  # how ComfyUI and others tell it from ε
         if family.zero_terminal_snr:
@@ -291,16 +294,19 @@ def describe(result: ExportResult, folder: Path) -> str:
     if result.plain_diffusers is not None:
         loader = "diffusers.UNet2DConditionModel" if result.plain_diffusers else "asdm.StudentUNet"
         lines.append(f"{loader}.from_pretrained loads it.")
+    prompt = f" and a prompt of {result.tokens} tokens" if result.tokens else ""
     if result.difference is not None:
         batch = "any batch" if result.batch is None else f"batch {result.batch} only"
         width, height = sizes.sides(result.size or 0)
         static = f"{width}×{height} only (static)"
         sides = f"any multiples of {result.side_step} pixels" if result.side_step else static
-        lines.append(f"It takes {batch} at {sides}; its output is within {result.difference:.1e} of PyTorch's largest.")
+        lines.append(
+            f"It takes {batch} at {sides}{prompt}; its output is within {result.difference:.1e} of PyTorch's largest."
+        )
     if result.to == "coreml":
         width, height = sizes.sides(result.size or 0)
         lines.append(
-            f"It takes batch {result.batch} at {width}×{height} only (static), and was not run here: on a Mac, "
+            f"It takes batch {result.batch} at {width}×{height} only (static){prompt}, and was not run here: on a Mac, "
             f"`python {folder / coreml.SCRIPT}` compares its output with PyTorch's and times it."
         )
     if result.one_timestep:

@@ -1,5 +1,6 @@
 """LoRA files, fused into a UNet and a text encoder when they are loaded."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,8 +27,10 @@ class Lora(NamedTuple):
 
 
 def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
-    """The LoRA that `FILE[:SCALE]` names; raises ValueError for a missing file, a scale that is no number, or another
-    kind of adapter."""
+    """The LoRA that `FILE[:SCALE]` names.
+
+    Raises ValueError for a missing or damaged file, a scale or a matrix that is not finite, or another kind of adapter.
+    """
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 
@@ -35,13 +38,17 @@ def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
     raw = checkpoints.read_tensors(path)
     if kind := next((kind for mark, kind in OTHER_KINDS.items() if any(mark in name for name in raw)), None):
         raise ValueError(f"{path} is a {kind}, which cannot be fused; choose a LoRA (or LoCon).")
+    checkpoints.check_finite(raw, f"the LoRA {path}")
     config: Any = _Attributes(unet_config)
-    named, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(_with_alphas_of_one(raw), unet_config=config)
-    if not all(name.startswith(("unet.", "text_encoder")) for name in named):
-        named = {f"unet.{name}": tensor for name, tensor in named.items()}
-    unet = {name.removeprefix("unet."): tensor for name, tensor in named.items() if name.startswith("unet.")}
+    try:
+        named, _ = StableDiffusionLoraLoaderMixin.lora_state_dict(_with_alphas_of_one(raw), unet_config=config)
+        if not all(name.startswith(("unet.", "text_encoder")) for name in named):
+            named = {f"unet.{name}": tensor for name, tensor in named.items()}
+        unet = {name.removeprefix("unet."): tensor for name, tensor in named.items() if name.startswith("unet.")}
+        unet = {f"unet.{name}": tensor for name, tensor in convert_unet_state_dict_to_peft(unet).items()}
+    except Exception as error:  # diffusers takes names and shapes for granted
+        raise ValueError(f"{path} is not a LoRA that diffusers can read: {checkpoints.first_line(error)}.") from None
     text = {_text_name(name): tensor for name, tensor in named.items() if not name.startswith("unet.")}
-    unet = {f"unet.{name}": tensor for name, tensor in convert_unet_state_dict_to_peft(unet).items()}
     if not any(name.endswith(".lora_A.weight") for name in (*unet, *text)):
         raise ValueError(f"{path} is not a LoRA: it has no pairs of low-rank matrices.")
     return Lora(str(path), unet | text, scale)
@@ -59,7 +66,9 @@ def _split(spec: str) -> tuple[Path, float]:
     try:
         scale = float(number)
     except ValueError:
-        raise ValueError(f"the scale of a LoRA must be a number, as in FILE:0.8, got {spec!r}.") from None
+        scale = math.nan
+    if not math.isfinite(scale):
+        raise ValueError(f"the scale of a LoRA must be a finite number, as in FILE:0.8, got {spec!r}.")
     path = Path(file)
     checkpoints.check_suffix(path)
     if not path.exists():
@@ -121,10 +130,19 @@ def fuse(module: nn.Module, lora: Lora, part: str) -> None:
             continue
         up = lora.weights.get(name.replace(".lora_A.", ".lora_B."))
         target = _weight_of(module, name.removeprefix(f"{part}.").removesuffix(".lora_A.weight"))
-        if target is None or up is None or up.shape[0] * down[0].numel() != target.numel():
+        if target is None or up is None or not _fits(up, down, target):
             raise ValueError(f"{lora.name} was made for another model: {name} does not fit.")
         product = up.flatten(1).float() @ down.flatten(1).float()
         target += (lora.scale * product).view(target.shape).to(target)
+        checkpoints.check_finite({name: target}, f"the LoRA {lora.name}", f" once it is added at scale {lora.scale:g}")
+
+
+def _fits(up: torch.Tensor, down: torch.Tensor, target: torch.Tensor) -> bool:
+    """Whether B (out, rank, …) and A (rank, in, …) make a weight of the target's size."""
+    if min(up.dim(), down.dim()) < 2 or min(up.numel(), down.numel()) == 0:
+        return False
+    rank = down.shape[0]
+    return up[0].numel() == rank and up.shape[0] * down[0].numel() == target.numel()
 
 
 def _weight_of(module: nn.Module, name: str) -> torch.Tensor | None:

@@ -6,7 +6,6 @@ VGG judges nobody.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections.abc import Sequence
@@ -16,11 +15,12 @@ from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
-from asdm.models import checkpoints
+from asdm.models import checkpoints, part_configs
+from asdm.unet.config import is_count
 from asdm.utils import console
+from asdm.utils.io import read_json
 
 SHIPPED = Path(__file__).parents[1] / "mini"
 TEXTS_AT_ONCE = 256
@@ -36,11 +36,30 @@ class _Shipped(nn.Module):
 
     @classmethod
     def load(cls, folder: Path | None = None) -> Self:
-        """The network of a folder, by default the one that ships; in fp32 and eval mode."""
+        """The network of a folder, by default the one that ships; in fp32 and eval mode.
+
+        Raises ValueError in one sentence for a folder that holds another network, or a damaged one.
+        """
         folder = folder or cls.FOLDER
-        network = cls(**json.loads((folder / "config.json").read_text()))
-        network.load_state_dict({k: v.float() for k, v in load_file(folder / "model.safetensors").items()})
+        config, what = read_json(folder / "config.json"), f"a {cls.__name__} from {folder}"
+        if not isinstance(config, dict) or not cls._is_own(config):
+            raise ValueError(f"cannot load {what}: its config.json is not the config of one.")
+        tensors = {k: v.float() for k, v in checkpoints.read_tensors(folder / "model.safetensors").items()}
+        network = cls(**config)
+        own, given = ({k: tuple(v.shape) for k, v in some.items()} for some in (network.state_dict(), tensors))
+        checkpoints.check_shapes(own, given, what)
+        checkpoints.check_finite(tensors, what)
+        network.load_state_dict(tensors)
         return network.eval().requires_grad_(False)
+
+    @staticmethod
+    def _is_own(config: dict[str, Any]) -> bool:
+        """Whether a config has this network's settings alone."""
+        raise NotImplementedError
+
+
+def _are_words(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(word, str) for word in value)
 
 
 class Vgg(_Shipped):
@@ -61,6 +80,10 @@ class Vgg(_Shipped):
             layers.append(nn.MaxPool2d(2))
         self.trunk = nn.Sequential(*layers)
         self.head = nn.Linear(inside, len(classes))
+
+    @staticmethod
+    def _is_own(config: dict[str, Any]) -> bool:
+        return config.keys() == {"classes"} and _are_words(config["classes"])
 
     def features(self, images: torch.Tensor, names: Sequence[str]) -> list[torch.Tensor]:
         """Feature maps (b, c, h, w) of (b, 3, h, w) by VGG's names, such as "relu1_2"."""
@@ -100,6 +123,11 @@ class Judge(_Shipped):
         self.log_scale = nn.Parameter(torch.tensor(2.5))
 
     @staticmethod
+    def _is_own(config: dict[str, Any]) -> bool:
+        words = _are_words(config.get("words"))
+        return words and config.keys() <= {"words", "width"} and is_count(config.get("width", 96))
+
+    @staticmethod
     def split(caption: str) -> list[str]:
         """Lower-case words of a caption."""
         return re.findall(r"[\w’'-]+", caption.lower())
@@ -136,21 +164,25 @@ class ClipJudge:
     """
 
     def __init__(self, source: str, local_files_only: bool = False) -> None:
-        from transformers import AutoTokenizer, CLIPImageProcessor, CLIPModel
+        from transformers import AutoTokenizer, CLIPConfig, CLIPImageProcessor, CLIPModel
 
-        more = {"local_files_only": local_files_only}
+        more: dict[str, Any] = {"local_files_only": local_files_only}
         if Path(source).is_dir():
             checkpoints.weight_files(Path(source))  # says what is there where there are none, such as a pickle
+            check_clip_config(Path(source) / "config.json")
         try:
-            clip = CLIPModel.from_pretrained(source, torch_dtype=torch.float32, use_safetensors=True, **more)
-            self.clip: Any = clip.eval()
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, **more)
-        except (OSError, ValueError) as error:
-            first = str(error).strip().splitlines()[0].rstrip(".")
-            raise ValueError(f"cannot load a CLIP from {source}: {first}.") from None
+            config = CLIPConfig.from_pretrained(source, **more)
+            for part in (config, config.text_config, config.vision_config):
+                part_configs.check_attention(vars(part), source)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **more)
+        except Exception as error:  # whatever foreign constructors make of foreign configs
+            raise ValueError(f"cannot load a CLIP from {source}: {checkpoints.first_line(error)}.") from None
+        self.clip: Any = checkpoints.pretrained(
+            CLIPModel, source, f"a CLIP from {source}", config=config, torch_dtype=torch.float32, **more
+        )
         try:
             self.processor: Any = CLIPImageProcessor.from_pretrained(source, **more)
-        except (OSError, ValueError):  # a folder without its settings: CLIP's own, at the model's size
+        except Exception:  # a folder without its settings, or with others: CLIP's own, at the model's size
             side = self.clip.config.vision_config.image_size
             self.processor = CLIPImageProcessor(size={"shortest_edge": side}, crop_size={"height": side, "width": side})
         self.source, self.tokens = source, self.clip.config.text_config.max_position_embeddings
@@ -184,6 +216,19 @@ class ClipJudge:
         )
         read = self.clip.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output
         return F.normalize(self.clip.text_projection(read), dim=-1)
+
+
+def check_clip_config(file: Path) -> None:
+    """Raises ValueError for the config of another model than a CLIP, or of sizes that none has."""
+    config = read_json(file)
+    if not isinstance(config, dict) or config.get("model_type", "clip") != "clip":
+        raise ValueError(f"{file} is not the config of a CLIP.")
+    part_configs.check_attention(config, str(file))
+    for name in ("text_config", "vision_config"):
+        part = config.get(name) or {}
+        if not isinstance(part, dict):
+            raise ValueError(f"{file}: {name} must be an object, got {part!r}.")
+        part_configs.check_transformer(part, f"{file}: the {name}'s")
 
 
 def imagenet_vgg_weights() -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ _TEXT_COUNTS = (
 )  # fmt: skip
 _VAE_COUNTS = ("in_channels", "out_channels", "latent_channels", "layers_per_block", "norm_num_groups", "sample_size")
 _VAE_LISTS = ("down_block_types", "up_block_types")
-_ATTENTIONS = (None, "eager", "sdpa", "flash_attention_2")  # in transformers itself; any other is a kernel of the hub
+_ATTENTIONS = (None, "eager", "sdpa")  # in transformers itself; any other may be a kernel of the hub
 
 
 def check(texts: Sequence[Mapping[str, Any]], vae: Mapping[str, Any] | None, schedule: Any, where: str) -> None:
@@ -34,6 +34,11 @@ def check(texts: Sequence[Mapping[str, Any]], vae: Mapping[str, Any] | None, sch
         raise ValueError(f"{where}: the scheduler's prediction_type must be a word, got {prediction!r}.")
 
 
+def check_transformer(config: Mapping[str, Any], whose: str) -> None:
+    """Raises ValueError, beginning with `whose`, for the config of a CLIP's text or vision that has nonsense in it."""
+    _check(whose, config, (*_TEXT_COUNTS, "image_size", "patch_size", "num_channels"), _check_layers)
+
+
 def _check(whose: str, config: Mapping[str, Any], counts: Sequence[str], more: Any) -> None:
     for key in counts:
         if config.get(key) is not None and not is_count(config[key]):
@@ -42,14 +47,32 @@ def _check(whose: str, config: Mapping[str, Any], counts: Sequence[str], more: A
         raise ValueError(f"{whose} {problem}.")
 
 
-def _check_text(config: Mapping[str, Any]) -> str | None:
+def _check_layers(config: Mapping[str, Any]) -> str | None:
     if (config.get("num_hidden_layers") or 1) > MOST_TEXT_LAYERS:
         return f"num_hidden_layers must be at most {MOST_TEXT_LAYERS}, got {config['num_hidden_layers']}"
-    for key in ("attn_implementation", "_attn_implementation"):
-        if config.get(key) not in _ATTENTIONS:
-            return f"{key} {config[key]!r} is not supported; leave it out"
+    return _attention(config)
+
+
+def _check_text(config: Mapping[str, Any]) -> str | None:
+    if problem := _check_layers(config):
+        return problem
     width, heads = config.get("hidden_size") or 512, config.get("num_attention_heads") or 8
     return f"hidden_size {width} is not a multiple of num_attention_heads {heads}" if width % heads else None
+
+
+def check_attention(config: Any, where: str) -> None:
+    """Raises ValueError for an attention, in a config or in one of its parts', that would be fetched from the hub."""
+    for part in config.values() if isinstance(config, dict) else ():
+        check_attention(part, where)
+    if isinstance(config, dict) and (problem := _attention(config)):
+        raise ValueError(f"{where}: {problem}.")
+
+
+def _attention(config: Mapping[str, Any]) -> str | None:
+    for key in ("attn_implementation", "_attn_implementation", "_attn_implementation_internal"):
+        if config.get(key) not in _ATTENTIONS:
+            return f"{key} {config[key]!r} is not supported; leave it out"
+    return None
 
 
 def _check_vae(config: Mapping[str, Any]) -> str | None:

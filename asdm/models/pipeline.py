@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.models import checkpoints, drawing, encoders, single_file
+from asdm.models import checkpoints, drawing, encoders, part_configs, single_file
 from asdm.models.components import components_of
 from asdm.models.execution import check_setup, dtype_of
 from asdm.models.families import Family, load_family
@@ -37,9 +36,6 @@ def pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
         pipe = _random_pipeline(family, unet, setup)
     else:
         pipe = _of_file(place, family, unet, setup) if place.is_file() else _of_folder(place, unet, setup)
-        for name in ("vae", "text_encoder", "text_encoder_2"):
-            if place.is_dir() and (part := getattr(pipe, name, None)) is not None:
-                checkpoints.check_finite(part.state_dict(), f"the {name} of {place}")
     _set_prediction_type(pipe, family)
     if isinstance(setup, PictureSetup):
         encoders.adjust(pipe, family, setup)
@@ -54,7 +50,7 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
     import transformers
 
     libraries: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
-    dtype, parts, variants = dtype_of(setup.dtype), {"unet": unet}, dict[str, Callable[..., Any]]()
+    dtype, parts = dtype_of(setup.dtype), {"unet": unet}
     index = read_json(folder / checkpoints.INDEX)
     if not isinstance(index, dict):
         raise ValueError(f"{folder / checkpoints.INDEX} is not a pipeline's index: it is no JSON object.")
@@ -64,18 +60,19 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
             raise ValueError(f"{folder} lacks {name}, which its {checkpoints.INDEX} names.")
         if name == "unet" or not named or not (folder / name).is_dir():
             continue
+        if (config := folder / name / "config.json").exists():
+            part_configs.check_attention(read_json(config), str(config))
         loader: Any = getattr(libraries.get(entry[0]), entry[1], None)
-        if loader is None or not issubclass(loader, nn.Module):
+        if not isinstance(loader, type) or not issubclass(loader, nn.Module):
             continue
         variant = checkpoints.variant_in(folder / name, setup.variant if name == "vae" else None)
-        if variant:
-            variants[name] = partial(loader.from_pretrained, folder / name, variant=variant)
+        options = {"torch_dtype": dtype} | ({"variant": variant} if variant else {})
+        parts[name] = checkpoints.pretrained(loader, folder / name, f"the {name} of {folder}", **options)
     try:
-        parts |= {name: load(torch_dtype=dtype, use_safetensors=True) for name, load in variants.items()}
         return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, torch_dtype=dtype, use_safetensors=True)
     except Exception as error:  # whatever foreign constructors make of foreign configs
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise ValueError(f"diffusers cannot load the pipeline in {folder}: {first}.") from None
+        reason = checkpoints.first_line(error)
+        raise ValueError(f"diffusers cannot load the pipeline in {folder}: {reason}.") from None
 
 
 def _of_file(path: Path, family: Family, unet: nn.Module | None, setup: Setup) -> Any:
@@ -90,11 +87,11 @@ def _of_file(path: Path, family: Family, unet: nn.Module | None, setup: Setup) -
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(family.vae).eval()
     tensors = checkpoints.read_tensors(path, checkpoints.is_vae_key)
-    checkpoints.fill(vae, checkpoints.vae_in(tensors, family.vae), dtype, f"the VAE of {path}")
+    checkpoints.fill(vae, checkpoints.vae_in(tensors, family.vae, path), dtype, f"the VAE of {path}")
     text_tensors = checkpoints.read_tensors(path, lambda name: name.startswith(checkpoints.TEXT_PREFIXES))
     texts = [part.module for part in components_of(family) if part.name.startswith("text_encoder")]
     for number, text in enumerate(texts):
-        own = checkpoints.text_encoder_in(text_tensors, text, number)
+        own = checkpoints.text_encoder_in(text_tensors, text, number, path)
         checkpoints.fill(text, own, dtype, f"a text encoder of {path}")
     tokenizers = [_tokenizer(family, number) for number in range(len(texts))]
     parts = {"vae": vae, "unet": unet, "text_encoder": texts[0], "tokenizer": tokenizers[0]}
@@ -114,7 +111,11 @@ def _tokenizer(family: Family, number: int) -> Any:
 
     name = "tokenizer" + (f"_{number + 1}" if number else "")
     if family.folder and (family.folder / name).is_dir():
-        return CLIPTokenizer.from_pretrained(family.folder / name)
+        try:
+            return CLIPTokenizer.from_pretrained(family.folder / name)
+        except Exception as error:  # whatever a library makes of a foreign vocabulary
+            reason = checkpoints.first_line(error)
+            raise ValueError(f"cannot load the tokenizer of {family.folder / name}: {reason}.") from None
     padding = {} if family.text_encoders[number].get("hidden_act") == "quick_gelu" else {"pad_token": "!"}
     try:
         return CLIPTokenizer.from_pretrained(CLIP_VOCABULARY, **padding)
@@ -137,7 +138,8 @@ def scheduler_of(family: Family) -> Any:
         try:
             return getattr(diffusers, config.get("_class_name", "DDIMScheduler"), DDIMScheduler).from_config(config)
         except Exception as error:  # whatever a foreign constructor makes of a foreign config
-            raise ValueError(f"diffusers cannot make a scheduler of {file}: {error}.") from None
+            reason = checkpoints.first_line(error)
+            raise ValueError(f"diffusers cannot make a scheduler of {file}: {reason}.") from None
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

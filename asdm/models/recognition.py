@@ -1,6 +1,7 @@
 """A single-file checkpoint as a family: which configs its tensors have, by their shapes."""
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 from asdm.models import checkpoints
 from asdm.models.checkpoints import Header
-from asdm.models.family import Family
+from asdm.models.family import TOKENS, VAE_FACTOR, Family, square
 from asdm.models.loading import meta_unet
 from asdm.unet import config
+from asdm.unet.config import is_count
 from asdm.unet.inputs import text_width
 from asdm.utils import console, registry
 
@@ -50,13 +52,21 @@ def _exported(header: Header, path: Path, base: Family | None) -> Family | None:
         return None
     try:
         unet = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{path} is damaged: its asdm.unet_config is not valid JSON.") from None
     config.check(unet, str(path))
     unet["_class_name"] = config.STUDENT if unet.get("edits") else config.SUPPORTED
     if base := base or _base_model(header):
         return replace(base, unet=unet)
-    return Family(name=str(path), title=path.stem, size=8 * int(unet.get("sample_size") or 64), unet=unet)
+    said = {name: header.metadata.get(f"asdm.{name}", str(usual)) for name, usual in _SURROUNDINGS.items()}
+    if not all(n.isdecimal() and len(n) < 9 and is_count(int(n)) for n in said.values()):
+        raise ValueError(f"{path} is damaged: its asdm.vae_factor and asdm.tokens are not numbers of at least 1.")
+    factor, tokens = map(int, said.values())
+    own = Family(name=str(path), title=path.stem, size=0, unet=unet, tokens=tokens, own_vae_factor=factor)
+    return replace(own, size=square(unet.get("sample_size")) * factor)
+
+
+_SURROUNDINGS = {"vae_factor": VAE_FACTOR, "tokens": TOKENS}
 
 
 def _base_model(header: Header) -> Family | None:
@@ -64,7 +74,7 @@ def _base_model(header: Header) -> Family | None:
     name, v = header.metadata.get("asdm.base_model", ""), header.metadata.get("modelspec.prediction_type") == "v"
     if name in registry.names(FAMILIES):
         return registry.load(FAMILIES, name).FAMILY
-    if Path(name).is_file() and Path(name).suffix == ".safetensors":
+    if os.path.isfile(name) and Path(name).suffix == ".safetensors":
         return replace(from_file(Path(name)), source=None)
     by_architecture = {
         "stable-diffusion-v1": "sd15",

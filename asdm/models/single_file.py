@@ -38,7 +38,7 @@ def tensors_of(unet: nn.Module, layout: str, marked: bool = False) -> dict[str, 
     return {ldm_names.UNET_PREFIX + names[name]: tensor for name, tensor in tensors.items()}
 
 
-def components_in(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def components_in(folder: Path, dtype: torch.dtype, variant: str | None = None) -> dict[str, torch.Tensor]:
     """The VAE and text encoders of a diffusers folder, or of a whole checkpoint, by LDM's names.
 
     Raises ValueError for a folder without a VAE or without a text encoder, and for a file with a UNet alone.
@@ -47,23 +47,33 @@ def components_in(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         if not checkpoints.is_pipeline(folder):
             raise ValueError(f"{folder} holds neither a VAE nor a text encoder; name a whole checkpoint, or none.")
         tensors = checkpoints.read_tensors(folder, lambda name: name.startswith(checkpoints.BESIDE_THE_UNET))
-        return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        return _cast(tensors, dtype, str(folder))
     encoders = [name for name in ("text_encoder", "text_encoder_2") if (folder / name / "config.json").exists()]
     if not encoders or not (folder / "vae" / "config.json").exists():
         raise ValueError(f"{folder} is not a diffusers pipeline's folder: it needs a vae and a text_encoder.")
-    texts = [(read_json(folder / name / "config.json"), _weights(folder / name, dtype)) for name in encoders]
-    return ldm_names.checkpoint({}, _weights(folder / "vae", dtype), texts)
+    configs = [read_json(folder / name / "config.json") for name in encoders]
+    if not all(isinstance(config, dict) for config in configs):
+        raise ValueError(f"{folder} is not a diffusers pipeline's folder: a text encoder's config is no JSON object.")
+    vae, *texts = (_weights(folder / name, dtype, variant) for name in ("vae", *encoders))
+    try:
+        return ldm_names.checkpoint({}, vae, list(zip(configs, texts, strict=True)))
+    except Exception:  # names that are no VAE's and no text encoder's
+        raise ValueError(f"{folder} holds no VAE and text encoder that have names in LDM's checkpoints.") from None
 
 
-def _weights(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
+def _weights(folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, torch.Tensor]:
+    """The tensors of a part's folder, in the variant where it has that one."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in checkpoints.weight_files(folder, variant if variant in checkpoints.variants_in(folder) else None):
+        tensors |= checkpoints.read_tensors(file)
+    return _cast(tensors, dtype, str(folder))
 
-    files = sorted(folder.glob("*.safetensors"))
-    plain = [file for file in files if not {"fp16", "non_ema"} & set(file.name.split("."))] or files
-    if not plain:
-        raise ValueError(f"{folder} has no .safetensors weights.")
-    tensors = {name: tensor for file in plain for name, tensor in load_file(file).items()}
-    return {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+
+def _cast(tensors: Mapping[str, torch.Tensor], dtype: torch.dtype, where: str) -> dict[str, torch.Tensor]:
+    """The tensors in a dtype; raises ValueError for NaN or infinite numbers."""
+    cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    checkpoints.check_finite(cast, where)
+    return cast
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], force: bool = False) -> None:
@@ -145,6 +155,7 @@ def metadata(
         "format": "pt", **facts, **spec, "asdm.layout": layout, "asdm.unet_class": type(unet).__name__,
         "asdm.unet_config": json.dumps(config, allow_nan=False),
         "asdm.lora_names": json.dumps(dict(lora), allow_nan=False),
+        "asdm.vae_factor": str(family.vae_factor), "asdm.tokens": str(family.tokens),
     }  # fmt: skip
 
 
@@ -157,16 +168,11 @@ def convert_lora(family: Family, file: Path, output: Path, layout: str, force: b
     Raises ValueError for a file that is no LoRA of the teacher, one that was converted already, and a folder that is
     not a student's.
     """
-    from safetensors import SafetensorError, safe_open
-
     done = surgery_of(family)
     if not file.is_file() or file.suffix != ".safetensors":
         raise ValueError(f"{file} is not a .safetensors file; name a LoRA.")
-    try:
-        with safe_open(file, "pt") as opened:
-            facts, weights = opened.metadata() or {}, {name: opened.get_tensor(name) for name in list(opened.keys())}
-    except SafetensorError as error:
-        raise ValueError(f"{file} cannot be read: {error}.") from None
+    facts, weights = checkpoints.read_header(file).metadata, checkpoints.read_tensors(file)
+    checkpoints.check_finite(weights, f"the LoRA {file}")
     if loras.CONVERTED in facts:
         raise ValueError(f"{file} was converted already, for {facts[loras.CONVERTED]}; name the original.")
     if not any("lora" in name for name in weights):
@@ -213,8 +219,20 @@ def surgery_of(family: Family) -> Surgery:
     if applied := getattr(unet, "applied", None):
         return applied
     if family.file and (names := checkpoints.read_header(family.file).metadata.get("asdm.lora_names")):
-        teacher_of = {student: teacher for teacher, student in json.loads(names).items() if student}
+        student_of = _lora_names(names, family.file)
+        teacher_of = {student: teacher for teacher, student in student_of.items() if student}
         parts = [*(name for name, _ in blocks.iter_blocks(unet)), *(part.fqn for part in blocks.iter_parts(unet))]
-        removed = tuple(teacher for teacher, student in json.loads(names).items() if not student)
+        removed = tuple(teacher for teacher, student in student_of.items() if not student)
         return Applied({name: teacher_of.get(name, name) for name in parts}, removed, {})
     raise ValueError(f"{family.name} is not a student: it has neither build.json nor edits in its config.")
+
+
+def _lora_names(text: str, file: Path) -> dict[str, str]:
+    """The teacher's units whose name changes, of an exported file's metadata."""
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+        raise ValueError(f"{file} is damaged: its asdm.lora_names are not names by names.")
+    return names

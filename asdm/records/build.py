@@ -62,6 +62,8 @@ class BuildResult(Record, schema="asdm.build/1"):
     warning: str | None = later(None)
     prediction_type: str = later("epsilon")  # the teacher's
     zero_terminal_snr: bool = later(False)  # whether its noise schedule ends in pure noise
+    vae_factor: Annotated[int, Field(ge=1)] = later(8)  # pixels per latent pixel of the teacher's VAE
+    tokens: Annotated[int, Field(ge=1)] = later(77)  # of a prompt
     stage1: str | None = None  # where the grafted blocks' weights come from
     audit: FreezeAudit | None = None
     diff: tuple[DiffRow, ...] = ()
@@ -112,6 +114,7 @@ class ExportResult(Record, schema="asdm.export/1"):
     side_step: int | None = later(None)  # height and width are free multiples of these pixels; None: static
     why_static: str | None = later(None)
     one_timestep: bool = later(False)  # whether a graph takes one timestep for the whole batch
+    tokens: Annotated[int, Field(ge=1)] | None = later(None)  # of a prompt that a graph takes, no more and no fewer
     difference: float | None = None  # largest, as a share of the largest output
     plain_diffusers: bool | None = None
     weights: str | None = later(None)  # "random", "shipped", or what was named

@@ -37,6 +37,13 @@ def check(config: Any, where: str) -> None:
     if not isinstance(config, dict):
         raise ValueError(f"{where} is not the config of a diffusers UNet: it holds no JSON object.")
     check_class(config, where)
+    check_sizes(config, where)
+
+
+def check_sizes(config: Any, where: str) -> None:
+    """Raises ValueError in one sentence for sizes that no UNet has, nor a ControlNet, which is the half of one."""
+    if not isinstance(config, dict) or "block_out_channels" not in config:
+        raise ValueError(f"{where} is not a model's config: it has no block_out_channels.")
     try:
         _check_blocks(config)
         _check_values(config)
@@ -82,6 +89,9 @@ def _check_values(config: Mapping[str, Any]) -> None:
     for key in _COUNTS:
         if config.get(key) is not None and not is_count(config[key]):
             raise ValueError(f"{key} must be a number of at least 1, got {config[key]!r}.")
+    sides = _flat(config.get("sample_size") or 64)
+    if not 1 <= len(sides) <= 2 or not all(map(is_count, sides)):
+        raise ValueError(f"sample_size must be a number of at least 1 or two of them, got {config['sample_size']!r}.")
     for key, value, needed in _NEEDED:
         if missing := [name for name in needed if config.get(key) == value and config.get(name) is None]:
             raise ValueError(f"{key} {value!r} needs {missing[0]}, which is missing.")

@@ -162,6 +162,9 @@ class Profile(UNetRun, schema="asdm.profile/1"):
             raise ValueError(f"the latency of {wrong.fqn} cannot be negative, got {wrong.latency_s.median}")
         if wrong := next((unit for unit in self.units if not 0 <= unit.share.median <= MOST_SHARE), None):
             raise ValueError(f"the share of {wrong.fqn} must be from 0 to about 1, got {wrong.share.median}")
+        runs = {len(part.latency_s.samples) for part in (*self.units, *self.glue)}
+        if len(runs) > 1:
+            raise ValueError(f"all parts must have a sample of every run, got from {min(runs)} to {max(runs)} samples")
         total = sum(part.share.median for part in (*self.units, *self.glue))
         if not 0 < total <= MOST_SHARE:
             raise ValueError(f"the shares of all parts must add up to about 1, got {total:.3g}")

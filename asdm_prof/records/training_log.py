@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,14 +47,17 @@ def _line(text: str) -> dict[str, Any]:
     """One line of a log; empty if it is not a step."""
     try:
         line = json.loads(text, parse_constant=lambda _: None)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # no JSON, too long a number, or too deep
         return {}
-    return line if isinstance(line, dict) and isinstance(line.get("step"), (int, float)) else {}
+    return line if isinstance(line, dict) and _is_number(line.get("step")) else {}
 
 
 def _numbers(line: dict[str, Any]) -> dict[str, float]:
-    return {
-        name: float(value)
-        for name, value in line.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }
+    return {name: float(value) for name, value in line.items() if _is_number(value)}
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max

@@ -18,9 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from asdm.utils.console import left_text
+from tests.commands import files_in
 from tests.fuzz.kinds import KINDS, Kind, prepare
 from tests.fuzz.run import MOST_S, attempt, original
 
+# Where a command may write unasked; nothing may be left there, nor beside the files that are read.
+PLACES = {"HOME": "home", "TMPDIR": "temporary", "ASDM_CACHE": "cache"}
 FORK = multiprocessing.get_context("fork")
 
 
@@ -84,6 +87,10 @@ def main() -> int:
     each, began, done = -(-asked.count // len(kinds)), time.monotonic(), 0
     warnings.simplefilter("ignore")
     root = Path(tempfile.mkdtemp(prefix="asdm-fuzz-")) / "files"
+    for name, folder in PLACES.items():
+        (root.parent / folder).mkdir()
+        os.environ[name] = str(root.parent / folder)
+    tempfile.tempdir = None  # is read anew
     prepare(root)
 
     def tell(kind: Kind, here: int) -> None:
@@ -94,7 +101,11 @@ def main() -> int:
 
     faults = 0
     for kind in kinds:
+        before = files_in(root.parent)
         found = try_kind(kind, root, asked.first, asked.first + each, tell)
+        for name in [name for name in files_in(root.parent) if name not in before and not name.startswith("faults/")]:
+            found += 1
+            print(f"\nFAULT {kind.name} wrote {root.parent / name}")
         done, faults = done + each, faults + found
         print(f"\r{kind.name}: {each:,} mutations, {found} faults          ", flush=True)
     print(f"{done:,} mutations, {faults} faults")

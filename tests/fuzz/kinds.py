@@ -12,10 +12,10 @@ import json
 import shutil
 import tarfile
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from typing import Any
 
@@ -62,36 +62,13 @@ from asdm_prof.records.damage import DamageRun
 from asdm_prof.records.validation import ValidationRun
 from asdm_prof.renderers import Report, chrome_trace, console, csv as csv_renderer, html, speedscope
 from tests.asdm_prof.planner.test_schedule import measured
-from tests.fuzz.mutations import Original, as_json, as_json_lines, changed, torn
+from tests.fuzz import foreign
+from tests.fuzz.foreign import FOREIGN
+from tests.fuzz.kind import Kind, Work, file_of, header_of, lines_of, of_tensors
+from tests.fuzz.mutations import as_json, as_json_lines, torn
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BEFORE, SHARD = FIXTURES / "before_the_move", FIXTURES / "data" / "shard-00000.tar"
-Work = Callable[[Path, Any], Any]  # of the folder of all files, and of what was read
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of file: `place` in the folder, its content as a JSON value, and how that is written."""
-
-    name: str
-    place: str
-    content: Callable[[Path], Any]
-    read: Callable[[Path], Any]  # of the folder
-    use: Work = field(default=lambda *_: None)
-    encode: Callable[[Any], bytes] = as_json
-    raw: Callable[[Any], bytes] | None = None  # of what is torn, where that is another
-
-    def original(self, root: Path) -> Original:
-        content = self.content(root)
-        return Original(content, (self.raw or self.encode)(content))
-
-    def mutant(self, original: Original, number: int) -> bytes:
-        """The file with mutation `number`; every second one is well-formed."""
-        chance = Random(f"{self.name} {number}")
-        for _ in range(20 if number % 2 else 0):
-            with contextlib.suppress(Exception):  # not every value can be written in every format
-                return self.encode(changed(original, chance))
-        return torn(original.raw, chance)
 
 
 def prepare(root: Path) -> None:
@@ -114,6 +91,7 @@ def prepare(root: Path) -> None:
     (root / "data" / "a.json").write_text('{"caption": "beside"}')
     (root / "data" / "b.txt").write_text("beside")
     (root / "slim.json").write_text(json.dumps(SLIM))
+    foreign.prepare(root)
 
 
 SLIM = {"schema": "asdm.slim/1", "created_utc": "", "identity": {"a": 1}, "training": ["--batch", "2"],
@@ -141,10 +119,11 @@ def on_the_page(**records: Any) -> None:
     to_terminal(lambda out: console.print_report(report, out))
 
 
-def use_profile(root: Path, one: Profile) -> None:
+def use_profile(_: Path, one: Profile) -> None:
     on_the_page(profile=one)
-    for renderer in (csv_renderer, chrome_trace, speedscope):
-        renderer.render(Report(one), root / "out")
+    with TemporaryDirectory() as folder:
+        for renderer in (csv_renderer, chrome_trace, speedscope):
+            renderer.render(Report(one), Path(folder))
     planner.make_plan(one, "0.9")
     transfer.compare([(profile(), "a.json"), (one, "b.json")], [])
     schedules.make_frontier(schedules.prepare(one, steps=4))
@@ -320,32 +299,11 @@ def as_picture(content: Any, spoil: bool = True) -> bytes:
     return stream.getvalue()
 
 
-def header_of(path: Path) -> Any:
-    raw = path.read_bytes()
-    return json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-
-
-def with_header(place: str) -> Callable[[Any], bytes]:
-    """A safetensors file with another header."""
-
-    def encode(header: Any) -> bytes:
-        raw = (BEFORE / place).read_bytes()
-        length = int.from_bytes(raw[:8], "little")
-        text = as_json(header).replace(b": ", b":").replace(b", ", b",").ljust(length)  # of the same length, mostly
-        return len(text).to_bytes(8, "little") + text + raw[8 + length :]
-
-    return encode
-
-
 UNET = "teacher/unet/diffusion_pytorch_model.safetensors"
 
 
-def file_of(place: str) -> Callable[[Path], Any]:
-    return lambda root: json.loads((root / place).read_text("utf-8"))
-
-
-def lines_of(place: str) -> Callable[[Path], Any]:
-    return lambda root: [json.loads(line) for line in (root / place).read_text("utf-8").splitlines()]
+def raw_of(place: str) -> Callable[[], bytes]:
+    return cache((BEFORE / place).read_bytes)
 
 
 def rows(_: Path) -> Any:
@@ -385,7 +343,7 @@ KINDS = (
          as_json_lines),
     Kind("checkpoint", (state := "checkpoints/step-00000002/state.json"), file_of(state), read_checkpoint),
     Kind("checkpoint weights", (moments := "checkpoints/step-00000002/weights.safetensors"),
-         lambda root: header_of(root / moments), read_checkpoint,
+         lambda root: header_of((root / moments).read_bytes()), read_checkpoint,
          encode=lambda header: len(as_json(header)).to_bytes(8, "little") + as_json(header) + bytes(12)),
     of_teacher("unet config", "unet/config.json"),
     of_teacher("vae config", "vae/config.json"),
@@ -394,14 +352,13 @@ KINDS = (
     Kind("model index", (index := "teacher/model_index.json"), file_of(index), read_teacher, use_pipeline),
     Kind("student config", (own := "students/all_kinds/config.json"), file_of(own),
          lambda root: from_folder(root / "students" / "all_kinds"), use_student),
-    Kind("weights", UNET, lambda root: header_of(root / UNET),
-         lambda root: checkpoints.read_tensors(root / UNET, lambda _: False),
-         lambda root, _: loading.load_unet(read_teacher(root), str(root / "teacher")), encode=with_header(UNET)),
+    of_tensors("weights", UNET, raw_of(UNET), lambda root: checkpoints.read_tensors(root / UNET, lambda _: False),
+               lambda root, _: loading.load_unet(read_teacher(root), str(root / "teacher"))),
     Kind("guide", (guided := "reports/run/profile.json"), file_of(guided), lambda _: guide.lines()),
     Kind("cache", (cached := "latents/cache.json"), file_of(cached),
          lambda root: examples_of(latents.open_data("train", 32, str(root / "latents")))),
-    Kind("cached latents", (shard := "latents/latents-00002.safetensors"), lambda root: header_of(root / shard),
-         lambda root: examples_of(latents.open_data("train", 32, str(root / "latents"))), encode=with_header(shard)),
+    of_tensors("cached latents", (shard := "latents/latents-00002.safetensors"), raw_of(shard),
+               lambda root: examples_of(latents.open_data("train", 32, str(root / "latents"))), lambda *_: None),
     Kind("metadata.jsonl", "data.jsonl/metadata.jsonl", rows, read_folder("data.jsonl"), encode=as_json_lines),
     Kind("metadata.csv", "data.csv/metadata.csv", rows, read_folder("data.csv"), encode=as_csv),
     Kind("metadata.parquet", "data.parquet/metadata.parquet", rows, read_folder("data.parquet"), encode=as_parquet),
@@ -409,4 +366,5 @@ KINDS = (
     Kind("shard", "shard.tar", members, read_shard, encode=as_tar),
     Kind("picture", "picture", lambda _: PICTURE, read_picture, encode=as_picture,
          raw=lambda content: as_picture(content, spoil=False)),
+    *FOREIGN,
 )  # fmt: skip

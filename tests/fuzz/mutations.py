@@ -64,7 +64,9 @@ def torn(raw: bytes, chance: Random) -> bytes:
     elif kind == 3:
         del mutant[at : at + chance.randrange(1, 50)]
     else:
-        mutant[at:at] = chance.choice((b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\x00", b"\xe9", b"\r\n", b'"', b"9" * 5000))
+        mutant[at:at] = chance.choice(
+            (b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\x00", b"\xe9", b"\r\n", b'"', b"9" * 5000, b"[" * 5000)
+        )
     return bytes(mutant)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import io
 import traceback
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ def attempt(kind: Kind, root: Path, content: Original, number: int, use: bool) -
         except (Infeasible, TooMuchDamage):
             pass
         except ValueError as error:
-            return "" if _is_sentence(error) else traceback.format_exc()
+            return "" if is_sentence(error) else traceback.format_exc()
         except Exception:
             return traceback.format_exc()
         finally:
@@ -36,9 +37,15 @@ def attempt(kind: Kind, root: Path, content: Original, number: int, use: bool) -
     return ""
 
 
-def _is_sentence(error: ValueError) -> bool:
-    """Whether it is one line, and one that we wrote."""
-    return "\n" not in str(error) and traceback.extract_tb(error.__traceback__)[-1].filename.startswith(OURS)
+def is_sentence(error: ValueError) -> bool:
+    """Whether it is one line, and a `raise` of ours wrote it, not a library or a builtin that was called there."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or "\n" in str(error):
+        return False
+    code = last.tb_frame.f_code
+    return code.co_filename.startswith(OURS) and dis.opname[code.co_code[last.tb_lasti]] == "RAISE_VARARGS"
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import pytest
 
 from tests.commands import files_in
 from tests.fuzz.kinds import KINDS, Kind, prepare
-from tests.fuzz.run import MOST_S, attempt, original
+from tests.fuzz.run import MOST_S, OURS, attempt, is_sentence, original
 
 MUTATIONS, USED = 200, 100  # of these, each USED-th is used as commands do, which takes longer than reading
 
@@ -43,6 +43,25 @@ def test_mutations_are_read_or_refused(kind: Kind, root: Path, capfd: Any) -> No
         assert files_in(root) == before
 
 
+def test_what_a_builtin_raises_in_our_code_is_no_sentence() -> None:
+    """Only a `raise` of ours is; `float()` and numpy raise in the same frames."""
+    builtin = compile("float('x')", f"{OURS[0]}one.py", "exec")
+    ours = compile("raise ValueError('one.py has x.')", f"{OURS[0]}one.py", "exec")
+    for code, told in ((builtin, False), (ours, True)):
+        with pytest.raises(ValueError, match="x") as caught:
+            exec(code)
+        assert is_sentence(caught.value) == told
+
+
+def test_a_unit_that_took_no_time_is_drawn(root: Path) -> None:
+    kind = next(kind for kind in KINDS if kind.name == "profile")
+    with original(kind, root) as content:
+        share = content.content["units"][0]["share"]
+        share["low"] = share["median"] = 0.0
+        (root / kind.place).write_bytes(kind.encode(content.content))
+        kind.use(root, kind.read(root))
+
+
 def test_nonsense_is_refused(root: Path) -> None:
     """One value of nonsense each, in files that are JSON still."""
     for name, way, value, words in NONSENSE:
@@ -67,6 +86,7 @@ NONSENSE: list[tuple[str, tuple[Any, ...], Any, str]] = [
     ),
     ("profile", ("units", 0, "share", "median"), 5.0, "must be from 0 to about 1, got 5.0"),
     ("profile", ("units", 0, "share", "low"), 0.9, "from low to high"),
+    ("profile", ("units", 0, "latency_s", "samples"), [1.0], "all parts must have a sample of every run"),
     ("profile", ("units", 0, "params"), 0, "must have parameters and MACs, got 0"),
     ("profile", ("topology", "units"), [], "must stand both in the topology and among the units"),
     ("profile", ("dtype",), "int3", "should be 'fp32', 'bf16' or 'fp16'"),

@@ -12,13 +12,13 @@ from typing import Any
 
 from asdm.data.datasets import BrokenExample
 from asdm.data.settings import Selection
+from asdm.utils.pictures import MOST_BYTES
 
 CAPTION_KEYS = ("text", "caption", "prompt")
 SCORE_KEYS = ("aesthetic", "aesthetic_score", "aesthetics")
 BESIDE = (".txt", ".caption", ".json")  # the first that is there is read
 TABLES = (".jsonl", ".csv", ".parquet")
 SPLITS = ("train", "held_out")  # of a data set that has none of its own: --hold-out leaves pictures to the second
-MOST_BYTES = 256 << 20  # of a picture or a caption
 Row = Mapping[str, Any]
 
 

@@ -6,19 +6,17 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 
 from asdm.data.datasets import BrokenExample
 from asdm.data.settings import SMALLEST_SIDE, Selection
+from asdm.utils.pictures import in_rgb, known_formats
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif")
 OTHER_SUFFIXES = (".heic", ".heif", ".jxl", ".jp2", ".svg", ".psd", ".ppm", ".tga", ".exr", ".dng")  # not decoded
 NOT_DECODED = "a picture of a format that is not decoded"
-# What is decoded, whatever a file is called: never EPS, which would start Ghostscript.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 STEP = 64  # pixels: every Stable Diffusion takes sides that are multiples of it
 NARROWEST = 2.0  # longer by shorter side of a bucket
 
@@ -69,7 +67,7 @@ def decode_picture(data: bytes, frame: Frame, mirrored: bool = False) -> Decoded
     if not data:
         raise BrokenExample("an empty picture file")
     try:
-        opened = Image.open(io.BytesIO(data), formats=_formats())
+        opened = Image.open(io.BytesIO(data), formats=known_formats())
         if min(opened.size) < frame.min_side:
             raise BrokenExample(f"a side of fewer than {frame.min_side} pixels")
         picture = in_rgb(ImageOps.exif_transpose(opened))
@@ -91,32 +89,6 @@ def decode_picture(data: bytes, frame: Frame, mirrored: bool = False) -> Decoded
     return Decoded(pixels.float() / 127.5 - 1, (picture.height, picture.width, top, left, *shape))
 
 
-@cache
-def _formats() -> list[str]:
-    """Of the formats that are decoded, those that this Pillow knows."""
-    from PIL import Image
-
-    Image.init()
-    return [name for name in FORMATS if name in Image.OPEN]
-
-
-def in_rgb(picture: Any) -> Any:
-    """A Pillow image of any mode in RGB: 16 bits are scaled to 8, palettes and CMYK converted, alpha laid on white."""
-    import numpy as np
-    from PIL import Image
-
-    if picture.mode.startswith("I") or picture.mode == "F":  # 16 bits of grey, which Pillow's own conversion clips
-        values = np.asarray(picture).astype("float64")
-        highest = 255 if values.max() <= 255 and picture.mode != "I;16" else 65535
-        if picture.mode == "F" and values.max() <= 1:
-            highest = 1
-        return Image.fromarray((values * (255 / highest)).clip(0, 255).round().astype("uint8")).convert("RGB")
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
-
-
 def shapes_of(files: Sequence[Any], frame: Frame) -> list[tuple[int, int]]:
     """The shape of each picture file, from its header alone; unreadable ones get the first shape."""
     return [_shape_of(file, frame) for file in files]
@@ -126,7 +98,7 @@ def _shape_of(file: Any, frame: Frame) -> tuple[int, int]:
     from PIL import Image
 
     try:
-        with Image.open(file, formats=_formats()) as opened:
+        with Image.open(file, formats=known_formats()) as opened:
             width, height = opened.size
             if opened.getexif().get(0x0112, 1) >= 5:  # turned by a quarter
                 width, height = height, width

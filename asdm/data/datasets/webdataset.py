@@ -31,7 +31,6 @@ import torch
 from asdm.data.datasets import BrokenExample, Example, LeftOut, count_in
 from asdm.data.datasets._metadata import (
     BESIDE,
-    MOST_BYTES,
     BrokenRow,
     Row,
     caption_beside,
@@ -47,6 +46,7 @@ from asdm.data.loader import seeded
 from asdm.data.settings import Selection
 from asdm.utils import console
 from asdm.utils.io import sha256_of
+from asdm.utils.pictures import MOST_BYTES
 
 LANES = 8  # at most; no more than there are shards
 BLOCK = 512  # examples of a lane that are shuffled together, as bytes

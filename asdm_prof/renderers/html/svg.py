@@ -84,18 +84,19 @@ STEP, LEFT, TOP, HEIGHT, FOOT = 27, 64, 34, 270, 62
 
 def redundancy_dots(ranked: Sequence[Ranked]) -> Markup:
     """Units by rank: redundancy on a log axis with its interval, and a bracket over each tie group."""
-    low = min(max(row.redundancy.low, row.redundancy.median / 10) for row in ranked)
-    scale = _log_scale(low, max(row.redundancy.high for row in ranked))
+    lows = [max(row.redundancy.low, row.redundancy.median / 10) for row in ranked]
+    low = min((value for value in lows if value > 0), default=1.0)
+    scale = _log_scale(low, max(low, *(row.redundancy.high for row in ranked)))
     width = LEFT + STEP * len(ranked) + 16
     title = "Redundancy of every unit by rank: share of the time divided by share of the parameters"
-    body = [*_log_axis(scale, low, ranked[0].redundancy.high, width), *_brackets(ranked, scale)]
+    body = [*_log_axis(scale, low, max(low, ranked[0].redundancy.high), width), *_brackets(ranked, scale)]
     body += [mark for row in ranked for mark in _dot(row, scale)]
     return svg("redundancy-dots", title, max(width, 420), TOP + HEIGHT + FOOT, body)
 
 
 def _log_scale(low: float, high: float) -> Scale:
     a, b = math.log(low / 1.15), math.log(high * 1.15)
-    return lambda value: TOP + HEIGHT * (b - max(math.log(value), a)) / (b - a)
+    return lambda value: TOP + HEIGHT * (b - (max(math.log(value), a) if value > 0 else a)) / (b - a)
 
 
 def _log_axis(scale: Scale, low: float, high: float, width: float) -> Iterator[Markup]:

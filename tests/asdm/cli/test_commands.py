@@ -81,7 +81,7 @@ def test_a_prompt_becomes_a_png_that_depends_on_its_seed_alone(run: Any, tmp_pat
         (["-o", "x.png", "--size", "60"], "size 60 does not fit mini: choose a multiple of 32 pixels, such as 96."),
         (["-o", "x.png", "--size", "64x60"], "size 64x60 does not fit mini: choose multiples of 32 pixels"),
         (["-o", "x.png", "--size", "64x"], "size must be pixels per side (512) or WIDTHxHEIGHT (512x768), got '64x'."),
-        (["-o", "x.png", "--init-image", "there.png"], "there.png is not an image file."),
+        (["-o", "x.png", "--init-image", "there.png"], "there.png is not an image file; choose one in JPEG, PNG"),
         (["-o", "x.png", "--control", "net/"], "give both --control and --control-image"),
         (["-o", "x.png", "--scheduler", "k_lms"], "unknown scheduler 'k_lms'; choose from ddim, ddpm"),
         (["-o", "x.png", "--strength", "0"], "strength must be above 0, got 0.0."),

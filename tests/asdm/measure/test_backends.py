@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
+import shutil
+import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
@@ -21,6 +23,7 @@ from asdm.plan.edits import ReplaceUnit
 from asdm.unet.blocks import iter_parts, iter_units
 from asdm.unet.surgery import replacement_for
 from asdm.utils import locks, registry
+from tests.commands import files_in
 from tests.tiny import SMALLEST, hooks_on, make_unet, unet_args
 
 ON_A_GPU = ("cudagraph", "tensorrt")  # whose tests are in test_gpu.py and test_gpu_runtimes.py
@@ -305,6 +308,51 @@ def test_no_runtime_tells_anything() -> None:
     from openvino.tools.ovc import telemetry_utils
 
     assert "stub" in telemetry_utils.tm.__name__
+
+
+LISTENER = """
+#include <stdio.h>
+#include <stdlib.h>
+#include <netdb.h>
+int getaddrinfo(const char *node, const char *service, const struct addrinfo *hints, struct addrinfo **found) {
+    FILE *log = fopen(getenv("LOOKUPS"), "a");
+    fprintf(log, "%s\\n", node ? node : "");
+    fclose(log);
+    return EAI_FAIL;
+}
+"""
+RUNS = """
+import socket, sys, time
+import numpy
+from asdm.measure.backends import onnxruntime, openvino
+for runtime in (onnxruntime, openvino):
+    runtime.evaluate(sys.argv[1], {"x": numpy.ones((1, 1), "f4")})
+time.sleep(2)
+try:
+    socket.getaddrinfo("ours.invalid", 1)
+except OSError:
+    pass
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("gcc") is None, reason="listens in C")
+def test_no_runtime_looks_anything_up_or_writes_to_the_home_folder(tmp_path: Path) -> None:
+    """In a process of its own, where every lookup of a name is noted, those of compiled code too; the last is ours."""
+    from onnx import TensorProto, helper, save
+
+    shape = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", shape[:1], shape[1:])
+    save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), tmp_path / "relu.onnx")
+    (tmp_path / "listener.c").write_text(LISTENER)
+    library, home, log = tmp_path / "listener.so", tmp_path / "home", tmp_path / "lookups"
+    home.mkdir()
+    subprocess.run(["gcc", "-shared", "-fPIC", "-o", library, tmp_path / "listener.c"], check=True)
+    told = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    env = told | {"LD_PRELOAD": str(library), "LOOKUPS": str(log), "HOME": str(home)}
+    subprocess.run([sys.executable, "-c", RUNS, tmp_path / "relu.onnx"], env=env, check=True)
+    assert log.read_text() == "ours.invalid\n"
+    assert files_in(home) == []
 
 
 def test_what_others_use_or_write_is_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_a_student_is_converted_with_what_a_mac_compares(tmp_path):
     result = exporter.export(str(tmp_path / "student"), "coreml", tmp_path / "out", Setup(dtype="fp16", size=(64, 128)))
     assert (result.batch, result.size, result.dtype, result.difference) == (2, (64, 128), "fp16", None)
     said = exporter.describe(result, tmp_path / "out")
-    assert "batch 2 at 64×128 only (static), and was not run here: on a Mac, `python" in said
+    assert "batch 2 at 64×128 only (static) and a prompt of 77 tokens, and was not run here: on a Mac, `python" in said
     model = coremltools.models.MLModel(str(tmp_path / "out" / coreml.MODEL), skip_model_load=True)
     shapes = {one.name: list(one.type.multiArrayType.shape) for one in model.get_spec().description.input}
     assert shapes == {"sample": [2, 4, 16, 8], "timestep": [2], "encoder_hidden_states": [2, 77, 32]}

@@ -1,5 +1,6 @@
 """LoRA, VAE, clip skip and textual inversions change a pipeline as their own mathematics say."""
 
+import json
 import re
 import shutil
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tests.tiny import SMALLEST, make_unet
 
 MINI = load_family("mini")
 QUERY = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
+QUERY_ = QUERY.replace(".", "_")
 TEXT = "text_model.encoder.layers.1.self_attn.q_proj"
 
 
@@ -90,11 +92,18 @@ def test_a_lora_is_added_to_the_text_encoder_and_to_what_is_built(kohya):
     ("spec", "words"),
     [
         ("gone.safetensors", "the LoRA gone.safetensors does not exist"),
-        ("style.safetensors:much", "must be a number, as in FILE:0.8, got 'style.safetensors:much'"),
+        *(
+            (f"style.safetensors:{scale}", f"must be a finite number, as in FILE:0.8, got 'style.safetensors:{scale}'")
+            for scale in ("much", "nan", "-inf")
+        ),
         ("style.pt", "style.pt is a pickle"),
         ("loha.safetensors", "loha.safetensors is a LoHa, which cannot be fused"),
         ("wide.safetensors", "wide.safetensors was made for another model"),
         ("unet.safetensors", "unet.safetensors is not a LoRA"),
+        ("nan.safetensors", f"cannot load the LoRA nan.safetensors: lora_unet_{QUERY_}.alpha holds NaN or infinite"),
+        ("ranks.safetensors", "ranks.safetensors was made for another model"),
+        ("alphas.safetensors", "alphas.safetensors is not a LoRA that diffusers can read"),
+        ("large.safetensors:1e38", "holds NaN or infinite numbers once it is added at scale 1e+38"),
     ],
 )
 def test_what_cannot_be_fused_is_named(spec, words, tmp_path, monkeypatch):
@@ -106,6 +115,14 @@ def test_what_cannot_be_fused_is_named(spec, words, tmp_path, monkeypatch):
     wide = {"down": torch.zeros(2, 64), "up": torch.zeros(32, 2)}
     save_file({f"{stem}.lora_{side}.weight": tensor for side, tensor in wide.items()}, "wide.safetensors")
     save_file({"conv_in.bias": torch.zeros(2)}, "unet.safetensors")
+    pair = {"lora_down.weight": torch.ones(2, 32), "lora_up.weight": torch.ones(32, 2)}
+    for name, change in {
+        "nan": {"alpha": torch.tensor(float("nan"))},
+        "ranks": {"lora_up.weight": torch.ones(32, 3)},
+        "alphas": {"alpha": torch.ones(2)},
+        "large": {"lora_up.weight": torch.full((32, 2), 9.0)},
+    }.items():
+        save_file({f"{stem}.{key}": tensor for key, tensor in (pair | change).items()}, f"{name}.safetensors")
     with pytest.raises(ValueError, match=re.escape(words)):
         lora.fuse_into_unet(make_unet(**SMALLEST), [spec])
 
@@ -145,6 +162,59 @@ def test_a_vae_of_other_channels_is_refused():
     family = replace(MINI, unet=MINI.unet | {"out_channels": 8})
     with pytest.raises(ValueError, match="has 4 latent channels; mini's UNet has 8"):
         encoders.load_vae(str(PIPELINE), family, PictureSetup())
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("NaN", "cannot load the VAE of {vae}: decoder.conv_in.bias holds NaN or infinite numbers"),
+        ([], "{vae}/config.json is not the config of a VAE: it holds no JSON object"),
+        ({"latent_channels": "four"}, "{vae}: the VAE's latent_channels must be a number of at least 1, got 'four'"),
+        ({"layers_per_block": 2000}, "{vae}: the VAE's layers_per_block must be at most 64, got 2000"),
+        ("nothing", "cannot load the VAE of {vae}: 1 weights are missing, such as decoder.conv_in.bias"),
+        ({"act_fn": [1]}, "cannot load the VAE of {vae}: "),
+        ({"down_block_types": ["NoBlock"] * 3}, "cannot load the VAE of {vae}: "),
+    ],
+    ids=str,
+)
+def test_a_damaged_vae_is_refused_by_name(change, words, tmp_path):
+    vae = shutil.copytree(PIPELINE / "vae", tmp_path / "vae")
+    file, config = vae / "diffusion_pytorch_model.safetensors", vae / "config.json"
+    if isinstance(change, str):
+        tensors = load_file(file)
+        bias = tensors.pop("decoder.conv_in.bias")
+        tensors |= {"decoder.conv_in.bias": bias * float("nan")} if change == "NaN" else {}
+        save_file(tensors, file)
+    else:
+        config.write_text(json.dumps(json.loads(config.read_text()) | change if change else change))
+    with pytest.raises(ValueError, match=re.escape(words.format(vae=vae))) as caught:
+        encoders.load_vae(str(vae), MINI, PictureSetup())
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({}, "is not a textual inversion: it holds no embeddings"),
+        ({"emb_params": torch.full((1, 128), float("inf"))}, "emb_params holds NaN or infinite numbers"),
+        ({"emb_params": torch.zeros(0, 128)}, "is no textual inversion for this model"),
+        ({"heart": torch.zeros(128)}, "cannot add the textual inversion"),
+    ],
+    ids=["empty", "infinite", "no rows", "a word that there is"],
+)
+def test_a_damaged_textual_inversion_is_refused_by_name(tensors, words, tmp_path):
+    save_file(tensors, file := tmp_path / "sparkle.safetensors")
+    pipe = mini()
+    pipe.tokenizer.add_tokens("heart")
+    with pytest.raises(ValueError, match=words) as caught:
+        encoders.add_tokens(pipe, file)
+    assert str(file) in str(caught.value)
+
+
+def test_a_textual_inversion_that_is_a_pickle_is_not_read(tmp_path):
+    (file := tmp_path / "sparkle.pt").write_bytes(b"not read")
+    with pytest.raises(ValueError, match=r"sparkle\.pt is a pickle, which can run code"):
+        encoders.add_tokens(None, file)
 
 
 def test_a_textual_inversion_is_a_word_of_its_files_name(tmp_path):

@@ -13,37 +13,47 @@ from diffusers import UNet2DConditionModel
 from safetensors import safe_open
 
 from asdm.measure.backends import _onnx, onnxruntime
-from asdm.models import export as exporter, student as students
+from asdm.models import build as builder, export as exporter, loading, student as students
 from asdm.models.example_inputs import unet_inputs
-from asdm.models.families import load_family
+from asdm.models.families import Family, load_family
 from asdm.models.loading import load_unet
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.records.build import ExportResult
 from tests.asdm.unet.test_replacements import open_gates
-from tests.tiny import SMALL, SMALLEST, make_unet
+from tests.tiny import SMALL, SMALLEST, TINY, make_unet
 
 GRI = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="gri_attention")
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small UNet with global-regional attention in its shallowest block, as diffusers saves it."""
-    unet, _ = students.build(make_unet(**SMALLEST), PruningPlan(family="small", edits=(GRI,)))
+    """A small UNet with global-regional attention in its shallowest block, as `asdm build` saves it.
+
+    Its teacher sends 16 tokens, and has a VAE with 4 pixels per latent pixel.
+    """
+    plan, teacher = PruningPlan(family="small", edits=(GRI,)), make_unet(**SMALLEST)
+    vae = {"block_out_channels": [8] * 3, "norm_num_groups": 4}
+    family = Family(name="small", title="Small", size=64, unet=TINY | SMALLEST, vae=vae, tokens=16)
+    unet, _ = students.build(teacher, plan)
+    shapes = loading.meta_unet(family)
+    small, applied = students.build(shapes, plan)
+    costs = builder.count(family, shapes), builder.count(family, small)
+    result = builder.record(plan, family, "random", shapes, small, applied, costs)
     folder = tmp_path_factory.mktemp("student") / "student"
-    unet.save_pretrained(folder, safe_serialization=True)
+    students.save(unet, plan, result, folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def exported(student: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ExportResult]:
     folder = tmp_path_factory.mktemp("exported") / "onnx"
-    return folder, exporter.export(str(student), "onnx", folder, Setup(size=(96, 128)))
+    return folder, exporter.export(str(student), "onnx", folder, Setup(size=(48, 64)))
 
 
 def test_a_student_in_onnx_takes_any_batch(student: Path, exported: tuple[Path, ExportResult]) -> None:
     folder, result = exported
-    assert (result.batch, result.why_fixed, result.size) == (None, None, (96, 128))
+    assert (result.batch, result.why_fixed, result.size) == (None, None, (48, 64))
     assert result.difference is not None
     assert 0 < result.difference < 1e-3
     assert sorted(file.name for file in folder.iterdir()) == [
@@ -57,11 +67,12 @@ def test_a_graph_takes_other_sizes_and_says_where_it_comes_from(
     student: Path, exported: tuple[Path, ExportResult]
 ) -> None:
     folder, result = exported
-    assert (result.side_step, result.why_static) == (16, None)  # averages of 2×2
+    assert (result.side_step, result.why_static) == (8, None)  # averages of 2×2
     assert difference(student, folder, batch=1, more=(4, -6)) < 1e-3
     facts = {prop.key: prop.value for prop in onnx.load(folder / "model.onnx", load_external_data=False).metadata_props}
     assert facts["asdm.source_sha256"] == result.source_sha256
     assert facts["asdm.license"] == result.license
+    assert facts["asdm.tokens"] == "16"
 
 
 def test_mixed_kernels_take_any_batch(tmp_path: Path) -> None:
@@ -103,7 +114,7 @@ def difference(student: Path, exported: Path, batch: int, more: tuple[int, int] 
 def test_the_words_say_what_it_takes(exported: tuple[Path, ExportResult]) -> None:
     folder, result = exported
     text = exporter.describe(result, folder)
-    assert "any batch at any multiples of 16 pixels" in text
+    assert "any batch at any multiples of 8 pixels and a prompt of 16 tokens" in text
     fixed = result.model_copy(update={"batch": 1, "why_fixed": "Constraints violated (batch)!"})
     assert "batch 1 only" in exporter.describe(fixed, folder)
     assert "Constraints violated" in exporter.describe(fixed, folder)
@@ -175,7 +186,7 @@ def test_a_student_in_diffusers_form_says_what_loads_it(student: Path, tmp_path:
     [
         ("tflite", {}, "unknown target 'tflite'; choose from onnx, openvino, coreml, diffusers"),
         ("onnx", {"dtype": "bf16"}, "onnx is exported in fp32, got bf16"),
-        ("onnx", {"size": 100}, "size 100 does not fit"),
+        ("onnx", {"size": 102}, "size 102 does not fit"),
     ],
 )
 def test_what_cannot_be_exported_gets_one_sentence(

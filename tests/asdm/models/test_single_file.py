@@ -1,6 +1,8 @@
 """Single files: the names are diffusers' own mapping inverted, and what we say of other programs is what they do."""
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +14,7 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.loaders import single_file_model, single_file_utils
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from asdm.models import export as exporter, ldm_names, loaders, single_file, student as students
 from asdm.models.components import components_of
@@ -295,6 +297,31 @@ def test_a_students_file_is_read_again(tmp_path: Path, edits: tuple[Any, ...], l
     again = load_unet(load_family(str(file)), str(file))
     assert type(again) is type(unet)
     assert torch.equal(run(again), run(unet))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", None, "diffusion_pytorch_model.safetensors is not a safetensors"),
+        ("vae/diffusion_pytorch_model.safetensors", "NaN", "vae: encoder.conv_in.bias holds NaN or infinite numbers"),
+        ("text_encoder/config.json", b"[]", "a text encoder's config is no JSON object"),
+    ],
+)
+def test_damaged_parts_of_a_pipeline_are_refused_by_name(
+    tmp_path: Path, tiny_pipeline: Path, file: str, content: Any, words: str
+) -> None:
+    folder = Path(shutil.copytree(tiny_pipeline, tmp_path / "parts"))
+    raw = (folder / file).read_bytes()
+    if content == "NaN":
+        tensors = load_file(folder / file)
+        tensors["encoder.conv_in.bias"][0] = float("nan")
+        save_file(tensors, folder / file)
+    else:
+        (folder / file).write_bytes(raw[:-50] if content is None else content)
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        exporter.export("mini", "single_file", tmp_path / "mini.safetensors", pipeline=str(folder))
+    assert str(folder) in str(caught.value)
+    assert not (tmp_path / "mini.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -1,27 +1,33 @@
 """Which weights a command's words name: folders, files, variants and hub ids; and that none are random unasked."""
 
 import json
+import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
+from asdm.distill.losses.perceptual import load_vgg
 from asdm.mini import PIPELINE
-from asdm.models import checkpoints
+from asdm.models import checkpoints, drawing
 from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet, meta_unet
-from asdm.models.networks import ClipJudge
+from asdm.models.networks import ClipJudge, Vgg
+from asdm.models.pipeline import pipeline
 from asdm.models.recognition import from_file
-from asdm.models.settings import PictureSetup, Setup
+from asdm.models.settings import GenerateSettings, PictureSetup, Setup
 from asdm.models.sources import resolve
 from asdm.utils import console
 from tests import single_files
 from tests.commands import refused
-from tests.tiny import SMALLEST, TINY_FAMILY, make_unet
+from tests.tiny import SMALL, SMALLEST, TINY_FAMILY, make_unet
 
 UNET = PIPELINE / "unet" / "diffusion_pytorch_model.safetensors"
 
@@ -121,6 +127,40 @@ def test_ldm_names_of_blocks_of_unequal_depth_are_refused(checkpoint):
         checkpoints.unet_shapes(checkpoint, unequal)
 
 
+def header(path: Path, content: object) -> Path:
+    text = json.dumps(content).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    return path
+
+
+ENTRY = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"conv_in.weight": {}}, "is damaged: the header states no shape for conv_in.weight"),
+        ({"conv_in.weight": 3}, "is damaged: the header states no shape for conv_in.weight"),
+        ({"conv_in.weight": ENTRY | {"shape": ["4"]}}, "is damaged: the header states no shape for conv_in.weight"),
+        ({"conv_in.weight": ENTRY | {"shape": [2**40, 2]}}, "is damaged: the header states no shape"),
+        ({"conv_in.weight": ENTRY, "__metadata__": [1]}, "is damaged: its metadata are not texts by name"),
+        ({"conv_in.weight": ENTRY, "__metadata__": {"asdm.unet_config": 3}}, "is damaged: its metadata are not texts"),
+        ({"conv_in.weight": ENTRY, "__metadata__": {"asdm.unet_config": "[" * 5000}}, "is not valid JSON"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_checkpoint_with_a_damaged_header_is_refused_by_name(content, words, run, tmp_path):
+    header(tmp_path / "model.safetensors", content)
+    refused(run("asdm-prof", "flops", "model.safetensors"), "model.safetensors", words)
+
+
+def test_a_pipe_is_no_checkpoint(tmp_path):
+    os.mkfifo(pipe := tmp_path / "model.safetensors")
+    for read in (checkpoints.read_header, checkpoints.read_tensors):
+        with pytest.raises(ValueError, match=r"model\.safetensors is not a file"):
+            read(pipe)
+
+
 # ---------------------------------------------------------------------------------------------- folders
 
 
@@ -167,6 +207,12 @@ def test_sharded_weights_are_one(folder, weights):
         resolve(str(folder), Setup())
     path.write_text(json.dumps({"weight_map": {"conv_in.bias": "../../elsewhere.safetensors"}}))
     with pytest.raises(ValueError, match=r"names elsewhere\.safetensors, which is not a safetensors file beside it"):
+        resolve(str(folder), Setup())
+    path.write_text(json.dumps({"weight_map": {"conv_in.bias": None, "conv_in.weight": file}}))
+    with pytest.raises(ValueError, match=r"index\.json is not an index of weights"):
+        resolve(str(folder), Setup())
+    path.write_text(json.dumps({"weight_map": {"conv_in.bias": "x" * 5000 + ".safetensors"}}))
+    with pytest.raises(ValueError, match=r"lacks x{57}…, which its index names"):
         resolve(str(folder), Setup())
 
 
@@ -295,6 +341,101 @@ def test_a_judge_that_is_a_pickle_is_not_read(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"not read")
     with pytest.raises(ValueError, match=r"pytorch_model\.bin is a pickle, which can run code"):
         ClipJudge(str(tmp_path))
+
+
+SIDES = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"attn_implementation": "someone/kernel"}, "attn_implementation 'someone/kernel' is not supported"),
+        ({"text_config": {"_attn_implementation": "someone/kernel"}}, "'someone/kernel' is not supported"),
+        ({"attn_implementation": {"text_config": "someone/kernel"}}, "is not supported; leave it out"),
+        ({"vision_config": {"num_hidden_layers": 10**6}}, "num_hidden_layers must be at most 200, got 1000000"),
+        ({"text_config": [1]}, "text_config must be an object"),
+        ({"model_type": "bert"}, "config.json is not the config of a CLIP"),
+        ({"projection_dim": "x"}, "cannot load a CLIP from"),
+    ],
+    ids=str,
+)
+def test_a_judge_with_a_config_of_nonsense_is_refused_by_name(change, words, tmp_path, monkeypatch):
+    """And nothing is asked of the hub."""
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **__: pytest.fail("looked up"))
+    save_file({"logit_scale": torch.ones(1)}, tmp_path / "model.safetensors")
+    own = {"model_type": "clip", "text_config": SIDES, "vision_config": SIDES | {"image_size": 16, "patch_size": 8}}
+    (tmp_path / "config.json").write_text(json.dumps(own | change))
+    with pytest.raises(ValueError, match=re.escape(words)) as caught:
+        ClipJudge(str(tmp_path))
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["vae", "text_encoder"])
+def test_a_part_without_some_of_its_weights_is_refused_not_drawn_at_random(part, tmp_path):
+    teacher = Path(shutil.copytree(PIPELINE, tmp_path / "teacher"))
+    file = next((teacher / part).glob("*.safetensors"))
+    tensors = load_file(file)
+    del tensors[next(name for name in tensors if name.endswith("norm.bias"))]
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"the {part} of {teacher}: 1 weights are missing, such as .*norm.bias"):
+        pipeline(load_family(str(teacher)), None, PictureSetup(weights=str(teacher)))
+
+
+def test_a_kernel_of_the_hub_in_any_part_of_a_pipeline_is_refused(tmp_path):
+    teacher = Path(shutil.copytree(PIPELINE, tmp_path / "teacher"))
+    index = json.loads((teacher / "model_index.json").read_text())
+    index |= {"safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
+    (teacher / "model_index.json").write_text(json.dumps(index))
+    (teacher / "safety_checker").mkdir()
+    kernel = {"vision_config": {"attn_implementation": "someone/kernel"}}
+    (teacher / "safety_checker" / "config.json").write_text(json.dumps(kernel))
+    with pytest.raises(ValueError, match=r"safety_checker/config\.json: attn_implementation 'someone/kernel'"):
+        pipeline(load_family(str(teacher)), None, PictureSetup(weights=str(teacher)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("config.json", "[]", "cannot load a Vgg from {vgg}: its config.json is not the config of one"),
+        ("config.json", '{"classes": 3}', "cannot load a Vgg from {vgg}: its config.json is not the config of one"),
+        ("config.json", '{"classes": ["a"]}', "head.bias has shape"),
+        ("config.json", "{", "{vgg}/config.json is not valid JSON"),
+        ("model.safetensors", "short", "{vgg}/model.safetensors is not a safetensors file, or it is damaged"),
+        ("model.safetensors", None, "{vgg}/model.safetensors is not a safetensors file"),
+    ],
+)
+def test_a_vgg_folder_of_something_else_is_refused_by_name(file, content, words, tmp_path):
+    vgg = Path(shutil.copytree(Vgg.FOLDER, tmp_path / "vgg"))
+    (vgg / file).unlink() if content is None else (vgg / file).write_text(content)
+    with pytest.raises(ValueError, match=re.escape(words.format(vgg=vgg))):
+        load_vgg(str(vgg))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layers_per_block": 10**9}, "config.json: layers_per_block must be numbers from 0 to 64"),
+        ({"block_out_channels": "wide"}, "config.json: block_out_channels must list the widths"),
+        ({"conditioning_embedding_out_channels": 3}, "cannot load the ControlNet {control}: "),
+        ([], "config.json is not a model's config"),
+        ("NaN", "the ControlNet {control}: controlnet_mid_block.bias holds NaN or infinite numbers"),
+    ],
+    ids=str,
+)
+def test_a_damaged_controlnet_is_refused_by_name(change, words, tmp_path):
+    unet = make_unet(**SMALL)
+    control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(16, 32))
+    if change == "NaN":
+        torch.nn.init.constant_(control.controlnet_mid_block.bias, float("nan"))
+    control.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    if change != "NaN":
+        file.write_text(json.dumps(json.loads(file.read_text()) | change if change else change))
+    settings = GenerateSettings(control=str(tmp_path))
+    with pytest.raises(ValueError, match=re.escape(words.format(control=tmp_path))) as caught:
+        drawing._controlnet(SimpleNamespace(unet=unet), TINY_FAMILY, settings, None)
+    assert str(tmp_path) in str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------- more than a caption

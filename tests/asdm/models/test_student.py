@@ -12,7 +12,8 @@ import torch
 from diffusers import DiffusionPipeline, UNet2DConditionModel
 
 import asdm
-from asdm.models import build, student as students
+from asdm.mini import PIPELINE
+from asdm.models import build, export as exporter, student as students
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
@@ -468,3 +469,33 @@ def test_a_folded_student_is_saved_where_its_config_says_so_and_refused_where_no
     assert torch.equal(run(again), run(student))
     with pytest.raises(ValueError, match="could not be loaded again; save the student as it was built"):
         fold(student, [7, 8]).save_pretrained(tmp_path / "twice")
+
+
+# ---------------------------------------------------------------------------------------------- what surrounds it
+
+
+def test_a_students_folder_has_its_teachers_pixels_and_tokens(tmp_path, monkeypatch):
+    """The record says them; in a record without them the teacher does, where it is still there."""
+    monkeypatch.chdir(tmp_path)
+    build.build_student("bk_sdm_tiny", "mini", tmp_path / "student")
+
+    def sizes(**change):
+        path = tmp_path / "student" / "build.json"
+        record = json.loads(path.read_text()) | change
+        path.write_text(json.dumps({key: value for key, value in record.items() if value is not None}))
+        family = load_family("student")
+        return family.size, family.vae_factor, family.tokens
+
+    own = (96, 4, 16)
+    exporter.export("student", "diffusers", tmp_path / "copy")
+    exporter.export("student", "single_file", tmp_path / "one.safetensors", pipeline="none")
+    for name in ("copy", "one.safetensors"):
+        family = load_family(name)
+        assert (family.size, family.vae_factor, family.tokens) == own
+    assert sizes() == sizes(vae_factor=None, tokens=None) == own
+    assert sizes(family="gone/") == (192, 8, 77)
+    assert sizes(family=str(PIPELINE)) == own
+    assert sizes(family="student") == (192, 8, 77)  # itself, which has no VAE
+    assert sizes(vae_factor=2, tokens=9) == (48, 2, 9)
+    with pytest.raises(ValueError, match=r"student/build\.json: tokens must be a number of at least 1, got 'many'"):
+        sizes(tokens="many")

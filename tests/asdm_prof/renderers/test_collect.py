@@ -93,6 +93,9 @@ def test_a_log_keeps_its_terms_and_leaves_out_what_is_none(tmp_path: Path) -> No
     lines = [
         '{"step": 1, "stage": "compressed", "stage_step": 1, "loss": 2.0, "gradient_norm": null}',
         '{"step": 2, "stage": "combined", "stage_step": 1, "loss": 1.0, "perceptual": 0.5, "images_per_s": 3.0}',
+        '{"step": 3, "loss": 1' + "0" * 5000 + "}",
+        '{"step": 3, "loss": ' + "[" * 5000,
+        '{"step": 1e999, "loss": 1.0}',
         '{"step": 3, "lo',
     ]
     (tmp_path / "log.jsonl").write_text("\n".join(lines))
