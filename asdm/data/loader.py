@@ -54,7 +54,7 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def default_workers() -> int:
-    """Threads that decode pictures where nobody says how many: one a core, from 2 to 8."""
+    """Threads that decode pictures by default: one a core, from 2 to 8."""
     return max(2, min(8, os.cpu_count() or 2))
 
 
@@ -70,7 +70,7 @@ def batches(
 def _by_number(
     data: Sequence[Any], batch: int, seed: int, share: Share, step: int, place: dict[str, Any], workers: int
 ) -> Iterator[Batch]:
-    """Shuffled anew every epoch; an epoch may end within a batch, so the data set may be smaller than a batch.
+    """Reshuffled every epoch; an epoch may end within a batch, so the data set may be smaller than a batch.
 
     Where the data have several shapes, a batch has one.
     """

@@ -116,7 +116,7 @@ def _chosen(settings: BenchSettings, data: str, also: Sequence[str] = ()) -> tup
 def open_networks(settings: BenchSettings, data: str, also: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of a Judgement that depend on the data: judge, VGG, metrics (and `also` some more), their networks.
 
-    A network that is not at hand leaves its metrics out, which a message says. Raises ValueError where such a metric
+    A network that is not available leaves its metrics out, which a message says. Raises ValueError where such a metric
     was named, for unknown names, and where nothing is left.
     """
     where = _named_networks(settings)

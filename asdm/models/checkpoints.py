@@ -30,7 +30,7 @@ class Header(NamedTuple):
 
 
 def check_suffix(path: Path) -> None:
-    """Raises ValueError for a file that is no safetensors file, saying how to convert a pickle."""
+    """Raises ValueError for a file that is not a safetensors file, saying how to convert a pickle."""
     if path.suffix in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which can run code when it is read; convert it to safetensors where you trust its "
@@ -102,7 +102,7 @@ def _from_hub(name: str, variant: str | None) -> Path:
             return Path(snapshot_download(name, allow_patterns=["*.json", "diffusion_pytorch_model*.safetensors"]))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot load {name}, which is no folder or file here, from the hub: {_first_line(error)}."
+            f"cannot load {name}, which is not a local folder or file, from the hub: {_first_line(error)}."
         ) from None
 
 

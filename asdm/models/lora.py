@@ -26,8 +26,8 @@ class Lora(NamedTuple):
 
 
 def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
-    """The LoRA that `FILE[:SCALE]` names; raises ValueError for a missing file, a scale that is no number, or another
-    kind of adapter."""
+    """The LoRA that `FILE[:SCALE]` names; raises ValueError for a missing file, a scale that is not a number, or
+    another kind of adapter."""
     from diffusers.loaders import StableDiffusionLoraLoaderMixin
     from diffusers.utils.state_dict_utils import convert_unet_state_dict_to_peft
 

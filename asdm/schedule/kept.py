@@ -65,7 +65,7 @@ class Kept:
         return all((key, half) in self.by_half for half in halves)
 
     def get(self, key: Key, halves: Halves, now: int, how: HalfPass) -> Any:
-        """The value to go on with at step `now`: the last one, or a forecast."""
+        """The value to continue with at step `now`: the last one, or a forecast."""
         histories = [self._history(key, half, how.together) for half in halves]
         structure = histories[0][-1].structure
         if len(halves) == 2 and [*map(id, histories[0])] == [*map(id, histories[1])]:

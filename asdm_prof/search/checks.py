@@ -33,7 +33,7 @@ def check(family: Family, settings: SearchSettings) -> None:
 
 
 def check_judging(family: Family, settings: SearchSettings, named: str) -> None:
-    """Raises ValueError where the data, as they were `named`, are too few, or a network is not at hand."""
+    """Raises ValueError where the data, as they were `named`, are too few, or a network is not available."""
     pixels = example_inputs.latent_size(family, None) * family.vae_factor
     data: Any = datasets.open_source(str(settings.data), settings.split, pixels)
     if not isinstance(data, datasets.Stream):

@@ -2,8 +2,8 @@
 
 All randomness follows from the seed and the number of pictures seen: batch, noise and dropout depend on nothing else. A
 checkpoint is therefore weights, their moving average, optimizer moments and that number, and a run that was killed and
-resumed ends with the same bits as one that was not. As everything is counted in pictures, a run may go on with another
-batch size or number of workers, or on a GPU.
+resumed ends with the same bits as one that was not. As everything is counted in pictures, a run may continue with
+another batch size or number of workers, or on a GPU.
 
 Several workers share a batch, each in a thread of its own: two single-threaded workers train a small network on two
 cores in half the time that one worker with two threads takes, whose threads wait for each other at every operation.

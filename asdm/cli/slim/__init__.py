@@ -25,7 +25,7 @@ def slim(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Profile, measure damage, plan, train, judge and report in one go; repeat the command to go on after a stop."""
+    """Profile, measure damage, plan, train, judge and report in one go; repeat the command to resume after a stop."""
     from asdm.cli.slim import run
     from asdm.cli.slim.prepare import prepare
 
@@ -43,13 +43,13 @@ def slim(
     try:
         result = run.slim(prepared, output, console.say)
     except run.Failed as error:
-        console.say(f"Stopped: {error}; what was done is in {output}, and the same command goes on from there.")
+        console.say(f"Stopped: {error}; what was done is in {output}, and the same command resumes from there.")
         raise typer.Exit(error.code if 0 < error.code < 128 else console.USAGE) from None
     except run.WorseThanAsked as error:
         console.say(f"Stopped: {error}")
         raise typer.Exit(console.FAILED) from None
     except KeyboardInterrupt:
-        console.say(f"What was done is in {output}; repeat the command to go on.")
+        console.say(f"What was done is in {output}; repeat the command to resume.")
         raise
     print(
         result.to_json()

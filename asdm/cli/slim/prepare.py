@@ -54,7 +54,7 @@ def prepare(checkpoint: str, settings: SlimSettings, say: Callable[[str], None] 
 
 
 def check_budget(budget: str) -> None:
-    """Raises ValueError for a budget that is no saving; a time is compared with the profile, when there is one."""
+    """Raises ValueError for a budget that saves nothing; a time is compared with the profile, when there is one."""
     text = budget.strip().lower()
     if time := re.fullmatch(r"(\d+(\.\d*)?)\s*(ms|s)", text):
         if not float(time[1]):
@@ -91,7 +91,7 @@ def _enough(data: str, count: int) -> int:
 
 
 def _without_vgg(settings: SlimSettings, data: str, say: Callable[[str], None]) -> tuple[str, ...]:
-    """What leaves the perceptual term out, where nobody named its VGG and none that suits the data is at hand."""
+    """Options that disable the perceptual term when no suitable VGG is available."""
     if settings.recipe not in recipes.WITH_VGG:
         return ()
     if settings.vgg is not None or is_emoji(data):

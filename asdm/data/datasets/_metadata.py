@@ -45,7 +45,7 @@ def caption_in(row: Row) -> str:
     if value is None or value != value:  # as NaN, which is what a table has for nothing
         raise BrokenExample("a caption that is null")
     if isinstance(value, bool | list | dict) or not isinstance(value, str | int | float):
-        raise BrokenExample("a caption that is no text")
+        raise BrokenExample("a caption that is not text")
     return not_empty(str(value).strip())
 
 
@@ -96,7 +96,7 @@ def check_split_name(split: str, source: str) -> None:
 
 
 def read_table(path: Path) -> list[Row | BrokenExample]:
-    """The rows of a .jsonl, .csv or .parquet file; an error for a line that is none."""
+    """The rows of a .jsonl, .csv or .parquet file; an error for a line that is not a row."""
     try:
         if path.suffix == ".parquet":
             return _read_parquet(path)

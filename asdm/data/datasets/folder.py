@@ -121,7 +121,7 @@ def open_data(
 
 
 def _check_split_name(split: str, root: Path, selection: Selection) -> None:
-    """Raises ValueError for a split that the folder has not, where it has others or the name is none."""
+    """Raises ValueError for an unknown split, and for one that a folder with splits of its own lacks."""
     if own := [name for name in OWN_SPLITS if (root / name).is_dir()]:
         if selection.hold_out and split == "held_out":
             raise ValueError(

@@ -45,7 +45,7 @@ def choose(file: Path | None, family: Family, steps: int) -> tuple[Levers, str]:
             chosen = result.chosen
             why = f"measured in {found}" + (f", on another {' and '.join(apart)}" if apart else "")
             if chosen.student and not Path(chosen.student).is_dir():
-                why += f"; without its student {chosen.student}, which is no folder"
+                why += f"; without its student {chosen.student}, which is not a folder"
                 chosen = chosen.model_copy(update={"student": None})
             if chosen.schedule and source.is_file(chosen.schedule) and result.steps != steps:
                 why += f"; without its schedule, which is for {result.steps} steps, not {steps}"

@@ -254,8 +254,8 @@ def test_buckets_are_cached_in_files_of_one_shape(tiny_pipeline: Path, tmp_path:
     [
         ('{"file_name": "0.png", "text": null, "caption": "x"}', None, "a caption that is null"),
         ('{"file_name": "0.png", "text": NaN}', None, "a caption that is null"),
-        ('{"file_name": "0.png", "text": ["a dog", "a cat"]}', None, "a caption that is no text"),
-        ('{"file_name": "0.png", "text": true}', None, "a caption that is no text"),
+        ('{"file_name": "0.png", "text": ["a dog", "a cat"]}', None, "a caption that is not text"),
+        ('{"file_name": "0.png", "text": true}', None, "a caption that is not text"),
         ('{"file_name": "0.png", "text": "caf\udce9"}', None, "a line that is not UTF-8"),
         ('{"file_name": "0.png", "text": 7}', "7", None),
         ('{"file_name": "0.png", "text": "one\u2028two"}', "one\u2028two", None),
