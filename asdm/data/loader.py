@@ -191,15 +191,15 @@ def readers(data: Sequence[Any], indices: Iterable[int]) -> Iterator[Reader]:
 
 def usable(order: Iterable[Reader], most: int) -> Iterator[Any]:
     """The first `most` examples that can be read; broken ones are left out."""
-    found = 0
+    yielded = 0
     for read in order:
-        if found == most:
+        if yielded == most:
             return
         try:
             example = read()
         except BrokenExample:
             continue
-        found += 1
+        yielded += 1
         yield example
 
 

@@ -38,7 +38,7 @@ from asdm.utils.progress import Tell
 class Judgement(Reference):
     """Judges images beside the teacher's and beside real ones."""
 
-    def of(self, everyone: Sequence[Pictures], again: Pictures) -> list[dict[str, Metric]]:
+    def judge_each(self, everyone: Sequence[Pictures], again: Pictures) -> list[dict[str, Metric]]:
         """Every metric of the teacher, which comes first, and of its students.
 
         `again` are the teacher's images from other seeds.
@@ -253,7 +253,7 @@ def judge_all(
     tell("judging", 0, None)
     unets = [images for images, one in zip(generated, everyone, strict=True) if isinstance(one, ComparedUNet)]
     kept = tuple(_drawing(reference, unets, i, settings.seed) for i in range(settings.keep))
-    result = reference.of(generated, again)
+    result = reference.judge_each(generated, again)
     for folder in own_folders[2:]:
         if folder not in own_folders[:2]:
             shutil.rmtree(folder, ignore_errors=True)

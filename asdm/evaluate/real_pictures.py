@@ -31,12 +31,12 @@ def real_examples(data: Any, name: str, count: int, pipe: Any) -> Iterator[Examp
         raise ValueError(f"{name} was not encoded with this teacher's encoders; run asdm cache with it.")
     stream = isinstance(data, datasets.Stream)
     order = data.in_order(0) if stream else readers(data, np.random.default_rng(0).permutation(len(data)).tolist())
-    found = 0
+    yielded = 0
     for example in usable(order, count):
-        found += 1
+        yielded += 1
         yield _decoded(example, pipe) if isinstance(example, Encoded) else example
-    if found < count:
-        raise ValueError(f"pictures must be at most the {found} usable examples of {name}, got {count}.")
+    if yielded < count:
+        raise ValueError(f"pictures must be at most the {yielded} usable examples of {name}, got {count}.")
 
 
 @torch.no_grad()

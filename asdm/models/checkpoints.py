@@ -278,11 +278,11 @@ def text_encoder_in(tensors: Mapping[str, torch.Tensor], module: Any, number: in
     prefix = next((prefix for prefix in prefixes if any(name.startswith(prefix) for name in tensors)), "")
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if any(name.startswith(f"{prefix}model.") for name in own):
-        found = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
+        converted = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
     else:
-        found = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
+        converted = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
     names = module.state_dict().keys()
-    fitted = {_text_name(name, names): tensor for name, tensor in found.items()}
+    fitted = {_text_name(name, names): tensor for name, tensor in converted.items()}
     return {name: tensor for name, tensor in fitted.items() if not name.endswith("position_ids")}
 
 

@@ -27,7 +27,7 @@ class Value:
     leaves: Sequence[torch.Tensor]
     structure: TreeSpec
 
-    def of(self, half: int) -> Sequence[torch.Tensor]:
+    def leaves_of(self, half: int) -> Sequence[torch.Tensor]:
         if len(self.halves) == 1:
             return self.leaves
         return [leaf.chunk(2)[half] for leaf in self.leaves]
@@ -72,7 +72,9 @@ class Kept:
             whole = [value.leaves for value in histories[0]]
             return tree_unflatten(_combined(whole, histories[0], now, how), structure)
         parts = [
-            _combined([value.mean if how.mean_of_halves else value.of(half) for value in history], history, now, how)
+            _combined(
+                [value.mean if how.mean_of_halves else value.leaves_of(half) for value in history], history, now, how
+            )
             for half, history in zip(halves, histories, strict=True)
         ]
         leaves = parts[0] if len(parts) == 1 else [torch.cat(pair) for pair in zip(*parts, strict=True)]

@@ -56,7 +56,7 @@ def _check_captions(captions: list[str], settings: SearchSettings, named: str) -
 def _check_networks(settings: SearchSettings, named: str) -> None:
     """The networks that judge by the metric and that the recipe's losses take."""
     data, metric = str(settings.data), str(settings.metric)
-    module = next(found[metric] for against in metrics.AGAINST if metric in (found := metrics.modules(against)))
+    module = next(modules[metric] for against in metrics.AGAINST if metric in (modules := metrics.modules(against)))
     try:
         if hasattr(module, "NETWORK"):
             module.load_network(None)

@@ -95,11 +95,11 @@ def open_data(
     root = root / split if own_split else root
     left_out, pairs, other_split = LeftOut(), dict[Path, str](), 0
     table = next((root / f"metadata{suffix}" for suffix in TABLES if (root / f"metadata{suffix}").exists()), None)
-    for found in _listed(table) if table else _beside(root):
-        if isinstance(found, BrokenExample):
-            left_out.add(found.reason, found.name)
+    for entry in _listed(table) if table else _beside(root):
+        if isinstance(entry, BrokenExample):
+            left_out.add(entry.reason, entry.name)
             continue
-        file, caption, row = found
+        file, caption, row = entry
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
         try:
             check_score(row, selection)
@@ -147,7 +147,7 @@ def _misnamed(root: Path) -> str:
 
 def _listed(path: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
     """The rows of a table of metadata, each with its file, or why it cannot be used."""
-    seen: set[Path] = set()
+    files: set[Path] = set()
     for number, row in enumerate(read_table(path), start=1):
         if isinstance(row, BrokenExample):
             yield row
@@ -157,12 +157,12 @@ def _listed(path: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
         try:
             file = _named(path, name)
             caption = caption_in(row)
-            if file in seen:
+            if file in files:
                 raise BrokenExample("a second row for the same file")
         except BrokenExample as error:
             yield BrokenExample(error.reason, place)
             continue
-        seen.add(file)
+        files.add(file)
         yield file, caption, row
 
 
