@@ -93,11 +93,11 @@ def main(
         settings = replace(settings, weights=weights)
         teacher: Any = loading.load_teacher(model, settings)
         judging = replace(settings, split=JUDGED_ON)
-        seen, unseen = (make_calibration(model, teacher, one) for one in (settings, judging))
+        calibration, held_out = (make_calibration(model, teacher, one) for one in (settings, judging))
         inputs = example_inputs.unet_inputs(model)
-        expected = [teacher(**one)[0] for one in _by_prompt(unseen)]
+        expected = [teacher(**one)[0] for one in _by_prompt(held_out)]
         params, macs = _params(teacher), _macs(teacher, inputs)
-        gradients = {"magnitude": None, "importance to the output": squared_gradients(teacher, seen)}
+        gradients = {"magnitude": None, "importance to the output": squared_gradients(teacher, calibration)}
         wanted = [(importance, alike, share) for importance in IMPORTANCES for alike in (True, False)
                   for share in channels or RATIOS]  # fmt: skip
         networks = []
@@ -111,14 +111,14 @@ def main(
                     params_ratio=_params(student) / params,
                     macs_ratio=_macs(student, inputs) / macs,
                     latency_ratio=latency_ratio(student, teacher, inputs, time_budget),
-                    damage=damage(student, unseen, expected),
+                    damage=damage(student, held_out, expected),
                 )
             )
         result = Pruning(
             **run_fields("pruning", model.name, used),
             weights_sha256=loading.weights_sha256(teacher),
             prompts=prompts,
-            timesteps=tuple(unseen.timesteps.tolist()),
+            timesteps=tuple(held_out.timesteps.tolist()),
             torch_pruning=machine.package_version("torch-pruning"),
             networks=tuple(networks),
         )

@@ -86,23 +86,23 @@ def main(
     force: Force = False,
 ) -> None:
     """Measure the damage of every way to a plan's student, and compare the losses of the trained ones."""
-    made = PruningPlan.load(plan)
+    pruning_plan = PruningPlan.load(plan)
     settings = SensitivitySettings(threads=threads, split="held_out", prompts=prompts)
-    family, weights = resolve(made.family, settings, needs="benchmarks.units")
+    family, weights = resolve(pruning_plan.family, settings, needs="benchmarks.units")
     settings = replace(settings, weights=weights)
     teacher: Any = loading.load_teacher(family, settings)
     with machine.quiet_torch(threads, "cpu") as used, torch.inference_mode():
         data = make_calibration(family, teacher, settings)
         starts = []
-        for name, steps, seconds, unet in _students(teacher, made, library or [], student or []):
+        for name, steps, seconds, unet in _students(teacher, pruning_plan, library or [], student or []):
             terminal.say(f"Measuring {name}")
             damage = damage_of(_errors(teacher, unet, data))
             starts.append(Start(name=name, damage=damage, steps=steps, seconds=seconds))
     curves, goal = _curves(student or [])
     result = UnitsBench(
-        created_utc=utc_now(), command=this_command("python -m benchmarks.units"), family=made.family,
-        plan_sha256=made.sha256(), ratio=made.predicted.ratio if made.predicted else None, prompts=prompts,
-        starts=tuple(starts), goal=goal, curves=curves, environment=machine.environment("cpu", used),
+        created_utc=utc_now(), command=this_command("python -m benchmarks.units"), family=pruning_plan.family,
+        plan_sha256=pruning_plan.sha256(), ratio=pruning_plan.predicted.ratio if pruning_plan.predicted else None,
+        prompts=prompts, starts=tuple(starts), goal=goal, curves=curves, environment=machine.environment("cpu", used),
     )  # fmt: skip
     finish(result, output, force, rows_of(result))
     if curves:

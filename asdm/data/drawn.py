@@ -26,7 +26,7 @@ def drawn(
     """The data set to open: `name` itself, or for `prompts:FILE` the folder of what the teacher drew.
 
     A folder is found again by the teacher's weights, the prompts and the size; the i-th picture has the seed i. Where
-    drawing was stopped, it goes on.
+    drawing was stopped, it resumes.
     """
     kind, _, file = name.partition(":")
     if kind != "prompts":

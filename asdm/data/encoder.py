@@ -179,12 +179,12 @@ class Encoder:
         if not keep:
             return list(zip(*self.states(captions), strict=True))
         new = list(dict.fromkeys(caption for caption in captions if caption not in self._kept))
-        found: dict[Hashable, tuple[torch.Tensor, ...]] = {}
+        encoded: dict[Hashable, tuple[torch.Tensor, ...]] = {}
         for part in (new[i : i + self.row] for i in range(0, len(new), self.row)):
             padded = part + part[:1] * (self.row - len(part))
-            found |= dict(zip(part, zip(*self.states(padded), strict=True), strict=False))
-        self._keep(found)
-        return [found.get(caption) or self._kept[caption] for caption in captions]
+            encoded |= dict(zip(part, zip(*self.states(padded), strict=True), strict=False))
+        self._keep(encoded)
+        return [encoded.get(caption) or self._kept[caption] for caption in captions]
 
     def _keep(self, encoded: dict[Hashable, tuple[torch.Tensor, ...]]) -> None:
         """Keep what was encoded as long as there is memory, without the chunk that it is a row of."""

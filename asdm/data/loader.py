@@ -58,7 +58,7 @@ def seeded(*numbers: int) -> torch.Generator:
 
 
 def default_workers() -> int:
-    """Threads that decode pictures where nobody says how many: one a core, from 2 to 8."""
+    """Threads that decode pictures by default: one a core, from 2 to 8."""
     return max(2, min(8, os.cpu_count() or 2))
 
 
@@ -74,7 +74,7 @@ def batches(
 def _by_number(
     data: Sequence[Any], batch: int, seed: int, share: Share, step: int, place: dict[str, Any], workers: int
 ) -> Iterator[Batch]:
-    """Shuffled anew every epoch; an epoch may end within a batch, so the data set may be smaller than a batch.
+    """Reshuffled every epoch; an epoch may end within a batch, so the data set may be smaller than a batch.
 
     Where the data have several shapes, a batch has one.
     """
@@ -233,9 +233,9 @@ def readers(data: Sequence[Any], indices: Iterable[int]) -> Iterator[Reader]:
 
 def usable(order: Iterable[Reader], most: int) -> Iterator[Any]:
     """The first `most` examples that can be read; broken ones are left out, counted by their reason and said."""
-    found, left_out = 0, LeftOut()
+    yielded, left_out = 0, LeftOut()
     for read in order:
-        if found == most:
+        if yielded == most:
             break
         try:
             example = read()
@@ -243,7 +243,7 @@ def usable(order: Iterable[Reader], most: int) -> Iterator[Any]:
             if not error.mirrored:
                 left_out.add(error.reason, error.name)
             continue
-        found += 1
+        yielded += 1
         yield example
     for line in left_out.lines():
         console.say_once(line)

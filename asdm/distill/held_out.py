@@ -94,10 +94,13 @@ def _inputs(context: TrainContext, number: int, encoded: Encoded) -> dict[str, A
     noise = torch.randn(clean.shape, generator=seeded(context.settings.seed, OWN_SEED, number)).to(device)
     noisy, _ = losses.noisy_and_target(clean, noise, context.alphas[times], context.prediction_type)
 
-    def each(row: torch.Tensor) -> torch.Tensor:
+    def per_level(row: torch.Tensor) -> torch.Tensor:
         return row[None].expand(LEVELS, *row.shape)
 
-    inputs: dict[str, Any] = {"sample": noisy, "timestep": times, "encoder_hidden_states": each(encoded.states)}
+    inputs: dict[str, Any] = {"sample": noisy, "timestep": times, "encoder_hidden_states": per_level(encoded.states)}
     if encoded.pooled is not None and encoded.time_ids is not None:
-        inputs["added_cond_kwargs"] = {"text_embeds": each(encoded.pooled), "time_ids": each(encoded.time_ids)}
+        inputs["added_cond_kwargs"] = {
+            "text_embeds": per_level(encoded.pooled),
+            "time_ids": per_level(encoded.time_ids),
+        }
     return inputs | {"return_dict": False}

@@ -45,7 +45,7 @@ class TrainLogger:
         seconds: float,
         gates: Mapping[str, list[float]],
     ) -> None:
-        """Write a step; a gradient norm that is no number is null, and the step of fp16 is marked as skipped."""
+        """Write a step; a gradient norm that is not finite is null, and the step of fp16 is marked as skipped."""
         finite = math.isfinite(norm)
         line = {
             "step": self.offset + step,
@@ -106,7 +106,7 @@ class JsonlWriter:
 def _lines(path: Path, needed: Mapping[str, type]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Complete lines, as text and read; the last one is incomplete if the process was killed while writing it.
 
-    Raises ValueError for any other line that has not what is needed.
+    Raises ValueError for any other line without the needed fields.
     """
     *texts, _ = path.read_text(encoding="utf-8", errors="replace").split("\n") if path.exists() else [""]
     for number, text in enumerate(texts, start=1):
@@ -115,7 +115,7 @@ def _lines(path: Path, needed: Mapping[str, type]) -> Iterator[tuple[str, dict[s
         except (ValueError, RecursionError):
             line = None
         if not isinstance(line, dict) or any(type(line.get(name)) is not kind for name, kind in needed.items()):
-            raise ValueError(f"{path}: line {number} is no step of training; delete it, or choose another output.")
+            raise ValueError(f"{path}: line {number} is not a training step; delete it, or choose another output.")
         yield text, line
 
 

@@ -31,7 +31,7 @@ from asdm.unet.surgery import Applied
 
 
 class TooLittleMemory(ValueError):
-    """A stage that does not fit into what is free; what could be chosen stands behind a semicolon."""
+    """A stage that does not fit into free memory. Remedies follow the semicolon in the message."""
 
 
 LOWERED = {"conv2d", "linear", "addmm", "matmul", "__matmul__", "bmm", "baddbmm"}  # by autocast, of what a UNet calls

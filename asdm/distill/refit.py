@@ -23,7 +23,7 @@ RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # times the mean of the inputs' sq
 
 
 def own_memory(module: nn.Module) -> nn.Module:
-    """A copy whose parameters are no one else's, so that it can learn."""
+    """A copy with parameters of its own, so that it can be trained."""
     return copy.deepcopy(module)
 
 

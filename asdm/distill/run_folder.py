@@ -86,7 +86,7 @@ def _stages_but_steps(run: DistillRun) -> list[dict[str, Any]]:
 def with_more_steps(folder: Path, recipe: ResolvedRecipe) -> ResolvedRecipe:
     """A recipe whose run in `folder` had fewer steps: stages that it finished keep theirs, the last gets the rest.
 
-    Raises ValueError where the run is finished and the checkpoint that it would go on from was deleted.
+    Raises ValueError where the run is finished and the checkpoint that it would resume from was deleted.
     """
     if not (folder / RUN).exists():
         return recipe
@@ -98,10 +98,10 @@ def with_more_steps(folder: Path, recipe: ResolvedRecipe) -> ResolvedRecipe:
     finished = [stage.name for stage in recipe.stages if (stage_folder(folder, stage.name) / "stage.json").exists()]
     kept = [replace(stage, steps=before[stage.name]) if stage.name in finished else stage for stage in earlier]
     rest = end_step(recipe.stages, last) - sum(stage.steps for stage in kept)
-    goes_on = last.name in finished and rest > before[last.name]
-    if goes_on and snapshots.newest(folder / "checkpoints" / last.name) is None:
+    continues = last.name in finished and rest > before[last.name]
+    if continues and snapshots.newest(folder / "checkpoints" / last.name) is None:
         raise ValueError(
-            f"{folder} is finished, and the last checkpoint, from which it would go on to more steps, is gone from "
+            f"{folder} is finished, and the last checkpoint, from which it would continue to more steps, is gone from "
             f"checkpoints/{last.name}; choose another output."
         )
     return replace(recipe, stages=(*kept, replace(last, steps=rest)))

@@ -260,7 +260,7 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
     )
     save_student(context, stage, model, result)
     if main and stage is recipe.stages[-1]:
-        snapshots.keep_last(folder, 1)  # from which the run goes on, should it get more steps
+        snapshots.keep_last(folder, 1)  # from which the run resumes, should it get more steps
     elif main:
         shutil.rmtree(folder)
     accelerator.free_memory()

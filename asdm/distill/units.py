@@ -80,7 +80,7 @@ def distill_units(
     settings = replace(settings, weights=weights_of(family, settings, needs="asdm distill-units"))
     check_caption_only(family.unet, family.name, "asdm distill-units")
     shapes = loading.meta_unet(family).requires_grad_(False)
-    wanted = _wanted(shapes, settings, plans)
+    wanted = _edits_to_distil(shapes, settings, plans)
     own = {field.name for field in fields(DistillSettings)}
     training = DistillSettings(**{k: v for k, v in asdict(settings).items() if k in own and k != "steps"})
     recipe = ResolvedRecipe(family, shapes, PruningPlan(family=family.name, edits=()), ())
@@ -94,9 +94,9 @@ def distill_units(
         if (output / INDEX).exists():
             record = _continued(Units.load(output / INDEX), record, output)
             settings = replace(settings, data=record.data)  # as it was spelled first
-        made, before = {unit.sha256: unit for unit in record.units}, record.seconds
+        records, before = {unit.sha256: unit for unit in record.units}, record.seconds
         for block, edits in _by_block(context.teacher, wanted).items():
-            left = {sha: e for e in edits if (sha := _sha256(context.teacher, e, settings)) not in made}
+            left = {sha: e for e in edits if (sha := _sha256(context.teacher, e, settings)) not in records}
             if not left:
                 continue
             units = _fit(context, block, left, settings, tell)
@@ -104,18 +104,18 @@ def distill_units(
                 _train(context, block, units, settings, tell)
             for unit in units:
                 file_sha256 = save_unit(unit.new, unit.original, unit_file(output, unit.sha256))
-                made[unit.sha256] = UnitRecord(
+                records[unit.sha256] = UnitRecord(
                     edit=unit.edit, sha256=unit.sha256, from_weights=unit.from_weights, fitted=unit.fitted,
                     trained=unit.trained, file_sha256=file_sha256,
                 )  # fmt: skip
             seconds = before + time.monotonic() - began
-            record = record.model_copy(update={"units": tuple(made.values()), "seconds": seconds})
+            record = record.model_copy(update={"units": tuple(records.values()), "seconds": seconds})
             record.save(output / INDEX, force=True)
     record.save(output / INDEX, force=True)
     return record
 
 
-def _wanted(shapes: nn.Module, settings: UnitSettings, plans: Sequence[PruningPlan]) -> list[ReplaceUnit]:
+def _edits_to_distil(shapes: nn.Module, settings: UnitSettings, plans: Sequence[PruningPlan]) -> list[ReplaceUnit]:
     if not plans:
         return surgery.applicable(shapes, names_of(settings.options))
     edits = {edit_key(e): e for plan in plans for e in surgery.resolved_on(shapes, plan).replacements}
@@ -215,11 +215,11 @@ def _fit(
     batches = _batches(context, CALIBRATION)
     n = max(2, settings.calibration // settings.batch)
     tell(f"{block}: calibrating", 0, None)
-    seen = [_calls(context, fqns, next(batches)) for _ in range(n)]
+    batch_calls = [_calls(context, fqns, next(batches)) for _ in range(n)]
     batches.close()
     units: list[_Unit] = []
     for fqn in fqns:
-        original, calls = context.teacher.get_submodule(fqn), [one[fqn] for one in seen]
+        original, calls = context.teacher.get_submodule(fqn), [one[fqn] for one in batch_calls]
         judge = calls[::JUDGED]
         fit = [call for i, call in enumerate(calls) if i % JUDGED] or judge
         power = channel_power(original, fit)
@@ -278,6 +278,6 @@ def describe(record: Units, output: Path) -> str:
     for name, units in sorted(by_name.items()):
         steps = [("from weights", "from_weights"), ("fitted", "fitted"), ("trained", "trained")]
         means = [(word, [e for u in units if (e := getattr(u, field)) is not None]) for word, field in steps]
-        told = ", ".join(f"{word} {sum(errors) / len(errors):.3g}" for word, errors in means if errors)
-        lines.append(f"  {name}: {len(units)} units, {told}")
+        errors_by_step = ", ".join(f"{word} {sum(errors) / len(errors):.3g}" for word, errors in means if errors)
+        lines.append(f"  {name}: {len(units)} units, {errors_by_step}")
     return "\n".join([*lines, f"Wrote {len(record.units)} units to {output}."])

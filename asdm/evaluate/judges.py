@@ -1,4 +1,4 @@
-"""Which network judges pictures: the bundled one on emoji, a CLIP that was named or is at hand on anything else."""
+"""Which network judges pictures: the bundled one on emoji, a CLIP that was named or is available on anything else."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ CLIP = "openai/clip-vit-large-patch14"  # the usual one where none is named
 
 
 def judge_for(named: str | None, data: str) -> Any:
-    """The judge that was named, or that suits a data set; None, which a message says, where no CLIP is at hand."""
+    """The judge that was named, or that suits a data set; None, which a message says, where no CLIP is available."""
     if named == MINI or (named is None and is_emoji(data)):
         return networks.Judge.load()
     if named:

@@ -39,7 +39,7 @@ from asdm.utils.progress import Tell
 class Judgement(Reference):
     """Judges images beside the teacher's and beside real ones."""
 
-    def of(self, everyone: Sequence[Pictures], again: Pictures) -> list[dict[str, Metric]]:
+    def judge_each(self, everyone: Sequence[Pictures], again: Pictures) -> list[dict[str, Metric]]:
         """Every metric of the teacher, which comes first, and of its students.
 
         `again` are the teacher's images from other seeds.
@@ -117,7 +117,7 @@ def _chosen(settings: BenchSettings, data: str, also: Sequence[str] = ()) -> tup
 def open_networks(settings: BenchSettings, data: str, also: Sequence[str] = ()) -> dict[str, Any]:
     """The fields of a Judgement that depend on the data: judge, VGG, metrics (and `also` some more), their networks.
 
-    A network that is not at hand leaves its metrics out, which a message says. Raises ValueError where such a metric
+    A network that is not available leaves its metrics out, which a message says. Raises ValueError where such a metric
     was named, for unknown names, and where nothing is left.
     """
     where = _named_networks(settings)
@@ -269,7 +269,7 @@ def judge_all(
     tell("judging", 0, None)
     unets = [images for images, one in zip(generated, everyone, strict=True) if isinstance(one, ComparedUNet)]
     kept = tuple(_drawing(reference, unets, i, settings.seed) for i in range(settings.keep))
-    result = reference.of(generated, again)
+    result = reference.judge_each(generated, again)
     for folder in own_folders[2:]:
         if folder not in own_folders[:2]:
             shutil.rmtree(folder, ignore_errors=True)

@@ -29,12 +29,12 @@ def usable_examples(data: Any, name: str, count: int, option: str = "pictures") 
     """
     stream = isinstance(data, datasets.Stream)
     order = data.in_order(0) if stream else readers(data, np.random.default_rng(0).permutation(len(data)).tolist())
-    found = 0
+    yielded = 0
     for example in usable(order, count):
-        found += 1
+        yielded += 1
         yield example
-    if found < count:
-        raise ValueError(f"{option} must be at most the {found} usable examples of {name}, got {count}.")
+    if yielded < count:
+        raise ValueError(f"{option} must be at most the {yielded} usable examples of {name}, got {count}.")
 
 
 def real_examples(data: Any, name: str, count: int, pipe: Any) -> Iterator[Example]:

@@ -1,6 +1,6 @@
 """The GPU under a measurement: what its times depend on, by torch and by NVML (the optional package nvidia-ml-py).
 
-What a card, its driver or a missing package does not tell is left out.
+What the card, its driver or NVML does not report is left out.
 """
 
 import time
@@ -20,13 +20,13 @@ LOOK_EVERY_S = 0.5
 
 
 class Nvml:
-    """One card as NVML sees it; every reading is None where it is not told."""
+    """One card as NVML sees it; a reading is None where NVML does not report it."""
 
     def __init__(self, library: Any, handle: Any) -> None:
         self.library, self.handle = library, handle
 
     @classmethod
-    def of(cls, device: str) -> "Nvml | None":
+    def open(cls, device: str) -> "Nvml | None":
         """The card that torch calls `device`; None without NVML."""
         try:
             import pynvml
@@ -70,7 +70,7 @@ class Nvml:
 
 def facts(device: str) -> dict[str, str]:
     """What a latency on this card depends on: hardware, driver and libraries, torch's flags, and the card's state."""
-    found = {
+    torch_facts = {
         "gpu": torch.cuda.get_device_name(device),
         "cuda": str(torch.version.cuda or torch.version.hip),
         "cudnn": _text(torch.backends.cudnn.version()),
@@ -79,9 +79,9 @@ def facts(device: str) -> dict[str, str]:
         "fp32_convolutions": _precision("conv"),
         "sdpa": " ".join(name for name, enabled in SDPA.items() if enabled()),
     }
-    nvml = Nvml.of(device)
-    told = found | (_told(nvml) if nvml else {})
-    return {name: value for name, value in told.items() if value}
+    nvml = Nvml.open(device)
+    known = torch_facts | (_nvml_facts(nvml) if nvml else {})
+    return {name: value for name, value in known.items() if value}
 
 
 SDPA: dict[str, Callable[[], bool]] = {
@@ -92,7 +92,7 @@ SDPA: dict[str, Callable[[], bool]] = {
 }
 
 
-def _told(nvml: Nvml) -> dict[str, str]:
+def _nvml_facts(nvml: Nvml) -> dict[str, str]:
     sm, memory = nvml.library.NVML_CLOCK_SM, nvml.library.NVML_CLOCK_MEM
     mig, limit = nvml.read("MigMode"), nvml.read("EnforcedPowerLimit")
     return {
@@ -133,7 +133,7 @@ class GpuWatch:
     """The card since this object was created, looked at by `look` at most twice a second."""
 
     def __init__(self, device: str) -> None:
-        self.nvml = Nvml.of(device)
+        self.nvml = Nvml.open(device)
         self.slowed_by: dict[str, None] = {}
         self.clocks: list[int] = []
         self.temperatures: list[int] = []

@@ -103,8 +103,8 @@ def fit_ip_adapter(weights: Mapping[str, Any], teacher: Any, student: Any, done:
     for i, name in enumerate(_cross_attentions(student)):
         part = next(part for part in _prefixes(name) if part in done.name_map)
         place = places[done.name_map[part] + name[len(part) :]]
-        found = {key: value for key, value in adapter.items() if key.startswith(f"{place}.")}
-        own |= {f"{2 * i + 1}.{key.partition('.')[2]}": value for key, value in found.items()}
+        tensors = {key: value for key, value in adapter.items() if key.startswith(f"{place}.")}
+        own |= {f"{2 * i + 1}.{key.partition('.')[2]}": value for key, value in tensors.items()}
     return {**weights, "ip_adapter": own}
 
 

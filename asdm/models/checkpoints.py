@@ -33,7 +33,7 @@ class Header(NamedTuple):
 
 
 def check_suffix(path: Path) -> None:
-    """Raises ValueError for a file that is no safetensors file, saying how to convert a pickle."""
+    """Raises ValueError for a file that is not a safetensors file, saying how to convert a pickle."""
     if path.suffix in PICKLES:
         raise ValueError(
             f"{path} is a pickle, which can run code when it is read; convert it to safetensors where you trust its "
@@ -125,7 +125,7 @@ def _from_hub(name: str, variant: str | None) -> Path:
             return Path(snapshot_download(name, allow_patterns=["*.json", "diffusion_pytorch_model*.safetensors"]))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot load {name}, which is no folder or file here, from the hub: {first_line(error)}."
+            f"cannot load {name}, which is not a local folder or file, from the hub: {first_line(error)}."
         ) from None
 
 
@@ -318,13 +318,13 @@ def text_encoder_in(
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if any(name.startswith(f"{prefix}model.") for name in own):
         try:
-            found = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
+            converted = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
         except Exception as error:  # it takes the names and shapes of a text encoder for granted
             raise ValueError(f"{path} holds no text encoder that diffusers can convert: {first_line(error)}.") from None
     else:
-        found = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
+        converted = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
     names = module.state_dict().keys()
-    fitted = {_text_name(name, names): tensor for name, tensor in found.items()}
+    fitted = {_text_name(name, names): tensor for name, tensor in converted.items()}
     return {name: tensor for name, tensor in fitted.items() if not name.endswith("position_ids")}
 
 

@@ -28,7 +28,9 @@ def check(dtype: str) -> None:
     if dtype not in PRECISIONS:
         raise ValueError(f"coreml computes in {' or '.join(PRECISIONS)}, got {dtype}.")
     if importlib.util.find_spec("coremltools") is None:
-        raise ValueError("coreml needs the package 'coremltools', which is not installed (the extra [coreml]).")
+        raise ValueError(
+            "coreml needs the package 'coremltools', which is not installed; pip install 'asdm-prof[coreml]'."
+        )
 
 
 def write(unet: nn.Module, inputs: dict[str, Any], folder: Path, dtype: str, metadata: Mapping[str, str]) -> None:

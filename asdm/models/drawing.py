@@ -67,7 +67,7 @@ def draw(
 def check(family: Family, settings: GenerateSettings) -> tuple[int, int]:
     """Width and height in pixels.
 
-    Raises ValueError for a size that the family does not take, files that are no images, half a ControlNet, and a
+    Raises ValueError for a size that the family does not take, files that are not images, half a ControlNet, and a
     strength that leaves no step.
     """
     height, width = (family.vae_factor * side for side in latent_sides(family, settings.size))
@@ -120,7 +120,7 @@ def _with_images(
 
 
 def picture(path: str, size: tuple[int, int]) -> Any:
-    """An image file in RGB at a size in pixels; raises ValueError where it is none."""
+    """An image file in RGB at a size in pixels; raises ValueError for any other file."""
     from PIL import Image
 
     return read_picture(Path(path)).resize(size, Image.Resampling.LANCZOS)

@@ -100,7 +100,7 @@ def _add(pipe: Any, path: Path, token: str, tensor: torch.Tensor, encoder: str, 
     width = text.get_input_embeddings().weight.shape[1] if text is not None else 0
     if tensor.dim() not in (1, 2) or tensor.shape[-1] != width or not tensor.numel():
         raise ValueError(
-            f"{path} is no textual inversion for this model: its embeddings are {list(tensor.shape)}, and the text "
+            f"{path} is not a textual inversion for this model: its embeddings are {list(tensor.shape)}, and the text "
             f"encoder's are {width} wide."
         )
     try:

@@ -244,11 +244,11 @@ def _graph(
         for batch in batches:
             larger = more if batch == OTHER_BATCH else (0, 0)
             inputs = _inputs(unet, family, batch, size, larger)
-            found = _difference(unet, inputs, backend, folder)
-            if not found <= TOLERANCE:
+            error = _difference(unet, inputs, backend, folder)
+            if not error <= TOLERANCE:
                 where = f"batch {batch}" + (" and another size" if any(larger) else "")
-                raise ValueError(f"its output at {where} is {found:.1e} of the largest from PyTorch's")
-            worst = max(worst, found)
+                raise ValueError(f"its output at {where} is {error:.1e} of the largest from PyTorch's")
+            worst = max(worst, error)
         return worst
 
     both = (TRACED_BATCH, OTHER_BATCH)

@@ -29,7 +29,7 @@ class Family:
     tokens: int = TOKENS
     prediction_type: str = "epsilon"
     licence: str = ""  # of the published weights, as model cards name it
-    guidance_scale: float = 8.0  # what pictures are drawn with where nobody says otherwise
+    guidance_scale: float = 8.0  # what pictures are drawn with by default
     folder: Path | None = None  # a diffusers folder with its configs, tokenizers and, mostly, weights
     source: Path | None = None  # the folder or file that was named; None for the families here
     zero_terminal_snr: bool = False  # whether its noise schedule ends in pure noise
@@ -56,7 +56,7 @@ class Family:
 
 
 def from_folder(folder: Path) -> Family:
-    """The family of a diffusers folder, of a pipeline or of a UNet alone; raises ValueError where it is none."""
+    """The family of a diffusers folder, of a pipeline or of a UNet alone; raises ValueError for any other folder."""
     unet_file = next((f for f in (folder / "unet" / "config.json", folder / "config.json") if f.exists()), None)
     if unet_file is None:
         raise ValueError(f"{folder} is not a diffusers folder: it has neither unet/config.json nor config.json.")
@@ -142,11 +142,11 @@ def _of_teacher(folder: Path, built: dict[str, Any]) -> tuple[int, int] | None:
 
 
 def _unet_config(file: Path) -> dict[str, Any]:
-    """The UNet's config in a file, checked, without keys that are no setting of a UNet; these are named once."""
+    """The UNet's config in a file, checked, without keys that are not settings of a UNet; these are named once."""
     content = read_json(file)
     config.check(content, str(file))
     if stray := config.stray_keys(content):
-        console.say_once(f"{file}: ignoring {', '.join(stray)}, which are no settings of a UNet.")
+        console.say_once(f"{file}: ignoring {', '.join(stray)}, which are not settings of a UNet.")
     if note := config.note(content):
         console.say_once(f"{file}: {note}")
     return {key: value for key, value in content.items() if key not in stray}

@@ -130,32 +130,32 @@ def modules(structure: Structure, holes: bool = False) -> dict[str, tuple[int, .
 
     A ResNet: channels in and out; a Transformer: channels, blocks; a sampler: channels. `holes`: three places a block.
     """
-    found: dict[str, tuple[int, ...]] = {}
+    sizes: dict[str, tuple[int, ...]] = {}
     hidden, skips, place = structure.channels[0], [structure.channels[0]], 1
     for level, (block, channels) in enumerate(zip(structure.down, structure.channels, strict=True)):
         place = 1 + 3 * level if holes else place
         for layer in block:
-            found |= _layer(f"input_blocks.{place}", layer, hidden, channels)
+            sizes |= _layer(f"input_blocks.{place}", layer, hidden, channels)
             hidden, place = channels, place + 1
             skips.append(hidden)
         if level < len(structure.down) - 1:
             place = 3 + 3 * level if holes else place
-            found[f"input_blocks.{place}.0.op"] = (hidden,)
+            sizes[f"input_blocks.{place}.0.op"] = (hidden,)
             place += 1
             skips.append(hidden)
-    found |= _middle(structure, hidden)
+    sizes |= _middle(structure, hidden)
     place = 0
     for level, (block, channels) in enumerate(zip(structure.up, structure.channels[::-1], strict=True)):
         place = 3 * level if holes else place
         for layer in block:
-            found |= _layer(f"output_blocks.{place}", layer, hidden + skips.pop(), channels)
+            sizes |= _layer(f"output_blocks.{place}", layer, hidden + skips.pop(), channels)
             hidden, place = channels, place + 1
         if level < len(structure.up) - 1:
             if holes and len(block) < 3:
-                found[f"output_blocks.{3 * level + 2}.{2 if level else 1}.conv"] = (hidden,)
+                sizes[f"output_blocks.{3 * level + 2}.{2 if level else 1}.conv"] = (hidden,)
             else:
-                found[f"output_blocks.{place - 1}.{2 if block[-1].depth else 1}.conv"] = (hidden,)
-    return found
+                sizes[f"output_blocks.{place - 1}.{2 if block[-1].depth else 1}.conv"] = (hidden,)
+    return sizes
 
 
 def _layer(name: str, layer: Layer, inside: int, channels: int) -> Iterator[tuple[str, tuple[int, ...]]]:

@@ -148,6 +148,6 @@ def _fits(up: torch.Tensor, down: torch.Tensor, target: torch.Tensor) -> bool:
 def _weight_of(module: nn.Module, name: str) -> torch.Tensor | None:
     """The weight of a submodule, with or without the prefix that versions of transformers disagree on."""
     modules = dict(module.named_modules())
-    found = modules.get(name) or modules.get(name.removeprefix("text_model."))
-    weight = getattr(found, "weight", None)
+    submodule = modules.get(name) or modules.get(name.removeprefix("text_model."))
+    weight = getattr(submodule, "weight", None)
     return weight.data if weight is not None else None

@@ -1,7 +1,7 @@
 """Two small networks that ship with the mini: a VGG (perceptual losses) and a judge (evaluation).
 
-Both take RGB pictures (b, 3, h, w) in [-1, 1] and were trained on 64-pixel ones. The judge has trained nobody, and the
-VGG judges nobody.
+Both take RGB pictures (b, 3, h, w) in [-1, 1] and were trained on 64-pixel ones. The judge is never used
+as a training loss, nor the VGG as a metric.
 """
 
 from __future__ import annotations
@@ -243,7 +243,7 @@ def imagenet_vgg_weights() -> dict[str, torch.Tensor]:
             return dict(VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
         except (OSError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
-            raise ValueError(f"torchvision's VGG-16 is not at hand and cannot be downloaded ({reason})") from None
+            raise ValueError(f"torchvision's VGG-16 is not available and cannot be downloaded ({reason})") from None
 
 
 class _Residual(nn.Module):

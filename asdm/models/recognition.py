@@ -87,12 +87,12 @@ def _base_model(header: Header) -> Family | None:
 
 def _recognised(header: Header, path: Path) -> Family:
     """The included family whose UNet a file's looks like; raises ValueError that says how it differs from all."""
-    seen = _look(header.shapes)
-    fitting = [family for family in _included() if _look_of(family) == seen]
+    look = _look(header.shapes)
+    fitting = [family for family in _included() if _look_of(family) == look]
     if not fitting:
         raise ValueError(
             f"{path} has the shapes of none of {', '.join(registry.names(FAMILIES))}: its widths are "
-            f"{seen['widths']}, its text is {seen['text']} wide, it has {seen['resnets']} ResNets; name its configs "
+            f"{look['widths']}, its text is {look['text']} wide, it has {look['resnets']} ResNets; name its configs "
             "(--config DIR)."
         )
     said = PREDICTIONS.get(header.metadata.get("modelspec.prediction_type", ""))

@@ -103,7 +103,7 @@ def provenance(family: Family, unet: nn.Module) -> dict[str, str]:
     facts = {
         "asdm.source_sha256": weights_sha256(unet),
         "asdm.base_model": built.family if built else family.name,
-        "asdm.license": next(_licences(family, built), "unknown; ask whoever published the base model"),
+        "asdm.license": next(_licences(family, built), "unknown; ask the publisher of the base model"),
     }
     return facts | ({"asdm.plan": built.name, "asdm.plan_sha256": built.plan_sha256} if built else {})
 

@@ -23,7 +23,7 @@ AGAIN = "the same asdm distill-units makes it again"
 class UnitLibrary:
     """`library(unet, edit)` is the replacement of a unit with its weights of the library, where it has some.
 
-    Raises ValueError for a folder that is no library, and for one of another teacher.
+    Raises ValueError for a folder that is not a library, and for one of another teacher.
     """
 
     def __init__(self, folder: Path | str, teacher: nn.Module) -> None:
@@ -95,7 +95,9 @@ def load_into(module: nn.Module, folder: Path, record: UnitRecord) -> None:
     check_finite(tensors, str(path), f"; delete it, and {AGAIN}")
     for name, tensor in tensors.items():
         if name not in own or own[name].shape != tensor.shape:
-            raise ValueError(f"{path} has {name} {tuple(tensor.shape)}, which this replacement has not.")
+            raise ValueError(
+                f"unexpected tensor {name} {tuple(tensor.shape)} in {path}: it does not fit this replacement."
+            )
         parent, _, leaf = name.rpartition(".")
         owner: Any = module.get_submodule(parent)
         like = getattr(owner, leaf)

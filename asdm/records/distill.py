@@ -66,7 +66,7 @@ class StageResult(Frozen):
     first: dict[str, Number]
     last: dict[str, Number]
     audit: FreezeAudit
-    teacher_sha256: str  # computed anew at the end: the teacher, and what is shared with it, kept every bit
+    teacher_sha256: str  # recomputed at the end: the teacher, and what is shared with it, kept every bit
     broken_examples: Count = 0
     why_skipped: dict[str, int] = later({})  # reason → how many of them
     first_skipped: dict[str, tuple[str, ...]] = later({})  # reason → the first of them by name

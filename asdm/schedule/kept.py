@@ -27,7 +27,7 @@ class Value:
     leaves: Sequence[torch.Tensor]
     structure: TreeSpec
 
-    def of(self, half: int) -> Sequence[torch.Tensor]:
+    def leaves_of(self, half: int) -> Sequence[torch.Tensor]:
         if len(self.halves) == 1:
             return self.leaves
         return [leaf.chunk(2)[half] for leaf in self.leaves]
@@ -65,14 +65,16 @@ class Kept:
         return all((key, half) in self.by_half for half in halves)
 
     def get(self, key: Key, halves: Halves, now: int, how: HalfPass) -> Any:
-        """The value to go on with at step `now`: the last one, or a forecast."""
+        """The value to continue with at step `now`: the last one, or a forecast."""
         histories = [self._history(key, half, how.together) for half in halves]
         structure = histories[0][-1].structure
         if len(halves) == 2 and [*map(id, histories[0])] == [*map(id, histories[1])]:
             whole = [value.leaves for value in histories[0]]
             return tree_unflatten(_combined(whole, histories[0], now, how), structure)
         parts = [
-            _combined([value.mean if how.mean_of_halves else value.of(half) for value in history], history, now, how)
+            _combined(
+                [value.mean if how.mean_of_halves else value.leaves_of(half) for value in history], history, now, how
+            )
             for half, history in zip(halves, histories, strict=True)
         ]
         leaves = parts[0] if len(parts) == 1 else [torch.cat(pair) for pair in zip(*parts, strict=True)]

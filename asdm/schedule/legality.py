@@ -131,13 +131,15 @@ def _places(topology: Topology, name: str, one: Pass, inherit: Sequence[str]) ->
     for word in inherit:
         if word == UNET:
             return frozenset({Place(CLEAN if one.value == CLEAN else UNET, "")})
-        found = _named(topology, word)
-        if found is None:
-            raise ValueError(f"pass {name} inherits {word!r}, which this UNet has not; {_choices(topology, word)}")
-        units |= found[0]
-        samplers |= found[1]
-        attentions |= {Place(kind, fqn) for kind, fqn in found[2]}
-        if residual and not found[0] and not found[2]:
+        named = _named(topology, word)
+        if named is None:
+            raise ValueError(
+                f"pass {name} inherits {word!r}, but this UNet has no part of that name; {_choices(topology, word)}"
+            )
+        units |= named[0]
+        samplers |= named[1]
+        attentions |= {Place(kind, fqn) for kind, fqn in named[2]}
+        if residual and not named[0] and not named[2]:
             raise ValueError(f"pass {name} inherits the residual of {word}, which is not a unit; inherit its output.")
     attentions = {place for place in attentions if place.fqn not in units}
     if residual:
@@ -172,8 +174,8 @@ def _named(topology: Topology, word: str) -> tuple[set[str], set[str], set[tuple
     if word in topology.samplers.values():
         return set(), {word}, set()
     block, _, layer = word.partition(".layer.")
-    found = {u.fqn for u in topology.units if u.fqn == word or (u.block == block and str(u.layer) == layer)}
-    return (found, set(), set()) if found else None
+    units = {u.fqn for u in topology.units if u.fqn == word or (u.block == block and str(u.layer) == layer)}
+    return (units, set(), set()) if units else None
 
 
 def _choices(topology: Topology, word: str) -> str:

@@ -19,8 +19,8 @@ Forward = Callable[..., Any]
 def modules_of(unet: nn.Module, place: Place) -> list[nn.Module]:
     """The modules of a place: one, or the attentions of a Transformer unit."""
     if place.kind in ("self_attention", "cross_attention"):
-        found = blocks.attentions(unet.get_submodule(place.fqn), place.kind == "cross_attention")
-        return [getattr(parent, attribute) for parent, attribute in found]
+        attentions = blocks.attentions(unet.get_submodule(place.fqn), place.kind == "cross_attention")
+        return [getattr(parent, attribute) for parent, attribute in attentions]
     return [unet.get_submodule(place.fqn)]
 
 

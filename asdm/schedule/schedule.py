@@ -38,7 +38,7 @@ class Pass(_Strict):
     """One way of running a step; `unconditional` is what the half of the empty or negative prompt inherits instead.
 
     `drop` does not run that half: the step has no guidance. With `value` residual, a unit inherits what it adds to its
-    input, which goes on through it; with `value` clean, `unet` inherits the clean latent that it predicted.
+    input, which passes through it; with `value` clean, `unet` inherits the clean latent that it predicted.
     """
 
     network: str = TEACHER
@@ -77,7 +77,9 @@ class Schedule(Record, schema="asdm.schedule/1"):
     def _names_are_known(self) -> Self:
         for number, name in enumerate(self.steps):
             if name not in self.passes:
-                raise ValueError(f"step {number} is {name!r}, which is no pass; choose from {', '.join(self.passes)}")
+                raise ValueError(
+                    f"step {number} is {name!r}, which is not a pass; choose from {', '.join(self.passes)}"
+                )
         for name, one in self.passes.items():
             known = (TEACHER, *self.networks)
             if one.network not in known:

@@ -23,7 +23,7 @@ class ScheduledUNet(nn.Module):
     """Runs its networks by a schedule: what a step inherits is not computed.
 
     The step comes from the timesteps of `scheduler`, which is the pipeline's. An image starts where its timesteps were
-    set anew, or where they go back; nothing of another image is inherited. Where an image starts in the middle of the
+    set again, or where they go back; nothing of another image is inherited. Where an image starts in the middle of the
     schedule (image to image), its first step computes all. `calls` is the number of UNet calls per step: 2 where
     guidance runs the unconditional half in a call of its own, before the other. `guided` says whether a batch holds
     both halves, unconditional first; None: where its two halves of latents are the same.

@@ -120,7 +120,7 @@ def _flat(value: Any, deep: bool = True) -> list[Any]:
 
 
 def stray_keys(config: Mapping[str, Any]) -> list[str]:
-    """Keys that are no setting of a UNet, such as those of a training's moving average; diffusers ignores them."""
+    """Keys that are not settings of a UNet, such as those of a training's moving average; diffusers ignores them."""
     from diffusers import UNet2DConditionModel
 
     known = {*inspect.signature(UNet2DConditionModel.__init__).parameters, "edits"}

@@ -143,7 +143,7 @@ class _Counter(TorchDispatchMode):
     def __init__(self, resident: Sequence[Any]) -> None:
         super().__init__()
         self.open = [OTHER]
-        self.resident = {id(storage): storage for storage in resident}  # weights: views of them are no activations
+        self.resident = {id(storage): storage for storage in resident}  # weights: views of them are not activations
         self.rows: dict[str, Counter[str]] = {OTHER: Counter()}
         self.peaks: Counter[str] = Counter()
         self.uncounted: Counter[str] = Counter()

@@ -40,7 +40,7 @@ def computed(func: Any, args: Any, kwargs: Any) -> Any:
     except _HasValues:
         return func(*args, **kwargs)
     if key in _LIKE:
-        return _made(_LIKE[key])
+        return _restored(_LIKE[key])
     out = func(*args, **kwargs)
     inputs = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if _is_meta(leaf)}
     if all(_is_meta(leaf) and id(leaf.untyped_storage()) not in inputs for leaf in tree_leaves(out)):
@@ -64,10 +64,10 @@ def _described(value: Any) -> Any:
 _CONSTANTS = (int, float, bool, str, torch.dtype, torch.device, torch.layout, torch.memory_format, type(None))
 
 
-def _made(kept: Any) -> Any:
+def _restored(kept: Any) -> Any:
     if isinstance(kept, _Like):
         return torch.empty_strided(kept.shape, kept.stride, dtype=kept.dtype, device="meta")
-    return type(kept)(map(_made, kept))
+    return type(kept)(map(_restored, kept))
 
 
 def _is_meta(value: Any) -> bool:

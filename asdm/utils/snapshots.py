@@ -103,7 +103,7 @@ def newest(folder: Path) -> Checkpoint | None:
     else:
         path = None
     if damaged:
-        instead = f"using that of step {_step(path)}" if path else "there is none before it, so the stage starts anew"
+        instead = f"using that of step {_step(path)}" if path else "there is none before it, so the stage starts again"
         console.say_once(f"Warning: {'; '.join(damaged)}; {instead}.")
     return Checkpoint(path, _step(path), read_json(path / STATE)) if path else None
 

@@ -176,7 +176,7 @@ def parse_condition(text: str) -> Condition:
     match = re.fullmatch(pattern, text)
     if not match:
         raise ValueError(
-            f"--fail-on {text!r} is no condition: write WHERE:METRIC>LIMIT% such as 'unit:p50>5%'; WHERE is unit, "
+            f"--fail-on {text!r} is not a condition: write WHERE:METRIC>LIMIT% such as 'unit:p50>5%'; WHERE is unit, "
             f"whole or a pattern such as 'up_blocks.3.*', METRIC one of {', '.join(METRICS)}, then > or <."
         )
     where, metric, sign, limit = match.groups()

@@ -40,7 +40,7 @@ def rows(ours: Profile, theirs: Profile) -> list[Row]:
     if ours.topology.blocks != theirs.topology.blocks:
         raise ValueError(
             f"{theirs.family} has the blocks {', '.join(theirs.topology.blocks)} and {ours.family} "
-            f"{', '.join(ours.topology.blocks)}; only models of the same blocks stand beside each other."
+            f"{', '.join(ours.topology.blocks)}; only models with the same blocks can be compared."
         )
     groups: dict[str, tuple[str, ...]] = {block: (block,) for block in ours.topology.blocks}
     groups[" and ".join(shallow_blocks(ours))] = shallow_blocks(ours)

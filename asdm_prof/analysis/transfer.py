@@ -62,7 +62,7 @@ def compare(
 
 def _check(sources: Sequence[tuple[Profile, str]], plans: Sequence[PruningPlan]) -> None:
     if len(sources) < 2:
-        raise ValueError(f"{len(sources)} profile compares with nothing; name two or more.")
+        raise ValueError(f"compare needs at least two profiles, got {len(sources)}.")
     first, source = sources[0]
     for profile, path in sources[1:]:
         if profile.config_sha256 != first.config_sha256:

@@ -45,7 +45,7 @@ def schedule(
     from asdm_prof.renderers import console
 
     if budget and price:
-        raise ValueError("--price tells of a schedule that is there and --budget plans one; leave out one of them.")
+        raise ValueError("--price evaluates an existing schedule and cannot be combined with --budget.")
     measured, _ = profile_at(profile)
     name = "priced-schedule.json" if price else "schedule.json" if budget else "schedule-frontier.json"
     path = target(output, default_folder(measured), name, force)

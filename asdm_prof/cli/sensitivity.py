@@ -54,8 +54,8 @@ def sensitivity(
         from asdm_prof.sensitivity import dry_run as counting
 
         with terminal.progress("Counting") as tell:
-            found = counting.forecast(family, settings, plans, replacement, race, timed, tell)
-        print("\n".join(counting.lines(found)))
+            forecast = counting.forecast(family, settings, plans, replacement, race, timed, tell)
+        print("\n".join(counting.lines(forecast)))
         return
     default = io.run_folder(io.short_name(family), "damage", settings.dtype)
     path = target(output, default, "steps-damage.json" if across_steps else "damage.json", force)

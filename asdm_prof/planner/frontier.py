@@ -232,7 +232,7 @@ def _undominated(partial: _Partial, open_columns: np.ndarray) -> _Partial:
     saving, damage = (_rounded(values) for values in (partial.saving, partial.damage))
     order = np.lexsort((damage, -saving, state))
     _, rank = np.unique(damage, return_inverse=True)
-    # A running minimum of damage, begun anew in each state: states are stacked, each wholly below the one before.
+    # A running minimum of damage, restarted in each state: states are stacked, each wholly below the one before.
     stacked = rank.reshape(-1)[order] - state[order] * (len(rank) + 1)
     before = np.concatenate([[np.iinfo(np.int64).max], np.minimum.accumulate(stacked)[:-1]])
     return partial.pick(order[stacked < before])

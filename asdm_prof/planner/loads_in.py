@@ -60,10 +60,10 @@ def rows(profile: Profile, choices: Sequence[Choice], programs: Iterable[str], c
 
     Raises ValueError for a program that loads no student of this model.
     """
-    found: list[Row] = []
+    combined: list[Row] = []
     for program in programs:
-        found += _Acceptance(profile, choices, config).rows(program)
-    return found
+        combined += _Acceptance(profile, choices, config).rows(program)
+    return combined
 
 
 class _Acceptance:

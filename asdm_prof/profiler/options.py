@@ -49,8 +49,8 @@ def replaceable(shape: Topology, unet: nn.Module, asked: str = "fast") -> dict[s
         return {}
     pair = (with_attention[0], shape.mirror(with_attention[0]))
     shallow = [unit.fqn for unit in shape.units if unit.block in pair]
-    found = [edit for edit in surgery.applicable(unet, names, shallow) if not edit.options]
-    rounds = {name: [edit for edit in found if edit.with_ == name] for name in names}
+    applicable = [edit for edit in surgery.applicable(unet, names, shallow) if not edit.options]
+    rounds = {name: [edit for edit in applicable if edit.with_ == name] for name in names}
     return {name: edits for name, edits in rounds.items() if edits}
 
 

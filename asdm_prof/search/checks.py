@@ -38,7 +38,7 @@ def check(family: Family, settings: SearchSettings) -> None:
 
 
 def check_judging(family: Family, settings: SearchSettings, named: str) -> None:
-    """Raises ValueError where the data, as they were `named`, are too few, or a network is not at hand.
+    """Raises ValueError where the data, as they were `named`, are too few, or a network is not available.
 
     As many examples are decoded as the candidates are judged by.
     """
@@ -71,7 +71,7 @@ def _check_captions(captions: list[str], settings: SearchSettings, named: str) -
 def _check_networks(family: Family, settings: SearchSettings, named: str) -> None:
     """The networks that judge by the metric and that the recipe's losses take."""
     data, metric = str(settings.data), str(settings.metric)
-    module = next(found[metric] for against in metrics.AGAINST if metric in (found := metrics.modules(against)))
+    module = next(modules[metric] for against in metrics.AGAINST if metric in (modules := metrics.modules(against)))
     try:
         if hasattr(module, "NETWORK"):
             module.load_network(None)

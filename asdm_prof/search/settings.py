@@ -23,7 +23,7 @@ class SearchSettings(WholeCheckpoint):
     ] = 8
     apart: Annotated[int, Option("In how many choices any two of them differ, if so many plans exist.", at_least=1)] = 3
     rungs: Annotated[
-        int, Option("Rungs of successive halving: half go on to the next, for twice as long.", at_least=1)
+        int, Option("Rungs of successive halving: half advance to the next, for twice as long.", at_least=1)
     ] = 3
     steps: Annotated[int, Option("Training steps of all candidates together.")] = 20_000
     recipe: Annotated[

@@ -375,8 +375,8 @@ def drop_torn_line(path: Path) -> None:
         while at:  # back to the last line feed, a block at a time
             start = max(at - 4096, 0)
             stream.seek(start)
-            if (found := stream.read(at - start).rfind(b"\n")) >= 0:
-                at = start + found + 1
+            if (line_feed := stream.read(at - start).rfind(b"\n")) >= 0:
+                at = start + line_feed + 1
                 break
             at = start
         if at != end:

@@ -1,4 +1,4 @@
-"""One worker of a search: it takes a job, times, trains and judges the candidate, and goes on until none is left."""
+"""One worker of a search: it takes a job, times, trains and judges the candidate, until none is left."""
 
 from __future__ import annotations
 

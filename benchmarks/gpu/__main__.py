@@ -35,7 +35,7 @@ def main(
         float | None, typer.Option(help="Seconds for all stages together; default: 480, on a CPU 3600.")
     ] = None,
     limit: Annotated[list[str] | None, typer.Option(help="STAGE=SECONDS: another limit; may be repeated.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Measure the chosen stages anew.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Measure the chosen stages again.")] = False,
     render: Annotated[Path | None, typer.Option(help="Write summary.md and report.html of a folder, and stop.")] = None,
     readme: script.Readme = False,
 ) -> None:

@@ -14,7 +14,7 @@ EAGER, GRAPH = "eager", "cudagraph"
 
 
 class Refused(ValueError):
-    """What this machine cannot do; it is no failure."""
+    """What this machine cannot do; not counted as a failure."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Context:
         return min(budget_s, 0.5) if self.smoke else budget_s
 
     def require_gpu(self, reason: str) -> None:
-        """Raise Refused on anything that is no GPU."""
+        """Raise Refused on anything but a GPU."""
         if not is_gpu(self.device):
             raise Refused(f"{reason}, and this ran on {self.device}.")
 

@@ -59,7 +59,8 @@ def _compare(context: Context) -> Comparison:
     from asdm_prof.analysis import transfer
 
     profiles = context.files.results("profile", Profile)
-    return transfer.compare([(found, name) for name, found in profiles.items()], budget=BUDGET, command=context.command)
+    sources = [(profile, name) for name, profile in profiles.items()]
+    return transfer.compare(sources, budget=BUDGET, command=context.command)
 
 
 def _plan(context: Context) -> PruningPlan:

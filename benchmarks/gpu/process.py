@@ -117,7 +117,7 @@ def run(job: Job) -> int:
 
 
 def measure(part: Part, stage: Stage) -> bool:
-    """Measure a part and save how it ended; False if this process is no good any more."""
+    """Measure a part and save how it ended; False if this process can no longer be used."""
     console.say(f"{stage.job.stage}: {part.name}")
     stage.put(part.name, PartRun())
     began = time.monotonic()

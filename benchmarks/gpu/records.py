@@ -50,7 +50,7 @@ class PrecisionRun(Record, schema="asdm.gpu-precision/1"):
     first_loss: float  # means over the first and the last tenth of the last stage's steps
     last_loss: float
     killed_at: int  # the last step in the log when the process was killed
-    resumed_from: int  # the checkpoint that it went on from
+    resumed_from: int  # the checkpoint that it resumed from
     same_bits: bool  # whether both runs end with the same student
     largest_difference: float  # between weights of the two students
 
@@ -78,7 +78,7 @@ OWN: tuple[type[Record], ...] = (MemoryCheck, PrecisionRun, SuiteResult, Trainin
 
 
 def result_of(value: Any, source: str = "the result") -> Record:
-    """A result as the record that its schema names; raises ValueError where it is none of ours."""
+    """A result as the record that its schema names; raises ValueError for an unknown schema."""
     if isinstance(value, Record):
         return value
     schema = str(value.get("schema")) if isinstance(value, Mapping) else "None"
@@ -117,7 +117,7 @@ class StageRun(Frozen):
     changed: dict[str, str] = later({})  # of the environment, after the last part: clocks, temperature
     parts: dict[str, PartRun] = later({})
     complete: bool = False  # whether every part has had its turn
-    message: str = later("")  # why it has not
+    message: str = later("")  # why some have not
 
     @property
     def settled(self) -> tuple[str, ...]:

@@ -38,19 +38,19 @@ def write(folder: Path, readme: bool = False) -> None:
 
 def summary(files: Files) -> str:
     """The machine, every figure beside its target, and how each stage ended."""
-    found = [file for stage in FILE_OF if (file := files.load(stage))]
-    facts = next((run.environment for file in found for run in file.stages.values()), {})
+    stage_files = [file for stage in FILE_OF if (file := files.load(stage))]
+    facts = next((run.environment for file in stage_files for run in file.stages.values()), {})
     machine = [f"- {name}: {value}" for name, value in facts.items()]
-    trial = any(run.smoke for file in found for run in file.stages.values())
+    trial = any(run.smoke for file in stage_files for run in file.stages.values())
     note = "A trial run on small networks: its figures say nothing of SD 1.5.\n\n" if trial else ""
     return "\n".join([
-        f"# {_card(found)}\n", note + "## Figures and targets\n", _markdown(targets.rows(files)),
+        f"# {_card(stage_files)}\n", note + "## Figures and targets\n", _markdown(targets.rows(files)),
         "\n## Stages\n", _markdown(run.table(files, STAGES)), "\n## Machine\n", *machine, "",
     ])  # fmt: skip
 
 
-def _card(found: list[StageFile]) -> str:
-    return next((file.card for file in found if file.card != "?"), "?")
+def _card(stage_files: list[StageFile]) -> str:
+    return next((file.card for file in stage_files if file.card != "?"), "?")
 
 
 def _markdown(rows: list[dict[str, str]]) -> str:

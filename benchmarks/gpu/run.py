@@ -1,4 +1,4 @@
-"""Runs the stages one after the other, each in a process with a time limit; whatever ends one, the rest goes on."""
+"""Runs the stages one after the other, each in a process with a time limit; whatever ends one, the rest still runs."""
 
 import os
 import signal

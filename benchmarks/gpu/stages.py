@@ -48,15 +48,15 @@ def chosen(names: str) -> list[StageSpec]:
 
 def limits(texts: Sequence[str], device: str) -> dict[str, float]:
     """Seconds for each stage; `sdxl=60` changes one. Raises ValueError for a text that is not of that form."""
-    found = {stage.name: stage.limit_s * (PATIENCE if device == "cpu" else 1) for stage in STAGES}
+    seconds = {stage.name: stage.limit_s * (PATIENCE if device == "cpu" else 1) for stage in STAGES}
     for text in texts:
         name, _, value = text.partition("=")
         if name not in FILE_OF:
             raise ValueError(f"unknown stage {name!r}; choose from {', '.join(FILE_OF)}.")
         try:
-            found[name] = float(value)
+            seconds[name] = float(value)
         except ValueError:
-            found[name] = 0.0
-        if not 0 < found[name] < float("inf"):
+            seconds[name] = 0.0
+        if not 0 < seconds[name] < float("inf"):
             raise ValueError(f"the limit of {name} must be a number of seconds above 0, got {value!r}.")
-    return found
+    return seconds

@@ -146,13 +146,13 @@ def _training(files: Files) -> Iterator[Target]:
             what = f"{loop.name}, {cost.dtype}, {cost.size} px, batch {cost.batch}"
             ratio, share = loop.steps_per_second_ratio, loop.peak_bytes / loop.plain_peak_bytes
             per_s = [cost.batch / seconds.median for seconds in (loop.step_s, loop.plain_step_s)]
-            told = (
+            measured = (
                 f"{between(ratio)} ({per_s[0]:.1f} against {per_s[1]:.1f} img/s; MACs allow {training.macs_ratio:.2f})"
             )
-            yield Target(f"img/s against the plain loop, {what}", f"≥ {FASTER}", told,
+            yield Target(f"img/s against the plain loop, {what}", f"≥ {FASTER}", measured,
                          ratio.median >= FASTER if gpu else None, "training")  # fmt: skip
-            told = f"{share:.0%} ({loop.peak_bytes / 2**30:.1f} of {loop.plain_peak_bytes / 2**30:.1f} GiB)"
-            yield Target(f"memory against the plain loop, {what}", f"≤ {MEMORY:.0%}", told,
+            measured = f"{share:.0%} ({loop.peak_bytes / 2**30:.1f} of {loop.plain_peak_bytes / 2**30:.1f} GiB)"
+            yield Target(f"memory against the plain loop, {what}", f"≤ {MEMORY:.0%}", measured,
                          share <= MEMORY if gpu else None, "training")  # fmt: skip
             estimate = f"{training.estimated_bytes / 2**30:.1f} of {loop.peak_bytes / 2**30:.1f} GiB"
             yield Target(f"training memory estimated of measured, {what}", "", estimate, None, "training")
@@ -160,14 +160,15 @@ def _training(files: Files) -> Iterator[Target]:
 
 def _precisions(files: Files) -> Iterator[Target]:
     for name, run in files.results("precisions", PrecisionRun).items():
-        told = f"loss {run.first_loss:.3g} to {run.last_loss:.3g}, {run.images_per_s:.0f} img/s"
-        yield Target(f"mini, {run.steps} steps in {name}", "", told, None, "precisions")
-        told = f"{'deterministic; ' * run.deterministic}killed at {run.killed_at}, resumed from {run.resumed_from}: "
-        told += "same bits" if run.same_bits else f"weights differ by at most {run.largest_difference:.1e}"
-        yield Target(f"resume in {name}", "same bits", told, run.same_bits, "precisions")
+        measured = f"loss {run.first_loss:.3g} to {run.last_loss:.3g}, {run.images_per_s:.0f} img/s"
+        yield Target(f"mini, {run.steps} steps in {name}", "", measured, None, "precisions")
+        measured = f"{'deterministic; ' * run.deterministic}killed at {run.killed_at}, "
+        measured += f"resumed from {run.resumed_from}: "
+        measured += "same bits" if run.same_bits else f"weights differ by at most {run.largest_difference:.1e}"
+        yield Target(f"resume in {name}", "same bits", measured, run.same_bits, "precisions")
 
 
 def _tests(files: Files) -> Iterator[Target]:
     for suite in files.results("tests", SuiteResult).values():
-        told = f"{suite.passed} passed, {suite.failed} failed, {suite.skipped} skipped"
-        yield Target("tests on the GPU", "none fails", told, suite.failed == 0 if suite.passed else None, "tests")
+        measured = f"{suite.passed} passed, {suite.failed} failed, {suite.skipped} skipped"
+        yield Target("tests on the GPU", "none fails", measured, suite.failed == 0 if suite.passed else None, "tests")

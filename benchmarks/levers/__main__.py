@@ -66,7 +66,7 @@ def main(
         bench = Bench(pipe, loaded, setup, steps, scale, pairs, time_budget, tell)
         if schedule:  # before minutes of measuring
             bench.networks(Levers(student=student, schedule=schedule))
-        levers, left_out = _each(bench, student, schedule, skip or [])
+        levers, left_out = _measure_levers(bench, student, schedule, skip or [])
         levers, chosen = choose(levers, max_error)
         decoder = None
         if DECODER in (skip or []):
@@ -103,7 +103,7 @@ def candidates(student: str | None, schedule: str | None) -> Iterator[tuple[str,
     yield "compiled", Levers(runtime="compiled")
 
 
-def _each(
+def _measure_levers(
     bench: Bench, student: str | None, schedule: str | None, skip: list[str]
 ) -> tuple[list[Lever], dict[str, str]]:
     """Every lever that can be moved here within the budget, and why others were not."""
@@ -145,7 +145,7 @@ def _together(bench: Bench, chosen: Levers, decoder: nn.Module | None, images: i
     """Whole images fast, plain, fast, …; and the schedule's own factor in the runtime of the product."""
     bench.say("opening all together")
     networks, schedule = bench.networks(chosen)
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     unet = bench.open(chosen, networks, schedule)
     bench.passes(unet)
     if chosen.schedule:
@@ -153,7 +153,7 @@ def _together(bench: Bench, chosen: Levers, decoder: nn.Module | None, images: i
         bench.passes(whole)
         both = [(bench.passes(whole)[0], bench.passes(unet)[0]) for _ in range(bench.pairs)]
         plain, moved = [a for a, _ in both], [b for _, b in both]
-        found["schedule_in_product"] = bench.factor(plain, bench.plain, moved, schedule)
+        fields["schedule_in_product"] = bench.factor(plain, bench.plain, moved, schedule)
         del whole
     plain_s, fast_s, own = list[float](), list[float](), bench.pipe.vae.decoder
     for n in range(2 * images + 1):
@@ -169,7 +169,7 @@ def _together(bench: Bench, chosen: Levers, decoder: nn.Module | None, images: i
             fast_s.append(bench.image())
             machine.keep_freed_memory(False)
     ratios = [plain / near for n, plain in enumerate(plain_s) for near in fast_s[n : n + 2]]
-    return found | {"product": estimate(ratios), "plain_image_s": tuple(plain_s), "fast_image_s": tuple(fast_s)}
+    return fields | {"product": estimate(ratios), "plain_image_s": tuple(plain_s), "fast_image_s": tuple(fast_s)}
 
 
 def _rows(result: LeversResult) -> list[dict[str, Any]]:

@@ -108,7 +108,7 @@ class Bench:
         return seconds, outputs[0]
 
     def timesteps(self, steps: int, unet: ScheduledUNet | None = None) -> torch.Tensor:
-        """The first timesteps of an image, anew, so that one begins; `unet` gets their scheduler."""
+        """The first timesteps of an image, set again so that one begins; `unet` gets their scheduler."""
         scheduler = DDIMScheduler.from_config(scheduler_of(self.family).config)
         scheduler.set_timesteps(self.calls)
         scheduler.timesteps = scheduler.timesteps[:steps]

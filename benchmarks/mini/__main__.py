@@ -1,7 +1,7 @@
 """`python -m benchmarks.mini PART…`: train parts of the mini one after the other, each from its checkpoint.
 
 python -m benchmarks.mini vae clip latents      # what the UNet needs: 15 minutes on two cores, 24 MB
-OMP_NUM_THREADS=1 python -m benchmarks.mini unet --workers 2  # hours; stop it at any time, the same command goes on
+OMP_NUM_THREADS=1 python -m benchmarks.mini unet --workers 2  # hours; stop it at any time, the same command resumes
 python -m benchmarks.mini vgg judge
 """
 

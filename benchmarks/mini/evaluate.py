@@ -127,9 +127,9 @@ def evaluate(
         def judged(
             drawn: GeneratedImages, judging: Any = judging, truth: Any = truth, real: Any = truth_outside
         ) -> Any:
-            found = mean(matches(JudgedImages(judge, drawn.images).embeddings, truth, candidates))
+            recall = mean(matches(JudgedImages(judge, drawn.images).embeddings, truth, candidates))
             return (
-                judging.alone(drawn) | {"picture_found": found} | judged_by(outside, drawn.images, real, from_outside)
+                judging.alone(drawn) | {"picture_found": recall} | judged_by(outside, drawn.images, real, from_outside)
             )
 
         for name, pixels in (("real", images), ("reconstructed", rebuilt)):

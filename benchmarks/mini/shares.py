@@ -33,7 +33,7 @@ class Shares:
     macs_share: dict[str, float]
 
 
-def of(family: Family, size: int | None = None) -> Shares:
+def count_shares(family: Family, size: int | None = None) -> Shares:
     """Count a family's UNet at `size` pixels, by default the family's own."""
     network = meta_unet(family)
     parts = list(blocks.iter_parts(network))
@@ -56,7 +56,7 @@ def table() -> str:
     """Markdown: a column for each UNet, a row for each level."""
     sd15, mini = load_family("sd15"), load_family("mini")
     columns = {
-        f"{family.title}, {size} pixels": of(family, size)
+        f"{family.title}, {size} pixels": count_shares(family, size)
         for family, size in ((sd15, sd15.size), (mini, mini.size), (mini, SMALL))
     }
     lines = ["", "| | " + " | ".join(columns) + " |", "|---|" + "---|" * len(columns)]

@@ -16,7 +16,7 @@ from asdm.utils.io import whole_folder
 HERE = PIPELINE.parent
 PARTS = ("weights", "clip", "vgg", "judge")
 LIMIT_BYTES = 25_000_000
-FROM_A_FOLDER = ("_name_or_path", "is_local", "local_files_only")  # what configs tell of where they were loaded from
+FROM_A_FOLDER = ("_name_or_path", "is_local", "local_files_only")  # what configs say about where they were loaded from
 
 
 def ship(folder: Path, to: Path = HERE) -> int:
@@ -39,7 +39,7 @@ def ship(folder: Path, to: Path = HERE) -> int:
 
 
 def _loads_anywhere(config: Path) -> None:
-    """Remove what tells of the folder that it was loaded from, and ask transformers for fp32.
+    """Remove what names the folder that it was loaded from, and ask transformers for fp32.
 
     transformers would otherwise load a text encoder in the fp16 of its file, and diffusers the UNet beside it in fp32.
     """

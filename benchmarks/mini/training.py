@@ -2,8 +2,8 @@
 
 All randomness follows from the seed and the number of pictures seen: batch, noise and dropout depend on nothing else. A
 checkpoint is therefore weights, their moving average, optimizer moments and that number, and a run that was killed and
-resumed ends with the same bits as one that was not. As everything is counted in pictures, a run may go on with another
-batch size or number of workers, or on a GPU.
+resumed ends with the same bits as one that was not. As everything is counted in pictures, a run may continue with
+another batch size or number of workers, or on a GPU.
 
 Several workers share a batch, each in a thread of its own: two single-threaded workers train a small network on two
 cores in half the time that one worker with two threads takes, whose threads wait for each other at every operation.
@@ -58,18 +58,18 @@ class TrainingTask:
     last_pictures: int = 0
     last_cost: float = 1.0  # of a picture then, in pictures of before
 
-    def rate(self, seen: int) -> float:
+    def rate(self, pictures_seen: int) -> float:
         """Learning rate: linear warm-up, constant, linear decay over the second half."""
-        rising = (seen + self.batch) / self.warm_up
-        falling = (self.pictures - seen) / (self.pictures / 2)
+        rising = (pictures_seen + self.batch) / self.warm_up
+        falling = (self.pictures - pictures_seen) / (self.pictures / 2)
         return self.learning_rate * min(1.0, rising, falling)
 
-    def loss_at(self, seen: int) -> Loss:
-        return self.last_loss if self.last_loss and seen >= self.pictures - self.last_pictures else self.loss
+    def loss_at(self, pictures_seen: int) -> Loss:
+        return self.last_loss if self.last_loss and pictures_seen >= self.pictures - self.last_pictures else self.loss
 
-    def cost(self, seen: int) -> float:
+    def cost(self, pictures_seen: int) -> float:
         """What the pictures so far have cost, in pictures of the beginning; for the time left."""
-        return seen + max(0, seen - (self.pictures - self.last_pictures)) * (self.last_cost - 1)
+        return pictures_seen + max(0, pictures_seen - (self.pictures - self.last_pictures)) * (self.last_cost - 1)
 
 
 class Trainer:
@@ -77,7 +77,7 @@ class Trainer:
 
     def __init__(self, task: TrainingTask, folder: Path) -> None:
         self.task, self.checkpoints = task, snapshots.prepare(folder / CHECKPOINTS)
-        self.seen, self.step = 0, 0
+        self.pictures_seen, self.step = 0, 0
         self.orders = Orders(task.examples, task.seed)
         self.parameters = {name: p for name, p in task.module.named_parameters() if p.requires_grad}
         self.ema = {name: p.detach().clone() for name, p in self.parameters.items()}
@@ -88,35 +88,36 @@ class Trainer:
 
     def advance(self) -> dict[str, float]:
         """One step; returns the loss terms. Raises ValueError where the loss is not a number."""
-        task, seen = self.task, self.seen
+        task, pictures_seen = self.task, self.pictures_seen
         for optimizer, _ in self.optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = task.rate(seen)
-        indices = torch.tensor([self.orders.at(seen + i) for i in range(task.batch)])
+                group["lr"] = task.rate(pictures_seen)
+        indices = torch.tensor([self.orders.at(pictures_seen + i) for i in range(task.batch)])
         parts = indices.tensor_split(task.workers)
-        firsts = [seen + sum(map(len, parts[:i])) for i in range(len(parts))]
+        firsts = [pictures_seen + sum(map(len, parts[:i])) for i in range(len(parts))]
         results = list(self.workers.map(self._gradients, parts, firsts))
         values = {name: sum(terms[name] for terms, _ in results) for name in results[0][0]}
         if values["loss"] != values["loss"]:
             raise ValueError(
-                f"the loss of {task.name} is not a number after {seen} pictures; the last checkpoint is in "
+                f"the loss of {task.name} is not a number after {pictures_seen} pictures; the last checkpoint is in "
                 f"{self.checkpoints}."
             )
         for parameter, *gradients in zip(self.parameters.values(), *(g for _, g in results), strict=True):
             parameter.grad = None if gradients[0] is None else sum(gradients[1:], gradients[0])
         nn.utils.clip_grad_norm_(self.parameters.values(), 1.0)
         list(self.workers.map(self._step, *zip(*self.optimizers, strict=True)))
-        horizon = min(task.average_over, seen / 9 + 10 / 9 * task.batch)  # so that the random start is forgotten early
+        # A short horizon at first, so that the random start is forgotten early.
+        horizon = min(task.average_over, pictures_seen / 9 + 10 / 9 * task.batch)
         with torch.no_grad():
             new = [p.detach() for p in self.parameters.values()]
             torch._foreach_lerp_(list(self.ema.values()), new, min(1.0, task.batch / horizon))
-        self.seen, self.step = seen + task.batch, self.step + 1
+        self.pictures_seen, self.step = pictures_seen + task.batch, self.step + 1
         return values
 
     def _gradients(self, indices: torch.Tensor, first: int) -> tuple[dict[str, float], tuple[torch.Tensor | None, ...]]:
         """Loss terms and gradients of some pictures, the first of which is the `first`-th seen: their share."""
         share = len(indices) / self.task.batch
-        terms = self.task.loss_at(self.seen)(indices, seeded(self.task.seed, first, 1))
+        terms = self.task.loss_at(self.pictures_seen)(indices, seeded(self.task.seed, first, 1))
         gradients = torch.autograd.grad(terms["loss"] * share, tuple(self.parameters.values()), allow_unused=True)
         return {name: float(term.detach()) * share for name, term in terms.items()}, gradients
 
@@ -137,10 +138,10 @@ class Trainer:
         }
         weights: dict[str, torch.Tensor] = {**self.parameters}
         tensors = {"weights": weights, "average": self.ema, "optimizer": moments}
-        snapshots.write(self.checkpoints, self.step, tensors, {"seen": self.seen}, keep=1)
+        snapshots.write(self.checkpoints, self.step, tensors, {"seen": self.pictures_seen}, keep=1)
 
     def _resume(self, checkpoint: snapshots.Checkpoint) -> None:
-        self.step, self.seen = checkpoint.step, checkpoint.state["seen"]
+        self.step, self.pictures_seen = checkpoint.step, checkpoint.state["seen"]
         weights, average = checkpoint.tensors("weights"), checkpoint.tensors("average")
         states = {name: (optimizer.state, p) for optimizer, trained in self.optimizers for name, p in trained.items()}
         with torch.no_grad():
@@ -204,23 +205,24 @@ def train(
     """Train to the last picture, from the folder's checkpoint where there is one; returns the averaged module."""
     trainer = Trainer(task, folder)
     log = JsonlWriter(folder / LOG, trainer.step - 1)  # lines count steps from 0
-    began, first, saved = time.monotonic(), trainer.seen, time.monotonic()
+    began, first, saved = time.monotonic(), trainer.pictures_seen, time.monotonic()
     end = min(task.pictures, stop_at or task.pictures)
     task.module.train()
     try:
-        while trainer.seen < end:
-            rate = task.rate(trainer.seen)
+        while trainer.pictures_seen < end:
+            rate = task.rate(trainer.pictures_seen)
             terms = trainer.advance()
             now = time.monotonic()
-            spent = (now - began) / (task.cost(trainer.seen) - task.cost(first))  # seconds for a picture of the start
+            # Seconds for a picture of the start.
+            spent = (now - began) / (task.cost(trainer.pictures_seen) - task.cost(first))
             if (trainer.step - 1) % LOG_EVERY == 0:
-                line = {"step": trainer.step - 1, "pictures": trainer.seen, "rate": rate} | terms
-                log.write(line | {"images_per_s": round((trainer.seen - first) / (now - began), 1)})
-            tell(task.name, trainer.seen, spent * max(0.0, task.cost(end) - task.cost(trainer.seen)))
+                line = {"step": trainer.step - 1, "pictures": trainer.pictures_seen, "rate": rate} | terms
+                log.write(line | {"images_per_s": round((trainer.pictures_seen - first) / (now - began), 1)})
+            tell(task.name, trainer.pictures_seen, spent * max(0.0, task.cost(end) - task.cost(trainer.pictures_seen)))
             if now - saved > checkpoint_s:
                 trainer.save()
                 saved = now
-        if trainer.seen > first:
+        if trainer.pictures_seen > first:
             trainer.save()
     finally:
         log.close()

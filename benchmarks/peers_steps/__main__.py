@@ -40,7 +40,7 @@ def main(
     ] = None,
     pictures: Annotated[int, typer.Option(help="Pictures that each contestant draws.")] = 500,
     rounds: Annotated[int, typer.Option(help="Rounds of whole images; each is two pairs.")] = 5,
-    seconds: Annotated[float, typer.Option(help="Stop drawing after so long; the same command goes on.")] = 1e9,
+    seconds: Annotated[float, typer.Option(help="Stop drawing after so long; the same command resumes.")] = 1e9,
     timing: Annotated[bool, typer.Option("--timing/--no-timing", help="Time whole images once all are drawn.")] = True,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 30,
     threads: script.Threads = None,
@@ -63,7 +63,7 @@ def main(
         run_file = output.with_name(f"{output.name}.run.pt")
         latents, failed, done = _draw_all(pipe, contestants, captions, options, run_file, seconds, tell)
         if not done:
-            console.say(f"What was drawn so far is in {run_file}; repeat the command to go on.")
+            console.say(f"What was drawn so far is in {run_file}; repeat the command to resume.")
             raise typer.Exit
         able = [one for one in contestants if one.title in latents]
         times = _time_all(pipe, able, captions[0], options, rounds, tell) if timing else {}

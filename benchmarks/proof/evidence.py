@@ -208,14 +208,14 @@ def margin(proof: Proof, measure: Measure) -> float:
 
 def equivalences(proof: Proof, row: ProofRow) -> list[Equivalence]:
     """A row beside its teacher, in every metric that equivalence is told by."""
-    found = []
+    compared = []
     for measure in counted_measures(proof):
         ours, teacher = (spread(one, measure.name, seeds=False) for one in (row, proof.rows[0]))
         if measure.name in EQUIVALENT and ours and teacher:
             values = [result.metrics[measure.name].value - teacher.value for result in row.results]
             extremes = (min(values), max(values))
-            found.append(Equivalence(measure, (ours - teacher).estimate(), extremes, margin(proof, measure)))
-    return found
+            compared.append(Equivalence(measure, (ours - teacher).estimate(), extremes, margin(proof, measure)))
+    return compared
 
 
 def equivalence_sentences(proof: Proof) -> list[str]:
@@ -224,11 +224,12 @@ def equivalence_sentences(proof: Proof) -> list[str]:
     return [_equivalence_sentence(row, equivalences(proof, row)) for row in ours]
 
 
-def _equivalence_sentence(row: ProofRow, found: Sequence[Equivalence]) -> str:
+def _equivalence_sentence(row: ProofRow, compared: Sequence[Equivalence]) -> str:
     """In which metrics a row cannot be told from its teacher, and in which that is not shown."""
-    parts = [_difference_text(one) for one in found]
-    told = "is the teacher’s equal" if all(one.shown for one in found) else "is not shown to be the teacher’s equal"
-    return f"{row.name}{_at(row)} {told}: {'; '.join(parts)}."
+    parts = [_difference_text(one) for one in compared]
+    shown = all(one.shown for one in compared)
+    claim = "is the teacher’s equal" if shown else "is not shown to be the teacher’s equal"
+    return f"{row.name}{_at(row)} {claim}: {'; '.join(parts)}."
 
 
 def _difference_text(one: Equivalence) -> str:
@@ -326,12 +327,12 @@ def component_sentence(component: Component) -> str:
     if component.latency:
         more = component.latency.estimate()
         sentence += f"; what it lacks costs {more.median:+.3f} [{more.low:+.3f}, {more.high:+.3f}] of the latency"
-    seen = ", ".join(
+    detectable = ", ".join(
         f"{MEASURES[name].title} {_figure(smallest_effect((one.high - one.low) / 2))}"
         for name, one in component.bought.items()
         if name not in NOT_COUNTED
     )
-    return f"{sentence}; {component.seconds:+.0f} s of training. It could have shown {seen}."
+    return f"{sentence}; {component.seconds:+.0f} s of training. It could have shown {detectable}."
 
 
 def groups(proof: Proof) -> dict[str, list[Component]]:
@@ -383,7 +384,7 @@ def markdown(proof: Proof, source: str) -> str:
     """The table, the verdicts and what each component bought, as Markdown; `source` names the proof's file."""
     rows = table(proof)
     lines = [_line(rows[0]), _line(["---"] * len(rows[0])), *(_line(row.values()) for row in rows), ""]
-    lines += [f"From `{source}`; 95 % intervals over pictures and seeds ({seeds_told(proof)}).", ""]
+    lines += [f"From `{source}`; 95 % intervals over pictures and seeds ({seeds_text(proof)}).", ""]
     lines += [f"- {_safe(verdict_sentence(verdict))}" for verdict in verdicts(proof)]
     lines += [f"- {_safe(sentence)}" for sentence in equivalence_sentences(proof)]
     for name, ones in groups(proof).items():
@@ -397,7 +398,7 @@ def smallest_effect(half_width: float) -> float:
     return half_width * (SURE + POWER) / SURE
 
 
-def seeds_told(proof: Proof) -> str:
+def seeds_text(proof: Proof) -> str:
     """How many seeds the rows have, and what that leaves out."""
     counts = [len(row.results) for row in trained(proof)] or [0]
     if max(counts) < 2:

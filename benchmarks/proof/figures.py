@@ -113,10 +113,10 @@ def learning_curves(report: Report) -> Figure | None:
             key = maker(row)
             dash = DASHES[drawn.get(key, 0) % len(DASHES)]
             drawn[key] = drawn.get(key, 0) + 1
-            seen = [point.pictures for point in row.results[0].curve]
+            pictures_seen = [point.pictures for point in row.results[0].curve]
             each = np.array([[point.metrics[measure.name] for point in result.curve] for result in row.results])
-            axes.plot(seen, each.mean(0), dash, color=MAKERS[key][1], linewidth=1.1, label=plain(row.name, 16))
-            axes.plot(np.tile(seen, len(each)), each.flat, ".", color=MAKERS[key][1], markersize=2)
+            axes.plot(pictures_seen, each.mean(0), dash, color=MAKERS[key][1], linewidth=1.1, label=plain(row.name, 16))
+            axes.plot(np.tile(pictures_seen, len(each)), each.flat, ".", color=MAKERS[key][1], markersize=2)
         axes.set_title(f"{measure.title} ({measure.direction})", size=6, loc="left")
         axes.set_xlabel("pictures seen")
     figure.axes[0].legend(fontsize=5, frameon=False)

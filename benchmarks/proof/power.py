@@ -62,26 +62,26 @@ def variations(proof: Proof, row: ProofRow) -> Iterator[Variation]:
 def designs(proof: Proof) -> list[Design]:
     """Every number of pictures and seeds, by what the proof's decisive rows varied by, the cheapest first."""
     rows = [row for row in evidence.trained(proof) if not row.ablates and len(row.results) > 1]
-    found = [one for row in rows for one in variations(proof, row) if one.measure.name in evidence.EQUIVALENT]
-    if not found:
+    decisive = [one for row in rows for one in variations(proof, row) if one.measure.name in evidence.EQUIVALENT]
+    if not decisive:
         return []
     results = [result for row in rows for result in row.results]
     training, drawing = (float(np.mean(each)) for each in zip(
         *((result.seconds, result.drawing_seconds / proof.pictures) for result in results), strict=True))  # fmt: skip
-    made = []
+    candidates = []
     for pictures, seeds in itertools.product(PICTURES, SEEDS):
-        shares = [one.half_width(pictures, seeds) / evidence.margin(proof, one.measure) for one in found]
+        shares = [one.half_width(pictures, seeds) / evidence.margin(proof, one.measure) for one in decisive]
         widest = int(np.argmax(shares))
         hours = len(rows) * seeds * (training + pictures * drawing) / 3600
-        made.append(Design(pictures, seeds, shares[widest], found[widest].measure, hours))
-    return sorted(made, key=lambda one: one.hours)
+        candidates.append(Design(pictures, seeds, shares[widest], decisive[widest].measure, hours))
+    return sorted(candidates, key=lambda one: one.hours)
 
 
-def sentence(made: Sequence[Design]) -> str:
+def sentence(candidates: Sequence[Design]) -> str:
     """The cheapest design whose every interval fits into what equivalence allows, or how near the largest comes."""
-    enough = [one for one in made if one.widest <= 1]
+    enough = [one for one in candidates if one.widest <= 1]
     if not enough:
-        best = min(made, key=lambda one: one.widest)
+        best = min(candidates, key=lambda one: one.widest)
         return (
             f"No number of pictures up to {PICTURES[-1]} and seeds up to {SEEDS[-1]} could show equivalence: with "
             f"{best.pictures} and {best.seeds}, the interval of {best.measure.title} is {best.widest:.1f} times too "

@@ -114,7 +114,7 @@ ABLATIONS = (
 
 
 def all_rows(settings: ProofSettings) -> tuple[Row, ...]:
-    """Every row in its order; raises ValueError for budgets that are no numbers.
+    """Every row in its order; raises ValueError for budgets that are not numbers.
 
     Ours at the smallest budget meets BK-SDM's rule at its latency, and at the next one BK-SDM-Base.
     """

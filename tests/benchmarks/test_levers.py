@@ -127,7 +127,7 @@ def test_levers_of_another_machine_are_not_taken_unasked(
     here.save(Path("reports/a/levers.json"))
     found, why = fast.choose(None, mini, 4)
     assert (found.schedule, found.precision) == ("planned.json", "bf16")
-    assert "without its student bk_sdm_small, which is no folder" in why
+    assert "without its student bk_sdm_small, which is not a folder" in why
     assert fast.choose(None, mini, 5)[0].schedule is None
     elsewhere = here.model_copy(update={"environment": here.environment | {"cpu": "another"}})
     elsewhere.save(Path("reports/a/levers.json"), force=True)

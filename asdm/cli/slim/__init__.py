@@ -25,7 +25,7 @@ def slim(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Profile, measure damage, plan, train, judge and report in one go; repeat the command to go on after a stop."""
+    """Profile, measure damage, plan, train, judge and report in one go; repeat the command to resume after a stop."""
     from asdm.cli.slim import run
     from asdm.cli.slim.prepare import prepare
 
@@ -43,13 +43,13 @@ def slim(
     try:
         result = run.slim(prepared, output, console.say)
     except run.Failed as error:
-        console.say(f"Stopped: {error}; what was done is in {output}, and the same command goes on from there.")
+        console.say(f"Stopped: {error}; what was done is in {output}, and the same command resumes from there.")
         raise typer.Exit(error.code if 0 < error.code < 128 else console.USAGE) from None
     except run.WorseThanAsked as error:
         console.say(f"Stopped: {error}")
         raise typer.Exit(console.FAILED) from None
     except KeyboardInterrupt:
-        console.say(f"What was done is in {output}; repeat the command to go on.")
+        console.say(f"What was done is in {output}; repeat the command to resume.")
         raise
     print(
         result.to_json()
@@ -65,10 +65,10 @@ def _estimate(prepared: Any, output: Path) -> tuple[list[dict[str, Any]], list[d
     with console.progress("Estimating") as tell:
         tell("counting", 0, None)
         plan = estimate.stand_in(prepared, output)
-        found = estimate.estimates(prepared, plan, estimate.forward_seconds(prepared))
+        estimates = estimate.estimates(prepared, plan, estimate.forward_seconds(prepared))
         fits = estimate.fits(prepared, plan)
     folder = next(path for path in (output, *output.absolute().parents) if path.exists())
-    needs, free = sum(step.disk_bytes for step in found), shutil.disk_usage(folder).free
+    needs, free = sum(step.disk_bytes for step in estimates), shutil.disk_usage(folder).free
     if needs > free:
         raise ValueError(f"the run writes about {needs / 2**30:.1f} GiB, and {folder} has {free / 2**30:.1f} GiB free.")
     rows = [
@@ -78,7 +78,7 @@ def _estimate(prepared: Any, output: Path) -> tuple[list[dict[str, Any]], list[d
             "memory_bytes": one.memory_bytes,
             "disk_bytes": one.disk_bytes,
         }
-        for one in found
+        for one in estimates
     ]
     cards = [{"gib": fit.gib, "fits": fit.options is not None, "options": fit.options and list(fit.options),
               "needs_bytes": fit.needs_bytes} for fit in fits]  # fmt: skip

@@ -130,14 +130,14 @@ def _rungs(settings: DistillSettings) -> list[dict[str, Any]]:
 def fits(prepared: Prepared, plan: str) -> list[Fit]:
     """Whether 8, 12 and 24 GiB suffice for training in fp16, each with the first options that do."""
     recipe, settings = _recipe(prepared, plan), replace(settings_of(prepared), **ON_A_CARD)
-    left, found, needs = list(reversed(CARDS)), [], 0
+    left, fitting, needs = list(reversed(CARDS)), [], 0
     for changes in ladder():
         needs = _stage_bytes(recipe, replace(settings, **changes))
         while left and needs <= left[0] * GIB:
-            found.append(Fit(left.pop(0), typed(changes), needs))
+            fitting.append(Fit(left.pop(0), typed(changes), needs))
         if not left:
             break
-    return sorted([*found, *(Fit(gib, None, needs) for gib in left)], key=lambda fit: fit.gib)
+    return sorted([*fitting, *(Fit(gib, None, needs) for gib in left)], key=lambda fit: fit.gib)
 
 
 def stand_in(prepared: Prepared, folder: Path) -> str:

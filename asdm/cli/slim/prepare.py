@@ -64,7 +64,7 @@ def prepare(checkpoint: str, settings: SlimSettings, say: Callable[[str], None] 
 
 
 def check_budget(budget: str) -> None:
-    """Raises ValueError for a budget that is no saving; a time is compared with the profile, when there is one."""
+    """Raises ValueError for a budget that saves nothing; a time is compared with the profile, when there is one."""
     text = budget.strip().lower()
     if time := re.fullmatch(r"(\d+(\.\d*)?)\s*(ms|s)", text):
         if not float(time[1]):

@@ -1,4 +1,4 @@
-"""Runs the steps of a slim run one after the other; the same call goes on after any stop."""
+"""Runs the steps of a slim run one after the other; the same call resumes after any stop."""
 
 from __future__ import annotations
 
@@ -160,16 +160,16 @@ def check_error(folder: Path, most: float, say: Say) -> None:
     held_out = result.held_out
     assert held_out is not None, "the run holds pictures out"
     share = held_out.error / held_out.untrained if held_out.untrained else 0.0
-    found = (
+    summary = (
         f"On {held_out.pictures} held-out pictures the student's error is {held_out.error:.4g}, {share:.0%} of the "
         f"untrained student's"
     )
     if share > most:
         raise WorseThanAsked(
-            f"{found}; at most {most:.0%} was asked. Train it for longer with a larger --steps, which goes on from "
+            f"{summary}; at most {most:.0%} was asked. Train it for longer with a larger --steps, which resumes from "
             "here, raise --learning-rate in a new folder, or allow more (--max-error)."
         )
-    say(f"{found} (at most {most:.0%} was asked).")
+    say(f"{summary} (at most {most:.0%} was asked).")
 
 
 def lines_of(steps: Sequence[Step]) -> list[str]:

@@ -18,7 +18,7 @@ class SlimSettings(WholeCheckpoint):
 
     budget: Annotated[str, Option("Budget of the UNet's latency: 0.8, 80%, 250ms, 1.2s or x1.3.")]
     data: Annotated[str | None, Option(f"Pictures to train on: {SOURCES}; default: emoji for the mini.")] = None
-    steps: Annotated[int, Option("Training steps; more of them go on with a finished run.", at_least=2)] = 10_000
+    steps: Annotated[int, Option("Training steps; more of them continue a finished run.", at_least=2)] = 10_000
     batch: Annotated[int, Option("Pictures per training step.", at_least=1)] = 16
     learning_rate: LearningRate = 1e-4
     recipe: Annotated[

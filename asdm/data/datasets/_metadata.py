@@ -55,7 +55,7 @@ def caption_in(row: Row) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):  # which is what a table has for nothing
         raise BrokenExample("a caption that is null")
     if isinstance(value, bool) or not isinstance(value, str | int | float) or value in (math.inf, -math.inf):
-        raise BrokenExample("a caption that is no text")
+        raise BrokenExample("a caption that is not text")
     return not_empty(str(value).strip())
 
 
@@ -128,7 +128,7 @@ def check_split_name(split: str, source: str) -> None:
 
 
 def read_table(path: Path) -> list[Row | BrokenRow]:
-    """The rows of a .jsonl, .csv or .parquet file; an error for a line that is none."""
+    """The rows of a .jsonl, .csv or .parquet file; an error for a line that is not a row."""
     if not path.is_file():  # such as a FIFO, whose reading would never end, or a link to nothing
         raise ValueError(f"{path} is not a file; a table of captions is one.")
     try:

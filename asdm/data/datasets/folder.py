@@ -103,11 +103,11 @@ def open_data(
     left_out, pairs, other_split = LeftOut(), dict[Path, str](), 0
     tables = [root / f"metadata{suffix}" for suffix in TABLES]
     table = next((file for file in tables if os.path.lexists(file)), None)
-    for found in _listed(table) if table else _beside(root):
-        if isinstance(found, BrokenExample):
-            left_out.add(found.reason, found.name)
+    for entry in _listed(table) if table else _beside(root):
+        if isinstance(entry, BrokenExample):
+            left_out.add(entry.reason, entry.name)
             continue
-        file, caption, row = found
+        file, caption, row = entry
         name = file.relative_to(root).as_posix() if file.is_relative_to(root) else file.name
         if not own_split and not check_split(name, split, selection):
             other_split += 1
@@ -129,7 +129,7 @@ def open_data(
 
 
 def _check_split_name(split: str, root: Path, selection: Selection) -> None:
-    """Raises ValueError for a split that the folder has not, where it has others or the name is none."""
+    """Raises ValueError for an unknown split, and for one that a folder with splits of its own lacks."""
     if own := [name for name in OWN_SPLITS if (root / name).is_dir()]:
         if selection.hold_out and "held_out" in own and split in own:
             return
@@ -158,7 +158,7 @@ def _misnamed(root: Path) -> str:
 
 def _listed(path: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
     """The rows of a table of metadata, each with its file, or why it cannot be used."""
-    seen: set[Path] = set()
+    files: set[Path] = set()
     named, without_name = set[Path](), 0
     for number, row in enumerate(read_table(path), start=1):
         name = (row.row if isinstance(row, BrokenRow) else row).get("file_name")
@@ -173,12 +173,12 @@ def _listed(path: Path) -> Iterator[tuple[Path, str, Row] | BrokenExample]:
         try:
             file = _named(path, name)
             caption = caption_in(row)
-            if file in seen:
+            if file in files:
                 raise BrokenExample("a second row for the same file")
         except BrokenExample as error:
             yield BrokenExample(error.reason, place)
             continue
-        seen.add(file)
+        files.add(file)
         yield file, caption, row
     # The pictures that no row names; each row without a name stands for one that was counted.
     others = [file for file in _pictures_in(path.parent) if file not in named and not file.name.startswith(".")]

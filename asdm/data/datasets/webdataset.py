@@ -312,7 +312,7 @@ class _Member(tarfile.TarInfo):
 
 def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[tuple[str, dict[str, bytes]]]:
     """Each key with its adjacent files as {suffix: contents}; the first `skip` keys without contents."""
-    key, number, seen = "", 0, set[str]()
+    key, number, keys = "", 0, set[str]()
     parts: dict[str, bytes] = {}
     for member in tar:
         if not member.isfile():
@@ -327,10 +327,10 @@ def _groups(tar: tarfile.TarFile, skip: int) -> Iterator[tuple[str, dict[str, by
         if parts and (name != key or ending in parts):  # the same file twice begins another example
             yield key, parts
             parts, number = {}, number + 1
-        if name != key and name in seen:
+        if name != key and name in keys:
             parts[APART] = b""
         key = name
-        seen.add(name)
+        keys.add(name)
         if member.size > MOST_BYTES or len(parts) > MOST_PARTS:
             parts[OVERSIZE] = b""
             continue

@@ -4,7 +4,7 @@ A file defines `AGAINST`, which is "real" or "teacher", and `samples(images, tar
 value with the samples that its interval comes from, or None if the reference does not allow it. `target` are the real
 images or the teacher's, as `AGAINST` says, in the order of `images`; `reference` holds the captions and the networks
 that judge. A metric with a network of its own names it (`NETWORK`) and defines `load_network(where)`, which raises
-ValueError in one sentence where its weights are not at hand; `where` is what the user named, or None.
+ValueError in one sentence where its weights are not available; `where` is what the user named, or None.
 
 Title, direction and least value of a metric stand in `asdm.records.bench.MEASURES`, which is read without torch.
 """

@@ -71,7 +71,7 @@ def _weights(where: str | None, url: str) -> dict[str, torch.Tensor]:
             return torch.hub.load_state_dict_from_url(url, progress=False, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"the weights of FID's Inception are not at hand ({reason}); {GET_IT}.") from None
+        raise ValueError(f"the weights of FID's Inception are not available ({reason}); {GET_IT}.") from None
 
 
 def features(images: JudgedImages, network: Any) -> torch.Tensor:

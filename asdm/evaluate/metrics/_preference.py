@@ -40,5 +40,5 @@ def of_imscore(module: str, name: str, where: str) -> Scorer:
         network = loader.from_pretrained(where).eval()
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"the weights {where} of {name} are not at hand: {reason}.") from None
+        raise ValueError(f"the weights {where} of {name} are not available: {reason}.") from None
     return lambda images, captions: network.score((images + 1) / 2, list(captions))

@@ -26,9 +26,9 @@ def inception_scores(logits: torch.Tensor) -> np.ndarray:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         mixed = logits[torch.randperm(len(logits))]
-    found = []
+    scores = []
     for part in mixed.chunk(SPLITS):
         log_p = part.log_softmax(dim=1)
         p = log_p.exp()
-        found.append(float((p * (log_p - p.mean(0, keepdim=True).log())).sum(1).mean().exp()))
-    return np.array(found)
+        scores.append(float((p * (log_p - p.mean(0, keepdim=True).log())).sum(1).mean().exp()))
+    return np.array(scores)

@@ -29,10 +29,10 @@ def kernel_distances(generated: torch.Tensor, real: torch.Tensor) -> torch.Tenso
 
     n = min(len(generated), len(real))
     size = SUBSET if n >= SUBSET else max(n // 2, 1)
-    found = []
+    distances = []
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for _ in range(SUBSETS):
             own_real = real[torch.randperm(len(real))[:size]]
-            found.append(poly_mmd(own_real, generated[torch.randperm(len(generated))[:size]]))
-    return torch.stack(found)
+            distances.append(poly_mmd(own_real, generated[torch.randperm(len(generated))[:size]]))
+    return torch.stack(distances)

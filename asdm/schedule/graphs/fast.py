@@ -37,15 +37,15 @@ def choose(file: Path | None, family: Family, steps: int) -> tuple[Levers, str]:
 
     Safe is what changes no more than rounding: the fastest runtime that is installed, in fp32.
     """
-    found = file or io.newest(FILE)
-    if found:
-        result = LeversResult.load(found)
+    path = file or io.newest(FILE)
+    if path:
+        result = LeversResult.load(path)
         apart = _apart(result, family)
         if not apart or file:
             chosen = result.chosen
-            why = f"measured in {found}" + (f", on another {' and '.join(apart)}" if apart else "")
+            why = f"measured in {path}" + (f", on another {' and '.join(apart)}" if apart else "")
             if chosen.student and not Path(chosen.student).is_dir():
-                why += f"; without its student {chosen.student}, which is no folder"
+                why += f"; without its student {chosen.student}, which is not a folder"
                 chosen = chosen.model_copy(update={"student": None})
             if chosen.schedule and source.is_file(chosen.schedule) and result.steps != steps:
                 why += f"; without its schedule, which is for {result.steps} steps, not {steps}"

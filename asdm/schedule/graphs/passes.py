@@ -27,13 +27,13 @@ class Fed(Kept):
 
     def __init__(self, given: Mapping[Key, Any]) -> None:
         super().__init__(1)
-        self.given, self.made = dict(given), dict[Key, Any]()
+        self.given, self.kept = dict(given), dict[Key, Any]()
 
     def get(self, key: Key, halves: Halves, now: int, how: HalfPass) -> Any:
         return self.given[key]
 
     def put(self, key: Key, step: int, halves: Halves, value: Any) -> None:
-        self.made[key] = value
+        self.kept[key] = value
 
 
 class PassGraph(nn.Module):
@@ -49,7 +49,7 @@ class PassGraph(nn.Module):
         leaves = [leaf for value in given.values() for leaf in tree_flatten(value)[0]]
         self.tensors = (*self.call.tensors, *leaves)
         self.names = (*self.call.names, *(f"{INHERITED}{i}" for i in range(len(leaves))))
-        self.made: dict[Key, TreeSpec] = {}
+        self.kept: dict[Key, TreeSpec] = {}
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         left = list(tensors[len(self.call.tensors) :])
@@ -59,8 +59,8 @@ class PassGraph(nn.Module):
         fed = Fed(given)
         with patched(self.unet, self.how, self.keep, fed, NOW, ()):
             output = self.call(*tensors[: len(self.call.tensors)])
-        flat = {key: tree_flatten(value) for key, value in fed.made.items()}
-        self.made = {key: structure for key, (_, structure) in flat.items()}
+        flat = {key: tree_flatten(value) for key, value in fed.kept.items()}
+        self.kept = {key: structure for key, (_, structure) in flat.items()}
         return (output, *(leaf for leaves, _ in flat.values() for leaf in leaves))
 
 

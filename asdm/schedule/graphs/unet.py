@@ -26,7 +26,7 @@ TOLERANCE = 1e-3  # of the largest value of each output
 @dataclass
 class _Opened:
     file: PassGraphFile
-    made: dict[Key, TreeSpec]
+    kept: dict[Key, TreeSpec]
     run: Run
 
 
@@ -84,7 +84,7 @@ class GraphUNet(ScheduledUNet):
         if self.watch:
             self.watch(opened.file, feed)
         output, *leaves = (torch.from_numpy(value) for value in opened.run(feed))
-        for key, structure in opened.made.items():
+        for key, structure in opened.kept.items():
             value, leaves = leaves[: structure.num_leaves], leaves[structure.num_leaves :]
             self.kept.put(key, self._step, halves, tree_unflatten(value, structure))
         return output
@@ -111,9 +111,9 @@ class GraphUNet(ScheduledUNet):
                 )
         file = PassGraphFile(
             file=str(model.relative_to(self.folder)), network=how.network, latents=tuple(inputs["sample"].shape),
-            inputs=tuple(graph.names), inherits=_values(graph.given), keeps=_values(graph.made), difference=difference,
+            inputs=tuple(graph.names), inherits=_values(graph.given), keeps=_values(graph.kept), difference=difference,
         )  # fmt: skip
-        return _Opened(file, graph.made, run)
+        return _Opened(file, graph.kept, run)
 
     def _open(self, call: tuple[Any, ...]) -> _Opened:
         """The written graph of a call; raises ValueError where there is none."""
@@ -127,7 +127,8 @@ class GraphUNet(ScheduledUNet):
             )
         for file in self.files:
             if (file.network, _places(file), file.latents) == (network, places, latents):
-                return _Opened(file, _made(file), open_runtime(self.runtime, self.folder / file.file, self.precision))
+                kept = _structures(file)
+                return _Opened(file, kept, open_runtime(self.runtime, self.folder / file.file, self.precision))
         raise ValueError(
             f"{self.folder} has no graph for this step's pass; it holds those of whole images, from the first step on."
         )
@@ -149,16 +150,16 @@ def _values(structures: Mapping[Key, TreeSpec]) -> tuple[GraphValue, ...]:
     )  # fmt: skip
 
 
-def _made(file: PassGraphFile) -> dict[Key, TreeSpec]:
-    """What a graph keeps, by key; raises ValueError for a structure that is none."""
-    made: dict[Key, TreeSpec] = {}
+def _structures(file: PassGraphFile) -> dict[Key, TreeSpec]:
+    """The structures of what a graph keeps, by key; raises ValueError for one that cannot be read."""
+    structures: dict[Key, TreeSpec] = {}
     for value in file.keeps:
         try:
             structure = treespec_loads(value.structure)
         except Exception as error:  # whatever torch makes of it
             raise ValueError(f"the record of {file.file} has no structure of arrays: {error}.") from None
-        made[file.network, Place(value.kind, value.fqn, value.residual), value.module] = structure
-    return made
+        structures[file.network, Place(value.kind, value.fqn, value.residual), value.module] = structure
+    return structures
 
 
 def _places(file: PassGraphFile) -> frozenset[Place]:

@@ -35,10 +35,10 @@ def make(source: str, topology: Topology, steps: int, family: str, config_sha256
     """The schedule of a preset as typed; raises ValueError for an unknown name, option or value."""
     name, _, text = source.partition(":")
     maker = registry.load(PACKAGE, name).make
-    made = maker(topology, steps, **_options(name, maker, text))
+    preset = maker(topology, steps, **_options(name, maker, text))
     return Schedule(
         name=source, family=family, teacher_config_sha256=config_sha256,
-        passes=made.passes, steps=tuple(made.steps), networks=made.networks,
+        passes=preset.passes, steps=tuple(preset.steps), networks=preset.networks,
     )  # fmt: skip
 
 

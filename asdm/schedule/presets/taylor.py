@@ -12,7 +12,7 @@ def make(topology: Topology, steps: int, *, n: int = 3, order: int = 1, of: str 
     at_least("taylor", "n", n, 1)
     at_least("taylor", "warm_up", warm_up, 1)
     if of not in ("unet", "units"):
-        raise ValueError(f"of of taylor must be unet or units, got {of!r}.")
+        raise ValueError(f"taylor: 'of' must be unet or units, got {of!r}.")
     if not 1 <= order <= 3:
         raise ValueError(f"order of taylor must be 1, 2 or 3, got {order}.")
     forecast = Forecast(kind="taylor", order=order)

@@ -83,13 +83,13 @@ def made(
 
 
 def check_choice(name: str, value: Any, choices: Iterable[Any]) -> None:
-    """Raises ValueError for an option that is none of its choices."""
+    """Raises ValueError for an option that is not one of its choices."""
     if value not in choices or isinstance(value, bool):
         raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
 
 
 def check_share(name: str, value: Any, most: float = 1.0) -> None:
-    """Raises ValueError for an option that is no number above 0 and at most `most`."""
+    """Raises ValueError for an option that is not a number above 0 and at most `most`."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= most:
         raise ValueError(f"{name} must be above 0 and at most {most:g}, got {value!r}")
 

@@ -127,11 +127,12 @@ def columns(layer: nn.Linear, places: torch.Tensor) -> nn.Linear:
     return linear(layer.weight.detach()[:, places], layer.bias)
 
 
-def of(power: Power | None, path: str) -> torch.Tensor | None:
+def power_at(power: Power | None, path: str) -> torch.Tensor | None:
+    """The mean square of each input channel of the layer at `path` in a unit, or None if it was not measured."""
     return None if power is None else power.get(path)
 
 
 def transformer_blocks(unit: nn.Module) -> Sequence[Any]:
     """The plain blocks of a Transformer unit, whose norms take nothing but their input; empty for other units."""
-    found = list(getattr(unit, "transformer_blocks", []))
-    return found if all(getattr(block, "norm_type", None) == "layer_norm" for block in found) else []
+    candidates = list(getattr(unit, "transformer_blocks", []))
+    return candidates if all(getattr(block, "norm_type", None) == "layer_norm" for block in candidates) else []

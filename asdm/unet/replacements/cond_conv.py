@@ -56,10 +56,10 @@ class _SeveralKernels(nn.Conv2d):
     """A convolution with several kernels (n, out, in, h, w) in a parameter, which takes memory formats as one does."""
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Any:
-        def each(tensor: torch.Tensor) -> torch.Tensor:
+        def per_kernel(tensor: torch.Tensor) -> torch.Tensor:
             return fn(tensor.flatten(0, 1)).unflatten(0, tensor.shape[:2]) if tensor.dim() == 5 else fn(tensor)
 
-        return super()._apply(each, recurse)
+        return super()._apply(per_kernel, recurse)
 
 
 class CondConv2d(_SeveralKernels):
@@ -79,11 +79,11 @@ class CondConv2d(_SeveralKernels):
         self.routing.to(own.weight.dtype).to_empty(device=own.weight.device)
         nn.init.zeros_(self.routing.weight)
         nn.init.zeros_(self.routing.bias)
-        self.time: torch.Tensor | None = None  # (1 or b, time_channels), told by the ResNet unit at each call
+        self.time: torch.Tensor | None = None  # (1 or b, time_channels), set by the ResNet unit at each call
 
-    def opened(self, seen: torch.Tensor) -> torch.Tensor:
+    def opened(self, features: torch.Tensor) -> torch.Tensor:
         """How far each gate is from its start, (b, num_experts), for pooled inputs or time embeddings (b, channels)."""
-        return torch.tanh(self.routing(seen) / 2)  # = 2·sigmoid − 1
+        return torch.tanh(self.routing(features) / 2)  # = 2·sigmoid − 1
 
     def mixed(self, opened: torch.Tensor, memory: torch.Tensor | None = None) -> torch.Tensor:
         """Kernels (b, out, in, h, w) under gates (b, num_experts), put into `memory` (1, out·in·h·w) if it is given."""
@@ -95,7 +95,7 @@ class CondConv2d(_SeveralKernels):
         return _as_kernels(rows, self.weight.shape, last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        opened = self.opened(x.mean(dim=(2, 3)) if self.gate == "input" else _told(self.time))
+        opened = self.opened(x.mean(dim=(2, 3)) if self.gate == "input" else _required(self.time))
         alone = _is_plain_inference(x) and len(opened) == 1
         return convolve(self, x, self.mixed(opened, _workspace(self.weight) if alone else None))
 
@@ -264,7 +264,7 @@ def _as_products(conv: nn.Conv2d, x: torch.Tensor, kernels: torch.Tensor) -> tor
     return out.unflatten(2, (height, width))
 
 
-def _told(time: torch.Tensor | None) -> torch.Tensor:
+def _required(time: torch.Tensor | None) -> torch.Tensor:
     if time is None:
         raise ValueError("a timestep gate needs a time embedding; call it through its ResNet unit.")
     return time
@@ -305,11 +305,11 @@ def replace(
     if not any(experts.values()):
         return None
     if original:
-        experts = {place: [getattr(unit, place), *found] for place, found in experts.items() if found}
+        experts = {place: [getattr(unit, place), *convs] for place, convs in experts.items() if convs}
     unit = shared_copy(unit)
-    for place, found in experts.items():
-        if found:
-            setattr(unit, place, CondConv2d(getattr(unit, place), found, _time_channels(unit, gate)))
+    for place, convs in experts.items():
+        if convs:
+            setattr(unit, place, CondConv2d(getattr(unit, place), convs, _time_channels(unit, gate)))
     if gate == "timestep":
         _listen(unit)
     elif type(unit) is ResnetBlock2D:

@@ -20,7 +20,7 @@ from torch import nn
 
 from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
 from asdm.unet.replacements._attention import output_refits
-from asdm.unet.replacements._layers import columns, importance, of, rank_of, rows, transformer_blocks
+from asdm.unet.replacements._layers import columns, importance, power_at, rank_of, rows, transformer_blocks
 
 SETTINGS: Settings = ({}, {"keep": 0.75})
 
@@ -35,7 +35,7 @@ def replace(
     unit = shared_copy(unit)
     for path, attention in _attentions(unit):
         out, heads = attention.to_out[0], attention.heads
-        scores = importance(out.weight, of(power, f"{path}.to_out.0")).view(heads, -1)  # (heads, d)
+        scores = importance(out.weight, power_at(power, f"{path}.to_out.0")).view(heads, -1)  # (heads, d)
         kept = scores.sum(1).topk(rank_of(keep, heads)).indices.sort().values
         size = scores.shape[1]
         places = (kept[:, None] * size + torch.arange(size, device=kept.device)).flatten()

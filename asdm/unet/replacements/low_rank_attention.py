@@ -25,7 +25,7 @@ from torch import nn
 from asdm.unet.blocks import self_attentions
 from asdm.unet.replacements import Power, Refit, Settings, check_share
 from asdm.unet.replacements._attention import MapAttention, output_refits, with_self_attention
-from asdm.unet.replacements._layers import linear, of, rank_of, root_of
+from asdm.unet.replacements._layers import linear, power_at, rank_of, root_of
 
 SETTINGS: Settings = ({}, {"rank": 0.25})
 
@@ -82,7 +82,7 @@ def replace(
     def narrow(attention: Any) -> LowRankAttention:
         return LowRankAttention(attention, rank, measured.pop(0))
 
-    measured = [of(power, f"{place[id(attention)]}.to_q") for attention in attentions]
+    measured = [power_at(power, f"{place[id(attention)]}.to_q") for attention in attentions]
     return with_self_attention(unit, narrow)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import nn
 
 from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
-from asdm.unet.replacements._layers import LowRankConv2d, of, rank_of
+from asdm.unet.replacements._layers import LowRankConv2d, power_at, rank_of
 
 SETTINGS: Settings = ({}, {"rank": 0.25})
 PLACES = ("conv1", "conv2")
@@ -34,7 +34,7 @@ def replace(
     unit = shared_copy(unit)
     for place in PLACES:
         conv = getattr(unit, place)
-        setattr(unit, place, LowRankConv2d(conv, rank_of(rank, conv.out_channels), of(power, place)))
+        setattr(unit, place, LowRankConv2d(conv, rank_of(rank, conv.out_channels), power_at(power, place)))
     return unit
 
 

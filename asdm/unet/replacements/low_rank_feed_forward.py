@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
-from asdm.unet.replacements._layers import LowRankLinear, of, rank_of
+from asdm.unet.replacements._layers import LowRankLinear, power_at, rank_of
 from asdm.unet.replacements.narrow_feed_forward import feed_forwards
 
 SETTINGS: Settings = ({}, {"rank": 0.25})
@@ -33,8 +33,8 @@ def replace(
     unit = shared_copy(unit)
     for path, ff in feed_forwards(unit):
         full = rank_of(rank, ff.net[0].proj.in_features)
-        ff.net[0].proj = LowRankLinear(ff.net[0].proj, full, of(power, f"{path}.net.0.proj"))
-        ff.net[2] = LowRankLinear(ff.net[2], full, of(power, f"{path}.net.2"))
+        ff.net[0].proj = LowRankLinear(ff.net[0].proj, full, power_at(power, f"{path}.net.0.proj"))
+        ff.net[2] = LowRankLinear(ff.net[2], full, power_at(power, f"{path}.net.2"))
     return unit
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
-from asdm.unet.replacements._layers import best, columns, importance, of, rows, transformer_blocks
+from asdm.unet.replacements._layers import best, columns, importance, power_at, rows, transformer_blocks
 
 SETTINGS: Settings = ({}, {"keep": 0.75}, {"keep": 0.25})
 
@@ -34,7 +34,7 @@ def replace(
     unit = shared_copy(unit)
     for path, ff in feed_forwards(unit):
         out = ff.net[2]
-        places = best(importance(out.weight, of(power, f"{path}.net.2")), keep)
+        places = best(importance(out.weight, power_at(power, f"{path}.net.2")), keep)
         gated = ff.net[0].proj.out_features == 2 * out.in_features
         ff.net[0].proj = rows(ff.net[0].proj, torch.cat([places, places + out.in_features]) if gated else places)
         ff.net[2] = columns(out, places)

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from asdm.unet.replacements import Power, Refit, Settings, check_share, shared_copy
-from asdm.unet.replacements._layers import best, convolution, importance, of, rows
+from asdm.unet.replacements._layers import best, convolution, importance, power_at, rows
 
 SETTINGS: Settings = ({}, {"keep": 0.75}, {"keep": 0.25})
 
@@ -34,7 +34,7 @@ def replace(
         return None
     unit = shared_copy(unit)
     hidden, groups = unit.norm2.num_channels, unit.norm2.num_groups
-    scores = importance(unit.conv2.weight, of(power, "conv2"))
+    scores = importance(unit.conv2.weight, power_at(power, "conv2"))
     places = best(scores, keep, groups if groups < hidden else 1)
     kept_groups = groups if groups < hidden else len(places)
     unit.norm2 = _norm(unit.norm2, places, kept_groups)

@@ -55,11 +55,11 @@ def candidates(
 
 def branches(topology: Topology) -> list[int]:
     """The shallowest branch, and the first one into every deeper block but the last, as DeepCache counts them."""
-    found, number = [0], 0
+    numbers, number = [0], 0
     for block in topology.down_blocks[:-2]:
         number += len(topology.layers(block)) + (block in topology.samplers)
-        found.append(number)
-    return found
+        numbers.append(number)
+    return numbers
 
 
 def inherits_only_output(one: Pass) -> bool:

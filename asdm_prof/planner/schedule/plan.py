@@ -169,11 +169,11 @@ def make_schedule(problem: StepsProblem, budget: str) -> Schedule:
 
 def _finished(problem: StepsProblem, names: tuple[str, ...], budget: str, ratio: float, bound: float) -> Schedule:
     total = sum(problem.model.terms(names))
-    found, least = problem.model.damage(total), problem.model.damage(min(bound, total))
+    damage, least = problem.model.damage(total), problem.model.damage(min(bound, total))
     return problem.schedule(
         names,
         **_promise(problem, names), budget=budget.strip(), budget_ratio=ratio,
-        proof=Proof(status="optimal", damage=found, bound=least, gap=1 - least / found if found else 0.0),
+        proof=Proof(status="optimal", damage=damage, bound=least, gap=1 - least / damage if damage else 0.0),
     )  # fmt: skip
 
 

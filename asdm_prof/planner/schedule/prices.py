@@ -101,7 +101,7 @@ class StepPrices:
         return profile.whole.latency_s.median * share + self._copying_s(half)
 
     def _copying_s(self, half: HalfPass) -> float:
-        """Seconds to read kept values and write what goes on, where something is computed of them."""
+        """Seconds to read kept values and write what is passed on, where something is computed of them."""
         touched = half.forecast.values + 1 if half.forecast else 0
         touched += 3 if any(place.residual for place in half.places) else 0
         moved = touched * sum(_elements(self.profile, place) for place in half.places) * BYTES[self.profile.dtype]

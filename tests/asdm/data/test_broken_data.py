@@ -278,10 +278,10 @@ def test_buckets_are_cached_in_files_of_one_shape(tiny_pipeline: Path, tmp_path:
     [
         ('{"file_name": "0.png", "text": null, "caption": "x"}', None, "a caption that is null"),
         ('{"file_name": "0.png", "text": NaN}', None, "a caption that is null"),
-        ('{"file_name": "0.png", "text": ["a dog", "a cat"]}', None, "a caption that is no text"),
-        ('{"file_name": "0.png", "text": true}', None, "a caption that is no text"),
-        ('{"file_name": "0.png", "text": Infinity}', None, "a caption that is no text"),
-        ('{"file_name": "0.png", "text": -1e999}', None, "a caption that is no text"),
+        ('{"file_name": "0.png", "text": ["a dog", "a cat"]}', None, "a caption that is not text"),
+        ('{"file_name": "0.png", "text": true}', None, "a caption that is not text"),
+        ('{"file_name": "0.png", "text": Infinity}', None, "a caption that is not text"),
+        ('{"file_name": "0.png", "text": -1e999}', None, "a caption that is not text"),
         ('{"file_name": "0.png", "text": "half of \\ud83d"}', None, "a line that is not UTF-8"),
         ('{"file_name": "0.png", "text": "caf\udce9"}', None, "a line that is not UTF-8"),
         ('{"file_name": "0.png", "text": 7}', "7", None),
@@ -307,10 +307,10 @@ def test_every_type_and_encoding_of_a_caption_has_a_rule(
     [
         (["a", None], ("a",), {"a caption that is null": 1}),
         ([7, None], ("7",), {"a caption that is null": 1}),  # which pandas makes 7.0 and NaN
-        ([1.5, float("inf")], ("1.5",), {"a caption that is no text": 1}),
-        ([True, False], (), {"a caption that is no text": 2}),
-        ([["a dog", "a cat"], None], (), {"a caption that is no text": 1, "a caption that is null": 1}),
-        ([b"a", b"b"], (), {"a caption that is no text": 2}),
+        ([1.5, float("inf")], ("1.5",), {"a caption that is not text": 1}),
+        ([True, False], (), {"a caption that is not text": 2}),
+        ([["a dog", "a cat"], None], (), {"a caption that is not text": 1, "a caption that is null": 1}),
+        ([b"a", b"b"], (), {"a caption that is not text": 2}),
     ],
 )
 def test_the_rule_of_each_type_holds_in_parquet(
@@ -330,7 +330,7 @@ def test_the_rule_of_each_type_holds_in_parquet(
         data = folder.open_data("train", 16, str(tmp_path))
         assert (data.captions, data.left_out.counts) == (captions, counts)
     else:
-        with pytest.raises(ValueError, match=r"a caption that is no text: metadata\.parquet:1 \(0\.png\)"):
+        with pytest.raises(ValueError, match=r"a caption that is not text: metadata\.parquet:1 \(0\.png\)"):
             folder.open_data("train", 16, str(tmp_path))
 
 

@@ -53,7 +53,7 @@ def test_going_on_ends_with_the_same_bits_stopped_or_not(tiny_pipeline: Path, tm
 def test_without_its_last_checkpoint_a_finished_run_does_not_begin_anew(tiny_pipeline: Path, tmp_path: Path) -> None:
     go(tiny_pipeline, tmp_path / "s", "a_sdm", recipes.bk_sdm, steps=2)
     shutil.rmtree(tmp_path / "s" / "checkpoints")
-    with pytest.raises(ValueError, match="the last checkpoint, from which it would go on to more steps, is gone"):
+    with pytest.raises(ValueError, match="the last checkpoint, from which it would continue to more steps, is gone"):
         go(tiny_pipeline, tmp_path / "s", "a_sdm", recipes.bk_sdm, steps=3)
 
 

@@ -244,7 +244,7 @@ def test_on_foreign_pictures_no_emoji_network_stands_in(capsys: Any) -> None:
     assert found["networks"] == {}
     said = capsys.readouterr().err
     assert "Left out: FID, KID, IS; " in said
-    assert "Left out: LPIPS to teacher; torchvision's VGG-16 is not at hand" in said
+    assert "Left out: LPIPS to teacher; torchvision's VGG-16 is not available" in said
     assert "is not in the hub's cache: metrics of a CLIP are left out" in said
     on_emoji = quality.open_networks(BenchSettings(), "emoji")
     assert type(on_emoji["judge"]).__name__ == "Judge"
@@ -254,7 +254,7 @@ def test_on_foreign_pictures_no_emoji_network_stands_in(capsys: Any) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"metric": ["fid"]}, "torch-fidelity|Inception are not at hand"),
+        ({"metric": ["fid"]}, "torch-fidelity|Inception are not available"),
         ({"metric": ["beauty"]}, "unknown metric 'beauty'; choose from frechet_distance"),
         ({"metric": ["hps_v2"]}, "needs the package 'imscore'"),
         ({"network": ["inception"]}, "--network takes NAME=FILE"),

@@ -229,7 +229,7 @@ def judgement(judge: WordJudge, pictures: GeneratedImages) -> Judgement:
 
 def test_a_student_that_is_its_teacher_is_judged_like_him(drawn):
     teacher, again = drawn
-    himself, found = judgement(WordJudge(), teacher).of([teacher, teacher], again)
+    himself, found = judgement(WordJudge(), teacher).judge_each([teacher, teacher], again)
     assert found == himself
     assert set(found) == {
         "frechet_distance", "kernel_distance", "clip_score", "recall_at_1",
@@ -248,8 +248,9 @@ def test_a_student_is_judged_beside_its_teacher_whoever_else_is(drawn):
     teacher, again = drawn
     other = GeneratedImages(-teacher.images, teacher.latents + 1)
     one, two = CountingJudge(), CountingJudge()
-    alone = judgement(one, teacher).of([teacher, other], again)
-    both = judgement(two, teacher).of([teacher, other, GeneratedImages(teacher.images / 2, teacher.latents)], again)
+    alone = judgement(one, teacher).judge_each([teacher, other], again)
+    darker = GeneratedImages(teacher.images / 2, teacher.latents)
+    both = judgement(two, teacher).judge_each([teacher, other, darker], again)
     assert both[:2] == alone
     assert alone[1]["latent_mse_to_teacher"].value == pytest.approx(1)
     assert alone[1]["clip_score"].teacher == alone[0]["clip_score"].value

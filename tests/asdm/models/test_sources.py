@@ -227,7 +227,7 @@ def test_a_hub_id_is_taken_from_the_hubs_cache(tmp_path, monkeypatch, weights):
     family, chosen = resolve(None, Setup(weights="someone/mini"))
     assert (family.name, chosen) == ("someone/mini", "someone/mini")
     assert same(load_unet(family, chosen), weights)
-    with pytest.raises(ValueError, match="cannot load someone/else, which is no folder or file here, from the hub"):
+    with pytest.raises(ValueError, match="cannot load someone/else, which is not a local folder or file, from the hub"):
         resolve(None, Setup(weights="someone/else"))
 
 

@@ -49,7 +49,7 @@ def test_every_preset_gives_a_legal_schedule_and_survives_a_file(name: str, topo
 @pytest.mark.parametrize(
     ("steps", "passes", "message"),
     [
-        (["full", "x"], {"x": Pass(inherit=("up_blocks.9",))}, "inherits 'up_blocks.9', which this UNet has not"),
+        (["full", "x"], {"x": Pass(inherit=("up_blocks.9",))}, "inherits 'up_blocks.9', but this UNet has no part"),
         (["x", "full"], {"x": Pass(inherit=("mid_block",))}, "step 0 (x) inherits mid_block, which teacher has not"),
         (["x", "y"], {"x": Pass(unconditional="drop"), "y": Pass(inherit=("unet",))}, "for the unconditional half"),
         (["full", "x"], {"x": Pass(inherit=("up_blocks.0.upsamplers.0",), value="residual")}, "is not a unit"),
@@ -66,7 +66,7 @@ def test_illegal_schedules_are_refused_in_one_sentence(
 
 def test_a_file_with_an_unknown_pass_is_refused() -> None:
     data = {"schema": "asdm.schedule/1", "family": "tiny", "passes": {"full": {}}, "steps": ["full", "half"]}
-    with pytest.raises(ValueError, match="step 1 is 'half', which is no pass; choose from full"):
+    with pytest.raises(ValueError, match="step 1 is 'half', which is not a pass; choose from full"):
         Schedule.parse(data, "schedule.json")
 
 
@@ -77,6 +77,7 @@ def test_a_file_with_an_unknown_pass_is_refused() -> None:
         ("deepcache:depth=2", "unknown option 'depth' of deepcache; choose from interval, branch"),
         ("deepcache:branch=40", "branch of deepcache must be between 0 and 10, got 40"),
         ("every_n:n=0", "n of every_n must be at least 1, got 0"),
+        ("taylor:of=blocks", "taylor: 'of' must be unet or units, got 'blocks'"),
         ("switch", "switch needs a student: switch:step=3,student=DIR"),
         ("faster", "unknown name 'faster' in presets; choose from deepcache"),
     ],

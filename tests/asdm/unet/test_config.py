@@ -68,7 +68,7 @@ def test_stray_keys_are_named_once_and_written_nowhere(capfd):
     stray = ("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup")
     file = str(CONFIGS / "stray-ema-keys" / "config.json")
     families = [load_family(file), load_family(file)]
-    said = [line for line in capfd.readouterr().err.splitlines() if "no settings of a UNet" in line]
+    said = [line for line in capfd.readouterr().err.splitlines() if "not settings of a UNet" in line]
     assert len(said) == 1
     assert f"ignoring {', '.join(stray)}," in said[0]
     unet = meta_unet(families[1])

@@ -69,7 +69,7 @@ def test_a_missing_file_and_none_left_are_said(folder, capfd):
     assert snapshots.newest(folder) is None
     said = capfd.readouterr().err
     assert "step-00000003/weights.safetensors is missing" in said
-    assert "there is none before it, so the stage starts anew" in said
+    assert "there is none before it, so the stage starts again" in said
 
 
 def test_checkpoints_of_earlier_versions_have_no_hashes_and_are_read(folder, capfd):

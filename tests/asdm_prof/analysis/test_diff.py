@@ -113,7 +113,7 @@ def test_conditions_are_read(text: str, where: str, metric: str, above: bool, li
     "text", ["", "p50>5%", "unit:p50>5", "unit:p99>5%", "unit:p50=5%", "unit:p50>five%", "unit:>5%"]
 )
 def test_what_is_no_condition_is_refused_with_the_choices(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is no condition.*'unit:p50>5%'.*p50, p95, share, macs, params"):
+    with pytest.raises(ValueError, match=r"is not a condition.*'unit:p50>5%'.*p50, p95, share, macs, params"):
         diff.parse_condition(text)
 
 

@@ -37,7 +37,7 @@ def test_models_of_other_blocks_are_refused(run: Any, tmp_path: Path) -> None:
     synthetic.profile().save(tmp_path / "profile.json")
     done = run("asdm-prof", "report", "profile.json", "--beside", "sdxl.json", "-o", "page", "--format", "html")
     assert done.code == 2
-    assert "only models of the same blocks stand beside each other" in done.err
+    assert "only models with the same blocks can be compared" in done.err
     assert not (tmp_path / "page").exists()
 
 

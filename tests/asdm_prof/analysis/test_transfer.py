@@ -93,7 +93,7 @@ def test_a_replacement_that_was_not_timed_has_no_price() -> None:
 def test_two_models_do_not_compare() -> None:
     with pytest.raises(ValueError, match=r"1.json is of sd21_base and 0.json of sd15"):
         compared(synthetic.profile(), synthetic.profile("sd21_base"))
-    with pytest.raises(ValueError, match="1 profile compares with nothing"):
+    with pytest.raises(ValueError, match="compare needs at least two profiles, got 1"):
         compared(synthetic.profile())
     other = synthetic.plan().model_copy(update={"teacher_config_sha256": "0" * 64})
     with pytest.raises(ValueError, match="made for another teacher"):
@@ -114,7 +114,7 @@ def test_compare_as_typed(run: Any, tmp_path: Path) -> None:
     report: Result = run("asdm-prof", "report", "reports/a", "--format", "figures", "-o", "out")
     assert "comparison: reports/a/compare.json" in report.err
     assert (tmp_path / "out" / "figures" / "rank_transfer.svg").exists()
-    refused(run("asdm-prof", "compare", "reports/a"), "1 profile compares with nothing")
+    refused(run("asdm-prof", "compare", "reports/a"), "compare needs at least two profiles, got 1")
     refused(run("asdm-prof", "compare", "reports/a", "reports/b", "--budget", "0.01"), "lowest reachable", code=3)
 
 

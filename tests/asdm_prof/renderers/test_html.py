@@ -502,8 +502,8 @@ def test_what_each_unit_could_become_is_a_table_and_says_what_beats_what() -> No
     cheap = trained.model_copy(update={"damage": synthetic.around(1e-6)})
     late = trained.model_copy(update={"edit": worse.edit, "damage": synthetic.around(1e-9)})
     after = before.model_copy(update={"edits": (cheap,), "dropped": (late,), "units_sha256": "1" * 64, "prompts": 24})
-    for damage, other, by in ((before, after, "before"), (after, before, "after")):
-        both = dataclasses.replace(source, profile=profile, damage=damage, other_damage=other)
+    for first, second, by in ((before, after, "before"), (after, before, "after")):
+        both = dataclasses.replace(source, profile=profile, damage=first, other_damage=second)
         (table,) = options.section(both).blocks
         rows = {(row[0].text, row[1].text): row for row in table.rows}
         assert [column.name for column in table.columns][-3:] == ["damage before", "damage after", "beaten by"]

@@ -99,16 +99,16 @@ def test_networks_that_are_not_at_hand_are_told_before_anything_is_trained(
     tiny_pipeline: Path, photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def nowhere(*_: Any) -> None:
-        raise ValueError("its weights are not at hand; name them (--network inception=FILE, --vgg DIR)")
+        raise ValueError("its weights are not available; name them (--network inception=FILE, --vgg DIR)")
 
     family = load_family(str(tiny_pipeline))
     settings = SearchSettings(budget="0.8", data=f"folder:{photos}", prompts=4, metric="latent_mse_to_teacher")
     checks.check_judging(family, settings, "mine")
     monkeypatch.setattr(perceptual, "load_vgg", nowhere)
     monkeypatch.setattr(fid, "load_network", nowhere)
-    with pytest.raises(ValueError, match=r"^its weights are not at hand; choose a --metric other than fid\.$"):
+    with pytest.raises(ValueError, match=r"^its weights are not available; choose a --metric other than fid\.$"):
         checks.check_judging(family, replace(settings, metric="fid"), "mine")
-    words = r"^the recipe progressive_incubation needs a VGG: its weights are not at hand; choose --recipe bk_sdm\.$"
+    words = r"^the recipe progressive_incubation needs a VGG: its weights are not available; choose --recipe bk_sdm\.$"
     with pytest.raises(ValueError, match=words):
         checks.check_judging(family, replace(settings, recipe="progressive_incubation"), "mine")
 

@@ -91,7 +91,7 @@ def test_a_named_pass_is_measured_and_timed(tiny_pipeline: Path, damage: StepsDa
         assert damage.passes[name].inherit == ("self_attention", "cross_attention")
         assert all(error > 0 for step in by_name[name][1:] for row in step for error in row if error is not None)
         assert 0 < damage.pass_seconds[name] < 2 * damage.full_seconds
-    with pytest.raises(ValueError, match="inherits 'attention', which this UNet has not; choose from"):
+    with pytest.raises(ValueError, match="inherits 'attention', but this UNet has no part of that name; choose from"):
         measure(tiny_pipeline, inherit=["attention"])
 
 

@@ -127,7 +127,7 @@ def test_what_cannot_be_trained_is_said_in_one_sentence(arguments: list[str], me
 
 
 def test_its_levels_have_stable_diffusions_shares():
-    small, full = (shares.of(load_family("mini"), size) for size in (SMALL, emoji.SIZE))
+    small, full = (shares.count_shares(load_family("mini"), size) for size in (SMALL, emoji.SIZE))
     top = "down_blocks.0 + up_blocks.3"
     assert 8e6 <= full.parameters <= 11.5e6
     assert all(0.34 <= counted.macs_share[top] <= 0.48 for counted in (small, full))
