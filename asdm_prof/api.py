@@ -94,7 +94,7 @@ def schedule(
     from asdm_prof.planner.schedule import plan as planner, sources
 
     if budget is not None and price is not None:
-        raise ValueError("price tells of a schedule that is there and budget plans one; leave out one of them.")
+        raise ValueError("price evaluates an existing schedule and cannot be combined with budget.")
     problem = sources.problem(profile, damage, steps, scheduler, [str(one) for one in students])
     if price is not None:
         priced = price if isinstance(price, Schedule) else sources.schedule_at(str(price), problem)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -105,9 +106,10 @@ def hooks_on(module: nn.Module) -> dict[str, int]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """What the tests cache stays theirs."""
+    """What the tests cache stays theirs; the workers of one run share it."""
+    run = tmp_path_factory.getbasetemp()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ASDM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("ASDM_CACHE", str((run.parent if "PYTEST_XDIST_WORKER" in os.environ else run) / "cache"))
         yield
 
 

@@ -79,8 +79,7 @@ def bench(
     if backend.NEEDS_WEIGHTS:
         unet = loading.load_teacher(family, settings)
         students = [replace(one, unet=load_weights(one, unet, settings)) for one in drafts]
-    first = ComparedUNet(family.name, weights, shapes, unet)
-    everyone = [first, *students]
+    everyone = [ComparedUNet(family.name, weights, shapes, unet), *students]
 
     lost: dict[str, str] = {}  # for want of memory
     with machine.quiet_torch(settings.threads, settings.device) as threads:
@@ -101,11 +100,10 @@ def bench(
             parts = kept("parts of an image", lambda: time_components(family, settings, clock, tell), otherwise={})
         if settings.run_image or planned:
             images = kept("whole image", lambda: run_images(drawers, family, settings, clock, tell), otherwise=None)
-        not_judged: Judged = [{}] * len(drawers), ()
-        judged, drawings = not_judged
+        quality: Judged = [{}] * len(drawers), ()
         if judging:
-            judge = partial(judge_all, judging, drawers, family, settings, tell)
-            judged, drawings = kept("quality", judge, otherwise=not_judged)
+            quality = kept("quality", partial(judge_all, judging, drawers, family, settings, tell), otherwise=quality)
+        judged, drawings = quality
         run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
     step = guided if settings.guided else single
@@ -116,7 +114,7 @@ def bench(
     counts = [_counts(*one, family, settings) for one in zip(everyone, peaks, strict=True)]
     return BenchResult(
         **run,
-        teacher_config_sha256=loading.unet_config_sha256(first.shapes.config),
+        teacher_config_sha256=loading.unet_config_sha256(shapes.config),
         pipeline=pipeline if images else None,
         teacher=_teacher_record(counts[0], single[0], step[0] if step else [], parts, images[0] if images else None),
         students=tuple(

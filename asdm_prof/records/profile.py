@@ -182,7 +182,7 @@ class Profile(UNetRun, schema="asdm.profile/1"):
         if odd := {part.fqn for part in self.units} ^ wanted or set(self.topology.samplers.values()) - {*named}:
             raise ValueError(f"{min(odd)} must stand both in the topology and among the units or glue")
         if stray := next((option.unit for option in self.options if option.unit not in wanted), None):
-            raise ValueError(f"an option is of {stray!r}, which is no unit")
+            raise ValueError(f"an option names {stray!r}, which is not a unit")
         return self
 
     def part(self, fqn: str) -> PartRecord:

@@ -1,4 +1,4 @@
-"""What an interrupted measurement saves, so that the same command goes on from there."""
+"""What an interrupted measurement saves, so that the same command resumes from there."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_a_teacher_draws_its_training_set_once(tiny_pipeline: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, r"prompts\.txt is no"),
+        (None, r"prompts\.txt does not exist"),
         ("\n \n", r"prompts\.txt has no prompt in it"),
         ("a cat", "need a teacher"),
     ],

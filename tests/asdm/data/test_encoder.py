@@ -19,6 +19,7 @@ from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
+from asdm.records.latents import Shard
 from tests.tiny import SMALL, TINY_WHOLE, make_unet
 
 DRAWN = [torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(n)) * 2 - 1 for n in range(6)]
@@ -175,7 +176,8 @@ def test_two_do_not_cache_into_one_folder(tmp_path: Path, tiny_pipeline: Path, m
             tries.append("second")
             with pytest.raises(ValueError, match="c is being written by another process; wait for it"):
                 cache.cache_latents(*line)
-        return manifest.model_copy(update={"next_index": manifest.examples})
+        shard = Shard(file="latents-00000.safetensors", bytes=1, captions=("a heart",))
+        return manifest.model_copy(update={"next_index": manifest.examples, "shards": (shard,)})
 
     monkeypatch.setattr(cache, "_add_shard", add)
     cache.cache_latents(*line)

@@ -197,7 +197,7 @@ def test_a_damaged_vae_is_refused_by_name(change, words, tmp_path):
     [
         ({}, "is not a textual inversion: it holds no embeddings"),
         ({"emb_params": torch.full((1, 128), float("inf"))}, "emb_params holds NaN or infinite numbers"),
-        ({"emb_params": torch.zeros(0, 128)}, "is no textual inversion for this model"),
+        ({"emb_params": torch.zeros(0, 128)}, "is not a textual inversion for this model"),
         ({"heart": torch.zeros(128)}, "cannot add the textual inversion"),
     ],
     ids=["empty", "infinite", "no rows", "a word that there is"],
