@@ -34,14 +34,14 @@ from asdm.utils.progress import Tell
 from asdm_prof.planner import milp, plan
 from asdm_prof.planner.choices import edits_key
 from asdm_prof.planner.frontier import exact_frontier, k_plans
-from asdm_prof.planner.problem import Pair, Problem
+from asdm_prof.planner.problem import Problem
 from asdm_prof.records import Damage, Interval, Profile
-from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, one_panel, powers_of_ten
+from asdm_prof.renderers.figures.style import COLOURS, INK, TWO_COLUMNS, one_panel, powers_of_ten
 from asdm_prof.sensitivity.measure import damage_of, measure_damage
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks import baselines
 from benchmarks.pruning import Pruning
-from benchmarks.script import Readme, Threads, put_into_results, run
+from benchmarks.script import Readme, Threads, put_into_results, run, save_figure
 
 BUDGETS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 BEFORE = ("gri_attention", "cond_conv")  # timed at the highest resolution
@@ -135,8 +135,7 @@ def main(
     if whole and (whole.weights_sha256, whole.timesteps) != (result.weights_sha256, result.timesteps):
         terminal.say("pruning.json is of other weights or noise levels, and is left out of the figure.")
         whole = None
-    for ending in ("svg", "png", "pdf"):
-        figure_of(result, whole).savefig(folder / f"options.{ending}", dpi=200)
+    save_figure(lambda: figure_of(result, whole), folder / "options")
     if readme:
         worth = terminal.markdown(share_rows(result.shares, len(result.rows)))
         put_into_results("options", f"\n{terminal.markdown(rows_of(result, whole))}\n\n{worth}\n")
@@ -244,11 +243,7 @@ def shares_of(problem: Problem, best: Sequence[Edits]) -> list[Share]:
     shares = []
     for name, count in sorted(names.items()):
         left = [i for i, choice in enumerate(problem.choices) if not _has(choice.edits, name)]
-        place = {i: new for new, i in enumerate(left)}
-        pairs = [
-            Pair(place[p.first], place[p.second], p.damage) for p in problem.pairs if {p.first, p.second} <= {*left}
-        ]
-        without = Problem(problem.profile, tuple(problem.choices[i] for i in left), tuple(pairs))
+        without = problem.of_choices(left)
         shares.append(
             Share(
                 replacement=name,
@@ -323,7 +318,7 @@ def share_rows(shares: Iterable[Share], plans: int) -> list[dict[str, str]]:
 
 def figure_of(result: Options, whole: Pruning | None = None) -> Figure:
     """Measured joint damage at each budget: all options, before, the best baseline; hand-made and pruned networks."""
-    figure, axes = one_panel(1.6 * ONE_COLUMN, 2.8)
+    figure, axes = one_panel(TWO_COLUMNS, 3.2)
     lines = [
         ("all options", COLOURS["resnet"], "o", [(row.budget, row.new) for row in result.rows]),
         ("layers, units and GRI", COLOURS["transformer"], "s", [(r.budget, r.before) for r in result.rows if r.before]),
@@ -338,13 +333,15 @@ def figure_of(result: Options, whole: Pruning | None = None) -> Figure:
         if ones:
             axes.plot([one.latency_ratio.median for one in ones], [one.damage.value for one in ones], marker,
                       color=INK, markersize=4, label=f"whole network by {importance}")  # fmt: skip
-    for one in result.hand_made:
-        axes.plot(one.ratio, one.damage.value, "d", color=INK, markersize=3)
-        axes.annotate(one.name, (one.ratio, one.damage.value), (2, 3), textcoords="offset points", fontsize=5)
+    for place, one in enumerate(sorted(result.hand_made, key=lambda one: one.ratio)):
+        at = one.ratio, one.damage.value
+        axes.plot(*at, "d", color=INK, markersize=4)
+        axes.annotate(one.name, at, (0, 7 + 8 * (place % 3)), textcoords="offset points", ha="center", fontsize=6)
     powers_of_ten(axes, "y")
     axes.invert_xaxis()
     axes.set(xlabel="latency budget (share of the teacher’s UNet call)", ylabel="measured joint damage")
-    axes.legend(loc="lower right")
+    axes.margins(y=0.16)
+    figure.legend(loc="outside right center")
     return figure
 
 

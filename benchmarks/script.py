@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
+import matplotlib.style
 import typer
+from matplotlib.figure import Figure
 from pydantic import TypeAdapter
 
 from asdm.cli.options import this_command
@@ -23,6 +25,7 @@ from asdm.measure.machine import KEEP_MEMORY
 from asdm.utils import console, io
 from asdm.utils.io import Record
 from asdm.utils.progress import Tell
+from asdm_prof.renderers.figures.style import STYLE
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results.md"
@@ -61,6 +64,14 @@ def finish(result: Record, output: Path, force: bool, rows: Iterable[Mapping[str
     result.save(output, force)
     console.emit(list(rows), console.Format.table)
     console.say(f"{summary}Wrote {output}")
+
+
+def save_figure(draw: Callable[[], Figure], stem: Path) -> None:
+    """Draw a figure in the style of the package's own, and save it as SVG, PNG and PDF."""
+    with matplotlib.style.context(STYLE, after_reset=True):
+        figure = draw()
+        for ending in ("svg", "png", "pdf"):
+            figure.savefig(stem.with_name(f"{stem.name}.{ending}"), dpi=200)
 
 
 # ---------------------------------------------------------------------------------------------- fresh processes

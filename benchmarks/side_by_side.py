@@ -4,7 +4,7 @@
     asdm-prof plan --budget 0.65 --profile reports/mini/options/profile.json \\
         --damage reports/mini/options/damage.json -o mini.json
     python -m benchmarks.side_by_side sd15.json mini.json --profile reports/sd15/options/profile.json \\
-        --profile reports/mini/options/profile.json -o reports/mini/options/plans-0.65.svg
+        --profile reports/mini/options/profile.json -o reports/mini/options/plans-0.65
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from asdm.plan.legality import resolve
 from asdm.utils import console, io
 from asdm_prof.records import Profile
 from asdm_prof.renderers.figures.style import COLOURS, INK, QUIET, TWO_COLUMNS, new_figure
-from benchmarks.script import run
+from benchmarks.script import run, save_figure
 
 KEPT, GONE = "kept", "removed"
 
@@ -31,14 +31,16 @@ KEPT, GONE = "kept", "removed"
 def main(
     plans: Annotated[list[Path], typer.Argument(help="Plans, in the order of --profile.")],
     profile: Annotated[list[Path], typer.Option(help="The profile that each plan was made from; repeated.")],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Picture to write.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Picture to write, without its ending: PNG, SVG and PDF.")
+    ],
 ) -> None:
     """Draw the plans beside each other, and say what kinds of edits each is made of."""
     if len(plans) != len(profile):
         raise ValueError(f"every plan needs its profile, got {len(plans)} plans and {len(profile)} profiles.")
     pairs = [(PruningPlan.load(one), Profile.load(its)) for one, its in zip(plans, profile, strict=True)]
     io.make_folder(output.parent)
-    figure_of(pairs).savefig(output, dpi=200)
+    save_figure(lambda: figure_of(pairs), output)
     for plan, its in pairs:
         console.say(f"{its.family}: {summary(plan, its)}")
 
@@ -66,7 +68,7 @@ def summary(plan: PruningPlan, profile: Profile) -> str:
         kind = name.partition(" (")[0]
         count[kind] += 1
         saved[kind] = saved.get(kind, 0.0) + shares[fqn] - left
-    return "; ".join(f"{n} {kind} (−{100 * saved[kind]:.1f} %)" for kind, n in count.most_common())
+    return "; ".join(f"{n} {kind} ({-100 * saved[kind]:+.1f} %)" for kind, n in count.most_common())
 
 
 def figure_of(pairs: Sequence[tuple[PruningPlan, Profile]]) -> Figure:

@@ -39,7 +39,7 @@ from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, one_pane
 from asdm_prof.sensitivity.calibration import make_calibration
 from asdm_prof.sensitivity.measure import damage_of, squared
 from asdm_prof.sensitivity.settings import SensitivitySettings
-from benchmarks.script import JsonFile, Threads, finish, run
+from benchmarks.script import JsonFile, Threads, finish, run, save_figure
 
 PROMPTS_AT_ONCE = 8
 
@@ -106,8 +106,7 @@ def main(
     )  # fmt: skip
     finish(result, output, force, rows_of(result))
     if curves:
-        for ending in ("svg", "png", "pdf"):
-            figure_of(result).savefig(output.with_suffix(f".{ending}"), dpi=200)
+        save_figure(lambda: figure_of(result), output.with_suffix(""))
 
 
 def _students(

@@ -13,8 +13,14 @@ from asdm.utils.locks import MachineLock
 
 LOCK = pytest.StashKey[MachineLock]()
 
-# Files whose tests take longest, which the workers of `make test` begin with, so that none is left for the end.
-LONGEST = (
+# Files with tests marked `serial`, which the workers of `make test` begin with, so that none waits for a long test; and
+# those whose tests take longest, so that none is left for the end.
+FIRST = (
+    "asdm_prof/analysis/test_diff.py",
+    "asdm_prof/planner/test_validate.py",
+    "asdm_prof/profiler/test_profiler.py",
+    "asdm_prof/renderers/test_browser.py",
+    "asdm_prof/planner/test_frontier.py",
     "asdm/distill/test_faults.py",
     "asdm/distill/test_distributed.py",
     "asdm_prof/search/test_search.py",
@@ -27,7 +33,6 @@ LONGEST = (
     "asdm/unet/test_replacements.py",
     "asdm/cli/test_commands.py",
     "asdm/models/test_student.py",
-    "asdm_prof/profiler/test_profiler.py",
     "asdm/distill/test_distill.py",
     "asdm/measure/test_backends.py",
 )
@@ -44,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    places = {Path(__file__).parent / name: place for place, name in enumerate(LONGEST)}
+    places = {Path(__file__).parent / name: place for place, name in enumerate(FIRST)}
     items.sort(key=lambda item: places.get(item.path, len(places)))
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from asdm.data.datasets import BrokenExample, Stream, open_source
+from asdm.data.datasets import Stream, open_source
 from asdm.data.datasets.prompts import Prompts, read_prompts
-from asdm.data.loader import Reader, readers
+from asdm.data.loader import Reader, readers, usable
 
 
 def open_captions(name: str, split: str, side: int) -> Any:
@@ -32,14 +32,7 @@ def picked(data: Sequence[Any] | Stream, name: str, count: int, generator: torch
         if len(data) < count:
             raise ValueError(f"prompts must be at most the {len(data)} of {name}, got {count}.")
         order = readers(data, torch.randperm(len(data), generator=generator).tolist())
-    found: list[Any] = []
-    for read in order:
-        if len(found) == count:
-            break
-        try:
-            found.append(read())
-        except BrokenExample:
-            continue
-    if len(found) < count:
-        raise ValueError(f"prompts must be at most the {len(found)} usable examples of {name}, got {count}.")
-    return found
+    examples = list(usable(order, count))
+    if len(examples) < count:
+        raise ValueError(f"prompts must be at most the {len(examples)} usable examples of {name}, got {count}.")
+    return examples

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -115,6 +115,24 @@ class Problem:
         """Choices with at least `by` dominators, which no best plan needs; those of the unit `but` are left out."""
         counts = self.dominators(tuple(budgets))
         return frozenset(i for i, n in enumerate(counts) if n >= by and but not in self.choices[i].touches)
+
+    def of_choices(self, left: Sequence[int]) -> Problem:
+        """The same problem with these choices alone."""
+        place = {i: new for new, i in enumerate(left)}
+
+        def known(columns: Iterable[int]) -> tuple[int, ...]:
+            return tuple(place[i] for i in columns if i in place)
+
+        return replace(
+            self,
+            choices=tuple(self.choices[i] for i in left),
+            pairs=tuple(replace(p, first=place[p.first], second=place[p.second])
+                        for p in self.pairs if {p.first, p.second} <= place.keys()),
+            hosts=tuple((place[host], known(needs)) for host, needs in self.hosts if host in place),
+            experts=tuple(replace(e, pruned=known(e.pruned), takers=known(e.takers)) for e in self.experts),
+            rules=tuple(({place[i]: x for i, x in row.items() if i in place}, low, high)
+                        for row, low, high in self.rules),
+        )  # fmt: skip
 
     def damage(self, chosen: Sequence[int]) -> float:
         """Damage of choices taken together: their sum, with pair terms and what experts recover."""

@@ -25,4 +25,4 @@ def test_every_unit_is_drawn_with_what_it_becomes() -> None:
     filled = [bar.get_width() for bar in axes[0].patches if bar.get_facecolor()[3]]
     assert filled == pytest.approx([100 * left for _, left in fate.values()])
     saved = 100 * (profile.part(option.unit).share.median - option.share.median)
-    assert f"1 gri attention (−{saved:.1f} %)" in summary(plan, profile)
+    assert f"1 gri attention (-{saved:.1f} %)" in summary(plan, profile)

@@ -77,6 +77,7 @@ def enlarge(images: torch.Tensor) -> torch.Tensor:
 
 def load_network(context: TrainContext) -> LatentVgg:
     """The VGG with an adapter for this VAE's latents, fitted to the run's first images and saved in its folder."""
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save
 
     path, device = context.folder / "adapter.safetensors", context.accelerator.device
@@ -84,7 +85,10 @@ def load_network(context: TrainContext) -> LatentVgg:
         latents, images = _adapter_examples(context)
         write_whole(path, save({"adapter": fit_adapter(latents.cpu(), images.cpu())}), force=True)
     context.accelerator.wait_for_everyone()
-    adapter = load_file(path)["adapter"].to(device)
+    try:
+        adapter = load_file(path)["adapter"].to(device)
+    except (SafetensorError, KeyError):
+        raise ValueError(f"{path} is damaged; delete it, and it is fitted again.") from None
     assert context.settings.vgg is not None, "load_context() fills it in"
     return LatentVgg(load_vgg(context.settings.vgg).to(device), adapter)
 

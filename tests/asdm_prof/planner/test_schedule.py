@@ -252,7 +252,7 @@ def test_in_python_it_is_planned_and_priced_as_by_the_command(profile: Profile) 
     assert asdm_prof.schedule(profile, price=planned, steps=6).predicted == planned.predicted
     assert asdm_prof.schedule(profile, price="every_n:n=2", steps=6).steps.count("full") == 3
     for refused, words in (
-        ({"budget": 0.7, "price": planned}, "leave out one of them"),
+        ({"budget": 0.7, "price": planned}, "cannot be combined with budget"),
         ({"steps": 1}, "steps must be at least 2, got 1"),
         ({"scheduler": "best"}, "unknown scheduler 'best'; choose from ddim"),
     ):

@@ -197,7 +197,7 @@ def test_bad_settings_are_one_sentence(settings: SensitivitySettings, sentence: 
     [
         ("folder", "mini", "clip must be at most the 12 images of folder:.*, got 50"),
         ("webdataset", "mini", "clip must be at most the 40 usable examples of webdataset:.*, got 50"),
-        ("folder", "nowhere", "nowhere"),
+        ("folder", "./nowhere", "nowhere"),
     ],
 )
 def test_what_clip_scores_lack_is_told_before_anything_is_measured(
