@@ -294,7 +294,7 @@ def rows_of(result: Options, whole: Pruning | None = None) -> list[dict[str, str
             "budget": f"{row.budget:g}",
             "all options": _told(row.new.damage),
             "before": _told(row.before.damage) if row.before else "not reachable",
-            "all / before": f"{row.new.damage.value / row.before.damage.value:.2f}" if row.before else "",
+            "all / before": f"{row.new.damage.value / row.before.damage.value:.2g}" if row.before else "",
             "best baseline": f"{rival.name} {_told(rival.damage)}" if rival else "",
             "best pruned whole": f"{narrow.importance} {_told(narrow.damage)}" if narrow else "not reachable",
         })  # fmt: skip

@@ -70,6 +70,14 @@ def comparable(path: Path) -> Any:
     return {key: value for key, value in json.loads(path.read_text()).items() if key not in NOW}
 
 
+def children_of(process: Any) -> list[psutil.Process]:
+    """The processes that a command has started; none of one that has just ended."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
 @pytest.mark.slow
 def test_random_kills_leave_nothing_half(command: Any, tmp_path: Path) -> None:
     start, same = command
@@ -80,7 +88,7 @@ def test_random_kills_leave_nothing_half(command: Any, tmp_path: Path) -> None:
     for _ in range(KILLS):
         process = start(folder)
         time.sleep(chance.uniform(0, 0.9 * seconds))
-        family = psutil.Process(process.pid).children(recursive=True) if process.is_alive() else []
+        family = children_of(process)
         process.kill()
         process.join()
         killed += process.exitcode == -signal.SIGKILL

@@ -258,11 +258,14 @@ def unet_in(tensors: Mapping[str, Any], unet: Any, path: Path) -> dict[str, Any]
         )
     ldm = {name if name.startswith(LDM) else LDM + name: tensor for name, tensor in tensors.items()}
     try:
-        return convert_ldm_unet_checkpoint(ldm, dict(config))
+        converted = convert_ldm_unet_checkpoint(ldm, dict(config))
     except KeyError as missing:
         raise ValueError(f"{path} lacks {missing.args[0]}, which its config asks for.") from None
     except Exception as error:  # it takes the names and shapes of a UNet for granted
         raise ValueError(f"{path} holds no UNet that diffusers can convert: {first_line(error)}.") from None
+    if lost := next((name for name, tensor in converted.items() if tensor is None), None):
+        raise ValueError(f"{path} lacks {lost}, which its config asks for.")
+    return dict(converted)
 
 
 def is_unet_key(header: Header) -> Callable[[str], bool]:

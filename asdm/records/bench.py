@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from asdm.records.measurement import Count, Estimate, Factor, Number, Ratio, Time, UNetRun, mac_unit
 from asdm.utils import notebook
@@ -149,6 +150,13 @@ class BenchResult(UNetRun, schema="asdm.bench/1"):
     schedules: tuple[BenchSchedule, ...] = later(())  # on the teacher and on students
     drawings: tuple[Drawing, ...] = later(())  # those that were asked to be kept
     out_of_memory: dict[str, str] = later({})  # what was left out for want of memory → the error
+
+    @model_validator(mode="after")
+    def _drawn_by_all(self) -> Self:
+        """Every drawing is one of each student; those on schedules come after them."""
+        if few := next((one for one in self.drawings if len(one.students) < len(self.students)), None):
+            raise ValueError(f"a drawing must be by all {len(self.students)} students, got {len(few.students)}")
+        return self
 
     def _repr_html_(self) -> str:
         """Teacher and students as ratios, for notebooks."""

@@ -27,6 +27,7 @@ from asdm.utils.io import FROM_FILE, Frozen, later
 from asdm.utils.sizes import Size
 
 MOST_SHARE = 2.0  # shares are of bare calls, so that noise may take them and their sum beyond 1
+WIDEST_SHARE = 100.0  # of an interval; two runs of a noisy machine may leave much open
 Bound = Literal["compute", "memory", "overhead", "launch"]
 
 
@@ -158,10 +159,13 @@ class Profile(UNetRun, schema="asdm.profile/1"):
         """Of a file; glue may be negative: `other` is what a call takes beyond its parts."""
         if info.context != FROM_FILE:
             return self
-        if wrong := next((unit for unit in self.units if unit.latency_s.median < 0), None):
-            raise ValueError(f"the latency of {wrong.fqn} cannot be negative, got {wrong.latency_s.median}")
+        if wrong := next((unit for unit in self.units if unit.latency_s.median <= 0), None):
+            raise ValueError(f"the latency of {wrong.fqn} must be above 0, got {wrong.latency_s.median}")
         if wrong := next((unit for unit in self.units if not 0 <= unit.share.median <= MOST_SHARE), None):
             raise ValueError(f"the share of {wrong.fqn} must be from 0 to about 1, got {wrong.share.median}")
+        widest = max((part.share for part in (*self.units, *self.glue, *self.options)), key=lambda s: s.high - s.low)
+        if widest.high - widest.low > WIDEST_SHARE:
+            raise ValueError(f"the interval of a share goes from {widest.low:.3g} to {widest.high:.3g}")
         runs = {len(part.latency_s.samples) for part in (*self.units, *self.glue)}
         if len(runs) > 1:
             raise ValueError(f"all parts must have a sample of every run, got from {min(runs)} to {max(runs)} samples")

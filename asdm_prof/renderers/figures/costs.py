@@ -177,7 +177,7 @@ def _block_braces(axes: Axes, profile: Profile, parts: Sequence[PartRecord]) -> 
 def roofline(report: Report) -> Figure | None:
     """Every part's FLOPs per second over its FLOPs per byte, under what the machine reaches through this runtime."""
     profile, peaks = report.profile, report.profile.peaks
-    parts = [part for part in profile.parts if part.macs and part.moved_bytes]
+    parts = [p for p in profile.parts if p.macs and p.moved_bytes and p.latency_s.median > 0]
     if peaks is None or not parts:
         return None
     figure, axes = style.one_panel(style.ONE_COLUMN, 2.6)

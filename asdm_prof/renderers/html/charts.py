@@ -82,8 +82,8 @@ ROOF_WIDTH, ROOF_HEIGHT = 760, 300
 
 
 def on_the_roofline(profile: Profile) -> list[PartRecord]:
-    """Parts whose FLOPs and bytes are both known."""
-    return [part for part in profile.parts if part.roofline and part.macs and part.moved_bytes]
+    """Parts whose FLOPs and bytes are both known, and that took time."""
+    return [p for p in profile.parts if p.roofline and p.macs and p.moved_bytes and p.latency_s.median > 0]
 
 
 def intensity(part: PartRecord) -> float:
