@@ -163,7 +163,8 @@ class Profile(UNetRun, schema="asdm.profile/1"):
             raise ValueError(f"the latency of {wrong.fqn} must be above 0, got {wrong.latency_s.median}")
         if wrong := next((unit for unit in self.units if not 0 <= unit.share.median <= MOST_SHARE), None):
             raise ValueError(f"the share of {wrong.fqn} must be from 0 to about 1, got {wrong.share.median}")
-        widest = max((part.share for part in (*self.units, *self.glue, *self.options)), key=lambda s: s.high - s.low)
+        shares = [*(part.share for part in (*self.units, *self.glue)), *(option.share for option in self.options)]
+        widest = max(shares, key=lambda share: share.high - share.low)
         if widest.high - widest.low > WIDEST_SHARE:
             raise ValueError(f"the interval of a share goes from {widest.low:.3g} to {widest.high:.3g}")
         runs = {len(part.latency_s.samples) for part in (*self.units, *self.glue)}

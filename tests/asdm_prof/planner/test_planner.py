@@ -18,6 +18,7 @@ from asdm.plan.topology import Topology, UnitShape
 from asdm.records.measurement import Estimate
 from asdm_prof.planner import budgets, plan as planner
 from asdm_prof.planner.choices import Choice, make_choices
+from asdm_prof.planner.problem import Problem
 from asdm_prof.records import OptionRecord, PartRecord, Profile
 from tests.asdm_prof import synthetic
 
@@ -217,6 +218,20 @@ def test_the_plan_with_experts_equals_brute_force(down: tuple[int, ...], mid: bo
     assert plan.proof.damage == pytest.approx(best[0], abs=1e-12)
     assert sum(c.damage for c in chosen) - recovered(profile, chosen) == pytest.approx(best[0], abs=1e-12)
     assert sum(c.saving for c in chosen) == pytest.approx(-best[1], abs=1e-9)
+
+
+def test_without_some_choices_a_problem_keeps_what_the_others_need_and_do_together() -> None:
+    problem = Problem.of(small_profile(small_topology((2, 2), False), 0, experts=True))
+    assert problem.of_choices(range(len(problem.choices))) == problem
+    host, needs = problem.hosts[0]
+    left = [i for i in range(len(problem.choices)) if i != needs[0]]
+    fewer = problem.of_choices(left)
+    chosen = [i for i in left if i == host or i in needs[1:]]
+    assert fewer.damage([left.index(i) for i in chosen]) == pytest.approx(problem.damage(chosen))
+    assert [left[i] for i in dict(fewer.hosts)[left.index(host)]] == [*needs[1:]]
+    without = problem.of_choices([i for i in range(len(problem.choices)) if i not in dict(problem.hosts)])
+    assert not without.hosts
+    assert not any(experts.takers for experts in without.experts)
 
 
 def test_experts_come_only_where_a_layer_of_their_block_went(faked: Profile) -> None:
