@@ -1,6 +1,7 @@
 """The Stable Diffusion pipeline around a UNet, from prompt to pixels, with real weights where available."""
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ from asdm.models.settings import GenerateSettings, PictureSetup, Setup
 from asdm.models.sources import own_weights, parts_of, resolve
 from asdm.models.vae import honour_force_upcast
 from asdm.unet.inputs import check_caption_only
+from asdm.utils import console
 from asdm.utils.io import read_json
 from asdm.utils.progress import Tell
 
@@ -56,9 +58,10 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
         raise ValueError(f"{folder / checkpoints.INDEX} is not a pipeline's index: it is no JSON object.")
     for name, entry in index.items():
         named = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
-        if named and name not in ("unet", "safety_checker", "feature_extractor") and not (folder / name).is_dir():
-            raise ValueError(f"{folder} lacks {name}, which its {checkpoints.INDEX} names.")
-        if name == "unet" or not named or not (folder / name).is_dir():
+        is_there = os.path.isdir(folder / name)  # where the name is too long for a file, too
+        if named and name not in ("unet", "safety_checker", "feature_extractor") and not is_there:
+            raise ValueError(f"{folder} lacks {console.plain(name)}, which its {checkpoints.INDEX} names.")
+        if name == "unet" or not named or not is_there:
             continue
         if (config := folder / name / "config.json").exists():
             part_configs.check_attention(read_json(config), str(config))

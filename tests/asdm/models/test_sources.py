@@ -486,6 +486,10 @@ def test_a_scheduler_of_flows_is_refused_before_anything_is_loaded(run, tmp_path
     [
         (lambda folder: shutil.rmtree(folder / "tokenizer"), "lacks tokenizer, which its model_index.json names"),
         (lambda folder: (folder / "model_index.json").write_text("[]"), "is not a pipeline's index"),
+        (
+            lambda folder: (folder / "model_index.json").write_text(json.dumps({"9" * 300: ["torch", "Module"]})),
+            "lacks 999",
+        ),
     ],
 )
 def test_a_pipeline_that_lacks_a_part_is_refused(spoil, words, run, tmp_path):
