@@ -211,7 +211,9 @@ def _check_count(pictures: int, count: int, has: str, chosen: Sequence[str]) -> 
     """Raises ValueError for fewer pictures than the metrics need, each half of them two, or more than there are."""
     least = 4 if {*chosen} & {*metrics.BY_HALVES} else 2
     if not least <= pictures <= count:
-        raise ValueError(f"pictures must be between {least} and the number of examples, got {pictures}: {has}.")
+        raise ValueError(
+            f"pictures must be at least {least} and at most the number of examples, got {pictures}: {has}."
+        )
 
 
 def judgement(data: Any, name: str, settings: BenchSettings, pipe: Any, also: Sequence[str] = ()) -> Judgement:

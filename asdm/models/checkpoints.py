@@ -90,8 +90,8 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> 
 
 
 def first_line(error: Exception) -> str:
-    """What a library says, as a part of a sentence."""
-    lines = str(error).strip().splitlines()
+    """What a library says, as a part of a sentence and without colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 

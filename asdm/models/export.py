@@ -265,7 +265,7 @@ def _graph(
         except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             if not free:
                 raise
-            why.append(str(error).strip().splitlines()[0][:200])
+            why.append(checkpoints.first_line(error).partition(". ")[0][:200])
     backend.keep(folder / _onnx.MODEL, facts)
     return {
         "batch": None if len(why) < 2 else 1, "why_fixed": why[1] if len(why) > 1 else None, "difference": worst,

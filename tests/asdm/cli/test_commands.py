@@ -215,9 +215,12 @@ def test_more_pictures_than_a_report_holds_are_not_kept(run: Any, more: list[str
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["--pictures", "5000"], "between 4 and the number of examples, got 5000: emoji has 1822 in its split"),
-        (["--pictures", "3"], "between 4 and the number of examples, got 3"),
-        (["--pictures", "1", "--metric", "latent_mse_to_teacher"], "between 2 and the number of examples, got 1"),
+        (["--pictures", "5000"], "at most the number of examples, got 5000: emoji has 1822 in its split"),
+        (["--pictures", "3"], "at least 4 and at most the number of examples, got 3"),
+        (
+            ["--pictures", "1", "--metric", "latent_mse_to_teacher"],
+            "at least 2 and at most the number of examples, got 1",
+        ),
     ],
 )
 def test_too_few_or_many_pictures_are_refused_before_anything_is_timed(run: Any, more: list[str], said: str) -> None:
