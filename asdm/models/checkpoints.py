@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from asdm.models import ldm_names
+from asdm.utils import console
 from asdm.utils.io import brief, read_json
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
@@ -86,13 +87,7 @@ def read_tensors(path: Path, wanted: Callable[[str], bool] = lambda _: True) -> 
             names = list(stream.keys())
             return {name: stream.get_tensor(name) for name in names if wanted(name)}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or it is damaged: {first_line(error)}.") from None
-
-
-def first_line(error: Exception) -> str:
-    """What a library says, as a part of a sentence and without colours."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+        raise ValueError(f"{path} is not a safetensors file, or it is damaged: {console.first_line(error)}.") from None
 
 
 # ---------------------------------------------------------------------------------------------- where they are
@@ -125,7 +120,7 @@ def _from_hub(name: str, variant: str | None) -> Path:
             return Path(snapshot_download(name, allow_patterns=["*.json", "diffusion_pytorch_model*.safetensors"]))
     except (OSError, ValueError) as error:
         raise ValueError(
-            f"cannot load {name}, which is not a local folder or file, from the hub: {first_line(error)}."
+            f"cannot load {name}, which is not a local folder or file, from the hub: {console.first_line(error)}."
         ) from None
 
 
@@ -262,7 +257,7 @@ def unet_in(tensors: Mapping[str, Any], unet: Any, path: Path) -> dict[str, Any]
     except KeyError as missing:
         raise ValueError(f"{path} lacks {missing.args[0]}, which its config asks for.") from None
     except Exception as error:  # it takes the names and shapes of a UNet for granted
-        raise ValueError(f"{path} holds no UNet that diffusers can convert: {first_line(error)}.") from None
+        raise ValueError(f"{path} holds no UNet that diffusers can convert: {console.first_line(error)}.") from None
     if lost := next((name for name, tensor in converted.items() if tensor is None), None):
         raise ValueError(f"{path} lacks {lost}, which its config asks for.")
     return dict(converted)
@@ -294,7 +289,7 @@ def vae_in(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path:
     try:
         return convert_ldm_vae_checkpoint(tensors, dict(config))
     except Exception as error:  # it takes the names and shapes of a VAE for granted
-        raise ValueError(f"{path} holds no VAE that diffusers can convert: {first_line(error)}.") from None
+        raise ValueError(f"{path} holds no VAE that diffusers can convert: {console.first_line(error)}.") from None
 
 
 def is_vae_key(name: str) -> bool:
@@ -323,7 +318,9 @@ def text_encoder_in(
         try:
             converted = convert_open_clip_checkpoint(module, own, prefix=f"{prefix}model.")
         except Exception as error:  # it takes the names and shapes of a text encoder for granted
-            raise ValueError(f"{path} holds no text encoder that diffusers can convert: {first_line(error)}.") from None
+            raise ValueError(
+                f"{path} holds no text encoder that diffusers can convert: {console.first_line(error)}."
+            ) from None
     else:
         converted = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
     names = module.state_dict().keys()
@@ -362,7 +359,7 @@ def pretrained(loader: Any, place: Path | str, what: str, **options: Any) -> Any
     try:
         model, info = loader.from_pretrained(place, use_safetensors=True, output_loading_info=True, **options)
     except Exception as error:  # whatever a foreign constructor makes of a foreign config
-        raise ValueError(f"cannot load {what}: {first_line(error)}.") from None
+        raise ValueError(f"cannot load {what}: {console.first_line(error)}.") from None
     missing = sorted(name for name in info["missing_keys"] if not name.endswith("position_ids"))
     if missing:
         raise ValueError(f"cannot load {what}: {len(missing)} weights are missing, such as {missing[0]}.")

@@ -17,6 +17,7 @@ from asdm.models.families import Family
 from asdm.models.loading import materialise
 from asdm.models.vae import needs_fp32
 from asdm.unet import flops
+from asdm.utils import console
 from asdm.utils.sizes import Size
 
 
@@ -43,7 +44,7 @@ def components_of(family: Family, size: Size | None = None, guided: bool = True)
             if family.vae:
                 components.append(_vae_decoder(family, size))
     except Exception as error:  # whatever a foreign constructor makes of a foreign config
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = console.first_line(error)
         raise ValueError(f"no {name} can be built of {family.name}'s config: {reason}.") from None
     return components
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch._decomp import get_decompositions
 
 from asdm.measure.backends._onnx import OUTPUT, Call
+from asdm.utils import console
 
 MODEL, SCRIPT, CHECK = "model.mlpackage", "latency.py", "check.npz"
 PRECISIONS = {"fp32": "FLOAT32", "fp16": "FLOAT16"}
@@ -58,7 +59,7 @@ def write(unet: nn.Module, inputs: dict[str, Any], folder: Path, dtype: str, met
                 skip_model_load=True,
             )
         except Exception as error:  # coremltools has no errors of its own
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            first = console.first_line(error)
             raise ValueError(f"coremltools cannot convert {type(unet).__name__}: {first[:200]}.") from None
         spec = model.get_spec()
         for i, name in enumerate(call.names):

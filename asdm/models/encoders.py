@@ -9,6 +9,7 @@ from asdm.models import checkpoints, lora, part_configs
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.settings import PictureSetup
+from asdm.utils import console
 from asdm.utils.io import read_json
 
 
@@ -106,4 +107,4 @@ def _add(pipe: Any, path: Path, token: str, tensor: torch.Tensor, encoder: str, 
     try:
         pipe.load_textual_inversion({token: tensor}, token=token, text_encoder=text, tokenizer=getattr(pipe, tokenizer))
     except ValueError as error:  # such as for a token that the vocabulary has already
-        raise ValueError(f"cannot add the textual inversion {path}: {checkpoints.first_line(error)}.") from None
+        raise ValueError(f"cannot add the textual inversion {path}: {console.first_line(error)}.") from None

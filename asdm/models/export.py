@@ -23,7 +23,7 @@ from asdm.models.sources import resolve
 from asdm.models.student import structure
 from asdm.records.build import ExportResult, LoaderClaim
 from asdm.unet import flops
-from asdm.utils import registry, sizes
+from asdm.utils import console, registry, sizes
 from asdm.utils.console import plain
 from asdm.utils.io import check_replaceable, check_writable, whole_folder
 from asdm.utils.progress import Tell
@@ -265,7 +265,7 @@ def _graph(
         except (ValueError, RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
             if not free:
                 raise
-            why.append(checkpoints.first_line(error).partition(". ")[0][:200])
+            why.append(console.first_line(error).partition(". ")[0][:200])
     backend.keep(folder / _onnx.MODEL, facts)
     return {
         "batch": None if len(why) < 2 else 1, "why_fixed": why[1] if len(why) > 1 else None, "difference": worst,

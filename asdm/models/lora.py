@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from asdm.models import checkpoints
+from asdm.utils import console
 
 CONVERTED = "asdm.lora_for"  # in the metadata of a LoRA that was converted for a student
 OTHER_KINDS = {"dora_scale": "DoRA", "hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT", "diff_b": "full difference"}
@@ -47,7 +48,7 @@ def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
         unet = {name.removeprefix("unet."): tensor for name, tensor in named.items() if name.startswith("unet.")}
         unet = {f"unet.{name}": tensor for name, tensor in convert_unet_state_dict_to_peft(unet).items()}
     except Exception as error:  # diffusers takes names and shapes for granted
-        raise ValueError(f"{path} is not a LoRA that diffusers can read: {checkpoints.first_line(error)}.") from None
+        raise ValueError(f"{path} is not a LoRA that diffusers can read: {console.first_line(error)}.") from None
     text = {_text_name(name): tensor for name, tensor in named.items() if not name.startswith("unet.")}
     if not any(name.endswith(".lora_A.weight") for name in (*unet, *text)):
         raise ValueError(f"{path} is not a LoRA: it has no pairs of low-rank matrices.")

@@ -176,7 +176,7 @@ class ClipJudge:
                 part_configs.check_attention(vars(part), source)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False, **more)
         except Exception as error:  # whatever foreign constructors make of foreign configs
-            raise ValueError(f"cannot load a CLIP from {source}: {checkpoints.first_line(error)}.") from None
+            raise ValueError(f"cannot load a CLIP from {source}: {console.first_line(error)}.") from None
         self.clip: Any = checkpoints.pretrained(
             CLIPModel, source, f"a CLIP from {source}", config=config, torch_dtype=torch.float32, **more
         )
@@ -242,7 +242,7 @@ def imagenet_vgg_weights() -> dict[str, torch.Tensor]:
         try:
             return dict(VGG16_Weights.IMAGENET1K_V1.get_state_dict(progress=False, check_hash=True))
         except (OSError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+            reason = console.first_line(error)
             raise ValueError(f"torchvision's VGG-16 is not available and cannot be downloaded ({reason})") from None
 
 

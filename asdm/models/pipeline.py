@@ -74,7 +74,7 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
     try:
         return diffusers.DiffusionPipeline.from_pretrained(folder, **parts, torch_dtype=dtype, use_safetensors=True)
     except Exception as error:  # whatever foreign constructors make of foreign configs
-        reason = checkpoints.first_line(error)
+        reason = console.first_line(error)
         raise ValueError(f"diffusers cannot load the pipeline in {folder}: {reason}.") from None
 
 
@@ -117,7 +117,7 @@ def _tokenizer(family: Family, number: int) -> Any:
         try:
             return CLIPTokenizer.from_pretrained(family.folder / name)
         except Exception as error:  # whatever a library makes of a foreign vocabulary
-            reason = checkpoints.first_line(error)
+            reason = console.first_line(error)
             raise ValueError(f"cannot load the tokenizer of {family.folder / name}: {reason}.") from None
     padding = {} if family.text_encoders[number].get("hidden_act") == "quick_gelu" else {"pad_token": "!"}
     try:
@@ -141,7 +141,7 @@ def scheduler_of(family: Family) -> Any:
         try:
             return getattr(diffusers, config.get("_class_name", "DDIMScheduler"), DDIMScheduler).from_config(config)
         except Exception as error:  # whatever a foreign constructor makes of a foreign config
-            reason = checkpoints.first_line(error)
+            reason = console.first_line(error)
             raise ValueError(f"diffusers cannot make a scheduler of {file}: {reason}.") from None
     return DDIMScheduler(
         beta_start=0.00085,

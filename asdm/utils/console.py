@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -54,6 +55,12 @@ def plain(name: str, longest: int = 200) -> str:
     """A name from a file, safe to print: control characters become "?", and a long name is cut with "…"."""
     shown = "".join(char if char.isprintable() else "?" for char in name)
     return shown if len(shown) <= longest else shown[: longest - 1] + "…"
+
+
+def first_line(error: BaseException) -> str:
+    """What a library says, as a part of a sentence and without colours."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
 def quoted(name: object) -> str:

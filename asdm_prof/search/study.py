@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from asdm.utils import io, locks
+from asdm.utils import console, io, locks
 from asdm.utils.io import brief
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.search.halving import Attempt, Halving, Job
@@ -341,7 +341,7 @@ def _connection_errors(storage: str | None) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0].rstrip(".")
+        reason = console.first_line(error.__cause__ or error)
         place = without_password(storage or "of the study")
         raise ValueError(f"the storage {place} does not answer: {reason}.") from None
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from asdm.data.datasets import BrokenExample
 from asdm.data.settings import Selection
+from asdm.utils import console
 from asdm.utils.pictures import MOST_BYTES
 
 CAPTION_KEYS = ("text", "caption", "prompt")
@@ -180,7 +181,7 @@ def _read_parquet(path: Path) -> list[Row | BrokenRow]:
             table = file.read()
             columns = [_values(column) for column in table.columns]
     except Exception as error:  # whatever pyarrow makes of damaged bytes
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        reason = console.first_line(error)
         raise ValueError(f"{path} is not a Parquet file that can be read: {reason}.") from None
     names = [str(name) for name in table.column_names]
     rows = (dict(zip(names, values, strict=True)) for values in zip(*columns, strict=True))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from asdm.evaluate.metrics import JudgedImages
+from asdm.utils import console
 
 NETWORK = "inception"
 FEATURES = 2048
@@ -70,7 +71,7 @@ def _weights(where: str | None, url: str) -> dict[str, torch.Tensor]:
         with redirect_stdout(sys.stderr):  # torch.hub writes on stdout, which is for results
             return torch.hub.load_state_dict_from_url(url, progress=False, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = console.first_line(error)
         raise ValueError(f"the weights of FID's Inception are not available ({reason}); {GET_IT}.") from None
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from asdm.evaluate.metrics import JudgedImages, Reference, Samples, per_image
+from asdm.utils import console
 
 Scorer = Callable[[torch.Tensor, Sequence[str]], torch.Tensor]  # images (b, 3, h, w) in [-1, 1], captions → (b,)
 
@@ -39,6 +40,6 @@ def of_imscore(module: str, name: str, where: str) -> Scorer:
     try:
         network = loader.from_pretrained(where).eval()
     except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0].rstrip(".")
+        reason = console.first_line(error)
         raise ValueError(f"the weights {where} of {name} are not available: {reason}.") from None
     return lambda images, captions: network.score((images + 1) / 2, list(captions))

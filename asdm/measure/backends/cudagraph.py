@@ -15,6 +15,7 @@ from torch import nn
 from asdm.measure.clocks import CaptureClock, Clock
 from asdm.measure.marks import PartMarks
 from asdm.unet.blocks import Part
+from asdm.utils import console
 
 NEEDS_WEIGHTS, HOOKED = True, True
 WEIGHT_COPIES, ACTIVATION_COPIES = 0, 1
@@ -55,7 +56,7 @@ class Replay:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = str(error.__context__ or error).strip().splitlines()[0].rstrip(".")
+            reason = console.first_line(error.__context__ or error)
             raise ValueError(f"this forward cannot become a CUDA graph: {reason}; choose --backend eager.") from error
 
     def _warm_up(self, call: Callable[[], Any]) -> None:

@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from asdm.cli import options
-from asdm.models import checkpoints, execution, loading
+from asdm.models import execution, loading
 from asdm.models.loading import load_unet, materialise, meta_unet, unet_config_sha256
 from asdm.models.settings import Setup
 from tests.tiny import TINY, TINY_FAMILY, make_unet, run, unet_args
@@ -253,8 +253,3 @@ def test_the_config_hash_ignores_where_a_unet_was_loaded_from(tiny_folder):
 def test_the_name_that_records_give_to_shipped_weights_loads_them(tiny_folder, tiny_unet):
     family = dataclasses.replace(TINY_FAMILY, folder=tiny_folder)
     assert torch.equal(load_unet(family, "shipped").conv_in.weight, tiny_unet.conv_in.weight)
-
-
-def test_what_a_library_says_is_one_line_without_colours() -> None:
-    error = RuntimeError("\x1b[96mStep 1\x1b[0m failed.\nNext steps:")
-    assert checkpoints.first_line(error) == "Step 1 failed"

@@ -86,3 +86,8 @@ def test_a_name_in_a_table_is_text_alone(form, capsys):
 def test_a_message_is_one_line_of_text(capsys):
     console.say("Using a\x1b[2Jb\rc.")
     assert capsys.readouterr().err == "Using a?[2Jb?c.\n"
+
+
+def test_what_a_library_says_is_one_line_without_colours() -> None:
+    error = RuntimeError("\x1b[96mStep 1\x1b[0m failed.\nNext steps:")
+    assert console.first_line(error) == "Step 1 failed"
