@@ -1,14 +1,17 @@
 """A-SDM against BK-SDM at equal latency and equal training.
 
-    python -m benchmarks.proof -o reports/mini/pilot --folder WORK --rows ours_0.65,bk_sdm_base --captions 1000
-    python -m benchmarks.proof -o reports/mini --folder WORK --captions 500
-    python -m benchmarks.proof -o reports/mini --folder WORK --latency
+    python -m benchmarks.proof -o reports/mini/pilot --measured reports/mini/options --folder WORK --seeds 2 \\
+        --rows ours_0.65,bk_sdm_base
+    python -m benchmarks.proof -o reports/mini --measured reports/mini/options --folder WORK
+    python -m benchmarks.proof -o reports/mini --measured reports/mini/options --folder WORK --latency
 
 The protocol, on the mini's real weights and the emoji:
 
-1. Profile and measure damage, if the folder has none of these weights (as `benchmarks/damage.py` does).
+1. Plan on the profile and the damage in `--measured`; without it both are measured, if the output folder has none of
+   these weights (as `benchmarks/damage.py` does).
 2. Make every row's student from a plan: ours at three latencies, BK-SDM's rule at the smallest of them, BK-SDM-Base,
-   the paper's every part, and the paper's without each of them or with another reading of it.
+   the paper's every part, and the paper's without each of them or with another reading of it. Ours chooses and refits
+   what its replaced units keep on calibration data, as `asdm distill-units` does.
 3. Train each from each seed, with the same optimizer and schedule; an ablation, and the row that it is compared with,
    see half of the pictures. Judge what a student draws for held-out captions and for captions from training, from the
    same noise as the teacher, with a network that has trained none of them. The rows that decide are judged at four
@@ -35,6 +38,7 @@ from asdm.cli.options import from_settings, this_command
 from asdm.utils import console, io
 from asdm_prof.cli.progress import watching
 from asdm_prof.profiler.settings import ProfileSettings
+from asdm_prof.records import Damage, Profile
 from asdm_prof.renderers import Report, figures
 from asdm_prof.sensitivity import study
 from asdm_prof.sensitivity.settings import SensitivitySettings
@@ -54,6 +58,12 @@ def main(
         Path | None, typer.Option(help="Where plans, checkpoints and students are kept; default: OUTPUT/proof-work.")
     ] = None,
     settings: ProofSettings,
+    measured: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of the profile.json and damage.json to plan on; default: OUTPUT, measured if missing."
+        ),
+    ] = None,
     rows: Annotated[str, typer.Option(help="Names of rows, separated by commas; default: all.")] = "",
     seeds: Annotated[int, typer.Option(help="Training seeds per row.")] = 3,
     prompts: Annotated[int, typer.Option(help="Pictures that damage is measured on.")] = 64,
@@ -71,19 +81,25 @@ def main(
     chosen = chosen_rows(settings, [name.strip() for name in rows.split(",") if name.strip()])
     saved = Proof.load(path) if latency else None
     io.make_folder(output)
-    with watching("Profiling") as watch:
-        timing = ProfileSettings(threads=threads, backend=backend)
-        profile = study.load_or_profile(output / "profile.json", family, timing, watch=watch, command=command)
+    if measured:
+        profile = Profile.load(measured / "profile.json")
+    else:
+        with watching("Profiling") as watch:
+            timing = ProfileSettings(threads=threads, backend=backend)
+            profile = study.load_or_profile(output / "profile.json", family, timing, watch=watch, command=command)
     if saved:
         with console.progress("Timing") as tell:
             proof = time_rows(saved, settings, work, backend, pairs, tell, command)
         proof.save(path, force=True)
     else:
-        with console.progress("Measuring damage") as tell:
-            measuring = SensitivitySettings(threads=threads, prompts=prompts, timesteps=timesteps)
-            damage = study.load_or_measure_damage(
-                output / "damage.json", family, measuring, plans, profile.weights_sha256, tell=tell, command=command
-            )
+        if measured:
+            damage = Damage.load(measured / "damage.json")
+        else:
+            with console.progress("Measuring damage") as tell:
+                measuring = SensitivitySettings(threads=threads, prompts=prompts, timesteps=timesteps)
+                damage = study.load_or_measure_damage(
+                    output / "damage.json", family, measuring, plans, profile.weights_sha256, tell=tell, command=command
+                )
         with console.progress("Proving") as tell:
             proof = prove(chosen, range(seeds), settings, profile, damage, path, work, force, tell, command)
     text = evidence.markdown(proof, str(path))

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from asdm.distill import recipes
 from asdm.distill.settings import DistillSettings
 from asdm.distill.stages import Recipe
+from asdm.models.units import INDEX
 from asdm.plan import presets
 from asdm.plan.edits import AnyEdit, PruningPlan, ReplaceUnit
 from asdm.utils.settings import Option
@@ -45,11 +46,13 @@ class ProofSettings:
         """The settings that change the result."""
         return {name: value for name, value in vars(self).items() if name not in ("family", "threads")}
 
-    def training(self, row: Row, seed: int) -> DistillSettings:
-        """How a row's student trains, as `asdm distill` takes it."""
+    def training(self, row: Row, seed: int, folder: Path) -> DistillSettings:
+        """How a row's student trains, as `asdm distill` takes it; `folder` may have its units."""
         names = ("data", "split", "batch", "learning_rate", "dtype", "threads")
         given = {name: getattr(self, name) for name in names}
-        return DistillSettings(seed=seed, steps=round(row.share * self.steps), **given)
+        units = units_folder(row, folder)
+        steps, library = round(row.share * self.steps), str(units) if (units / INDEX).exists() else None
+        return DistillSettings(seed=seed, steps=steps, units=library, **given)
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,7 @@ class Row:
     weights: Mapping[str, float] | None = None
     normalise: bool | None = None
     share: float = 1.0  # of the training steps
+    fitted: bool = False  # its replaced units are refitted on calibration data before it trains
     rival: str | None = None  # the row that it is compared with at the same latency
     ablates: str | None = None  # the row that it equals except for one part
 
@@ -84,8 +88,8 @@ class Row:
 PAPER = Row("a_sdm_clme", "the paper’s every part", "a_sdm_clme", "progressive_incubation")
 HALF = replace(PAPER, name="a_sdm_clme_half", what="the same in half of the steps, for its ablations", share=0.5)
 ABLATION = replace(HALF, ablates=HALF.name)
-OURS = Row("ours", "planned on measured damage, everything learns, features in the teacher’s units", PLANNED, "bk_sdm",
-           normalise=True)  # fmt: skip
+OURS = Row("ours", "planned on measured damage, refitted, everything learns, features in the teacher’s units", PLANNED,
+           "bk_sdm", normalise=True, fitted=True)  # fmt: skip
 
 
 def _gri(**options: Any) -> dict[str, tuple[str, Mapping[str, Any]] | None]:
@@ -182,3 +186,8 @@ def _swapped(edit: AnyEdit, row: Row) -> AnyEdit | None:
 def plan_file(row: Row, folder: Path) -> Path:
     """Where a row's plan is saved."""
     return folder / "plans" / f"{row.name}.json"
+
+
+def units_folder(row: Row, folder: Path) -> Path:
+    """Where the refitted units of a row's plan are kept, which all its seeds start from."""
+    return folder / "units" / row.name

@@ -15,12 +15,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from asdm.distill.settings import UnitSettings
 from asdm.distill.stages import meta_student
+from asdm.distill.units import distill_units
 from asdm.evaluate import benchmark
 from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine, statistics
 from asdm.models import build, loading
-from asdm.plan.edits import PruningPlan
+from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
@@ -28,7 +30,7 @@ from asdm_prof.records import Damage, Profile
 from asdm_prof.search.study import FileLocks, held
 from benchmarks import baselines
 from benchmarks.proof.records import Proof, ProofLatency, ProofResult, ProofRow, ProofTiming
-from benchmarks.proof.rows import TEACHER, ProofSettings, Row, all_rows, plans_of
+from benchmarks.proof.rows import TEACHER, ProofSettings, Row, all_rows, plan_file, plans_of, units_folder
 from benchmarks.proof.training import ProofJudge, train_and_judge
 
 NO_LIMIT = 1e9  # seconds
@@ -56,6 +58,9 @@ def prove(
     try:
         with held(locks, "proof"):
             judge = ProofJudge(settings, folder)
+            if profile.weights_sha256 not in (None, judge.weights_sha256):
+                theirs, own = profile.weights_sha256[:12], judge.weights_sha256[:12]
+                raise ValueError(f"the profile is of weights {theirs}, but {settings.family} has {own}.")
             new = _new_proof(judge, profile, damage, rows, command)
             proof = new if force or not path.exists() else _resumed(path, new, settings)
             proof.save(path, force=True)
@@ -66,6 +71,9 @@ def prove(
                 continue
             done = {(saved.name, result.seed) for saved in Proof.load(path).rows for result in saved.results}
             if (row.name, seed) not in done:
+                if row.fitted:
+                    with held(locks, f"{row.name}-units"):
+                        _fit_units(row, judge, tell, command)
                 result = train_and_judge(row, seed, judge, tell)
                 with held(locks, "proof"):
                     _with_result(Proof.load(path), row, result).save(path, force=True)
@@ -73,6 +81,19 @@ def prove(
         return Proof.load(path)
     finally:
         locks.close()
+
+
+def _fit_units(row: Row, judge: ProofJudge, tell: Tell, command: str) -> None:
+    """Choose and refit what a row's replaced units keep, on calibration data; units that are there are kept."""
+    own = judge.settings
+    settings = UnitSettings(data=own.data, split=own.split, threads=own.threads)
+    plan, place = PruningPlan.load(plan_file(row, judge.folder)), units_folder(row, judge.folder)
+
+    def progress(stage: str, count: int, eta_s: float | None) -> None:
+        tell(f"{row.name}: {stage}", count, eta_s)
+
+    if any(isinstance(edit, ReplaceUnit) for edit in plan.edits):
+        distill_units(own.family, place, settings, [plan], progress, command)
 
 
 def _with_result(proof: Proof, row: Row, result: ProofResult) -> Proof:

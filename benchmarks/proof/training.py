@@ -66,7 +66,7 @@ class ProofJudge:
     def resolved_recipe(self, row: Row) -> ResolvedRecipe:
         """A row's recipe with its plan."""
         plan, settings = str(plan_file(row, self.folder)), self.settings
-        return resolve_recipe(plan, settings.family, settings.training(row, 0), row.stages())
+        return resolve_recipe(plan, settings.family, settings.training(row, 0, self.folder), row.stages())
 
     def metrics(self, unet: Any, tell: Tell) -> tuple[dict[str, Judged], float]:
         """Every metric of what a UNet draws, and the seconds that it drew."""
@@ -126,7 +126,7 @@ class ProofJudge:
 def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> ProofResult:
     """Train one student, resuming an interrupted training, and judge what it draws."""
     settings, folder = judge.settings, judge.folder / "students" / row.name / f"seed-{seed}"
-    recipe, training = judge.resolved_recipe(row), settings.training(row, seed)
+    recipe, training = judge.resolved_recipe(row), settings.training(row, seed, judge.folder)
     previews = [preview_stage(recipe, stage, training) for stage in recipe.stages]
 
     def progress(stage: str, count: int, eta_s: float | None) -> None:

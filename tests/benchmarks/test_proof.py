@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -12,10 +13,13 @@ import pytest
 from PIL import Image
 
 from asdm.evaluate import metrics
+from asdm.plan.edits import ReplaceUnit
 from asdm.plan.presets import PRESETS
+from asdm.records.units import Units
 from asdm.utils.io import sha256_of
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.settings import ProfileSettings
+from asdm_prof.records import Profile
 from asdm_prof.search.study import FileLocks
 from asdm_prof.sensitivity import study
 from benchmarks import baselines
@@ -90,6 +94,49 @@ def test_decisive_rows_have_a_learning_curve_that_ends_with_the_student(finished
         assert len(set(drawn)) == 4
         assert drawn[-1] == pytest.approx(result.metrics["latent_mse_to_teacher"].value, rel=1e-4)
     assert proof.row("no_stage1").results[0].curve == ()
+
+
+def a_tenth(measured: Any) -> Any:
+    """A latency or a share at a tenth of its value; the fake clock has every unit of a tiny network at its floor."""
+    tenth = {name: tuple(one / 10 for one in value) if name == "samples" else value / 10 for name, value in measured}
+    return measured.model_copy(update=tenth)
+
+
+def test_ours_is_planned_on_what_was_measured_elsewhere_and_starts_from_refitted_units(
+    finished: Path, tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(script, "PROOF", ())
+    measured, output = tmp_path / "measured", tmp_path / "out"
+    measured.mkdir()
+    settings = ProfileSettings(backend="fake", options="no_feed_forward")
+    profile = study.load_or_profile(measured / "profile.json", str(tiny_pipeline), settings)
+    cheap = [option.model_copy(update={name: a_tenth(getattr(option, name)) for name in ("latency_s", "share")})
+             for option in profile.options]  # fmt: skip
+    profile = profile.model_copy(update={"options": tuple(cheap)})
+    profile.save(measured / "profile.json", force=True)
+    damage = synthetic.damage_of(profile)
+    replaced = tuple(row for row in damage.edits if isinstance(row.edit, ReplaceUnit))
+    damage.model_copy(update={"edits": replaced}).save(measured / "damage.json")
+    script.main(**options(tiny_pipeline, output, rows="ours_0.98", budgets="0.98", measured=measured))
+    saved = Proof.load(output / "proof.json")
+    assert [path.name for path in output.glob("*.json")] == ["proof.json"]  # nothing was measured again
+    assert saved.profile_sha256 == profile.sha256()
+    work = output / "proof-work"
+    run_record = json.loads((work / "students/ours_0.98/seed-0/run.json").read_text())
+    library = Units.load(work / "units/ours_0.98/units.json")
+    assert sorted(unit.edit.unit for unit in library.units) == sorted(
+        edit.unit for edit in saved.row("ours_0.98").edits
+    )
+    assert len(library.units) > 0
+    assert run_record["identity"]["units_sha256"] == library.sha256()
+
+
+def test_a_profile_of_other_weights_is_refused(finished: Path, tiny_pipeline: Path, tmp_path: Path) -> None:
+    other = Profile.load(finished / "profile.json").model_copy(update={"weights_sha256": "0" * 64})
+    other.save(tmp_path / "profile.json")
+    shutil.copy(finished / "damage.json", tmp_path)
+    with pytest.raises(ValueError, match=r"^the profile is of weights 000000000000, but .* has [0-9a-f]{12}\.$"):
+        script.main(**options(tiny_pipeline, tmp_path / "out", measured=tmp_path))
 
 
 def test_the_same_command_again_does_nothing(
