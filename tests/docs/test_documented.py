@@ -152,6 +152,13 @@ def test_every_guarantee_names_its_tests(document: str) -> None:
         assert re.search(r"\| [^|]*`tests/[\w./]+::test_\w+`[^|]* \|$", row), row
 
 
+def test_no_committed_result_names_a_folder_of_the_machine_that_made_it() -> None:
+    results = sorted((ROOT / "reports").rglob("*.json"))
+    commands_of = {path: re.findall(r'"command": "(.*)"', path.read_text()) for path in results}
+    assert len(results) > 20
+    assert {path: line for path, lines in commands_of.items() for line in lines if re.search(r"[ =]/", line)} == {}
+
+
 def test_every_page_is_in_a_table_of_contents() -> None:
     listed = set()
     for document, text in documents().items():
