@@ -7,6 +7,8 @@ Transformer unit `….self_attention` or `….cross_attention`; these two words 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -101,3 +103,18 @@ class Schedule(Record, schema="asdm.schedule/1"):
         ]
         warning = f"{self.name} was planned on another calibration: {', '.join(apart)}; its damage here is unknown."
         return warning if apart else None
+
+
+def by_name(students: Iterable[str]) -> dict[str, str]:
+    """Students (folders, plans or presets) by the names that a schedule gives them.
+
+    Raises ValueError where two have the same name, or one has the teacher's.
+    """
+    named = dict[str, str]()
+    for source in students:
+        name = Path(source).name.removesuffix(".json") or source
+        if other := TEACHER if name == TEACHER else named.get(name):
+            whose = "the teacher's" if other == TEACHER else f"also that of {other}"
+            raise ValueError(f"{source} would be called {name!r}, which is {whose}; rename one of them.")
+        named[name] = source
+    return named

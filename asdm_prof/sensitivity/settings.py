@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from asdm.data.settings import SOURCES, Split
 from asdm.evaluate.settings import Judge
 from asdm.models.settings import SCHEDULERS, PictureSetup
+from asdm.schedule.schedule import by_name
 from asdm.utils.settings import Option
 
 
@@ -68,5 +68,5 @@ class AcrossSteps:
 
     @property
     def by_name(self) -> dict[str, str]:
-        """Students by the names that a schedule gives them."""
-        return {Path(source).stem or source: source for source in self.student or ()}
+        """Students by the names that a schedule gives them; raises ValueError where two have the same."""
+        return by_name(self.student or ())

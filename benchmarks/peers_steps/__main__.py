@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,30 +11,47 @@ import numpy as np
 import torch
 import typer
 
-from asdm.evaluate.generation import DRAWN_AT_ONCE, decode_latents
-from asdm.evaluate.metrics import JudgedImages
-from asdm.evaluate.metrics.clip_score import clip_scores
+from asdm.data import datasets
+from asdm.evaluate.generation import DRAWN_AT_ONCE, GeneratedImages, decode_latents
+from asdm.evaluate.quality import Judgement
 from asdm.measure import clocks, machine, repeats
 from asdm.measure.statistics import estimate, paired_ratio
 from asdm.models import loading, networks
-from asdm.models.families import load_family
+from asdm.models.families import Family, load_family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import PictureSetup
 from asdm.models.sources import own_weights
+from asdm.records.levers import Levers
 from asdm.records.measurement import Estimate
+from asdm.schedule import source
+from asdm.schedule.calls import calls_of
 from asdm.schedule.schedule import Schedule
 from asdm.utils import console, io, registry
 from asdm.utils.progress import Tell
 from benchmarks import script
-from benchmarks.peers_steps.contestants import Contestant, all_of, installed
-from benchmarks.peers_steps.records import Drawn, Duel, PeersSteps
+from benchmarks.equivalence import EQUIVALENT, Judged, margin, spread_of, within
+from benchmarks.peers_steps.contestants import Contestant, all_of, in_runtime, installed, planned, student_alone
+from benchmarks.peers_steps.records import Beside, Drawn, Duel, PeersSteps
 
 SPLIT, SEED = "train", 20_000
+NO_PEERS = ("ours", "student", "levers", "diffusers")
+TITLES = {"frechet_distance": "Fréchet", "clip_score": "CLIP score", "recall_at_1": "R@1"}
 Latents = dict[str, torch.Tensor]
 
 
 def main(
     schedule: Annotated[list[Path] | None, typer.Option(help="A schedule of ours; may be repeated.")] = None,
+    student: Annotated[
+        str | None, typer.Option(help="A student's folder or plan, which also draws alone and in --fast.")
+    ] = None,
+    fast: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A schedule file or preset that --student, or else the teacher, runs in --runtime; repeatable."
+        ),
+    ] = None,
+    runtime: Annotated[str, typer.Option(help="Runtime of --fast: openvino or onnxruntime.")] = "openvino",
+    precision: Annotated[str, typer.Option(help="What it computes in: bf16 or fp32.")] = "bf16",
     skip: Annotated[
         list[str] | None, typer.Option(help="A contestant to leave out, such as PAB; may be repeated.")
     ] = None,
@@ -50,15 +67,19 @@ def main(
     """Latency and quality of schedules and of peers across steps, on the mini."""
     io.refuse_overwrite(output, force)
     schedules = {path.stem: Schedule.load(path) for path in schedule or ()}
-    contestants = [one for one in all_of(steps, schedules) if one.name not in (skip or ())]
     family = load_family("mini")
     weights = own_weights(family)
     setup = PictureSetup(weights=weights, threads=threads)
     with machine.quiet_torch(threads) as used, console.progress("Comparing") as tell:
         pipe = pipeline(family, loading.load_unet(family, weights), setup)
+        own = [planned(name, one, source.students_of(one, pipe.unet, family, setup)) for name, one in schedules.items()]
+        levers = Levers.model_validate({"runtime": runtime, "precision": precision})
+        own += _ours(pipe, family, setup, steps, student, fast or (), levers)
+        contestants = [one for one in all_of(steps, own) if one.name not in (skip or ())]
         data = registry.load("asdm.data.datasets", "emoji").open_data(SPLIT, family.size)
         picks = np.random.default_rng(0).permutation(len(data))[:pictures]
-        captions = [data[int(i)].caption for i in picks]
+        real = [data[int(i)] for i in picks]
+        captions = [one.caption for one in real]
         options = {"num_inference_steps": steps, "guidance_scale": family.guidance_scale}
         run_file = output.with_name(f"{output.name}.run.pt")
         latents, failed, done = _draw_all(pipe, contestants, captions, options, run_file, seconds, tell)
@@ -67,7 +88,9 @@ def main(
             raise typer.Exit
         able = [one for one in contestants if one.title in latents]
         times = _time_all(pipe, able, captions[0], options, rounds, tell) if timing else {}
-        drawn = _judged(pipe, able, latents, captions, times, tell)
+        pool = datasets.captions_of(data, len(data))
+        judgement = Judgement(networks.Judge.load(), None, real, pool, metrics=tuple(EQUIVALENT))
+        drawn = _judged(pipe, able, latents, judgement, times, tell)
     result = PeersSteps(
         **script.run_fields("peers_steps", family.name, used),
         steps=steps, sampler=type(pipe.scheduler).__name__, guidance_scale=family.guidance_scale,
@@ -75,6 +98,23 @@ def main(
         failed=failed,
     )  # fmt: skip
     script.finish(result, output, force, _rows(result))
+
+
+def _ours(
+    pipe: Any, family: Family, setup: PictureSetup, steps: int, student: str | None, schedules: Sequence[str],
+    levers: Levers,
+) -> Iterator[Contestant]:  # fmt: skip
+    """A student alone, and what it or the teacher draws by schedules in another runtime."""
+    unet, named = pipe.unet, "teacher"
+    if student:
+        unet, named = source.student_of(student, pipe.unet, family, setup), Path(student).name.removesuffix(".json")
+        yield student_alone(named, unet)
+    calls = calls_of(pipe.scheduler, steps)
+    for text in schedules:
+        schedule = source.read_schedule(text, unet, family.name, calls, pipe.scheduler)
+        students = source.students_of(schedule, pipe.unet, family, setup)
+        setting = f"{named}, {Path(text).name.removesuffix('.json')}"
+        yield in_runtime(setting, levers, unet, schedule, students, family, setup, family.guidance_scale)
 
 
 # ---------------------------------------------------------------------------------------------- drawing and timing
@@ -94,15 +134,16 @@ def _draw_all(
                 return latents, failed, False
             start = len(latents.get(one.title, ()))
             tell(f"{one.title} ({n + 1} of {len(contestants)})", start, None)
-            own = captions[start : start + DRAWN_AT_ONCE]
+            own = captions[start : start + one.batch]
             try:
                 drawn = _draw(pipe, one, own, SEED + start, options)
             except Exception as error:  # a peer's package may fail in any way
                 failed[one.title] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
                 break
             latents[one.title] = torch.cat([latents[one.title], drawn]) if start else drawn
-            with io.whole_file(run_file, force=True) as file:
-                torch.save({"latents": latents, "failed": failed}, file)
+            if len(latents[one.title]) % DRAWN_AT_ONCE == 0 or len(latents[one.title]) == len(captions):
+                with io.whole_file(run_file, force=True) as file:
+                    torch.save({"latents": latents, "failed": failed}, file)
     return latents, failed, True
 
 
@@ -139,40 +180,50 @@ def _time_all(
 
 @torch.inference_mode()
 def _judged(
-    pipe: Any, contestants: Sequence[Contestant], latents: Latents, captions: Sequence[str],
+    pipe: Any, contestants: Sequence[Contestant], latents: Latents, judgement: Judgement,
     times: dict[str, list[float]], tell: Tell,
 ) -> list[Drawn]:  # fmt: skip
-    judge = networks.Judge.load()
-    texts = judge.text_embedding(list(captions)).float().cpu()
-    teacher = latents["plain"].double()
-    drawn = []
+    """Everyone's losses, each metric beside that of the plain images, which come first."""
+    teacher, drawn = latents["plain"].double(), list[Drawn]()
     for n, one in enumerate(contestants):
         tell("judging", n, None)
         own = latents[one.title]
         images = torch.cat([decode_latents(pipe.vae, part) for part in own.split(DRAWN_AT_ONCE)])
-        scores = clip_scores(JudgedImages(judge, images).embeddings, texts)
+        samples = judgement.samples(GeneratedImages(images, own))
+        judged = {name: Judged.rounded(each) for name, each in samples.items() if name != "clip_score"}
         seconds = times.get(one.title, [])
-        drawn.append(
-            Drawn(
-                name=one.name, setting=one.setting, of=one.of, steps=one.steps, pairs=len(seconds),
-                image_latency_s=estimate(seconds) if seconds else None,
-                image_latency_ratio=paired_ratio(seconds, times["plain"]) if seconds else None,
-                latent_mse=tuple((own.double() - teacher).square().mean((1, 2, 3)).tolist()),
-                clip_score=tuple(scores.tolist()),
-            )
+        row = Drawn(
+            name=one.name, setting=one.setting, of=one.of, steps=one.steps, pairs=len(seconds),
+            image_latency_s=estimate(seconds) if seconds else None,
+            image_latency_ratio=paired_ratio(seconds, times["plain"]) if seconds else None,
+            latent_mse=tuple((own.double() - teacher).square().mean((1, 2, 3)).tolist()),
+            clip_score=tuple(samples["clip_score"].each.tolist()), judged=judged,
         )  # fmt: skip
+        drawn.append(row.model_copy(update={"beside": _beside(row, drawn[0] if drawn else row)}))
     return drawn
 
 
+def _beside(own: Drawn, plain: Drawn) -> dict[str, Beside]:
+    """The difference from the plain images in each metric, and whether it is within what equivalence allows."""
+    beside = {}
+    for name, (ours, theirs) in {name: (own.metric(name), plain.metric(name)) for name in EQUIVALENT}.items():
+        if ours is not None and theirs is not None:
+            difference = (spread_of(ours) - spread_of(theirs)).estimate()
+            allowed = margin(name, theirs.value)
+            beside[name] = Beside(difference=difference, allowed=allowed, equal=within(difference, allowed))
+    return beside
+
+
 def _duels(drawn: Sequence[Drawn]) -> list[Duel]:
-    """Every peer faster than plain against our schedule of least loss that is no slower than it."""
+    """Every peer faster than plain, which comes first, against our schedule of least loss that is no slower than it."""
+    plain = drawn[0]
     timed = {one.name + one.setting: one.image_latency_ratio.median for one in drawn if one.image_latency_ratio}
     ours = [one for one in drawn if one.of == "ours" and one.name + one.setting in timed]
     duels = []
     for peer in drawn:
         ratio = timed.get(peer.name + peer.setting)
         fast = [one for one in ours if ratio is not None and timed[one.name + one.setting] <= ratio]
-        if peer.of in ("ours", "diffusers") or not fast or ratio is None or ratio >= 1:
+        if peer.of in NO_PEERS or not fast or ratio is None or ratio >= 1:
             continue
         best = min(fast, key=lambda one: _logs(one).mean())
         logs = estimate((_logs(best) - _logs(peer)).tolist(), np.mean)
@@ -184,9 +235,15 @@ def _duels(drawn: Sequence[Drawn]) -> list[Duel]:
                 latent_mse=estimate(np.subtract(peer.latent_mse, best.latent_mse).tolist(), np.mean),
                 latent_mse_ratio=Estimate(**bounds),
                 clip_score=estimate(np.subtract(best.clip_score, peer.clip_score).tolist(), np.mean),
+                clip_score_change=estimate((_changes(peer, plain) - _changes(best, plain)).tolist(), np.mean),
             )
         )  # fmt: skip
     return duels
+
+
+def _changes(one: Drawn, plain: Drawn) -> np.ndarray:
+    """By how much each picture's CLIP score differs from that of the plain picture."""
+    return np.abs(np.subtract(one.clip_score, plain.clip_score))
 
 
 def _logs(one: Drawn) -> np.ndarray:
@@ -199,10 +256,18 @@ def _rows(result: PeersSteps) -> list[dict[str, Any]]:
             "contestant": f"{one.name} {one.setting}",
             "image ×": f"{one.image_latency_ratio.median:.3f}" if one.image_latency_ratio else "",
             "latent MSE": f"{np.mean(one.latent_mse):.4g}",
-            "CLIP score": f"{np.mean(one.clip_score):.4g}",
+            **{title: _value(one, name) for name, title in TITLES.items()},
+            "equal": ", ".join(
+                title for name, title in TITLES.items() if name in one.beside and one.beside[name].equal
+            ),
         }
         for one in result.contestants
     ]
+
+
+def _value(one: Drawn, metric: str) -> str:
+    judged = one.metric(metric)
+    return "" if judged is None else f"{judged.value:.4g}"
 
 
 if __name__ == "__main__":

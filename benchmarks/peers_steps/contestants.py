@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib import metadata
 from typing import Any
 
+from torch import nn
+
+from asdm.evaluate.generation import DRAWN_AT_ONCE
+from asdm.models.families import Family
+from asdm.models.settings import Setup
+from asdm.records.levers import Levers
 from asdm.schedule import presets
-from asdm.schedule.schedule import Schedule
-from asdm.schedule.unet import schedule_pipeline
+from asdm.schedule.graphs import fast
+from asdm.schedule.schedule import TEACHER, Schedule
+from asdm.schedule.unet import schedule_pipeline, use
 from asdm.unet import blocks
 
 Call = Callable[..., Any]  # a pipeline's __call__
@@ -27,6 +34,7 @@ class Contestant:
     of: str
     install: Callable[[Any], Call]
     steps: tuple[str, ...] = ()
+    batch: int = DRAWN_AT_ONCE  # pictures that it draws at once
 
     @property
     def title(self) -> str:
@@ -60,14 +68,39 @@ def by_preset(source: str, steps: int) -> Contestant:
     return Contestant(f"{name} (preset)", setting, "preset", install)
 
 
-def planned(name: str, schedule: Schedule) -> Contestant:
-    """One of our own schedules."""
+def planned(name: str, schedule: Schedule, students: Mapping[str, nn.Module]) -> Contestant:
+    """One of our own schedules, with the networks that it names besides the teacher."""
 
     def install(pipe: Any) -> Call:
-        schedule_pipeline(pipe, schedule)
+        schedule_pipeline(pipe, schedule, students)
         return pipe
 
     return Contestant("ours", name, "ours", install, schedule.steps)
+
+
+def student_alone(name: str, unet: nn.Module) -> Contestant:
+    """A student in the teacher's place, every step in full."""
+
+    def install(pipe: Any) -> Call:
+        pipe.register_modules(unet=unet)
+        return pipe
+
+    return Contestant("student", name, "student", install)
+
+
+def in_runtime(
+    setting: str, levers: Levers, unet: nn.Module, schedule: Schedule, students: Mapping[str, nn.Module],
+    family: Family, setup: Setup, guidance_scale: float,
+) -> Contestant:  # fmt: skip
+    """A network by a schedule in another runtime; its graphs are made and opened once, and take one picture."""
+    networks = {TEACHER: unet, **students}
+    opened = cache(lambda: fast.opened(levers, networks, schedule, family, setup, guidance_scale, lambda *_: None))
+
+    def install(pipe: Any) -> Call:
+        use(pipe, opened())
+        return pipe
+
+    return Contestant(f"{levers.runtime} {levers.precision}", setting, "levers", install, schedule.steps, batch=1)
 
 
 # ---------------------------------------------------------------------------------------------- packages
@@ -161,11 +194,11 @@ def _version(package: str) -> str:
         return f"{package} (not installed)"
 
 
-def all_of(steps: int, schedules: Mapping[str, Schedule]) -> list[Contestant]:
+def all_of(steps: int, ours: Iterable[Contestant]) -> list[Contestant]:
     """Plain first, then ours, the peers, and their schedules as presets."""
     return [
         plain(),
-        *(planned(name, schedule) for name, schedule in schedules.items()),
+        *ours,
         *(deepcache(interval, branch) for interval, branch in ((2, 0), (3, 0), (5, 0))),
         *(t_gate(step) for step in (20, 15, 10)),
         *(by_preset(f"every_n:n={n}", steps) for n in (2, 3)),

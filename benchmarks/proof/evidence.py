@@ -17,47 +17,18 @@ import numpy as np
 from asdm.measure.statistics import bootstrap
 from asdm.records.bench import MEASURES, Measure
 from asdm.records.measurement import Estimate
-from benchmarks.proof.records import Judged, Proof, ProofRow
+from benchmarks import equivalence
+from benchmarks.equivalence import EQUIVALENT, Spread, draws_of
+from benchmarks.proof.records import Proof, ProofRow
 
 # The perceptual distance is left out: its VGG has trained the paper's rows, so it cannot judge them.
 JUDGES = tuple(measure for measure in MEASURES.values() if measure.name != "perceptual_to_teacher")
 NOT_COUNTED = ("kernel_distance",)  # in the verdict: it says what the Fréchet distance does
 HALF = 0.5  # of a rival's loss: the aim
 LEAST_WON = 3  # of four metrics
-EQUIVALENT = {"frechet_distance": 0.05, "clip_score": 0.05, "recall_at_1": None}  # share of the teacher's own value
 SURE, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of seeing an effect in 4 of 5 repetitions
-RECALL_MARGIN = 0.03  # of R@1, which is a share itself
 
 # ---------------------------------------------------------------------------------------------- one row
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A value and draws of it; rows whose i-th draws are subtracted are compared on the same pictures."""
-
-    value: float
-    draws: np.ndarray
-
-    def __sub__(self, other: Spread) -> Spread:
-        n = min(len(self.draws), len(other.draws))
-        return Spread(self.value - other.value, self.draws[:n] - other.draws[:n])
-
-    def __truediv__(self, other: Spread) -> Spread:
-        n = min(len(self.draws), len(other.draws))
-        return Spread(self.value / other.value, self.draws[:n] / other.draws[:n])
-
-    def estimate(self) -> Estimate:
-        """The value with its 95 % interval."""
-        low, high = np.quantile(self.draws, [0.025, 0.975])
-        return Estimate(median=self.value, low=min(float(low), self.value), high=max(float(high), self.value))
-
-
-def draws_of(judged: Judged) -> np.ndarray:
-    """Draws of one set of pictures' metric."""
-    each = np.array(judged.samples)
-    if judged.of == "pictures":
-        return np.asarray(bootstrap(each, np.mean))
-    return judged.value + each - each.mean()
 
 
 def spread(row: ProofRow, measure: str, seeds: bool = True) -> Spread | None:
@@ -196,14 +167,14 @@ class Equivalence:
 
     @property
     def shown(self) -> bool:
-        return -self.margin < self.difference.low <= self.difference.high < self.margin
+        return equivalence.within(self.difference, self.margin)
 
 
 def margin(proof: Proof, measure: Measure) -> float:
     """The difference from the teacher that equivalence allows."""
-    share, teacher = EQUIVALENT[measure.name], spread(proof.rows[0], measure.name)
+    teacher = spread(proof.rows[0], measure.name)
     assert teacher is not None, "the teacher is judged first"
-    return RECALL_MARGIN if share is None else share * abs(teacher.value)
+    return equivalence.margin(measure.name, teacher.value)
 
 
 def equivalences(proof: Proof, row: ProofRow) -> list[Equivalence]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from asdm.records.bench import Measure
+from benchmarks.equivalence import EQUIVALENT
 from benchmarks.proof import evidence
 from benchmarks.proof.records import Proof, ProofRow
 
@@ -62,7 +63,7 @@ def variations(proof: Proof, row: ProofRow) -> Iterator[Variation]:
 def designs(proof: Proof) -> list[Design]:
     """Every number of pictures and seeds, by what the proof's decisive rows varied by, the cheapest first."""
     rows = [row for row in evidence.trained(proof) if not row.ablates and len(row.results) > 1]
-    decisive = [one for row in rows for one in variations(proof, row) if one.measure.name in evidence.EQUIVALENT]
+    decisive = [one for row in rows for one in variations(proof, row) if one.measure.name in EQUIVALENT]
     if not decisive:
         return []
     results = [result for row in rows for result in row.results]

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import JsonValue
 
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Estimate
 from asdm.utils.io import Frozen, Record, later
-
-
-class Judged(Frozen):
-    """One metric of one set of pictures, with what its interval and its paired differences are made of.
-
-    `samples` has a value a picture, or the distance of each random half of the pictures; every row of a proof has the
-    same captions and the same halves in the same order.
-    """
-
-    value: float
-    of: Literal["pictures", "halves"]
-    samples: tuple[float, ...]
+from benchmarks.equivalence import Judged
 
 
 class CurvePoint(Frozen):

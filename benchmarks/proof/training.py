@@ -30,7 +30,8 @@ from asdm.records.distill import DistillResult
 from asdm.utils import registry
 from asdm.utils.io import sha256_of, write_whole
 from asdm.utils.progress import Tell
-from benchmarks.proof.records import CurvePoint, Judged, Proof, ProofResult
+from benchmarks.equivalence import Judged
+from benchmarks.proof.records import CurvePoint, Proof, ProofResult
 from benchmarks.proof.rows import ProofSettings, Row, plan_file
 
 CHECKPOINTS = 4  # of a learning curve, the last one at its end
@@ -114,13 +115,10 @@ class ProofJudge:
     def _judged(
         self, images: GeneratedImages, teacher: GeneratedImages, judgement: Judgement | None = None
     ) -> dict[str, Judged]:
-        """Every metric, its samples to six figures, which is more than a judge can tell."""
+        """Every metric with its samples."""
         judgement = judgement or self.judgement
         metrics = judgement.samples(images) | judgement.agreement(images, teacher)
-        return {
-            name: Judged(value=one.value, of=one.of, samples=tuple(float(f"{value:.6g}") for value in one.each))
-            for name, one in metrics.items()
-        }
+        return {name: Judged.rounded(one) for name, one in metrics.items()}
 
 
 def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> ProofResult:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from asdm.models.execution import RANDOM
 from asdm.models.pipeline import pipeline
-from asdm.models.settings import Setup
+from asdm.models.settings import PictureSetup, Setup
+from asdm.models.student import build, read_plan
+from asdm.records.levers import Levers
 from asdm.records.measurement import Estimate
+from benchmarks.equivalence import EQUIVALENT, Judged
 from benchmarks.peers_steps import __main__ as command, contestants
 from benchmarks.peers_steps.records import Drawn
 from tests.tiny import TINY_WHOLE
@@ -24,7 +28,7 @@ def test_a_contestant_draws_and_leaves_the_pipeline_as_it_was(tiny_unet: Any) ->
         assert not torch.equal(command._draw(pipe, one, ["a heart"], 0, options), plain)
         assert pipe.unet is tiny_unet
     assert torch.equal(command._draw(pipe, contestants.plain(), ["a heart"], 0, options), plain)
-    titles = [one.title for one in contestants.all_of(30, {})]
+    titles = [one.title for one in contestants.all_of(30, [])]
     assert len(titles) == len({*titles})
 
 
@@ -48,3 +52,42 @@ def test_a_peer_meets_our_schedule_that_is_no_slower() -> None:
     assert slow.clip_score.median == pytest.approx(0.1 / 3)
     assert (quick.peer.strip(), quick.ours) == ("quick", "fast")
     assert quick.latent_mse.median < 0
+    assert slow.clip_score_change.median == pytest.approx(0.1 / 3)
+
+
+def test_a_student_and_a_schedule_draw_in_another_runtime_what_they_draw_here(tiny_unet: Any) -> None:
+    setup = PictureSetup(weights=RANDOM)
+    pipe = pipeline(TINY_WHOLE, tiny_unet, setup)
+    levers = Levers(runtime="onnxruntime")
+    alone, fast = command._ours(pipe, TINY_WHOLE, setup, 3, "bk_sdm_base", ["every_n:n=2"], levers)
+    assert (alone.title, fast.title) == ("student bk_sdm_base", "onnxruntime fp32 bk_sdm_base, every_n:n=2")
+    options = {"num_inference_steps": 3, "guidance_scale": TINY_WHOLE.guidance_scale}
+    own = command._draw(pipe, fast, ["a heart"], 0, options)
+    student = pipeline(TINY_WHOLE, build(tiny_unet, read_plan("bk_sdm_base", tiny_unet, TINY_WHOLE.name))[0], setup)
+    expected = command._draw(student, contestants.by_preset("every_n:n=2", 3), ["a heart"], 0, options)
+    assert torch.allclose(own, expected, atol=1e-3)
+    assert torch.equal(command._draw(pipe, alone, ["a heart"], 0, options),
+                       command._draw(student, contestants.plain(), ["a heart"], 0, options))  # fmt: skip
+    assert pipe.unet is tiny_unet
+
+
+def test_equal_is_what_stays_within_five_per_cent_with_its_whole_interval() -> None:
+    rng = np.random.default_rng(0)
+    halves, found, scores = 10 + 0.1 * rng.standard_normal(64), rng.random(500) < 0.6, 0.3 + 0.02 * rng.random(500)
+
+    def judged(shift: float, own_noise: float) -> Drawn:
+        noisy = scores + own_noise * rng.standard_normal(500)
+        distances = Judged(value=10.0 + shift, of="halves", samples=tuple(halves + shift))
+        recall = Judged(value=float(found.mean()), of="pictures", samples=tuple(found.astype(float)))
+        return drawn("some", "ours", 1.0, 0.0).model_copy(
+            update={"clip_score": tuple(noisy), "judged": {"frechet_distance": distances, "recall_at_1": recall}}
+        )
+
+    plain = judged(0.0, 0.0)
+    alike = command._beside(judged(0.4, 0.001), plain)
+    assert [alike[name].equal for name in EQUIVALENT] == [True, True, True]
+    assert alike["frechet_distance"].difference.median == pytest.approx(0.4)
+    assert alike["frechet_distance"].allowed == pytest.approx(0.5)
+    assert alike["recall_at_1"].allowed == 0.03
+    other = command._beside(judged(0.6, 0.3), plain)  # the scores' mean is near enough, and its interval is not
+    assert [other[name].equal for name in EQUIVALENT] == [False, False, True]

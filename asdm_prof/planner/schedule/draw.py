@@ -8,6 +8,7 @@ import numpy as np
 
 from asdm.schedule.schedule import TEACHER, Pass, Schedule
 from asdm_prof.planner.schedule.model import State, StepsModel, is_full
+from asdm_prof.planner.schedule.passes import FULL
 
 SPARSEST, DENSEST = 0.15, 0.8  # of the steps of a random schedule, those that inherit
 
@@ -37,9 +38,9 @@ def _steps(rules: StepsModel, share: float, rng: np.random.Generator) -> list[st
         if fitting and rng.random() < share:
             name = str(rng.choice(fitting))
         elif state and state.network != TEACHER:
-            name = str(rng.choice([state.network, TEACHER], p=[0.8, 0.2]))
+            name = str(rng.choice([state.network, FULL], p=[0.8, 0.2]))
         else:
-            name = str(rng.choice(full)) if rng.random() < 0.2 else "full"
+            name = str(rng.choice(full)) if rng.random() < 0.2 else FULL
         names.append(name)
         state = rules.after(state, name)
     return names

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from asdm.models.settings import sampler_named
-from asdm.schedule.schedule import Schedule
+from asdm.schedule.schedule import Schedule, by_name
 from asdm.utils import io
 from asdm_prof.planner.schedule.plan import StepsProblem, prepare
 from asdm_prof.records import Profile, StepsDamage
@@ -26,7 +26,7 @@ def problem(
     sampler = None if scheduler is None else sampler_named(scheduler)
     if steps is not None and steps < 2:
         raise ValueError(f"steps must be at least 2, got {steps}.")
-    named = {Path(source).stem or source: source for source in students}
+    named = by_name(students)
     return prepare(profile, damage, steps, sampler, named, _ratios(profile, named))
 
 

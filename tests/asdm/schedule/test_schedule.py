@@ -16,7 +16,7 @@ from asdm.plan.topology import Topology
 from asdm.schedule import forecast, presets
 from asdm.schedule.cost import macs_as_run
 from asdm.schedule.legality import resolve
-from asdm.schedule.schedule import Forecast, Pass, Schedule
+from asdm.schedule.schedule import Forecast, Pass, Schedule, by_name
 from asdm.unet import blocks
 from asdm.utils import registry
 from tests.tiny import TINY_FAMILY, make_unet
@@ -62,6 +62,16 @@ def test_illegal_schedules_are_refused_in_one_sentence(
     with pytest.raises(ValueError, match=re.escape(message)) as caught:
         resolve(topology, schedule(steps, {"s": "dir"}, **passes))
     assert "\n" not in str(caught.value)
+
+
+def test_students_are_named_by_their_folders_and_no_two_alike() -> None:
+    assert by_name(["runs/half-0.5", "plans/0.65.json", "bk_sdm_base"]) == {
+        "half-0.5": "runs/half-0.5", "0.65": "plans/0.65.json", "bk_sdm_base": "bk_sdm_base"
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=r"^b/s would be called 's', which is also that of a/s; rename one of them\.$"):
+        by_name(["a/s", "b/s"])
+    with pytest.raises(ValueError, match=r"^a/teacher would be called 'teacher', which is the teacher's; rename"):
+        by_name(["a/teacher"])
 
 
 def test_a_file_with_an_unknown_pass_is_refused() -> None:

@@ -15,10 +15,12 @@ from diffusers import DDIMScheduler
 import asdm_prof
 from asdm.models.drawing import sampler_mark, scheduler_by_name
 from asdm.models.settings import SCHEDULERS
+from asdm.schedule.legality import resolve
 from asdm.schedule.presets import make
 from asdm.schedule.schedule import TEACHER, UNET, Forecast, Pass, Schedule
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.schedule import plan as schedules
+from asdm_prof.planner.schedule.draw import draw
 from asdm_prof.planner.schedule.model import State, StepsModel
 from asdm_prof.planner.schedule.passes import candidates
 from asdm_prof.planner.schedule.prices import StepPrices
@@ -285,6 +287,18 @@ def test_one_schedule_costs_the_same_under_every_sampler_and_its_damage_is_told_
 def test_a_samplers_mark_is_that_of_its_name(name: str) -> None:
     pipe = SimpleNamespace(scheduler=DDIMScheduler(beta_schedule="scaled_linear"))
     assert sampler_mark(scheduler_by_name(pipe, name)) == SCHEDULERS[name]
+
+
+def test_random_schedules_go_from_teacher_to_student_and_back(profile: Profile) -> None:
+    students = {"small": "dir"}
+    passes = candidates(profile.topology, True, students)
+    shapes = dict.fromkeys(("teacher", "small"), profile.topology)
+    turns = set()
+    for one in draw("sd15", passes, students, 30, 3, 24, np.random.default_rng(0)):
+        assert len(resolve(shapes, one).steps) == 30  # raises ValueError where one is illegal
+        drawn_by = [one.passes[name].network for name in one.steps]
+        turns |= set(itertools.pairwise(drawn_by))
+    assert turns == set(itertools.product(("teacher", "small"), repeat=2))
 
 
 def test_a_student_may_draw_steps(profile: Profile) -> None:

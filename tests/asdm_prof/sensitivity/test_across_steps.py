@@ -118,6 +118,15 @@ def test_an_interrupted_measurement_continues(
         measure(tiny_pipeline, tmp_path / "steps.run", steps=4)
 
 
+def test_a_student_is_measured_alone_and_in_random_schedules(tiny_pipeline: Path) -> None:
+    found = measure(tiny_pipeline, student=["bk_sdm_base"])
+    assert found.networks == {"bk_sdm_base": "bk_sdm_base"}
+    (alone,) = (one for one in found.damages if one.name == "bk_sdm_base")
+    assert all(row[0][0] > 0 for row in alone.error)
+    drawn_by = {found.passes[name].network for one in found.schedules for name in one.steps}
+    assert drawn_by == {"teacher", "bk_sdm_base"}
+
+
 def test_a_run_with_another_student_or_other_passes_is_not_continued(tiny_pipeline: Path, tmp_path: Path) -> None:
     """No joint schedules are there to tell them apart."""
     family, settings = load_family(str(tiny_pipeline)), replace(SETTINGS, weights=str(tiny_pipeline))
