@@ -41,7 +41,8 @@ class ScheduledUNet(nn.Module):
     ) -> None:
         super().__init__()
         named = {TEACHER: networks} if isinstance(networks, nn.Module) else dict(networks)
-        self.networks = nn.ModuleDict(named)
+        self.networks: dict[str, nn.Module] = named
+        self._registered = nn.ModuleList(named.values())  # a ModuleDict takes no name with a dot, as `half-0.5`
         if isinstance(schedule, Schedule):
             schedule = resolve({name: blocks.topology(unet) for name, unet in named.items()}, schedule)
         self.resolved = schedule
@@ -59,8 +60,9 @@ class ScheduledUNet(nn.Module):
         try:
             return super().__getattr__(name)
         except AttributeError:
-            networks: Any = super().__getattr__("networks")
-            return getattr(next(iter(networks.values())), name)  # config, dtype, LoRA's loaders, …
+            if "networks" not in vars(self):
+                raise
+            return getattr(next(iter(self.networks.values())), name)  # config, dtype, LoRA's loaders, …
 
     def reset(self) -> None:
         """Forget what was kept: the next call begins an image."""

@@ -252,6 +252,19 @@ def test_a_student_draws_the_first_steps_and_lora_reaches_the_teacher(tiny_unet:
     assert scheduled.set_attn_processor.__self__ is tiny_unet
 
 
+def test_a_student_may_have_any_name(tiny_unet: Any) -> None:
+    student, _ = build(tiny_unet, read_plan("bk_sdm_base", tiny_unet, "tiny"))
+    passes = {"full": Pass(), "small": Pass(network="half-0.5")}
+    own = Schedule(family="tiny", networks={"half-0.5": "half-0.5"}, passes=passes, steps=("small", "full"))
+    pipe = pipe_of(tiny_unet)
+    scheduled = schedule_pipeline(pipe, own, {"half-0.5": student})
+    assert {id(one) for one in scheduled.parameters()} == {
+        id(one) for one in (*tiny_unet.parameters(), *student.parameters())
+    }
+    by_both = drawn(pipe, steps=2)
+    assert not torch.equal(by_both, drawn(pipe_of(tiny_unet), steps=2))
+
+
 def test_a_lora_that_is_loaded_later_is_in_every_pass(tiny_unet: Any) -> None:
     from peft import LoraConfig
 
