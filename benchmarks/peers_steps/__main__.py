@@ -51,7 +51,9 @@ def main(
         ),
     ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime of --fast: openvino or onnxruntime.")] = "openvino",
-    precision: Annotated[str, typer.Option(help="What it computes in: bf16 or fp32.")] = "bf16",
+    precision: Annotated[
+        list[str] | None, typer.Option(help="What it computes in: fp32 (the default) or bf16; may be repeated.")
+    ] = None,
     skip: Annotated[
         list[str] | None, typer.Option(help="A contestant to leave out, such as PAB; may be repeated.")
     ] = None,
@@ -73,7 +75,7 @@ def main(
     with machine.quiet_torch(threads) as used, console.progress("Comparing") as tell:
         pipe = pipeline(family, loading.load_unet(family, weights), setup)
         own = [planned(name, one, source.students_of(one, pipe.unet, family, setup)) for name, one in schedules.items()]
-        levers = Levers.model_validate({"runtime": runtime, "precision": precision})
+        levers = [Levers.model_validate({"runtime": runtime, "precision": one}) for one in precision or ["fp32"]]
         own += _ours(pipe, family, setup, steps, student, fast or (), levers)
         contestants = [one for one in all_of(steps, own) if one.name not in (skip or ())]
         data = registry.load("asdm.data.datasets", "emoji").open_data(SPLIT, family.size)
@@ -102,7 +104,7 @@ def main(
 
 def _ours(
     pipe: Any, family: Family, setup: PictureSetup, steps: int, student: str | None, schedules: Sequence[str],
-    levers: Levers,
+    levers: Sequence[Levers],
 ) -> Iterator[Contestant]:  # fmt: skip
     """A student alone, and what it or the teacher draws by schedules in another runtime."""
     unet, named = pipe.unet, "teacher"
@@ -114,7 +116,8 @@ def _ours(
         schedule = source.read_schedule(text, unet, family.name, calls, pipe.scheduler)
         students = source.students_of(schedule, pipe.unet, family, setup)
         setting = f"{named}, {Path(text).name.removesuffix('.json')}"
-        yield in_runtime(setting, levers, unet, schedule, students, family, setup, family.guidance_scale)
+        for one in levers:
+            yield in_runtime(setting, one, unet, schedule, students, family, setup, family.guidance_scale)
 
 
 # ---------------------------------------------------------------------------------------------- drawing and timing

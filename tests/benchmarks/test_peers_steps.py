@@ -58,7 +58,7 @@ def test_a_peer_meets_our_schedule_that_is_no_slower() -> None:
 def test_a_student_and_a_schedule_draw_in_another_runtime_what_they_draw_here(tiny_unet: Any) -> None:
     setup = PictureSetup(weights=RANDOM)
     pipe = pipeline(TINY_WHOLE, tiny_unet, setup)
-    levers = Levers(runtime="onnxruntime")
+    levers = [Levers(runtime="onnxruntime")]
     alone, fast = command._ours(pipe, TINY_WHOLE, setup, 3, "bk_sdm_base", ["every_n:n=2"], levers)
     assert (alone.title, fast.title) == ("student bk_sdm_base", "onnxruntime fp32 bk_sdm_base, every_n:n=2")
     options = {"num_inference_steps": 3, "guidance_scale": TINY_WHOLE.guidance_scale}

@@ -207,7 +207,7 @@ def test_diff_refuses_unlike_environments(run: Any, two: tuple[Path, Path], tmp_
 # ---------------------------------------------------------------------------------------------- planted
 
 
-def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float = 3) -> Profile:
+def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float = 1.5) -> Profile:
     monkeypatch.setattr(loading, "load_unet", lambda *_, **__: unet)
     return profiler.profile(str(folder), ProfileSettings(time_budget_s=budget_s, min_rounds=5, threads=1))
 

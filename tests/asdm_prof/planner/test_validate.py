@@ -103,7 +103,7 @@ def test_a_validation_survives_its_file(validated: Validation, tmp_path: Path) -
 @pytest.mark.serial
 def test_students_of_a_real_unet_are_measured_in_pairs(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A named folder's own weights run, also where the profile was taken with random ones."""
-    timed = ProfileSettings(time_budget_s=3, min_rounds=2, threads=1, weights="random")
+    timed = ProfileSettings(time_budget_s=2, min_rounds=2, threads=1, weights="random")
     profile = measure_profile(str(tiny_folder), timed)
     loaded, load_unet = list[str](), loading.load_unet
 
