@@ -7,6 +7,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,17 @@ TINY_WHOLE = replace(
     vae=STABLE_DIFFUSION_VAE | {"block_out_channels": [8, 8, 8, 8], "norm_num_groups": 4},
     text_encoders=(TINY_TEXT_ENCODER,),
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_table_of_onnx_operators() -> Iterator[None]:
+    """torch reads its table of operators anew for every graph that it exports, which a tiny graph waits for longest."""
+    from torch.onnx._internal.exporter import _registration
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = cache(_registration.ONNXRegistry.from_torchlib)
+        patch.setattr(_registration.ONNXRegistry, "from_torchlib", staticmethod(once))
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 import torch
 
 from asdm.models.execution import RANDOM
+from asdm.models.families import load_family
+from asdm.models.loading import load_unet
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import PictureSetup, Setup
 from asdm.models.student import build, read_plan
+from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.records.levers import Levers
 from asdm.records.measurement import Estimate
 from benchmarks.equivalence import EQUIVALENT, Judged
@@ -55,20 +59,26 @@ def test_a_peer_meets_our_schedule_that_is_no_slower() -> None:
     assert slow.clip_score_change.median == pytest.approx(0.1 / 3)
 
 
-def test_a_student_and_a_schedule_draw_in_another_runtime_what_they_draw_here(tiny_unet: Any) -> None:
-    setup = PictureSetup(weights=RANDOM)
-    pipe = pipeline(TINY_WHOLE, tiny_unet, setup)
+def test_a_student_and_a_schedule_draw_in_another_runtime_what_they_draw_here(
+    smallest_pipeline: Path, tmp_path: Path
+) -> None:
+    family, setup = load_family(str(smallest_pipeline)), PictureSetup(weights=str(smallest_pipeline))
+    unet = load_unet(family, str(smallest_pipeline))
+    edit = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="no_feed_forward")
+    plan = PruningPlan(family=family.name, edits=(edit,)).save(tmp_path / "plan-0.9.json")
+    pipe = pipeline(family, unet, setup)
     levers = [Levers(runtime="onnxruntime")]
-    alone, fast = command._ours(pipe, TINY_WHOLE, setup, 3, "bk_sdm_base", ["every_n:n=2"], levers)
-    assert (alone.title, fast.title) == ("student bk_sdm_base", "onnxruntime fp32 bk_sdm_base, every_n:n=2")
-    options = {"num_inference_steps": 3, "guidance_scale": TINY_WHOLE.guidance_scale}
+    alone, fast = command._ours(pipe, family, setup, 3, str(plan), ["every_n:n=2"], levers)
+    assert (alone.title, fast.title) == ("student plan-0.9", "onnxruntime fp32 plan-0.9, every_n:n=2")
+    options = {"num_inference_steps": 3, "guidance_scale": family.guidance_scale}
     own = command._draw(pipe, fast, ["a heart"], 0, options)
-    student = pipeline(TINY_WHOLE, build(tiny_unet, read_plan("bk_sdm_base", tiny_unet, TINY_WHOLE.name))[0], setup)
+    student = pipeline(family, build(unet, read_plan(str(plan), unet, family.name))[0], setup)
     expected = command._draw(student, contestants.by_preset("every_n:n=2", 3), ["a heart"], 0, options)
     assert torch.allclose(own, expected, atol=1e-3)
-    assert torch.equal(command._draw(pipe, alone, ["a heart"], 0, options),
-                       command._draw(student, contestants.plain(), ["a heart"], 0, options))  # fmt: skip
-    assert pipe.unet is tiny_unet
+    full = command._draw(student, contestants.plain(), ["a heart"], 0, options)
+    assert torch.equal(command._draw(pipe, alone, ["a heart"], 0, options), full)
+    assert not torch.equal(full, command._draw(pipe, contestants.plain(), ["a heart"], 0, options))
+    assert pipe.unet is unet
 
 
 def test_equal_is_what_stays_within_five_per_cent_with_its_whole_interval() -> None:

@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class Emoji(Indexed[Example]):
     categories: tuple[str, ...]
     subcategories: tuple[str, ...]
 
-    @property
+    @cached_property
     def captions(self) -> tuple[str, ...]:
         """Such as "red heart, twemoji style"."""
         return tuple(f"{name}, {style} style" for name, style in zip(self.names, self.styles, strict=True))
@@ -50,10 +50,10 @@ class Emoji(Indexed[Example]):
         """All pictures as float (n, 3, size, size) in [-1, 1]."""
         return self.pixels.float() / 127.5 - 1
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of all pixels and captions."""
-        digest = hashlib.sha256(self.pixels.numpy().tobytes())
+        digest = hashlib.sha256(self.pixels.contiguous().numpy().data)
         digest.update("\n".join(self.captions).encode())
         return digest.hexdigest()[:16]
 
@@ -87,6 +87,11 @@ def open_data(
         raise ValueError(f"the data set emoji has no {other[0]}; leave it out, or choose {others}.")
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; choose from {', '.join(SPLITS)}.")
+    return _of_split(split, size)
+
+
+@lru_cache(maxsize=4)  # a copy of a hundred megabytes for each caller takes seconds where memory is slow to come
+def _of_split(split: str, size: int) -> Emoji:
     drawings = _drawings(size)
     rows = [row for row in _without_duplicates(_catalogue(), drawings) if row["split"] == split]
     facts = (tuple(row[key] for row in rows) for key in ("name", "style", "category", "subcategory"))

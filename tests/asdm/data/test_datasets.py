@@ -96,8 +96,12 @@ def test_a_red_heart_is_red_and_its_background_white(splits):
 
 
 def test_drawings_are_cached_and_the_same_when_drawn_again(splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def forget():
+        for function in (emoji._drawings, emoji._of_split):
+            function.cache_clear()
+
     monkeypatch.setenv("ASDM_CACHE", str(tmp_path))
-    emoji._drawings.cache_clear()
+    forget()
     again = emoji.open_data("held_out", size=32)
     (stored,) = tmp_path.glob("emoji/*.safetensors")
     assert torch.equal(again.pixels, splits["held_out"].pixels)
@@ -105,7 +109,7 @@ def test_drawings_are_cached_and_the_same_when_drawn_again(splits, tmp_path: Pat
     def nobody_draws(*_):
         raise AssertionError("the cache was not read")
 
-    emoji._drawings.cache_clear()
+    forget()
     monkeypatch.setattr(emoji, "_draw", nobody_draws)
     assert torch.equal(emoji.open_data("held_out", size=32).pixels, again.pixels)
     assert stored.exists()

@@ -23,8 +23,8 @@ from asdm.utils import snapshots
 from tests import children
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
 
-KILLS = int(os.environ.get("KILLS", "6"))  # `make kills` has more
-STEPS = max(16, 2 * KILLS)
+KILLS = int(os.environ.get("KILLS", "4"))  # `make kills` has more
+STEPS = max(12, 2 * KILLS)
 
 
 @pytest.fixture(scope="module")
