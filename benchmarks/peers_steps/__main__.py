@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -42,13 +43,12 @@ Latents = dict[str, torch.Tensor]
 def main(
     schedule: Annotated[list[Path] | None, typer.Option(help="A schedule of ours; may be repeated.")] = None,
     student: Annotated[
-        str | None, typer.Option(help="A student's folder or plan, which also draws alone and in --fast.")
+        str | None,
+        typer.Option(help="A student's folder or plan, which draws alone and, beside the teacher, in --fast."),
     ] = None,
     fast: Annotated[
         list[str] | None,
-        typer.Option(
-            help="A schedule file or preset that --student, or else the teacher, runs in --runtime; repeatable."
-        ),
+        typer.Option(help="A schedule file or preset that teacher and --student run in --runtime; may be repeated."),
     ] = None,
     runtime: Annotated[str, typer.Option(help="Runtime of --fast: openvino or onnxruntime.")] = "openvino",
     precision: Annotated[
@@ -106,18 +106,18 @@ def _ours(
     pipe: Any, family: Family, setup: PictureSetup, steps: int, student: str | None, schedules: Sequence[str],
     levers: Sequence[Levers],
 ) -> Iterator[Contestant]:  # fmt: skip
-    """A student alone, and what it or the teacher draws by schedules in another runtime."""
-    unet, named = pipe.unet, "teacher"
+    """A student alone, and what the teacher and it draw by schedules in another runtime."""
+    unets: dict[str, Any] = {"teacher": pipe.unet}
     if student:
-        unet, named = source.student_of(student, pipe.unet, family, setup), Path(student).name.removesuffix(".json")
-        yield student_alone(named, unet)
+        named = Path(student).name.removesuffix(".json")
+        unets[named] = source.student_of(student, pipe.unet, family, setup)
+        yield student_alone(named, unets[named])
     calls = calls_of(pipe.scheduler, steps)
-    for text in schedules:
+    for (named, unet), text, one in itertools.product(unets.items(), schedules, levers):
         schedule = source.read_schedule(text, unet, family.name, calls, pipe.scheduler)
         students = source.students_of(schedule, pipe.unet, family, setup)
         setting = f"{named}, {Path(text).name.removesuffix('.json')}"
-        for one in levers:
-            yield in_runtime(setting, one, unet, schedule, students, family, setup, family.guidance_scale)
+        yield in_runtime(setting, one, unet, schedule, students, family, setup, family.guidance_scale)
 
 
 # ---------------------------------------------------------------------------------------------- drawing and timing

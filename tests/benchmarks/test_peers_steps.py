@@ -68,8 +68,9 @@ def test_a_student_and_a_schedule_draw_in_another_runtime_what_they_draw_here(
     plan = PruningPlan(family=family.name, edits=(edit,)).save(tmp_path / "plan-0.9.json")
     pipe = pipeline(family, unet, setup)
     levers = [Levers(runtime="onnxruntime")]
-    alone, fast = command._ours(pipe, family, setup, 3, str(plan), ["every_n:n=2"], levers)
+    alone, by_teacher, fast = command._ours(pipe, family, setup, 3, str(plan), ["every_n:n=2"], levers)
     assert (alone.title, fast.title) == ("student plan-0.9", "onnxruntime fp32 plan-0.9, every_n:n=2")
+    assert by_teacher.title == "onnxruntime fp32 teacher, every_n:n=2"
     options = {"num_inference_steps": 3, "guidance_scale": family.guidance_scale}
     own = command._draw(pipe, fast, ["a heart"], 0, options)
     student = pipeline(family, build(unet, read_plan(str(plan), unet, family.name))[0], setup)
