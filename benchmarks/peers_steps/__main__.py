@@ -26,7 +26,7 @@ from asdm.records.levers import Levers
 from asdm.records.measurement import Estimate
 from asdm.schedule import source
 from asdm.schedule.calls import calls_of
-from asdm.schedule.schedule import Schedule
+from asdm.schedule.schedule import TEACHER, Schedule, by_name
 from asdm.utils import console, io, registry
 from asdm.utils.progress import Tell
 from benchmarks import script
@@ -107,17 +107,17 @@ def _ours(
     levers: Sequence[Levers],
 ) -> Iterator[Contestant]:  # fmt: skip
     """A student alone, and what the teacher and it draw by schedules in another runtime."""
-    unets: dict[str, Any] = {"teacher": pipe.unet}
-    if student:
-        named = Path(student).name.removesuffix(".json")
-        unets[named] = source.student_of(student, pipe.unet, family, setup)
+    unets: dict[str, Any] = {TEACHER: pipe.unet}
+    for named, where in by_name([student] if student else []).items():
+        unets[named] = source.student_of(where, pipe.unet, family, setup)
         yield student_alone(named, unets[named])
     calls = calls_of(pipe.scheduler, steps)
-    for (named, unet), text, one in itertools.product(unets.items(), schedules, levers):
+    for (named, unet), text in itertools.product(unets.items(), schedules):
         schedule = source.read_schedule(text, unet, family.name, calls, pipe.scheduler)
         students = source.students_of(schedule, pipe.unet, family, setup)
         setting = f"{named}, {Path(text).name.removesuffix('.json')}"
-        yield in_runtime(setting, one, unet, schedule, students, family, setup, family.guidance_scale)
+        for one in levers:
+            yield in_runtime(setting, one, unet, schedule, students, family, setup, family.guidance_scale)
 
 
 # ---------------------------------------------------------------------------------------------- drawing and timing
