@@ -52,6 +52,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("dist", "no") == "no":
         gc.disable()  # until everything is imported
         config.pluginmanager.import_plugin("tests.tiny")
+        config.pluginmanager.import_plugin("tests.warm")
     folder = Path(tempfile.gettempdir(), f"asdm-tests-{config.rootpath.stat().st_ino}")
     folder.mkdir(exist_ok=True)
     config.stash[LOCK] = MachineLock(folder)
@@ -67,6 +68,12 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
     gc.set_threshold(100_000, 50, 1000)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _freeze_what_the_last_file_imported() -> None:
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

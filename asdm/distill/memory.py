@@ -18,7 +18,7 @@ from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import ResolvedRecipe, Stage
 from asdm.distill.task import DistillationTask, Objective
 from asdm.measure import machine
-from asdm.measure.device import is_gpu
+from asdm.measure.device import is_gpu, meta_device
 from asdm.models import example_inputs
 from asdm.models.components import components_of
 from asdm.models.execution import dtype_of
@@ -169,7 +169,7 @@ def _encoders(family: Family, half: torch.dtype | None) -> list[nn.Module]:
     """Text encoder and VAE on the meta device, in the precision that they have in training."""
     from diffusers import AutoencoderKL
 
-    with torch.device("meta"):
+    with meta_device():
         parts = [part.module for part in components_of(family) if part.name.startswith("text_encoder")]
         vaes = [AutoencoderKL.from_config(family.vae)] if family.vae else []
     if half:

@@ -20,6 +20,16 @@ def available_kinds() -> tuple[str, ...]:
     return ("cpu", accelerator.type) if accelerator else ("cpu",)
 
 
+@contextmanager
+def meta_device() -> Iterator[None]:
+    """Modules made within it have shapes without memory, and no initial values, which would take most of the time."""
+    import torch
+    from diffusers.models.modeling_utils import no_init_weights
+
+    with torch.device("meta"), no_init_weights():
+        yield
+
+
 def use_device(device: str) -> None:
     """Make a GPU named by its number, such as `cuda:1`, torch's current one for the rest of this process.
 

@@ -370,7 +370,7 @@ def pretrained(loader: Any, place: Path | str, what: str, **options: Any) -> Any
 def check_finite(tensors: Mapping[str, torch.Tensor], what: str, where: str = "") -> None:
     """Raises ValueError, naming the first tensor, for weights that are NaN or infinite."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
             raise ValueError(f"cannot load {what}: {name} holds NaN or infinite numbers{where}.")
 
 

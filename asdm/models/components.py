@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from asdm.measure.clocks import Clock, timed
+from asdm.measure.device import meta_device
 from asdm.models.example_inputs import filler, latent_sides
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
@@ -36,7 +37,7 @@ def components_of(family: Family, size: Size | None = None, guided: bool = True)
     """Text encoders and VAE decoder of a family, on the meta device (Fig. 1)."""
     components, name = [], ""
     try:
-        with torch.device("meta"):
+        with meta_device():
             for i, config in enumerate(family.text_encoders):
                 name = "text_encoder" + (f"_{i + 1}" if i else "")
                 components.append(_text_encoder(config, name, family.tokens, guided))

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from asdm.measure import machine
-from asdm.measure.device import is_gpu
+from asdm.measure.device import is_gpu, meta_device
 from asdm.models import checkpoints, lora as loras
 from asdm.models.execution import RANDOM, SHIPPED, dtype_of
 from asdm.models.family import Family, from_folder
@@ -32,7 +32,7 @@ def meta_unet(family: Family, dtype: str = "fp32") -> nn.Module:
     if student:
         from asdm.models.student import StudentUNet as UNet2DConditionModel
     try:
-        with torch.device("meta"):
+        with meta_device():
             unet = UNet2DConditionModel.from_config(family.unet).eval()
     except Exception as error:  # whatever a foreign constructor makes of a foreign config
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

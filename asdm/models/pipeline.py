@@ -7,9 +7,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import torch
 from torch import nn
 
+from asdm.measure.device import meta_device
 from asdm.models import checkpoints, drawing, encoders, part_configs, single_file
 from asdm.models.components import components_of
 from asdm.models.execution import check_setup, dtype_of
@@ -87,7 +87,7 @@ def _of_file(path: Path, family: Family, unet: nn.Module | None, setup: Setup) -
             f"the configs of {path}'s VAE and text encoder are not known; name a pipeline's folder (--config DIR)."
         )
     dtype = dtype_of(setup.dtype)
-    with torch.device("meta"):
+    with meta_device():
         vae = AutoencoderKL.from_config(family.vae).eval()
     tensors = checkpoints.read_tensors(path, checkpoints.is_vae_key)
     checkpoints.fill(vae, checkpoints.vae_in(tensors, family.vae, path), dtype, f"the VAE of {path}")
@@ -214,7 +214,7 @@ def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> An
             f"its config names {len(family.text_encoders)} text encoders and {'a' if family.vae else 'no'} VAE."
         )
     texts = [part.module for part in components_of(family, setup.size) if part.name.startswith("text_encoder")]
-    with torch.device("meta"):
+    with meta_device():
         vae = AutoencoderKL.from_config(family.vae)
     dtype = dtype_of(setup.dtype)
     text, *second, vae = (materialise(nn.Module.to(part, dtype), setup.seed, setup.device) for part in (*texts, vae))

@@ -11,6 +11,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from torch import nn
 
+from asdm.measure.device import meta_device
 from asdm.models.adapters import fit_control
 from asdm.models.families import Family
 from asdm.models.loaders import Structure, structure_of
@@ -47,7 +48,7 @@ class StudentUNet(UNet2DConditionModel):
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         """diffusers' own; raises ValueError if the config does not describe the tensors, as after folding."""
-        with torch.device("meta"):
+        with meta_device():
             loads = _shapes(type(self).from_config(_public(self.config)).state_dict())
         has = _shapes(self.state_dict())
         if wrong := sorted(name for name in has.keys() | loads.keys() if has.get(name) != loads.get(name)):
@@ -128,7 +129,7 @@ def operate(
     operated = shared_copy(teacher)
     applied = apply_plan(operated, plan, make)
     weights = operated.state_dict()
-    with torch.device("meta"):
+    with meta_device():
         student = _plain(teacher, plan, weights) or StudentUNet.from_config(_public(teacher.config) | {"edits": plan})
     student.load_state_dict(weights, strict=True, assign=True)
     return student.eval(), applied

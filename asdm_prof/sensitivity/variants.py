@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from asdm.measure.device import meta_device
 from asdm.models import example_inputs, loading
 from asdm.models.families import Family
 from asdm.plan.edits import ReplaceUnit
@@ -36,7 +37,7 @@ def measurable_edits(unet: nn.Module, names: Sequence[str] | None = None) -> lis
     Raises ValueError for an unknown replacement.
     """
     teacher: Any = unet
-    with torch.device("meta"):
+    with meta_device():
         shapes = type(teacher).from_config(teacher.config)
     return legal_edits(units.topology(unet), surgery.applicable(shapes, measured_names(names)))
 

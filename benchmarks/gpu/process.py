@@ -1,6 +1,7 @@
 """One stage in a process of its own: `python -m benchmarks.gpu.process JOB`, with a `Job` as JSON."""
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -155,6 +156,7 @@ def sentence(error: BaseException) -> str:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background has children ignore
     console.quiet_libraries()
     try:
         sys.exit(run(Job.model_validate_json(sys.argv[1])))

@@ -101,7 +101,8 @@ def test_the_same_command_again_runs_what_is_not_settled(
 
 PASSED = '{"schema": "asdm.gpu-tests/1", "passed": 1, "failed": 0, "skipped": 0, "seconds": 0.1, "failures": {}}'
 HANGS = """
-import json, pathlib, sys, time
+import json, pathlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a suite in a shell's background ignores
 job = json.loads(sys.argv[1])
 parts = {"first": {"state": "done"}, "hangs": {}}
 stage = {"started_utc": "", "seconds": 1, "smoke": True, "environment": {}, "parts": parts}
