@@ -41,7 +41,7 @@ def schedule(
     as_json: Json = False,
 ) -> None:
     """The schedule of least damage within a budget of the whole image's latency, proved optimal; or the frontier."""
-    from asdm_prof.planner.schedule import plan as planner, sources
+    from asdm_prof.planner.schedule import plan as planner, prices, sources
     from asdm_prof.renderers import console
 
     if budget and price:
@@ -51,6 +51,11 @@ def schedule(
     path = target(output, default_folder(measured), name, force)
     damages = StepsDamage.load(io.find_input(damage)) if damage else None
     problem = sources.problem(measured, damages, steps, scheduler, student or ())
+    if damages and (other := prices.unlike(measured, damages)):
+        terminal.say(
+            f"The damage was measured with {' and '.join(other)} as the profile, so what it costs to keep values is "
+            "not known, and images may take longer than planned; measure both alike."
+        )
     frontier = planner.make_frontier(problem)
     if frontier.gained is False:
         terminal.say(

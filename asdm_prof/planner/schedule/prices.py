@@ -35,8 +35,7 @@ class StepPrices:
     @classmethod
     def of(cls, profile: Profile, damage: StepsDamage | None = None, ratios: Mapping[str, float] = {}) -> StepPrices:
         """Prices of a profile; shares are as the calibration measured them, if it ran where the profile was taken."""
-        names = ("device", "dtype", "threads")
-        if damage is None or any(getattr(damage, name) != getattr(profile, name) for name in names):
+        if damage is None or unlike(profile, damage):
             return cls(profile, ratios)
         half_share = min(damage.half_seconds / damage.full_seconds, 1.0)
         keeping = max(damage.kept_seconds / damage.full_seconds - 1, 0.0)
@@ -107,6 +106,12 @@ class StepPrices:
         moved = touched * sum(_elements(self.profile, place) for place in half.places) * BYTES[self.profile.dtype]
         peaks = self.profile.peaks
         return moved / (peaks.bytes_per_s if peaks else TRIAD_BYTES_PER_S)
+
+
+def unlike(profile: Profile, damage: StepsDamage) -> list[str]:
+    """In what the calibration did not run as the profile did, so that its prices are not used: `threads 1, not 2`."""
+    both = ((name, getattr(damage, name), getattr(profile, name)) for name in ("device", "dtype", "threads"))
+    return [f"{name} {theirs}, not {ours}" for name, theirs, ours in both if theirs != ours]
 
 
 def parts_of(topology: Topology, place: Place) -> list[str]:

@@ -246,6 +246,21 @@ def test_the_command_says_that_nothing_is_gained_at_four_steps(run: Any, profile
     assert (refused.code, "cannot be combined with --budget" in refused.err) == (2, True)
 
 
+def test_a_calibration_on_other_threads_is_used_and_said(run: Any, profile: Profile) -> None:
+    """Its damage holds there; its times do not."""
+    threads = profile.threads + 1
+    elsewhere = measured(profile).model_copy(update={"threads": threads})
+    elsewhere.save("damage.json")
+    profile.save("profile.json")
+    words = ("--profile", "profile.json", "--budget", "0.8", "-o", "schedule.json", "--force")
+    done = run("asdm-prof", "schedule", *words, "--damage", "damage.json")
+    assert done.code == 0, done.err
+    said = " ".join(done.err.split())
+    assert f"measured with threads {threads}, not {profile.threads} as the profile" in said
+    measured(profile).save("alike.json")
+    assert "measured with" not in run("asdm-prof", "schedule", *words, "--damage", "alike.json").err
+
+
 def test_in_python_it_is_planned_and_priced_as_by_the_command(profile: Profile) -> None:
     frontier = asdm_prof.schedule(profile, steps=6)
     planned = asdm_prof.schedule(profile, 0.7, steps=6)
