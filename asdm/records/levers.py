@@ -6,11 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from asdm.records.measurement import MOST, Positive, Ratio, Run, Seconds
+from asdm.records.measurement import Amount, Positive, Ratio, Run, Seconds
 from asdm.utils.io import Frozen, later
 from asdm.utils.sizes import Size
 
-Amount = Annotated[float, Field(ge=0, le=MOST)]
 Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]
 
 

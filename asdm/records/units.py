@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from asdm.plan.edits import ReplaceUnit
+from asdm.records.measurement import Amount, Count
 from asdm.utils.io import Frozen, Record, later
 
 
@@ -17,9 +18,9 @@ class UnitRecord(Frozen):
     edit: ReplaceUnit
     # Of the unit's own weights, the edit and how it was made: the name of its file.
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
-    from_weights: float  # as the replacement makes it of the weights alone
-    fitted: float  # with what is kept chosen, and what stays refit, on calibration data
-    trained: float | None = None  # after block-local distillation
+    from_weights: Amount  # as the replacement makes it of the weights alone
+    fitted: Amount  # with what is kept chosen, and what stays refit, on calibration data
+    trained: Amount | None = None  # after block-local distillation
     file_sha256: str | None = later(None)  # of its file's bytes
 
 
@@ -34,7 +35,7 @@ class Units(Record, schema="asdm.units/1"):
     data_fingerprint: str | None = later(None)  # what the data are known by (asdm/data/identity.py)
     data_sample: str | None = later(None)
     split: str
-    calibration: int  # noised latents that were fitted on
+    calibration: Count  # noised latents that were fitted on
     steps: int  # of block-local distillation; 0: none
     batch: int
     learning_rate: float

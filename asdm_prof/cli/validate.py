@@ -61,7 +61,7 @@ def validate(
             from asdm.models.families import load_family
             from asdm_prof.planner.schedule.validate import ScheduleValidateSettings, validate_schedules
 
-            asked = ScheduleValidateSettings(schedules=schedules, calls=calls, seed=settings.seed)
+            asked = ScheduleValidateSettings(schedules, calls, seed=settings.seed, weights=settings.weights)
             of = load_family(family, settings.config)
             result = validate_schedules(of, measured, asked, run_file, tell, command)
         else:

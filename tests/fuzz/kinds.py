@@ -31,17 +31,23 @@ from asdm.data.settings import Selection
 from asdm.distill import logger, run_folder
 from asdm.models import checkpoints, loading
 from asdm.models.components import components_of
+from asdm.models.families import load_family
 from asdm.models.family import from_folder
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.models.student import read_plan
-from asdm.plan.edits import PruningPlan
+from asdm.models.units import INDEX, UnitLibrary, save_unit, unit_file
+from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult, ExportResult
 from asdm.records.distill import DistillResult
+from asdm.records.levers import LeversResult
 from asdm.records.slim import SlimRun
+from asdm.records.units import UnitRecord, Units
 from asdm.schedule import legality as schedule_legality
+from asdm.schedule.graphs import fast
 from asdm.schedule.schedule import Schedule
+from asdm.unet.surgery import replacement_for
 from asdm.utils import snapshots
 from asdm_prof.analysis import transfer
 from asdm_prof.planner import plan as planner
@@ -52,6 +58,7 @@ from asdm_prof.records import (
     Damage,
     Frontier,
     Profile,
+    ScheduleFrontier,
     ScheduleValidation,
     Search,
     StepsDamage,
@@ -59,6 +66,8 @@ from asdm_prof.records import (
     Validation,
 )
 from asdm_prof.records.damage import DamageRun
+from asdm_prof.records.schedule_validation import ScheduleValidationRun
+from asdm_prof.records.steps_damage import StepsBatch, StepsRun
 from asdm_prof.records.validation import ValidationRun
 from asdm_prof.renderers import Report, chrome_trace, console, csv as csv_renderer, html, speedscope
 from tests.asdm_prof.planner.test_schedule import measured
@@ -67,6 +76,8 @@ from tests.fuzz.foreign import FOREIGN
 from tests.fuzz.kind import Kind, Work, file_of, header_of, lines_of, of_tensors
 from tests.fuzz.mutations import as_json, as_json_lines, torn
 
+REPLACED = ReplaceUnit(unit="down_blocks.0.attentions.0", with_="no_self_attention")
+SCHEDULES_RUN, STEPS_RUN = "unfinished/validate-schedules.json.run", "unfinished/steps-damage.json.run"
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 BEFORE, SHARD = FIXTURES / "before_the_move", FIXTURES / "data" / "shard-00000.tar"
 
@@ -91,7 +102,27 @@ def prepare(root: Path) -> None:
     (root / "data" / "a.json").write_text('{"caption": "beside"}')
     (root / "data" / "b.txt").write_text("beside")
     (root / "slim.json").write_text(json.dumps(SLIM))
+    records = root / "records"
+    schedules.make_frontier(schedules.prepare(profile(), steps=4)).save(records / "schedule-frontier.json")
+    shutil.copy(FIXTURES.parents[1] / "reports" / "sd15" / "levers.json", records)
+    measured_schedules = ScheduleValidation.load(records / "validate-schedules.json").schedules[:2]
+    ScheduleValidationRun(run_sha256="0" * 64, schedules=measured_schedules).save(root / SCHEDULES_RUN)
+    batch = StepsBatch(prompts=4, errors={"output": [[[1.0]], [[1.0]]]}, gains={0: (1.0, 2.0)}, fewer={2: 1.0},
+                       joint=[[1.0] * 4], latent_power=4.0)  # fmt: skip
+    StepsRun(run_sha256="0" * 64, batches=(batch,)).save(root / STEPS_RUN)
+    prepare_library(root / "library")
     foreign.prepare(root)
+
+
+def prepare_library(folder: Path) -> None:
+    """One replaced unit of the teacher."""
+    folder.mkdir()
+    sha256 = "0" * 64
+    unit_file(folder, sha256).write_bytes(unit_bytes())
+    one = UnitRecord(edit=REPLACED, sha256=sha256, from_weights=0.5, fitted=0.2, trained=0.1, file_sha256=None)
+    about = {"created_utc": "", "command": "", "family": "teacher", "data": "emoji", "split": "train", "steps": 4}
+    Units(**about, calibration=4, batch=2, learning_rate=1e-3, seed=0, units=(one,), environment={},
+          teacher_sha256=loading.weights_sha256(whole_teacher())).save(folder / INDEX)  # fmt: skip
 
 
 SLIM = {"schema": "asdm.slim/1", "created_utc": "", "identity": {"a": 1}, "training": ["--batch", "2"],
@@ -139,6 +170,27 @@ def use_plan(root: Path, plan: PruningPlan) -> None:
 @cache
 def teacher() -> Any:
     return loading.meta_unet(from_folder(BEFORE / "teacher"))
+
+
+@cache
+def whole_teacher() -> Any:
+    return loading.load_unet(from_folder(BEFORE / "teacher"), str(BEFORE / "teacher"))
+
+
+@cache
+def unit_bytes() -> bytes:
+    with TemporaryDirectory() as folder:
+        save_unit(replacement_for(teacher := whole_teacher(), REPLACED), teacher.get_submodule(REPLACED.unit),
+                  path := Path(folder, "unit"))  # fmt: skip
+        return path.read_bytes()
+
+
+def use_levers(root: Path, _: LeversResult) -> None:
+    fast.describe(*fast.choose(root / "records" / "levers.json", load_family("sd15"), 30))
+
+
+def use_library(root: Path, _: Any) -> None:
+    UnitLibrary(root / "library", whole_teacher())(whole_teacher(), REPLACED)
 
 
 def use_bench(_: Path, one: BenchResult) -> None:
@@ -331,12 +383,19 @@ KINDS = (
     record("validate", Validation, use_validation),
     record("compare", Comparison, lambda _, one: shown("comparison", one)),
     record("validate-schedules", ScheduleValidation, lambda _, one: on_terminal(one)),
+    record("schedule-frontier", ScheduleFrontier, lambda _, one: on_terminal(one)),
+    record("levers", LeversResult, use_levers),
     record("export", ExportResult),
     record("build", BuildResult, use_student, "students/all_kinds/build.json"),
     record("distill", DistillResult, place="finished/distill.json"),
     record("slim", SlimRun, place="slim.json"),
     record("unfinished validate", ValidationRun, place="unfinished/validate.json.run"),
     record("unfinished damage", DamageRun, place="unfinished/damage.json.run"),
+    record("unfinished validate-schedules", ScheduleValidationRun, place=SCHEDULES_RUN),
+    record("unfinished steps-damage", StepsRun, place=STEPS_RUN),
+    record("library of units", Units, use_library, f"library/{INDEX}"),
+    of_tensors("unit", (unit := unit_file(Path("library"), "0" * 64).as_posix()), unit_bytes,
+               lambda root: checkpoints.read_tensors(root / unit), use_library),
     Kind("run", "finished/run.json", file_of("finished/run.json"), read_run),
     Kind("stage", (stage := "unfinished/paused/stages/compressed/stage.json"), file_of(stage), read_stage),
     Kind("log", (log := "finished/log.jsonl"), lines_of(log), lambda root: TrainingLog.load(root / log), use_log,

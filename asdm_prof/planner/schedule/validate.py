@@ -41,6 +41,7 @@ class ScheduleValidateSettings:
     repeats: int = 1
     guided: bool = False
     seed: int = 0
+    weights: str | None = None  # default: the profile's
 
 
 def validate_schedules(
@@ -51,7 +52,7 @@ def validate_schedules(
     tell: Tell = lambda *_: None,
     command: str = "",
 ) -> ScheduleValidation:
-    """Measure random schedules on a profile's network, with random weights if it has no others.
+    """Measure random schedules on a profile's network, with the weights that were asked for or the profile's.
 
     An unfinished run in `run_file` is resumed. Raises ValueError for a profile of another model and another run's file.
     """
@@ -62,9 +63,10 @@ def validate_schedules(
     }  # fmt: skip
     rng = np.random.default_rng(settings.seed)
     drawn = draw.draw(family.name, passes, {}, settings.calls, AGES, settings.schedules, rng)
-    sha256 = sha256_of([profile.sha256(), vars(settings), [list(one.steps) for one in drawn]])
+    known = {name: value for name, value in vars(settings).items() if value is not None}
+    sha256 = sha256_of([profile.sha256(), known, [list(one.steps) for one in drawn]])
     run = ScheduleValidationRun(run_sha256=sha256).resumed_from(run_file, "profile")
-    weights = weights_to_validate(family, None, profile.weights)
+    weights = weights_to_validate(family, settings.weights, profile.weights)
     rest = _measure_each(family, weights, profile, settings, drawn[len(run.schedules) :], tell)
     run, about = complete(run, rest, run_file, profile, family)
     errors = np.array([one.error for one in run.schedules])

@@ -170,6 +170,8 @@ def test_schedules_are_measured_and_an_interrupted_run_is_continued(tiny_folder:
     assert (found.profile_sha256, found.threads, found.weights) == (profile.sha256(), 1, profile.weights)
     with pytest.raises(ValueError, match="not of sd15"):
         validate_schedules("sd15", profile, settings)
+    other = ScheduleValidateSettings(schedules=3, calls=3, weights="random")
+    assert validate_schedules(str(tiny_folder), profile, other).weights == "random"
 
 
 def test_another_runs_file_is_refused(faked: Profile, tmp_path: Path) -> None:
