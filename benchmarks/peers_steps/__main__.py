@@ -28,6 +28,7 @@ from asdm.schedule import source
 from asdm.schedule.calls import calls_of
 from asdm.schedule.schedule import TEACHER, Schedule, by_name
 from asdm.utils import console, io, registry
+from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
 from benchmarks import script
 from benchmarks.equivalence import EQUIVALENT, Judged, margin, spread_of, within
@@ -127,9 +128,19 @@ def _draw_all(
     pipe: Any, contestants: Sequence[Contestant], captions: Sequence[str], options: dict[str, Any], run_file: Path,
     seconds: float, tell: Tell,
 ) -> tuple[Latents, dict[str, str], bool]:  # fmt: skip
-    """Final latents by contestant, why some failed, and whether all is drawn; each batch is saved."""
+    """Final latents by contestant, why some failed, and whether all is drawn; each batch is saved.
+
+    What another schedule, student or version drew under the same title is drawn anew.
+    """
+    teacher = loading.weights_sha256(pipe.unet)
+    drawn_by = {one.title: sha256_of([teacher, options, one.of, one.made_of]) for one in contestants}
     saved: dict[str, Any] = torch.load(run_file, weights_only=True) if run_file.exists() else {}
-    latents, failed = saved.get("latents", {}), saved.get("failed", {})
+    before = saved.get("drawn_by", {})
+    others = {title for title, own in drawn_by.items() if before.get(title) != own}
+    latents, failed = (
+        {title: one for title, one in saved.get(kind, {}).items() if title not in others}
+        for kind in ("latents", "failed")
+    )
     began = time.monotonic()
     for n, one in enumerate(contestants):
         while one.title not in failed and len(latents.get(one.title, ())) < len(captions):
@@ -146,7 +157,7 @@ def _draw_all(
             latents[one.title] = torch.cat([latents[one.title], drawn]) if start else drawn
             if len(latents[one.title]) % DRAWN_AT_ONCE == 0 or len(latents[one.title]) == len(captions):
                 with io.whole_file(run_file, force=True) as file:
-                    torch.save({"latents": latents, "failed": failed}, file)
+                    torch.save({"latents": latents, "failed": failed, "drawn_by": before | drawn_by}, file)
     return latents, failed, True
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from asdm.evaluate.generation import DRAWN_AT_ONCE
 from asdm.models.families import Family
+from asdm.models.loading import weights_sha256
 from asdm.models.settings import Setup
 from asdm.records.levers import Levers
 from asdm.schedule import presets
@@ -21,6 +22,7 @@ from asdm.schedule.graphs import fast
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.schedule.unet import schedule_pipeline, use
 from asdm.unet import blocks
+from asdm.utils.io import sha256_of
 
 Call = Callable[..., Any]  # a pipeline's __call__
 
@@ -35,6 +37,7 @@ class Contestant:
     install: Callable[[Any], Call]
     steps: tuple[str, ...] = ()
     batch: int = DRAWN_AT_ONCE  # pictures that it draws at once
+    made_of: str = ""  # hash of its schedule and networks, where the setting does not tell them
 
     @property
     def title(self) -> str:
@@ -75,7 +78,7 @@ def planned(name: str, schedule: Schedule, students: Mapping[str, nn.Module]) ->
         schedule_pipeline(pipe, schedule, students)
         return pipe
 
-    return Contestant("ours", name, "ours", install, schedule.steps)
+    return Contestant("ours", name, "ours", install, schedule.steps, made_of=_hash(students, schedule))
 
 
 def student_alone(name: str, unet: nn.Module) -> Contestant:
@@ -85,7 +88,7 @@ def student_alone(name: str, unet: nn.Module) -> Contestant:
         pipe.register_modules(unet=unet)
         return pipe
 
-    return Contestant("student", name, "student", install)
+    return Contestant("student", name, "student", install, made_of=_hash({name: unet}))
 
 
 def in_runtime(
@@ -100,7 +103,13 @@ def in_runtime(
         use(pipe, opened())
         return pipe
 
-    return Contestant(f"{levers.runtime} {levers.precision}", setting, "levers", install, schedule.steps, batch=1)
+    name, made_of = f"{levers.runtime} {levers.precision}", _hash(networks, schedule)
+    return Contestant(name, setting, "levers", install, schedule.steps, batch=1, made_of=made_of)
+
+
+def _hash(networks: Mapping[str, nn.Module], schedule: Schedule | None = None) -> str:
+    weights = {name: weights_sha256(unet) for name, unet in networks.items()}
+    return sha256_of([weights, schedule.model_dump(mode="json") if schedule else None])
 
 
 # ---------------------------------------------------------------------------------------------- packages

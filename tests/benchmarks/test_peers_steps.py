@@ -18,6 +18,8 @@ from asdm.models.student import build, read_plan
 from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm.records.levers import Levers
 from asdm.records.measurement import Estimate
+from asdm.schedule import presets
+from asdm.unet import blocks
 from benchmarks.equivalence import EQUIVALENT, Judged
 from benchmarks.peers_steps import __main__ as command, contestants
 from benchmarks.peers_steps.records import Drawn
@@ -34,6 +36,27 @@ def test_a_contestant_draws_and_leaves_the_pipeline_as_it_was(tiny_unet: Any) ->
     assert torch.equal(command._draw(pipe, contestants.plain(), ["a heart"], 0, options), plain)
     titles = [one.title for one in contestants.all_of(30, [])]
     assert len(titles) == len({*titles})
+
+
+def test_what_was_drawn_is_kept_for_the_same_contestant_alone(tiny_unet: Any, tmp_path: Path) -> None:
+    pipe = pipeline(TINY_WHOLE, tiny_unet, Setup(weights=RANDOM))
+    options = {"num_inference_steps": 3, "height": 64, "width": 64}
+
+    def draw(preset: str, captions: int) -> tuple[torch.Tensor, int]:
+        """Of a schedule that is called the same whatever it does; and how many pictures were drawn."""
+        one = contestants.planned("mine", presets.make(preset, blocks.topology(pipe.unet), 3, "tiny"), {})
+        counts = list[int]()
+        drawn = command._draw_all(pipe, [one], ["a heart"] * captions, options, tmp_path / "run.pt", 1e9,
+                                  lambda _, n, __: counts.append(n))  # fmt: skip
+        return drawn[0][one.title], captions - counts[0] if counts else 0
+
+    lazy, new = draw("every_n:n=3", 1)
+    assert new == 1
+    assert draw("every_n:n=3", 1)[1] == 0
+    more, new = draw("every_n:n=3", 2)
+    assert (new, torch.equal(more[:1], lazy)) == (1, True)
+    other, new = draw("every_n:n=2", 1)
+    assert (new, torch.equal(other, lazy)) == (1, False)
 
 
 def drawn(name: str, of: str, ratio: float, loss: float) -> Drawn:
