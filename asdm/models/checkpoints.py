@@ -370,7 +370,10 @@ def pretrained(loader: Any, place: Path | str, what: str, **options: Any) -> Any
 def check_finite(tensors: Mapping[str, torch.Tensor], what: str, where: str = "") -> None:
     """Raises ValueError, naming the first tensor, for weights that are NaN or infinite."""
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        wide = tensor if tensor.element_size() > 1 else tensor.bfloat16()  # torch cannot compare numbers of 8 bits
+        if not torch.stack(wide.aminmax()).isfinite().all():
             raise ValueError(f"cannot load {what}: {name} holds NaN or infinite numbers{where}.")
 
 

@@ -10,6 +10,7 @@ import shutil
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from asdm.cli import options
@@ -122,6 +123,23 @@ def test_a_pipeline_folder_gives_its_unet(tiny_folder, tiny_unet, tmp_path):
 def test_real_weights_in_another_dtype(tiny_folder, tiny_unet):
     loaded = load_unet(TINY_FAMILY, str(tiny_folder), dtype="bf16")
     assert torch.equal(loaded.conv_out.weight, tiny_unet.conv_out.weight.bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2], ids=str)
+def test_weights_of_eight_bits_are_widened(tiny_unet, tmp_path, dtype):
+    """As checkpoints are shared that should be small; NaN in them is found, too."""
+    folder = tmp_path / "unet"
+    tiny_unet.save_pretrained(folder, safe_serialization=True)
+    (file,) = folder.glob("*.safetensors")
+    small = {name: tensor.to(dtype) for name, tensor in tiny_unet.state_dict().items()}
+    save_file(small, file)
+    loaded = load_unet(TINY_FAMILY, str(folder))
+    assert all(torch.equal(loaded.state_dict()[name], tensor.float()) for name, tensor in small.items())
+    assert run(loaded).isfinite().all()
+    small["conv_out.bias"][0] = torch.tensor(float("nan")).to(dtype)
+    save_file(small, file)
+    with pytest.raises(ValueError, match=r"conv_out\.bias holds NaN"):
+        load_unet(TINY_FAMILY, str(folder))
 
 
 def test_a_truncated_file_of_weights_is_refused_in_one_sentence(tiny_folder, tmp_path):
