@@ -169,6 +169,18 @@ class Equivalence:
     def shown(self) -> bool:
         return equivalence.within(self.difference, self.margin)
 
+    @property
+    def worst(self) -> float:
+        """By how much the row may be worse, as a share of what is allowed; below 0, it is better."""
+        worst = -self.difference.low if self.measure.more_is_better else self.difference.high
+        return worst / self.margin
+
+    @property
+    def verdict(self) -> str:
+        if self.shown:
+            return "equal"
+        return "better" if self.worst < 0 else "not worse" if self.worst < 1 else "not shown"
+
 
 def margin(proof: Proof, measure: Measure) -> float:
     """The difference from the teacher that equivalence allows."""
@@ -196,10 +208,14 @@ def equivalence_sentences(proof: Proof) -> list[str]:
 
 
 def _equivalence_sentence(row: ProofRow, compared: Sequence[Equivalence]) -> str:
-    """In which metrics a row cannot be told from its teacher, and in which that is not shown."""
+    """In which metrics a row cannot be told from its teacher, in which it is better, and in which neither is shown."""
     parts = [_difference_text(one) for one in compared]
-    shown = all(one.shown for one in compared)
-    claim = "is the teacher’s equal" if shown else "is not shown to be the teacher’s equal"
+    if all(one.shown for one in compared):
+        claim = "is the teacher’s equal"
+    elif all(one.worst < 1 for one in compared):
+        claim = "is not worse than the teacher beyond what is allowed, and not its equal in all"
+    else:
+        claim = "is not shown to be the teacher’s equal"
     return f"{row.name}{_at(row)} {claim}: {'; '.join(parts)}."
 
 
@@ -207,7 +223,7 @@ def _difference_text(one: Equivalence) -> str:
     difference, (least, greatest) = one.difference, one.seeds
     text = f"{one.measure.title} {difference.median:+.3g} [{difference.low:+.3g}, {difference.high:+.3g}], "
     text += f"seeds {least:+.3g} to {greatest:+.3g}, allowed ±{one.margin:.3g}"
-    return text if one.shown else f"{text}: not shown"
+    return f"{text}: {one.verdict}"
 
 
 # ---------------------------------------------------------------------------------------------- what a component buys

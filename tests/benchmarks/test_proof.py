@@ -15,6 +15,8 @@ from PIL import Image
 from asdm.evaluate import metrics
 from asdm.plan.edits import ReplaceUnit
 from asdm.plan.presets import PRESETS
+from asdm.records.bench import Measure
+from asdm.records.measurement import Estimate
 from asdm.records.units import Units
 from asdm.utils.io import sha256_of
 from asdm_prof.planner import plan as planner
@@ -297,6 +299,27 @@ def test_equivalence_is_shown_where_the_whole_interval_is_allowed() -> None:
     (said,) = evidence.equivalence_sentences(proof)
     assert said.startswith("ours at 0.760× [0.750, 0.770] is not shown to be the teacher’s equal: Fréchet distance +2")
     assert "allowed ±0.5: not shown" in said
+
+
+@pytest.mark.parametrize(
+    ("more_is_better", "low", "high", "verdict"),
+    [
+        (False, -0.4, 0.4, "equal"),
+        (False, -2.0, -1.0, "better"),
+        (False, -2.0, 0.4, "not worse"),
+        (False, -2.0, 0.6, "not shown"),
+        (True, 1.0, 2.0, "better"),
+        (True, -0.4, 2.0, "not worse"),
+        (True, -2.0, -1.0, "not shown"),
+    ],
+)
+def test_what_is_no_equal_may_still_be_no_worse(more_is_better: bool, low: float, high: float, verdict: str) -> None:
+    measure = Measure("some", "some", more_is_better)
+    between = Estimate(median=(low + high) / 2, low=low, high=high)
+    one = evidence.Equivalence(measure, between, (low, high), margin=0.5)
+    assert one.verdict == verdict
+    sentence = evidence._equivalence_sentence(made_up().row("ours"), [one])
+    assert {"equal": "is the teacher’s equal", "not shown": "is not shown"}.get(verdict, "is not worse") in sentence
 
 
 def test_a_pilot_says_how_many_pictures_and_seeds_are_enough() -> None:
