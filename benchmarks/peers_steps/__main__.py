@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,7 @@ SPLIT, SEED = "train", 20_000
 NO_PEERS = ("ours", "student", "levers", "diffusers")
 TITLES = {"frechet_distance": "Fréchet", "clip_score": "CLIP score", "recall_at_1": "R@1"}
 Latents = dict[str, torch.Tensor]
+Times = tuple[list[float], list[float]]  # of an image, and of the plain one beside it
 
 
 def main(
@@ -170,8 +172,8 @@ def _draw(pipe: Any, one: Contestant, captions: Sequence[str], seed: int, option
 
 def _time_all(
     pipe: Any, contestants: Sequence[Contestant], caption: str, options: dict[str, Any], rounds: int, tell: Tell
-) -> dict[str, list[float]]:
-    """Seconds of whole images from prompt to pixels, interleaved A B … B A."""
+) -> dict[str, Times]:
+    """Seconds of whole images from prompt to pixels, each beside a plain one: a round is plain, it … it, plain."""
     clock = clocks.HostClock()
 
     def timed(one: Contestant) -> float:
@@ -179,14 +181,17 @@ def _time_all(
             generator = torch.Generator().manual_seed(SEED)
             return clocks.timed(lambda: call(caption, generator=generator, output_type="np", **options), clock)
 
-    calls = {one.title: (lambda one=one: timed(one)) for one in contestants}
-    for call in calls.values():
-        call()
+    calls = {}
+    for one in contestants:
+        calls[f"plain beside {one.title}"] = partial(timed, contestants[0])
+        calls[one.title] = partial(timed, one)
+        timed(one)  # to warm up
     order = list(calls)
-    return repeats.interleave(
+    seconds = repeats.interleave(
         calls, (*order, *reversed(order)), clock, min_rounds=rounds, max_rounds=rounds,
         progress=lambda done, left_s: tell("whole images", done, left_s),
     )  # fmt: skip
+    return {one.title: (seconds[one.title], seconds[f"plain beside {one.title}"]) for one in contestants}
 
 
 # ---------------------------------------------------------------------------------------------- judging
@@ -195,7 +200,7 @@ def _time_all(
 @torch.inference_mode()
 def _judged(
     pipe: Any, contestants: Sequence[Contestant], latents: Latents, judgement: Judgement,
-    times: dict[str, list[float]], tell: Tell,
+    times: dict[str, Times], tell: Tell,
 ) -> list[Drawn]:  # fmt: skip
     """Everyone's losses, each metric beside that of the plain images, which come first."""
     teacher, drawn = latents["plain"].double(), list[Drawn]()
@@ -205,11 +210,11 @@ def _judged(
         images = torch.cat([decode_latents(pipe.vae, part) for part in own.split(DRAWN_AT_ONCE)])
         samples = judgement.samples(GeneratedImages(images, own))
         judged = {name: Judged.rounded(each) for name, each in samples.items() if name != "clip_score"}
-        seconds = times.get(one.title, [])
+        seconds, beside = times.get(one.title, ([], []))
         row = Drawn(
             name=one.name, setting=one.setting, of=one.of, steps=one.steps, pairs=len(seconds),
             image_latency_s=estimate(seconds) if seconds else None,
-            image_latency_ratio=paired_ratio(seconds, times["plain"]) if seconds else None,
+            image_latency_ratio=paired_ratio(seconds, beside) if seconds else None,
             latent_mse=tuple((own.double() - teacher).square().mean((1, 2, 3)).tolist()),
             clip_score=tuple(samples["clip_score"].each.tolist()), judged=judged,
         )  # fmt: skip
@@ -229,27 +234,31 @@ def _beside(own: Drawn, plain: Drawn) -> dict[str, Beside]:
 
 
 def _duels(drawn: Sequence[Drawn]) -> list[Duel]:
-    """Every peer faster than plain, which comes first, against our schedule of least loss that is no slower than it."""
+    """Every peer faster than plain, which comes first, against our schedule of least loss that is no slower than it.
+
+    No slower than the upper end of the peer's interval, that is.
+    """
     plain = drawn[0]
-    timed = {one.name + one.setting: one.image_latency_ratio.median for one in drawn if one.image_latency_ratio}
+    timed = {one.name + one.setting: one.image_latency_ratio for one in drawn if one.image_latency_ratio}
     ours = [one for one in drawn if one.of == "ours" and one.name + one.setting in timed]
     duels = []
     for peer in drawn:
         ratio = timed.get(peer.name + peer.setting)
-        fast = [one for one in ours if ratio is not None and timed[one.name + one.setting] <= ratio]
-        if peer.of in NO_PEERS or not fast or ratio is None or ratio >= 1:
+        fast = [one for one in ours if ratio is not None and timed[one.name + one.setting].median <= ratio.high]
+        if peer.of in NO_PEERS or not fast or ratio is None or ratio.median >= 1:
             continue
         best = min(fast, key=lambda one: _logs(one).mean())
         logs = estimate((_logs(best) - _logs(peer)).tolist(), np.mean)
         bounds = {name: float(np.exp(getattr(logs, name))) for name in ("median", "low", "high")}
         duels.append(
             Duel(
-                ours=best.setting, peer=f"{peer.name} {peer.setting}", our_ratio=timed[best.name + best.setting],
-                peer_ratio=ratio,
+                ours=best.setting, peer=f"{peer.name} {peer.setting}", our_ratio=timed[best.name + best.setting].median,
+                peer_ratio=ratio.median,
                 latent_mse=estimate(np.subtract(peer.latent_mse, best.latent_mse).tolist(), np.mean),
                 latent_mse_ratio=Estimate(**bounds),
                 clip_score=estimate(np.subtract(best.clip_score, peer.clip_score).tolist(), np.mean),
                 clip_score_change=estimate((_changes(peer, plain) - _changes(best, plain)).tolist(), np.mean),
+                clip_score_loss=estimate((_losses(peer, plain) - _losses(best, plain)).tolist(), np.mean),
             )
         )  # fmt: skip
     return duels
@@ -258,6 +267,11 @@ def _duels(drawn: Sequence[Drawn]) -> list[Duel]:
 def _changes(one: Drawn, plain: Drawn) -> np.ndarray:
     """By how much each picture's CLIP score differs from that of the plain picture."""
     return np.abs(np.subtract(one.clip_score, plain.clip_score))
+
+
+def _losses(one: Drawn, plain: Drawn) -> np.ndarray:
+    """By how much each picture's CLIP score is below that of the plain picture; 0 where it is above."""
+    return np.maximum(np.subtract(plain.clip_score, one.clip_score), 0)
 
 
 def _logs(one: Drawn) -> np.ndarray:

@@ -43,10 +43,10 @@ class Drawn(Frozen):
 class Duel(Frozen):
     """One of our schedules against a peer that is no faster: peer less ours per picture; above 0, ours is better.
 
-    CLIP scores are ours less the peer's, and their changes the peer's less ours: by how much a picture's score differs
-    from the plain picture's, in either direction. Means with 95 % bootstrap intervals over the pictures. A few pictures
-    that turn into another one make up most of a mean, so the geometric mean of ours / peer stands beside it; below 1,
-    ours is better.
+    CLIP scores are ours less the peer's. Their changes and losses are the peer's less ours: by how much a picture's
+    score differs from the plain picture's in either direction, and by how much it is below it, or 0 where it is above.
+    Means with 95 % bootstrap intervals over the pictures. A few pictures that turn into another one make up most of a
+    mean, so the geometric mean of ours / peer stands beside it; below 1, ours is better.
     """
 
     ours: str
@@ -57,6 +57,7 @@ class Duel(Frozen):
     latent_mse_ratio: Estimate
     clip_score: Estimate
     clip_score_change: Estimate | None = later(None)
+    clip_score_loss: Estimate | None = later(None)
 
 
 class PeersSteps(Record, schema="asdm.peers-steps/1"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from asdm.measure.statistics import paired_ratio
 from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
@@ -59,6 +61,25 @@ def test_what_was_drawn_is_kept_for_the_same_contestant_alone(tiny_unet: Any, tm
     assert (new, torch.equal(other, lazy)) == (1, False)
 
 
+def test_every_image_is_timed_beside_a_plain_one(tiny_unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second half of the time, the machine is three times as slow."""
+    pipe = pipeline(TINY_WHOLE, tiny_unet, Setup(weights=RANDOM))
+    order = list[str]()
+    monkeypatch.setattr(command, "installed", lambda one, _: nullcontext(lambda *_, **__: order.append(one.title)))
+
+    def made_up(call: Any, clock: Any) -> float:
+        call()
+        return {"plain": 2.0}.get(order[-1], 1.0) * (3 if len(order) > 9 else 1)
+
+    monkeypatch.setattr(command.clocks, "timed", made_up)
+    ours = [contestants.by_preset(f"every_n:n={n}", 3) for n in (2, 3)]
+    times = command._time_all(pipe, [contestants.plain(), *ours], "a heart", {}, 1, lambda *_: None)
+    assert order[3:] == [name for title in ("plain", ours[0].title, ours[1].title) for name in ("plain", title)] + [
+        name for title in (ours[1].title, ours[0].title, "plain") for name in (title, "plain")
+    ]
+    assert all(paired_ratio(*times[one.title]).median == pytest.approx(0.5) for one in ours)
+
+
 def drawn(name: str, of: str, ratio: float, loss: float) -> Drawn:
     around = Estimate(median=ratio, low=ratio, high=ratio)
     return Drawn(
@@ -79,7 +100,10 @@ def test_a_peer_meets_our_schedule_that_is_no_slower() -> None:
     assert slow.clip_score.median == pytest.approx(0.1 / 3)
     assert (quick.peer.strip(), quick.ours) == ("quick", "fast")
     assert quick.latent_mse.median < 0
-    assert slow.clip_score_change.median == pytest.approx(0.1 / 3)
+    assert slow.clip_score_change.median == slow.clip_score_loss.median == pytest.approx(0.1 / 3)
+    higher = peers[0].model_copy(update={"clip_score": (0.4, 0.3, 0.3)})
+    (duel,) = command._duels([drawn("plain", "diffusers", 1.0, 0.0), higher, ours])
+    assert (duel.clip_score_change.median, duel.clip_score_loss.median) == pytest.approx((0.0, -0.1 / 3))
 
 
 def test_a_student_and_a_schedule_draw_in_another_runtime_what_they_draw_here(
