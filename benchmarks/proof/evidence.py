@@ -201,10 +201,14 @@ def equivalences(proof: Proof, row: ProofRow) -> list[Equivalence]:
     return compared
 
 
+def ours(proof: Proof) -> list[ProofRow]:
+    """The trained rows that are to be their teacher's equal."""
+    return [row for row in trained(proof) if row.name.startswith("ours")]
+
+
 def equivalence_sentences(proof: Proof) -> list[str]:
     """One of each of our rows."""
-    ours = [row for row in trained(proof) if row.name.startswith("ours")]
-    return [_equivalence_sentence(row, equivalences(proof, row)) for row in ours]
+    return [_equivalence_sentence(row, equivalences(proof, row)) for row in ours(proof)]
 
 
 def _equivalence_sentence(row: ProofRow, compared: Sequence[Equivalence]) -> str:

@@ -61,9 +61,13 @@ def variations(proof: Proof, row: ProofRow) -> Iterator[Variation]:
 
 
 def designs(proof: Proof) -> list[Design]:
-    """Every number of pictures and seeds, by what the proof's decisive rows varied by, the cheapest first."""
+    """Every number of pictures and seeds, by what our decisive rows varied by, the cheapest first.
+
+    The hours are those of all decisive rows.
+    """
     rows = [row for row in evidence.trained(proof) if not row.ablates and len(row.results) > 1]
-    decisive = [one for row in rows for one in variations(proof, row) if one.measure.name in EQUIVALENT]
+    ours = [row for row in evidence.ours(proof) if row in rows]
+    decisive = [one for row in ours for one in variations(proof, row) if one.measure.name in EQUIVALENT]
     if not decisive:
         return []
     results = [result for row in rows for result in row.results]

@@ -26,7 +26,7 @@ from asdm_prof.search.study import FileLocks
 from asdm_prof.sensitivity import study
 from benchmarks import baselines
 from benchmarks.proof import __main__ as script, evidence, power, run, sheet, training
-from benchmarks.proof.records import Proof
+from benchmarks.proof.records import Proof, ProofResult
 from benchmarks.proof.rows import ProofSettings, all_rows, chosen_rows, plans_of
 from tests.asdm_prof import synthetic
 
@@ -335,6 +335,15 @@ def test_a_pilot_says_how_many_pictures_and_seeds_are_enough() -> None:
     assert [one.hours for one in designs] == sorted(one.hours for one in designs)
     assert "100 pictures and 1 seed can show equivalence" in power.sentence(designs)
     assert power.designs(made_up(1)) == []
+
+    def wild(result: ProofResult) -> ProofResult:
+        far = {name: one.model_copy(update={"value": one.value * (2 + (result.seed or 0))})
+               for name, one in result.metrics.items()}  # fmt: skip
+        return result.model_copy(update={"metrics": far})
+
+    rival = proof.row("bk_sdm").model_copy(update={"results": tuple(map(wild, proof.row("bk_sdm").results))})
+    rows = tuple(rival if row.name == rival.name else row for row in proof.rows)
+    assert power.designs(proof.model_copy(update={"rows": rows})) == designs, "it is not to be the teacher's equal"
 
 
 def test_components_that_help_and_that_do_not() -> None:
