@@ -183,6 +183,7 @@ def contact_sheet(folder: Path, path: Path, guidance_scale: float, seed: int = 0
 def sheet(images: torch.Tensor, titles: Sequence[str]) -> bytes:
     """A PNG of pictures (n, 3, h, w) in [-1, 1] with their titles, eight in a row."""
     import io
+    import textwrap
 
     import matplotlib
 
@@ -195,7 +196,7 @@ def sheet(images: torch.Tensor, titles: Sequence[str]) -> bytes:
         axis.axis("off")
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         axis.imshow(((image.permute(1, 2, 0) + 1) / 2).clamp(0, 1))
-        axis.set_title(title, fontsize=7)
+        axis.set_title("\n".join(textwrap.fill(line, 24) for line in title.splitlines()), fontsize=7)
     figure.tight_layout()
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=90, metadata={"Software": None})
