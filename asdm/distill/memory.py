@@ -18,12 +18,12 @@ from asdm.distill.settings import DistillSettings, micro_batch
 from asdm.distill.stages import ResolvedRecipe, Stage
 from asdm.distill.task import DistillationTask, Objective
 from asdm.measure import machine
-from asdm.measure.device import is_gpu, meta_device
+from asdm.measure.device import is_gpu
 from asdm.models import example_inputs
 from asdm.models.components import components_of
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
-from asdm.models.vae import needs_fp32
+from asdm.models.vae import meta_vae, needs_fp32
 from asdm.records.distill import MemoryEstimate, StagePlan
 from asdm.unet import flops
 from asdm.unet.shapes import KnownShapes
@@ -167,11 +167,8 @@ def saved_bytes(call: Callable[[], Any], module: nn.Module, autocast: MetaAutoca
 
 def _encoders(family: Family, half: torch.dtype | None) -> list[nn.Module]:
     """Text encoder and VAE on the meta device, in the precision that they have in training."""
-    from diffusers import AutoencoderKL
-
-    with meta_device():
-        parts = [part.module for part in components_of(family) if part.name.startswith("text_encoder")]
-        vaes = [AutoencoderKL.from_config(family.vae)] if family.vae else []
+    parts = [part.module for part in components_of(family) if part.name.startswith("text_encoder")]
+    vaes = [meta_vae(family.vae)] if family.vae else []
     if half:
         parts = [part.to(half) for part in parts]
         vaes = [vae if needs_fp32(family.vae, half) else nn.Module.to(vae, half) for vae in vaes]

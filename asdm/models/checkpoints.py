@@ -340,7 +340,8 @@ def fill(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor], dtype: to
     check_shapes(shapes, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, what)
     check_finite(tensors, what)
     cast = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
-    check_finite(cast, what, f" in {str(dtype).removeprefix('torch.')}, whose range is too small for them")
+    changed = {name: tensor for name, tensor in cast.items() if tensor is not tensors[name]}
+    check_finite(changed, what, f" in {str(dtype).removeprefix('torch.')}, whose range is too small for them")
     module.load_state_dict(cast, strict=True, assign=True)
     for name, buffer in list(module.named_buffers()):
         if buffer.is_meta:

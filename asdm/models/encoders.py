@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
-from asdm.measure.device import meta_device
 from asdm.models import checkpoints, lora, part_configs
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.settings import PictureSetup
+from asdm.models.vae import meta_vae
 from asdm.utils import console
 from asdm.utils.io import read_json
 
@@ -42,8 +42,7 @@ def load_vae(name: str, family: Family, setup: PictureSetup) -> Any:
         if family.vae is None:
             raise ValueError(f"the config of the VAE in {name} is not known; name its folder.")
         wanted = checkpoints.is_vae_key if checkpoints.is_whole(checkpoints.read_header(place)) else lambda _: True
-        with meta_device():
-            vae = AutoencoderKL.from_config(family.vae).eval()
+        vae = meta_vae(family.vae)
         tensors = checkpoints.vae_in(checkpoints.read_tensors(place, wanted), family.vae, place)
         checkpoints.fill(vae, tensors, dtype, f"a VAE from {name}")
     if vae.config.latent_channels != family.unet.get("out_channels", 4):

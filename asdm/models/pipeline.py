@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import nn
 
-from asdm.measure.device import meta_device
 from asdm.models import checkpoints, drawing, encoders, part_configs, single_file
 from asdm.models.components import components_of
 from asdm.models.execution import check_setup, dtype_of
@@ -17,7 +16,7 @@ from asdm.models.families import Family, load_family
 from asdm.models.loading import load_unet, materialise
 from asdm.models.settings import GenerateSettings, PictureSetup, Setup
 from asdm.models.sources import own_weights, parts_of, resolve
-from asdm.models.vae import honour_force_upcast
+from asdm.models.vae import honour_force_upcast, meta_vae
 from asdm.unet.inputs import check_caption_only
 from asdm.utils import console
 from asdm.utils.io import read_json
@@ -80,15 +79,14 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
 
 def _of_file(path: Path, family: Family, unet: nn.Module | None, setup: Setup) -> Any:
     """The pipeline of a whole single-file checkpoint, whose tokenizers and scheduler are those of its family."""
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if family.vae is None or not family.text_encoders:
         raise ValueError(
             f"the configs of {path}'s VAE and text encoder are not known; name a pipeline's folder (--config DIR)."
         )
     dtype = dtype_of(setup.dtype)
-    with meta_device():
-        vae = AutoencoderKL.from_config(family.vae).eval()
+    vae = meta_vae(family.vae)
     tensors = checkpoints.read_tensors(path, checkpoints.is_vae_key)
     checkpoints.fill(vae, checkpoints.vae_in(tensors, family.vae, path), dtype, f"the VAE of {path}")
     text_tensors = checkpoints.read_tensors(path, lambda name: name.startswith(checkpoints.TEXT_PREFIXES))
@@ -206,7 +204,7 @@ def generate(
 
 
 def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> Any:
-    from diffusers import AutoencoderKL, StableDiffusionPipeline, StableDiffusionXLPipeline
+    from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
     if len(family.text_encoders) not in (1, 2) or family.vae is None:
         raise ValueError(
@@ -214,8 +212,7 @@ def _random_pipeline(family: Family, unet: nn.Module | None, setup: Setup) -> An
             f"its config names {len(family.text_encoders)} text encoders and {'a' if family.vae else 'no'} VAE."
         )
     texts = [part.module for part in components_of(family, setup.size) if part.name.startswith("text_encoder")]
-    with meta_device():
-        vae = AutoencoderKL.from_config(family.vae)
+    vae = meta_vae(family.vae)
     dtype = dtype_of(setup.dtype)
     text, *second, vae = (materialise(nn.Module.to(part, dtype), setup.seed, setup.device) for part in (*texts, vae))
     parts = {"vae": vae, "text_encoder": text, "tokenizer": byte_tokenizer(family.tokens), "unet": unet}

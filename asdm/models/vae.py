@@ -1,9 +1,21 @@
-"""A VAE that overflows in fp16 (`force_upcast`) computes in fp32, wherever it encodes or decodes."""
+"""VAEs on the meta device, and those that overflow in fp16 (`force_upcast`): they compute in fp32 wherever they encode
+or decode."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+
+from asdm.measure.device import meta_device
+
+
+def meta_vae(config: Mapping[str, Any]) -> Any:
+    """The VAE of a config on the meta device: shapes without memory."""
+    from diffusers import AutoencoderKL
+
+    with meta_device():
+        return AutoencoderKL.from_config(config).eval()
 
 
 def needs_fp32(config: Any, dtype: torch.dtype) -> bool:

@@ -177,6 +177,7 @@ class Equivalence:
 
     @property
     def verdict(self) -> str:
+        """The row beside its teacher: equal, better, not worse beyond what is allowed, or none of these shown."""
         if self.shown:
             return "equal"
         return "better" if self.worst < 0 else "not worse" if self.worst < 1 else "not shown"
@@ -201,14 +202,14 @@ def equivalences(proof: Proof, row: ProofRow) -> list[Equivalence]:
     return compared
 
 
-def ours(proof: Proof) -> list[ProofRow]:
+def our_rows(proof: Proof) -> list[ProofRow]:
     """The trained rows that are to be their teacher's equal."""
     return [row for row in trained(proof) if row.name.startswith("ours")]
 
 
 def equivalence_sentences(proof: Proof) -> list[str]:
     """One of each of our rows."""
-    return [_equivalence_sentence(row, equivalences(proof, row)) for row in ours(proof)]
+    return [_equivalence_sentence(row, equivalences(proof, row)) for row in our_rows(proof)]
 
 
 def _equivalence_sentence(row: ProofRow, compared: Sequence[Equivalence]) -> str:

@@ -66,7 +66,7 @@ def designs(proof: Proof) -> list[Design]:
     The hours are those of all decisive rows.
     """
     rows = [row for row in evidence.trained(proof) if not row.ablates and len(row.results) > 1]
-    ours = [row for row in evidence.ours(proof) if row in rows]
+    ours = [row for row in evidence.our_rows(proof) if len(row.results) > 1]
     decisive = [one for row in ours for one in variations(proof, row) if one.measure.name in EQUIVALENT]
     if not decisive:
         return []
