@@ -18,7 +18,7 @@ from asdm.measure.statistics import bootstrap
 from asdm.records.bench import MEASURES, Measure
 from asdm.records.measurement import Estimate
 from benchmarks import equivalence
-from benchmarks.equivalence import EQUIVALENT, Spread, draws_of
+from benchmarks.equivalence import EQUIVALENT, Spread, spread_of
 from benchmarks.proof.records import Proof, ProofRow
 
 # The perceptual distance is left out: its VGG has trained the paper's rows, so it cannot judge them.
@@ -33,13 +33,16 @@ SURE, POWER = 1.96, 0.84  # normal quantiles: of a 95 % interval, and of seeing 
 
 def spread(row: ProofRow, measure: str, seeds: bool = True) -> Spread | None:
     """A row's metric over its seeds; None where it was not judged. Without `seeds`, draws are of pictures alone."""
-    judgements = [result.metrics[measure] for result in row.results if measure in result.metrics]
-    if not judgements:
-        return None
-    values = np.array([judged.value for judged in judgements])
-    draws = np.mean([draws_of(judged) for judged in judgements], axis=0)
+    each = [spread_of(result.metrics[measure]) for result in row.results if measure in result.metrics]
+    return over_seeds(each, f"{row.name} {measure}", seeds) if each else None
+
+
+def over_seeds(each: Sequence[Spread], what: str, seeds: bool = True) -> Spread:
+    """The mean over training seeds of what `what` names; its draws have the seeds' part too, by Student's t."""
+    values = np.array([one.value for one in each])
+    draws = np.mean([one.draws for one in each], axis=0)
     if seeds and len(values) > 1:
-        rng = np.random.default_rng(zlib.crc32(f"{row.name} {measure}".encode()))
+        rng = np.random.default_rng(zlib.crc32(what.encode()))
         error = values.std(ddof=1) / math.sqrt(len(values))
         draws = draws + error * rng.standard_t(len(values) - 1, len(draws))
     return Spread(float(values.mean()), draws)
@@ -72,6 +75,11 @@ def loss(proof: Proof, row: ProofRow, measure: Measure) -> Spread | None:
 def trained(proof: Proof) -> list[ProofRow]:
     """The students that there are results of."""
     return [row for row in proof.rows[1:] if row.results]
+
+
+def beside_teacher(proof: Proof) -> list[ProofRow]:
+    """The students that were judged by as many pictures as the teacher; ablations are compared among themselves."""
+    return [row for row in trained(proof) if row.results[0].drawn == proof.pictures]
 
 
 def seconds(row: ProofRow) -> float:
@@ -236,7 +244,10 @@ def _difference_text(one: Equivalence) -> str:
 
 @dataclass(frozen=True)
 class Component:
-    """What a row has that its ablation lacks: quality that it buys (above 0: it helps), and what it costs."""
+    """What a row has that its ablation lacks: quality that it buys (above 0: it helps), and what it costs.
+
+    Differences are paired by picture and by training seed, since all rows of a seed learn from the same batches.
+    """
 
     row: ProofRow  # the ablation
     base: ProofRow
@@ -244,11 +255,14 @@ class Component:
     latency: Spread | None  # ratio more
     seconds: float  # of training, more
 
-    def helped(self) -> list[str]:
-        return [name for name, one in self.bought.items() if one.low > 0]
-
-    def hurt(self) -> list[str]:
-        return [name for name, one in self.bought.items() if one.high < 0]
+    @property
+    def effect(self) -> str:
+        """Whether what the ablation lacks bought anything beyond its interval, in the metrics that count."""
+        counted = [one for name, one in self.bought.items() if name not in NOT_COUNTED]
+        helped, hurt = any(one.low > 0 for one in counted), any(one.high < 0 for one in counted)
+        if helped and hurt:
+            return "helped and hurt"
+        return "helped" if helped else "hurt" if hurt else "not told apart"
 
 
 def components(proof: Proof) -> list[Component]:
@@ -260,13 +274,19 @@ def components(proof: Proof) -> list[Component]:
 def _component(proof: Proof, row: ProofRow, base: ProofRow) -> Component:
     bought, (ours, theirs) = {}, alike(row, base)
     for measure in judged_measures(proof):
-        without, with_it = loss(proof, ours, measure), loss(proof, theirs, measure)
-        if without is not None and with_it is not None:
-            bought[measure.name] = (without - with_it).estimate()
+        bought[measure.name] = _less_of(measure, ours, theirs).estimate()
     with_latency, without_latency = latency(base), latency(row)
     more = with_latency - without_latency if with_latency and without_latency else None
     same = bool(base.latency and row.latency and base.latency.plan_sha256 == row.latency.plan_sha256)
     return Component(row, base, bought, None if same else more, seconds(base) - seconds(row))
+
+
+def _less_of(measure: Measure, row: ProofRow, base: ProofRow) -> Spread:
+    """How much worse a row is than another of the same seeds."""
+    pairs = [(spread_of(one.metrics[measure.name]), spread_of(other.metrics[measure.name]))
+             for one, other in zip(row.results, base.results, strict=False)]  # fmt: skip
+    differences = [with_it - without if measure.more_is_better else without - with_it for without, with_it in pairs]
+    return over_seeds(differences, f"{row.name} {base.name} {measure.name}")
 
 
 def latency(row: ProofRow) -> Spread | None:
@@ -309,40 +329,12 @@ def _share_text(share: Share) -> str:
     return f"{title}: {share.share.median:.2f} [{share.share.low:.2f}, {share.share.high:.2f}] of its rival’s loss"
 
 
-def component_sentence(component: Component) -> str:
-    """What a component bought beyond its intervals, what it cost, or that it cannot be told."""
-    helped, hurt = component.helped(), component.hurt()
-    sentence = f"{component.row.name} ({component.row.what}) against {component.base.name}: "
-    parts = [f"worse in {titles(helped)}"] if helped else []
-    parts += [f"better in {titles(hurt)}"] if hurt else []
-    sentence += " and ".join(parts) if parts else "not told apart in any metric"
-    if component.latency:
-        more = component.latency.estimate()
-        sentence += f"; what it lacks costs {more.median:+.3f} [{more.low:+.3f}, {more.high:+.3f}] of the latency"
-    detectable = ", ".join(
-        f"{MEASURES[name].title} {_figure(smallest_effect((one.high - one.low) / 2))}"
-        for name, one in component.bought.items()
-        if name not in NOT_COUNTED
-    )
-    return f"{sentence}; {component.seconds:+.0f} s of training. It could have shown {detectable}."
-
-
-def groups(proof: Proof) -> dict[str, list[Component]]:
-    """Ablations by whether what they lack bought anything beyond its interval."""
-    by_effect: dict[str, list[Component]] = {"helped": [], "mixed": [], "did not help": [], "hurt": []}
-    for one in components(proof):
-        helped, hurt = bool(one.helped()), bool(one.hurt())
-        effect = "mixed" if helped and hurt else "helped" if helped else "hurt" if hurt else "did not help"
-        by_effect[effect].append(one)
-    return {name: ones for name, ones in by_effect.items() if ones}
-
-
 # ---------------------------------------------------------------------------------------------- as a table
 
 
 def table(proof: Proof) -> list[dict[str, str]]:
     """Every row with what it costs and what it is worth, in words and figures."""
-    rows = [proof.rows[0], *trained(proof)]
+    rows = [proof.rows[0], *beside_teacher(proof)]
     measures = counted_measures(proof)
     cells = [_row(row, measures, proof.rows[0]) for row in rows]
     floor = dict.fromkeys(cells[0], "") | {"row": "noise floor"}
@@ -364,6 +356,36 @@ def _row(row: ProofRow, measures: Sequence[Measure], teacher: ProofRow) -> dict[
     return texts
 
 
+def parts_table(proof: Proof) -> list[dict[str, str]]:
+    """What each of the paper's parts, or its way of making it, buys over what an ablation has instead."""
+    measures = counted_measures(proof)
+    return [
+        {
+            "row": one.row.name,
+            "has": one.row.what,
+            **{measure.title: _bought(one.bought[measure.name]) for measure in measures},
+            "UNet ×": "" if one.latency is None else f"{one.latency.value:+.3f}",
+            "what it lacks": one.effect,
+        }
+        for one in components(proof)
+    ]
+
+
+def _bought(estimate: Estimate) -> str:
+    signed = [f"{value:+.2g}" for value in (estimate.median, estimate.low, estimate.high)]
+    return f"{signed[0]} [{signed[1]}, {signed[2]}] ±{smallest_effect((estimate.high - estimate.low) / 2):.2g}"
+
+
+def parts_sentence(proof: Proof) -> str:
+    """How to read the table of parts."""
+    compared = sum(len(counted_measures(proof)) for _ in components(proof))
+    return (
+        "What each part buys: how much worse the row without it is (above 0: the part helps), with the 95 % interval, "
+        "and behind ± the smallest effect that 4 of 5 repetitions would show. Differences are paired by picture and "
+        f"training seed; of {compared} comparisons, about {compared / 20:.0f} are beyond their interval by chance."
+    )
+
+
 def _interval(estimate: Estimate) -> str:
     return f"{_figure(estimate.median)} [{_figure(estimate.low)}, {_figure(estimate.high)}]"
 
@@ -379,9 +401,9 @@ def markdown(proof: Proof, source: str) -> str:
     lines += [f"From `{source}`; 95 % intervals over pictures and seeds ({seeds_text(proof)}).", ""]
     lines += [f"- {_safe(verdict_sentence(verdict))}" for verdict in verdicts(proof)]
     lines += [f"- {_safe(sentence)}" for sentence in equivalence_sentences(proof)]
-    for name, ones in groups(proof).items():
-        lines += ["", f"What {name}:" if name != "mixed" else "What helped here and hurt there:", ""]
-        lines += [f"- {_safe(component_sentence(one))}" for one in ones]
+    if parts := parts_table(proof):
+        lines += ["", parts_sentence(proof), ""]
+        lines += [_line(parts[0]), _line(["---"] * len(parts[0])), *(_line(part.values()) for part in parts)]
     return "\n".join(lines).rstrip() + "\n"
 
 

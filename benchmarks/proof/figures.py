@@ -28,9 +28,9 @@ def maker(row: ProofRow) -> str:
 
 
 def quality_at_latency(report: Report) -> Figure | None:
-    """Every student's latency against each quality metric, with both 95 % intervals; the teacher's noise is shaded."""
+    """Latency against each quality metric, with both 95 % intervals; the teacher's noise is shaded."""
     proof: Proof | None = report.extra.get("proof")
-    rows = [row for row in evidence.trained(proof) if row.latency] if proof and proof.rows[0].results else []
+    rows = [row for row in evidence.beside_teacher(proof) if row.latency] if proof and proof.rows[0].results else []
     if proof is None or not rows:
         return None
     measures = evidence.counted_measures(proof)

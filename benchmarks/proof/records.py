@@ -31,6 +31,11 @@ class ProofResult(Frozen):
     drawing_seconds: float = later(0.0)  # for all its pictures
     environment: dict[str, str] = later({})  # where it was trained and judged
 
+    @property
+    def drawn(self) -> int:
+        """How many pictures it was judged by."""
+        return len(next(one.samples for one in self.metrics.values() if one.of == "pictures"))
+
 
 class ProofLatency(Frozen):
     """Paired UNet calls of a student and its teacher, in the order they were taken."""
@@ -89,8 +94,8 @@ class Proof(Record, schema="asdm.proof/1"):
 
     @property
     def pictures(self) -> int:
-        """How many each student draws."""
-        return len(next(one.samples for one in self.noise.values() if one.of == "pictures"))
+        """How many the teacher and the decisive rows draw."""
+        return self.rows[0].results[0].drawn
 
     def row(self, name: str) -> ProofRow | None:
         return next((row for row in self.rows if row.name == name), None)

@@ -19,7 +19,7 @@ from asdm_prof.records import Damage, Profile
 from benchmarks import baselines
 
 TEACHER = "teacher"
-PLANNED, BK_STYLE = "planned", "bk_style"
+PLANNED, BK_STYLE, WHOLE = "planned", "bk_style", "whole"
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,19 @@ class ProofSettings:
     curve: Annotated[
         int, Option("Captions of them that a learning curve draws at each of its four checkpoints.", at_least=0)
     ] = 100
+    ablation_captions: Annotated[
+        int, Option("Captions of them that an ablation, and the row it is compared with, draw.", at_least=4)
+    ] = 200
     drawing_steps: Annotated[int, Option("Denoising steps per picture.", at_least=1)] = 20
     threads: Annotated[int | None, Option("CPU threads; default: torch's.")] = None
 
     def identity(self) -> dict[str, Any]:
         """The settings that change the result."""
         return {name: value for name, value in vars(self).items() if name not in ("family", "threads")}
+
+    def drawn_as(self) -> dict[str, Any]:
+        """The settings that change what a teacher draws."""
+        return {name: vars(self)[name] for name in ("data", "judged_on", "captions", "drawing_steps")}
 
     def training(self, row: Row, seed: int, folder: Path) -> DistillSettings:
         """How a row's student trains, as `asdm distill` takes it; `folder` may have its units."""
@@ -59,8 +66,9 @@ class ProofSettings:
 class Row:
     """One way to make a student.
 
-    `plan` is a preset, "planned=BUDGET" (the least measured damage within it), or "bk_style=BUDGET" (BK-SDM's rule at
-    the latency of the plan of that budget). Latencies are equal by the profile; the measured ones stand beside them.
+    `plan` is a preset, "planned=BUDGET" (the least measured damage within it), "bk_style=BUDGET" (BK-SDM's rule at
+    the latency of the plan of that budget), or "whole" (nothing is taken out). Latencies are equal by the profile; the
+    measured ones stand beside them.
     """
 
     name: str
@@ -88,6 +96,7 @@ class Row:
 PAPER = Row("a_sdm_clme", "the paper’s every part", "a_sdm_clme", "progressive_incubation")
 HALF = replace(PAPER, name="a_sdm_clme_half", what="the same in half of the steps, for its ablations", share=0.5)
 ABLATION = replace(HALF, ablates=HALF.name)
+CONTROL = Row("teacher_trained", "the teacher itself, trained as ours are", WHOLE, "bk_sdm", normalise=True)
 OURS = Row("ours", "planned on measured damage, refitted, everything learns, features in the teacher’s units", PLANNED,
            "bk_sdm", normalise=True, fitted=True)  # fmt: skip
 
@@ -135,7 +144,7 @@ def all_rows(settings: ProofSettings) -> tuple[Row, ...]:
         Row("bk_sdm", "BK-SDM’s rule at the latency of the smallest of ours, BK-SDM’s recipe",
             f"{BK_STYLE}={budgets[0]}", "bk_sdm"),
         Row("bk_sdm_base", "BK-SDM-Base, BK-SDM’s recipe", "bk_sdm_base", "bk_sdm"),
-        PAPER, *ours, HALF, *ABLATIONS,
+        PAPER, *ours, CONTROL, HALF, *ABLATIONS,
     )  # fmt: skip
 
 
@@ -169,6 +178,8 @@ def plans_of(rows: Sequence[Row], profile: Profile, damage: Damage, folder: Path
 
 def _edits(row: Row, profile: Profile, damage: Damage) -> Sequence[AnyEdit]:
     kind, _, budget = row.plan.partition("=")
+    if kind == WHOLE:
+        return ()
     if not budget:
         return presets.PRESETS[kind](profile.topology)
     planned = planner.make_plan(profile, budget, damage=damage).edits

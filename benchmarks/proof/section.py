@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping, Sequence
 
 from asdm_prof.renderers import Report
 from asdm_prof.renderers._format import plain
 from asdm_prof.renderers.html import charts
-from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Figure, Listing, Paragraph, Picture, Section
+from asdm_prof.renderers.html.content import NONE, Block, Cell, Column, Figure, Paragraph, Picture, Section
 from asdm_prof.renderers.html.tables import name_cells, table
 from benchmarks.proof import evidence
 from benchmarks.proof.records import Proof
-
-GROUPS = {
-    "helped": "What helped",
-    "mixed": "What helped in one metric and hurt in another",
-    "did not help": "What did not help beyond its interval",
-    "hurt": "What hurt",
-}
 
 
 def section(report: Report) -> Section | None:
@@ -31,14 +25,9 @@ def section(report: Report) -> Section | None:
     pictures = list(_tradeoffs(proof))
     if pictures:
         blocks.append(Figure(pictures, [_caption(proof)]))
-    rows = evidence.table(proof)
-    first, *names = rows[0]
-    fields = [(Column(first, numeric=False), name_cells((row[first] for row in rows), 40))]
-    fields += [(Column(name), [_cell(row[name]) for row in rows]) for name in names]
-    blocks.append(table("proof", "Every row of the proof, and the teacher’s own noise.", fields))
-    for name, components in evidence.groups(proof).items():
-        sentences = [[plain(evidence.component_sentence(one), 600)] for one in components]
-        blocks += [Paragraph([GROUPS[name]], "plans-name"), Listing(sentences)]
+    blocks.append(_table("proof", "Every row of the proof, and the teacher’s own noise.", evidence.table(proof)))
+    if parts := evidence.parts_table(proof):
+        blocks.append(_table("parts", evidence.parts_sentence(proof), parts))
     return Section("Proof: equal latency, equal training", blocks, "proof")
 
 
@@ -55,7 +44,7 @@ def _tradeoffs(proof: Proof) -> Iterator[Picture]:
     """Latency against each quality metric."""
     for place, measure in enumerate(evidence.counted_measures(proof)):
         teacher, students = evidence.spread(proof.rows[0], measure.name), []
-        for row in evidence.trained(proof):
+        for row in evidence.beside_teacher(proof):
             quality = evidence.spread(row, measure.name)
             if row.latency and quality:
                 ours = row.name.startswith("ours")
@@ -64,6 +53,27 @@ def _tradeoffs(proof: Proof) -> Iterator[Picture]:
             noise = evidence.noise_floor(proof, measure.name)
             drawn = charts.tradeoff(f"proof-{place}", measure, students, teacher.value, noise)
             yield Picture(drawn, "Quality at each latency")
+
+
+def _table(name: str, caption: str, rows: Sequence[Mapping[str, str]]) -> Block:
+    """A table of texts, of which those that start with a number are sorted by it."""
+    texts = {column: [row[column] for row in rows] for column in rows[0]}
+    named = {column for column, cells in texts.items() if not all(map(_is_figure, cells))}
+    fields = [
+        (
+            Column(column, numeric=column not in named),
+            name_cells(cells, 80) if column in named else [_cell(one) for one in cells],
+        )
+        for column, cells in texts.items()
+    ]
+    return table(name, caption, fields)
+
+
+def _is_figure(text: str) -> bool:
+    try:
+        return not text or math.isfinite(float(text.partition(" ")[0]))
+    except ValueError:
+        return False
 
 
 def _cell(text: str) -> Cell:

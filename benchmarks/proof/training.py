@@ -49,14 +49,18 @@ class ProofJudge:
         if settings.captions > len(everything):
             place = f"{settings.data} {settings.judged_on}"
             raise ValueError(f"captions must be at most {len(everything)} for {place}, got {settings.captions}.")
-        if settings.curve and not 4 <= settings.curve <= settings.captions:
-            raise ValueError(f"curve must be 0 or between 4 and {settings.captions}, got {settings.curve}.")
+        fewer = {"curve": settings.curve, "ablation_captions": settings.ablation_captions}
+        for name, count in fewer.items():
+            if not 4 <= count <= settings.captions and (name, count) != ("curve", 0):
+                allowed = "0 or " if name == "curve" else ""
+                raise ValueError(f"{name} must be {allowed}between 4 and {settings.captions}, got {count}.")
         order = np.random.default_rng(0).permutation(len(everything))
         real = [data[i] for data, i in (everything[int(place)] for place in order[: settings.captions])]
         others = dataset.open_data(settings.split, self.family.size)
         pool = sorted({caption for data in (*splits, others) for caption in datasets.captions_of(data, len(data))})
         judge, vgg = networks.Judge.load(), networks.Vgg.load()
-        self.judgement, self.on_the_way = (Judgement(judge, vgg, some, pool) for some in (real, real[: settings.curve]))
+        counts = {settings.captions, *fewer.values()} - {0}
+        self._judgements = {count: Judgement(judge, vgg, real[:count], pool) for count in counts}
         self.teacher = loading.load_unet(self.family, own_weights(self.family))
         self.weights_sha256 = loading.weights_sha256(self.teacher)
 
@@ -69,25 +73,17 @@ class ProofJudge:
         plan, settings = str(plan_file(row, self.folder)), self.settings
         return resolve_recipe(plan, settings.family, settings.training(row, 0, self.folder), row.stages())
 
-    def metrics(self, unet: Any, tell: Tell) -> tuple[dict[str, Judged], float]:
-        """Every metric of what a UNet draws, and the seconds that it drew."""
+    def metrics(self, unet: Any, count: int, tell: Tell) -> tuple[dict[str, Judged], float]:
+        """Every metric of what a UNet draws for the first `count` captions, and the seconds that it drew."""
         began = time.monotonic()
-        images = self._draw(unet, 0, tell)
+        images = self._draw(unet, 0, count, tell)
         seconds = time.monotonic() - began
         tell("judging", 0, None)
         return self._judged(images, self.teacher_images(tell)), seconds
 
-    def metrics_on_the_way(self, unet: Any, tell: Tell) -> dict[str, float]:
-        """The same of a student in training, from its first pictures."""
-        count = self.settings.curve
-        teacher = self.teacher_images(tell)
-        first = GeneratedImages(**{name: tensor[:count] for name, tensor in vars(teacher).items()})
-        judged = self._judged(self._draw(unet, 0, tell, count), first, self.on_the_way)
-        return {name: one.value for name, one in judged.items()}
-
     def with_teacher(self, proof: Proof, tell: Tell) -> Proof:
         """A proof with the teacher's own row, and with the teacher's images of other seeds as the noise floor."""
-        images, again = self.teacher_images(tell), self.teacher_images(tell, len(self.judgement.real))
+        images, again = self.teacher_images(tell), self.teacher_images(tell, self.settings.captions)
         result = ProofResult(student_sha256=self.weights_sha256, metrics=self._judged(images, images))
         first = proof.rows[0].model_copy(update={"results": (result,)})
         noise = self._judged(again, images)
@@ -95,29 +91,31 @@ class ProofJudge:
 
     def teacher_images(self, tell: Tell, first_seed: int = 0) -> GeneratedImages:
         """What the teacher draws; drawn once and kept in the folder."""
-        key = sha256_of([self.weights_sha256, self.settings.identity(), first_seed])[:16]
+        key = sha256_of([self.weights_sha256, self.settings.drawn_as(), first_seed])[:16]
         path = self.folder / "teacher" / f"{key}.safetensors"
         if path.exists():
             return GeneratedImages(**load_file(path))
-        images = self._draw(self.teacher, first_seed, lambda _, n, eta_s: tell("the teacher draws", n, eta_s))
+        images = self._draw(
+            self.teacher, first_seed, self.settings.captions, lambda _, n, eta_s: tell("the teacher draws", n, eta_s)
+        )
         tensors = save({name: tensor.contiguous() for name, tensor in vars(images).items()})
         write_whole(path, tensors, force=True)  # another process may have drawn the same meanwhile
         return images
 
-    def _draw(self, unet: Any, first_seed: int, tell: Tell, count: int | None = None) -> GeneratedImages:
+    def _draw(self, unet: Any, first_seed: int, count: int, tell: Tell) -> GeneratedImages:
         """One image for each of the first captions; the i-th starts from the same noise for every UNet."""
         self._pipeline.register_modules(unet=unet)
-        captions = self.judgement.captions[:count]
+        captions = self._judgements[count].captions
         steps, guidance, progress = self.settings.drawing_steps, self.family.guidance_scale, partial(tell, "drawing")
         with machine.quiet_torch(self.settings.threads):
             return generate_images(self._pipeline, captions, first_seed, steps, guidance, progress)
 
-    def _judged(
-        self, images: GeneratedImages, teacher: GeneratedImages, judgement: Judgement | None = None
-    ) -> dict[str, Judged]:
-        """Every metric with its samples."""
-        judgement = judgement or self.judgement
-        metrics = judgement.samples(images) | judgement.agreement(images, teacher)
+    def _judged(self, images: GeneratedImages, teacher: GeneratedImages) -> dict[str, Judged]:
+        """Every metric with its samples, beside the teacher's images of the same captions."""
+        count = len(images.images)
+        first = GeneratedImages(**{name: tensor[:count] for name, tensor in vars(teacher).items()})
+        judgement = self._judgements[count]
+        metrics = judgement.samples(images) | judgement.agreement(images, first)
         return {name: Judged.rounded(one) for name, one in metrics.items()}
 
 
@@ -141,6 +139,7 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
         return loading.load_unet(load_family(str(place)), str(place))
 
     drawn_as = sha256_of([settings.data, settings.judged_on, settings.curve, settings.drawing_steps])[:8]
+    captions = settings.captions if row.decisive else settings.ablation_captions
 
     def point(quarter: int) -> CurvePoint:
         until, kept = (
@@ -150,13 +149,14 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
         if not kept.exists():
             train(until if quarter < CHECKPOINTS else None)
             student = student_in(folder / PAUSED if quarter < CHECKPOINTS else folder)
-            drawn = judge.metrics_on_the_way(student, progress)
+            judged, _ = judge.metrics(student, settings.curve, progress)
+            drawn = {name: one.value for name, one in judged.items()}
             write_whole(kept, CurvePoint(pictures=until * settings.batch, metrics=drawn).model_dump_json())
         return CurvePoint.model_validate_json(kept.read_text())
 
     quarters = range(1, CHECKPOINTS + 1) if row.decisive and settings.curve else ()
     curve, result, student = [point(quarter) for quarter in quarters], train(), student_in(folder)
-    metrics, drawing_seconds = judge.metrics(student, progress)
+    metrics, drawing_seconds = judge.metrics(student, captions, progress)
     return ProofResult(
         seed=seed,
         seconds=sum(stage.seconds for stage in result.stages),

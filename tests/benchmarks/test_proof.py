@@ -35,7 +35,16 @@ PROMPTS = 2
 
 
 def options(teacher: Path, output: Path, **changes: Any) -> dict[str, Any]:
-    small = {"steps": 4, "batch": 2, "captions": 4, "curve": 4, "drawing_steps": 1, "threads": 1, "budgets": "0.9"}
+    small = {
+        "steps": 4,
+        "batch": 2,
+        "captions": 6,
+        "curve": 6,
+        "ablation_captions": 4,
+        "drawing_steps": 1,
+        "threads": 1,
+        "budgets": "0.9",
+    }
     settings = asdict(ProofSettings(str(teacher), **small))
     shown = {name: settings[name] for name in settings.keys() - {"data", "split"}}
     measuring = {"seeds": 1, "prompts": PROMPTS, "timesteps": 1, "plans": 0, "pairs": 4, "backend": "fake"}
@@ -74,6 +83,7 @@ def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
         assert result.seconds > 0
         assert result.peak_memory_bytes > 4 * row.params
         assert result.metrics.keys() == teacher.results[0].metrics.keys()
+        assert result.drawn == (6 if row.name in ("bk_sdm", "ours_0.9") else 4)
         assert row.latency is not None
         assert len(row.latency.student_s) == len(row.latency.teacher_s) == 4
         assert row.params < teacher.params
@@ -180,14 +190,19 @@ def test_another_experiment_is_refused(finished: Path, tiny_pipeline: Path) -> N
         script.main(**options(tiny_pipeline, finished, captions=99999))
     with pytest.raises(ValueError, match=r"budgets must be numbers with commas between them, got '0\.9;0\.8'"):
         script.main(**options(tiny_pipeline, finished, budgets="0.9;0.8"))
-    with pytest.raises(ValueError, match="curve must be 0 or between 4 and 4, got 5"):
-        script.main(**options(tiny_pipeline, finished, curve=5))
+    with pytest.raises(ValueError, match="curve must be 0 or between 4 and 6, got 3"):
+        script.main(**options(tiny_pipeline, finished, curve=3))
+    with pytest.raises(ValueError, match="ablation_captions must be between 4 and 6, got 7"):
+        script.main(**options(tiny_pipeline, finished, ablation_captions=7))
 
 
 def test_what_is_written_follows_from_the_record(finished: Path) -> None:
     text = (finished / "proof.md").read_text()
-    for name in ("teacher", *ROWS.split(","), "noise floor", "1 seed"):
-        assert name in text
+    table, _, parts = text.partition("What each part buys")
+    for name in ("teacher", "bk_sdm", "ours_0.9", "noise floor", "1 seed"):
+        assert name in table
+    assert "a_sdm_clme_half" not in table, "it drew fewer pictures than the teacher"
+    assert "| no_stage1 | without stage 1 |" in parts
     assert "the aim is" in text
     assert "allowed ±" in text
     assert text.splitlines()[0].count("|") <= 9
@@ -227,7 +242,7 @@ def test_rows_are_data_and_keep_their_order() -> None:
     assert {row.name: row.rival for row in rows if row.name.startswith("ours")} == {
         "ours_0.78": None, "ours_0.65": "bk_sdm_base", "ours_0.5": "bk_sdm",
     }  # fmt: skip
-    assert sum(row.decisive for row in rows[1:]) == 6
+    assert sum(row.decisive for row in rows[1:]) == 7  # six and the teacher in training
     assert {row.share for row in rows if row.ablates} == {next(r for r in rows if r.name == "a_sdm_clme_half").share}
 
 
@@ -237,6 +252,7 @@ def test_every_row_has_its_plan(tmp_path: Path) -> None:
     assert [path.stem for path in sorted((tmp_path / "plans").iterdir())] == sorted(plans)
     used = {name: {getattr(edit, "with_", edit.op) for edit in plan.edits} for name, plan in plans.items()}
     assert used["a_sdm_clme"] == used["a_sdm_clme_half"] == {"remove_layer", "gri_attention", "cond_conv"}
+    assert used["teacher_trained"] == set()
     assert used["plain_attention"] == {"remove_layer", "cond_conv"}
     assert used["kv_downsample"] == {"remove_layer", "kv_downsample", "cond_conv"}
     assert used["a_sdm"] == {"remove_layer", "gri_attention"}
@@ -347,16 +363,36 @@ def test_a_pilot_says_how_many_pictures_and_seeds_are_enough() -> None:
 
 
 def test_components_that_help_and_that_do_not() -> None:
-    groups = evidence.groups(made_up())
-    assert [(name, [one.row.name for one in ones]) for name, ones in groups.items()] == [
-        ("helped", ["no_clme"]),
-        ("did not help", ["no_gri"]),
-    ]
-    (clme,), (gri,) = groups.values()
+    clme, gri = evidence.components(made_up())
+    assert [(one.row.name, one.effect) for one in (clme, gri)] == [("no_clme", "helped"), ("no_gri", "not told apart")]
     assert clme.bought["frechet_distance"].median == pytest.approx(0.3 * 8)
     assert clme.latency is not None
     assert clme.latency.value == pytest.approx(0.02)
-    assert "not told apart in any metric; what it lacks costs -0.050" in evidence.component_sentence(gri)
+    said, none = evidence.parts_table(made_up())
+    assert len(said) <= 8
+    assert said["has"] == "what no_clme is"
+    assert said["Fréchet distance"].startswith("+2.4 [+2.4, +2.4] ±")
+    assert none["what it lacks"] == "not told apart"
+    assert none["UNet ×"] == "-0.050"
+    text = evidence.markdown(made_up(), "proof.json")
+    assert "of 8 comparisons, about 0 are beyond their interval by chance" in text
+    assert "| no_clme | what no_clme is | +2.4 [" in text
+
+
+def test_an_ablation_is_compared_seed_by_seed() -> None:
+    """What all students of a seed have in common is not noise between them, and what they do not have is."""
+    proof = made_up()
+    (clme, _), unlike = evidence.components(proof), proof.row("no_clme").model_copy(
+        update={"results": tuple(
+            result.model_copy(update={"seed": seed})
+            for result, seed in zip(reversed(proof.row("no_clme").results), range(3), strict=True)
+        )}
+    )  # fmt: skip
+    rows = tuple(unlike if row.name == unlike.name else row for row in proof.rows)
+    (crossed, _) = evidence.components(proof.model_copy(update={"rows": rows}))
+    alike, apart = clme.bought["clip_score"], crossed.bought["clip_score"]
+    assert alike.high - alike.low < 0.01 < apart.high - apart.low
+    assert alike.median == pytest.approx(apart.median)
 
 
 def test_more_seeds_say_more_than_one() -> None:
