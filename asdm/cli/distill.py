@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from asdm.cli.options import TEACHER, Json, from_settings, source_of, this_command, warn_if_slow
+from asdm.cli.options import FAMILY, Json, from_settings, source_of, this_command, warn_if_slow
 from asdm.distill.settings import DistillSettings
 from asdm.utils import console
 
@@ -17,7 +17,10 @@ def distill(
     plan: Annotated[str, typer.Argument(help="A plan file or a preset: what the student will be in the end.")],
     *,
     output: Annotated[Path, typer.Option("-o", "--output", help="The run's folder, which becomes the student's.")],
-    teacher: Annotated[str | None, typer.Option(help=TEACHER)] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(help=f"{FAMILY[:-1]}; default: the plan's, and for a preset what --weights are of or sd15."),
+    ] = None,
     recipe: Annotated[
         str, typer.Option(help="progressive_incubation, without_incubation, bk_sdm, or FILE.py:FUNCTION.")
     ] = "progressive_incubation",

@@ -91,7 +91,7 @@ class UnitSettings(WholeCheckpoint):
     options: Annotated[
         str, Option("Replacements to make, with all their settings, where no plan is named: all, or NAME,NAME,….")
     ] = "all"
-    data: Annotated[str, Option(f"{SOURCES}.")] = "emoji"
+    data: Annotated[str | None, Option(f"{SOURCES}; default: emoji for the mini.")] = None
     split: Split = "train"
     calibration: Annotated[
         int, Option("Noised pictures to choose and refit on; every fourth batch judges instead.", at_least=8)

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from asdm.data import loader
+from asdm.data.choice import data_for
 from asdm.data.identity import FINGERPRINT, SAMPLE, identity
 from asdm.distill.context import TrainContext, load_context, make_accelerator
 from asdm.distill.precision import torch_settings
@@ -78,6 +79,9 @@ def distill_units(
     began = time.monotonic()
     family = family_of(teacher, settings)
     settings = replace(settings, weights=weights_of(family, settings, needs="asdm distill-units"))
+    before = _saved(output)
+    named = settings.data or (before.data if before else None)
+    settings = replace(settings, data=data_for(named, family, "asdm distill-units"))
     check_caption_only(family.unet, family.name, "asdm distill-units")
     shapes = loading.meta_unet(family).requires_grad_(False)
     wanted = _edits_to_distil(shapes, settings, plans)
@@ -90,11 +94,12 @@ def distill_units(
     with run_lock(output), torch_settings(training):
         tell("loading the teacher", 0, None)
         context = load_context(recipe, training, output, make_accelerator(training), lambda _: None)
-        record = _record(context, settings, command, output)
-        if (output / INDEX).exists():
-            record = _continued(Units.load(output / INDEX), record, output)
+        saved = _saved(output)
+        record = _record(context, settings, command, saved)
+        if saved:
+            record = _continued(saved, record, output)
             settings = replace(settings, data=record.data)  # as it was spelled first
-        records, before = {unit.sha256: unit for unit in record.units}, record.seconds
+        records, earlier_s = {unit.sha256: unit for unit in record.units}, record.seconds
         for block, edits in _by_block(context.teacher, wanted).items():
             left = {sha: e for e in edits if (sha := _sha256(context.teacher, e, settings)) not in records}
             if not left:
@@ -108,7 +113,7 @@ def distill_units(
                     edit=unit.edit, sha256=unit.sha256, from_weights=unit.from_weights, fitted=unit.fitted,
                     trained=unit.trained, file_sha256=file_sha256,
                 )  # fmt: skip
-            seconds = before + time.monotonic() - began
+            seconds = earlier_s + time.monotonic() - began
             record = record.model_copy(update={"units": tuple(records.values()), "seconds": seconds})
             record.save(output / INDEX, force=True)
     record.save(output / INDEX, force=True)
@@ -124,11 +129,12 @@ def _edits_to_distil(shapes: nn.Module, settings: UnitSettings, plans: Sequence[
     return list(edits.values())
 
 
-def _record(context: TrainContext, settings: UnitSettings, command: str, output: Path) -> Units:
-    before: dict[str, Any] = {}
-    if (output / INDEX).exists():
-        saved = Units.load(output / INDEX)
-        before = {name: value for name in (FINGERPRINT, SAMPLE) if (value := getattr(saved, name)) is not None}
+def _saved(output: Path) -> Units | None:
+    return Units.load(output / INDEX) if (output / INDEX).exists() else None
+
+
+def _record(context: TrainContext, settings: UnitSettings, command: str, saved: Units | None) -> Units:
+    before = {name: value for name in (FINGERPRINT, SAMPLE) if saved and (value := getattr(saved, name)) is not None}
     return Units(
         created_utc=utc_now(),
         command=command,

@@ -59,7 +59,9 @@ class BenchSettings(PictureSetup):
     run_image: Annotated[
         bool, Option("Run whole pipelines from prompt to pixels instead of adding up their parts.", flag="--image")
     ] = False
-    image_rounds: Annotated[int, Option("Pairs of whole images per student (with --image).")] = 1
+    image_rounds: Annotated[
+        int, Option("Rounds of whole images, two pairs per student each (with --image or --schedule).")
+    ] = 1
     quality: Annotated[bool, Option("Draw pictures with teacher and students, and have a CLIP judge them.")] = False
     data: Annotated[
         str | None, Option(f"Real pictures and captions (with --quality): {SOURCES}; default: emoji for the mini.")

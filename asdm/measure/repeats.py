@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from asdm.measure.clocks import Clock
@@ -22,7 +23,7 @@ def warm_up(
     tolerance: float = 0.05,
     at_least: int = 3,
     at_most: int = 20,
-    budget_s: float = float("inf"),
+    budget_s: float = math.inf,
 ) -> list[float]:
     """Call until the last three times agree within `tolerance` or `budget_s` is spent; `call` returns its seconds."""
     times: list[float] = []
@@ -41,7 +42,7 @@ def interleave(
     clock: Clock,
     min_rounds: int = 5,
     max_rounds: int = 100,
-    budget_s: float = 120.0,
+    budget_s: float = math.inf,
     enough: Callable[[dict[str, list[float]]], bool] | None = None,
     progress: Progress | None = None,
     floor_s: float = 0.0,

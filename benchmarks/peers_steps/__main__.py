@@ -282,7 +282,7 @@ def _rows(result: PeersSteps) -> list[dict[str, Any]]:
     return [
         {
             "contestant": f"{one.name} {one.setting}",
-            "image ×": f"{one.image_latency_ratio.median:.3f}" if one.image_latency_ratio else "",
+            "image ×": _interval(one.image_latency_ratio),
             "latent MSE": f"{np.mean(one.latent_mse):.4g}",
             **{title: _value(one, name) for name, title in TITLES.items()},
             "equal": ", ".join(
@@ -291,6 +291,10 @@ def _rows(result: PeersSteps) -> list[dict[str, Any]]:
         }
         for one in result.contestants
     ]
+
+
+def _interval(ratio: Estimate | None) -> str:
+    return f"{ratio.median:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]" if ratio else ""
 
 
 def _value(one: Drawn, metric: str) -> str:

@@ -362,10 +362,10 @@ def parts_table(proof: Proof) -> list[dict[str, str]]:
     return [
         {
             "row": one.row.name,
-            "has": one.row.what,
+            "changed": one.row.what,
             **{measure.title: _bought(one.bought[measure.name]) for measure in measures},
             "UNet ×": "" if one.latency is None else f"{one.latency.value:+.3f}",
-            "what it lacks": one.effect,
+            "the part": one.effect,
         }
         for one in components(proof)
     ]
@@ -381,8 +381,9 @@ def parts_sentence(proof: Proof) -> str:
     compared = sum(len(counted_measures(proof)) for _ in components(proof))
     return (
         "What each part buys: how much worse the row without it is (above 0: the part helps), with the 95 % interval, "
-        "and behind ± the smallest effect that 4 of 5 repetitions would show. Differences are paired by picture and "
-        f"training seed; of {compared} comparisons, about {compared / 20:.0f} are beyond their interval by chance."
+        "and behind ± the smallest effect that 4 of 5 repetitions would show; UNet × is the latency that it costs. "
+        f"Differences are paired by picture and training seed; of {compared} comparisons, about {compared / 20:.0f} "
+        "are beyond their interval by chance."
     )
 
 

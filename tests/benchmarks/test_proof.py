@@ -370,9 +370,9 @@ def test_components_that_help_and_that_do_not() -> None:
     assert clme.latency.value == pytest.approx(0.02)
     said, none = evidence.parts_table(made_up())
     assert len(said) <= 8
-    assert said["has"] == "what no_clme is"
+    assert said["changed"] == "what no_clme is"
     assert said["Fréchet distance"].startswith("+2.4 [+2.4, +2.4] ±")
-    assert none["what it lacks"] == "not told apart"
+    assert none["the part"] == "not told apart"
     assert none["UNet ×"] == "-0.050"
     text = evidence.markdown(made_up(), "proof.json")
     assert "of 8 comparisons, about 0 are beyond their interval by chance" in text

@@ -29,7 +29,7 @@ from asdm.utils import registry
 from tests.pictures import picture
 
 UNIT = "down_blocks.0.attentions.0"
-QUICK = UnitSettings(options="pointwise_conv,no_feed_forward", split="held_out", calibration=16, batch=4)
+QUICK = UnitSettings(options="pointwise_conv,no_feed_forward", data="emoji", split="held_out", calibration=16, batch=4)
 
 
 def calls_of(unit: nn.Module, n: int, *shapes: tuple[int, ...], **kwargs: object) -> list[Call]:
@@ -160,6 +160,15 @@ def test_a_student_is_put_together_from_its_library(
         UnitLibrary(folder, teacher)
 
 
+def test_another_models_units_are_fitted_on_no_emoji_unasked(tiny_pipeline: Path, tmp_path: Path) -> None:
+    unnamed = replace(QUICK, data=None)
+    with pytest.raises(
+        ValueError, match=r"^asdm distill-units of .* needs pictures like those that it draws"
+    ):
+        distill_units(str(tiny_pipeline), tmp_path / "library", unnamed)
+    assert not (tmp_path / "library").exists()
+
+
 def test_other_data_or_another_spelling(tiny_pipeline: Path, tmp_path: Path) -> None:
     """A library goes on with the same pictures however they are named, and with no others."""
     for n in range(4):
@@ -172,6 +181,7 @@ def test_other_data_or_another_spelling(tiny_pipeline: Path, tmp_path: Path) -> 
     spelled = replace(mine, data=f"folder:{tmp_path}/.")
     both = distill_units(str(tiny_pipeline), tmp_path / "library", spelled, plans)
     assert (both.data, both.units[:1], len(both.units)) == (first.data, first.units, 2)
+    assert distill_units(str(tiny_pipeline), tmp_path / "library", replace(mine, data=None), plans).units == both.units
     (tmp_path / "2.png").write_bytes(picture(2)[:-1] + b"!")
     with pytest.raises(ValueError, match=r"library was made on other data than folder:.* has now; name another folder"):
         distill_units(str(tiny_pipeline), tmp_path / "library", mine, plans)

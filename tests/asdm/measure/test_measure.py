@@ -101,6 +101,11 @@ def test_interleave_ends_before_the_round_that_would_pass_the_budget(budget_s, r
     assert machine.clock.now == 6.0 * rounds
 
 
+def test_without_a_budget_every_round_is_run_however_long():
+    machine = Machine(a=1000.0)
+    assert len(interleave(machine.calls, "aa", machine.clock, min_rounds=6, max_rounds=6)["a"]) == 12
+
+
 def test_interleave_goes_on_until_there_is_enough():
     machine = Machine(a=1.0)
     samples = interleave(machine.calls, "a", machine.clock, min_rounds=3, enough=lambda found: len(found["a"]) >= 7)

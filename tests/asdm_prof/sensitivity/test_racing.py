@@ -65,7 +65,7 @@ def test_all_is_every_replacement_but_experts(tiny_unet: torch.nn.Module) -> Non
 def raced(tiny_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Damage, Damage]:
     """A tiny teacher's damage as the weights alone make units, and with units that were fitted."""
     folder, teacher = tmp_path_factory.mktemp("units"), str(tiny_pipeline)
-    edits = UnitSettings(options="pointwise_conv", split="held_out", calibration=32, batch=8, threads=1)
+    edits = UnitSettings(options="pointwise_conv", data="emoji", split="held_out", calibration=32, batch=8, threads=1)
     distill_units(teacher, folder, edits)
     plain = study.measure_sensitivity(teacher, FEW, plans=0, replacements=NAMES, race=True)
     return plain, study.measure_sensitivity(teacher, replace(FEW, units=str(folder)), plans=0, replacements=NAMES)
