@@ -61,7 +61,8 @@ def ssd_like(shape: Topology) -> Edits:
 def bk_style(profile: Profile, ratio: float) -> Edits:
     """BK-SDM's rule at a latency: of all plans by that rule, the one that the profile predicts nearest to `ratio`.
 
-    The rule takes a layer from both blocks of a pair, and the middle block; BK-SDM's three models do so in every pair.
+    The rule takes a layer from both blocks of a pair (Base: of every pair), the middle block (Small), and with that the
+    deepest pair as a whole (Tiny).
     """
     return min(_by_bk_rule(profile.topology), key=lambda edits: abs(plan.price(profile, edits).ratio - ratio))
 
@@ -75,6 +76,8 @@ def _by_bk_rule(shape: Topology) -> Iterator[Edits]:
             yield edits
         if "mid_block" in shape.blocks:
             yield (*edits, RemoveBlock(block="mid_block"))
+            if (deepest := shape.down_blocks[-1]) not in some:
+                yield (*edits, RemoveBlock(block="mid_block"), RemoveBlock(block=deepest))
 
 
 def greedy(problem: Problem, ratio: float) -> Edits | None:

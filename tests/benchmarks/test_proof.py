@@ -421,7 +421,8 @@ def test_rows_are_compared_by_the_seeds_that_both_have() -> None:
 
 def test_bk_sdms_rule_comes_nearest_to_a_latency() -> None:
     profile = synthetic.profile()
-    base = PRESETS["bk_sdm_base"](profile.topology)
-    at = planner.price(profile, base).ratio
-    assert set(map(str, baselines.bk_style(profile, at))) == set(map(str, base))
+    for name in ("bk_sdm_base", "bk_sdm_small", "bk_sdm_tiny"):
+        published = PRESETS[name](profile.topology)
+        at = planner.price(profile, published).ratio
+        assert set(map(str, baselines.bk_style(profile, at))) == set(map(str, published))
     assert planner.price(profile, baselines.bk_style(profile, 0.8)).ratio == pytest.approx(0.8, abs=0.06)

@@ -162,9 +162,7 @@ def test_a_student_is_put_together_from_its_library(
 
 def test_another_models_units_are_fitted_on_no_emoji_unasked(tiny_pipeline: Path, tmp_path: Path) -> None:
     unnamed = replace(QUICK, data=None)
-    with pytest.raises(
-        ValueError, match=r"^asdm distill-units of .* needs pictures like those that it draws"
-    ):
+    with pytest.raises(ValueError, match=r"^asdm distill-units of .* needs pictures like those that it draws"):
         distill_units(str(tiny_pipeline), tmp_path / "library", unnamed)
     assert not (tmp_path / "library").exists()
 
