@@ -64,7 +64,9 @@ def bk_style(profile: Profile, ratio: float) -> Edits:
     The rule takes a layer from both blocks of a pair (Base: of every pair), the middle block (Small), and with that the
     deepest pair as a whole (Tiny).
     """
-    return min(_by_bk_rule(profile.topology), key=lambda edits: abs(plan.price(profile, edits).ratio - ratio))
+    ratios = ((edits, predicted_ratio(profile, edits)) for edits in _by_bk_rule(profile.topology))
+    legal = [(edits, own) for edits, own in ratios if own is not None]  # another topology's deepest pair may be needed
+    return min(legal, key=lambda one: abs(one[1] - ratio))[0]
 
 
 def _by_bk_rule(shape: Topology) -> Iterator[Edits]:

@@ -49,15 +49,14 @@ class Judgement(Reference):
 
     def beside(self, teacher: Pictures, again: Pictures) -> Callable[[Pictures], dict[str, Metric]]:
         """A function that judges a student beside one teacher, which is itself judged only once."""
-        teacher_values, noise = self.alone(teacher), self.alone(again)
+        own, other = self.samples(teacher), self.samples(again)
+        teacher_values = _metrics(own)
+        noise = {name: metrics.apart(other[name], one) for name, one in own.items()}
         floors = _metrics(self.agreement(again, teacher))
 
         def judge(images: Pictures) -> dict[str, Metric]:
-            own = teacher_values if images is teacher else self.alone(images)
-            alone = {
-                name: _beside(metric, teacher_values[name].value, abs(teacher_values[name].value - noise[name].value))
-                for name, metric in own.items()
-            }
+            found = teacher_values if images is teacher else self.alone(images)
+            alone = {name: _beside(one, teacher_values[name].value, noise[name]) for name, one in found.items()}
             agreed = _metrics(self.agreement(images, teacher))
             return alone | {name: _beside(metric, 0.0, floors[name].value) for name, metric in agreed.items()}
 

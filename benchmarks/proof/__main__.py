@@ -103,8 +103,8 @@ def main(
         with console.progress("Proving") as tell:
             proof = prove(chosen, range(seeds), settings, profile, damage, path, work, force, tell, command)
     text = evidence.markdown(proof, str(path))
-    if designs := power.designs(proof):
-        text += f"\n{power.sentence(designs)}\n"
+    if said := power.sentence(proof):
+        text += f"\n{said}\n"
     io.write_whole(output / "proof.md", text, force=True)
     figures.render(Report(profile, extra={"proof": proof}), output, PROOF)
     if readme:

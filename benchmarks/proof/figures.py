@@ -83,9 +83,9 @@ def components(report: Report) -> Figure | None:
     for axes, measure in zip(figure.subplots(1, len(measures), sharey=True).flat, measures, strict=True):
         axes.axvline(0, color=QUIET, linewidth=0.7)
         for y, one in enumerate(parts):
-            bought = one.bought.get(measure.name)
+            bought = one.bought[measure.name].estimate
             if bought:
-                sure = bought.low > 0 or bought.high < 0
+                sure = measure.name in one.sure
                 axes.hlines(y, bought.low, bought.high, color=INK, linewidth=0.9)
                 axes.plot(bought.median, y, "o" if sure else "D", color=COLOURS["resnet" if sure else "glue"],
                           markersize=3.5)  # fmt: skip
@@ -95,7 +95,9 @@ def components(report: Report) -> Figure | None:
     axes = figure.axes[0]
     axes.set_yticks(range(len(parts)), [plain(one.row.what, 40) for one in parts], size=6)
     axes.set_ylim(len(parts) - 0.4, -0.6)
-    figure.supxlabel("quality lost without it (right: it helps; circles: beyond the 95 % interval)", size=7)
+    figure.supxlabel(
+        "quality lost without it, with 95 % intervals (right: it helps; circles: sure for all together)", size=7
+    )
     return figure
 
 

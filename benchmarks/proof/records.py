@@ -90,6 +90,7 @@ class Proof(Record, schema="asdm.proof/1"):
     noise: dict[str, Judged]  # the teacher with other seeds
     rows: tuple[ProofRow, ...]
     timing: ProofTiming | None = None
+    splits: tuple[str, ...] = later(())  # of the data that each drawn caption is from
     environment: dict[str, str]
 
     @property

@@ -1,8 +1,8 @@
 """The experiment: students of one teacher from different plans and recipes, with equal training, judged alike.
 
-All rows see the same number of pictures with the same optimizer, schedule and seeds; the captions that are drawn were
-held out of every training, and are drawn from the same noise. Results are saved after every student, and an interrupted
-run resumes, in the middle of a training too. Latency is measured apart, when all is quiet (`time_rows`).
+All rows see the same number of pictures with the same optimizer, schedule and seeds, ablations half as many; captions
+of training and held-out ones are drawn, all from the same noise. Results are saved after every student, and an
+interrupted run resumes, in the middle of a training too. Latency is measured apart, when all is quiet (`time_rows`).
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def _new_proof(judge: ProofJudge, profile: Profile, damage: Damage, rows: Sequen
         identity=judge.settings.identity(),
         noise={},
         rows=(first, *(_new_row(row, plans[row.name], judge, profile) for row in rows[1:])),
+        splits=judge.splits,
         environment=machine.environment("cpu", judge.settings.threads or torch.get_num_threads()),
     )
 
@@ -159,7 +160,8 @@ def _resumed(path: Path, new: Proof, settings: ProofSettings) -> Proof:
             )
     rows = {row.name: row for row in new.rows} | saved_rows
     order = [row.name for row in all_rows(settings)]
-    return saved.model_copy(update={"rows": tuple(rows[name] for name in order if name in rows)})
+    kept = tuple(rows[name] for name in order if name in rows)
+    return saved.model_copy(update={"rows": kept, "splits": new.splits})
 
 
 # ---------------------------------------------------------------------------------------------- latency

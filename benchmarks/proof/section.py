@@ -26,6 +26,12 @@ def section(report: Report) -> Section | None:
     if pictures:
         blocks.append(Figure(pictures, [_caption(proof)]))
     blocks.append(_table("proof", "Every row of the proof, and the teacher’s own noise.", evidence.table(proof)))
+    if equal := evidence.equivalence_table(proof):
+        blocks.append(
+            _table("equal", "Our rows beside the teacher, and beside the teacher trained as they were.", equal)
+        )
+    if splits := evidence.splits_table(proof):
+        blocks.append(_table("splits", evidence.unbiased_sentence(proof), splits))
     if parts := evidence.parts_table(proof):
         blocks.append(_table("parts", evidence.parts_sentence(proof), parts))
     return Section("Proof: equal latency, equal training", blocks, "proof")

@@ -1,4 +1,4 @@
-"""Trains one student of a row, and judges what it draws for held-out captions beside the teacher."""
+"""Trains one student of a row, and judges what it draws beside what the teacher draws from the same noise."""
 
 from __future__ import annotations
 
@@ -55,7 +55,10 @@ class ProofJudge:
                 allowed = "0 or " if name == "curve" else ""
                 raise ValueError(f"{name} must be {allowed}between 4 and {settings.captions}, got {count}.")
         order = np.random.default_rng(0).permutation(len(everything))
-        real = [data[i] for data, i in (everything[int(place)] for place in order[: settings.captions])]
+        chosen = [everything[int(place)] for place in order[: settings.captions]]
+        real = [data[i] for data, i in chosen]
+        names = dict(zip(map(id, splits), settings.judged_on.split(","), strict=True))
+        self.splits = tuple(names[id(data)] for data, _ in chosen)
         others = dataset.open_data(settings.split, self.family.size)
         pool = sorted({caption for data in (*splits, others) for caption in datasets.captions_of(data, len(data))})
         judge, vgg = networks.Judge.load(), networks.Vgg.load()

@@ -243,6 +243,23 @@ def test_a_student_that_is_its_teacher_is_judged_like_him(drawn):
         assert np.isfinite([metric.low, metric.high, metric.noise_floor]).all()
 
 
+@pytest.mark.parametrize("of", ["pictures", "halves"])
+def test_a_noise_floor_holds_95_of_100_differences(of):
+    """By simulation: what two sets of pictures of one model differ by is within the floor that either pair tells."""
+    rng, n = np.random.default_rng(0), 150
+
+    def drawn():
+        each = rng.normal(0, 1, n)
+        if of == "pictures":
+            return metrics.per_image(each)
+        halves = np.array([each[rng.permutation(n)[: n // 2]].mean() for _ in range(200)])
+        return metrics.Samples(each.mean(), "halves", halves)
+
+    pairs = [(drawn(), drawn()) for _ in range(300)]
+    within = [abs(one.value - other.value) <= metrics.apart(one, other) for one, other in pairs]
+    assert 0.92 <= np.mean(within) <= 0.98
+
+
 def test_a_student_is_judged_beside_its_teacher_whoever_else_is(drawn):
     """Another student changes nothing, and the teacher and the real pictures are looked at once for all of them."""
     teacher, again = drawn
