@@ -165,16 +165,22 @@ def _cell(bought: Bought) -> str:
 def parts_sentence(proof: Proof) -> str:
     """What was compared, and how to read the table of parts."""
     found = components(proof)
-    base = found[0].base
-    seeds = {bought.seeds for one in found for bought in one.bought.values()}
-    own = [f"{measure.title} {figure(np.mean([one.metrics[measure.name].value for one in base.results]))}"
-           for measure in counted_measures(proof)]  # fmt: skip
+    bases = list({one.base.name: one.base for one in found}.values())
+    first, seeds = bases[0].results[0], {bought.seeds for one in found for bought in one.bought.values()}
     several = f"{min(seeds)} to {max(seeds)}" if len(seeds) > 1 else str(max(seeds))
     counted = f"{several} training seed{'s' if max(seeds) > 1 else ''}"
+    own = "; ".join(f"{base.name} has {', '.join(_values(base, proof))}" for base in bases)
     return (
-        f"What each part buys: how much worse the row without it is than {base.name} (above 0: the part helps), with "
-        "the 95 % interval, and behind ± the smallest effect that 4 of 5 repetitions would show; UNet × is the latency "
-        f"that it costs. {counted} of {base.results[0].pictures:,} pictures each, {base.results[0].drawn} captions, "
-        f"paired by picture and seed; {base.name} has {', '.join(own)}. The last column holds for all "
+        f"What each part buys: how much worse the row without it is than {' or '.join(base.name for base in bases)} "
+        "(above 0: the part helps), with the 95 % interval, and behind ± the smallest effect that 4 of 5 repetitions "
+        f"would show; UNet × is the latency that it costs. {counted} of {first.pictures:,} pictures each, "
+        f"{first.drawn} captions, paired by picture and seed; {own}. The last column holds for all "
         f"{sum(len(one.bought) for one in found)} comparisons together (Holm, 5 %)."
     )
+
+
+def _values(row: ProofRow, proof: Proof) -> list[str]:
+    means = {
+        one: np.mean([result.metrics[one.name].value for result in row.results]) for one in counted_measures(proof)
+    }
+    return [f"{measure.title} {figure(float(mean))}" for measure, mean in means.items()]
