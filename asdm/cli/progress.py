@@ -128,7 +128,9 @@ def result_text(result: DistillResult, output: Path) -> str:
     lines = []
     for stage in result.stages:
         lines.append(f"{stage.name} ({stage.mode}): {stage.steps:,} steps in {terminal.left_text(stage.seconds)}")
-        lines += [f"  {name:<15} {stage.first[name]:.4g} → {stage.last[name]:.4g}" for name in stage.first]
+        ends = {name: [f"{part[name]:.4g}" if name in part else "—" for part in (stage.first, stage.last)]
+                for name in stage.first | stage.last}  # fmt: skip
+        lines += [f"  {name:<15} {first} → {last}" for name, (first, last) in ends.items()]
         lines += _skipped(stage)
     if held_out := result.held_out:
         lines.append(

@@ -61,7 +61,8 @@ def check_losses(
     for name, value in values.items():
         if not abs(value) < float("inf"):
             raise Diverged(name, f"is {value}", step + offset, stage, saved)
-        if spike and step >= SPIKE_GRACE_STEPS and value > spike * max(means[name], losses.TINY):
+        known = name in means  # a term that --amend added has none yet
+        if spike and known and step >= SPIKE_GRACE_STEPS and value > spike * max(means[name], losses.TINY):
             problem = f"jumped to {value:.4g} (its running mean is {means[name]:.4g}; --spike {spike:g})"
             raise Diverged(name, problem, step + offset, stage, saved)
 

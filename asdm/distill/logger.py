@@ -129,7 +129,7 @@ def first_and_last_losses(lines: Sequence[Mapping[str, Any]], stage: str) -> dic
     steps = [line for line in lines if line["stage"] == stage]
     count = max(len(steps) // 10, 1)
     terms = losses.names()
-    names = [name for name in steps[0] if name == "loss" or name in terms] if steps else []
+    names = dict.fromkeys(name for line in steps for name in line if name == "loss" or name in terms)
 
     def mean(part: Sequence[Mapping[str, Any]]) -> dict[str, float]:
         values = {name: [line[name] for line in part if isinstance(line.get(name), float | int)] for name in names}

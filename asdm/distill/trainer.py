@@ -149,11 +149,11 @@ def train_stage(context: TrainContext, stage: Stage, until: int | None = None) -
 
                 # With --balance, scale each term to the first one's size; a forward without gradients gives the start.
                 parts = [range(i, min(i + micro, len(encoded))) for i in range(0, len(encoded), micro)]
-                if settings.balance and not running_means:
+                if settings.balance and not weights.keys() <= running_means.keys():  # --amend may add terms
                     with torch.no_grad():
                         probe = model(*task_inputs(parts[0], encoded, random_inputs, no_caption, context))
                     means = {n: t.mean() for n, t in probe.items()}
-                    running_means = average_over_processes(accelerator, means, [])[0]
+                    running_means = average_over_processes(accelerator, means, [])[0] | running_means
                 factors = balance_weights(weights, running_means) if settings.balance else weights
 
                 # Forward of teacher and student, and backward, by micro-batch; gradients are synchronised at the last.

@@ -44,7 +44,8 @@ from asdm.utils.io import make_folder, sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 
-MADE_WITH = ("data", "split", "calibration", "steps", "batch", "learning_rate", "seed")
+ENCODERS = ("vae", "clip_skip", "textual_inversion", "prediction_type")
+MADE_WITH = ("data", "split", "calibration", "steps", "batch", "learning_rate", "seed", *ENCODERS)
 CALIBRATION, TRAINING = 0, 1  # streams of random numbers
 JUDGED = 4  # every fourth batch of calibration judges what the others fit
 
@@ -176,7 +177,7 @@ def _by_block(teacher: Any, edits: Sequence[ReplaceUnit]) -> dict[str, list[Repl
 
 
 def _sha256(teacher: nn.Module, edit: ReplaceUnit, settings: UnitSettings) -> str:
-    made_with = {name: getattr(settings, name) for name in MADE_WITH}
+    made_with = {name: value for name in MADE_WITH if (value := getattr(settings, name)) is not None}
     weights = [loading.weights_sha256(teacher.get_submodule(edit.unit))]
     if edit.with_ == "cond_conv":  # which takes kernels of its siblings
         weights += [loading.weights_sha256(sibling) for sibling in blocks.siblings(teacher, edit.unit)]
@@ -190,8 +191,9 @@ def _batches(context: TrainContext, stream: int) -> Generator[dict[str, Any]]:
     """Arguments of the teacher's call, batch by batch: what a step of distillation would call it with."""
     settings = context.settings
     source = loader.batches(
-        context.data, settings.batch, settings.seed + stream, loader.Share(), 0, {}, settings.workers or 2
-    )
+        context.data, settings.batch, settings.seed + stream, loader.Share(), 0, {},
+        settings.workers or loader.default_workers(),
+    )  # fmt: skip
     no_caption = context.encoder.nothing()
     with loader.ahead(prepared(context, stream, 0, source)) as next_batch:
         while True:

@@ -30,6 +30,7 @@ from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import checkpoint_of
 from asdm.records.bench import MEASURES, Drawing, Metric
+from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.unet import use
 from asdm.utils import console, sizes
 from asdm.utils.io import cache_folder, sha256_of
@@ -277,6 +278,11 @@ def judge_all(
     return result, kept
 
 
+def _graphs(unet: GraphUNet) -> list[str]:
+    """What a schedule's exported graphs are known by: their runtime and precision, and each of them."""
+    return [unet.runtime, unet.precision, *(file.model_dump_json() for file in unet.files or ())]
+
+
 def _key(
     compared: ComparedUNet | ComparedSchedule,
     captions: Sequence[str],
@@ -287,6 +293,7 @@ def _key(
     """A folder's name that only the same pictures get: by weights, captions, seed, sampling, precision and device."""
     facts = {
         **({"schedule": compared.schedule.sha256()} if isinstance(compared, ComparedSchedule) else {}),
+        **({"graphs": _graphs(compared.unet)} if isinstance(compared.unet, GraphUNet) else {}),
         "unet": loading.weights_sha256(compared.unet),
         "config": loading.unet_config_sha256(compared.shapes.config),
         "checkpoint": {name: value for name, value in checkpoint_of(settings).items() if value is not None},

@@ -51,9 +51,9 @@ def interleave(
 
     With the pattern A B B A, a drift of the machine affects both alike. Stops after `min_rounds` rounds and `floor_s`
     seconds as soon as `enough(samples)` holds (at once without `enough`), after `max_rounds` if `floor_s` seconds are
-    over, or before the round that would exceed `budget_s`; at least two rounds are run. `progress` counts down to the
-    end of the budget or of the last round, whichever comes first; where `enough` holds before that, the run stops
-    early.
+    over, or before the round that would exceed `budget_s`; at least two rounds are run, unless `max_rounds` is 1.
+    `progress` counts down to the end of the budget or of the last round, whichever comes first; where `enough` holds
+    before that, the run stops early.
     """
     samples: dict[str, list[float]] = {name: [] for name in calls}
     most_calls = len(pattern) * (max_rounds if enough else min(min_rounds, max_rounds))

@@ -18,7 +18,7 @@ from asdm.models import checkpoints, lora as loras
 from asdm.models.execution import RANDOM, SHIPPED, dtype_of
 from asdm.models.family import Family, from_folder
 from asdm.models.settings import Setup
-from asdm.utils import sizes
+from asdm.utils import console, sizes
 from asdm.utils.io import sha256_of, utc_now
 
 _TILE = 1_000_003  # a prime, so that rows of no weight repeat in step with the tile
@@ -35,8 +35,8 @@ def meta_unet(family: Family, dtype: str = "fp32") -> nn.Module:
         with meta_device():
             unet = UNet2DConditionModel.from_config(family.unet).eval()
     except Exception as error:  # whatever a foreign constructor makes of a foreign config
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"diffusers cannot build a UNet of {family.name}'s config: {reason.rstrip('.')}.") from None
+        reason = console.first_line(error)
+        raise ValueError(f"diffusers cannot build a UNet of {family.name}'s config: {reason}.") from None
     return nn.Module.to(unet, dtype_of(dtype))
 
 

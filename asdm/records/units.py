@@ -40,6 +40,10 @@ class Units(Record, schema="asdm.units/1"):
     batch: int
     learning_rate: float
     seed: int
+    vae: str | None = later(None)  # in the place of the checkpoint's own, as the next four
+    clip_skip: int | None = later(None)
+    textual_inversion: tuple[str, ...] | None = later(None)
+    prediction_type: str | None = later(None)
     units: tuple[UnitRecord, ...] = ()
     seconds: float = 0.0
     environment: dict[str, str]

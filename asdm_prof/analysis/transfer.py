@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from asdm.measure.statistics import spearman
-from asdm.plan.edits import MeasuredAt, Prediction, PruningPlan
+from asdm.plan.edits import MeasuredAt, Prediction, PruningPlan, ReplaceUnit
 from asdm.records.measurement import Estimate
 from asdm.utils import sizes
 from asdm.utils.io import utc_now
@@ -108,7 +108,10 @@ def _priced(plan: PruningPlan, name: str, profiles: Sequence[Profile]) -> Compar
 
 def _price(plan: PruningPlan, profile: Profile) -> Prediction | None:
     """None where the profile did not time one of the plan's replacements; raises ValueError for an illegal plan."""
-    timed = {(option.unit, option.replacement) for option in profile.options}
-    if any(edit.op == "replace_unit" and (edit.unit, edit.with_) not in timed for edit in plan.edits):
+    try:
+        for edit in plan.edits:
+            if isinstance(edit, ReplaceUnit):
+                profile.option(edit)
+    except ValueError:
         return None
     return planner.price(profile, plan.edits)

@@ -86,11 +86,12 @@ def fastest_within(
     """The latency budget of the fastest plan that does at most `most` damage; raises plan.TooMuchDamage without one."""
     problem, _, below = plan.prepare(profile, {"latency": "1.0"}, confidence, validation, damage, programs)
     solutions = stepped_frontier(problem, {}, "latency", STEPS, below) if programs else exact_frontier(problem)
-    pruned = [solution for solution in solutions if solution.chosen]
-    allowed = [solution for solution in pruned if solution.damage <= most]
+    shares = {solution: 1 - sum(problem.choices[i].saving for i in solution.chosen) for solution in solutions}
+    faster = [solution for solution, share in shares.items() if share + below <= 1]  # surely, at this confidence
+    allowed = [solution for solution in faster if solution.chosen and solution.damage <= most]
     if not allowed:
-        raise plan.TooMuchDamage(min((solution.damage for solution in pruned), default=math.inf), most)
-    share = min(1 - sum(problem.choices[i].saving for i in solution.chosen) for solution in allowed)
+        raise plan.TooMuchDamage(min((one.damage for one in faster if one.chosen), default=math.inf), most)
+    share = min(shares[solution] for solution in allowed)
     return f"{math.ceil((share + below) * 1e6) / 1e6:.6f}"
 
 

@@ -182,7 +182,7 @@ def _measure(
 def _measure_batch(
     study: Study, settings: SensitivitySettings, captions: list[str], n: int, tell: Tell, left: float | None
 ) -> StepsBatch:
-    side = example_inputs.latent_sides(study.family, settings.size)[::-1]
+    side = example_inputs.latent_sides(study.family, settings.size)
     batch = study.sampler.batch(captions, side, settings.seed + n)
     stage = f"batch {n + 1}"
     forced = Forced(study, batch)
@@ -382,10 +382,10 @@ def _damages(run: StepsRun, study: Study) -> tuple[PassDamage, ...]:
 def _times(study: Study, settings: SensitivitySettings, captions: list[str], named: Sequence[str]) -> dict[str, Any]:
     """Seconds of a full call, of one that keeps everything, of one half and of named passes, interleaved, at one
     picture a call."""
-    side = example_inputs.latent_sides(study.family, settings.size)[::-1]
+    side = example_inputs.latent_sides(study.family, settings.size)
     batch = study.sampler.batch(captions[:1], side, settings.seed)
     rows = torch.cat([batch.noise] * 2) if study.sampler.guided else batch.noise
-    halves, t, unet = BOTH if study.sampler.guided else (CONDITIONAL,), study.sampler.new().timesteps[0], None
+    halves, t = BOTH if study.sampler.guided else (CONDITIONAL,), study.sampler.new().timesteps[0]
     unet = study.networks[TEACHER]
     kept = Kept(2)
 

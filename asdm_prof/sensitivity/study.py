@@ -144,14 +144,18 @@ def load_or_measure_damage(
     tell: Tell = lambda *_: None,
     command: str = "",
 ) -> Damage:
-    """The damage in `path` if it has these settings and weights (None: any), else a new measurement, saved there.
+    """The damage in `path` if it has these settings, data and weights (None: any), else a new one, saved there.
 
     An interrupted measurement is resumed.
     """
     if path.exists() and not fresh:
         damage = Damage.load(path)
-        asked = (settings.prompts, settings.timesteps, weights_sha256 or damage.weights_sha256)
-        if (damage.prompts, len(damage.timesteps), damage.weights_sha256) == asked:
+        asked = (
+            settings.prompts, settings.timesteps, settings.data or damage.data, settings.split, settings.seed,
+            weights_sha256 or damage.weights_sha256,
+        )  # fmt: skip
+        known = (damage.prompts, len(damage.timesteps), damage.data, damage.split, damage.seed, damage.weights_sha256)
+        if known == asked:
             return damage
     run_file = path.with_name(f"{path.name}.run")
     damage = measure_sensitivity(family, settings, plans, run_file=run_file, tell=tell, command=command)

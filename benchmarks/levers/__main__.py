@@ -17,6 +17,7 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.models.sources import resolve
 from asdm.records.levers import Lever, Levers, LeversResult
+from asdm.schedule import presets
 from asdm.schedule.graphs.passes import RUNTIMES
 from asdm.schedule.schedule import TEACHER
 from asdm.schedule.unet import use
@@ -92,8 +93,8 @@ def candidates(student: str | None, schedule: str | None) -> Iterator[tuple[str,
     """Levers by name, those that are most likely in the product first."""
     if student:
         yield "student", Levers(student=student)
-    if schedule:
-        yield "schedule", Levers(schedule=schedule)
+    if schedule:  # a file for a student is run on it, so that its factor is of both
+        yield "schedule", Levers(student=None if presets.is_preset(schedule) else student, schedule=schedule)
     yield "openvino bf16", Levers(runtime="openvino", precision="bf16")
     yield "openvino fp32", Levers(runtime="openvino")
     yield "openvino 8 bits", Levers(runtime="openvino", precision="bf16", eight_bits=True)
@@ -121,7 +122,7 @@ def _measure_levers(
             try:
                 levers.append(bench.lever(name, own))
             except Exception as error:  # a runtime or a quantiser may fail in any way
-                left_out[name] = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                left_out[name] = f"{type(error).__name__}: {console.first_line(error)}"
     return levers, left_out
 
 

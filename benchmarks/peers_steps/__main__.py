@@ -91,7 +91,7 @@ def main(
         if not done:
             console.say(f"What was drawn so far is in {run_file}; repeat the command to resume.")
             raise typer.Exit
-        able = [one for one in contestants if one.title in latents]
+        able = [one for one in contestants if one.title in latents and one.title not in failed]
         times = _time_all(pipe, able, captions[0], options, rounds, tell) if timing else {}
         pool = datasets.captions_of(data, len(data))
         judgement = Judgement(networks.Judge.load(), None, real, pool, metrics=tuple(EQUIVALENT))
@@ -153,11 +153,11 @@ def _draw_all(
             own = captions[start : start + one.batch]
             try:
                 drawn = _draw(pipe, one, own, SEED + start, options)
+                latents[one.title] = torch.cat([latents[one.title], drawn]) if start else drawn
             except Exception as error:  # a peer's package may fail in any way
-                failed[one.title] = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-                break
-            latents[one.title] = torch.cat([latents[one.title], drawn]) if start else drawn
-            if len(latents[one.title]) % DRAWN_AT_ONCE == 0 or len(latents[one.title]) == len(captions):
+                failed[one.title] = f"{type(error).__name__}: {console.first_line(error)}"
+            count = len(latents.get(one.title, ()))
+            if count % DRAWN_AT_ONCE == 0 or count == len(captions) or one.title in failed:
                 with io.whole_file(run_file, force=True) as file:
                     torch.save({"latents": latents, "failed": failed, "drawn_by": before | drawn_by}, file)
     return latents, failed, True

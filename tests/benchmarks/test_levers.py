@@ -35,6 +35,12 @@ def measured(smallest_pipeline: Path, tmp_path_factory: pytest.TempPathFactory) 
     return file
 
 
+def test_a_schedules_file_is_run_on_the_student_it_is_for() -> None:
+    """A preset is made for either, and so is told by itself."""
+    for schedule, student in (("mine.json", "folder"), ("every_n:n=2", None)):
+        assert dict(command.candidates("folder", schedule))["schedule"] == Levers(student=student, schedule=schedule)
+
+
 def test_each_lever_has_a_factor_and_all_together_one_on_whole_images(measured: Path) -> None:
     result = LeversResult.load(measured)
     levers = {one.name: one for one in result.levers}

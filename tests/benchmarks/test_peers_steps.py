@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,27 @@ def test_what_was_drawn_is_kept_for_the_same_contestant_alone(tiny_unet: Any, tm
     assert (new, torch.equal(more[:1], lazy)) == (1, True)
     other, new = draw("every_n:n=2", 1)
     assert (new, torch.equal(other, lazy)) == (1, False)
+
+
+def test_a_peer_that_fails_midway_is_told_and_not_tried_again(
+    tiny_unet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = pipeline(TINY_WHOLE, tiny_unet, Setup(weights=RANDOM))
+    one = replace(contestants.planned("mine", presets.make("every_n:n=3", blocks.topology(pipe.unet), 3, "tiny"), {}),
+                  batch=2)  # fmt: skip
+    sizes = list[int]()
+
+    def drawn(_: Any, __: Any, captions: Any, *___: Any) -> torch.Tensor:
+        sizes.append(len(captions))
+        if len(captions) == 1:
+            raise RuntimeError("two pictures at least\nthat is all")
+        return torch.zeros(len(captions), 4, 8, 8)
+
+    monkeypatch.setattr(command, "_draw", drawn)
+    for _ in range(2):
+        latents, failed, done = command._draw_all(pipe, [one], ["a"] * 3, {}, tmp_path / "run.pt", 1e9, lambda *_: None)
+        assert (done, failed, len(latents[one.title])) == (True, {one.title: "RuntimeError: two pictures at least"}, 2)
+    assert sizes == [2, 1]
 
 
 def test_every_image_is_timed_beside_a_plain_one(tiny_unet: Any, monkeypatch: pytest.MonkeyPatch) -> None:

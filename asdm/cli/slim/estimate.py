@@ -87,11 +87,6 @@ def settings_of(prepared: Prepared) -> DistillSettings:
     return DistillSettings(data=prepared.data, **shared)
 
 
-def training_bytes(prepared: Prepared, plan: str, changes: Mapping[str, Any]) -> int:
-    """Bytes of the largest stage of training, counted from shapes."""
-    return _stage_bytes(_recipe(prepared, plan), replace(settings_of(prepared), **changes))
-
-
 def _recipe(prepared: Prepared, plan: str) -> ResolvedRecipe:
     weights = recipes.parse_weights([word for word in prepared.left_out if "=" in word])
     recipe = recipes.adjust(recipes.load(prepared.settings.recipe), weights=weights)

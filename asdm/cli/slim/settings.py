@@ -46,7 +46,7 @@ class SlimSettings(WholeCheckpoint):
         None
     )
     replacement: Annotated[
-        list[str] | None, Option("Replacement to consider, may be repeated; default: all that do damage.")
+        list[str] | None, Option("Replacement to consider, may be repeated; default: gri_attention and kv_downsample.")
     ] = None
     prompts: Annotated[int, Option("Pictures that damage is measured on.", at_least=2)] = 64
     pictures: Annotated[int, Option("Pictures that teacher and student draw to be judged, 4 or more.", at_least=4)] = (

@@ -16,6 +16,8 @@ PROFILE, DAMAGE, PLAN, STUDENT, BENCH, REPORT = (
 )  # fmt: skip
 ENCODERS = ("vae", "clip_skip", "textual_inversion", "prediction_type")  # which the profile does not need
 
+REPLACEMENTS = ("gri_attention", "kv_downsample")  # that do damage which can be measured before any training
+
 
 @dataclass(frozen=True)
 class Step:
@@ -38,6 +40,7 @@ def steps_of(
     measured = ("--data", data, "--prompts", str(few(settings.prompts)))
     profile, damage, plan = folder / PROFILE, folder / DAMAGE, folder / PLAN
     student, bench, report = folder / STUDENT, folder / BENCH, folder / REPORT
+    replacements = settings.replacement or REPLACEMENTS  # timed and measured, or the planner has no use for them
     timed = "eager" if settings.backend == "fake" else settings.backend
     distil = (
         *("--teacher", checkpoint, *whole, "--data", data, *machine),
@@ -47,11 +50,13 @@ def steps_of(
     lines: list[tuple[str, Path, bool, tuple[Any, ...]]] = [
         (
             "profile", profile, True,
-            ("asdm-prof", "profile", checkpoint, *weights, *_typed(settings, "backend"), *machine),
+            ("asdm-prof", "profile", checkpoint, *weights, *_typed(settings, "backend"), *machine,
+             "--options", ",".join(replacements)),
         ),
         (
             "sensitivity", damage, True,
-            ("asdm-prof", "sensitivity", checkpoint, *whole, *measured, *machine, *_typed(settings, "replacement")),
+            ("asdm-prof", "sensitivity", checkpoint, *whole, *measured, *machine,
+             *(word for name in replacements for word in ("--replacement", name))),
         ),
         (
             "plan", plan, True,

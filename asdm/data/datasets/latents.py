@@ -16,6 +16,7 @@ from asdm.data.datasets import Encoded, Indexed
 from asdm.data.datasets._metadata import check_split_name, is_held_out
 from asdm.data.settings import Selection
 from asdm.records.latents import LatentCache
+from asdm.utils import console
 from asdm.utils.io import sha256_of, sha256_of_file
 
 MANIFEST = "cache.json"
@@ -64,8 +65,9 @@ class Latents(Indexed[Encoded]):
             return Encoded(**parts, caption=self.captions[index])
         except Exception as error:  # whatever safetensors or torch makes of damaged bytes
             file = self.folder / self.cache.shards[number].file
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise ValueError(f"{file} is damaged: {reason}; run `asdm cache` into another folder.") from None
+            raise ValueError(
+                f"{file} is damaged: {console.first_line(error)}; run `asdm cache` into another folder."
+            ) from None
 
     def _check(self, number: int) -> None:
         """Compare a shard with its hash before its first example is read; those of earlier versions have none."""

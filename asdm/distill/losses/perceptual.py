@@ -89,7 +89,7 @@ def load_network(context: TrainContext) -> LatentVgg:
         adapter = load_file(path)["adapter"].to(device)
     except (SafetensorError, KeyError):
         raise ValueError(f"{path} is damaged; delete it, and it is fitted again.") from None
-    assert context.settings.vgg is not None, "load_context() fills it in"
+    assert context.settings.vgg is not None, "the run has completed its settings"
     return LatentVgg(load_vgg(context.settings.vgg).to(device), adapter)
 
 

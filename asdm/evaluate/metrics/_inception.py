@@ -14,7 +14,6 @@ from asdm.evaluate.metrics import JudgedImages
 from asdm.utils import console
 
 NETWORK = "inception"
-FEATURES = 2048
 GET_IT = (
     "name pt_inception's weights as safetensors (--network inception=FILE), or let torch.hub download them once "
     "where there is a network"

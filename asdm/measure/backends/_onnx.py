@@ -276,14 +276,16 @@ def _bound_bytes() -> int:
         raise ValueError(f"ASDM_CACHE_GB must be a number of GB, such as 12, got {text!r}.") from None
 
 
-def get_or_make(key: str, needed_bytes: int, make: Callable[[Path], object]) -> Path:
+def get_or_make(key: str, needed_bytes: int, make: Callable[[Path], object], source: Path | None = None) -> Path:
     """The folder `key`, filled by `make` if it does not exist; about `needed_bytes` are freed for it first.
+
+    `source` is an entry that `make` reads, and so is not deleted to make room.
 
     Raises ValueError if the limit or the disk is too small.
     """
     path = cache_folder("onnx") / key
     if not path.exists():
-        _clear(needed_bytes)
+        _clear(needed_bytes, source)
         with whole_folder(path, force=True, needed=needed_bytes) as temporary:  # another process may make the same
             make(temporary)
     os.utime(path)
@@ -304,27 +306,33 @@ def _may_evict(entry: Path) -> bool:
     return not locks.AVAILABLE or locks.is_free(entry)
 
 
-def _clear(needed_bytes: int) -> None:
+def _bytes_in(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _clear(needed_bytes: int, kept: Path | None = None) -> None:
     """Delete the least recently used entries until `needed_bytes` more are within the limit.
 
-    What other processes use or are still writing, under a name with a leading dot, stays.
+    What is `kept`, what other processes use and what they are still writing, under a name with a leading dot, stays.
     """
     bound = _bound_bytes()
-    if needed_bytes > bound:
+    at_once = needed_bytes + (_bytes_in(kept) if kept else 0)
+    if at_once > bound:
+        what = "the exported graph and its source take" if kept else "the exported graph takes"
         raise ValueError(
-            f"the exported graph takes {needed_bytes / 1e9:.1f} GB, but the cache may hold {bound / 1e9:g} GB; "
-            f"set ASDM_CACHE_GB={needed_bytes / 1e9 + 1:.0f} or more."
+            f"{what} {at_once / 1e9:.1f} GB, but the cache may hold {bound / 1e9:g} GB; "
+            f"set ASDM_CACHE_GB={at_once / 1e9 + 1:.0f} or more."
         )
     place = make_folder(cache_folder("onnx"))
     sizes, times = dict[Path, int](), dict[Path, int]()
     for path in place.iterdir():
         with suppress(OSError):  # another process may delete it now
             if path.is_dir() and not path.name.startswith("."):
-                sizes[path] = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+                sizes[path] = _bytes_in(path)
                 times[path] = path.stat().st_mtime_ns
     for path in sorted(times, key=lambda path: times[path]):
         with suppress(OSError):
-            if sum(sizes.values()) + needed_bytes > bound and _may_evict(path):
+            if sum(sizes.values()) + needed_bytes > bound and path != kept and _may_evict(path):
                 shutil.rmtree(path, ignore_errors=True)
                 del sizes[path]
     free = shutil.disk_usage(place).free

@@ -112,7 +112,9 @@ def engine_file(graph: Path, logger: Any, device: torch.device) -> Path:
     card = hashlib.sha256(torch.cuda.get_device_name(device).encode()).hexdigest()[:8]
     key = f"{graph.parent.name}-tensorrt-{trt.__version__}-{card}"
     needed_bytes = sum(file.stat().st_size for file in graph.parent.iterdir())
-    folder = _onnx.get_or_make(key, needed_bytes, lambda at: (at / ENGINE).write_bytes(build(graph, logger)))
+    folder = _onnx.get_or_make(
+        key, needed_bytes, lambda at: (at / ENGINE).write_bytes(build(graph, logger)), source=graph.parent
+    )
     return folder / ENGINE
 
 

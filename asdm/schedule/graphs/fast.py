@@ -157,4 +157,4 @@ def _in_eight_bits(
         (at / source.MARKER).write_text(exported.model_copy(update={"graphs": graphs}).to_json())
 
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    return _onnx.get_or_make(f"{folder.name}-8-bits-{runtime}", size, make)
+    return _onnx.get_or_make(f"{folder.name}-8-bits-{runtime}", size, make, source=folder)

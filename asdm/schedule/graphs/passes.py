@@ -14,7 +14,7 @@ from asdm.measure.backends import _onnx
 from asdm.schedule.kept import Halves, Kept, Key
 from asdm.schedule.legality import HalfPass, Place
 from asdm.schedule.patches import patched
-from asdm.utils import io, registry
+from asdm.utils import console, io, registry
 
 NOW = 0  # a graph knows no step
 INHERITED = "inherited_"  # an input's name before its number
@@ -96,7 +96,7 @@ def open_runtime(name: str, model: Path, dtype: str = "fp32") -> Run:
     try:
         return _opened(name, backend, model, dtype)
     except Exception as error:  # the runtimes have errors of their own
-        raise ValueError(f"{name} cannot open {model}: {(str(error).strip().splitlines() or ['?'])[0]}") from None
+        raise ValueError(f"{name} cannot open {model}: {console.first_line(error)}.") from None
 
 
 def _opened(name: str, backend: Any, model: Path, dtype: str) -> Run:

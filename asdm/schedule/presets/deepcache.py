@@ -18,11 +18,6 @@ def make(topology: Topology, steps: int, *, interval: int = 3, branch: int = 0) 
     return Steps({"full": FULL, "branch": partial}, every(steps, interval, "branch"))
 
 
-def branches(topology: Topology) -> int:
-    """How many branches there are."""
-    return sum(len(topology.layers(block)) + (block in topology.samplers) for block in topology.down_blocks)
-
-
 def inherited(topology: Topology, branch: int, unread: bool = True) -> set[str]:
     """What a pass of a branch inherits; without `unread`, also the down layer whose skip no recomputed layer reads."""
     down = [

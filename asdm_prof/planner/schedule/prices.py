@@ -9,9 +9,9 @@ from asdm.plan.topology import Topology
 from asdm.schedule.legality import HalfPass, Place, Step, resolve
 from asdm.schedule.schedule import TEACHER, Forecast, Pass, Schedule
 from asdm.utils import sizes
+from asdm_prof.planner.budgets import BYTES
 from asdm_prof.records import Profile, StepsDamage
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 TRIAD_BYTES_PER_S = 1e10  # where the profile has no measured one
 
 

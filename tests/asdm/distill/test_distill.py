@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 
-from asdm.distill import recipes, trainer
+from asdm.cli.progress import result_text
+from asdm.distill import divergence, recipes, trainer
 from asdm.distill.dry_run import preview
 from asdm.distill.run_folder import check_folder, claim_folder
 from asdm.distill.settings import DistillSettings
@@ -237,6 +239,25 @@ def test_tuning_may_be_amended_and_the_folder_says_so(tiny_pipeline: Path, tmp_p
     assert (note["from_step"], note["was"]) == (1, {"learning_rate": 1e-3})
     rates = [line["learning_rate"] for line in log_of(output)]
     assert rates[0] > 1e-4 > rates[1]
+
+
+@pytest.mark.parametrize("balance", [False, True])
+def test_a_loss_term_may_be_added_and_one_taken_out(
+    tiny_pipeline: Path, tmp_path: Path, balance: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new term has no running mean that a spike could be told by, and one that is gone has no last value."""
+    monkeypatch.setattr(divergence, "SPIKE_GRACE_STEPS", 0)
+    output, bk = tmp_path / "student", recipes.bk_sdm
+    with pytest.raises(Stop):
+        go(tiny_pipeline, output, "bk_sdm_base", bk, balance=balance, on_progress=stop_after(2, "distilled"))
+    other = recipes.adjust(bk, weights={"features": 0.0, "self_attention": 1.0})
+    result = go(tiny_pipeline, output, "bk_sdm_base", other, balance=balance, amend=True)
+    (stage,) = result.stages
+    assert "features" in stage.first.keys() - stage.last.keys()
+    assert "self_attention" in stage.last.keys() - stage.first.keys()
+    said = result_text(result, output)
+    assert re.search(r"features +[\d.e-]+ → —", said)
+    assert re.search(r"self_attention +— → [\d.e-]+", said)
 
 
 def test_a_changed_teacher_is_refused(tiny_pipeline: Path, tmp_path: Path) -> None:

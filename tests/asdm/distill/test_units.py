@@ -167,6 +167,14 @@ def test_another_models_units_are_fitted_on_no_emoji_unasked(tiny_pipeline: Path
     assert not (tmp_path / "library").exists()
 
 
+def test_units_of_other_encoders_are_made_anew(tiny_pipeline: Path, tmp_path: Path) -> None:
+    one = replace(QUICK, options="no_feed_forward", calibration=8)
+    plans = [PruningPlan(family="tiny", edits=(ReplaceUnit(unit="mid_block.attentions.0", with_="no_feed_forward"),))]
+    distill_units(str(tiny_pipeline), tmp_path / "library", one, plans)
+    with pytest.raises(ValueError, match="is a library with clip_skip None, got 1; name another folder"):
+        distill_units(str(tiny_pipeline), tmp_path / "library", replace(one, clip_skip=1), plans)
+
+
 def test_other_data_or_another_spelling(tiny_pipeline: Path, tmp_path: Path) -> None:
     """A library goes on with the same pictures however they are named, and with no others."""
     for n in range(4):

@@ -373,6 +373,18 @@ def test_what_others_use_or_write_is_not_evicted(tmp_path: Path, monkeypatch: py
     os.close(handle)
 
 
+def test_what_a_new_entry_is_made_of_is_not_evicted_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ASDM_CACHE", str(tmp_path))
+    monkeypatch.setenv("ASDM_CACHE_GB", "0.000002")  # 2 kB
+    source, _ = (_onnx.get_or_make(key, 900, lambda at: (at / "graph").write_bytes(b"x" * 900)) for key in "ab")
+    os.utime(source, (0, 0))  # the longest unused
+    _onnx.get_or_make("c", 900, lambda at: (at / "graph").write_bytes((source / "graph").read_bytes()), source=source)
+    assert sorted(path.name for path in (tmp_path / "onnx").iterdir()) == ["a", "c"]
+    with pytest.raises(ValueError, match=r"^the exported graph and its source take .* the cache may hold 2e-06"):
+        _onnx.get_or_make("d", 1200, lambda _: None, source=source)
+    assert source.exists()
+
+
 def test_an_export_that_fails_leaves_nothing_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ASDM_CACHE", str(tmp_path))
 

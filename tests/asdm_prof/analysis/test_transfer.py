@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from asdm.measure.statistics import estimate, latency
-from asdm.plan.edits import PruningPlan
+from asdm.plan.edits import PruningPlan, ReplaceUnit
 from asdm_prof.analysis import transfer
 from asdm_prof.planner import plan as planner
 from asdm_prof.records import Comparison, Profile
@@ -88,6 +88,10 @@ def test_a_replacement_that_was_not_timed_has_no_price() -> None:
     found = compared(base, elsewhere(base, dtype="bf16", options=()), plans=[synthetic.plan()])
     assert found.plans[0].predicted[0] == planner.price(base, synthetic.plan().edits)
     assert found.plans[0].predicted[1] is None
+    (option, *_) = [one for one in base.options if one.replacement == "gri_attention"]
+    other = ReplaceUnit(unit=option.unit, with_="gri_attention", options={"regions": "quadrants"})
+    setting = synthetic.plan().model_copy(update={"edits": (other,)})
+    assert compared(base, base, plans=[setting]).plans[0].predicted == (None, None)
 
 
 def test_two_models_do_not_compare() -> None:

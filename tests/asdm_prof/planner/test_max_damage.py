@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asdm_prof.planner.frontier import exact_frontier, fastest_within
-from asdm_prof.planner.plan import TooMuchDamage, parse_damage
+from asdm_prof.planner.plan import TooMuchDamage, parse_damage, prepare
 from asdm_prof.planner.problem import Problem
 from tests.asdm_prof import synthetic
 
@@ -40,6 +40,21 @@ def test_a_plan_that_does_more_damage_is_refused(run: Any, tmp_path: Path) -> No
     assert run(*line, "1000", "-o", "plan.json").code == 0
     with pytest.raises(TooMuchDamage, match="more than the 1e-12 allowed"):
         fastest_within(synthetic.profile(), 1e-12)
+
+
+def test_a_plan_that_may_not_be_faster_is_not_offered() -> None:
+    """Of the plans that do little damage some save less than what the prediction may be wrong by."""
+    profile = synthetic.profile()
+    problem = Problem.of(profile)
+    saved = {sum(problem.choices[i].saving for i in one.chosen): one.damage
+             for one in exact_frontier(problem) if one.chosen}  # fmt: skip
+    slowest = min(saved)
+    _, _, below = prepare(profile, {"latency": "1.0"}, 0.99, None, None, ())
+    assert slowest < below, "or this tests nothing"
+    with pytest.raises(TooMuchDamage, match="the least damage within the budgets is"):
+        fastest_within(profile, saved[slowest], 0.99)
+    surely = min(damage for saving, damage in saved.items() if saving >= below)
+    assert 0 < float(fastest_within(profile, surely, 0.99)) <= 1
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,19 @@ def test_every_pass_is_measured_at_every_step_age_and_gap(damage: StepsDamage) -
     assert damage.additivity is not None
 
 
+def test_a_picture_that_is_no_square_is_measured_upright(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sides, own = set(), Sampler.batch
+
+    def seen(self: Sampler, captions: Any, side: tuple[int, int], seed: int) -> Any:
+        sides.add(side)
+        return own(self, captions, side, seed)
+
+    monkeypatch.setattr(Sampler, "batch", seen)
+    wide = replace(SETTINGS, prompts=2, size=(128, 64))  # width × height
+    found = across_steps.measure_across_steps(str(tiny_pipeline), wide, replace(ACROSS, steps=2, ages=1), 0, None)
+    assert (found.size, sides) == ((128, 64), {(8, 16)})
+
+
 def test_a_named_pass_is_measured_and_timed(tiny_pipeline: Path, damage: StepsDamage) -> None:
     """Attentions alone are no units of a profile, so what they cost comes from the calibration."""
     named = ("self_attention+cross_attention", "self_attention+cross_attention-taylor1")

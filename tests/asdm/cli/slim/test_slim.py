@@ -19,8 +19,9 @@ from asdm.cli.slim import estimate, run as running
 from asdm.cli.slim.prepare import prepare
 from asdm.cli.slim.run import Failed, WorseThanAsked, slim
 from asdm.cli.slim.settings import SlimSettings
-from asdm.cli.slim.steps import Step
+from asdm.cli.slim.steps import Step, steps_of
 from asdm.records.slim import SlimRun
+from asdm_prof.sensitivity.variants import MEASURED
 from tests.pictures import picture, shard
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -152,6 +153,26 @@ def test_nonsense_is_refused_before_it_takes_an_hour(
 ) -> None:
     with pytest.raises(ValueError, match=said):
         prepare(str(tiny_pipeline), settings(many, **changes))
+
+
+@pytest.mark.parametrize("named", [None, ["narrow_resnet", "gri_attention"]])
+def test_what_is_measured_is_timed_too(many: Path, named: list[str] | None) -> None:
+    """The planner takes what has both a time and a damage."""
+    steps = {
+        step.name: step.words for step in steps_of("mine", settings(many, replacement=named), "x", 40, Path("out"))
+    }
+    timed = steps["profile"][steps["profile"].index("--options") + 1].split(",")
+    words = steps["sensitivity"]
+    measured = [words[i + 1] for i, word in enumerate(words) if word == "--replacement"]
+    assert timed == measured == (named or list(MEASURED))
+
+
+def test_prompts_of_which_none_would_be_held_out_are_refused_at_once(tiny_pipeline: Path, tmp_path: Path) -> None:
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"number {n}" for n in range(20)))
+    with pytest.raises(ValueError, match=r"prompts\.txt has no picture to hold out; raise --hold-out\."):
+        prepare(str(tiny_pipeline), settings(tmp_path, data=f"prompts:{prompts}", hold_out=0.02))
+    prepare(str(tiny_pipeline), settings(tmp_path, data=f"prompts:{prompts}", hold_out=0.1))
 
 
 def test_pictures_of_shards_are_counted_before_the_first_step(tiny_pipeline: Path, tmp_path: Path) -> None:
