@@ -177,7 +177,8 @@ def compare(
         within = [e for (other, tighter), some in plans.items() if other == name and tighter <= ratio for e in some]
         chosen[name, ratio] = min(within, key=lambda edits: errors[edits_key(edits)].value)
     fixed = baselines.fixed(profile.topology)
-    rivals = {ratio: baselines.at(problems["new"], ratio, fixed, 3, settings.seed) for ratio in BUDGETS}
+    reached = [ratio for ratio in BUDGETS if ("new", ratio) in chosen]
+    rivals = {ratio: baselines.at(problems["new"], ratio, fixed, 3, settings.seed) for ratio in reached}
     data = registry.load("asdm.data.datasets", damage.data).open_data(JUDGED_ON, damage.size)
     judging = replace(settings, split=JUDGED_ON, prompts=min(prompts, len(data)))
     priced = {name: edits for name, edits in fixed.items() if baselines.predicted_ratio(profile, edits) is not None}

@@ -175,8 +175,8 @@ def read_by(parameters: Mapping[str, Any]) -> Iterator[str]:
 
 
 def this_command(program: str) -> str:
-    """The command line as it was typed."""
-    return shlex.join([*program.split(), *sys.argv[1:]])
+    """The command line as it was typed, with the passwords of addresses hidden."""
+    return shlex.join([*program.split(), *map(console.without_password, sys.argv[1:])])
 
 
 def source_of(plan: str) -> str:

@@ -9,11 +9,14 @@ import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from asdm import __version__
 from asdm.measure.device import is_gpu, on_device
 from asdm.records.measurement import HostUse
+
+CGROUP = Path("/sys/fs/cgroup")
 
 SPARE_BYTES = 1 << 29  # for Python, torch and the scratch space of a forward
 
@@ -39,19 +42,27 @@ def free_memory_bytes(device: str) -> int:
     if is_gpu(device):
         import torch
 
-        return int(torch.cuda.mem_get_info(device)[0])
+        with torch.cuda.device(device):  # what torch has freed and kept is free for torch
+            kept = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     import psutil
 
     return min([psutil.virtual_memory().available, *_container_room(), *_process_room()])
 
 
 def _container_room() -> list[int]:
-    try:
-        with open("/sys/fs/cgroup/memory.max") as limit, open("/sys/fs/cgroup/memory.current") as used:
-            text = limit.read().strip()
-            return [] if text == "max" else [int(text) - int(used.read())]
-    except (OSError, ValueError):
-        return []
+    """What a container's limit leaves; files that the kernel keeps in memory, and would give up, are not in use."""
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),  # version 1
+    ):
+        try:
+            text = (CGROUP / limit).read_text().strip()
+            counts = dict(line.split() for line in (CGROUP / limit).with_name("memory.stat").read_text().splitlines())
+            return [] if text == "max" else [int(text) - int((CGROUP / used).read_text()) + int(counts.get(cached, 0))]
+        except (OSError, ValueError):
+            continue
+    return []
 
 
 def _process_room() -> list[int]:

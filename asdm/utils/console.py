@@ -63,6 +63,11 @@ def first_line(error: BaseException) -> str:
     return (lines[0] if lines else type(error).__name__).rstrip(".")
 
 
+def without_password(address: str) -> str:
+    """A word of a command with the password of an address in it hidden."""
+    return re.sub(r"(://[^/\s:@]*):[^/\s]*@", r"\1:…@", address)
+
+
 def quoted(name: object) -> str:
     """A name as it is typed in a command to copy: one word for the shell, without control characters."""
     return shlex.quote(plain(str(name)))

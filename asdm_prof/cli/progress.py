@@ -58,9 +58,13 @@ def block_table(parts: dict[str, list[float]], width: int) -> Table:
     for block, units in blocks.items():
         total = sum(units.values())
         bar = Text("█" * round(BAR * total / longest), style="cyan")
-        each = "  ".join(f"{unit} {1e3 * seconds:.0f}" for unit, seconds in units.items() if unit)
-        table.add_row(block, bar, f"{1e3 * total:.0f} ms", Text(each, style="dim"))
+        each = "  ".join(f"{unit} {_ms(seconds)}" for unit, seconds in units.items() if unit)
+        table.add_row(block, bar, f"{_ms(total)} ms", Text(each, style="dim"))
     return table
+
+
+def _ms(seconds: float) -> str:
+    return f"{1e3 * seconds:.0f}" if seconds >= 9.95e-3 else f"{1e3 * seconds:.2g}"
 
 
 def split_fqn(fqn: str) -> tuple[str, str]:

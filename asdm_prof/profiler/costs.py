@@ -46,7 +46,7 @@ def flops_of(
         "total": total,
         "units": [row for row in rows if row["kind"] != "glue"],
         "glue": [row for row in rows if row["kind"] == "glue"],
-        "components": component_costs(family, size, total, like),
+        "components": component_costs(family, size, total if batch == 1 else None, like),
         "uncounted_ops": sorted(counted.uncounted_ops),
         "note": config.note(family.unet),
     }

@@ -77,6 +77,11 @@ def profile(
         run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
     records = unit_records(parts, counted, timings, peaks)
+    if timeless := [part.label for part in records if part.kind != "glue" and part.latency_s.median <= 0]:
+        raise ValueError(
+            f"{settings.backend} runs {', '.join(timeless)} together with other units, so that no time of their own is "
+            "known; profile in another --backend."
+        )
     whole = whole_record(counted, timings)
     attribution = timings.attribution
     trust = checks.box(

@@ -46,11 +46,12 @@ def profile_again(family: str, settings: ProfileSettings, n: int, say: Callable[
 
 def _words(settings: ProfileSettings) -> list[str]:
     """Settings as the options of `asdm-prof profile`."""
-    names = ("weights", "config", "variant", "backend", "device", "dtype", "threads", "seed", "batch")
+    names = ("weights", "config", "variant", "backend", "device", "dtype", "threads", "seed", "batch", "options")
     values = {name: getattr(settings, name) for name in names} | {"time-budget": settings.time_budget_s}
     values |= {"size": settings.size and sizes.shown(settings.size)}
     pairs = [*values.items(), *(("lora", lora) for lora in settings.lora or ())]
-    return [word for name, value in pairs if value is not None for word in (f"--{name}", str(value))]
+    words = [word for name, value in pairs if value is not None for word in (f"--{name}", str(value))]
+    return [*words, *(["--components"] if settings.time_components else [])]
 
 
 def with_others(profile: Profile, others: Sequence[Profile]) -> Profile:
@@ -106,7 +107,7 @@ def _missed(profiles: Sequence[Profile]) -> float | None:
     for one, other in itertools.permutations(profiles, 2):
         try:
             plan = planner.make_plan(one, str(BUDGET))
+            ratios.append(planner.price(other, plan.edits).ratio)
         except (planner.Infeasible, ValueError):  # a model that cannot be planned on, such as a student
             continue
-        ratios.append(planner.price(other, plan.edits).ratio)
     return max((ratio for ratio in ratios if ratio > BUDGET), default=None)

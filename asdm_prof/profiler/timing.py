@@ -86,9 +86,11 @@ def _time_teacher(
     """Warm up, then hooked, bare, bare, hooked … until the interval is narrow; leaves the replacements their time."""
     timings = Timings(parts_s={part.fqn: [] for part in parts}, attribution=session.attribution)
     tell(Status("warming up"))
-    repeats.warm_up(session.run, budget_s=settings.time_budget_s / 10)
     wall = clocks.HostClock()
-    left_s = settings.time_budget_s - wall.seconds(started, wall.mark())
+    began = wall.mark()
+    calls = repeats.warm_up(session.run, budget_s=settings.time_budget_s / 10)
+    compiling_s = max(0.0, wall.seconds(began, wall.mark()) - len(calls) * calls[-1])  # minutes in some runtimes
+    left_s = settings.time_budget_s - wall.seconds(started, wall.mark()) + compiling_s
     host, gpu = machine.HostWatch(), GpuRun(settings.device) if is_gpu(settings.device) else None
 
     def progress(calls: int, eta_s: float) -> None:

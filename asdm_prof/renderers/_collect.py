@@ -197,6 +197,7 @@ def report(
         other_side = replace(KINDS["damage"], check=partial(_check_other_damage, damage_record))
         records["other_damage"] = _record("other damage", other_side, profile, None, folder, sources)
     if log is not None:
+        log = io.find_input(log)
         sources["log"] = str(log)
     return Report(
         profile=profile,
@@ -221,7 +222,8 @@ def _record(
 ) -> R | None:
     """The file that was named, or else the newest that belongs to the profile."""
     if named is not None:
-        record = kind.model.load(io.find_input(named))
+        named = io.find_input(named)
+        record = kind.model.load(named)
         try:
             kind.check(profile, record)
         except ValueError as error:
@@ -237,7 +239,8 @@ def _record(
 def _plan(profile: Profile, named: Path | None, folder: Path, sources: dict[str, str]) -> PruningPlan | None:
     """The plan that was named, or else the newest made from the profile."""
     if named is not None:
-        plan = PruningPlan.load(io.find_input(named))
+        named = io.find_input(named)
+        plan = PruningPlan.load(named)
         if plan.teacher_config_sha256 not in (None, profile.config_sha256):
             raise ValueError(
                 f"{named} was made for another teacher ({plan.family}) than the profile ({profile.family})."
@@ -257,7 +260,7 @@ def _benches(
 ) -> list[BenchResult]:
     """Benchmarks of the teacher: those that were named, or those beside the profile and of the plan's student."""
     if named:
-        candidates = [(path, BenchResult.load(path)) for path in named]
+        candidates = [(path, BenchResult.load(path)) for path in map(io.find_input, named)]
     else:
         candidates = list(_readable(_newest_first(folder, "bench*.json"), BenchResult))
     benches: list[BenchResult] = []

@@ -30,7 +30,7 @@ from asdm.models.sources import family_of, weights_of
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate, device_kind
-from asdm.utils import io, sizes
+from asdm.utils import console, io, sizes
 from asdm.utils.progress import Tell
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.planner import frontier, plan as planner
@@ -38,7 +38,7 @@ from asdm_prof.planner.budgets import parse_budget
 from asdm_prof.records import Damage, FrontierPoint, Profile, Rung, Search, SearchedStudent
 from asdm_prof.search.checks import check, check_judging
 from asdm_prof.search.settings import SearchSettings, WorkerSettings
-from asdm_prof.search.study import SharedStudy, open_study, without_password
+from asdm_prof.search.study import SharedStudy, open_study
 from asdm_prof.search.worker import SearchContext, Worker
 
 RESULT = "search.json"
@@ -88,8 +88,7 @@ def search(
         with progress() as tell:
             Worker(context, study, own.checkpoint_s, tell).run()
         with study.exclusive():
-            public = command.replace(own.storage, without_password(own.storage)) if own.storage else command
-            result = conclude(context, study, public)
+            result = conclude(context, study, console.without_password(command))
             result.save(output / RESULT, force=True)
     return result
 

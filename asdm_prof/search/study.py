@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
-from urllib.parse import urlsplit
 
 from asdm.utils import console, io, locks
+from asdm.utils.console import without_password
 from asdm.utils.io import brief
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.search.halving import Attempt, Halving, Job
@@ -317,12 +317,6 @@ def database_url(storage: str) -> str:
             "to use a file."
         )
     return f"postgresql+psycopg://{rest}"
-
-
-def without_password(storage: str) -> str:
-    """A storage's address with its password hidden."""
-    password = urlsplit(storage).password if "://" in storage else None
-    return storage.replace(f":{password}@", ":…@") if password else storage
 
 
 @contextmanager

@@ -185,15 +185,16 @@
 
   const quoted = (value) => `"${String(value).replaceAll('"', '""')}"`;
   function csv() {
-    const first = body.rows[0];
+    const bounded = heads.map((_, column) => [...body.rows].some((row) => row.cells[column].dataset.low !== undefined));
     const names = heads.flatMap((head, column) => {
       const name = head.textContent.trim();
-      return first && first.cells[column].dataset.low === undefined ? [name] : [name, `${name}, low`, `${name}, high`];
+      return bounded[column] ? [name, `${name}, low`, `${name}, high`] : [name];
     });
     const rows = [...body.rows].filter((row) => !row.hidden).map((row) =>
-      [...row.cells].flatMap((cell) => {
+      [...row.cells].flatMap((cell, column) => {
         const { value, low, high } = cell.dataset;
-        return low === undefined ? [value ?? cell.textContent.trim()] : [value, low, high];
+        const own = value ?? cell.textContent.trim();
+        return bounded[column] ? [own, low ?? "", high ?? ""] : [own];
       }));
     return [names, ...rows].map((row) => row.map(quoted).join(",")).join("\r\n") + "\r\n";
   }

@@ -11,6 +11,8 @@ from asdm_prof.records import Interval
 from asdm_prof.renderers._format import amount, amount_interval, decimals, fixed, plain, ratio, ratio_interval
 from asdm_prof.renderers.html.content import NONE, Cell, Column, Table
 
+SMALLEST = 0.005  # that two decimals do not make 0
+
 Field = tuple[Column, Sequence[Cell]]  # a column with the cells below it
 
 
@@ -28,9 +30,13 @@ def aligned(value: float, most: int) -> str:
 
 
 def places(values: Iterable[float]) -> int:
-    """Decimals, the same down a column, that leave its smallest value three significant figures (two at most)."""
+    """Decimals, the same down a column, that leave its smallest value three significant figures.
+
+    Two at most, unless that would make it 0.
+    """
     sizes = [abs(value) for value in values if value]
-    return min(max(decimals(min(sizes)), 0), 2) if sizes else 0
+    smallest = max(decimals(min(sizes)), 0) if sizes else 0
+    return smallest if sizes and min(sizes) < SMALLEST else min(smallest, 2)
 
 
 def number_cells(values: Sequence[float | None], most: int | None = None) -> list[Cell]:

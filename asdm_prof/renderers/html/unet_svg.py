@@ -125,7 +125,7 @@ class _Drawing:
 
     def _side(self, fqn: str) -> float:
         part = self.parts.get(fqn)
-        return LARGEST * math.sqrt(part.latency_s.median / self.largest) if part else 0.0
+        return LARGEST * math.sqrt(max(part.latency_s.median, 0.0) / self.largest) if part else 0.0
 
     def _row(self, row: _Row) -> Iterator[Markup]:
         left, right, y = _left(row.left_depth), _right(row.right_depth), row.y + row.height / 2

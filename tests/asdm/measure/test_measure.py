@@ -323,3 +323,21 @@ def test_fake_times_are_macs_at_a_fixed_rate():
     whole, times = session.run_parts()
     assert set(times) == {part.fqn for part in parts}
     assert whole == pytest.approx(sum(session.times.values()), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [
+        ({"memory.max": "1000", "memory.current": "700", "memory.stat": "anon 400\ninactive_file 250"}, [550]),
+        ({"memory.max": "max", "memory.current": "700", "memory.stat": ""}, []),
+        ({"memory/memory.limit_in_bytes": "1000", "memory/memory.usage_in_bytes": "900",
+          "memory/memory.stat": "cache 3\ntotal_inactive_file 50"}, [150]),
+        ({}, []),
+    ],
+)  # fmt: skip
+def test_what_a_container_leaves_counts_files_kept_in_memory_as_free(tmp_path, monkeypatch, files, room):
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text + "\n")
+    monkeypatch.setattr(host, "CGROUP", tmp_path)
+    assert host._container_room() == room

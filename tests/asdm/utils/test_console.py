@@ -91,3 +91,17 @@ def test_a_message_is_one_line_of_text(capsys):
 def test_what_a_library_says_is_one_line_without_colours() -> None:
     error = RuntimeError("\x1b[96mStep 1\x1b[0m failed.\nNext steps:")
     assert console.first_line(error) == "Step 1 failed"
+
+
+@pytest.mark.parametrize(
+    ("word", "shown"),
+    [
+        ("postgresql://me:secret@db:5432/asdm", "postgresql://me:…@db:5432/asdm"),
+        ("--storage=postgresql://me:se@cret@db/asdm", "--storage=postgresql://me:…@db/asdm"),
+        ("postgresql://me@db/asdm", "postgresql://me@db/asdm"),
+        ("https://host:8080/a@b", "https://host:8080/a@b"),
+        ("folder:pictures", "folder:pictures"),
+    ],
+)
+def test_a_password_in_a_command_is_hidden(word: str, shown: str) -> None:
+    assert console.without_password(word) == shown

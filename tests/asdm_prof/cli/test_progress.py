@@ -33,6 +33,12 @@ def test_a_row_per_block_with_the_sum_of_its_medians() -> None:
     assert "up_blocks.0" not in rows, "nothing was measured there yet"
 
 
+def test_fast_units_have_figures() -> None:
+    console = Console(width=120, file=io.StringIO())
+    console.print(block_table({"mid_block.resnets.0": [2.4e-4], "mid_block.attentions.0": [0.0123]}, 120))
+    assert "r0 0.24  t0 12" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
 def test_bars_are_in_proportion() -> None:
     bars = {line.split()[0]: line.count("█") for line in shown(120)}
     assert bars["down_blocks.0"] == 24

@@ -15,6 +15,7 @@ from asdm.measure import machine
 from asdm.measure.statistics import estimate, latency
 from asdm.records.measurement import HostUse
 from asdm_prof.profiler import checks, repeat
+from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import PartRecord, Profile
 from tests.asdm_prof import synthetic
 from tests.commands import Result, refused
@@ -175,3 +176,15 @@ def test_older_profiles_keep_their_hash() -> None:
     folder = Path(__file__).parents[3] / "reports" / "sd15"
     plan = json.loads((folder / "plan.json").read_text())
     assert Profile.load(folder / "profile.json").sha256() == plan["profile_sha256"]
+
+
+def test_another_process_measures_what_was_asked_for() -> None:
+    words = repeat._words(ProfileSettings(options="kv_downsample", time_components=True, size=(512, 768)))
+    assert words[words.index("--options") + 1] == "kv_downsample"
+    assert words[words.index("--size") + 1] == "512x768"
+    assert "--components" in words
+
+
+def test_a_plan_that_another_process_has_no_times_for_is_left_out() -> None:
+    a, b = (synthetic.profile(seed=seed) for seed in range(2))
+    assert repeat.agreement([a, b.model_copy(update={"options": ()})]).check == "fresh processes agree"

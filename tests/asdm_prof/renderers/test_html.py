@@ -17,9 +17,11 @@ import pytest
 
 from asdm.plan import presets
 from asdm.plan.edits import Prediction, Regret, RemoveLayer, ReplaceUnit, ShadowPrice, Why
-from asdm.records.bench import Metric
+from asdm.records.bench import BenchSchedule, Metric
+from asdm.records.measurement import Estimate
 from asdm_prof.planner import plan as planner
 from asdm_prof.renderers import Report, html
+from asdm_prof.renderers.html import tables
 from asdm_prof.renderers.html.sections import damage, options, paper, provenance, roofline, validation
 from tests.asdm_prof import synthetic
 
@@ -511,3 +513,46 @@ def test_what_each_unit_could_become_is_a_table_and_says_what_beats_what() -> No
         assert [cell.value for cell in rows[gri.unit, "narrow_feed_forward (keep 0.25)"][-3:-1]] == [None, 1e-9]
         assert f"most saved first; by damage {by}." in table.caption
         assert "make them, on 64 pictures; after: units of a library (asdm distill-units), on 24" in table.caption
+
+
+def test_a_residual_below_zero_is_drawn_as_nothing() -> None:
+    source = synthetic.report()
+    (other,) = [part for part in source.profile.glue if part.fqn == "other"]
+    count = len(other.latency_s.samples)
+    less = {"median": -1e-3, "low": -2e-3, "high": 0.0, "samples": (-1e-3,) * count}
+    negative = other.model_copy(update={"latency_s": other.latency_s.model_copy(update=less)})
+    glue = tuple(negative if part.fqn == "other" else part for part in source.profile.glue)
+    profile = source.profile.model_copy(update={"glue": glue})
+    assert "other" in text_of(html.page(dataclasses.replace(source, profile=profile)))
+
+
+def test_schedules_of_a_benchmark_are_on_the_page_with_their_quality() -> None:
+    source = synthetic.report()
+    quality = {"kid": Metric(value=0.0023, low=0.0011, high=0.0042, teacher=0.0019, noise_floor=0.0007)}
+    schedule = BenchSchedule(
+        name="taylor:n=2", source="taylor:n=2", on="sd15", schedule_sha256="0" * 64, macs_per_image=10**13,
+        macs_ratio=0.53, predicted_ratio=0.55, quality=quality,
+        image_latency_ratio=Estimate(median=0.56, low=0.55, high=0.57),
+    )  # fmt: skip
+    bench = source.benches[0].model_copy(update={"schedules": (schedule,)})
+    text = text_of(html.page(dataclasses.replace(source, benches=(bench,))))
+    assert "taylor:n=2" in text
+    assert "0.56" in text
+    assert "0.0023" in text, "not 0.00"
+
+
+def test_small_values_are_not_shown_as_nothing() -> None:
+    (cell,) = tables.interval_cells([Estimate(median=0.0023, low=0.0011, high=0.0042)])
+    assert (cell.text, cell.quiet) == ("0.00230", "[0.00110, 0.00420]")
+    assert [cell.text.strip("\u2007") for cell in tables.number_cells([12.345, 0.5])] == ["12.3", "0.50"]
+    assert [cell.text.strip("\u2007\u2008") for cell in tables.number_cells([0.04, 0.004], 3)] == ["0.040", "0.004"]
+
+
+def test_a_frontier_by_macs_says_so() -> None:
+    source = synthetic.full_report()
+    text = text_of(html.page(dataclasses.replace(source, frontier=source.frontier.model_copy(update={"by": "macs"}))))
+    assert "MACs against damage" in html.page(
+        dataclasses.replace(source, frontier=source.frontier.model_copy(update={"by": "macs"}))
+    )
+    assert "damage by MACs" in text
+    assert "what each latency costs" not in text

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from markupsafe import Markup
 
-from asdm.records.bench import MEASURES, BenchResult, BenchStudent, BenchTeacher, Drawing
+from asdm.records.bench import MEASURES, BenchResult, BenchSchedule, BenchStudent, BenchTeacher, Drawing
 from asdm.records.measurement import Estimate, mac_unit
 from asdm.utils import sizes
 from asdm_prof.renderers import Report
@@ -51,8 +51,11 @@ def section(report: Report) -> Section | None:
 
 
 def _blocks(bench: BenchResult, place: int, room: float) -> Iterator[Block]:
-    metrics = list(dict.fromkeys(name for student in bench.students for name in student.quality))
+    everyone = _everyone(bench)
+    metrics = list(dict.fromkeys(name for one in everyone for name in one.quality))
     yield bench_table(bench, place, metrics)
+    if bench.schedules:
+        yield schedules_table(bench, place, metrics)
     if bench.out_of_memory:
         left_out = flat(listed([[plain(what)] for what in bench.out_of_memory]))
         yield Paragraph([f"There was too little memory for the {left_out}."], "quiet")
@@ -60,7 +63,7 @@ def _blocks(bench: BenchResult, place: int, room: float) -> Iterator[Block]:
         yield _quality_table(bench)
         pictures = []
         for nth, metric in enumerate(metrics):
-            rows = [(student.name, student.quality.get(metric)) for student in bench.students]
+            rows = [(one.name, one.quality.get(metric)) for one in everyone]
             better = MEASURES[metric].direction if metric in MEASURES else ""
             bars = charts.quality_bars(f"quality-{place}-{nth}", metric, rows, better)
             pictures.append(Picture(bars, "A quality metric"))
@@ -68,6 +71,11 @@ def _blocks(bench: BenchResult, place: int, room: float) -> Iterator[Block]:
     drawings = _drawings_table(bench, place, room)
     if drawings.rows:
         yield drawings
+
+
+def _everyone(bench: BenchResult) -> list[BenchStudent | BenchSchedule]:
+    """Who was judged beside the teacher."""
+    return [*bench.students, *bench.schedules]
 
 
 def bench_table(bench: BenchResult, place: int, metrics: Sequence[str]) -> Table:
@@ -108,7 +116,26 @@ def bench_table(bench: BenchResult, place: int, metrics: Sequence[str]) -> Table
     return tables.table(f"bench-{place}", _conditions(bench), fields, terminal_order=TERMINAL_ORDER)
 
 
-def _quality_cells(metric: str, students: Sequence[BenchStudent]) -> list[Cell]:
+def schedules_table(bench: BenchResult, place: int, metrics: Sequence[str]) -> Table:
+    """Schedules across the steps, each beside its UNet's or the teacher's plain image."""
+    schedules = bench.schedules
+    macs = [tables.ratio_cell(one.macs_ratio) for one in schedules]
+    predicted = [tables.ratio_cell(one.predicted_ratio) for one in schedules]
+    images = tables.ratio_cells([one.image_latency_ratio for one in schedules])
+    fields: list[Field] = [
+        (Column("schedule", numeric=False, terminal_from=0), tables.name_cells(one.name for one in schedules)),
+        (Column("computation", "schedule / plain", terminal_from=50), macs),
+        (Column("predicted", "schedule / plain", terminal_from=60), predicted),
+        (Column("whole image", "schedule / teacher", terminal_from=0, bounds_from=40), images),
+    ]
+    for metric in metrics:
+        fields.append((Column(metric_name(metric, 24)), _quality_cells(metric, schedules)[1:]))
+    return tables.table(
+        f"schedules-{place}", "Schedules, as whole images in pairs with the teacher’s plain one.", fields
+    )
+
+
+def _quality_cells(metric: str, students: Sequence[BenchStudent | BenchSchedule]) -> list[Cell]:
     """A metric down the students, with the teacher's own value and noise on top."""
     results = [student.quality.get(metric) for student in students]
     values = tables.interval_cells([Estimate(median=r.value, low=r.low, high=r.high) if r else None for r in results])
@@ -121,7 +148,7 @@ def _quality_cells(metric: str, students: Sequence[BenchStudent]) -> list[Cell]:
 
 def _quality_table(bench: BenchResult) -> Table:
     """Quality metrics of every student beside its teacher's and the noise between two runs of the teacher."""
-    rows = [(student.name, name, result) for student in bench.students for name, result in student.quality.items()]
+    rows = [(one.name, name, result) for one in _everyone(bench) for name, result in one.quality.items()]
     values = [Cell(number(r.value), interval(Estimate(median=r.value, low=r.low, high=r.high))) for *_, r in rows]
     teachers = ["" if r.teacher is None else number(r.teacher) for *_, r in rows]
     floors = ["" if r.noise_floor is None else number(r.noise_floor) for *_, r in rows]
@@ -139,8 +166,8 @@ def _quality_caption(bench: BenchResult) -> str:
     """How many figures of how many lie within the teacher's own noise."""
     judged = [
         abs(result.value - result.teacher) <= result.noise_floor
-        for student in bench.students
-        for result in student.quality.values()
+        for one in _everyone(bench)
+        for result in one.quality.values()
         if result.teacher is not None and result.noise_floor is not None
     ]
     return (

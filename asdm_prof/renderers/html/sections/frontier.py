@@ -27,6 +27,7 @@ AXES = {
     "macs": "MACs, student / teacher",
     "params": "parameters, student / teacher",
 }
+AXIS_NAMES = {"latency": "latency", "macs": "MACs", "params": "parameters"}
 SAVED = {"macs": "macs", "params": "params"}  # what a choice saves of each axis; of latency, `saving`
 EXPLAINED = (
     "One square per unit: down on the left, up on the right, mid below. Hollow units are removed, framed ones replaced."
@@ -35,7 +36,9 @@ EXPLAINED = (
 
 def section(report: Report) -> Section:
     """The least damage at each cost, with the report's own plan."""
-    title, frontier = "The frontier: what each latency costs", report.frontier
+    frontier = report.frontier
+    axis = AXIS_NAMES.get(frontier.by, plain(frontier.by, 40)) if frontier else "latency"
+    title = f"The frontier: what each {axis} costs" if axis == "latency" else f"The frontier: damage by {axis}"
     if frontier is None or not frontier.points:
         command = "asdm-prof frontier --json"
         purpose = " finds the least damage at every latency."
@@ -48,7 +51,10 @@ def section(report: Report) -> Section:
     caption = _caption(frontier, spots, own, report.profile.whole.latency_s.median)
     if chosen["hand-made"]:
         caption += " Triangles: plans made by hand, the paper’s and BK-SDM’s, by the same prediction."
-    chart, explained = picture(drawn, "Latency against damage", caption), Paragraph([EXPLAINED], "quiet small", "page")
+    chart, explained = (
+        picture(drawn, f"{axis[0].upper()}{axis[1:]} against damage", caption),
+        Paragraph([EXPLAINED], "quiet small", "page"),
+    )
     return Section(title, [chart, *_galleries(report.profile.topology, frontier), explained])
 
 

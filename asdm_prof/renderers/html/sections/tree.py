@@ -101,7 +101,9 @@ def tree_table(report: Report) -> Table:
         return shortened(number_cells([v / unit for v in values], 2), [scaled(v, unit) for v in values])
 
     shares = shortened(number_cells([100 * n.share for n in nodes], 2), [percent(n.share) for n in nodes])
-    times = shortened(number_cells([1e3 * n.latency_s for n in nodes], 1), [number(1e3 * n.latency_s) for n in nodes])
+    least = min((n.latency_s for n in nodes if n.latency_s > 0), default=1.0)
+    figures = [1e3 * n.latency_s for n in nodes]
+    times = shortened(number_cells(figures, 1 if least > 5e-4 else 3), [number(value) for value in figures])
     intervals = [interval(n.parts[0].latency_s, 1e-3) if n.level == "part" else "" for n in nodes]
     peaks = number_cells([n.peak_memory_bytes / 1e6 for n in nodes], 0)
     operators = [
