@@ -1,6 +1,7 @@
 """A teacher's adapters on its student: LoRA weights renamed, and a ControlNet's residuals matched to the skips left."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, Protocol
@@ -57,7 +58,7 @@ def fit_lora(weights: Mapping[str, Any], done: Surgery, layout: str = "comfyui")
         if student := spelled[part]:
             fitted[prefix + student + name[len(part) :]] = value
         else:
-            left_out.append(name.partition(".lora")[0])
+            left_out.append(re.split(r"\.(?:lora|alpha$)", name)[0])
     return FittedLora(fitted, tuple(dict.fromkeys(left_out)))
 
 

@@ -263,10 +263,13 @@ def unet_in(tensors: Mapping[str, Any], unet: Any, path: Path) -> dict[str, Any]
     return dict(converted)
 
 
+MARKS = ("v_pred", "ztsnr")  # empty tensors by which ComfyUI and others know SDXL's kinds
+
+
 def is_unet_key(header: Header) -> Callable[[str], bool]:
     """Which of a file's tensors are its UNet's."""
     whole = any(name.startswith(LDM) for name in header.shapes)
-    return (lambda name: name.startswith(LDM)) if whole else (lambda _: True)
+    return (lambda name: name.startswith(LDM)) if whole else (lambda name: name not in MARKS)
 
 
 def unet_shapes(path: Path, unet: Any) -> Shapes:
@@ -285,7 +288,7 @@ def vae_in(tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], path:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     if any("down_blocks." in name for name in tensors):
-        return dict(tensors)
+        return ldm_names.modern_vae_names(tensors)
     try:
         return convert_ldm_vae_checkpoint(tensors, dict(config))
     except Exception as error:  # it takes the names and shapes of a VAE for granted
@@ -322,10 +325,17 @@ def text_encoder_in(
                 f"{path} holds no text encoder that diffusers can convert: {console.first_line(error)}."
             ) from None
     else:
-        converted = {name.removeprefix(f"{prefix}transformer."): tensor for name, tensor in own.items()}
+        inner = f"{prefix}transformer."
+        inside = [name for name in own if name.startswith(inner)] or list(own)  # beside them ComfyUI keeps a scale
+        converted = {name.removeprefix(inner): own[name] for name in inside}
     names = module.state_dict().keys()
     fitted = {_text_name(name, names): tensor for name, tensor in converted.items()}
-    return {name: tensor for name, tensor in fitted.items() if not name.endswith("position_ids")}
+    unused = ("position_ids", *(["text_projection", "text_projection.weight"] if not _projects(names) else []))
+    return {name: tensor for name, tensor in fitted.items() if not name.endswith(unused)}
+
+
+def _projects(names: Any) -> bool:
+    return any("text_projection" in name for name in names)
 
 
 def _text_name(name: str, names: Any) -> str:

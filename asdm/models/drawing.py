@@ -115,8 +115,15 @@ def _with_images(
     if settings.control_image:
         options["control_image" if settings.init_image else "image"] = picture(settings.control_image, size)
     changed = maker.from_pipe(pipe, **more)
+    if settings.init_image:
+        changed.prepare_latents = _in_dtype(changed.prepare_latents, pipe.unet.dtype)
     changed.set_progress_bar_config(disable=True)
     return changed, options
+
+
+def _in_dtype(prepare_latents: Any, dtype: torch.dtype) -> Any:
+    """The same in the UNet's dtype: a VAE that computes in fp32 by itself gives latents in fp32."""
+    return lambda *args, **kwargs: prepare_latents(*args, **kwargs).to(dtype)
 
 
 def picture(path: str, size: tuple[int, int]) -> Any:

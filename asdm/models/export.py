@@ -147,7 +147,7 @@ def _single_file(
     check_writable(output, force)
     if output.exists() and output.resolve() in (Path(name).resolve() for name in (str(setup.weights), family.name)):
         raise ValueError(f"{output} is the input; name another output.")
-    folder = None if layout == "diffusers_unet" or marked else _pipeline_folder(family, pipeline)
+    folder = None if layout == "diffusers_unet" or marked else _pipeline_folder(family, pipeline, setup.weights)
     shapes = loading.meta_unet(family, setup.dtype)
     tensors = single_file.tensors_of(shapes, layout, marked)  # before hours of loading: are there names for all?
     need = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
@@ -197,14 +197,14 @@ def _why_marked(family: Family, misread: list[LoaderClaim], replaced: tuple[str,
     )
 
 
-def _pipeline_folder(family: Family, wanted: str | None) -> Path | None:
+def _pipeline_folder(family: Family, wanted: str | None, weights: str | None) -> Path | None:
     """The folder or checkpoint whose VAE and text encoders go into the file: as named, else the teacher's own."""
     if wanted == "none":
         return None
     if wanted:
         return Path(wanted)
     built = single_file.build_result(family)
-    names = [family.folder, built.weights if built else None, built.family if built else None]
+    names = [family.file, weights, family.folder, built.weights if built else None, built.family if built else None]
     for name in filter(None, names):
         folder = (
             load_family(str(name)).folder if str(name) in registry.names("asdm.models.families") else Path(str(name))

@@ -11,7 +11,7 @@ from asdm.unet import config
 from asdm.utils import console, registry
 from asdm.utils.io import read_json
 
-FLOW = "flow"
+FLOW, EDM = "flow", "edm"
 FAMILIES = "asdm.models.families"
 VAE_FACTOR, TOKENS = 8, 77  # of the published Stable Diffusions
 
@@ -154,7 +154,8 @@ def _unet_config(file: Path) -> dict[str, Any]:
 
 def _prediction(scheduler: dict[str, Any]) -> str | None:
     """What a scheduler's config says that the UNet predicts; flow matching has a class of its own for it."""
-    return FLOW if "FlowMatch" in str(scheduler.get("_class_name")) else scheduler.get("prediction_type")
+    kind = str(scheduler.get("_class_name"))
+    return FLOW if "FlowMatch" in kind else EDM if kind.startswith("EDM") else scheduler.get("prediction_type")
 
 
 def square(sample_size: Any) -> int:

@@ -140,6 +140,7 @@ def _check_room(block: str, layers: int, side: str) -> None:
 
 def vae_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A VAE's tensors by LDM's names: attention as 1×1 convolutions, the decoder's blocks counted from the image."""
+    tensors = modern_vae_names(tensors)
     ups = 1 + max(int(m[1]) for m in (re.match(r"decoder\.up_blocks\.(\d+)\.", name) for name in tensors) if m)
     whole = DIFFUSERS_TO_LDM_MAPPING["vae"]
 
@@ -159,6 +160,18 @@ def vae_tensors(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
+def modern_vae_names(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A VAE's tensors with the attention's names of today, which Stable Diffusion 1's own folder does not have."""
+
+    def renamed(name: str) -> str:
+        place, dot, rest = name.partition(".attentions.0.")
+        first, _, end = rest.partition(".")
+        return f"{place}{dot}{_FORMER[first]}.{end}" if dot and first in _FORMER else name
+
+    return {renamed(name): tensor for name, tensor in tensors.items()}
+
+
+_FORMER = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _VAE_PARTS = {
     ".resnets.": ".block.", "samplers.0.": "sample.", "conv_shortcut": "nin_shortcut",
     "mid_block.attentions.0.": "mid.attn_1.", "group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v",

@@ -12,7 +12,11 @@ from asdm.models import checkpoints
 from asdm.utils import console
 
 CONVERTED = "asdm.lora_for"  # in the metadata of a LoRA that was converted for a student
-OTHER_KINDS = {"dora_scale": "DoRA", "hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT", "diff_b": "full difference"}
+OTHER_KINDS = {
+    "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT",
+    "diff_b": "full difference", "lora_mid": "LoCon of three matrices (Tucker)",
+}  # fmt: skip
+OTHER_ENDS = {".diff": "full difference", ".w_norm": "set of norms' weights"}
 _TEXT_NAMES = {
     f".{side}_lora.": f".{name}.lora_linear_layer."
     for side, name in {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}.items()
@@ -37,7 +41,9 @@ def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
 
     path, scale = _split(spec)
     raw = checkpoints.read_tensors(path)
-    if kind := next((kind for mark, kind in OTHER_KINDS.items() if any(mark in name for name in raw)), None):
+    kinds = [kind for mark, kind in OTHER_KINDS.items() if any(mark in name for name in raw)]
+    kinds += [kind for end, kind in OTHER_ENDS.items() if any(name.endswith(end) for name in raw)]
+    if kind := next(iter(kinds), None):
         raise ValueError(f"{path} is a {kind}, which cannot be fused; choose a LoRA (or LoCon).")
     checkpoints.check_finite(raw, f"the LoRA {path}")
     config: Any = _Attributes(unet_config)
@@ -124,18 +130,29 @@ def fuse_into_text_encoders(pipeline: Any, specs: Sequence[str], unet_config: Ma
 
 
 @torch.no_grad()
-def fuse(module: nn.Module, lora: Lora, part: str) -> None:
-    """W += scale · B·A for every pair of `part`; raises ValueError for a pair that the module has no place for."""
+def fuse(module: nn.Module, lora: Lora, part: str, some: bool = False) -> list[str]:
+    """W += scale · B·A for every pair of `part`; the pairs that the module has no place for come back.
+
+    Raises ValueError for such a pair, or with `some` where not one has a place.
+    """
+    left, fused = list[str](), 0
     for name, down in lora.weights.items():
         if not name.startswith(f"{part}.") or not name.endswith(".lora_A.weight"):
             continue
         up = lora.weights.get(name.replace(".lora_A.", ".lora_B."))
         target = _weight_of(module, name.removeprefix(f"{part}.").removesuffix(".lora_A.weight"))
         if target is None or up is None or not _fits(up, down, target):
-            raise ValueError(f"{lora.name} was made for another model: {name} does not fit.")
+            left.append(name)
+            if some:
+                continue
+            break
+        fused += 1
         product = up.flatten(1).float() @ down.flatten(1).float()
         target += (lora.scale * product).view(target.shape).to(target)
         checkpoints.check_finite({name: target}, f"the LoRA {lora.name}", f" once it is added at scale {lora.scale:g}")
+    if left and not (some and fused):
+        raise ValueError(f"{lora.name} was made for another model: {left[0]} does not fit.")
+    return left
 
 
 def _fits(up: torch.Tensor, down: torch.Tensor, target: torch.Tensor) -> bool:

@@ -194,14 +194,14 @@ def fuse_lora(unet: nn.Module, family: Family, specs: Sequence[str], teacher_con
     """
     done = surgery_of(family)
     for spec in specs:
-        converted = loras.CONVERTED in checkpoints.read_header(loras.file_of(spec)).metadata
+        gone, converted = 0, loras.CONVERTED in checkpoints.read_header(loras.file_of(spec)).metadata
         lora = loras.read(spec, family.unet if converted else teacher_config)
         if not converted:
             fitted = _fitted(lora.name, lora.weights, done)
-            lora = lora._replace(weights=fitted.weights)
-            if fitted.left_out:
-                console.say_once(f"{lora.name}: the student has no place for {len(fitted.left_out)} of its modules.")
-        loras.fuse(unet, lora, "unet")
+            lora, gone = lora._replace(weights=fitted.weights), len(fitted.left_out)
+        replaced = loras.fuse(unet, lora, "unet", some=True)  # what the student's replacements have no weight of
+        if count := gone + len(replaced):
+            console.say_once(f"{lora.name}: the student has no place for {count} of its modules.")
 
 
 def _fitted(file: Path | str, weights: Mapping[str, Any], done: Surgery, layout: str = "comfyui") -> FittedLora:

@@ -6,7 +6,7 @@ from pathlib import Path
 from asdm.models import checkpoints
 from asdm.models.execution import RANDOM
 from asdm.models.families import Family, from_folder, load_family
-from asdm.models.family import FLOW
+from asdm.models.family import EDM, FLOW
 from asdm.models.loading import meta_unet, unet_config_sha256
 from asdm.models.recognition import from_file
 from asdm.models.settings import Checkpoint
@@ -53,9 +53,11 @@ def weights_of(family: Family, settings: Checkpoint, needs: str | None = None) -
 
 
 def check_prediction(family: Family, what: str) -> None:
-    """Raises ValueError for a family whose UNet predicts a flow."""
-    if family.prediction_type == FLOW:
-        raise ValueError(f"{what} supports epsilon and v_prediction; the scheduler of {family.name} matches flows.")
+    """Raises ValueError for a family whose UNet predicts a flow, or is conditioned on EDM's noise."""
+    others = {FLOW: "matches flows", EDM: "is EDM's, whose noise has no last step"}
+    if family.prediction_type in others:
+        why = others[family.prediction_type]
+        raise ValueError(f"{what} supports epsilon and v_prediction; the scheduler of {family.name} {why}.")
 
 
 def parts_of(family: Family, weights: str, variant: str | None = None) -> Path | None:

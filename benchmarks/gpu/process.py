@@ -72,7 +72,7 @@ def check_same_machine(folder: Path, facts: dict[str, str], job: Job) -> None:
     """Raise ValueError for a folder that holds results of another card, or of a trial run."""
     for path in sorted(folder.glob("gpu-*.json")):
         for name, stage in StageFile.load(path).stages.items():
-            for what in ("gpu", "cpu"):
+            for what in ("gpu", "cpu") if stage.environment else ():  # its process died before it knew where it was
                 if (there := stage.environment.get(what)) != (here := facts.get(what)):
                     raise ValueError(f"{path} has the stage {name} of the {what} {there}, and this is {here}; {OTHER}")
             if stage.smoke != job.smoke:

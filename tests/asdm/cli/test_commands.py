@@ -131,6 +131,7 @@ def test_pictures_of_all_kinds(run: Any, tmp_path: Path) -> None:
     control = ["--control", "net", "--control-image", "plain.png"]
     assert (draw("controlled.png", "--student", "student", *control) == student).all()  # its convolutions are zero
     assert draw("both.png", *control, "--init-image", "wide.png").shape == (96, 96, 3)
+    assert draw("half.png", "--init-image", "wide.png", "--dtype", "fp16").shape == (96, 96, 3)  # the VAE is in fp32
     assert run("asdm", "generate", "a red heart", "a moon", "-o", "two.png", "--steps", "1").code == 0
     one, two = (np.asarray(Image.open(tmp_path / f"two-{i}.png")) for i in (1, 2))
     assert (one != two).any()

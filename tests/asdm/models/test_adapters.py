@@ -1,5 +1,7 @@
 """LoRA and ControlNet made for a teacher, on its students."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -7,12 +9,13 @@ from safetensors.torch import load_file, save_file
 from asdm.models import export as exporter, ldm_names, student as students
 from asdm.models.adapters import fit_control, fit_lora
 from asdm.models.families import load_family
-from asdm.models.loading import load_unet
+from asdm.models.loading import load_unet, meta_unet
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
 from asdm.unet import blocks
+from asdm.unet.surgery import applicable
 from tests.commands import refused
 from tests.tiny import TINY_WHOLE, make_unet, unet_args
 
@@ -142,6 +145,27 @@ def test_a_student_draws_with_its_teachers_lora_as_with_the_converted_one(run, t
         pictures[name] = (tmp_path / f"{name}.png").read_bytes()
         assert ("the student has no place for" in done.err) == (name in ("fitted", "file"))
     assert pictures["fitted"] == pictures["converted"] == pictures["file"] != pictures["plain"]
+
+
+@pytest.mark.parametrize("replacement", ["no_self_attention", "low_rank_attention", "fewer_heads"])
+def test_a_lora_reaches_what_a_replaced_unit_still_has(run, tmp_path, replacement):
+    """Modules that are gone or of another shape are counted; the others are fused."""
+    mini = load_family("mini")
+    save_file(lora_of(load_unet(mini, str(mini.folder))), tmp_path / "style.safetensors")
+    unit = "down_blocks.1.attentions.0"
+    edit = next(one for one in applicable(meta_unet(mini), [replacement], [unit]))
+    plan = PruningPlan(name="mine", family="mini", edits=(edit,))
+    (tmp_path / "plan.json").write_text(plan.to_json())
+    assert run("asdm", "build", "plan.json", "--teacher", "mini", "-o", "student").code == 0
+    pictures = []
+    for words in ((), ("--lora", "style.safetensors:0.01")):
+        done = run(
+            "asdm", "generate", "a heart", "--student", "student", *words, "--steps", 1, "-o", "x.png", "--force"
+        )
+        assert done.code == 0, done.err
+        pictures.append((tmp_path / "x.png").read_bytes())
+    assert pictures[0] != pictures[1]
+    assert re.search(r"the student has no place for \d+ of its modules", done.err)
 
 
 def test_a_lora_of_another_model_is_refused_for_a_student(run, tmp_path):

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from asdm.mini import PIPELINE
-from asdm.models import encoders, lora
+from asdm.models import encoders, ldm_names, lora
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet
 from asdm.models.pipeline import pipeline
@@ -98,6 +98,9 @@ def test_a_lora_is_added_to_the_text_encoder_and_to_what_is_built(kohya):
         ),
         ("style.pt", "style.pt is a pickle"),
         ("loha.safetensors", "loha.safetensors is a LoHa, which cannot be fused"),
+        ("dora.safetensors", "dora.safetensors is a DoRA, which cannot be fused"),
+        ("tucker.safetensors", "tucker.safetensors is a LoCon of three matrices (Tucker), which cannot be fused"),
+        ("full.safetensors", "full.safetensors is a full difference, which cannot be fused"),
         ("wide.safetensors", "wide.safetensors was made for another model"),
         ("unet.safetensors", "unet.safetensors is not a LoRA"),
         ("nan.safetensors", f"cannot load the LoRA nan.safetensors: lora_unet_{QUERY_}.alpha holds NaN or infinite"),
@@ -112,6 +115,9 @@ def test_what_cannot_be_fused_is_named(spec, words, tmp_path, monkeypatch):
         (tmp_path / name).touch()
     stem = f"lora_unet_{QUERY.replace('.', '_')}"
     save_file({f"{stem}.hada_w1_a": torch.zeros(2)}, "loha.safetensors")
+    for file, name in (("dora", "unet.a.lora_magnitude_vector"), ("tucker", f"{stem}.lora_mid.weight"),
+                       ("full", f"{stem}.diff")):  # fmt: skip
+        save_file({name: torch.zeros(2)}, f"{file}.safetensors")
     wide = {"down": torch.zeros(2, 64), "up": torch.zeros(32, 2)}
     save_file({f"{stem}.lora_{side}.weight": tensor for side, tensor in wide.items()}, "wide.safetensors")
     save_file({"conv_in.bias": torch.zeros(2)}, "unet.safetensors")
@@ -143,6 +149,25 @@ def test_clip_skip_normalises_an_earlier_layers_output():
         mini(clip_skip=3)
 
 
+def with_former_names(vae):
+    """A VAE's tensors as diffusers called them when Stable Diffusion 1 was published."""
+    former = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def renamed(name):
+        for now, then in former.items():
+            name = name.replace(f".attentions.0.{now}.", f".attentions.0.{then}.")
+        return name
+
+    return {renamed(name): tensor for name, tensor in vae.items()}
+
+
+def test_a_single_file_has_ldms_names_of_a_vae_in_its_former_ones(tmp_path):
+    tensors = load_file(PIPELINE / "vae" / "diffusion_pytorch_model.safetensors")
+    former = with_former_names(tensors)
+    assert former.keys() != tensors.keys()
+    assert ldm_names.vae_tensors(former).keys() == ldm_names.vae_tensors(tensors).keys()
+
+
 def test_a_vae_comes_from_a_folder_or_a_file_in_either_naming(tmp_path):
     folder = shutil.copytree(PIPELINE / "vae", tmp_path / "vae")
     weights = load_file(folder / "diffusion_pytorch_model.safetensors")
@@ -153,7 +178,8 @@ def test_a_vae_comes_from_a_folder_or_a_file_in_either_naming(tmp_path):
         if "mid.attn_1" in name and ldm[name].dim() == 2:
             ldm[name] = ldm[name][:, :, None, None]
     plain = single_files.write(other, tmp_path / "plain.safetensors")
-    for vae in (folder, plain, single_files.write(ldm, tmp_path / "ldm.safetensors")):
+    former = single_files.write(with_former_names(other), tmp_path / "former.safetensors")
+    for vae in (folder, plain, former, single_files.write(ldm, tmp_path / "ldm.safetensors")):
         own = mini(vae=str(vae)).vae.state_dict()
         assert all(torch.equal(own[name], tensor.float()) for name, tensor in other.items())
 
@@ -234,7 +260,12 @@ def test_a_textual_inversion_is_a_word_of_its_files_name(tmp_path):
 
 def test_a_checkpoints_text_encoder_and_vae_are_the_folders(tmp_path):
     tensors = single_files.ldm(PIPELINE, blocks=3)
-    file = single_files.write(tensors | {"ztsnr": torch.zeros(1)}, tmp_path / "mini.safetensors")
+    beside = {
+        "ztsnr": torch.zeros(1),
+        "cond_stage_model.logit_scale": torch.zeros(1),
+        "cond_stage_model.transformer.text_projection.weight": torch.zeros(2, 2),
+    }  # as ComfyUI saves them
+    file = single_files.write(tensors | beside, tmp_path / "mini.safetensors")
     family, weights = resolve(None, PictureSetup(weights=str(file)), needs="asdm generate")
     of_file, of_folder = pipeline(family, None, PictureSetup(weights=weights)), mini()
     assert torch.equal(states(of_file), states(of_folder))

@@ -16,7 +16,8 @@ from diffusers.loaders import single_file_model, single_file_utils
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from asdm.models import export as exporter, ldm_names, loaders, single_file, student as students
+from asdm.models import checkpoints, export as exporter, ldm_names, loaders, single_file, student as students
+from asdm.models.checkpoints import Header
 from asdm.models.components import components_of
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet, materialise, meta_unet
@@ -249,6 +250,26 @@ def test_a_student_as_a_single_file_loads_in_diffusers(tiny_student: Path, tmp_p
     assert all(torch.equal(loaded[name], expected[name]) for name in expected)
     names = load_file(file).keys()
     assert any(name.startswith("first_stage_model.") for name in names) == (layout == "comfyui")
+
+
+def test_a_files_own_parts_go_into_what_is_made_of_it(tmp_path: Path) -> None:
+    """A fine-tuned checkpoint beside the folder that tells its configs."""
+    folder = shutil.copytree(MINI.folder, tmp_path / "folder")
+    weights = folder / "text_encoder" / "model.safetensors"
+    tuned = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in load_file(weights).items()}
+    save_file(tuned, weights)
+    exporter.export(str(folder), "single_file", tmp_path / "tuned.safetensors")
+    for teacher, setup in (("mini", Setup(weights=str(tmp_path / "tuned.safetensors"))),
+                           (str(tmp_path / "tuned.safetensors"), Setup(config=str(MINI.folder)))):  # fmt: skip
+        exporter.export(teacher, "single_file", tmp_path / "again.safetensors", setup, force=True)
+        one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("tuned", "again"))
+        assert one.keys() == two.keys()
+        assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def test_marks_of_a_kind_are_no_weights_of_a_unet(tmp_path: Path) -> None:
+    header = Header(dict.fromkeys(("conv_in.weight", "v_pred", "ztsnr"), (2,)), {})
+    assert [name for name in header.shapes if checkpoints.is_unet_key(header)(name)] == ["conv_in.weight"]
 
 
 def test_metadata_says_where_a_file_comes_from(tiny_student: Path, tmp_path: Path) -> None:

@@ -172,6 +172,15 @@ def folder(tmp_path):
     return copy
 
 
+def test_a_variant_that_the_unet_alone_has_is_taken_of_it_alone(folder, weights):
+    """As Stable Diffusion 1's folder has non_ema: the VAE and the text encoder come in one kind."""
+    save_file(weights, folder / "unet" / "diffusion_pytorch_model.non_ema.safetensors")
+    setup = PictureSetup(weights=str(folder), variant="non_ema")
+    assert pipeline(load_family(str(folder)), None, setup).vae is not None
+    setup = PictureSetup(weights=str(folder), variant="non_ema", vae=str(PIPELINE / "vae"))
+    assert pipeline(load_family(str(folder)), None, setup).vae is not None
+
+
 @pytest.mark.parametrize("variant", ["fp16", "non_ema"])
 def test_the_only_variant_is_taken(folder, weights, variant):
     save_file(weights, folder / "unet" / f"diffusion_pytorch_model.{variant}.safetensors")
@@ -473,12 +482,16 @@ def test_a_teacher_that_takes_more_than_a_caption_is_refused_before_it_is_loaded
     assert [path.name for path in tmp_path.iterdir()] == ["teacher"]
 
 
-def test_a_scheduler_of_flows_is_refused_before_anything_is_loaded(run, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [("FlowMatchEulerDiscreteScheduler", "matches flows"), ("EDMDPMSolverMultistepScheduler", "is EDM's")],
+)
+def test_a_scheduler_of_another_kind_is_refused_before_anything_is_loaded(run, tmp_path, kind, words):
     teacher = Path(shutil.copytree(PIPELINE, tmp_path / "flow"))
-    scheduler = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000}
+    scheduler = {"_class_name": kind, "num_train_timesteps": 1000}
     (teacher / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler))
     for command in (*CANNOT_TRAIN, CANNOT_DRAW[0]):
-        refused(run(*command, teacher), "supports epsilon and v_prediction; the scheduler of", "matches flows")
+        refused(run(*command, teacher), "supports epsilon and v_prediction; the scheduler of", words)
 
 
 @pytest.mark.parametrize(
