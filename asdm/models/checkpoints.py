@@ -263,6 +263,7 @@ def unet_in(tensors: Mapping[str, Any], unet: Any, path: Path) -> dict[str, Any]
     return dict(converted)
 
 
+ZERO_TERMINAL_SNR = "asdm.zero_terminal_snr"  # in the metadata of an exported file
 MARKS = ("v_pred", "ztsnr")  # empty tensors by which ComfyUI and others know SDXL's kinds
 
 

@@ -1,6 +1,8 @@
 """LoRA files, fused into a UNet and a text encoder when they are loaded."""
 
+import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ OTHER_KINDS = {
     "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "hada_w1": "LoHa", "lokr_w1": "LoKr", "oft_": "OFT",
     "diff_b": "full difference", "lora_mid": "LoCon of three matrices (Tucker)",
 }  # fmt: skip
+ALPHAS = "lora_adapter_metadata"  # where diffusers keeps ranks and alphas
 OTHER_ENDS = {".diff": "full difference", ".w_norm": "set of norms' weights"}
 _TEXT_NAMES = {
     f".{side}_lora.": f".{name}.lora_linear_layer."
@@ -58,7 +61,8 @@ def read(spec: str, unet_config: Mapping[str, Any]) -> Lora:
     text = {_text_name(name): tensor for name, tensor in named.items() if not name.startswith("unet.")}
     if not any(name.endswith(".lora_A.weight") for name in (*unet, *text)):
         raise ValueError(f"{path} is not a LoRA: it has no pairs of low-rank matrices.")
-    return Lora(str(path), unet | text, scale)
+    alphas = checkpoints.read_header(path).metadata.get(ALPHAS)
+    return Lora(str(path), _with_alphas(unet | text, alphas, path) if alphas else unet | text, scale)
 
 
 def file_of(spec: str) -> Path:
@@ -93,6 +97,29 @@ def _with_alphas_of_one(raw: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
             weights[f"{stem}.lora_down.weight"] = down * (float(alpha) / down.shape[0])
             weights[name] = torch.tensor(float(down.shape[0]))
     return weights
+
+
+def _with_alphas(weights: Mapping[str, torch.Tensor], text: str, path: Path) -> dict[str, torch.Tensor]:
+    """Matrices scaled by the alphas that diffusers writes into a file's metadata; PEFT's patterns name modules' ends.
+
+    Raises ValueError for metadata that do not say what they should.
+    """
+    scaled = dict(weights)
+    try:
+        facts = json.loads(text)
+        for name, down in weights.items():
+            part = name.partition(".")[0]
+            if not name.endswith(".lora_A.weight") or f"{part}.lora_alpha" not in facts:
+                continue
+            module = name.removeprefix(f"{part}.").removesuffix(".lora_A.weight")
+            patterns = (facts.get(f"{part}.alpha_pattern") or {}).items()
+            own = (alpha for end, alpha in patterns if re.match(rf"(.*\.)?({end})$", module))
+            rank = math.sqrt(len(down)) if facts.get(f"{part}.use_rslora") else len(down)
+            scaled[name] = down * (float(next(own, facts[f"{part}.lora_alpha"])) / rank)
+    except (ValueError, TypeError, AttributeError, RecursionError, re.error):
+        raise ValueError(f"the {ALPHAS} of {path} is damaged; take it out, or name another LoRA.") from None
+    checkpoints.check_finite(scaled, f"the LoRA {path}")
+    return scaled
 
 
 def _text_name(name: str) -> str:

@@ -32,13 +32,14 @@ def from_file(path: Path, base: Family | None = None) -> Family:
     shapes = {name: tuple(tensor.shape) for name, tensor in unet.state_dict().items()}
     checkpoints.check_shapes(shapes, checkpoints.unet_shapes(path, unet), f"{path} as {family.name}")
     said = header.metadata.get("modelspec.prediction_type", "v" if "v_pred" in header.shapes else "")
+    marked = header.metadata.get(checkpoints.ZERO_TERMINAL_SNR) == "true"
     return replace(
         family,
         name=str(path),
         title=path.stem,
         source=path,
         prediction_type=PREDICTIONS.get(said, family.prediction_type),
-        zero_terminal_snr=family.zero_terminal_snr or "ztsnr" in header.shapes,
+        zero_terminal_snr=family.zero_terminal_snr or "ztsnr" in header.shapes or marked,
     )
 
 

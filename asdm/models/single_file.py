@@ -155,6 +155,7 @@ def metadata(
         "format": "pt", **facts, **spec, "asdm.layout": layout, "asdm.unet_class": type(unet).__name__,
         "asdm.unet_config": json.dumps(config, allow_nan=False),
         "asdm.lora_names": json.dumps(dict(lora), allow_nan=False),
+        checkpoints.ZERO_TERMINAL_SNR: str(family.zero_terminal_snr).lower(),
         "asdm.vae_factor": str(family.vae_factor), "asdm.tokens": str(family.tokens),
     }  # fmt: skip
 

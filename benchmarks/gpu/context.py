@@ -23,6 +23,7 @@ class Part:
 
     name: str
     measure: Callable[[], Record]
+    after: tuple[str, ...] = ()  # parts that it is made of: measured again, they make it old
 
 
 @dataclass(frozen=True)

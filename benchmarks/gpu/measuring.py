@@ -30,7 +30,12 @@ def profile(context: Context) -> list[Part]:
     """SD 1.5 in every execution at every batch, how alike they rank, and the plan of the best one."""
     runs = [(backend, batch) for batch in BATCHES for backend in context.executions]
     parts = [Part(part_name(*run), partial(profile_of, context, context.family, *run, budget_s=15.0)) for run in runs]
-    return [*parts, Part("comparison", partial(_compare, context)), Part("plan", partial(_plan, context))]
+    names = tuple(part.name for part in parts)
+    comparison, plan = (
+        Part("comparison", partial(_compare, context), names),
+        Part("plan", partial(_plan, context), names),
+    )
+    return [*parts, comparison, plan]
 
 
 def profile_of(context: Context, family: str, backend: str, batch: int, budget_s: float) -> Profile:

@@ -105,7 +105,8 @@ def run(job: Job) -> int:
             smoke=job.smoke, work=Path(work), command=job.command,
         )  # fmt: skip
         try:
-            parts = [one for one in getattr(import_module(module), function)(context) if one.name not in job.skip]
+            everything: list[Part] = getattr(import_module(module), function)(context)
+            parts = [one for one in everything if not {one.name, *one.after} <= set(job.skip)]
         except Exception as error:
             traceback.print_exc()
             stage.save(message=sentence(error))

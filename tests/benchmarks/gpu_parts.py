@@ -33,6 +33,11 @@ def killed(context: Context) -> list[Part]:
     return [Part("before", _passed), Part("dies", _die), Part("after", _passed)]
 
 
+def made_of_others(context: Context) -> list[Part]:
+    """`both` is made of the first two, the second of which fails."""
+    return [Part("one", _passed), Part("two", _fail), Part("both", _passed, ("one", "two")), Part("other", _passed)]
+
+
 def failing(context: Context) -> list[Part]:
     """One of every end."""
     return [Part("refuses", _refuse), Part("fails", _fail), Part("breaks", _break), Part("after", _passed)]

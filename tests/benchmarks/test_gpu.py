@@ -66,6 +66,18 @@ def test_a_killed_process_costs_the_part_that_ran_and_nothing_else(tmp_path: Pat
     assert [path.name for path in tmp_path.iterdir()] == ["gpu-checks.json"]
 
 
+def test_a_stage_whose_process_never_started_is_of_no_machine(tmp_path: Path) -> None:
+    file, facts = "gpu-mini.json", {"cpu": "mine"}
+    job = process.Job(stage="mini", parts="x:y", folder=str(tmp_path), file=file, device="cpu", family="mini", smoke=True,
+                      command="")  # fmt: skip
+    for environment in ({}, {"cpu": "x"}):
+        process.check_same_machine(tmp_path, facts, job)
+        dead = StageRun(started_utc="", seconds=1.0, smoke=True, environment=environment)
+        process.save_stage(Files(tmp_path, {"mini": file}), job, dead)
+    with pytest.raises(ValueError, match="has the stage mini of the cpu x, and this is mine"):
+        process.check_same_machine(tmp_path, facts, job)
+
+
 def test_failures_are_recorded_and_the_next_part_goes_on(
     tmp_path: Path, in_this_process: list[tuple[str, ...]], capsys: Any
 ) -> None:
@@ -81,6 +93,18 @@ def test_failures_are_recorded_and_the_next_part_goes_on(
     assert in_this_process == [(), ("breaks", "fails", "refuses"), ()], "what broke a process is not tried in the next"
     assert [row["state"] for row in run.table(files, [spec("failing"), spec("unlisted")])] == ["failed", "failed"]
     assert "no module named diffusers" in files.load("unlisted").stages["unlisted"].message  # type: ignore[union-attr]
+
+
+def test_what_is_made_of_others_is_made_again_with_them(
+    tmp_path: Path, in_this_process: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    run_all(tmp_path, [spec("made_of_others")])
+    monkeypatch.setattr("tests.benchmarks.gpu_parts._fail", lambda: result_of(json.loads(PASSED)))
+    capsys.readouterr()
+    files = run_all(tmp_path, [spec("made_of_others")])
+    said = capsys.readouterr().err
+    assert [name for name in ("one", "two", "both", "other") if f"made_of_others: {name}\n" in said] == ["two", "both"]
+    assert set(states(files, "made_of_others").values()) == {"done"}
 
 
 def test_the_same_command_again_runs_what_is_not_settled(

@@ -77,6 +77,29 @@ def test_a_lora_is_added_to_the_unets_weights(kohya):
         torch.testing.assert_close(fused.state_dict()[name], expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("facts", "scale"),
+    [
+        ({"unet.r": 4, "unet.lora_alpha": 1}, 0.25),
+        ({"unet.r": 4, "unet.lora_alpha": 1, "unet.alpha_pattern": {"attn1.to_q": 2}}, 0.5),
+        ({"unet.r": 4, "unet.lora_alpha": 1, "unet.use_rslora": True}, 0.5),
+        ({"text_encoder.r": 4, "text_encoder.lora_alpha": 1}, 1.0),
+    ],
+)
+def test_alphas_may_stand_in_the_metadata(facts, scale, tmp_path):
+    """As `save_lora_weights` of diffusers writes them."""
+    down, up = torch.ones(4, 32), torch.ones(32, 4)
+    pair = {f"unet.{QUERY}.lora_A.weight": down, f"unet.{QUERY}.lora_B.weight": up}
+    save_file(pair, tmp_path / "style.safetensors", {"lora_adapter_metadata": json.dumps(facts)})
+    unet = make_unet(**SMALLEST)
+    before = unet.get_submodule(QUERY).weight.clone()
+    lora.fuse_into_unet(unet, [str(tmp_path / "style.safetensors")])
+    torch.testing.assert_close(unet.get_submodule(QUERY).weight - before, scale * up @ down)
+    save_file(pair, tmp_path / "style.safetensors", {"lora_adapter_metadata": '{"unet.lora_alpha": []}'})
+    with pytest.raises(ValueError, match=r"the lora_adapter_metadata of .* is damaged; take it out"):
+        lora.fuse_into_unet(unet, [str(tmp_path / "style.safetensors")])
+
+
 def test_a_lora_is_added_to_the_text_encoder_and_to_what_is_built(kohya):
     weights = [dict(text_of(mini(lora=files)).named_parameters()) for files in (None, [str(kohya)])]
     name = f"{TEXT.removeprefix('text_model.')}.weight"

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from asdm.models import checkpoints, export as exporter, ldm_names, loaders, single_file, student as students
-from asdm.models.checkpoints import Header
+from asdm.models.checkpoints import ZERO_TERMINAL_SNR, Header
 from asdm.models.components import components_of
 from asdm.models.families import load_family
 from asdm.models.loading import load_unet, materialise, meta_unet
@@ -281,6 +281,11 @@ def test_metadata_says_where_a_file_comes_from(tiny_student: Path, tmp_path: Pat
         "mini", "cc-by-sa-4.0", "bk_sdm_tiny"
     )  # fmt: skip
     assert json.loads(facts["asdm.unet_config"])["layers_per_block"] == 1
+    assert not load_family(str(file)).zero_terminal_snr
+    unet = load_unet(MINI, str(MINI.folder))
+    pure = single_file.metadata(replace(MINI, zero_terminal_snr=True), unet, "comfyui", "SD1", {})
+    save_file(load_file(file), tmp_path / "pure.safetensors", facts | {ZERO_TERMINAL_SNR: pure[ZERO_TERMINAL_SNR]})
+    assert load_family(str(tmp_path / "pure.safetensors")).zero_terminal_snr
     assert json.loads(facts["asdm.lora_names"])["up_blocks.1.resnets.2"] == "up_blocks.0.resnets.1"
     assert {tensor.dtype for tensor in load_file(file).values()} == {torch.float16}
 
