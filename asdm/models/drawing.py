@@ -161,8 +161,13 @@ def _controlnet(pipe: Any, family: Family, settings: GenerateSettings, student: 
             f"{settings.control} is not a ControlNet for {family.name}: it takes {factor} pixels per latent pixel, not "
             f"{family.vae_factor}."
         )
-    plan = Path(student) / "plan.json" if student else None
-    if plan and plan.exists() and not isinstance(pipe.unet, StudentUNet):
-        teacher = meta_unet(family)
-        fit_control(pipe.unet, blocks.skips(teacher), resolved_on(teacher, PruningPlan.load(plan)))
+    if student and not isinstance(pipe.unet, StudentUNet):
+        teacher, plan = meta_unet(family), Path(student) / "plan.json"
+        if plan.exists():
+            fit_control(pipe.unet, blocks.skips(teacher), resolved_on(teacher, PruningPlan.load(plan)))
+        elif len(blocks.skips(pipe.unet)) != len(blocks.skips(teacher)):
+            raise ValueError(
+                f"{student} does not say which skips of its teacher it has, so that a ControlNet would be paired with "
+                "the wrong ones; name the folder that asdm build or asdm distill wrote."
+            )
     return control.to(settings.device)

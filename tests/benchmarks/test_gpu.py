@@ -68,8 +68,8 @@ def test_a_killed_process_costs_the_part_that_ran_and_nothing_else(tmp_path: Pat
 
 def test_a_stage_whose_process_never_started_is_of_no_machine(tmp_path: Path) -> None:
     file, facts = "gpu-mini.json", {"cpu": "mine"}
-    job = process.Job(stage="mini", parts="x:y", folder=str(tmp_path), file=file, device="cpu", family="mini", smoke=True,
-                      command="")  # fmt: skip
+    job = process.Job(stage="mini", parts="x:y", folder=str(tmp_path), file=file, device="cpu", family="mini",
+                      smoke=True, command="")  # fmt: skip
     for environment in ({}, {"cpu": "x"}):
         process.check_same_machine(tmp_path, facts, job)
         dead = StageRun(started_utc="", seconds=1.0, smoke=True, environment=environment)

@@ -130,6 +130,10 @@ def test_pictures_of_all_kinds(run: Any, tmp_path: Path) -> None:
     student = draw("student.png", "--student", "student")
     control = ["--control", "net", "--control-image", "plain.png"]
     assert (draw("controlled.png", "--student", "student", *control) == student).all()  # its convolutions are zero
+    assert run("asdm", "export", "student", "--to", "single_file", "-o", "student.safetensors").code == 0
+    done = run("asdm", "generate", "a heart", "--student", "student.safetensors", *control, "-o", "x.png")
+    assert done.code == 2
+    assert "does not say which skips of its teacher it has" in done.err
     assert draw("both.png", *control, "--init-image", "wide.png").shape == (96, 96, 3)
     assert draw("half.png", "--init-image", "wide.png", "--dtype", "fp16").shape == (96, 96, 3)  # the VAE is in fp32
     assert run("asdm", "generate", "a red heart", "a moon", "-o", "two.png", "--steps", "1").code == 0
