@@ -28,7 +28,7 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
 
 
 def with_protocol(settings: BenchSettings) -> BenchSettings:
-    """The settings of the protocol that was named, where they are not given; raises ValueError for an unknown one."""
+    """The settings of the protocol that was named, where they have their defaults; raises ValueError for another."""
     if settings.protocol is None:
         return settings
     if settings.protocol not in PROTOCOLS:
@@ -82,7 +82,9 @@ class BenchSettings(PictureSetup):
     ] = None
     protocol: Annotated[
         str | None,
-        Option("A paper's settings, unless they are given: bk-sdm (30,000 pictures, 25 steps, judged at 256 pixels)."),
+        Option(
+            "A paper's settings in the place of defaults: bk-sdm (30,000 pictures, 25 steps, judged at 256 pixels)."
+        ),
     ] = None
     time_budget_s: Annotated[float, Option("Seconds for each of the two comparisons.", flag="--time-budget")] = (
         75.0  # ten pairs of SD 1.5 and a student of 3 s a call take 70 s
