@@ -15,8 +15,9 @@ from asdm_prof.renderers.figures.style import COLOURS, INK, QUIET, TWO_COLUMNS, 
 from benchmarks.proof import evidence
 from benchmarks.proof.records import Proof, ProofRow
 
-# Who made a student, told apart by hue and marker: ours, BK-SDM's, the paper's, and what an ablation leaves of one.
-MAKERS = {"ours": ("o", "#0072B2"), "bk_sdm": ("D", "#CC79A7"), "a_sdm": ("s", "#D55E00"), "ablation": ("^", "#999999")}
+# Who made a student, by hue and marker: ours, BK-SDM's, the paper's, nobody, and what an ablation leaves of one.
+MAKERS = {"ours": ("o", "#0072B2"), "bk_sdm": ("D", "#CC79A7"), "a_sdm": ("s", "#D55E00"), "teacher": ("v", "#555555"),
+          "ablation": ("^", "#999999")}  # fmt: skip
 DASHES = ("-", "--", ":")
 
 
@@ -24,7 +25,7 @@ def maker(row: ProofRow) -> str:
     """The key of MAKERS of a proof's row."""
     if row.ablates:
         return "ablation"
-    return next((key for key in ("ours", "bk_sdm") if row.name.startswith(key)), "a_sdm")
+    return next((key for key in ("ours", "bk_sdm", "teacher") if row.name.startswith(key)), "a_sdm")
 
 
 def quality_at_latency(report: Report) -> Figure | None:
@@ -119,7 +120,7 @@ def learning_curves(report: Report) -> Figure | None:
             each = np.array([[point.metrics[measure.name] for point in result.curve] for result in row.results])
             axes.plot(pictures_seen, each.mean(0), dash, color=MAKERS[key][1], linewidth=1.1, label=plain(row.name, 16))
             axes.plot(np.tile(pictures_seen, len(each)), each.flat, ".", color=MAKERS[key][1], markersize=2)
-        axes.set_title(f"{measure.title} ({measure.direction})", size=6, loc="left")
+        axes.set_title(f"{measure.title}\n({measure.direction})", size=6, loc="left")
         axes.set_xlabel("pictures seen")
     figure.axes[0].legend(fontsize=5, frameon=False)
     return figure
