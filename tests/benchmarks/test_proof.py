@@ -34,7 +34,7 @@ from benchmarks.proof.records import Proof, ProofResult
 from benchmarks.proof.rows import ProofSettings, all_rows, chosen_rows, plans_of
 from tests.asdm_prof import synthetic
 
-ROWS = "bk_sdm,ours_0.9,teacher_trained,a_sdm_clme_half,no_stage1"
+ROWS = "bk_sdm,ours_0.9,a_sdm_clme_half,no_stage1"
 PROMPTS = 2
 
 
@@ -42,8 +42,8 @@ def options(teacher: Path, output: Path, **changes: Any) -> dict[str, Any]:
     small = {
         "steps": 4,
         "batch": 2,
-        "captions": 6,
-        "curve": 6,
+        "captions": 5,
+        "curve": 5,
         "ablation_captions": 4,
         "drawing_steps": 1,
         "threads": 1,
@@ -87,10 +87,10 @@ def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
         assert result.seconds > 0
         assert result.peak_memory_bytes > 4 * row.params
         assert result.metrics.keys() == teacher.results[0].metrics.keys()
-        assert result.drawn == (4 if row.name in ("a_sdm_clme_half", "no_stage1") else 6)
+        assert result.drawn == (4 if row.name in ("a_sdm_clme_half", "no_stage1") else 5)
         assert row.latency is not None
         assert len(row.latency.student_s) == len(row.latency.teacher_s) == 4
-        assert row.params < teacher.params or row.name == "teacher_trained"
+        assert row.params < teacher.params
     trainable = {row.name: row.results[0].trainable for row in others}
     assert trainable["bk_sdm"] == proof.rows[1].params
     assert trainable["a_sdm_clme_half"] == trainable["no_stage1"] < proof.row("no_stage1").params
@@ -194,9 +194,9 @@ def test_another_experiment_is_refused(finished: Path, tiny_pipeline: Path) -> N
         script.main(**options(tiny_pipeline, finished, captions=99999))
     with pytest.raises(ValueError, match=r"budgets must be numbers with commas between them, got '0\.9;0\.8'"):
         script.main(**options(tiny_pipeline, finished, budgets="0.9;0.8"))
-    with pytest.raises(ValueError, match="curve must be 0 or between 4 and 6, got 3"):
+    with pytest.raises(ValueError, match="curve must be 0 or between 4 and 5, got 3"):
         script.main(**options(tiny_pipeline, finished, curve=3))
-    with pytest.raises(ValueError, match="ablation_captions must be between 4 and 6, got 7"):
+    with pytest.raises(ValueError, match="ablation_captions must be between 4 and 5, got 7"):
         script.main(**options(tiny_pipeline, finished, ablation_captions=7))
 
 
@@ -521,7 +521,7 @@ def test_a_part_has_the_interval_that_pictures_and_seeds_leave_open() -> None:
 
     for own in (0.0, 1.0):
         held, widths = [], []
-        for _ in range(40):
+        for _ in range(20):
             pictures = rng.normal(0, 5, n)  # what all rows make of a caption
             others = [drawn(ablation, f"no_{i}", pictures, own) for i in range(rows - 1)]
             found = (*proof.rows[:2], drawn(base, "a_sdm", pictures, own), *others)
@@ -529,7 +529,7 @@ def test_a_part_has_the_interval_that_pictures_and_seeds_leave_open() -> None:
                 estimate = one.bought["clip_score"].estimate
                 held.append(estimate.low < 0 < estimate.high)
                 widths.append(estimate.high - estimate.low)
-        assert 0.91 < np.mean(held) < 0.99
+        assert 0.89 < np.mean(held) < 0.99
         exact = 2 * 1.96 * np.sqrt(2 * (1 / n + (own**2 + 4 / n) / seeds))
         assert np.mean(widths) == pytest.approx(exact, rel=0.2)
 

@@ -93,13 +93,16 @@ class CompiledSession:
     @contextmanager
     def _part_by_part(self) -> Iterator[None]:
         """Every part's forward compiled, for the length of a `with`."""
+        before = {module: module.__dict__.get("forward") for module in self.forwards}
         try:
             for module, forward in self.forwards.items():
                 module.__dict__["forward"] = forward
             yield
         finally:
-            for module in self.forwards:
+            for module, own in before.items():
                 module.__dict__.pop("forward", None)
+                if own is not None:  # as hooks of libraries give it one
+                    module.__dict__["forward"] = own
 
 
 @contextmanager

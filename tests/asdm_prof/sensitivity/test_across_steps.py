@@ -82,17 +82,22 @@ def test_every_pass_is_measured_at_every_step_age_and_gap(damage: StepsDamage) -
     assert damage.additivity is not None
 
 
-def test_a_picture_that_is_no_square_is_measured_upright(tiny_pipeline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sides, own = set(), Sampler.batch
+def test_a_picture_that_is_no_square_is_measured_upright(
+    tiny_pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a heart\na moon\n")
+    seen, own = [], Sampler.batch
 
-    def seen(self: Sampler, captions: Any, side: tuple[int, int], seed: int) -> Any:
-        sides.add(side)
-        return own(self, captions, side, seed)
+    def stopped(self: Sampler, captions: Any, side: tuple[int, int], seed: int) -> Any:
+        seen.append((side, own(self, captions, side, seed).noise.shape[2:]))
+        raise InterruptedError
 
-    monkeypatch.setattr(Sampler, "batch", seen)
-    wide = replace(SETTINGS, prompts=2, size=(128, 64))  # width × height
-    found = across_steps.measure_across_steps(str(tiny_pipeline), wide, replace(ACROSS, steps=2, ages=1), 0, None)
-    assert (found.size, sides) == ((128, 64), {(8, 16)})
+    monkeypatch.setattr(Sampler, "batch", stopped)
+    prompts = f"prompts:{tmp_path / 'prompts.txt'}"
+    wide = replace(SETTINGS, prompts=2, size=(128, 64), data=prompts)  # width × height
+    with pytest.raises(InterruptedError):
+        across_steps.measure_across_steps(str(tiny_pipeline), wide, replace(ACROSS, steps=2, ages=1), 0, None)
+    assert seen == [((8, 16), (8, 16))]
 
 
 def test_a_named_pass_is_measured_and_timed(tiny_pipeline: Path, damage: StepsDamage) -> None:
