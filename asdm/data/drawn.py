@@ -38,7 +38,7 @@ def drawn(
     encoders = {key: value for key, value in checkpoint_of(replace(setup, weights=None)).items() if value}
     key = sha256_of([loading.weights_sha256(unet), family.prediction_type, encoders, prompts, side, STEPS])[:16]
     folder = cache_folder("drawn") / key
-    missing = [i for i in range(len(prompts)) if not (folder / f"{i:06d}.txt").exists()]
+    missing = [i for i in range(len(prompts)) if not (folder / f"{name_of(i)}.txt").exists()]
     if missing:
         console.say(f"The teacher draws {len(missing)} pictures for {file}, which are kept in {folder}.")
         make_folder(folder)
@@ -47,6 +47,11 @@ def drawn(
             tell("the teacher draws", start, None)
             _draw(pipe, family, prompts, missing[start : start + AT_ONCE], side, folder)
     return f"folder:{folder}"
+
+
+def name_of(number: int) -> str:
+    """A drawn picture's, without what tells its kind; whether it is held out depends on it."""
+    return f"{number:06d}"
 
 
 @torch.inference_mode()
@@ -58,5 +63,5 @@ def _draw(pipe: Any, family: Family, prompts: list[str], numbers: list[int], sid
     for i, picture in zip(numbers, pictures, strict=True):
         stream = BytesIO()
         picture.save(stream, format="PNG")
-        write_whole(folder / f"{i:06d}.png", stream.getvalue(), force=True)
-        write_whole(folder / f"{i:06d}.txt", prompts[i], force=True)
+        write_whole(folder / f"{name_of(i)}.png", stream.getvalue(), force=True)
+        write_whole(folder / f"{name_of(i)}.txt", prompts[i], force=True)

@@ -32,6 +32,7 @@ from asdm.distill.setup import make_student
 from asdm.distill.stages import Recipe, ResolvedRecipe, check_pause, end_step, resolve_recipe, select_stages
 from asdm.distill.trainer import train_stage
 from asdm.measure import machine
+from asdm.models.settings import BESIDE_THE_UNET
 from asdm.models.sources import weights_of
 from asdm.models.units import INDEX
 from asdm.records.distill import DistillResult, DistillRun, StageResult
@@ -40,7 +41,6 @@ from asdm.utils import console
 from asdm.utils.io import utc_now
 
 IDENTITY = ("split", "steps", "seed", "size", "batch", "dtype", "optimizer", "vgg")
-ENCODERS = ("vae", "clip_skip", "textual_inversion", "prediction_type", "lora")
 TUNING = (
     "learning_rate", "schedule", "warm_up", "weight_decay", "clip", "ema", "min_snr", "caption_dropout", "balance",
     "spike",
@@ -144,7 +144,7 @@ def _run_record(context: TrainContext, command: str, before: Mapping[str, Any]) 
         "data": context.settings.data,
         **identity(context.data, before, repairable=True),
         **{key: settings[key] for key in IDENTITY},
-        **{key: settings[key] for key in ENCODERS if settings[key] is not None},
+        **{key: settings[key] for key in (*BESIDE_THE_UNET, "lora") if settings[key] is not None},
         "stages": [{k: v for k, v in s.fingerprint().items() if k != "weights"} for s in context.recipe.stages],
         "teacher_sha256": context.teacher_sha256,
         **({"units_sha256": Units.load(Path(library) / INDEX).sha256()} if (library := context.settings.units) else {}),

@@ -31,6 +31,7 @@ from asdm.distill.settings import DistillSettings, UnitSettings
 from asdm.distill.stages import ResolvedRecipe
 from asdm.measure import machine
 from asdm.models import loading
+from asdm.models.settings import BESIDE_THE_UNET
 from asdm.models.sources import family_of, weights_of
 from asdm.models.units import INDEX, edit_key, save_unit, unit_file, why_unusable
 from asdm.plan.edits import PruningPlan, ReplaceUnit, format_options
@@ -44,8 +45,7 @@ from asdm.utils.io import make_folder, sha256_of, utc_now
 from asdm.utils.progress import Tell
 from asdm.utils.settings import check_bounds
 
-ENCODERS = ("vae", "clip_skip", "textual_inversion", "prediction_type")
-MADE_WITH = ("data", "split", "calibration", "steps", "batch", "learning_rate", "seed", *ENCODERS)
+MADE_WITH = ("data", "split", "calibration", "steps", "batch", "learning_rate", "seed", *BESIDE_THE_UNET)
 CALIBRATION, TRAINING = 0, 1  # streams of random numbers
 JUDGED = 4  # every fourth batch of calibration judges what the others fit
 

@@ -172,6 +172,11 @@ def variants_in(folder: Path) -> list[str]:
     return [name for name in _weight_choices(folder) if name]
 
 
+def variant_or_plain(folder: Path, variant: str | None) -> str | None:
+    """A variant where a part's folder has it; None, the plain files or the only ones, where it has not."""
+    return variant if variant in variants_in(folder) else None
+
+
 def _weight_choices(folder: Path) -> dict[str, list[Path]]:
     """Variant → files, "" for the plain ones."""
     choices: dict[str, list[Path]] = {}

@@ -35,9 +35,7 @@ def load_vae(name: str, family: Family, setup: PictureSetup) -> Any:
     if place.is_dir():
         folder = place / "vae" if (place / "vae" / "config.json").exists() else place
         check_vae(folder)
-        variant = checkpoints.variant_in(
-            folder, setup.variant if setup.variant in checkpoints.variants_in(folder) else None
-        )
+        variant = checkpoints.variant_in(folder, checkpoints.variant_or_plain(folder, setup.variant))
         what = f"the VAE of {folder}"
         vae = checkpoints.pretrained(AutoencoderKL, folder, what, variant=variant, torch_dtype=dtype)
     else:

@@ -67,7 +67,7 @@ def _of_folder(folder: Path, unet: nn.Module | None, setup: Setup) -> Any:
         loader: Any = getattr(libraries.get(entry[0]), entry[1], None)
         if not isinstance(loader, type) or not issubclass(loader, nn.Module):
             continue
-        wanted = setup.variant if name == "vae" and setup.variant in checkpoints.variants_in(folder / name) else None
+        wanted = checkpoints.variant_or_plain(folder / name, setup.variant) if name == "vae" else None
         variant = checkpoints.variant_in(folder / name, wanted)
         options = {"torch_dtype": dtype} | ({"variant": variant} if variant else {})
         parts[name] = checkpoints.pretrained(loader, folder / name, f"the {name} of {folder}", **options)

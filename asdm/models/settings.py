@@ -85,6 +85,9 @@ class WholeCheckpoint(Checkpoint):
     prediction_type: PredictionType = None
 
 
+BESIDE_THE_UNET = ("vae", "clip_skip", "textual_inversion", "prediction_type")  # of a WholeCheckpoint
+
+
 @dataclass(frozen=True)
 class Setup(Checkpoint):
     """What a measurement runs on; all of it is recorded in what it produces."""

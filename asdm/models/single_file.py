@@ -64,7 +64,7 @@ def components_in(folder: Path, dtype: torch.dtype, variant: str | None = None) 
 def _weights(folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, torch.Tensor]:
     """The tensors of a part's folder, in the variant where it has that one."""
     tensors: dict[str, torch.Tensor] = {}
-    for file in checkpoints.weight_files(folder, variant if variant in checkpoints.variants_in(folder) else None):
+    for file in checkpoints.weight_files(folder, checkpoints.variant_or_plain(folder, variant)):
         tensors |= checkpoints.read_tensors(file)
     return _cast(tensors, dtype, str(folder))
 

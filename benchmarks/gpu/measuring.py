@@ -31,11 +31,8 @@ def profile(context: Context) -> list[Part]:
     runs = [(backend, batch) for batch in BATCHES for backend in context.executions]
     parts = [Part(part_name(*run), partial(profile_of, context, context.family, *run, budget_s=15.0)) for run in runs]
     names = tuple(part.name for part in parts)
-    comparison, plan = (
-        Part("comparison", partial(_compare, context), names),
-        Part("plan", partial(_plan, context), names),
-    )
-    return [*parts, comparison, plan]
+    made_of_them = [Part("comparison", partial(_compare, context), names), Part("plan", partial(_plan, context), names)]
+    return [*parts, *made_of_them]
 
 
 def profile_of(context: Context, family: str, backend: str, batch: int, budget_s: float) -> Profile:

@@ -20,7 +20,7 @@ def section(report: Report) -> Section | None:
     if proof is None or not proof.rows[0].results or not evidence.trained(proof):
         return None
     said = [evidence.verdict_sentence(one) for one in evidence.verdicts(proof)]
-    said += evidence.equivalence_sentences(proof)
+    said += [*evidence.equivalence_sentences(proof), evidence.unbiased_sentence(proof)]
     blocks: list[Block] = [Paragraph([plain(sentence, 900)]) for sentence in said]
     pictures = list(_tradeoffs(proof))
     if pictures:
@@ -31,7 +31,7 @@ def section(report: Report) -> Section | None:
             _table("equal", "Our rows beside the teacher, and beside the teacher trained as they were.", equal)
         )
     if splits := evidence.splits_table(proof):
-        blocks.append(_table("splits", evidence.unbiased_sentence(proof), splits))
+        blocks.append(_table("splits", "By captions, with their number.", splits))
     if parts := evidence.parts_table(proof):
         blocks.append(_table("parts", evidence.parts_sentence(proof), parts))
     return Section("Proof: equal latency, equal training", blocks, "proof")

@@ -44,8 +44,8 @@ class ProofJudge:
         """Load everything; raises ValueError for more captions than there are."""
         self.settings, self.folder, self.family = settings, folder, load_family(settings.family)
         dataset = registry.load("asdm.data.datasets", settings.data)
-        splits = [dataset.open_data(split, self.family.size) for split in settings.judged_on.split(",")]
-        everything = [(data, i) for data in splits for i in range(len(data))]
+        splits = {split: dataset.open_data(split, self.family.size) for split in settings.judged_on.split(",")}
+        everything = [(split, i) for split, data in splits.items() for i in range(len(data))]
         if settings.captions > len(everything):
             place = f"{settings.data} {settings.judged_on}"
             raise ValueError(f"captions must be at most {len(everything)} for {place}, got {settings.captions}.")
@@ -56,11 +56,12 @@ class ProofJudge:
                 raise ValueError(f"{name} must be {allowed}between 4 and {settings.captions}, got {count}.")
         order = np.random.default_rng(0).permutation(len(everything))
         chosen = [everything[int(place)] for place in order[: settings.captions]]
-        real = [data[i] for data, i in chosen]
-        names = dict(zip(map(id, splits), settings.judged_on.split(","), strict=True))
-        self.splits = tuple(names[id(data)] for data, _ in chosen)
+        real = [splits[split][i] for split, i in chosen]
+        self.splits = tuple(split for split, _ in chosen)
         others = dataset.open_data(settings.split, self.family.size)
-        pool = sorted({caption for data in (*splits, others) for caption in datasets.captions_of(data, len(data))})
+        pool = sorted(
+            {caption for data in (*splits.values(), others) for caption in datasets.captions_of(data, len(data))}
+        )
         judge, vgg = networks.Judge.load(), networks.Vgg.load()
         counts = {settings.captions, *fewer.values()} - {0}
         self._judgements = {count: Judgement(judge, vgg, real[:count], pool) for count in counts}

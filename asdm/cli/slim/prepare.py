@@ -13,6 +13,7 @@ from asdm.data import datasets
 from asdm.data.choice import data_for
 from asdm.data.datasets._metadata import is_held_out
 from asdm.data.datasets.prompts import read_prompts
+from asdm.data.drawn import name_of
 from asdm.data.identity import FINGERPRINT, identity
 from asdm.data.loader import readers, usable
 from asdm.data.settings import Selection
@@ -89,8 +90,8 @@ def _count(
     """
     if data.startswith("prompts:"):
         prompts = read_prompts(data.partition(":")[2])
-        names = (f"{i:06d}.png" for i in range(len(prompts)))  # of the pictures that the teacher will draw
-        if not any(is_held_out(name, Selection(hold_out=settings.hold_out)) for name in names):
+        selection = Selection(hold_out=settings.hold_out)
+        if not any(is_held_out(f"{name_of(i)}.png", selection) for i in range(len(prompts))):
             raise ValueError(f"{data} has no picture to hold out; raise --hold-out.")
         enough = _enough(data, int(len(prompts) * (1 - settings.hold_out)))
         return enough, lambda _: {FINGERPRINT: sha256_of(prompts)[:16]}

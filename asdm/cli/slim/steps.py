@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from asdm.cli.slim.settings import SlimSettings
-from asdm.models.settings import WholeCheckpoint
+from asdm.models.settings import BESIDE_THE_UNET, WholeCheckpoint
 from asdm.utils.settings import flag, options
 
 PROFILE, DAMAGE, PLAN, STUDENT, BENCH, REPORT = (
     "profile.json", "damage.json", "plan.json", "student", "bench.json", "report",
 )  # fmt: skip
-ENCODERS = ("vae", "clip_skip", "textual_inversion", "prediction_type")  # which the profile does not need
-
 REPLACEMENTS = ("gri_attention", "kv_downsample")  # that do damage which can be measured before any training
 
 
@@ -33,7 +31,7 @@ def steps_of(
     checkpoint: str, settings: SlimSettings, data: str, pictures: int | None, folder: Path, training: Sequence[str] = ()
 ) -> list[Step]:
     """All steps; `pictures` is how many the data have (None: a stream), `training` what makes training fit."""
-    weights = _typed(settings, *(name for name in options(WholeCheckpoint) if name not in ENCODERS))
+    weights = _typed(settings, *(name for name in options(WholeCheckpoint) if name not in BESIDE_THE_UNET))
     whole = _typed(settings, *options(WholeCheckpoint))
     machine = _typed(settings, "device", "size", "threads", "seed")
     few = len_at_most(pictures)

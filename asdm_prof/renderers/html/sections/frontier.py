@@ -22,12 +22,7 @@ from asdm_prof.renderers.html.unet_svg import small_u
 SHOWN_PLANS = 6
 SHOWN_IN_TERMINAL = 20
 SHORT = 90  # characters of a plan's name where there are a hundred of them
-AXES = {
-    "latency": "latency, student / teacher",
-    "macs": "MACs, student / teacher",
-    "params": "parameters, student / teacher",
-}
-AXIS_NAMES = {"latency": "latency", "macs": "MACs", "params": "parameters"}
+AXES = {"latency": "latency", "macs": "MACs", "params": "parameters"}
 SAVED = {"macs": "macs", "params": "params"}  # what a choice saves of each axis; of latency, `saving`
 EXPLAINED = (
     "One square per unit: down on the left, up on the right, mid below. Hollow units are removed, framed ones replaced."
@@ -37,8 +32,8 @@ EXPLAINED = (
 def section(report: Report) -> Section:
     """The least damage at each cost, with the report's own plan."""
     frontier = report.frontier
-    axis = AXIS_NAMES.get(frontier.by, plain(frontier.by, 40)) if frontier else "latency"
-    title = f"The frontier: what each {axis} costs" if axis == "latency" else f"The frontier: damage by {axis}"
+    axis = AXES.get(frontier.by, plain(frontier.by, 40)) if frontier else "latency"
+    title = "The frontier: what each latency costs" if axis == "latency" else f"The frontier: damage by {axis}"
     if frontier is None or not frontier.points:
         command = "asdm-prof frontier --json"
         purpose = " finds the least damage at every latency."
@@ -47,14 +42,12 @@ def section(report: Report) -> Section:
     own = charts.Spot("this plan", *own_point) if own_point else None
     chosen = {"best": _spots(frontier, frontier.best), "unlike": _spots(frontier, frontier.diverse),
               "hand-made": list(_hand_made(report, frontier))}  # fmt: skip
-    drawn = charts.frontier(spots, own, chosen, AXES.get(frontier.by, plain(frontier.by, 40)))
+    drawn = charts.frontier(spots, own, chosen, f"{axis}, student / teacher")
     caption = _caption(frontier, spots, own, report.profile.whole.latency_s.median)
     if chosen["hand-made"]:
         caption += " Triangles: plans made by hand, the paper’s and BK-SDM’s, by the same prediction."
-    chart, explained = (
-        picture(drawn, f"{axis[0].upper()}{axis[1:]} against damage", caption),
-        Paragraph([EXPLAINED], "quiet small", "page"),
-    )
+    chart = picture(drawn, f"{axis[0].upper()}{axis[1:]} against damage", caption)
+    explained = Paragraph([EXPLAINED], "quiet small", "page")
     return Section(title, [chart, *_galleries(report.profile.topology, frontier), explained])
 
 
