@@ -100,7 +100,7 @@ def sharing(ordered: Sequence[Variant]) -> list[Variant]:
 
 
 def _variant(teacher: nn.Module, plan: ResolvedPlan, index: int, make: surgery.MakeUnit) -> Variant:
-    unet = shared_copy(teacher)
+    unet = shared_copy(teacher, whole=[module for unit in units.iter_units(teacher) for module in unit.modules])
     applied = surgery.apply_plan(unet, plan, make)
     options = {e.unit: json.dumps(e.options, sort_keys=True, separators=(",", ":")) for e in plan.replacements}
     parts, steps = list(units.iter_parts(unet)), []

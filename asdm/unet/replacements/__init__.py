@@ -94,10 +94,10 @@ def check_share(name: str, value: Any, most: float = 1.0) -> None:
         raise ValueError(f"{name} must be above 0 and at most {most:g}, got {value!r}")
 
 
-def shared_copy(module: nn.Module) -> nn.Module:
-    """A copy of a module's structure whose parameters and buffers are the very same tensors."""
-    tensors = [*module.parameters(), *module.buffers()]
-    return _copied(module, {id(tensor): tensor for tensor in tensors})
+def shared_copy(module: nn.Module, whole: Iterable[nn.Module] = ()) -> nn.Module:
+    """A copy of a module's structure whose parameters and buffers, and the modules of `whole`, are the very same."""
+    same = [*module.parameters(), *module.buffers(), *whole]
+    return _copied(module, {id(one): one for one in same})
 
 
 CONSTANTS = (bool, int, float, str, NoneType)

@@ -207,9 +207,9 @@ def test_diff_refuses_unlike_environments(run: Any, two: tuple[Path, Path], tmp_
 # ---------------------------------------------------------------------------------------------- planted
 
 
-def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch, budget_s: float = 1.0) -> Profile:
+def profile_of(unet: nn.Module, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Profile:
     monkeypatch.setattr(loading, "load_unet", lambda *_, **__: unet)
-    return profiler.profile(str(folder), ProfileSettings(time_budget_s=budget_s, min_rounds=5, threads=1))
+    return profiler.profile(str(folder), ProfileSettings(time_budget_s=0.5, min_rounds=5, threads=1))
 
 
 @pytest.mark.serial
@@ -245,11 +245,11 @@ def test_a_planted_slow_unit_is_named_by_profile_rank_and_diff(
 def test_planted_noise_is_said_by_the_trust_box(
     tiny_unet: nn.Module, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every ResNet sleeps up to 10 ms, by chance."""
+    """Every ResNet sleeps up to 5 ms, by chance."""
     dice = random.Random(0)
     for part in tiny_unet.modules():
         if type(part).__name__ == "ResnetBlock2D":
-            part.register_forward_hook(lambda *_: time.sleep(0.01 * dice.random() ** 4))
+            part.register_forward_hook(lambda *_: time.sleep(0.005 * dice.random() ** 4))
     noisy = profile_of(tiny_unet, tiny_folder, monkeypatch)
     failed = {line.check: line for line in noisy.trust if not line.passed}
     assert "the machine was quiet" in failed
