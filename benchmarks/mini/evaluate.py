@@ -1,13 +1,14 @@
 """`python -m benchmarks.mini.evaluate -o reports/mini`: how good the mini is, beside the best it could be.
 
-Real drawings and the VAE's reconstructions are the ceiling; generated pictures of captions that were trained on and of
-held-out ones follow, at several guidance scales. One picture a caption and style, judged by the judge, which knows the
+Real drawings and the VAE's reconstructions are the ceiling, and other real drawings what pictures as good as those, but
+not of these captions, would reach; generated pictures of captions that were trained on and of held-out ones follow, at
+several guidance scales. One picture a caption and style, judged by the judge, which knows the
 captions and so these drawings, and by one from outside that does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -37,6 +38,8 @@ from benchmarks.mini.outside import OutsideJudge, judged_by, matches
 GUIDANCE = (1.0, 2.0, 3.0, 5.0, 8.0)
 STEPS = 30
 SPLITS = ("train", "held_out")
+KINDS = {"real": "real drawings", "other": "other real drawings", "reconstructed": "the VAE's reconstructions",
+         "generated": "the UNet's"}  # fmt: skip
 SHOWN = (
     "red heart, twemoji style", "broken heart, openmoji style", "grinning face, twemoji style",
     "smiling face with sunglasses, openmoji style", "clown face, twemoji style", "robot, openmoji style",
@@ -53,7 +56,7 @@ SHOWN = (
 class Row(Frozen):
     """Pictures of one kind, and what the judge makes of them."""
 
-    name: Literal["real", "reconstructed", "generated"]
+    name: Literal["real", "other", "reconstructed", "generated"]
     split: str
     guidance_scale: float | None = None
     pictures: int
@@ -80,7 +83,7 @@ class MiniQuality(Record, schema="asdm.mini-quality/1"):
 
 def _key(row: Row) -> tuple[int, int, int, float]:
     """The place of a row, and what makes it another one."""
-    kind = ("real", "reconstructed", "generated").index(row.name)
+    kind = list(KINDS).index(row.name)
     return SPLITS.index(row.split), kind, row.pictures, row.guidance_scale or 0.0
 
 
@@ -92,8 +95,7 @@ def table(quality: MiniQuality) -> str:
     }  # fmt: skip
     lines = ["", f"| pictures | n | {' | '.join(names.values())} |", "|---|---|" + "---|" * len(names)]
     for row in quality.rows:
-        what = "real drawings" if row.name == "real" else "the VAE's reconstructions"
-        what = what if row.guidance_scale is None else f"the UNet's, guidance {row.guidance_scale:g}"
+        what = KINDS[row.name] + ("" if row.guidance_scale is None else f", guidance {row.guidance_scale:g}")
         cells = [
             "{:.3g} [{:.3g}, {:.3g}]".format(*(round(value, 3) + 0.0 for value in (m.value, m.low, m.high)))
             for m in (row.metrics[name] for name in names)
@@ -132,7 +134,8 @@ def evaluate(
                 judging.alone(drawn) | {"picture_found": recall} | judged_by(outside, drawn.images, real, from_outside)
             )
 
-        for name, pixels in (("real", images), ("reconstructed", rebuilt)):
+        unlike = some(without(everything["train"], set(real.captions)), len(real)).images()
+        for name, pixels in (("real", images), ("other", unlike), ("reconstructed", rebuilt)):
             drawn = GeneratedImages(pixels, torch.zeros(len(real), 1, 1, 1))
             rows.append(Row(name=name, split=split, pictures=len(real), metrics=judged(drawn)))
         for scale in guidance:
@@ -147,7 +150,15 @@ def evaluate(
 
 def some(data: emoji.Emoji, count: int) -> emoji.Emoji:
     """At most `count` of the drawings, at equal distances, so that all their kinds and both styles are among them."""
-    places = np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int).tolist()
+    return _at(data, np.linspace(0, len(data) - 1, min(count, len(data))).round().astype(int).tolist())
+
+
+def without(data: emoji.Emoji, captions: Collection[str]) -> emoji.Emoji:
+    """The drawings of other captions."""
+    return _at(data, [i for i, caption in enumerate(data.captions) if caption not in captions])
+
+
+def _at(data: emoji.Emoji, places: list[int]) -> emoji.Emoji:
     columns = (data.names, data.styles, data.categories, data.subcategories)
     return emoji.Emoji(data.pixels[places], *(tuple(column[i] for i in places) for column in columns))
 

@@ -18,7 +18,7 @@ from asdm.models.families import load_family
 from asdm.models.sources import own_weights
 from asdm.plan.edits import PruningPlan, RemoveBlock, RemoveLayer, RemoveUnit, ReplaceUnit
 from asdm.plan.legality import resolve
-from asdm.unet.blocks import iter_parts, topology
+from asdm.unet.blocks import topology
 from asdm.unet.replacements import shared_copy
 from asdm.unet.surgery import resolved_on
 from asdm_prof.planner import plan as planner

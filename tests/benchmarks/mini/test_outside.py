@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from asdm.data.datasets import emoji
 from asdm.evaluate.metrics import JudgedImages
 from asdm.evaluate.metrics.frechet_distance import frechet_distance
-from benchmarks.mini.evaluate import some
+from benchmarks.mini.evaluate import some, without
 from benchmarks.mini.outside import OutsideJudge, frechet, judged_by, matches
 
 
@@ -56,3 +56,6 @@ def test_some_drawings_are_spread_over_all_of_them() -> None:
     assert set(few.styles) == set(emoji.STYLES)
     assert torch.equal(few.pixels[0], data.pixels[0])
     assert len(some(data, 10_000)) == len(data)
+    rest = without(data, set(few.captions))
+    assert set(rest.captions) == set(data.captions) - set(few.captions)
+    assert len(rest) == len(data) - len(few)
