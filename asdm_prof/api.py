@@ -20,7 +20,8 @@ from asdm.records.build import BuildResult, ExportResult
 from asdm.records.distill import DistillResult
 from asdm.schedule.schedule import Schedule
 from asdm.utils import sizes
-from asdm.utils.io import Record, find_input, read_json
+from asdm.utils.record import Record, read_json
+from asdm.utils.runs import find_input
 from asdm.utils.settings import takes
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, Profile, ScheduleFrontier, StepsDamage, Validation, kinds

@@ -21,7 +21,8 @@ from asdm.measure.statistics import latency, paired_ratio
 from asdm.models import example_inputs, execution, loading
 from asdm.models.families import load_family
 from asdm.records.measurement import Estimate, HostUse, Latency, Run
-from asdm.utils.io import Frozen, check_writable
+from asdm.utils.io import check_writable
+from asdm.utils.record import Frozen
 from benchmarks.script import FamilyName, JsonFile, finish, in_fresh_processes, resident_peak_bytes, run, run_fields
 
 KEPT = (False, True, True, False)  # whether each process keeps freed memory

@@ -33,8 +33,9 @@ from asdm.models.families import load_family
 from asdm.models.networks import Vgg
 from asdm.records.measurement import Estimate, Latency, Run
 from asdm.utils import console
-from asdm.utils.io import Frozen, check_writable
+from asdm.utils.io import check_writable
 from asdm.utils.progress import Tell
+from asdm.utils.record import Frozen
 from asdm.utils.settings import Option
 from benchmarks.script import JsonFile, finish, in_fresh_process, in_turn, resident_peak_bytes, run, run_fields
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from asdm.evaluate.metrics import Samples
 from asdm.records.measurement import Estimate
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 
 DRAWS = 10_000
 RECALL_MARGIN = 0.03  # of R@1, which is a share itself

@@ -33,7 +33,8 @@ from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Estimate, Latency, Run
 from asdm.unet import blocks, replacements, surgery
 from asdm.unet.replacements.cond_conv import fold
-from asdm.utils.io import Frozen, check_writable
+from asdm.utils.io import check_writable
+from asdm.utils.record import Frozen
 from benchmarks.script import FamilyName, JsonFile, Threads, finish, in_fresh_processes, run, run_fields
 
 ATTENTIONS = ("gri_attention", "kv_downsample")

@@ -29,8 +29,8 @@ from asdm.cli.options import this_command
 from asdm.measure import clocks, machine
 from asdm.plan.edits import AnyEdit, ReplaceUnit
 from asdm.utils import console as terminal, registry
-from asdm.utils.io import Frozen, Record, later, utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.record import Frozen, Record, later, utc_now
 from asdm_prof.planner import milp, plan
 from asdm_prof.planner.choices import edits_key
 from asdm_prof.planner.frontier import exact_frontier, k_plans

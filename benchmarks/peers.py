@@ -21,6 +21,7 @@ from asdm.models import example_inputs, loading
 from asdm.models.families import load_family
 from asdm.unet import blocks, flops
 from asdm.utils import console, io
+from asdm.utils.record import read_json, utc_now
 from benchmarks.script import ROOT, in_fresh_process, in_turn, put_into_results, run
 
 FAMILY = "sd15"
@@ -212,7 +213,7 @@ def run_all() -> dict[str, Any]:
                 rows.append({"name": name, "error": str(error)})
     return {
         "schema": "asdm.peers/1",
-        "created_utc": io.utc_now(),
+        "created_utc": utc_now(),
         "family": FAMILY,
         "true_macs": golden["total"]["macs"],
         "tools": rows,
@@ -247,7 +248,7 @@ def main(
     """Count SD 1.5's UNet with every tool, and put the table into docs/results.md."""
     if not readme:
         io.write_whole(RESULT, json.dumps(run_all(), indent=1, allow_nan=False) + "\n", force=True)
-    put_into_results("peers", f"\n{table(io.read_json(RESULT))}\n")
+    put_into_results("peers", f"\n{table(read_json(RESULT))}\n")
 
 
 if __name__ == "__main__":

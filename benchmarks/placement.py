@@ -21,7 +21,8 @@ import typer
 from asdm.cli.options import Force
 from asdm.measure import clocks, machine, repeats
 from asdm.records.measurement import Run
-from asdm.utils.io import Frozen, check_writable
+from asdm.utils.io import check_writable
+from asdm.utils.record import Frozen
 from benchmarks.script import JsonFile, Threads, finish, in_fresh_processes, run, run_fields
 
 CHANNELS, WIDTH = 320, 32  # SD 1.5's shallowest ResNets, at half their width

@@ -25,19 +25,21 @@ from asdm.plan.edits import AnyEdit, RemoveUnit, ReplaceUnit
 from asdm.records.measurement import Run
 from asdm.unet import hooks, surgery
 from asdm.utils import console, io
+from asdm.utils.record import Frozen
+from asdm.utils.runs import find_input
 from asdm_prof.records import Damage, Interval
 from asdm_prof.sensitivity import additivity, calibration, variants
 from asdm_prof.sensitivity.settings import SensitivitySettings
 from benchmarks.script import Threads, finish, in_turn, run, run_fields
 
 
-class PredictedDamage(io.Frozen):
+class PredictedDamage(Frozen):
     edit: AnyEdit
     predicted: float
     measured: float
 
 
-class PropagationFit(io.Frozen):
+class PropagationFit(Frozen):
     edits: str
     count: int
     spearman: Interval
@@ -65,7 +67,7 @@ def main(
 ) -> None:
     """Predict the damage of single units by propagating their errors, and compare it with what was measured."""
     io.check_writable(output, force)
-    measured = Damage.load(io.find_input(damage))
+    measured = Damage.load(find_input(damage))
     same = measured.model_dump(include={"data", "split", "prompts", "seed", "dtype"})
     settings = SensitivitySettings(**same, size=measured.size, timesteps=len(measured.timesteps), threads=threads)
     single = [one for one in measured.edits if isinstance(one.edit, RemoveUnit | ReplaceUnit) and not one.also]

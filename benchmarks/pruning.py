@@ -36,7 +36,8 @@ from asdm.models.sources import resolve
 from asdm.records.measurement import Estimate, Run
 from asdm.unet import flops
 from asdm.utils import console
-from asdm.utils.io import Frozen, check_writable
+from asdm.utils.io import check_writable
+from asdm.utils.record import Frozen
 from asdm_prof.records import Interval
 from asdm_prof.sensitivity.calibration import Calibration, make_calibration
 from asdm_prof.sensitivity.measure import damage_of, squared

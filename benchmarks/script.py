@@ -23,8 +23,8 @@ from asdm.cli.options import this_command
 from asdm.measure import machine
 from asdm.measure.machine import KEEP_MEMORY
 from asdm.utils import console, io
-from asdm.utils.io import Record
 from asdm.utils.progress import Tell
+from asdm.utils.record import Record, utc_now
 from asdm_prof.renderers.figures.style import STYLE
 
 ROOT = Path(__file__).parents[1]
@@ -49,7 +49,7 @@ def run_fields(
 ) -> dict[str, Any]:
     """The fields of a benchmark's record that say what was run, when and where; by default in this process."""
     return {
-        "created_utc": io.utc_now(),
+        "created_utc": utc_now(),
         "command": this_command(f"python -m benchmarks.{module}"),
         "family": family,
         "dtype": dtype,

@@ -33,7 +33,7 @@ from asdm.models.sources import resolve
 from asdm.models.units import UnitLibrary
 from asdm.plan.edits import PruningPlan
 from asdm.utils import console as terminal
-from asdm.utils.io import Frozen, Record, utc_now
+from asdm.utils.record import Frozen, Record, utc_now
 from asdm_prof.records import Interval
 from asdm_prof.renderers.figures.style import COLOURS, INK, ONE_COLUMN, one_panel, powers_of_ten
 from asdm_prof.sensitivity.calibration import make_calibration

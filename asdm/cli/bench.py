@@ -22,7 +22,8 @@ from asdm.cli.options import (
 from asdm.evaluate.settings import BenchSettings
 from asdm.records.bench import MEASURES, BenchResult, BenchSchedule, BenchStudent
 from asdm.records.measurement import Estimate, mac_unit
-from asdm.utils import console, io
+from asdm.utils import console
+from asdm.utils.runs import find_input, run_folder, short_name
 
 
 @from_settings
@@ -44,9 +45,9 @@ def bench(
     from asdm.evaluate import benchmark, latency
 
     warn_if_slow(settings.device, settings.dtype, settings.backend)
-    default = io.run_folder(io.short_name(teacher or settings.weights or "sd15"), settings.backend, settings.dtype)
+    default = run_folder(short_name(teacher or settings.weights or "sd15"), settings.backend, settings.dtype)
     path = target(output, default, "bench.json", force)
-    sources, planned = ([str(io.find_input(Path(name))) for name in names or ()] for names in (student, schedule))
+    sources, planned = ([str(find_input(Path(name))) for name in names or ()] for names in (student, schedule))
     with console.progress("Comparing") as tell:
         result = benchmark.bench(teacher, sources, settings, tell, this_command("asdm"), planned)
     save_and_print(result, path, force, as_json, lambda: print_tables(result))

@@ -11,8 +11,9 @@ from typing import Any
 from asdm.plan.edits import PruningPlan
 from asdm.records.bench import BenchResult
 from asdm.records.build import BuildResult
-from asdm.utils import io
 from asdm.utils.console import plain, quoted
+from asdm.utils.record import read_json, sha256_of
+from asdm.utils.runs import REPORTS, newest_first
 
 WELCOME = "Find out where a Stable Diffusion UNet spends its time and what is redundant, and build a smaller one."
 START = (
@@ -63,9 +64,7 @@ def optional_commands(steps: list[Step]) -> tuple[tuple[str, str], ...]:
             (f"asdm-prof sensitivity {family}", "measured damage of every edit, for plan --damage", "damage.json"),
             (f"asdm distill {quoted(plan)} --teacher {family} -o trained/", "train the student from its teacher", ""),
         ]
-    return tuple(
-        (command, why) for command, why, output in offers if not (output and any(io.REPORTS.glob(f"*/{output}")))
-    )
+    return tuple((command, why) for command, why, output in offers if not (output and any(REPORTS.glob(f"*/{output}"))))
 
 
 HELP = "All commands: asdm-prof --help, asdm --help."
@@ -81,7 +80,7 @@ def _what(step: Step) -> str:
 
 def chain(now: float) -> list[Step]:
     """profile → plan → build → bench → report, matched by the hashes they record; empty if there is no profile."""
-    profile = _first(io.REPORTS.glob("*/profile.json"), _profile)
+    profile = _first(REPORTS.glob("*/profile.json"), _profile)
     if profile is None:
         return []
     path, data = profile
@@ -89,32 +88,32 @@ def chain(now: float) -> list[Step]:
     about = ", ".join(plain(str(data.get(key))) for key in ("family", "backend", "dtype"))
     steps = [Step("profile", "", path, f"{about}, {_age(path, now)}")]
 
-    sha256 = io.sha256_of(data)
-    plan = _first(io.REPORTS.glob("*/plan*.json"), _loader(PruningPlan, lambda plan: plan.profile_sha256 == sha256))
+    sha256 = sha256_of(data)
+    plan = _first(REPORTS.glob("*/plan*.json"), _loader(PruningPlan, lambda plan: plan.profile_sha256 == sha256))
     steps.append(Step("plan", "asdm-prof plan --budget 0.8", *((plan[0], _about_plan(plan[1])) if plan else ())))
 
     plan_sha256 = plan[1].sha256() if plan else None
-    places = [*Path().glob("*/build.json"), *io.REPORTS.glob("*/build.json"), *io.REPORTS.glob("*/*/build.json")]
+    places = [*Path().glob("*/build.json"), *REPORTS.glob("*/build.json"), *REPORTS.glob("*/*/build.json")]
     student = _first(places, _loader(BuildResult, lambda student: student.plan_sha256 == plan_sha256))
     command = f"asdm build {quoted(plan[0]) if plan else 'plan.json'} -o student/"
     steps.append(Step("build", command, *((student[0].parent, _about_student(student[1])) if student else ())))
 
     bench = _first(
-        io.REPORTS.glob("*/bench*.json"),
+        REPORTS.glob("*/bench*.json"),
         _loader(BenchResult, lambda bench: any(s.plan_sha256 and s.plan_sha256 == plan_sha256 for s in bench.students)),
     )
     command = f"asdm bench --teacher {family} --student {quoted(student[0].parent) if student else 'student'}/"
     steps.append(Step("bench", command, *((bench[0], _about_bench(bench[1], plan_sha256)) if bench else ())))
 
     newest = max(step.path.stat().st_mtime for step in steps if step.path)
-    report = _first(io.REPORTS.glob("*/report.html"), lambda path: path.stat().st_mtime >= newest or None)
+    report = _first(REPORTS.glob("*/report.html"), lambda path: path.stat().st_mtime >= newest or None)
     steps.append(Step("report", "asdm-prof report", report[0] if report else None))
     return steps
 
 
 def _first(paths: Any, read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
     """The newest file that `read` accepts, with what it read."""
-    for path in io.newest_first(paths):
+    for path in newest_first(paths):
         if (content := read(path)) is not None:
             return path, content
     return None
@@ -123,8 +122,8 @@ def _first(paths: Any, read: Callable[[Path], Any]) -> tuple[Path, Any] | None:
 def _profile(path: Path) -> dict[str, Any] | None:
     """A profile as plain values, without importing the profiler; None for any other file."""
     try:
-        data = io.read_json(path)
-        io.sha256_of(data)  # of which others know it; a number may be too large for JSON
+        data = read_json(path)
+        sha256_of(data)  # of which others know it; a number may be too large for JSON
     except ValueError:
         return None
     return data if isinstance(data, dict) and str(data.get("schema")).startswith("asdm.profile/") else None

@@ -16,6 +16,7 @@ import typer
 
 from asdm import __version__
 from asdm.utils import console, disk, inputs, io, registry
+from asdm.utils.runs import find_input
 from asdm.utils.settings import flag, options
 
 
@@ -163,7 +164,7 @@ def read_by(parameters: Mapping[str, Any]) -> Iterator[str]:
             continue
         for one in value if isinstance(value, list | tuple) else [value]:
             if isinstance(one, Path):
-                yield str(io.find_input(one))
+                yield str(find_input(one))
             elif isinstance(one, str):
                 yield one.partition(":")[2]
                 for word in (one, one.rpartition(":")[0]):
@@ -181,7 +182,7 @@ def this_command(program: str) -> str:
 
 def source_of(plan: str) -> str:
     """The plan file or preset that was named; for a bare file name, the newest such file, which a message names."""
-    source = str(io.find_input(Path(plan)))
+    source = str(find_input(Path(plan)))
     if source != plan:
         console.say(f"Using {source}, the newest {plan}.")
     return source

@@ -14,8 +14,10 @@ from asdm.models.families import Family
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import PictureSetup, WholeCheckpoint, checkpoint_of
 from asdm.utils import console
-from asdm.utils.io import cache_folder, make_folder, sha256_of, write_whole
+from asdm.utils.cache import cache_folder
+from asdm.utils.io import make_folder, write_whole
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 
 STEPS, AT_ONCE = 30, 8
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from asdm.data import datasets
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 
 FINGERPRINT, SAMPLE, BROKEN = "data_fingerprint", "data_sample", "data_broken"
 SAMPLED_FILES, BLOCKS, BLOCK_BYTES = 256, 1024, 4096

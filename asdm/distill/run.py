@@ -38,7 +38,7 @@ from asdm.models.units import INDEX
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.records.units import Units
 from asdm.utils import console
-from asdm.utils.io import utc_now
+from asdm.utils.record import utc_now
 
 IDENTITY = ("split", "steps", "seed", "size", "batch", "dtype", "optimizer", "vgg")
 TUNING = (

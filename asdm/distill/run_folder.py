@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from asdm.distill.stages import ResolvedRecipe, Stage, end_step
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import inputs, locks, snapshots
-from asdm.utils.io import brief, check_writable, disk_errors, first_problem, make_folder, read_json, utc_now
+from asdm.utils.io import check_writable, disk_errors, make_folder
+from asdm.utils.record import brief, first_problem, read_json, utc_now
 from asdm.utils.snapshots import clear_leftovers
 
 RUN, RESULT, LOCK, PAUSED = "run.json", "distill.json", "run.lock", "paused"

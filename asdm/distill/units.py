@@ -41,8 +41,9 @@ from asdm.unet.hooks import Call, captured_calls, first_tensor
 from asdm.unet.inputs import check_caption_only
 from asdm.unet.replacements import names_of
 from asdm.utils import console, registry
-from asdm.utils.io import make_folder, sha256_of, utc_now
+from asdm.utils.io import make_folder
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of, utc_now
 from asdm.utils.settings import check_bounds
 
 MADE_WITH = ("data", "split", "calibration", "steps", "batch", "learning_rate", "seed", *BESIDE_THE_UNET)

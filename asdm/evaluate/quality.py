@@ -33,8 +33,9 @@ from asdm.records.bench import MEASURES, Drawing, Metric
 from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.unet import use
 from asdm.utils import console, sizes
-from asdm.utils.io import cache_folder, sha256_of
+from asdm.utils.cache import cache_folder
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 
 
 class Judgement(Reference):

@@ -17,7 +17,8 @@ from asdm.data.loader import readers, usable
 from asdm.evaluate.generation import DRAWN_AT_ONCE, StoredImages, decode_latents
 from asdm.evaluate.settings import BenchSettings
 from asdm.utils import console
-from asdm.utils.io import sha256_of, write_whole
+from asdm.utils.io import write_whole
+from asdm.utils.record import sha256_of
 
 CAPTIONS = "captions.json"
 

@@ -16,7 +16,7 @@ import torch
 
 from asdm.models import ldm_names
 from asdm.utils import console
-from asdm.utils.io import brief, read_json
+from asdm.utils.record import brief, read_json
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth")
 STEMS = ("diffusion_pytorch_model", "model")  # diffusers' and transformers' names of a part's weights

@@ -18,9 +18,9 @@ from asdm.models.student import StudentUNet
 from asdm.plan.edits import PruningPlan
 from asdm.unet import blocks, config
 from asdm.unet.surgery import resolved_on
-from asdm.utils.io import read_json
 from asdm.utils.pictures import read_picture
 from asdm.utils.progress import Tell
+from asdm.utils.record import read_json
 
 
 def draw(

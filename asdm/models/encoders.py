@@ -11,7 +11,7 @@ from asdm.models.families import Family
 from asdm.models.settings import PictureSetup
 from asdm.models.vae import meta_vae
 from asdm.utils import console
-from asdm.utils.io import read_json
+from asdm.utils.record import read_json
 
 
 def adjust(pipe: Any, family: Family, setup: PictureSetup) -> None:

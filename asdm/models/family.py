@@ -9,7 +9,7 @@ from typing import Any
 from asdm.models import part_configs
 from asdm.unet import config
 from asdm.utils import console, registry
-from asdm.utils.io import read_json
+from asdm.utils.record import read_json
 
 FLOW, EDM = "flow", "edm"
 FAMILIES = "asdm.models.families"

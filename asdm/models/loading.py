@@ -19,7 +19,7 @@ from asdm.models.execution import RANDOM, SHIPPED, dtype_of
 from asdm.models.family import Family, from_folder
 from asdm.models.settings import Setup
 from asdm.utils import console, sizes
-from asdm.utils.io import sha256_of, utc_now
+from asdm.utils.record import sha256_of, utc_now
 
 _TILE = 1_000_003  # a prime, so that rows of no weight repeat in step with the tile
 

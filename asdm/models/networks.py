@@ -20,7 +20,7 @@ from torch import nn
 from asdm.models import checkpoints, part_configs
 from asdm.unet.config import is_count
 from asdm.utils import console
-from asdm.utils.io import read_json
+from asdm.utils.record import read_json
 
 SHIPPED = Path(__file__).parents[1] / "mini"
 TEXTS_AT_ONCE = 256

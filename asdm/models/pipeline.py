@@ -19,8 +19,8 @@ from asdm.models.sources import own_weights, parts_of, resolve
 from asdm.models.vae import honour_force_upcast, meta_vae
 from asdm.unet.inputs import check_caption_only
 from asdm.utils import console
-from asdm.utils.io import read_json
 from asdm.utils.progress import Tell
+from asdm.utils.record import read_json
 
 CLIP_VOCABULARY = "openai/clip-vit-large-patch14"  # the one that all CLIPs here share, on the hub
 

@@ -17,7 +17,8 @@ from asdm.records.build import BuildResult, ExportResult
 from asdm.unet import blocks
 from asdm.unet.surgery import Applied
 from asdm.utils import console
-from asdm.utils.io import read_json, sha256_of_file, whole_file
+from asdm.utils.io import whole_file
+from asdm.utils.record import read_json, sha256_of_file
 
 ARCHITECTURES = {"SD 1": "stable-diffusion-v1", "SD 2": "stable-diffusion-v2", "SDXL": "stable-diffusion-xl-v1-base"}
 

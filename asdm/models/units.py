@@ -14,7 +14,8 @@ from asdm.models.loading import weights_sha256
 from asdm.plan.edits import ReplaceUnit
 from asdm.records.units import UnitRecord, Units
 from asdm.unet.surgery import replacement_for
-from asdm.utils.io import sha256_of_file, whole_file
+from asdm.utils.io import whole_file
+from asdm.utils.record import sha256_of_file
 
 INDEX = "units.json"
 AGAIN = "the same asdm distill-units makes it again"

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from asdm.records.measurement import Number, device_kind
 from asdm.utils import notebook
-from asdm.utils.io import Frozen, Record, first_problem, later, sha256_of
+from asdm.utils.record import Frozen, Record, first_problem, later, sha256_of
 from asdm.utils.sizes import Size, shown
 
 

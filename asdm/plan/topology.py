@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 
 
 class UnitShape(Frozen):

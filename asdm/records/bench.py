@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from asdm.records.measurement import Count, Estimate, Factor, Number, Ratio, Time, UNetRun, mac_unit
 from asdm.utils import notebook
-from asdm.utils.io import Frozen, later
+from asdm.utils.record import Frozen, later
 
 
 @dataclass(frozen=True)

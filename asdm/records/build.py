@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from asdm.records.measurement import Count
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 from asdm.utils.sizes import Size
 
 

@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from asdm.records.build import FreezeAudit
 from asdm.records.measurement import Count, Number, Seconds
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 
 
 class DistillRun(Record, schema="asdm.run/1"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 
 
 class Shard(Frozen):

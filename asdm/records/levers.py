@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from asdm.records.measurement import Amount, Positive, Ratio, Run, Seconds
-from asdm.utils.io import Frozen, later
+from asdm.utils.record import Frozen, later
 from asdm.utils.sizes import Size
 
 Runtime = Literal["eager", "compiled", "onnxruntime", "openvino"]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, model_serializer
 
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 from asdm.utils.sizes import Size
 
 MOST = 1e15  # beyond any measured number; sums and squares of it stay finite

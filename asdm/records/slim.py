@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import JsonValue
 
-from asdm.utils.io import Frozen, Record
+from asdm.utils.record import Frozen, Record
 
 
 class SlimStep(Frozen):

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from asdm.plan.edits import ReplaceUnit
 from asdm.records.measurement import Amount, Count
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 
 
 class UnitRecord(Frozen):

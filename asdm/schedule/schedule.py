@@ -14,7 +14,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from asdm.plan.edits import MeasuredAt, Prediction, Proof
-from asdm.utils.io import Record, later
+from asdm.utils.record import Record, later
 
 TEACHER = "teacher"
 UNET = "unet"

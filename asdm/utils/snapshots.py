@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 from asdm.utils import console
-from asdm.utils.io import disk_errors, make_folder, read_json, sha256_of, sha256_of_file, whole_folder
+from asdm.utils.io import disk_errors, make_folder, whole_folder
+from asdm.utils.record import read_json, sha256_of, sha256_of_file
 
 STATE = "state.json"
 PREFIX = "step-"

@@ -17,7 +17,7 @@ import numpy as np
 
 from asdm.measure.statistics import bootstrap
 from asdm.records.measurement import Estimate, device_kind
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 from asdm_prof.records import PartRecord, Profile
 
 SETTINGS = ("config_sha256", "backend", "dtype", "device", "threads", "batch", "size")

@@ -9,7 +9,7 @@ per level this is high exactly where features are shallow, so no depth enters th
 from __future__ import annotations
 
 from asdm.records.measurement import Estimate
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 from asdm_prof.records import Profile
 
 

@@ -12,7 +12,7 @@ from asdm.measure.statistics import spearman
 from asdm.plan.edits import MeasuredAt, Prediction, PruningPlan, ReplaceUnit
 from asdm.records.measurement import Estimate
 from asdm.utils import sizes
-from asdm.utils.io import utc_now
+from asdm.utils.record import utc_now
 from asdm_prof.analysis.rank import rank
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler import checks

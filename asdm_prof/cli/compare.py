@@ -9,7 +9,7 @@ import typer
 
 from asdm.cli.options import Force, Json, Output, save_and_print, target, this_command
 from asdm.plan.edits import PruningPlan
-from asdm.utils import io
+from asdm.utils.runs import find_input, run_folder, short_name
 from asdm_prof.cli.inputs import feasible, profile_at
 
 
@@ -28,9 +28,9 @@ def compare(
     from asdm_prof.renderers import console
 
     measured = [(profile, str(path)) for profile, path in map(profile_at, profiles)]
-    plans = [PruningPlan.load(io.find_input(path)) for path in plan or []]
-    family = io.short_name(measured[0][0].family)
-    path = target(output, io.run_folder(family, "compare"), "compare.json", force)
+    plans = [PruningPlan.load(find_input(path)) for path in plan or []]
+    family = short_name(measured[0][0].family)
+    path = target(output, run_folder(family, "compare"), "compare.json", force)
     with feasible({"latency": budget or ""}, margin_options=False):
         result = transfer.compare(measured, plans, budget, this_command("asdm-prof"))
     save_and_print(result, path, force, as_json, lambda: console.print_record(result, console.stdout_console()))

@@ -12,7 +12,8 @@ import typer
 
 from asdm.cli.options import this_command
 from asdm.models.settings import Checkpoint
-from asdm.utils import console as terminal, io
+from asdm.utils import console as terminal
+from asdm.utils.runs import find_input, newest, run_folder, short_name
 from asdm.utils.sizes import shown
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Damage, Profile, Validation
@@ -21,13 +22,13 @@ from asdm_prof.records import Damage, Profile, Validation
 def profile_at(path: Path | None) -> tuple[Profile, Path]:
     """The profile at `path`, or the newest, in which case a message says which; and its path."""
     if path is None:
-        path = io.newest("profile.json")
+        path = newest("profile.json")
         if path is None:
             raise ValueError("no profile under reports/; make one with `asdm-prof profile sd15`, or name a file.")
         terminal.say(f"Using {path}, the newest profile.")
     elif path.is_dir():
         path = path / "profile.json"
-    return Profile.load(io.find_input(path)), path
+    return Profile.load(find_input(path)), path
 
 
 def profile_of(family: str, path: Path | None, checkpoint: Checkpoint, wanted: Mapping[str, Any]) -> Profile:
@@ -75,7 +76,7 @@ def _new_profile(family: str, checkpoint: Checkpoint, wanted: Mapping[str, Any])
 
 def default_folder(profile: Profile) -> Path:
     """A new folder under reports/ for what is made from a profile."""
-    return io.run_folder(io.short_name(profile.family), profile.backend, profile.dtype)
+    return run_folder(short_name(profile.family), profile.backend, profile.dtype)
 
 
 def budgets_of(budget: str | None, macs: str | None, params: str | None, memory: str | None) -> dict[str, str]:
@@ -86,12 +87,12 @@ def budgets_of(budget: str | None, macs: str | None, params: str | None, memory:
 
 def validation_at(path: Path | None) -> Validation | None:
     """The validation at `path`, if one was named."""
-    return Validation.load(io.find_input(path)) if path else None
+    return Validation.load(find_input(path)) if path else None
 
 
 def damage_at(path: Path | None) -> Damage | None:
     """The damage at `path`, if one was named."""
-    return Damage.load(io.find_input(path)) if path else None
+    return Damage.load(find_input(path)) if path else None
 
 
 @contextmanager

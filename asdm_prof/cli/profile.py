@@ -7,7 +7,8 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command, warn_if_slow
-from asdm.utils import console as terminal, io
+from asdm.utils import console as terminal
+from asdm.utils.runs import run_folder, short_name
 from asdm_prof.cli.options import FamilyArgument
 from asdm_prof.profiler.settings import ProfileSettings
 
@@ -25,7 +26,7 @@ def profile(
     as_json: Json = False,
 ) -> None:
     """Time every unit of a UNet in place, with intervals and a trust box."""
-    default = io.run_folder(io.short_name(family), settings.backend, settings.dtype)
+    default = run_folder(short_name(family), settings.backend, settings.dtype)
     path = target(output, default, "profile.json", force)
     from asdm_prof.cli.progress import watching
     from asdm_prof.profiler import repeat

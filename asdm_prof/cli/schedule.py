@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, save_and_print, target
-from asdm.utils import console as terminal, io
+from asdm.utils import console as terminal
+from asdm.utils.runs import find_input
 from asdm_prof.cli.inputs import default_folder, feasible, profile_at
 from asdm_prof.cli.options import ProfileOption
 from asdm_prof.records import StepsDamage
@@ -49,7 +50,7 @@ def schedule(
     measured, _ = profile_at(profile)
     name = "priced-schedule.json" if price else "schedule.json" if budget else "schedule-frontier.json"
     path = target(output, default_folder(measured), name, force)
-    damages = StepsDamage.load(io.find_input(damage)) if damage else None
+    damages = StepsDamage.load(find_input(damage)) if damage else None
     problem = sources.problem(measured, damages, steps, scheduler, student or ())
     if damages and (other := prices.unlike(measured, damages)):
         terminal.say(

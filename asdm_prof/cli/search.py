@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Json, from_settings, this_command
-from asdm.utils import console as terminal, io
+from asdm.utils import console as terminal
+from asdm.utils.runs import REPORTS, short_name
 from asdm_prof.cli.inputs import damage_at, feasible, profile_at, profile_of
 from asdm_prof.cli.options import DamageFile
 from asdm_prof.search.settings import SearchSettings, WorkerSettings
@@ -39,7 +40,7 @@ def search(
     from asdm_prof.renderers import console
     from asdm_prof.search import search as searching
 
-    folder = output or io.REPORTS / f"{io.short_name(family)}-search-{settings.budget.replace('/', '_')}"
+    folder = output or REPORTS / f"{short_name(family)}-search-{settings.budget.replace('/', '_')}"
     named = profile_at(profile)[0] if profile else None
     try:
         with feasible({"latency": settings.budget}, named, margin_options=False):

@@ -8,7 +8,8 @@ from typing import Annotated
 import typer
 
 from asdm.cli.options import Force, Json, Output, Without, from_settings, save_and_print, target, this_command
-from asdm.utils import console as terminal, io
+from asdm.utils import console as terminal
+from asdm.utils.runs import find_input, run_folder, short_name
 from asdm_prof.cli.inputs import resumable
 from asdm_prof.records import Damage, Profile, StepsDamage
 from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings
@@ -45,7 +46,7 @@ def sensitivity(
     as_json: Json = False,
 ) -> None:
     """Measure how much each edit changes the output on real weights and data, and whether damages add up."""
-    timed = Profile.load(io.find_input(profile)) if profile else None
+    timed = Profile.load(find_input(profile)) if profile else None
     if dry_run:
         if across_steps or clip:
             raise ValueError(
@@ -57,7 +58,7 @@ def sensitivity(
             forecast = counting.forecast(family, settings, plans, replacement, race, timed, tell)
         print("\n".join(counting.lines(forecast)))
         return
-    default = io.run_folder(io.short_name(family), "damage", settings.dtype)
+    default = run_folder(short_name(family), "damage", settings.dtype)
     path = target(output, default, "steps-damage.json" if across_steps else "damage.json", force)
     from asdm_prof.renderers import console
 

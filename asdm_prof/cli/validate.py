@@ -9,7 +9,8 @@ import typer
 
 from asdm.cli.options import Force, Json, Output, from_settings, save_and_print, target, this_command
 from asdm.models.settings import Checkpoint
-from asdm.utils import console as terminal, io, sizes
+from asdm.utils import console as terminal, sizes
+from asdm.utils.runs import run_folder, short_name
 from asdm_prof.cli.inputs import profile_of, resumable
 from asdm_prof.cli.options import FamilyArgument
 from asdm_prof.planner.settings import ValidateSettings
@@ -43,7 +44,7 @@ def validate(
     """Build random legal plans and measure them in pairs with their teacher: how far predictions can be trusted."""
     if schedules and (schedules < 3 or calls < 2):
         raise ValueError(f"schedules must be 0 or at least 3, of at least 2 calls, got {schedules} of {calls}.")
-    default = io.run_folder(io.short_name(family), backend or "eager", dtype or "fp32")
+    default = run_folder(short_name(family), backend or "eager", dtype or "fp32")
     path = target(output, default, "validate-schedules.json" if schedules else "validate.json", force)
     from asdm_prof.planner import validate as validation
     from asdm_prof.renderers import console

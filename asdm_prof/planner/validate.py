@@ -24,8 +24,8 @@ from asdm.models.sources import weights_to_validate
 from asdm.plan.edits import AnyEdit, PruningPlan
 from asdm.plan.legality import resolve
 from asdm.unet import blocks, flops
-from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 from asdm.utils.settings import check_bounds
 from asdm_prof.planner import plan as planner
 from asdm_prof.planner.problem import Problem

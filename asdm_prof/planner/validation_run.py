@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from asdm.measure import machine
 from asdm.models import execution, loading
 from asdm.models.families import Family
-from asdm.utils.io import Frozen, utc_now
+from asdm.utils.record import Frozen, utc_now
 from asdm_prof.planner.plan import measured_at
 from asdm_prof.records import Profile
 from asdm_prof.records.unfinished import UnfinishedRun

@@ -11,7 +11,7 @@ from functools import cache
 from asdm.plan.edits import PruningPlan
 from asdm.schedule.schedule import Schedule
 from asdm.utils import registry
-from asdm.utils.io import Record
+from asdm.utils.record import Record
 from asdm_prof.records.comparison import ComparedPlan, ComparedProfile, Comparison
 from asdm_prof.records.damage import (
     Additivity,

@@ -6,7 +6,7 @@ from pydantic import model_validator
 
 from asdm.plan.edits import MeasuredAt, Prediction
 from asdm.records.measurement import Estimate, Number
-from asdm.utils.io import Frozen, Record
+from asdm.utils.record import Frozen, Record
 
 
 class ComparedProfile(Frozen):

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, model_validator
 
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Count, Number, Positive
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 from asdm.utils.sizes import Size
 from asdm_prof.records.unfinished import UnfinishedRun
 

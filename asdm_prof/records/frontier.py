@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Number
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 
 
 class FrontierPoint(Frozen):

@@ -23,7 +23,7 @@ from asdm.records.measurement import (
     mac_unit,
 )
 from asdm.utils import notebook
-from asdm.utils.io import FROM_FILE, Frozen, later
+from asdm.utils.record import FROM_FILE, Frozen, later
 from asdm.utils.sizes import Size
 
 MOST_SHARE = 2.0  # shares are of bare calls, so that noise may take them and their sum beyond 1

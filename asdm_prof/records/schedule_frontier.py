@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asdm.records.measurement import Count, Factor, Number, Positive, Seconds
 from asdm.schedule.schedule import Pass
-from asdm.utils.io import Frozen, Record
+from asdm.utils.record import Frozen, Record
 
 
 class SchedulePoint(Frozen):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from asdm.records.measurement import Count, Number, Positive, UNetRun
 from asdm.schedule.schedule import Pass
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 from asdm_prof.records.unfinished import UnfinishedRun
 
 

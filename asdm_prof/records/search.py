@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from asdm.plan.edits import AnyEdit, Prediction
 from asdm.records.bench import Metric
 from asdm.records.measurement import Count, Number, Ratio, UNetRun
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 
 
 class Rung(Frozen):

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from asdm.records.measurement import Count, Number, Positive, Seconds
 from asdm.schedule.schedule import Pass
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 from asdm_prof.records.damage import Fit, MeanSquare, TeacherDamage
 from asdm_prof.records.unfinished import UnfinishedRun
 

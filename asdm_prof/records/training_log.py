@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 
 # What a line of `asdm distill`'s log holds besides loss terms.
 NOT_TERMS = ("step", "stage_step", "learning_rate", "gradient_norm", "step_s", "images_per_s")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Self
 
-from asdm.utils.io import Record
+from asdm.utils.record import Record
 
 
 class UnfinishedRun(Record):

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Number, Positive, Share, UNetRun
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 from asdm_prof.records.unfinished import UnfinishedRun
 
 

@@ -13,14 +13,16 @@ from asdm.plan.edits import PruningPlan
 from asdm.plan.legality import ResolvedPlan, resolve
 from asdm.records.bench import BenchResult, BenchStudent
 from asdm.schedule.schedule import Schedule
-from asdm.utils import console, io
+from asdm.utils import console
+from asdm.utils.record import Record, read_json
+from asdm.utils.runs import REPORTS, find_input, newest_first
 from asdm.utils.sizes import Size
 from asdm_prof.analysis import structure
 from asdm_prof.analysis.rank import Ranked, rank
 from asdm_prof.analysis.tree import Node, tree_of
 from asdm_prof.records import Comparison, Damage, Frontier, Profile, Search, StepsDamage, TrainingLog, Validation
 
-R = TypeVar("R", bound=io.Record)
+R = TypeVar("R", bound=Record)
 COMPARED = ("sd15", "sd21_base")  # Fig. 1 of the paper: Stable Diffusion v1 and v2
 
 # ---------------------------------------------------------------------------------------------- what a report holds
@@ -197,7 +199,7 @@ def report(
         other_side = replace(KINDS["damage"], check=partial(_check_other_damage, damage_record))
         records["other_damage"] = _record("other damage", other_side, profile, None, folder, sources)
     if log is not None:
-        log = io.find_input(log)
+        log = find_input(log)
         sources["log"] = str(log)
     return Report(
         profile=profile,
@@ -222,7 +224,7 @@ def _record(
 ) -> R | None:
     """The file that was named, or else the newest that belongs to the profile."""
     if named is not None:
-        named = io.find_input(named)
+        named = find_input(named)
         record = kind.model.load(named)
         try:
             kind.check(profile, record)
@@ -239,7 +241,7 @@ def _record(
 def _plan(profile: Profile, named: Path | None, folder: Path, sources: dict[str, str]) -> PruningPlan | None:
     """The plan that was named, or else the newest made from the profile."""
     if named is not None:
-        named = io.find_input(named)
+        named = find_input(named)
         plan = PruningPlan.load(named)
         if plan.teacher_config_sha256 not in (None, profile.config_sha256):
             raise ValueError(
@@ -260,7 +262,7 @@ def _benches(
 ) -> list[BenchResult]:
     """Benchmarks of the teacher: those that were named, or those beside the profile and of the plan's student."""
     if named:
-        candidates = [(path, BenchResult.load(path)) for path in map(io.find_input, named)]
+        candidates = [(path, BenchResult.load(path)) for path in map(find_input, named)]
     else:
         candidates = list(_readable(_newest_first(folder, "bench*.json"), BenchResult))
     benches: list[BenchResult] = []
@@ -282,7 +284,7 @@ def _beside(profile: Profile, named: Path | None, sources: dict[str, str]) -> Pr
     """The profile of another model; raises ValueError where its blocks are not the same."""
     if named is None:
         return None
-    other = Profile.load(io.find_input(named))
+    other = Profile.load(find_input(named))
     structure.rows(profile, other)
     sources["beside"] = str(named)
     return other
@@ -290,7 +292,7 @@ def _beside(profile: Profile, named: Path | None, sources: dict[str, str]) -> Pr
 
 def newest_profile(config_sha256: str, **wanted: str | Size | None) -> tuple[Profile, Path] | None:
     """The profile of one model under `reports/` that was last measured, taken with the settings that are not None."""
-    for path, profile in _readable(_newest_first(io.REPORTS, "profile.json"), Profile):
+    for path, profile in _readable(_newest_first(REPORTS, "profile.json"), Profile):
         if profile.config_sha256 == config_sha256 and not unlike(profile, **wanted):
             return profile, path
     return None
@@ -303,8 +305,8 @@ def unlike(profile: Profile, **wanted: str | Size | None) -> list[str]:
 
 def _newest_first(folder: Path, pattern: str) -> list[Path]:
     """Files beside the profile, then those of all runs, each group newest first."""
-    beside = io.newest_first(folder.glob(pattern))
-    return beside + [path for path in io.newest_first(io.REPORTS.glob(f"*/{pattern}")) if path not in beside]
+    beside = newest_first(folder.glob(pattern))
+    return beside + [path for path in newest_first(REPORTS.glob(f"*/{pattern}")) if path not in beside]
 
 
 def _readable(
@@ -316,7 +318,7 @@ def _readable(
     """
     for path in paths:
         try:
-            data = io.read_json(path)
+            data = read_json(path)
         except (OSError, ValueError) as error:
             console.say_once(f"Passed over: {error}")
             continue

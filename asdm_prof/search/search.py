@@ -32,6 +32,8 @@ from asdm.records.bench import MEASURES, Metric
 from asdm.records.measurement import Estimate, device_kind
 from asdm.utils import console, io, sizes
 from asdm.utils.progress import Tell
+from asdm.utils.record import utc_now
+from asdm.utils.runs import short_name
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.planner import frontier, plan as planner
 from asdm_prof.planner.budgets import parse_budget
@@ -75,7 +77,7 @@ def search(
     pictures = open_pictures(context)
     shared = identity(context, pictures) | ({"profile_sha256": profile.sha256()} if profile else {})
     shared |= {"damage_sha256": damage.sha256()} if damage else {}
-    name = own.study or f"{io.short_name(teacher)}-{settings.budget}"
+    name = own.study or f"{short_name(teacher)}-{settings.budget}"
 
     def begin() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         with context.host.timing():
@@ -191,7 +193,7 @@ def conclude(context: SearchContext, study: SharedStudy, command: str) -> Search
     students = _mark_front(list(_students(context, study)), str(settings.metric), study.maximise)
     halving, attempts = study.halving, study.attempts()
     return Search(
-        created_utc=io.utc_now(),
+        created_utc=utc_now(),
         command=command,
         family=context.family.name,
         weights=loading.weights_name(context.family, context.weights),

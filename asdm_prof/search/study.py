@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 from asdm.utils import console, io, locks
 from asdm.utils.console import without_password
-from asdm.utils.io import brief
+from asdm.utils.record import brief
 from asdm_prof.analysis.diff import MACHINE
 from asdm_prof.search.halving import Attempt, Halving, Job
 

@@ -33,8 +33,8 @@ from asdm.schedule.schedule import TEACHER, Pass, Schedule
 from asdm.schedule.unet import CLEAN, WHOLE, ScheduledUNet
 from asdm.unet import blocks
 from asdm.unet.inputs import check_caption_only
-from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of, utc_now
 from asdm_prof.planner.schedule import draw as draw_schedules, passes as passes_of
 from asdm_prof.records import StepsDamage
 from asdm_prof.records.steps_damage import FewerSteps, PassDamage, StepsBatch, StepsRun

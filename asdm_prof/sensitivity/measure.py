@@ -28,8 +28,8 @@ from asdm.plan.edits import Edits
 from asdm.plan.legality import ResolvedPlan
 from asdm.unet import surgery
 from asdm.unet.inputs import check_caption_only
-from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 from asdm_prof.records import EditDamage, Interval, Work
 from asdm_prof.records.damage import DamageBatch, DamageRun
 from asdm_prof.sensitivity.calibration import Calibration, make_calibration, unit_scores

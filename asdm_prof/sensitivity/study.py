@@ -25,8 +25,8 @@ from asdm.models.sources import resolve
 from asdm.plan.edits import Edits, PruningPlan, RemoveUnit
 from asdm.plan.legality import ResolvedPlan
 from asdm.utils import sizes
-from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.record import utc_now
 from asdm.utils.sizes import Size
 from asdm_prof.planner import plan
 from asdm_prof.planner.choices import edits_key, make_choices

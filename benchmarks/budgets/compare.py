@@ -17,8 +17,8 @@ from asdm.measure import clocks, machine, statistics
 from asdm.models.families import load_family
 from asdm.plan.edits import AnyEdit
 from asdm.utils import registry
-from asdm.utils.io import utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.record import utc_now
 from asdm_prof.planner import plan
 from asdm_prof.planner.choices import edits_key
 from asdm_prof.planner.frontier import k_plans

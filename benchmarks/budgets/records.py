@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from asdm.plan.edits import AnyEdit
-from asdm.utils.io import Frozen, Record
+from asdm.utils.record import Frozen, Record
 from asdm_prof.records.damage import Interval
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from asdm.measure.device import is_gpu
-from asdm.utils.io import Record
+from asdm.utils.record import Record
 from benchmarks.gpu.records import Files
 
 R = TypeVar("R", bound=Record)

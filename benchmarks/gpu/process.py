@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from asdm.measure import machine
 from asdm.measure.device import use_device
 from asdm.utils import console
-from asdm.utils.io import Frozen, first_problem, utc_now
+from asdm.utils.record import Frozen, first_problem, utc_now
 from benchmarks.gpu.context import Context, Part, Refused
 from benchmarks.gpu.records import Files, PartRun, StageFile, StageRun, State
 

@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from asdm.utils import console
-from asdm.utils.io import utc_now
+from asdm.utils.record import utc_now
 from benchmarks.gpu.process import AGAIN, Job, save_stage
 from benchmarks.gpu.records import Files, StageRun, State
 from benchmarks.gpu.stages import StageSpec

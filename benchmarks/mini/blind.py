@@ -25,7 +25,7 @@ from asdm.models.loading import load_unet, weights_sha256
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.utils import console, io as files
-from asdm.utils.io import Record, later, utc_now
+from asdm.utils.record import Record, later, utc_now
 from benchmarks.mini.evaluate import STEPS, sheet
 
 SHOWN, LISTED = 32, 64

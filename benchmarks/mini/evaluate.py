@@ -30,8 +30,8 @@ from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
 from asdm.records.bench import Metric
 from asdm.utils import console, io as files
-from asdm.utils.io import Frozen, Record, later, utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.record import Frozen, Record, later, utc_now
 from benchmarks import script
 from benchmarks.mini.outside import OutsideJudge, judged_by, matches
 

@@ -29,8 +29,8 @@ from asdm.schedule import source
 from asdm.schedule.calls import calls_of
 from asdm.schedule.schedule import TEACHER, Schedule, by_name
 from asdm.utils import console, io, registry
-from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 from benchmarks import script
 from benchmarks.equivalence import EQUIVALENT, Judged, margin, spread_of, within
 from benchmarks.peers_steps.contestants import Contestant, all_of, in_runtime, installed, planned, student_alone

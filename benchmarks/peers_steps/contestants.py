@@ -22,7 +22,7 @@ from asdm.schedule.graphs import fast
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.schedule.unet import schedule_pipeline, use
 from asdm.unet import blocks
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 
 Call = Callable[..., Any]  # a pipeline's __call__
 

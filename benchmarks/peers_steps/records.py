@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from asdm.records.measurement import Estimate
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 from benchmarks.equivalence import Judged
 
 

@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from asdm.plan.edits import AnyEdit
 from asdm.records.measurement import Estimate
-from asdm.utils.io import Frozen, Record, later
+from asdm.utils.record import Frozen, Record, later
 from benchmarks.equivalence import Judged
 
 

@@ -23,8 +23,8 @@ from asdm.evaluate.settings import BenchSettings
 from asdm.measure import machine, statistics
 from asdm.models import build, loading
 from asdm.plan.edits import PruningPlan, ReplaceUnit
-from asdm.utils.io import sha256_of, utc_now
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of, utc_now
 from asdm.utils.settings import check_bounds
 from asdm_prof.records import Damage, Profile
 from asdm_prof.search.study import FileLocks, held

@@ -28,8 +28,9 @@ from asdm.models.settings import Setup
 from asdm.models.sources import own_weights
 from asdm.records.distill import DistillResult
 from asdm.utils import registry
-from asdm.utils.io import sha256_of, write_whole
+from asdm.utils.io import write_whole
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 from benchmarks.equivalence import Judged
 from benchmarks.proof.records import CurvePoint, Proof, ProofResult
 from benchmarks.proof.rows import ProofSettings, Row, plan_file

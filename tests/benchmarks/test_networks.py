@@ -10,7 +10,7 @@ import torch
 
 from asdm.models.families import load_family
 from asdm.unet.replacements import names_of
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 from benchmarks import networks as script
 
 REPORTS = Path(__file__).parents[2] / "reports"

@@ -20,7 +20,7 @@ from asdm.plan.presets import PRESETS
 from asdm.records.bench import MEASURES, Measure
 from asdm.records.measurement import Estimate
 from asdm.records.units import Units
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 from asdm_prof.planner import plan as planner
 from asdm_prof.profiler.settings import ProfileSettings
 from asdm_prof.records import Profile

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asdm.measure.machine import KEEP_MEMORY
-from asdm.utils.io import Frozen
+from asdm.utils.record import Frozen
 from benchmarks import script
 
 

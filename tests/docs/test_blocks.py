@@ -39,7 +39,7 @@ from asdm.records.bench import BenchResult
 from asdm.schedule import legality, presets
 from asdm.unet.blocks import topology
 from asdm.utils import registry
-from asdm.utils.io import utc_now
+from asdm.utils.record import utc_now
 from asdm_prof.renderers import Report, html
 from asdm_prof.renderers.html.sections import with_sections
 from tests.asdm.models.test_adapters import lora_of

@@ -12,7 +12,7 @@ from asdm.distill.dry_run import preview
 from asdm.evaluate import quality
 from asdm.evaluate.benchmark import bench
 from asdm.evaluate.settings import BenchSettings
-from asdm.utils.io import read_json
+from asdm.utils.record import read_json
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, settings, stop_after
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]

@@ -25,7 +25,7 @@ from asdm.models.families import Family
 from asdm.models.sources import resolve
 from asdm.unet.blocks import topology
 from asdm.unet.inputs import check_caption_only
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 from asdm.utils.settings import check_bounds
 
 FEWEST = 16  # pictures

@@ -21,8 +21,9 @@ from asdm.cli.slim.steps import PLAN, STUDENT, Step, steps_of
 from asdm.data.identity import FINGERPRINT
 from asdm.records.distill import DistillResult
 from asdm.records.slim import SlimRun, SlimStep
-from asdm.utils.io import brief, make_folder, utc_now
+from asdm.utils.io import make_folder
 from asdm.utils.locks import lock, needed, open_lock
+from asdm.utils.record import brief, utc_now
 
 RUN, LOCK = "slim.json", "slim.lock"
 MAY_CHANGE = ("steps", "max_error", "pictures", "judge", "threads")  # what a later call may ask for otherwise

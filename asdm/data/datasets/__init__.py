@@ -19,7 +19,7 @@ import torch
 
 from asdm.data.settings import Selection
 from asdm.utils import console, registry
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 
 E = TypeVar("E")
 NAMES = 3  # of left-out examples that are listed for each reason

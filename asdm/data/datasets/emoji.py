@@ -23,7 +23,8 @@ import torch
 from asdm.data.datasets import Example, Indexed
 from asdm.data.datasets._emoji_names import split_of
 from asdm.data.settings import Selection
-from asdm.utils.io import cache_folder, write_whole
+from asdm.utils.cache import cache_folder
+from asdm.utils.io import write_whole
 
 STYLES = ("twemoji", "openmoji")
 SPLITS = ("train", "held_out", "others")

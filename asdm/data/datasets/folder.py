@@ -32,7 +32,7 @@ from asdm.data.datasets._metadata import (
 from asdm.data.datasets._pictures import NOT_DECODED, OTHER_SUFFIXES, SUFFIXES, Frame, decode_picture, shapes_of
 from asdm.data.settings import Selection
 from asdm.utils import console
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 
 OWN_SPLITS = ("train", "validation", "val", "valid", "test", "held_out")  # subfolders that are taken for splits
 NOT_DATA = ("__MACOSX", "@eaDir", "$RECYCLE.BIN")  # folders of systems, and hidden ones

@@ -17,7 +17,7 @@ from asdm.data.datasets._metadata import check_split_name, is_held_out
 from asdm.data.settings import Selection
 from asdm.records.latents import LatentCache
 from asdm.utils import console
-from asdm.utils.io import sha256_of, sha256_of_file
+from asdm.utils.record import sha256_of, sha256_of_file
 
 MANIFEST = "cache.json"
 PARTS = ("mean", "std", "states", "pooled", "time_ids")

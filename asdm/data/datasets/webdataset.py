@@ -45,8 +45,8 @@ from asdm.data.datasets._pictures import NOT_DECODED, OTHER_SUFFIXES, SUFFIXES, 
 from asdm.data.loader import seeded
 from asdm.data.settings import Selection
 from asdm.utils import console
-from asdm.utils.io import sha256_of
 from asdm.utils.pictures import MOST_BYTES
+from asdm.utils.record import sha256_of
 
 LANES = 8  # at most; no more than there are shards
 BLOCK = 512  # examples of a lane that are shuffled together, as bytes

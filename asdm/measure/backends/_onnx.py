@@ -36,7 +36,8 @@ from asdm.measure.backends import Attribution
 from asdm.measure.clocks import Clock
 from asdm.unet.blocks import Part
 from asdm.utils import locks
-from asdm.utils.io import cache_folder, make_folder, whole_folder
+from asdm.utils.cache import cache_folder
+from asdm.utils.io import make_folder, whole_folder
 
 MODEL = "model.onnx"
 OUTPUT = "out_sample"

@@ -27,8 +27,9 @@ from asdm.schedule.legality import resolve as resolve_schedule
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.unet import blocks
 from asdm.utils.console import plain, quoted
-from asdm.utils.io import check_replaceable, sha256_of, whole_folder
+from asdm.utils.io import check_replaceable, whole_folder
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 
 Networks = Mapping[str, nn.Module]
 Watch = Callable[[PassGraphFile, dict[str, Any]], None]

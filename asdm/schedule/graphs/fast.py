@@ -26,8 +26,8 @@ from asdm.schedule.graphs.passes import RUNTIMES
 from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.schedule import TEACHER, Pass, Schedule
 from asdm.schedule.unet import ScheduledUNet, use
-from asdm.utils import io
 from asdm.utils.progress import Tell
+from asdm.utils.runs import newest
 
 FILE = "levers.json"
 
@@ -37,7 +37,7 @@ def choose(file: Path | None, family: Family, steps: int) -> tuple[Levers, str]:
 
     Safe is what changes no more than rounding: the fastest runtime that is installed, in fp32.
     """
-    path = file or io.newest(FILE)
+    path = file or newest(FILE)
     if path:
         result = LeversResult.load(path)
         apart = _apart(result, family)

@@ -14,7 +14,8 @@ from asdm.measure.backends import _onnx
 from asdm.schedule.kept import Halves, Kept, Key
 from asdm.schedule.legality import HalfPass, Place
 from asdm.schedule.patches import patched
-from asdm.utils import console, io, registry
+from asdm.utils import console, registry
+from asdm.utils.disk import reason
 
 NOW = 0  # a graph knows no step
 INHERITED = "inherited_"  # an input's name before its number
@@ -75,7 +76,7 @@ def write(graph: PassGraph, folder: Path, metadata: Mapping[str, str]) -> tuple[
                 graph, graph.tensors, dynamo=True, verbose=False, input_names=list(graph.names), output_names=names
             )
         except torch.onnx.errors.OnnxExporterError as error:
-            raise ValueError(f"a pass of {graph.how.network} has no graph: {io.reason(error)}") from None
+            raise ValueError(f"a pass of {graph.how.network} has no graph: {reason(error)}") from None
     assert program is not None
     program.model.metadata_props.update(metadata)
     program.save(folder / _onnx.MODEL, external_data=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from asdm.models.settings import sampler_named
 from asdm.schedule.schedule import Schedule, by_name
-from asdm.utils import io
+from asdm.utils.runs import find_input
 from asdm_prof.planner.schedule.plan import StepsProblem, prepare
 from asdm_prof.records import Profile, StepsDamage
 
@@ -37,7 +37,7 @@ def schedule_at(source: str, problem: StepsProblem) -> Schedule:
     profile = problem.profile
     if presets.is_preset(source):
         return presets.make(source, profile.topology, problem.model.calls, profile.family, profile.config_sha256)
-    return Schedule.load(io.find_input(Path(source)))
+    return Schedule.load(find_input(Path(source)))
 
 
 def _ratios(profile: Profile, students: Mapping[str, str]) -> dict[str, float]:

@@ -20,8 +20,8 @@ from asdm.schedule.legality import resolve
 from asdm.schedule.schedule import Schedule
 from asdm.schedule.unet import ScheduledUNet
 from asdm.unet import blocks
-from asdm.utils.io import sha256_of
 from asdm.utils.progress import Tell
+from asdm.utils.record import sha256_of
 from asdm_prof.planner.schedule import draw
 from asdm_prof.planner.schedule.passes import candidates
 from asdm_prof.planner.schedule.prices import StepPrices, parts_of

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from asdm.distill import recipes
-from asdm.utils.io import read_json
+from asdm.utils.record import read_json
 from tests.asdm.distill.half import scale_gradients
 from tests.asdm.distill.training import WEIGHTS, Stop, go, log_of, stop_after
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 
 ROOT = Path(__file__).parents[3]
 READ_BACK = {"asdm/models/loading.py", "asdm/measure/backends/_onnx.py", "asdm_prof/sensitivity/variants.py"}
-SHOWN = {"asdm/utils/io.py:brief"}  # a value in an error message
+SHOWN = {"asdm/utils/record.py:brief"}  # a value in an error message
 
 
 def dumps() -> list[tuple[str, str, ast.Call]]:

@@ -19,6 +19,7 @@ from asdm.cli import options
 from asdm.distill.logger import JsonlWriter
 from asdm.models import single_file, student as students
 from asdm.utils import console, inputs, io, locks, snapshots
+from asdm.utils.cache import cache_folder
 from tests.asdm_prof import synthetic
 from tests.commands import files_in, refused
 
@@ -398,11 +399,11 @@ def test_without_a_home_the_setting_that_helps_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     (tmp_path / "home").write_text("no folder")
     with pytest.raises(ValueError, match=r"cannot write .*/\.cache/asdm/onnx: .*\. Set ASDM_CACHE to a folder that"):
-        io.make_folder(io.cache_folder("onnx"))
+        io.make_folder(cache_folder("onnx"))
 
     def nobody():
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", nobody)
     with pytest.raises(ValueError, match="there is no home folder to cache in; set ASDM_CACHE"):
-        io.cache_folder("onnx")
+        cache_folder("onnx")

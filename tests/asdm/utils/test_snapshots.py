@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from asdm.utils import console, snapshots
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import asdm_prof
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import UNetRun
-from asdm.utils.io import sha256_of
+from asdm.utils.record import sha256_of
 from asdm_prof.records import Profile, Validation, kinds
 from tests.asdm_prof import synthetic
 

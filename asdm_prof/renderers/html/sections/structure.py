@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from asdm.utils import io
+from asdm.utils.runs import short_name
 from asdm_prof.analysis import structure
 from asdm_prof.records import Profile
 from asdm_prof.renderers import Report
@@ -41,8 +41,8 @@ def _sentence(ours: Profile, theirs: Profile, rows: Sequence[structure.Row]) -> 
 
 def _table(ours: Profile, theirs: Profile, rows: Sequence[structure.Row]) -> Table:
     """Parts of the whole that each block takes in two models; the shallow blocks together stand underneath."""
-    models = {io.short_name(ours.family): [row.ours for row in rows],
-              io.short_name(theirs.family): [row.theirs for row in rows]}  # fmt: skip
+    models = {short_name(ours.family): [row.ours for row in rows],
+              short_name(theirs.family): [row.theirs for row in rows]}  # fmt: skip
     fields: list[Field] = [(Column("block", numeric=False), name_cells(row.name for row in rows))]
     for measure, name in (("time", "time"), ("macs", "MACs"), ("params", "parameters")):
         for model, shares in models.items():
