@@ -20,6 +20,7 @@ from asdm.schedule.unet import ScheduledUNet
 from asdm_prof.planner.schedule.model import StepsModel
 from asdm_prof.records import StepsDamage
 from asdm_prof.sensitivity import across_steps, study
+from asdm_prof.sensitivity.forced import error_of
 from asdm_prof.sensitivity.settings import AcrossSteps, SensitivitySettings
 from asdm_prof.sensitivity.trajectories import Sampler
 from tests.tiny import make_unet
@@ -182,7 +183,7 @@ def test_the_error_of_a_pass_is_that_of_its_schedule(tiny_pipeline: Path, damage
 
             with torch.inference_mode():
                 sampler.draw(batch, predict)
-            own_error = across_steps._error(sampler.guide(outputs["own"]), sampler.guide(outputs["plain"]))
+            own_error = error_of(sampler.guide(outputs["own"]), sampler.guide(outputs["plain"]))
             errors += own_error.tolist()
         measured = StepsModel.of(damage.passes, damage.damages, damage.gains)
         state = None
