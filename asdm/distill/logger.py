@@ -16,6 +16,7 @@ from asdm.data import datasets
 from asdm.distill import losses
 from asdm.distill.checkpoint import ema_weights
 from asdm.distill.context import TrainContext, TrainProgress
+from asdm.distill.run_folder import LOG
 from asdm.distill.stages import Stage
 from asdm.models import example_inputs
 from asdm.unet import hooks
@@ -23,7 +24,6 @@ from asdm.unet.replacements import cond_conv
 from asdm.utils import disk
 from asdm.utils.io import write_whole
 
-LOG = "log.jsonl"
 GATES_EVERY = 100  # steps
 
 

@@ -59,18 +59,26 @@ def distill(
     on_progress: ProgressCallback = lambda _: None,
     command: str = "asdm distill",
     until: int | None = None,
+    stages_from: Path | None = None,
 ) -> DistillResult:
     """Train a recipe's stages in the folder `output`, resuming an earlier call with the same arguments.
 
     The last stage's student becomes a diffusers folder in `output` itself, each stage's student one in
     `output/stages/NAME`. `only` trains one stage. `until` pauses the run after that step, counted over all stages: the
     plan's student at that step is saved in `output/paused`, and a later call ends with the same bits as without the
-    pause. Raises ValueError for arguments that do not fit, the folder of another run, a changed teacher or a full
-    disk; Diverged for a loss that is not finite or spikes; KeyboardInterrupt, after a checkpoint, when told to stop.
+    pause. `stages_from` is the folder of a run that began as this one does: its first stages are copied instead of
+    being trained again. Raises ValueError for arguments that do not fit, the folder of another run, a changed teacher
+    or a full disk; Diverged for a loss that is not finite or spikes; KeyboardInterrupt, after a checkpoint, when told
+    to stop.
     """
     resolved = resolve_recipe(source, teacher, settings, recipe)
+    if stages_from and len(resolved.stages) == 1:
+        raise ValueError(
+            f"--stages-from is for a recipe of several stages; this one has {resolved.stages[0].name} alone."
+        )
     settings = _completed(settings, resolved, {} if force else run_folder.identity_in(output))
-    run_folder.check_folder(output, force, (source, teacher, settings.weights, settings.vgg, settings.units))
+    read = (source, teacher, settings.weights, settings.vgg, settings.units, str(stages_from) if stages_from else None)
+    run_folder.check_folder(output, force, read)
     if not force:
         resolved = run_folder.with_more_steps(output, resolved)
     selected = select_stages(resolved.stages, only)
@@ -96,7 +104,12 @@ def distill(
         if accelerator.is_main_process:
             before = {} if force else run_folder.identity_in(output)
             record, step = _run_record(context, command, before), run_folder.step_reached(output, resolved)
+            left = [stage for stage in resolved.stages if force or stage.name not in done]
+            taken = run_folder.takeable(stages_from, record, left) if stages_from else []
             run_folder.claim_folder(output, record, force, amend, step)
+            if stages_from and taken:
+                run_folder.take(output, stages_from, taken)
+                console.say(f"Taken from {stages_from}: {', '.join(stage.name for stage in taken)}.")
         accelerator.wait_for_everyone()
         if not amend and (earlier := run_folder.finished_result(output, resolved.stages)):
             return earlier
@@ -150,7 +163,7 @@ def _run_record(context: TrainContext, command: str, before: Mapping[str, Any]) 
         **({"units_sha256": Units.load(Path(library) / INDEX).sha256()} if (library := context.settings.units) else {}),
     }
     tuning = {key: settings[key] for key in TUNING} | {
-        f"weights of {stage.name}": dict(stage.weights) for stage in context.recipe.stages
+        f"{run_folder.WEIGHTS_OF}{stage.name}": dict(stage.weights) for stage in context.recipe.stages
     }
     return DistillRun(
         created_utc=utc_now(),

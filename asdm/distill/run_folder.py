@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,16 +15,18 @@ from typing import Any
 from pydantic import ValidationError
 
 from asdm.distill.stages import ResolvedRecipe, Stage, end_step
+from asdm.plan.edits import PruningPlan
 from asdm.records.distill import DistillResult, DistillRun, StageResult
 from asdm.utils import inputs, locks, snapshots
-from asdm.utils.io import check_writable, disk_errors, make_folder
+from asdm.utils.io import check_writable, disk_errors, make_folder, whole_folder, write_whole
 from asdm.utils.record import brief, first_problem, read_json, utc_now
 from asdm.utils.snapshots import clear_leftovers
 
-RUN, RESULT, LOCK, PAUSED = "run.json", "distill.json", "run.lock", "paused"
+RUN, RESULT, LOCK, LOG, PAUSED = "run.json", "distill.json", "run.lock", "log.jsonl", "paused"
+WEIGHTS_OF = "weights of "  # before a stage's name: its loss terms, in a run's tuning
 STUDENT = ("config.json", "diffusion_pytorch_model*", "plan.json", "build.json", "diff.txt")
 WRITTEN = (  # into a run's folder: all that --force deletes
-    RUN, RESULT, LOCK, "log.jsonl", "adapter.safetensors", *STUDENT,
+    RUN, RESULT, LOCK, LOG, "adapter.safetensors", *STUDENT,
     *(f"stages/*/{name}" for name in (*STUDENT, "stage.json", "student_sha256")),
     *(f"{PAUSED}/{name}" for name in (*STUDENT, "paused.json")),
     "checkpoints/*/step-*/*.safetensors", "checkpoints/*/step-*/state.json", "validation/step-*.png",
@@ -226,6 +229,63 @@ def _stage_result(file: Path) -> StageResult:
 
 def _steps_in(results: Mapping[str, StageResult], stage: Stage) -> int | None:
     return results[stage.name].steps if stage.name in results else None
+
+
+def takeable(source: Path, run: DistillRun, left: Sequence[Stage]) -> list[Stage]:
+    """The first of a run's stages that are `left` with which another run began as this one does.
+
+    Never the last one. Raises ValueError where not even the first is, naming the first difference.
+    """
+    if not (source / RUN).exists():
+        raise ValueError(f"{source} is not the folder of a run.")
+    other, same = DistillRun.load(source / RUN), list[Stage]()
+    for stage in left[:-1]:
+        if why := _unlike(run, other, source, stage):
+            if not same:
+                raise ValueError(f"the stage {stage.name} cannot be taken from {source}: {why}.")
+            break
+        same.append(stage)
+    return same
+
+
+def take(folder: Path, source: Path, stages: Sequence[Stage]) -> None:
+    """Copy stages of another run into this run's folder, each with the log up to its end."""
+    for stage in stages:
+        lines = list[str]()
+        for line in (source / LOG).read_text().splitlines(keepends=True):
+            lines += [line]
+            if (step := json.loads(line))["stage"] == stage.name and step["stage_step"] == stage.steps:
+                break
+        write_whole(folder / LOG, "".join(lines), force=True)
+        with whole_folder(stage_folder(folder, stage.name)) as copy:
+            shutil.copytree(stage_folder(source, stage.name), copy, dirs_exist_ok=True)
+        shutil.rmtree(folder / "checkpoints" / stage.name, ignore_errors=True)
+
+
+def _unlike(run: DistillRun, other: DistillRun, source: Path, stage: Stage) -> str | None:
+    """How a stage of another run is unlike this run's, or None."""
+    if stage.name not in finished_stages(source, [stage]):
+        return f"it has no such stage that is finished after {stage.steps} steps"
+    if other.amended:
+        return "that run was amended"
+    if PruningPlan.load(stage_folder(source, stage.name) / "plan.json").edits != stage.plan.edits:
+        return "its student there has another plan"
+    same_data = run.identity.get("data_fingerprint") == other.identity.get("data_fingerprint")
+    own = {"plan_sha256", "steps", "stages", *(["data"] if same_data else [])}
+    theirs, ours = (
+        {key: value for key, value in one.identity.items() if key not in own}
+        | {key: value for key, value in one.tuning.items() if not key.startswith(WEIGHTS_OF)}
+        | {key: value for key, value in _facts(one, stage.name).items() if key != "plan_sha256"}
+        | {"weights": one.tuning.get(f"{WEIGHTS_OF}{stage.name}")}
+        for one in (other, run)
+    )
+    key = next((key for key in theirs | ours if theirs.get(key) != ours.get(key)), None)
+    return key and f"it has {key} {brief(theirs.get(key))} instead of {brief(ours.get(key))}"
+
+
+def _facts(run: DistillRun, stage: str) -> dict[str, Any]:
+    stages: Any = run.identity.get("stages", [])
+    return next((one for one in stages if one["name"] == stage), {})
 
 
 def scaler_after(folder: Path, stages: Sequence[Stage]) -> dict[str, Any] | None:

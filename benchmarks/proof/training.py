@@ -16,7 +16,7 @@ from asdm.data import datasets
 from asdm.distill.context import TrainProgress
 from asdm.distill.dry_run import preview_stage
 from asdm.distill.run import distill
-from asdm.distill.run_folder import PAUSED
+from asdm.distill.run_folder import PAUSED, finished_stages
 from asdm.distill.stages import ResolvedRecipe, resolve_recipe
 from asdm.evaluate.generation import GeneratedImages, generate_images
 from asdm.evaluate.quality import Judgement
@@ -33,7 +33,7 @@ from asdm.utils.progress import Tell
 from asdm.utils.record import sha256_of
 from benchmarks.equivalence import Judged
 from benchmarks.proof.records import CurvePoint, Proof, ProofResult
-from benchmarks.proof.rows import ProofSettings, Row, plan_file
+from benchmarks.proof.rows import ProofSettings, Row, chosen_rows, plan_file
 
 CHECKPOINTS = 4  # of a learning curve, the last one at its end
 
@@ -138,7 +138,8 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
 
     def train(until: int | None = None) -> DistillResult:
         return distill(str(plan_file(row, judge.folder)), settings.family, folder, training, row.stages(),
-                       on_progress=on_progress, command="benchmarks.proof.run", until=until)  # fmt: skip
+                       on_progress=on_progress, command="benchmarks.proof.run", until=until,
+                       stages_from=_beginning(row, seed, recipe, judge))  # fmt: skip
 
     def student_in(place: Path) -> Any:
         return loading.load_unet(load_family(str(place)), str(place))
@@ -174,6 +175,17 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
         drawing_seconds=round(drawing_seconds, 1),
         environment=machine.environment("cpu", settings.threads or torch.get_num_threads()) | {"commit": commit()},
     )
+
+
+def _beginning(row: Row, seed: int, recipe: ResolvedRecipe, judge: ProofJudge) -> Path | None:
+    """The folder of what an ablation ablates, where that has trained the same first stage already."""
+    first, place = recipe.stages[0], judge.folder / "students" / str(row.ablates) / f"seed-{seed}"
+    if row.ablates is None or len(recipe.stages) == 1 or not finished_stages(place, [first]):
+        return None
+    _, base = chosen_rows(judge.settings, [row.ablates])
+    own, theirs = ({**one.fingerprint(), "plan_sha256": list(map(str, one.plan.edits))}
+                   for one in (first, judge.resolved_recipe(base).stages[0]))  # fmt: skip
+    return place if own == theirs else None
 
 
 def commit() -> str:

@@ -34,7 +34,7 @@ from benchmarks.proof.records import Proof, ProofResult
 from benchmarks.proof.rows import ProofSettings, all_rows, chosen_rows, plans_of
 from tests.asdm_prof import synthetic
 
-ROWS = "bk_sdm,a_sdm_clme_half,no_stage1"
+ROWS = "bk_sdm,a_sdm_clme_half,no_vgg"
 PROMPTS = 2
 
 
@@ -87,14 +87,14 @@ def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
         assert result.seconds > 0
         assert result.peak_memory_bytes > 4 * row.params
         assert result.metrics.keys() == teacher.results[0].metrics.keys()
-        assert result.drawn == (4 if row.name in ("a_sdm_clme_half", "no_stage1") else 5)
+        assert result.drawn == (4 if row.name in ("a_sdm_clme_half", "no_vgg") else 5)
         assert row.latency is not None
         assert len(row.latency.student_s) == len(row.latency.teacher_s) == 4
         assert row.params < teacher.params
     trainable = {row.name: row.results[0].trainable for row in others}
     assert trainable["bk_sdm"] == proof.rows[1].params
-    assert trainable["a_sdm_clme_half"] == trainable["no_stage1"] < proof.row("no_stage1").params
-    assert proof.row("a_sdm_clme_half").latency == proof.row("no_stage1").latency  # one plan, timed once
+    assert trainable["a_sdm_clme_half"] == trainable["no_vgg"] < proof.row("no_vgg").params
+    assert proof.row("a_sdm_clme_half").latency == proof.row("no_vgg").latency  # one plan, timed once
     assert proof.timing.backend == "fake"
     assert set(proof.noise) == set(teacher.results[0].metrics)
     assert {one.value for name, one in teacher.results[0].metrics.items() if "to_teacher" in name} == {0.0}
@@ -108,7 +108,17 @@ def test_a_decisive_row_has_a_learning_curve_that_ends_with_the_student(finished
     drawn = [point.metrics["latent_mse_to_teacher"] for point in result.curve]
     assert len(set(drawn)) == 4
     assert drawn[-1] == pytest.approx(result.metrics["latent_mse_to_teacher"].value, rel=1e-4)
-    assert proof.row("no_stage1").results[0].curve == ()
+    assert proof.row("no_vgg").results[0].curve == ()
+
+
+def test_an_ablation_takes_the_first_stage_that_it_has_in_common(finished: Path) -> None:
+    base, ablation = (finished / "proof-work/students" / name / "seed-0" for name in ("a_sdm_clme_half", "no_vgg"))
+    first = "stages/compressed/diffusion_pytorch_model.safetensors"
+    assert (base / first).read_bytes() == (ablation / first).read_bytes()
+    assert (base / "distill.json").read_bytes() != (ablation / "distill.json").read_bytes()
+    logs = [(folder / "log.jsonl").read_text().splitlines() for folder in (base, ablation)]
+    assert logs[0][0] == logs[1][0], "with its time"
+    assert logs[0][1] != logs[1][1]
 
 
 def a_tenth(measured: Any) -> Any:
@@ -205,7 +215,7 @@ def test_what_is_written_follows_from_the_record(finished: Path) -> None:
     for name in ("teacher", "bk_sdm", "noise floor", "1 seed"):
         assert name in table
     assert "a_sdm_clme_half" not in table, "it drew fewer pictures than the teacher"
-    assert "| no_stage1 | without stage 1 |" in parts
+    assert "| no_vgg | without the VGG loss |" in parts
     assert text.splitlines()[0].count("|") <= 9
     for name in ("quality_at_latency", "components", "learning_curves"):
         names = sorted(path.name for path in (finished / "figures").glob(f"{name}.*"))
@@ -222,8 +232,10 @@ def test_a_sheet_shows_every_row_that_is_asked_for(
     with Image.open(tmp_path / "sheet.png") as drawn:
         width, height = drawn.size
     assert width > 2.5 * height  # two rows of eight
-    with pytest.raises(ValueError, match=r"no_vgg/seed-0 holds no student; train it with python -m benchmarks\.proof"):
-        sheet.main(tmp_path / "more.png", work, "teacher,no_vgg", str(tiny_pipeline))
+    with pytest.raises(
+        ValueError, match=r"no_stage1/seed-0 holds no student; train it with python -m benchmarks\.proof"
+    ):
+        sheet.main(tmp_path / "more.png", work, "teacher,no_stage1", str(tiny_pipeline))
 
 
 def test_there_must_be_a_proof_to_time(tmp_path: Path) -> None:

@@ -21,7 +21,11 @@ def settings(**changes: Any) -> DistillSettings:
 
 
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:
-    more = {key: changes.pop(key) for key in ("only", "force", "amend", "on_progress", "until") if key in changes}
+    more = {
+        key: changes.pop(key)
+        for key in ("only", "force", "amend", "on_progress", "until", "stages_from")
+        if key in changes
+    }
     chosen = recipe or recipes.progressive_incubation
     return distill(plan, str(teacher), output, settings(**changes), chosen, **more)
 
