@@ -46,12 +46,6 @@ def distill(
             help="Pause after this step of all stages; the student so far is in paused/, and the run can be resumed."
         ),
     ] = None,
-    stages_from: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of a run that began as this one does: its first stages are copied instead of trained again."
-        ),
-    ] = None,
     amend: Annotated[
         bool, typer.Option("--amend", help="Resume a run with another learning rate, loss weights or the like.")
     ] = False,
@@ -78,18 +72,7 @@ def distill(
     try:
         with progress.watching("Distilling") as watch:
             result = run.distill(
-                source,
-                teacher,
-                output,
-                settings,
-                chosen,
-                stage,
-                force,
-                amend,
-                watch,
-                this_command("asdm"),
-                until,
-                stages_from,
+                source, teacher, output, settings, chosen, stage, force, amend, watch, this_command("asdm"), until
             )
     except KeyboardInterrupt:
         if (output / "run.json").exists():

@@ -59,26 +59,21 @@ def distill(
     on_progress: ProgressCallback = lambda _: None,
     command: str = "asdm distill",
     until: int | None = None,
-    stages_from: Path | None = None,
+    first_stage_from: Path | None = None,
 ) -> DistillResult:
     """Train a recipe's stages in the folder `output`, resuming an earlier call with the same arguments.
 
     The last stage's student becomes a diffusers folder in `output` itself, each stage's student one in
     `output/stages/NAME`. `only` trains one stage. `until` pauses the run after that step, counted over all stages: the
     plan's student at that step is saved in `output/paused`, and a later call ends with the same bits as without the
-    pause. `stages_from` is the folder of a run that began as this one does: its first stages are copied instead of
-    being trained again. Raises ValueError for arguments that do not fit, the folder of another run, a changed teacher
-    or a full disk; Diverged for a loss that is not finite or spikes; KeyboardInterrupt, after a checkpoint, when told
-    to stop.
+    pause. `first_stage_from` is the folder of a run whose first stage is the same, which is copied instead of being
+    trained again. Raises ValueError for arguments that do not fit, the folder of another run, a changed teacher or a
+    full disk; Diverged for a loss that is not finite or spikes; KeyboardInterrupt, after a checkpoint, when told to
+    stop.
     """
     resolved = resolve_recipe(source, teacher, settings, recipe)
-    if stages_from and len(resolved.stages) == 1:
-        raise ValueError(
-            f"--stages-from is for a recipe of several stages; this one has {resolved.stages[0].name} alone."
-        )
     settings = _completed(settings, resolved, {} if force else run_folder.identity_in(output))
-    read = (source, teacher, settings.weights, settings.vgg, settings.units, str(stages_from) if stages_from else None)
-    run_folder.check_folder(output, force, read)
+    run_folder.check_folder(output, force, (source, teacher, settings.weights, settings.vgg, settings.units))
     if not force:
         resolved = run_folder.with_more_steps(output, resolved)
     selected = select_stages(resolved.stages, only)
@@ -104,12 +99,12 @@ def distill(
         if accelerator.is_main_process:
             before = {} if force else run_folder.identity_in(output)
             record, step = _run_record(context, command, before), run_folder.step_reached(output, resolved)
-            left = [stage for stage in resolved.stages if force or stage.name not in done]
-            taken = run_folder.takeable(stages_from, record, left) if stages_from else []
+            first = resolved.stages[0]
+            other = first_stage_from if force or first.name not in done else None
+            log = run_folder.log_of_first_stage(other, record, first) if other else ""
             run_folder.claim_folder(output, record, force, amend, step)
-            if stages_from and taken:
-                run_folder.take(output, stages_from, taken)
-                console.say(f"Taken from {stages_from}: {', '.join(stage.name for stage in taken)}.")
+            if other:
+                run_folder.take_first_stage(output, other, first, log)
         accelerator.wait_for_everyone()
         if not amend and (earlier := run_folder.finished_result(output, resolved.stages)):
             return earlier

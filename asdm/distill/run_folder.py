@@ -231,51 +231,43 @@ def _steps_in(results: Mapping[str, StageResult], stage: Stage) -> int | None:
     return results[stage.name].steps if stage.name in results else None
 
 
-def takeable(source: Path, run: DistillRun, left: Sequence[Stage]) -> list[Stage]:
-    """The first of a run's stages that are `left` with which another run began as this one does.
+def log_of_first_stage(source: Path, run: DistillRun, stage: Stage) -> str:
+    """The log of another run's first stage, which this run's would repeat to the bit: same plan, data, seed, settings.
 
-    Never the last one. Raises ValueError where not even the first is, naming the first difference.
+    What stands beside the UNet is compared by name. Raises ValueError for an unlike run, naming the first difference.
     """
-    if not (source / RUN).exists():
-        raise ValueError(f"{source} is not the folder of a run.")
-    other, same = DistillRun.load(source / RUN), list[Stage]()
-    for stage in left[:-1]:
-        if why := _unlike(run, other, source, stage):
-            if not same:
-                raise ValueError(f"the stage {stage.name} cannot be taken from {source}: {why}.")
+    other = DistillRun.load(source / RUN)
+    if why := _unlike(run, other, source, stage):
+        raise ValueError(f"the stage {stage.name} cannot be taken from {source}: {why}.")
+    lines = list[str]()
+    for line in (source / LOG).read_text().splitlines(keepends=True):
+        lines.append(line)
+        if json.loads(line)["stage_step"] == stage.steps:
             break
-        same.append(stage)
-    return same
+    return "".join(lines)
 
 
-def take(folder: Path, source: Path, stages: Sequence[Stage]) -> None:
-    """Copy stages of another run into this run's folder, each with the log up to its end."""
-    for stage in stages:
-        lines = list[str]()
-        for line in (source / LOG).read_text().splitlines(keepends=True):
-            lines += [line]
-            if (step := json.loads(line))["stage"] == stage.name and step["stage_step"] == stage.steps:
-                break
-        write_whole(folder / LOG, "".join(lines), force=True)
-        with whole_folder(stage_folder(folder, stage.name)) as copy:
-            shutil.copytree(stage_folder(source, stage.name), copy, dirs_exist_ok=True)
-        shutil.rmtree(folder / "checkpoints" / stage.name, ignore_errors=True)
+def take_first_stage(folder: Path, source: Path, stage: Stage, log: str) -> None:
+    """Put another run's first stage into this run's folder, as if it had been trained here."""
+    write_whole(folder / LOG, log, force=True)
+    with whole_folder(stage_folder(folder, stage.name)) as copy, disk_errors(copy, every=True):
+        for file in stage_folder(source, stage.name).iterdir():
+            shutil.copyfile(file, copy / file.name)
+    shutil.rmtree(folder / "checkpoints" / stage.name, ignore_errors=True)
 
 
 def _unlike(run: DistillRun, other: DistillRun, source: Path, stage: Stage) -> str | None:
-    """How a stage of another run is unlike this run's, or None."""
+    """How another run's first stage is unlike this run's, or None."""
     if stage.name not in finished_stages(source, [stage]):
         return f"it has no such stage that is finished after {stage.steps} steps"
     if other.amended:
         return "that run was amended"
     if PruningPlan.load(stage_folder(source, stage.name) / "plan.json").edits != stage.plan.edits:
         return "its student there has another plan"
-    same_data = run.identity.get("data_fingerprint") == other.identity.get("data_fingerprint")
-    own = {"plan_sha256", "steps", "stages", *(["data"] if same_data else [])}
     theirs, ours = (
-        {key: value for key, value in one.identity.items() if key not in own}
+        {key: value for key, value in one.identity.items() if key not in ("plan_sha256", "steps", "stages")}
         | {key: value for key, value in one.tuning.items() if not key.startswith(WEIGHTS_OF)}
-        | {key: value for key, value in _facts(one, stage.name).items() if key != "plan_sha256"}
+        | {key: value for key, value in _first_stage(one).items() if key != "plan_sha256"}
         | {"weights": one.tuning.get(f"{WEIGHTS_OF}{stage.name}")}
         for one in (other, run)
     )
@@ -283,9 +275,9 @@ def _unlike(run: DistillRun, other: DistillRun, source: Path, stage: Stage) -> s
     return key and f"it has {key} {brief(theirs.get(key))} instead of {brief(ours.get(key))}"
 
 
-def _facts(run: DistillRun, stage: str) -> dict[str, Any]:
-    stages: Any = run.identity.get("stages", [])
-    return next((one for one in stages if one["name"] == stage), {})
+def _first_stage(run: DistillRun) -> dict[str, Any]:
+    stages: Any = run.identity["stages"]
+    return stages[0]
 
 
 def scaler_after(folder: Path, stages: Sequence[Stage]) -> dict[str, Any] | None:

@@ -72,7 +72,8 @@ def make_variants(
 ) -> list[Variant]:
     """Teacher and students, sorted so that neighbours share most; the teacher is the first.
 
-    A replaced unit is made once, by `make`, and shared by all students that have it.
+    All units are the teacher's own; a replaced one is made once, by `make`, and its weights are those of all students
+    that have it.
     """
     made: dict[str, nn.Module] = {}
 
@@ -141,7 +142,8 @@ def outputs(
         shared = variant.shared if reuse else 0
         keep = ordered[n + 1].shared if reuse and n + 1 < len(ordered) else 0
         with _answering(variant, tape[:shared]), _recorded(variant, shared, keep, tape):
-            yield variant, variant.unet(**inputs)[0]
+            output = variant.unet(**inputs)[0]
+        yield variant, output  # with all modules as they were, since variants share them with the teacher
 
 
 @contextmanager

@@ -139,7 +139,7 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
     def train(until: int | None = None) -> DistillResult:
         return distill(str(plan_file(row, judge.folder)), settings.family, folder, training, row.stages(),
                        on_progress=on_progress, command="benchmarks.proof.run", until=until,
-                       stages_from=_beginning(row, seed, recipe, judge))  # fmt: skip
+                       first_stage_from=_first_stage_from(row, seed, recipe, judge))  # fmt: skip
 
     def student_in(place: Path) -> Any:
         return loading.load_unet(load_family(str(place)), str(place))
@@ -177,7 +177,7 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
     )
 
 
-def _beginning(row: Row, seed: int, recipe: ResolvedRecipe, judge: ProofJudge) -> Path | None:
+def _first_stage_from(row: Row, seed: int, recipe: ResolvedRecipe, judge: ProofJudge) -> Path | None:
     """The folder of what an ablation ablates, where that has trained the same first stage already."""
     first, place = recipe.stages[0], judge.folder / "students" / str(row.ablates) / f"seed-{seed}"
     if row.ablates is None or len(recipe.stages) == 1 or not finished_stages(place, [first]):

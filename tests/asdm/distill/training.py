@@ -23,7 +23,7 @@ def settings(**changes: Any) -> DistillSettings:
 def go(teacher: Path, output: Path, plan: str = "a_sdm_clme", recipe: Any = None, **changes: Any) -> Any:
     more = {
         key: changes.pop(key)
-        for key in ("only", "force", "amend", "on_progress", "until", "stages_from")
+        for key in ("only", "force", "amend", "on_progress", "until", "first_stage_from")
         if key in changes
     }
     chosen = recipe or recipes.progressive_incubation

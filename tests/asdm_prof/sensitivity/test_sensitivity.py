@@ -80,6 +80,10 @@ def test_every_legal_edit_and_joint_plans_are_the_plain_loops_to_the_bit(mini: t
         reused = {variant.index: out for variant, out in variants.outputs(ordered, inputs)}
         for variant, plain in variants.outputs(ordered, inputs, reuse=False):
             assert torch.equal(reused[variant.index], plain), plans[variant.index].edits
+        for index in range(0, len(plans), 9):  # built for themselves, of modules that they share with no other
+            student, _ = students.build(mini, plans[index])
+            assert torch.equal(reused[index], student(**inputs)[0]), plans[index].edits
+        assert torch.equal(reused[-1], mini(**inputs)[0])
 
 
 def test_the_overlap_is_of_output_errors(measured: sensitivity.DamageMeasurement) -> None:
