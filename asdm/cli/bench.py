@@ -72,7 +72,8 @@ def print_tables(result: BenchResult) -> None:
     """Print a row per student, a row per quality metric if there are any, and the teacher in a line."""
     macs, unit = mac_unit(result.teacher.macs)
     if result.students:
-        console.emit([_row(student, macs, unit) for student in result.students], console.Format.table)
+        guided = any(student.predicted_guided for student in result.students)
+        console.emit([_row(student, macs, unit, guided) for student in result.students], console.Format.table)
     if result.schedules:
         console.emit([_schedule_row(one) for one in result.schedules], console.Format.table)
     if quality := [row for one in compared(result) for row in _quality_rows(one)]:
@@ -84,12 +85,14 @@ def print_tables(result: BenchResult) -> None:
     )
 
 
-def _row(student: BenchStudent, macs: float, unit: str) -> dict[str, Any]:
+def _row(student: BenchStudent, macs: float, unit: str, guided: bool) -> dict[str, Any]:
+    """`guided`: whether predictions are of the guided step, whose ratio then stands beside them."""
     return {
         "student": student.name,
         "params M": f"{student.params / 1e6:.1f}",
         unit: f"{student.macs / macs:.1f}",
         "UNet ×": _ratio(student.unet_latency_ratio),
+        **({"guided step ×": _ratio(student.guided_latency_ratio)} if guided else {}),
         "predicted ×": "" if student.predicted_ratio is None else f"{student.predicted_ratio:.3f}",
         "image ×": _ratio(student.image_latency_ratio),
     }

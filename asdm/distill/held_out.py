@@ -50,10 +50,10 @@ def measure(context: TrainContext) -> HeldOut | None:
     sums, count, power = {"trained": 0.0, "untrained": 0.0}, 0, 0.0
     for number, encoded in enumerate(_examples(context, split)):
         inputs = _inputs(context, number, encoded)
-        teacher = context.teacher(**inputs)[0].double()
+        teacher = context.teacher(**inputs)[0].cpu().double()  # not every GPU has doubles
         power += float(teacher.square().mean())
         for name, unet in (("trained", trained), ("untrained", untrained)):
-            sums[name] += float((unet.eval()(**inputs)[0].double() - teacher).square().mean())
+            sums[name] += float((unet.eval()(**inputs)[0].cpu().double() - teacher).square().mean())
         count += 1
     if not count:
         raise ValueError(f"{context.settings.data} has no usable held-out example; raise --hold-out.")

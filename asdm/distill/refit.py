@@ -78,7 +78,7 @@ def _sums(
         missing = first_tensor(theirs[step.module].output) - first_tensor(ours[step.module].output)
         x, r = _rows(layer, ours[step.layer].args[0], missing)
         gram, cross = gram + x.T @ x, cross + x.T @ r
-    return gram.double() / len(calls), cross.double() / len(calls)
+    return gram.cpu().double() / len(calls), cross.cpu().double() / len(calls)  # not every GPU has doubles
 
 
 def _rows(layer: nn.Module, x: torch.Tensor, missing: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

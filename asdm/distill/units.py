@@ -201,8 +201,11 @@ def _batches(context: TrainContext, stream: int) -> Generator[dict[str, Any]]:
             _, collated, random_inputs = next_batch()
             encoded, random_inputs = context.encoder.encode(collated), random_inputs.to(context.accelerator.device)
             everything = range(len(encoded))
-            noisy, timesteps, states, *_ = task_inputs(everything, encoded, random_inputs, no_caption, context)
-            yield {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states, "return_dict": False}
+            noisy, timesteps, states, _, _, *more = task_inputs(everything, encoded, random_inputs, no_caption, context)
+            inputs: dict[str, Any] = {"sample": noisy, "timestep": timesteps, "encoder_hidden_states": states}
+            if more:  # SDXL's
+                inputs["added_cond_kwargs"] = dict(zip(("text_embeds", "time_ids"), more, strict=True))
+            yield inputs | {"return_dict": False}
 
 
 @torch.no_grad()

@@ -70,7 +70,7 @@ def bench(
     scheduled.check(schedules, shapes, family, settings)
     drafts = with_distinct_names([without_weights(source, shapes, family, settings) for source in sources])
     judging = open_judgement(settings, family) if settings.quality else None
-    memory.require(shapes, family, drafts, settings, backend)
+    drawn_at_once = memory.require(shapes, family, drafts, settings, backend)
     if judging:
         read_real_pictures(judging, family, settings, tell)
 
@@ -102,7 +102,8 @@ def bench(
             images = kept("whole image", lambda: run_images(drawers, family, settings, clock, tell), otherwise=None)
         quality: Judged = [{}] * len(drawers), ()
         if judging:
-            quality = kept("quality", partial(judge_all, judging, drawers, family, settings, tell), otherwise=quality)
+            judge = partial(judge_all, judging, drawers, family, settings, tell, drawn_at_once)
+            quality = kept("quality", judge, otherwise=quality)
         judged, drawings = quality
         run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
@@ -205,8 +206,8 @@ def _student_record(
     plan = compared.resolved.plan if compared.resolved else None
     predicted = plan.predicted if plan else None
     used = {name: run[name] for name in ("backend", "dtype", "device", "threads", "batch", "size")}
-    if guided and plan and plan.measured_at and plan.measured_at.batch == 2 * used["batch"]:
-        used["batch"] *= 2  # it was made for the guided step, which is measured too
+    for_guided = bool(guided and plan and plan.measured_at and plan.measured_at.batch == 2 * used["batch"])
+    used["batch"] *= 2 if for_guided else 1
     return BenchStudent(
         **counts,
         source=compared.source,
@@ -220,6 +221,7 @@ def _student_record(
         predicted_ratio=predicted.ratio if predicted else None,
         predicted_low=predicted.low if predicted else None,
         predicted_high=predicted.high if predicted else None,
+        predicted_guided=for_guided and predicted is not None,
         image_latency_s=images[i].latency_s if images else None,
         image_latency_ratio=images[i].ratio if images else None,
         warning=plan.not_measured_at(**used) if plan else None,

@@ -144,6 +144,7 @@ def store_images(
     tell: Callable[[int, float | None], None] = lambda *_: None,
     size: int | None = None,
     side: int | None = None,
+    at_once: int = DRAWN_AT_ONCE,
 ) -> StoredImages:
     """The same as PNG files in a folder, where those of an earlier call are not drawn again."""
     stored = StoredImages(make_folder(folder), len(captions), side=side)
@@ -152,7 +153,9 @@ def store_images(
         if stored.latents_file(start // DRAWN_AT_ONCE).exists():
             continue
         prompts = list(captions[start : start + DRAWN_AT_ONCE])
-        stored.write(start, *_draw(pipeline, prompts, first_seed + start, steps, guidance_scale, size))
+        options = (first_seed + start, steps, guidance_scale, lambda *_: None, at_once, size)
+        drawn_now = generate_images(pipeline, prompts, *options)
+        stored.write(start, drawn_now.images, drawn_now.latents)
         drawn += len(prompts)
         left = (len(captions) - start - len(prompts)) * (time.monotonic() - began) / drawn
         tell(start + len(prompts), left)

@@ -15,6 +15,7 @@ from asdm.models import example_inputs, graft
 from asdm.models.components import components_of, count_call
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
+from asdm.models.vae import needs_fp32
 from asdm.unet import flops
 
 T = TypeVar("T")
@@ -22,15 +23,15 @@ T = TypeVar("T")
 
 def require(
     shapes: nn.Module, family: Family, students: Sequence[ComparedUNet], settings: BenchSettings, backend: Any
-) -> None:
-    """Raises ValueError unless the comparison fits into free memory.
+) -> int:
+    """How many pictures may be drawn at once; raises ValueError unless the comparison fits into free memory.
 
     Counted are the teacher, students loaded from disk, the copies that a runtime's sessions make, and on top of them
     the largest of what comes one after the other: a call at the guided batch, a text encoder, the VAE decoder, and
-    with quality the drawing of some pictures at once.
+    with quality the drawing of pictures.
     """
     if not backend.NEEDS_WEIGHTS:
-        return
+        return DRAWN_AT_ONCE
     batch = settings.batch * (2 if settings.guided else 1)
     inputs = example_inputs.unet_inputs(family, batch, settings.size, "meta", settings.dtype)
     counted = flops.count(shapes, (), inputs)
@@ -39,27 +40,40 @@ def require(
     )
     session = backends.session_bytes(backend, counted.parameter_bytes, counted.peak_memory_bytes)
     activations = counted.peak_activation_bytes
-    at_once = max(activations, _beside(family, settings, activations / settings.batch))
-    in_torch = (1 + from_disk) * counted.parameter_bytes + at_once
-    need = int(1.1 * in_torch + (1 + len(students)) * session) + machine.SPARE_BYTES
+    beside = _beside(family, settings, activations / settings.batch)
+
+    def needed(pictures: int) -> int:
+        in_torch = (1 + from_disk) * counted.parameter_bytes + max(activations, beside(pictures))
+        return int(1.1 * in_torch + (1 + len(students)) * session) + machine.SPARE_BYTES
+
+    free, pictures = machine.free_memory_bytes(settings.device), DRAWN_AT_ONCE
+    while settings.quality and pictures > 1 and needed(pictures) > free:
+        pictures //= 2
     many = f" with {len(students)} students at a time" if session and len(students) > 1 else ""
-    machine.require_memory(need, settings.device, f"comparing {family.name} in {settings.dtype}{many}")
+    what = f"comparing {family.name} in {settings.dtype}{many}"
+    machine.require_memory(needed(pictures if settings.quality else 1), settings.device, what)
+    return pictures
 
 
-def _beside(family: Family, settings: BenchSettings, activations_each: float) -> int:
-    """The most bytes besides UNets and sessions of what is not a UNet's call; `activations_each` are of one picture's.
+def _beside(family: Family, settings: BenchSettings, activations_each: float) -> Callable[[int], int]:
+    """The most bytes besides UNets and sessions of what is not a UNet's call, by how many pictures are drawn at once.
 
-    Components are timed one after the other; whole pictures keep all their weights, and several are drawn at once.
+    `activations_each` are of one picture's call. Components are timed one after the other; whole pictures keep all
+    their weights.
     """
     scale = dtype_of(settings.dtype).itemsize / 4  # of what is counted in fp32
     counts = {part.name: count_call(part) for part in components_of(family, settings.size, settings.guided)}
     at_once = [scale * count.peak_memory_bytes for count in counts.values()]
-    pictures = min(DRAWN_AT_ONCE, settings.pictures) if settings.quality else int(settings.run_image)
-    if pictures and "vae_decoder" in counts:
-        weights = scale * sum(count.parameter_bytes for count in counts.values())
-        decoding = scale * counts["vae_decoder"].peak_activation_bytes
-        at_once.append(weights + pictures * max(activations_each, decoding))
-    return int(max(at_once, default=0))
+    weights = scale * sum(count.parameter_bytes for count in counts.values())
+    draws = (settings.quality or settings.run_image) and "vae_decoder" in counts
+    in_fp32 = needs_fp32(family.vae or {}, dtype_of(settings.dtype))
+    decoding = (1 if in_fp32 else scale) * counts["vae_decoder"].peak_activation_bytes if draws else 0.0
+
+    def most(pictures: int) -> int:
+        drawing = weights + min(pictures, settings.pictures) * max(activations_each, decoding)
+        return int(max([*at_once, *([drawing] if draws else [])], default=0))
+
+    return most
 
 
 def measured_peaks(

@@ -20,7 +20,7 @@ from asdm.data.drawn import drawn
 from asdm.data.encoder import Encoder, check_encoders
 from asdm.evaluate import judges, metrics
 from asdm.evaluate.compared import ComparedUNet
-from asdm.evaluate.generation import Pictures, StoredImages, store_images, thumbnail
+from asdm.evaluate.generation import DRAWN_AT_ONCE, Pictures, StoredImages, store_images, thumbnail
 from asdm.evaluate.metrics import JudgedImages, Reference, Samples
 from asdm.evaluate.real_pictures import real_examples, store_real, usable_examples
 from asdm.evaluate.schedules import ComparedSchedule
@@ -239,6 +239,7 @@ def judge_all(
     family: Family,
     settings: BenchSettings,
     tell: Tell,
+    drawn_at_once: int = DRAWN_AT_ONCE,
 ) -> tuple[list[dict[str, Metric]], tuple[Drawing, ...]]:
     """The metrics of every UNet and schedule, the teacher's first, and the images to keep, without schedules'.
 
@@ -263,7 +264,7 @@ def judge_all(
         folder = root / _key(compared, captions, seed, family, settings)
         own_folders.append(folder)
         progress = partial(tell, f"{compared.name} generates images from seed {seed}")
-        shapes: dict[str, Any] = {"size": settings.size, "side": settings.judged_size}
+        shapes: dict[str, Any] = {"size": settings.size, "side": settings.judged_size, "at_once": drawn_at_once}
         return store_images(pipe, captions, seed, settings.steps, guidance_scale, folder, progress, **shapes)
 
     teacher, again = generate(everyone[0], settings.seed), generate(everyone[0], settings.seed + len(captions))

@@ -96,10 +96,16 @@ class BenchStudent(Frozen):
     predicted_ratio: Number | None = None
     predicted_low: Number | None = None
     predicted_high: Number | None = None
+    predicted_guided: bool = later(False)  # it is of the guided step's ratio
     image_latency_s: Estimate | None = None
     image_latency_ratio: Ratio | None = None
     warning: str | None = later(None)
     quality: dict[str, Metric] = Field(default_factory=dict)
+
+    @property
+    def predicted_latency_ratio(self) -> Estimate:
+        """The measured ratio that was predicted: the guided step's where the plan was made for its batch."""
+        return (self.guided_latency_ratio if self.predicted_guided else None) or self.unet_latency_ratio
 
 
 class BenchSchedule(Frozen):
@@ -174,11 +180,12 @@ def _bench_row(student: BenchStudent, macs: float) -> list[str]:
     def ratio(value: Estimate | None) -> str:
         return "" if value is None else f"{value.median:.2f}× [{value.low:.2f}, {value.high:.2f}]"
 
+    own = f", measured {ratio(student.guided_latency_ratio)} in a guided step" if student.predicted_guided else ""
     return [
         student.name,
         f"{student.params / 1e6:.1f}",
         f"{student.macs / macs:.1f}",
         ratio(student.unet_latency_ratio),
-        "" if student.predicted_ratio is None else f"{student.predicted_ratio:.2f}×",
+        "" if student.predicted_ratio is None else f"{student.predicted_ratio:.2f}×{own}",
         ratio(student.image_latency_ratio),
     ]

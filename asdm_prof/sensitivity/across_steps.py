@@ -180,7 +180,7 @@ def _measure_batch(
         joint.append(error_of(forced.scheduled(schedule), final).tolist())
     return StepsBatch(
         prompts=len(captions), errors=forced.errors, gains=gains, fewer=fewer, joint=joint,
-        latent_power=float(final.double().square().mean((1, 2, 3)).sum()),
+        latent_power=float(final.cpu().double().square().mean((1, 2, 3)).sum()),
     )  # fmt: skip
 
 

@@ -173,4 +173,4 @@ class Forced:
 
 def error_of(output: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
     """Mean square per element of each picture: (n, 4, h, w) → (n,)."""
-    return (output.double() - teacher.double()).square().mean((1, 2, 3)).cpu()
+    return (output.cpu().double() - teacher.cpu().double()).square().mean((1, 2, 3))

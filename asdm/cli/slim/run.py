@@ -137,7 +137,8 @@ def _run(step: Step) -> float:
     """Run a command in a process of its own, which ends with this one; its seconds."""
     program, *words = step.words
     began = time.monotonic()
-    with subprocess.Popen([sys.executable, "-m", MODULES[program], *words], preexec_fn=_end_with_parent) as process:
+    own = {"preexec_fn": _end_with_parent} if sys.platform == "linux" else {}
+    with subprocess.Popen([sys.executable, "-m", MODULES[program], *words], **own) as process:  # type: ignore[call-overload]
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the terminal sends it to both; training writes a checkpoint first
@@ -149,10 +150,9 @@ def _run(step: Step) -> float:
 
 
 def _end_with_parent() -> None:
-    """On Linux, the kernel ends the process with the one that started it, however that ends."""
-    if sys.platform == "linux":
-        death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
+    """The kernel ends the process with the one that started it, however that ends; on Linux."""
+    death_signal = 1  # PR_SET_PDEATHSIG
+    ctypes.CDLL(None).prctl(death_signal, signal.SIGKILL)
 
 
 def check_error(folder: Path, most: float, say: Say) -> None:

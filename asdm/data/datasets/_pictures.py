@@ -46,14 +46,19 @@ class Frame:
 
 
 def bucket_shapes(size: int) -> tuple[tuple[int, int], ...]:
-    """Shapes with sides in steps of 64 pixels, of at most size² pixels and a ratio of at most 2: NovelAI's buckets."""
+    """Shapes with sides in steps of 64 pixels, of at most size² pixels and a ratio of at most 2: NovelAI's buckets.
+
+    Of several with one ratio, the largest.
+    """
     step = STEP if size >= 4 * STEP else max(8, size // 4)
     shapes = set()
     for width in range(step, int(size * math.sqrt(NARROWEST)) + step, step):
         height = min(size**2 // width // step * step, int(NARROWEST * width) // step * step)
         if height and width <= NARROWEST * height:
             shapes |= {(height, width), (width, height)}
-    return tuple(sorted(shapes | {(size, size)}))
+    shapes.add((size, size))
+    largest = {width / height: (height, width) for height, width in sorted(shapes)}
+    return tuple(sorted(largest.values()))
 
 
 def decode_picture(data: bytes, frame: Frame, mirrored: bool = False) -> Decoded:

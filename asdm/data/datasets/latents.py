@@ -121,9 +121,21 @@ def open_data(
             raise ValueError(f"{file} is missing or damaged; run `asdm cache` into another folder.")
     if not selection.hold_out:
         return Latents(folder, cache)
-    captions = [caption for shard in cache.shards for caption in shard.captions]
-    held_out = [is_held_out(f"{number} {caption}", selection) for number, caption in enumerate(captions)]
+    held_out = [is_held_out(name, selection) for name in _names(cache, source)]
     return Latents(folder, cache, [row for row, held in enumerate(held_out) if held == (split == "held_out")])
+
+
+def _names(cache: LatentCache, source: str) -> list[str]:
+    """What the rows are called when some are held out; a picture and its mirror image have their caption in common."""
+    captions = [caption for shard in cache.shards for caption in shard.captions]
+    if "--flip" not in {option.partition("=")[0] for option in cache.selection}:
+        return [f"{number} {caption}" for number, caption in enumerate(captions)]
+    if not all(captions):
+        raise ValueError(
+            f"{source} has mirror images, and pictures without captions, so that --hold-out would train on what it "
+            "holds out; use it with --hold-out after `asdm cache` without --flip, or hold out the pictures themselves."
+        )
+    return captions
 
 
 def as_tensors(encoded: Sequence[Encoded], dtype: torch.dtype) -> dict[str, torch.Tensor]:

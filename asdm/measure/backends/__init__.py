@@ -78,15 +78,17 @@ def load(name: str, dtype: str, device: str) -> Any:
         raise ValueError(f"{name} does not support the dtype {dtype} here; choose from {', '.join(dtypes)}.")
     if hasattr(backend, "check"):
         backend.check(dtype, device)
-    return _in_mode(backend, file, mode) if mode else backend
+    return _in_mode(backend, file, mode, device) if mode else backend
 
 
-def _in_mode(backend: Any, file: str, mode: str) -> Any:
+def _in_mode(backend: Any, file: str, mode: str, device: str) -> Any:
     """The backend's constants, and its sessions in a mode."""
     modes = getattr(backend, "MODES", ())
     if mode not in modes:
         choices = ", ".join([file, *(f"{file}:{name}" for name in modes)])
         raise ValueError(f"unknown mode {mode!r} of {file}; choose from {choices}.")
+    if hasattr(backend, "check_mode"):
+        backend.check_mode(mode, device)
     return SimpleNamespace(**vars(backend) | {"open_session": partial(backend.open_session, mode=mode)})
 
 

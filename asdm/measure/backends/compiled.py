@@ -16,10 +16,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from asdm.measure.backends import Attribution
+from asdm.measure.backends import Attribution, cudagraph
 from asdm.measure.backends.cudagraph import Replay
 from asdm.measure.clocks import Clock, timed
 from asdm.measure.marks import PartMarks
+from asdm.records.measurement import device_kind
 from asdm.unet.blocks import Part
 
 NEEDS_WEIGHTS, HOOKED = True, False
@@ -29,6 +30,12 @@ GRAPHS = 256  # one for each unit: torch's own limit of graphs per function is 8
 MODES = ("reduce-overhead", "max-autotune")
 # The modes of single parts, which are captured together.
 WITHOUT_CUDA_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+
+
+def check_mode(mode: str, device: str) -> None:
+    """Raises ValueError where a mode's CUDA graphs cannot be timed part by part."""
+    if mode in WITHOUT_CUDA_GRAPHS and device_kind(device) == "cuda":
+        cudagraph.check_events(f"compiled:{mode}")
 
 
 class CompiledSession:

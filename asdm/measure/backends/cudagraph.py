@@ -25,11 +25,16 @@ WARM_UPS = 3  # calls before a capture, in which the libraries allocate and choo
 
 def check(dtype: str, device: str) -> None:
     """Raises ValueError where events cannot be recorded inside a graph."""
+    check_events("cudagraph")
+
+
+def check_events(backend: str) -> None:
+    """Raises ValueError, about a `backend`, where events cannot be recorded inside a graph."""
     if torch.version.hip:
-        raise ValueError("cudagraph reads events inside a CUDA graph, which ROCm does not offer; choose eager.")
+        raise ValueError(f"{backend} reads events inside a CUDA graph, which ROCm does not offer; choose eager.")
     if "external" not in inspect.signature(torch.cuda.Event.__new__).parameters:
         raise ValueError(
-            f"cudagraph reads events inside a CUDA graph, which torch can from 2.9 on; this is {torch.__version__}."
+            f"{backend} reads events inside a CUDA graph, which torch can from 2.9 on; this is {torch.__version__}."
         )
 
 

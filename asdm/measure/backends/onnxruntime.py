@@ -139,7 +139,8 @@ class CudaSession(ProfiledSession):
 
     def _open(self, session_options: ort.SessionOptions) -> tuple[ort.InferenceSession, Callable[[], Any]]:
         """A session, and one run of it on the tensors that it is bound to."""
-        provider = (CUDA, {"device_id": self.index, "user_compute_stream": str(self.stream.cuda_stream)})
+        options = {"device_id": self.index, "user_compute_stream": str(self.stream.cuda_stream), "use_tf32": 0}
+        provider = (CUDA, options)  # by default it computes fp32 in TF32
         session = ort.InferenceSession(self.graph, session_options, providers=[provider])
         binding = session.io_binding()
         for name, tensor in self.tensors.items():

@@ -22,8 +22,8 @@ def predicted_vs_measured(report: Report) -> Figure | None:
     students = [(_predicted(s.predicted_ratio, s), s) for s in report.students if s.predicted_ratio is not None]
     if not students:
         return None
-    points = [(predicted, student.unet_latency_ratio, True) for predicted, student in students]
-    names = [(predicted.median, s.unet_latency_ratio.median, s.name) for predicted, s in students]
+    points = [(predicted, student.predicted_latency_ratio, True) for predicted, student in students]
+    names = [(predicted.median, s.predicted_latency_ratio.median, s.name) for predicted, s in students]
     return _against_prediction(points, 4, "line: predicted = measured\nabove it: slower than predicted", names)
 
 

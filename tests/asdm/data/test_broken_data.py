@@ -233,7 +233,10 @@ def test_buckets_keep_shapes_and_a_batch_has_one(tmp_path: Path) -> None:
     shapes = bucket_shapes(512)
     assert (512, 512) in shapes
     assert {side % 64 for shape in shapes for side in shape} == {0}
-    assert all(height * width <= 512**2 and max(height, width) <= 2 * min(height, width) for height, width in shapes)
+    assert all(0.7 * 512**2 < h * w <= 512**2 and max(h, w) <= 2 * min(h, w) for h, w in shapes)
+    assert len({w / h for h, w in shapes}) == len(shapes)
+    for height, width, shape in ((1440, 3440, (320, 640)), (1000, 1920, (320, 640)), (2160, 1080, (640, 320))):
+        assert Frame(shapes).shape_for(height, width) == shape
     for n in range(7):
         (tmp_path / f"{n}.png").write_bytes(picture(n, (48, 24) if n % 3 else (24, 48)))
         (tmp_path / f"{n}.txt").write_text(f"number {n}")
@@ -271,6 +274,27 @@ def test_buckets_are_cached_in_files_of_one_shape(tiny_pipeline: Path, tmp_path:
     assert sorted(half.captions + rest.captions) == [f"number {n}" for n in range(4)]
     with pytest.raises(ValueError, match="has no split 'trian'; choose from train, held_out"):
         latents.open_data("trian", 64, str(tmp_path / "c"), Selection(hold_out=0.5))
+
+
+def test_a_picture_and_its_mirror_image_are_held_out_together(tiny_pipeline: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for n in range(12):
+        (tmp_path / "photos" / f"{n}.png").write_bytes(picture(n, (24, 24)))
+        (tmp_path / "photos" / f"{n}.txt").write_text(f"number {n}")
+    settings = CacheSettings(flip=True)
+    cache.cache_latents(f"folder:{tmp_path / 'photos'}", str(tiny_pipeline), tmp_path / "c", settings)
+    parts = [
+        latents.open_data(split, 64, str(tmp_path / "c"), Selection(hold_out=0.5)) for split in ("train", "held_out")
+    ]
+    train, held_out = (sorted(part.captions) for part in parts)
+    assert 0 < len(train) < 24
+    assert len(train) + len(held_out) == 24
+    assert not {*train} & {*held_out}
+    for text in (tmp_path / "photos").glob("*.txt"):
+        text.unlink()
+    cache.cache_latents(f"folder:{tmp_path / 'photos'}", str(tiny_pipeline), tmp_path / "d", settings)
+    with pytest.raises(ValueError, match="/d has mirror images, and pictures without captions"):
+        latents.open_data("train", 64, str(tmp_path / "d"), Selection(hold_out=0.5))
 
 
 @pytest.mark.parametrize(

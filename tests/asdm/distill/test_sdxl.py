@@ -17,6 +17,7 @@ from asdm.data.loader import Slot
 from asdm.data.settings import CacheSettings
 from asdm.distill import recipes
 from asdm.distill.dry_run import preview
+from asdm.distill.units import UnitSettings, distill_units
 from asdm.models.execution import RANDOM
 from asdm.models.families import load_family
 from asdm.models.loading import materialise, meta_unet
@@ -136,6 +137,13 @@ def test_damage_is_measured_with_sdxls_conditions(teacher: Path, photos: Path) -
     added = inputs["added_cond_kwargs"]
     assert added["text_embeds"].shape == (6, 24)
     assert added["time_ids"].tolist() == [[16, 20, 0, 8, 64, 64]] * 6
+
+
+def test_units_are_refitted_with_sdxls_conditions(teacher: Path, photos: Path, tmp_path: Path) -> None:
+    settings = UnitSettings(options="no_feed_forward", data=f"folder:{photos}", calibration=8, batch=2)
+    library = distill_units(str(teacher), tmp_path / "units", settings)
+    assert library.units
+    assert any(unit.fitted < unit.from_weights for unit in library.units)
 
 
 def test_the_chain_as_typed(teacher: Path, photos: Path, tmp_path: Path, run: Any) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
 
+from asdm.cli.bench import print_tables
 from asdm.data import datasets
 from asdm.evaluate import benchmark
 from asdm.evaluate.benchmark import bench
@@ -25,9 +27,11 @@ from asdm.models.families import load_family
 from asdm.models.loading import meta_unet
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
-from asdm.plan.edits import GraftBlock, PruningPlan
+from asdm.plan.edits import GraftBlock, MeasuredAt, Prediction, PruningPlan
+from asdm.plan.presets import PRESETS
 from asdm.records.bench import BenchResult
 from asdm.records.measurement import Estimate
+from asdm.unet.blocks import topology
 from tests.pictures import shard
 from tests.tiny import TINY_FAMILY, TINY_WHOLE, make_unet
 
@@ -120,6 +124,27 @@ def test_a_bench_survives_its_file(result: BenchResult, tmp_path: Path) -> None:
     assert {"name", "params", "macs", "unet_latency_ratio", "predicted_ratio", "image_latency_ratio", "quality"} <= set(
         data["students"][0]
     )
+
+
+def test_a_prediction_for_the_guided_step_stands_beside_it(folder: Path, tmp_path: Path, capsys: Any) -> None:
+    """A GPU's profile is of a guided step by default, a benchmark's UNet calls are of one image."""
+    found = []
+    for batch in (1, 2):
+        at = MeasuredAt(backend="fake", dtype="fp32", device="cpu", threads=1, batch=batch, size=128)
+        predicted = Prediction(latency_s=1.0, ratio=0.6, low=0.5, high=0.7)
+        edits = PRESETS["bk_sdm_tiny"](topology(make_unet()))
+        plan = PruningPlan(name="mine", family="tiny", edits=edits, predicted=predicted, measured_at=at)
+        file = plan.save(tmp_path / f"plan-{batch}.json")
+        found.append(bench(str(folder), [str(file)], replace(QUICK, backend="fake", threads=1)))
+    (alone,), (guided,) = (result.students for result in found)
+    assert (alone.warning, guided.warning) == (None, None)
+    assert (alone.predicted_guided, guided.predicted_guided) == (False, True)
+    assert alone.predicted_latency_ratio == alone.unet_latency_ratio
+    assert guided.predicted_latency_ratio == guided.guided_latency_ratio != guided.unet_latency_ratio
+    for result, column in zip(found, (False, True), strict=True):
+        print_tables(result)
+        assert ("guided step" in capsys.readouterr().out) is column
+        assert ("in a guided step" in result._repr_html_()) is column
 
 
 def test_students_race_in_another_backend(folder: Path) -> None:

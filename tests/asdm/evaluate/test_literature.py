@@ -114,6 +114,30 @@ def test_fid_kid_and_is_are_torchmetrics_own(sets: tuple[StoredImages, StoredIma
     assert found["inception_score"] == pytest.approx(float(theirs.compute()[0]), rel=1e-5)
 
 
+@pytest.mark.parametrize("n", [40, 50, 70, 300])
+def test_the_interval_of_kid_is_as_wide_as_kid_varies(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer pictures than a subset has, as many, less than twice as many, and many more."""
+    monkeypatch.setattr(kid, "SUBSET", 50)
+    generator, values, widths = torch.Generator().manual_seed(0), [], []
+    for _ in range(40):
+        own, real = (torch.randn(n, 3, generator=generator) + shift for shift in (0.5, 0.0))
+        subsets = kid.kernel_distances(own, real, min(n // 2 if n < 50 else 50, n))
+        each = kid.as_halves(own, real, subsets)
+        values.append(float(each.mean()))
+        widths.append(float(each.std()))
+        assert values[-1] == pytest.approx(float(subsets.mean()), rel=1e-4)
+    assert 0.7 < np.mean(widths) / np.std(values) < 1.4
+
+
+def test_the_interval_of_is_is_as_wide_as_it_varies() -> None:
+    generator, values, widths = torch.Generator().manual_seed(0), [], []
+    for _ in range(60):
+        found = inception_score.surer(inception_score.inception_scores(2 * torch.randn(200, 4, generator=generator)))
+        values.append(found.mean())
+        widths.append(found.std(ddof=1))
+    assert 0.7 < np.mean(widths) / np.std(values) < 1.4
+
+
 def test_the_distances_are_torch_fidelitys_own(sets: tuple[StoredImages, StoredImages]) -> None:
     """On the same features; torch-fidelity adds its own Inception in front."""
     fidelity = pytest.importorskip("torch_fidelity.metric_fid")

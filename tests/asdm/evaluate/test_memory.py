@@ -40,6 +40,21 @@ def test_what_is_not_the_unet_is_counted_too(monkeypatch: pytest.MonkeyPatch) ->
     assert in_half - machine.SPARE_BYTES == pytest.approx((drawn - machine.SPARE_BYTES) / 2, rel=0.05)
 
 
+def test_fewer_pictures_are_drawn_at_once_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(SETTINGS, quality=True, pictures=100)
+    most = needed(monkeypatch, TINY_WHOLE, settings)
+    least = needed(monkeypatch, TINY_WHOLE, replace(settings, pictures=1))
+    monkeypatch.undo()
+    drawn = []
+    for free in (most, (most + least) // 2, least):
+        monkeypatch.setattr(machine, "free_memory_bytes", lambda _, free=free: free)
+        drawn.append(memory.require(meta_unet(TINY_WHOLE), TINY_WHOLE, [], settings, eager))
+    assert drawn == [16, 8, 1]
+    monkeypatch.setattr(machine, "free_memory_bytes", lambda _: least - 1)
+    with pytest.raises(ValueError, match=r"comparing tiny in fp32 needs about .* GiB on cpu"):
+        memory.require(meta_unet(TINY_WHOLE), TINY_WHOLE, [], settings, eager)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -161,8 +161,11 @@ def test_cudagraph_says_what_the_machine_lacks(monkeypatch: pytest.MonkeyPatch) 
         def __new__(cls, enable_timing: bool = False) -> Any: ...
 
     monkeypatch.setattr(torch.cuda, "Event", OldEvent)
-    with pytest.raises(ValueError, match=rf"torch can from 2\.9 on; this is {torch.__version__[:4]}"):
-        backends.load("cudagraph", "fp16", "cuda:1")
+    for name in ("cudagraph", "compiled:reduce-overhead", "compiled:max-autotune"):
+        with pytest.raises(ValueError, match=rf"^{name} .* torch can from 2\.9 on; this is {torch.__version__[:4]}"):
+            backends.load(name, "fp16", "cuda:1")
+    backends.load("compiled", "fp16", "cuda:1")
+    backends.load("compiled:reduce-overhead", "fp32", "cpu")
 
 
 # ---------------------------------------------------------------------------------------------- compiled

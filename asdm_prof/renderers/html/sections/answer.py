@@ -57,7 +57,7 @@ def plan_sentence(report: Report) -> list[str]:
     prediction, student = prediction_of(report), report.own_student
     clauses: list[list[str]] = [["predicted ", figure(ratio(prediction[0]))]] if prediction else []
     if student:
-        measured = student.unet_latency_ratio
+        measured = student.predicted_latency_ratio
         clauses.append(["measured ", figure(ratio(measured.median)), " ", bounds(ratio_interval(measured))])
     else:
         clauses.append(["not measured yet"])
@@ -113,7 +113,7 @@ def _plan_card(report: Report) -> Card:
         return Card("Plan", "none yet", "", "asdm-prof plan --budget 0.8 makes one", "plan")
     prediction, student = prediction_of(report), report.own_student
     if student:
-        measured = student.unet_latency_ratio
+        measured = student.predicted_latency_ratio
         note = "of the teacher’s latency, measured" + (f"; predicted {ratio(prediction[0])}" if prediction else "")
         return Card("Plan", ratio(measured.median), ratio_interval(measured), note, "plan")
     if prediction:

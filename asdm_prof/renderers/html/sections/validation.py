@@ -117,12 +117,14 @@ def _student_point(report: Report, student: BenchStudent) -> Predicted:
     low, high = student.predicted_low, student.predicted_high
     bounds = None if low is None or high is None else (low, high)
     predicted = student.predicted_ratio or 0.0
-    return Predicted(student.name, predicted, bounds, student.unet_latency_ratio, report.is_own(student))
+    return Predicted(student.name, predicted, bounds, student.predicted_latency_ratio, report.is_own(student))
 
 
 def _students_caption(students: Sequence[BenchStudent]) -> str:
     """How many predictions held, and the one that missed most."""
-    misses = [(student.unet_latency_ratio.median - (student.predicted_ratio or 0.0), student) for student in students]
+    misses = [
+        (student.predicted_latency_ratio.median - (student.predicted_ratio or 0.0), student) for student in students
+    ]
     close = sum(abs(miss) <= BAND for miss, _ in misses)
     miss, worst = max(misses, key=lambda row: abs(row[0]))
     side = "slower" if miss > 0 else "faster"
