@@ -120,15 +120,20 @@ def build(
     *,
     teacher: str | None = None,
     stage1: str | None = None,
+    units: str | Path | None = None,
     force: bool = False,
     **settings: Any,
 ) -> BuildResult:
-    """Apply a plan, a plan's file or a preset to its teacher, and save the student to the folder `output`."""
+    """Apply a plan, a plan's file or a preset to its teacher, and save the student to the folder `output`.
+
+    Replaced units have their weights of the library `units` (`asdm distill-units`), where it has some.
+    """
     from asdm.models.build import build_student
     from asdm.models.execution import resolve
 
     with _sources(plan) as (source,):
-        return build_student(source, teacher, Path(output), stage1, resolve(Setup, settings), force)
+        setup, library = resolve(Setup, settings), None if units is None else Path(units)
+        return build_student(source, teacher, Path(output), stage1, setup, force, units=library)
 
 
 @takes(DistillSettings)
@@ -155,16 +160,21 @@ def distill(
 
 @takes(BenchSettings)
 def bench(
-    teacher: str, students: Sequence[PruningPlan | str | Path] | PruningPlan | str | Path, **settings: Any
+    teacher: str,
+    students: Sequence[PruningPlan | str | Path] | PruningPlan | str | Path = (),
+    *,
+    schedules: Sequence[str | Path] = (),
+    **settings: Any,
 ) -> BenchResult:
-    """Measure students (plans, presets or folders) against their teacher, in pairs."""
+    """Measure students (plans, presets or folders) against their teacher, in pairs, and schedules on each of them."""
     from asdm.evaluate import benchmark
     from asdm.models.execution import resolve
 
     several = [students] if isinstance(students, PruningPlan | str | Path) else list(students)
     command = f"asdm_prof.bench({teacher!r}, …)"
     with _sources(*several) as sources:
-        return benchmark.bench(teacher, sources, resolve(BenchSettings, settings), command=command)
+        asked = resolve(BenchSettings, settings)
+        return benchmark.bench(teacher, sources, asked, command=command, schedules=list(map(str, schedules)))
 
 
 @contextmanager

@@ -85,7 +85,7 @@ def _fastest(
     if settings.control:
         raise ValueError("--fast has no graphs that take a ControlNet's residuals; leave out --fast or --control.")
     resolved, _ = resolve(family, settings, needs="asdm generate", default="mini")
-    chosen, why = fast.choose(levers, resolved, settings.steps)
+    chosen, why = fast.choose(levers, resolved, settings.steps, student)
     named = {name: value for name, value in (("student", student), ("schedule", schedule)) if value}
     chosen = chosen.model_copy(update=named)
     console.say(fast.describe(chosen, why))

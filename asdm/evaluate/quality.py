@@ -261,7 +261,7 @@ def judge_all(
 
     def generate(compared: ComparedUNet | ComparedSchedule, seed: int) -> StoredImages:
         use(pipe, compared.unet)
-        folder = root / _key(compared, captions, seed, family, settings)
+        folder = root / _key(pipe, compared, captions, seed, family, settings)
         own_folders.append(folder)
         progress = partial(tell, f"{compared.name} generates images from seed {seed}")
         shapes: dict[str, Any] = {"size": settings.size, "side": settings.judged_size, "at_once": drawn_at_once}
@@ -286,6 +286,7 @@ def _graphs(unet: GraphUNet) -> list[str]:
 
 
 def _key(
+    pipe: Any,
     compared: ComparedUNet | ComparedSchedule,
     captions: Sequence[str],
     seed: int,
@@ -293,7 +294,13 @@ def _key(
     settings: BenchSettings,
 ) -> str:
     """A folder's name that only the same pictures get: by weights, captions, seed, sampling, precision and device."""
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     facts = {
+        "parts": {name: loading.weights_sha256(part) for name, part in modules.items() if name != "unet"},
+        "scheduler": [
+            type(pipe.scheduler).__name__,
+            sorted((key, str(value)) for key, value in pipe.scheduler.config.items()),
+        ],
         **({"schedule": compared.schedule.sha256()} if isinstance(compared, ComparedSchedule) else {}),
         **({"graphs": _graphs(compared.unet)} if isinstance(compared.unet, GraphUNet) else {}),
         "unet": loading.weights_sha256(compared.unet),

@@ -1,5 +1,6 @@
 """What `asdm generate` does with a pipeline: text to image, image to image, with a ControlNet, by any sampler."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from asdm.models.example_inputs import latent_sides
 from asdm.models.execution import dtype_of
 from asdm.models.families import Family
 from asdm.models.loading import meta_unet
-from asdm.models.settings import GenerateSettings, sampler_named
+from asdm.models.settings import SCHEDULERS, GenerateSettings, sampler_named
 from asdm.models.student import StudentUNet
 from asdm.plan.edits import PruningPlan
 from asdm.unet import blocks, config
@@ -21,6 +22,8 @@ from asdm.unet.surgery import resolved_on
 from asdm.utils.pictures import read_picture
 from asdm.utils.progress import Tell
 from asdm.utils.record import read_json
+
+ZERO_SNR = "rescale_betas_zero_snr"  # in the config of a sampler
 
 
 def draw(
@@ -84,12 +87,26 @@ def check(family: Family, settings: GenerateSettings) -> tuple[int, int]:
 
 
 def scheduler_by_name(pipe: Any, name: str) -> Any:
-    """A sampler with the config of a pipeline's own; raises ValueError for an unknown name."""
+    """A sampler with the config of a pipeline's own.
+
+    Raises ValueError for an unknown name, and for one that cannot begin with noise alone where the model does.
+    """
     import diffusers
 
-    kind, _, algorithm = sampler_named(name).partition(" ")
-    more = {"algorithm_type": algorithm} if algorithm else {}
-    return getattr(diffusers, kind).from_config(pipe.scheduler.config, **more)
+    def makes(name: str) -> tuple[Any, str]:
+        kind, _, algorithm = sampler_named(name).partition(" ")
+        return getattr(diffusers, kind), algorithm
+
+    def can(name: str) -> bool:
+        return ZERO_SNR in inspect.signature(makes(name)[0].__init__).parameters
+
+    if pipe.scheduler.config.get(ZERO_SNR) and not can(name):
+        raise ValueError(
+            f"this model begins with noise alone (zero terminal SNR), which the sampler {name} cannot; choose from "
+            f"{', '.join(filter(can, SCHEDULERS))}."
+        )
+    kind, algorithm = makes(name)
+    return kind.from_config(pipe.scheduler.config, **({"algorithm_type": algorithm} if algorithm else {}))
 
 
 def sampler_mark(scheduler: Any) -> str:

@@ -194,6 +194,11 @@ def generate(
                 f"{student} is not a student of {family.name}: its {key} is {unet_family.unet.get(key)}, "
                 f"not {family.unet.get(key)}; name its own --family."
             )
+    if not settings.prediction_type and unet_family.prediction_type not in ("epsilon", family.prediction_type):
+        raise ValueError(
+            f"{student} predicts {unet_family.prediction_type}, and {family.name} draws with {family.prediction_type}; "
+            "name its own --family, or --prediction-type."
+        )
     where = (settings.device, settings.dtype, settings.seed)
     own_lora = None if student else settings.lora
     unet = load_unet(unet_family, student or weights, *where, variant=settings.variant, lora=own_lora)

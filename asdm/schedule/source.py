@@ -9,11 +9,14 @@ from typing import Any
 from torch import nn
 
 from asdm.models import loading
+from asdm.models.adapters import fit_control
 from asdm.models.drawing import sampler_mark
 from asdm.models.export import MARKER, RUNTIMES
 from asdm.models.families import Family, load_family
 from asdm.models.settings import Setup
-from asdm.models.student import build, read_plan
+from asdm.models.student import StudentUNet, build, read_plan
+from asdm.plan.edits import PruningPlan
+from asdm.plan.legality import ResolvedPlan
 from asdm.records.build import ExportResult
 from asdm.schedule import presets
 from asdm.schedule.calls import calls_of, other_number
@@ -21,6 +24,7 @@ from asdm.schedule.graphs.unet import GraphUNet
 from asdm.schedule.schedule import TEACHER, Schedule
 from asdm.schedule.unet import ScheduledUNet, use
 from asdm.unet import blocks
+from asdm.unet.surgery import resolved_on
 from asdm.utils import registry
 
 SCHEDULE = "schedule.json"  # in a folder of exported graphs
@@ -74,13 +78,24 @@ def students_of(schedule: Schedule, teacher: nn.Module, family: Family, setup: S
 
 
 def student_of(source: str, teacher: nn.Module, family: Family, setup: Setup) -> nn.Module:
-    """A student from its folder, or made of the teacher by a plan or a preset."""
+    """A student from its folder, or made of the teacher by a plan or a preset.
+
+    A ControlNet's residuals for the teacher's skips meet those that the student has, where its plan is known.
+    """
     if Path(source).is_dir():
         own = load_family(source)
         if own.unet.get("cross_attention_dim") != family.unet.get("cross_attention_dim"):
             raise ValueError(f"{source} is not a student of {family.name}: its cross_attention_dim differs.")
-        return loading.load_unet(own, source, setup.device, setup.dtype)
-    return build(teacher, read_plan(source, teacher, family.name))[0]
+        student: Any = loading.load_unet(own, source, setup.device, setup.dtype)
+        plan: PruningPlan | ResolvedPlan | None = (
+            PruningPlan.load(file) if (file := Path(source) / "plan.json").exists() else None
+        )
+    else:
+        plan = resolved = read_plan(source, teacher, family.name)
+        student, _ = build(teacher, resolved)
+    if plan and not isinstance(student, StudentUNet):  # which does so by itself
+        fit_control(student, blocks.skips(teacher), resolved_on(teacher, plan))
+    return student
 
 
 def put_into(

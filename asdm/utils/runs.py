@@ -31,7 +31,7 @@ def short_name(source: str) -> str:
 
 def newest(name: str, under: Path = REPORTS) -> Path | None:
     """The file called `name` that was last made in the folders under `reports/`."""
-    return next(iter(newest_first(under.glob(f"*/{name}"))), None)
+    return next(iter(newest_first(path for path in under.glob(f"*/{name}") if path.is_file())), None)
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:

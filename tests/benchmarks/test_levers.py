@@ -132,9 +132,15 @@ def test_levers_of_another_machine_are_not_taken_unasked(
     here = result.model_copy(update={"family": "mini", "chosen": chosen})
     here.save(Path("reports/a/levers.json"))
     found, why = fast.choose(None, mini, 4)
-    assert (found.schedule, found.precision) == ("planned.json", "bf16")
-    assert "without its student bk_sdm_small, which is not a folder" in why
+    assert (found.schedule, found.precision) == (None, "bf16")
+    assert "without its student bk_sdm_small, which is not a folder; without its schedule, which is for bk_sdm_" in why
+    alone = here.model_copy(update={"chosen": chosen.model_copy(update={"student": None})})
+    alone.save(Path("reports/a/levers.json"), force=True)
+    assert fast.choose(None, mini, 4)[0].schedule == "planned.json"
     assert fast.choose(None, mini, 5)[0].schedule is None
+    named, why = fast.choose(None, mini, 4, "mine")
+    assert (named.student, named.schedule) == ("mine", None)
+    assert why.endswith("without its schedule, which is for the teacher")
     elsewhere = here.model_copy(update={"environment": here.environment | {"cpu": "another"}})
     elsewhere.save(Path("reports/a/levers.json"), force=True)
     assert fast.choose(None, mini, 4)[0] == safe

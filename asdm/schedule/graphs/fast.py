@@ -32,10 +32,11 @@ from asdm.utils.runs import newest
 FILE = "levers.json"
 
 
-def choose(file: Path | None, family: Family, steps: int) -> tuple[Levers, str]:
+def choose(file: Path | None, family: Family, steps: int, student: str | None = None) -> tuple[Levers, str]:
     """Levers and why: those of a file, of the newest one for this family and machine, or else what is safe here.
 
-    Safe is what changes no more than rounding: the fastest runtime that is installed, in fp32.
+    Safe is what changes no more than rounding: the fastest runtime that is installed, in fp32. A `student` that was
+    named takes the place of the measured one, whose schedule then is another UNet's.
     """
     path = file or newest(FILE)
     if path:
@@ -47,9 +48,14 @@ def choose(file: Path | None, family: Family, steps: int) -> tuple[Levers, str]:
             if chosen.student and not Path(chosen.student).is_dir():
                 why += f"; without its student {chosen.student}, which is not a folder"
                 chosen = chosen.model_copy(update={"student": None})
-            if chosen.schedule and source.is_file(chosen.schedule) and result.steps != steps:
-                why += f"; without its schedule, which is for {result.steps} steps, not {steps}"
-                chosen = chosen.model_copy(update={"schedule": None})
+            if student:
+                chosen = chosen.model_copy(update={"student": student})
+            if chosen.schedule and source.is_file(chosen.schedule):
+                others = [f"{result.steps} steps, not {steps}"] if result.steps != steps else []
+                others += [result.chosen.student or "the teacher"] if chosen.student != result.chosen.student else []
+                if others:
+                    why += f"; without its schedule, which is for {others[-1]}"
+                    chosen = chosen.model_copy(update={"schedule": None})
             return chosen, why
     runtime = "openvino" if machine.package_version("openvino") != "not installed" else "onnxruntime"
     return Levers.model_validate(

@@ -61,7 +61,7 @@ class MergedAttention(MapAttention):
         count = count.scatter_add(1, match[..., None], torch.ones_like(match[..., None], dtype=x.dtype))
         out = self._attend(torch.cat([source.gather(1, wide(kept)), total / count], dim=1))
         own, shared = out.split([len(rest) - merged, len(into)], dim=1)
-        answers = torch.zeros_like(source).scatter(1, wide(kept), own)
+        answers = own.new_zeros(source.shape).scatter(1, wide(kept), own)  # under autocast, tokens may be wider
         answers = answers.scatter(1, wide(gone), shared.gather(1, wide(match)))
         return torch.cat([answers, shared], dim=1)[:, torch.cat([rest, into]).argsort()]
 

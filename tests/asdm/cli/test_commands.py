@@ -173,6 +173,15 @@ def test_a_student_draws_and_is_judged_beside_its_teacher(
     assert json.loads((tmp_path / "student" / "build.json").read_text())["weights"] == "shipped"  # not where they lie
     drawn = run("asdm", "generate", "a red heart", "--student", "student", "-o", "heart.png", "--steps", "2")
     assert drawn.code == 0, drawn.err
+    built = json.loads((tmp_path / "student" / "build.json").read_text())
+    Path("other").mkdir()
+    for file in (tmp_path / "student").iterdir():
+        Path("other", file.name).write_bytes(file.read_bytes())
+    assert built["prediction_type"] == "v_prediction"
+    Path("other", "build.json").write_text(json.dumps(built | {"prediction_type": "sample"}))
+    other = run("asdm", "generate", "a red heart", "--student", "other", "-o", "other.png")
+    assert other.code == 2
+    assert "other predicts sample, and mini draws with v_prediction; name its own --family" in other.err
 
     settings = [
         "--steps",

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from asdm.data.datasets import Example
-from asdm.evaluate import metrics
+from asdm.evaluate import metrics, quality
+from asdm.evaluate.compared import ComparedUNet
 from asdm.evaluate.generation import GeneratedImages, generate_images
 from asdm.evaluate.metrics import JudgedImages, Reference, per_half
 from asdm.evaluate.metrics.clip_score import clip_scores
@@ -20,6 +21,7 @@ from asdm.evaluate.metrics.kernel_distance import kernel_distance
 from asdm.evaluate.metrics.perceptual_to_teacher import perceptual_distances
 from asdm.evaluate.metrics.recall_at_1 import recalls
 from asdm.evaluate.quality import Judgement
+from asdm.evaluate.settings import BenchSettings
 from asdm.models.networks import Vgg
 from asdm.models.pipeline import pipeline
 from asdm.models.settings import Setup
@@ -281,3 +283,20 @@ def test_metrics_of_halves_are_those_that_are_listed() -> None:
     modules = {name: module for against in metrics.AGAINST for name, module in metrics.modules(against).items()}
     listed = {name for name, module in modules.items() if re.search('per_half|"halves"', inspect.getsource(module))}
     assert listed - {"inception_score"} == {*metrics.BY_HALVES}
+
+
+def test_pictures_of_another_vae_text_encoder_or_sampler_are_drawn_again():
+    pipe = pipeline(TINY_WHOLE, make_unet(), Setup())
+    teacher = ComparedUNet("tiny", "random", pipe.unet, pipe.unet)
+
+    def key():
+        return quality._key(pipe, teacher, ["a cat"], 0, TINY_WHOLE, BenchSettings(guidance_scale=3.0))
+
+    keys = [key()]
+    assert key() == keys[0]
+    with torch.no_grad():
+        for part in (pipe.vae, pipe.text_encoder):
+            next(part.parameters()).add_(1e-3)
+            keys.append(key())
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing="trailing")
+    assert len({*keys, key()}) == 4

@@ -27,9 +27,10 @@ from asdm.models.settings import Setup
 from asdm.models.student import build, read_plan
 from asdm.schedule import presets
 from asdm.schedule.schedule import Forecast, Pass, Schedule
+from asdm.schedule.source import student_of
 from asdm.schedule.unet import ScheduledUNet, schedule_pipeline
 from asdm.unet import blocks
-from tests.tiny import SMALLEST, TINY_WHOLE, make_unet, unet_args
+from tests.tiny import SMALLEST, TINY_FAMILY, TINY_WHOLE, make_unet, unet_args
 
 N, SIDE = 4, 64
 PASSES = {
@@ -203,6 +204,19 @@ def test_controlnet(tiny_unet: Any) -> None:
     schedule_pipeline(pipe, schedule(("full",) * N))
     assert torch.equal(drawn(pipe, image=picture()), plain)
     schedule_pipeline(pipe, schedule(("full", "branch", "guide", "drop")))
+    strong, weak = (drawn(pipe, image=picture(), controlnet_conditioning_scale=scale) for scale in (1.0, 0.5))
+    assert torch.isfinite(strong).all()
+    assert not torch.equal(strong, weak)
+
+
+@pytest.mark.parametrize("plan", ["bk_sdm_base", "bk_sdm_tiny", "a_sdm"])
+def test_a_schedules_student_takes_the_teachers_controlnet(tiny_unet: Any, plan: str) -> None:
+    torch.manual_seed(3)
+    control = ControlNetModel.from_unet(tiny_unet).eval()
+    for conv in (*control.controlnet_down_blocks, control.controlnet_mid_block):
+        torch.nn.init.normal_(conv.weight, std=0.1)
+    student = student_of(plan, tiny_unet, TINY_FAMILY, Setup())
+    pipe = pipe_of(student, StableDiffusionControlNetPipeline, controlnet=control)
     strong, weak = (drawn(pipe, image=picture(), controlnet_conditioning_scale=scale) for scale in (1.0, 0.5))
     assert torch.isfinite(strong).all()
     assert not torch.equal(strong, weak)

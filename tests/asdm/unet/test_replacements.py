@@ -777,3 +777,20 @@ def test_a_bare_attention_goes_and_the_rest_runs_on():
         teacher.get_submodule(unit).to_out[0].bias.zero_()
     assert applied.removed == (unit,)
     torch.testing.assert_close(run(student), run(teacher))
+
+
+@pytest.mark.parametrize("name", sorted({*REPLACEMENTS} - {"pass_through"}))
+def test_each_takes_the_wider_tokens_of_a_layer_norm_under_autocast(name: str) -> None:
+    """As on a GPU, whose autocast leaves normalisation in fp32."""
+    unet = make_unet()
+    for fqn in ("down_blocks.0.attentions.0", "down_blocks.0.resnets.0"):
+        new = made(name, unet.get_submodule(fqn), siblings(unet, fqn), {})
+        if new is None:
+            continue
+        for norm in [module for module in new.modules() if isinstance(module, nn.LayerNorm | nn.GroupNorm)]:
+            norm.register_forward_hook(lambda _, __, out: out.float())
+        x = torch.randn(1, unet.config["block_out_channels"][0], 8, 8)
+        texts, steps = torch.randn(1, 7, unet.config["cross_attention_dim"]), torch.randn(1, 128)
+        with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+            out = new(x, steps) if "resnets" in fqn else new(x, encoder_hidden_states=texts, return_dict=False)[0]
+        assert torch.isfinite(out).all()

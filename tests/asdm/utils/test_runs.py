@@ -28,6 +28,13 @@ def test_a_bare_name_is_the_newest_file_of_the_reports(reports):
     assert find_input(Path("here/profile.json")) == Path("here/profile.json")
 
 
+def test_a_folder_of_the_reports_is_never_meant(reports):
+    """A student that was once built there does not take its preset's name."""
+    (reports / "students" / "a_sdm").mkdir(parents=True)
+    assert newest("a_sdm") is None
+    assert find_input(Path("a_sdm")) == Path("a_sdm")
+
+
 def test_the_newest_file_is_the_one_made_last_whenever_it_was_copied(reports):
     """A clone or a copy writes files in any order; files without a time, and broken ones, go by that order."""
     made = {"b": '{"created_utc": "2026-02-01"}', "a": '{"created_utc": "2026-01-01"}', "d": "{}", "c": "{"}

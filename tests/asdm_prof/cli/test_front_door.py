@@ -185,6 +185,10 @@ def test_the_chain_in_python(tiny_folder: Path, tmp_path: Path) -> None:
     assert built.params < built.teacher_params
     assert (tmp_path / "student" / "config.json").exists()
     bench = asdm_prof.bench(str(tiny_folder), [plan, "bk_sdm_small"], backend="fake")
+    with pytest.raises(ValueError, match="neither a schedule file"):
+        asdm_prof.bench(str(tiny_folder), schedules=["none.json"])
+    with pytest.raises(ValueError, match="none"):
+        asdm_prof.build(plan, tmp_path / "other", teacher=str(tiny_folder), units=tmp_path / "none")
     assert [student.name for student in bench.students] == ["plan", "bk_sdm_small"]
     assert bench.students[0].unet_latency_ratio.median < 0.9
     (page,) = asdm_prof.report(profile, tmp_path / "page", plan=plan, benches=[bench])

@@ -304,6 +304,19 @@ def test_a_samplers_mark_is_that_of_its_name(name: str) -> None:
     assert sampler_mark(scheduler_by_name(pipe, name)) == SCHEDULERS[name]
 
 
+def test_a_sampler_that_cannot_begin_with_noise_alone_is_refused_where_the_model_does() -> None:
+    pipe = SimpleNamespace(scheduler=DDIMScheduler(rescale_betas_zero_snr=True, timestep_spacing="trailing"))
+    for name in SCHEDULERS:
+        if name in ("pndm", "heun"):
+            with pytest.raises(
+                ValueError, match=f"which the sampler {name} cannot; choose from ddim, ddpm, euler, .*lcm"
+            ):
+                scheduler_by_name(pipe, name)
+        else:
+            scheduler = scheduler_by_name(pipe, name)
+            assert scheduler.alphas_cumprod[-1] < 1e-6, name
+
+
 def test_random_schedules_go_from_teacher_to_student_and_back(profile: Profile) -> None:
     students = {"small": "dir"}
     passes = candidates(profile.topology, True, students)

@@ -170,6 +170,8 @@ def _quality_caption(bench: BenchResult) -> str:
         for result in one.quality.values()
         if result.teacher is not None and result.noise_floor is not None
     ]
+    if not judged:
+        return "Whiskers are 95 % intervals."
     return (
         f"{sum(judged)} of {plural(len(judged), 'figure')} cannot be distinguished from the teacher with other "
         "seeds (shaded); whiskers are 95 % intervals."

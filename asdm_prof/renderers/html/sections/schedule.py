@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 from markupsafe import Markup
 
 from asdm.plan.topology import Topology
@@ -79,8 +80,8 @@ def _picture_table(topology: Topology, schedule: Schedule) -> Table:
 def frontier_table(frontier: ScheduleFrontier) -> Table:
     """Points of the frontier, evenly spread in latency."""
     points = list(frontier.points)
-    step = max(1, (len(points) - 1) // (SHOWN_POINTS - 1)) if len(points) > 1 else 1
-    shown = points[::step]
+    places = np.linspace(0, len(points) - 1, min(SHOWN_POINTS, len(points))).round().astype(int)
+    shown = [points[place] for place in places]
     fields = [
         (Column("image", "×", terminal_from=0), [Cell(ratio(p.ratio), value=p.ratio) for p in shown]),
         (Column("latency", terminal_from=0), [Cell(seconds(p.latency_s), value=p.latency_s) for p in shown]),
