@@ -29,6 +29,7 @@ class ProofResult(Frozen):
     metrics: dict[str, Judged]
     curve: tuple[CurvePoint, ...] = later(())
     drawing_seconds: float = later(0.0)  # for all its pictures
+    gates: dict[str, tuple[float, ...]] = later({})  # CLME's, by convolution: how far each kernel's opened, own first
     environment: dict[str, str] = later({})  # where it was trained and judged
 
     @property

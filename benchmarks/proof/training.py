@@ -173,6 +173,7 @@ def train_and_judge(row: Row, seed: int, judge: ProofJudge, tell: Tell) -> Proof
         metrics=metrics,
         curve=tuple(curve),
         drawing_seconds=round(drawing_seconds, 1),
+        gates=result.stages[-1].gates,
         environment=machine.environment("cpu", settings.threads or torch.get_num_threads()) | {"commit": commit()},
     )
 

@@ -93,6 +93,7 @@ def test_every_row_is_trained_judged_and_timed(finished: Path) -> None:
         assert row.params < teacher.params
     trainable = {row.name: row.results[0].trainable for row in others}
     assert trainable["bk_sdm"] == proof.rows[1].params
+    assert [bool(row.results[0].gates) for row in others] == [False, True, True]
     assert trainable["a_sdm_clme_half"] == trainable["no_vgg"] < proof.row("no_vgg").params
     assert proof.row("a_sdm_clme_half").latency == proof.row("no_vgg").latency  # one plan, timed once
     assert proof.timing.backend == "fake"
@@ -287,6 +288,16 @@ def test_every_row_has_its_plan(tmp_path: Path) -> None:
 
 def made_up(seeds: int = 3) -> Proof:
     return synthetic.proof_of(synthetic.profile(), seeds)
+
+
+def test_how_far_gates_opened_is_told() -> None:
+    proof = made_up()
+    assert evidence.gates_sentence(proof) == ""
+    gates = {"down_blocks.0.resnets.0.conv1": (0.02, 0.1), "up_blocks.3.resnets.0.conv2": (0.05, 0.01, 0.3)}
+    results = tuple(one.model_copy(update={"gates": gates}) for one in proof.row("a_sdm").results)
+    rows = (one.model_copy(update={"results": results}) if one.name == "a_sdm" else one for one in proof.rows)
+    text = evidence.markdown(proof.model_copy(update={"rows": tuple(rows)}), "proof.json")
+    assert "and its other experts): a_sdm 0.0200 to 0.0500 and 0.0100 to 0.300." in text
 
 
 def test_a_quarter_of_the_rivals_loss_is_told_as_such() -> None:

@@ -7,7 +7,7 @@ from benchmarks.proof.evidence.equal import (
     margin,
     our_rows,
 )
-from benchmarks.proof.evidence.parts import components, parts_sentence, parts_table
+from benchmarks.proof.evidence.parts import components, gates_sentence, parts_sentence, parts_table
 from benchmarks.proof.evidence.rivals import verdict_sentence, verdicts
 from benchmarks.proof.evidence.spreads import beside_teacher, counted_measures, noise_floor, spread, trained
 from benchmarks.proof.evidence.tables import markdown, splits_table, table, unbiased_sentence
@@ -19,6 +19,7 @@ __all__ = [
     "equivalence_sentences",
     "equivalence_table",
     "equivalences",
+    "gates_sentence",
     "margin",
     "markdown",
     "noise_floor",

@@ -179,6 +179,26 @@ def parts_sentence(proof: Proof) -> str:
     )
 
 
+def gates_sentence(proof: Proof) -> str:
+    """How far the gates of CLME opened in training; empty where no row has any."""
+    told = []
+    for row in proof.rows:
+        kernels = [kernel for result in row.results for kernel in result.gates.values()]
+        if kernels:
+            own, others = [kernel[0] for kernel in kernels], [gate for kernel in kernels for gate in kernel[1:]]
+            told.append(f"{row.name} {_range(own)} and {_range(others)}")
+    if not told:
+        return ""
+    return (
+        "How far CLME’s gates are open in the end, of 0 to 1 (mean of |2·σ(z) − 1| over the last step’s images; each "
+        f"convolution’s own kernel, and its other experts): {'; '.join(told)}."
+    )
+
+
+def _range(values: Sequence[float]) -> str:
+    return f"{figure(min(values))} to {figure(max(values))}"
+
+
 def _values(row: ProofRow, proof: Proof) -> list[str]:
     means = {
         one: np.mean([result.metrics[one.name].value for result in row.results]) for one in counted_measures(proof)

@@ -9,7 +9,7 @@ import numpy as np
 from asdm.records.bench import Measure
 from benchmarks.equivalence import Judged, spread_of
 from benchmarks.proof.evidence.equal import equivalence_sentences, equivalence_table
-from benchmarks.proof.evidence.parts import parts_sentence, parts_table
+from benchmarks.proof.evidence.parts import gates_sentence, parts_sentence, parts_table
 from benchmarks.proof.evidence.rivals import verdict_sentence, verdicts
 from benchmarks.proof.evidence.spreads import beside_teacher, counted_measures, noise_floor, over_seeds, spread, trained
 from benchmarks.proof.evidence.words import figure, interval, markdown_table, safe
@@ -94,6 +94,8 @@ def markdown(proof: Proof, source: str) -> str:
         lines += ["", "By captions, with their number:", "", *markdown_table(splits)]
     if parts := parts_table(proof):
         lines += ["", safe(parts_sentence(proof)), "", *markdown_table(parts)]
+    if gates := gates_sentence(proof):
+        lines += ["", safe(gates)]
     return "\n".join(lines).rstrip() + "\n"
 
 
