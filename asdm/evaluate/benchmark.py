@@ -70,7 +70,7 @@ def bench(
     scheduled.check(schedules, shapes, family, settings)
     drafts = with_distinct_names([without_weights(source, shapes, family, settings) for source in sources])
     judging = open_judgement(settings, family) if settings.quality else None
-    drawn_at_once = memory.require(shapes, family, drafts, settings, backend)
+    at_once = memory.require(shapes, family, drafts, settings, backend)
     if judging:
         read_real_pictures(judging, family, settings, tell)
 
@@ -102,9 +102,8 @@ def bench(
             images = kept("whole image", lambda: run_images(drawers, family, settings, clock, tell), otherwise=None)
         quality: Judged = [{}] * len(drawers), ()
         if judging:
-            judge = partial(judge_all, judging, drawers, family, settings, tell, drawn_at_once)
+            judge = partial(judge_all, judging, drawers, family, settings, tell, at_once)
             quality = kept("quality", judge, otherwise=quality)
-        judged, drawings = quality
         run = loading.run_facts(family, weights, settings.backend, settings, threads, command, unet)
 
     step = guided if settings.guided else single
@@ -119,14 +118,14 @@ def bench(
         pipeline=pipeline if images else None,
         teacher=_teacher_record(counts[0], single[0], step[0] if step else [], parts, images[0] if images else None),
         students=tuple(
-            _student_record(student, i, counts[i], single, guided, images, judged[i], run)
+            _student_record(student, i, counts[i], single, guided, images, quality[0][i], run)
             for i, student in enumerate(students, 1)
         ),
         schedules=tuple(
-            _schedule_record(one, drawn[i] if drawn else None, judged[i])
+            _schedule_record(one, drawn[i] if drawn else None, quality[0][i])
             for i, one in enumerate(planned, len(everyone))
         ),
-        drawings=drawings,
+        drawings=quality[1],
         out_of_memory=lost,
     )
 

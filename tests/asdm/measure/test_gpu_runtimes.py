@@ -100,7 +100,8 @@ def test_onnxruntime_reads_and_writes_torchs_tensors_on_the_card(
         assert session.output().shape == (1, 4, 16, 16)
     (opened,) = ort.opened
     stream = str(session.stream.cuda_stream)
-    assert opened.providers == [(onnxruntime.CUDA, {"device_id": 1, "user_compute_stream": stream})]
+    options = {"device_id": 1, "user_compute_stream": stream, "use_tf32": 0}
+    assert opened.providers == [(onnxruntime.CUDA, options)]
     assert set(opened.bound) == {"sample", "timestep", "encoder_hidden_states", _onnx.OUTPUT}
     device, index, kind, shape, address = opened.bound["sample"]
     assert (device, index, kind, shape) == ("cuda", 1, np.float32, (1, 4, 16, 16))
