@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from asdm_prof.search.study import FileLocks
 from asdm_prof.sensitivity import study
 from benchmarks import baselines
 from benchmarks.proof import __main__ as script, evidence, power, run, sheet, training
+from benchmarks.proof.evidence import parts
 from benchmarks.proof.evidence.equal import Equivalence, equivalence_sentence
 from benchmarks.proof.evidence.parts import holm
 from benchmarks.proof.records import Proof, ProofResult
@@ -288,6 +290,27 @@ def test_every_row_has_its_plan(tmp_path: Path) -> None:
 
 def made_up(seeds: int = 3) -> Proof:
     return synthetic.proof_of(synthetic.profile(), seeds)
+
+
+def test_what_seeds_do_is_pooled_over_rows_that_lack_some() -> None:
+    """By simulation: the variance of what neither a row nor a seed explains, with its degrees of freedom."""
+    rng, measure, found = np.random.default_rng(0), MEASURES["clip_score"], []
+
+    def row(seeds: range, of_seed: np.ndarray) -> Any:
+        level, results = rng.normal(0, 5), []
+        for seed in seeds:
+            value = SimpleNamespace(value=level + of_seed[seed] + rng.normal())
+            results.append(SimpleNamespace(seed=seed, metrics={"clip_score": value}))
+        return SimpleNamespace(results=results)
+
+    for _ in range(300):
+        of_seed = rng.normal(0, 3, 3)
+        base, *rest = [row(range(count), of_seed) for count in (3, 3, 2, 2, 1)]
+        variance, freedom = parts._seed_noise(base, rest, measure) or (0.0, 0)
+        assert freedom == 10 - 4 - 3 + 1
+        found.append(variance)
+    assert np.mean(found) == pytest.approx(1, abs=0.1)
+    assert parts._seed_noise(base, rest[2:], measure) is None
 
 
 def test_how_far_gates_opened_is_told() -> None:

@@ -109,21 +109,29 @@ def _bought(measure: Measure, row: ProofRow, base: ProofRow, noise: tuple[float,
 def _seed_noise(base: ProofRow, ablations: Sequence[ProofRow], measure: Measure) -> tuple[float, int] | None:
     """Variance of one training's value besides its row's mean and its seed's, and its degrees of freedom.
 
-    None where there are not two rows with two seeds.
+    By least squares over what there is: a row may lack a seed. None where there are not three rows with two seeds.
     """
-    seeds = [one.seed for one in base.results]
-    whole = [row for row in (base, *ablations) if [one.seed for one in row.results] == seeds]
-    if len(whole) < 3 or len(seeds) < 2:
+    rows = [row for row in (base, *ablations) if len(row.results) > 1]
+    seeds = sorted({one.seed or 0 for row in rows for one in row.results})
+    trained_ = [(place, seeds.index(one.seed or 0), one.metrics[measure.name].value)
+                for place, row in enumerate(rows) for one in row.results]  # fmt: skip
+    freedom = len(trained_) - len(rows) - len(seeds) + 1
+    if len(rows) < 3 or freedom < 1:
         return None
-    values = np.array([[one.metrics[measure.name].value for one in row.results] for row in whole])
-    rest = values - values.mean(1, keepdims=True) - values.mean(0) + values.mean()
-    freedom = (len(whole) - 1) * (len(seeds) - 1)
+    of_row, of_seed, values = (np.array(column) for column in zip(*trained_, strict=True))
+    means = np.concatenate([of_row[:, None] == range(len(rows)), of_seed[:, None] == range(1, len(seeds))], axis=1)
+    rest = values - means @ np.linalg.lstsq(means.astype(float), values, rcond=None)[0]
     return float(np.square(rest).sum() / freedom), freedom
 
 
 def _of_pictures(measure: Measure, row: ProofRow, base: ProofRow) -> float:
-    """Variance of one seed's difference that other pictures would make, besides what they do to all seeds alike."""
+    """Variance of one seed's difference that other pictures would make, besides what they do to all seeds alike.
+
+    0 where there is one seed, which does not tell them apart.
+    """
     pairs = list(zip(row.results, base.results, strict=True))
+    if len(pairs) < 2:
+        return 0.0
     each = np.array([np.subtract(a.metrics[measure.name].samples, b.metrics[measure.name].samples) for a, b in pairs])
     rest = each - each.mean(1, keepdims=True) - each.mean(0) + each.mean()
     per_seed = np.square(rest).sum() / (len(pairs) - 1)
