@@ -190,7 +190,7 @@ def parts_sentence(proof: Proof) -> str:
 def gates_sentence(proof: Proof) -> str:
     """How far the gates of CLME opened in training; empty where no row has any."""
     told = []
-    for row in proof.rows:
+    for row in (one for one in proof.rows if one.ablates is None):
         kernels = [kernel for result in row.results for kernel in result.gates.values()]
         if kernels:
             own, others = [kernel[0] for kernel in kernels], [gate for kernel in kernels for gate in kernel[1:]]

@@ -25,7 +25,7 @@ def interval(estimate: Estimate) -> str:
 
 
 def signed(estimate: Estimate) -> str:
-    return f"{estimate.median:+.2g} {bounds(estimate.low, estimate.high)}"
+    return f"{round(estimate.median, 9) + 0.0:+.2g} {bounds(estimate.low, estimate.high)}"
 
 
 def bounds(low: float, high: float) -> str:
