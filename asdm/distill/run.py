@@ -101,10 +101,11 @@ def distill(
             record, step = _run_record(context, command, before), run_folder.step_reached(output, resolved)
             first = resolved.stages[0]
             other = first_stage_from if force or first.name not in done else None
-            log = run_folder.log_of_first_stage(other, record, first) if other else ""
+            if other:
+                run_folder.check_first_stage(other, record, first)
             run_folder.claim_folder(output, record, force, amend, step)
             if other:
-                run_folder.take_first_stage(output, other, first, log)
+                run_folder.take_first_stage(output, other, first)
         accelerator.wait_for_everyone()
         if not amend and (earlier := run_folder.finished_result(output, resolved.stages)):
             return earlier

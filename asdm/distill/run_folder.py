@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -231,25 +230,21 @@ def _steps_in(results: Mapping[str, StageResult], stage: Stage) -> int | None:
     return results[stage.name].steps if stage.name in results else None
 
 
-def log_of_first_stage(source: Path, run: DistillRun, stage: Stage) -> str:
-    """The log of another run's first stage, which this run's would repeat to the bit: same plan, data, seed, settings.
+def check_first_stage(source: Path, run: DistillRun, stage: Stage) -> None:
+    """Raise ValueError unless this run would repeat another's first stage to the bit: same plan, data, seed, settings.
 
-    What stands beside the UNet is compared by name. Raises ValueError for an unlike run, naming the first difference.
+    The first difference is named. What stands beside the UNet is compared by name.
     """
-    other = DistillRun.load(source / RUN)
-    if why := _unlike(run, other, source, stage):
+    if why := _unlike(run, DistillRun.load(source / RUN), source, stage):
         raise ValueError(f"the stage {stage.name} cannot be taken from {source}: {why}.")
-    lines = list[str]()
-    for line in (source / LOG).read_text().splitlines(keepends=True):
-        lines.append(line)
-        if json.loads(line)["stage_step"] == stage.steps:
-            break
-    return "".join(lines)
 
 
-def take_first_stage(folder: Path, source: Path, stage: Stage, log: str) -> None:
-    """Put another run's first stage into this run's folder, as if it had been trained here."""
-    write_whole(folder / LOG, log, force=True)
+def take_first_stage(folder: Path, source: Path, stage: Stage) -> None:
+    """Put another run's first stage into this run's folder, as if it had been trained here.
+
+    Lines of its log that come after the stage are dropped when the next one opens the log.
+    """
+    write_whole(folder / LOG, (source / LOG).read_bytes(), force=True)
     with whole_folder(stage_folder(folder, stage.name)) as copy, disk_errors(copy, every=True):
         for file in stage_folder(source, stage.name).iterdir():
             shutil.copyfile(file, copy / file.name)

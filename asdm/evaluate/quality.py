@@ -257,11 +257,12 @@ def judge_all(
     )
     guidance_scale = settings.guidance_scale
     assert guidance_scale is not None, "bench() fills it in"
+    surroundings = _surroundings(pipe)
     own_folders = []
 
     def generate(compared: ComparedUNet | ComparedSchedule, seed: int) -> StoredImages:
         use(pipe, compared.unet)
-        folder = root / _key(pipe, compared, captions, seed, family, settings)
+        folder = root / _key(surroundings, compared, captions, seed, family, settings)
         own_folders.append(folder)
         progress = partial(tell, f"{compared.name} generates images from seed {seed}")
         shapes: dict[str, Any] = {"size": settings.size, "side": settings.judged_size, "at_once": drawn_at_once}
@@ -285,8 +286,20 @@ def _graphs(unet: GraphUNet) -> list[str]:
     return [unet.runtime, unet.precision, *(file.model_dump_json() for file in unet.files or ())]
 
 
+def _surroundings(pipe: Any) -> dict[str, Any]:
+    """What pictures depend on besides the UNet: the other parts' weights, and the sampler."""
+    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    return {
+        "parts": {name: loading.weights_sha256(part) for name, part in modules.items() if name != "unet"},
+        "scheduler": [
+            type(pipe.scheduler).__name__,
+            sorted((key, str(value)) for key, value in pipe.scheduler.config.items()),
+        ],
+    }
+
+
 def _key(
-    pipe: Any,
+    surroundings: dict[str, Any],
     compared: ComparedUNet | ComparedSchedule,
     captions: Sequence[str],
     seed: int,
@@ -294,13 +307,8 @@ def _key(
     settings: BenchSettings,
 ) -> str:
     """A folder's name that only the same pictures get: by weights, captions, seed, sampling, precision and device."""
-    modules = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
     facts = {
-        "parts": {name: loading.weights_sha256(part) for name, part in modules.items() if name != "unet"},
-        "scheduler": [
-            type(pipe.scheduler).__name__,
-            sorted((key, str(value)) for key, value in pipe.scheduler.config.items()),
-        ],
+        **surroundings,
         **({"schedule": compared.schedule.sha256()} if isinstance(compared, ComparedSchedule) else {}),
         **({"graphs": _graphs(compared.unet)} if isinstance(compared.unet, GraphUNet) else {}),
         "unet": loading.weights_sha256(compared.unet),

@@ -82,17 +82,17 @@ def student_of(source: str, teacher: nn.Module, family: Family, setup: Setup) ->
 
     A ControlNet's residuals for the teacher's skips meet those that the student has, where its plan is known.
     """
+    plan: PruningPlan | ResolvedPlan | None = None
     if Path(source).is_dir():
         own = load_family(source)
         if own.unet.get("cross_attention_dim") != family.unet.get("cross_attention_dim"):
             raise ValueError(f"{source} is not a student of {family.name}: its cross_attention_dim differs.")
         student: Any = loading.load_unet(own, source, setup.device, setup.dtype)
-        plan: PruningPlan | ResolvedPlan | None = (
-            PruningPlan.load(file) if (file := Path(source) / "plan.json").exists() else None
-        )
+        if (file := Path(source) / "plan.json").exists():
+            plan = PruningPlan.load(file)
     else:
-        plan = resolved = read_plan(source, teacher, family.name)
-        student, _ = build(teacher, resolved)
+        plan = read_plan(source, teacher, family.name)
+        student, _ = build(teacher, plan)
     if plan and not isinstance(student, StudentUNet):  # which does so by itself
         fit_control(student, blocks.skips(teacher), resolved_on(teacher, plan))
     return student

@@ -290,7 +290,9 @@ def test_pictures_of_another_vae_text_encoder_or_sampler_are_drawn_again():
     teacher = ComparedUNet("tiny", "random", pipe.unet, pipe.unet)
 
     def key():
-        return quality._key(pipe, teacher, ["a cat"], 0, TINY_WHOLE, BenchSettings(guidance_scale=3.0))
+        return quality._key(
+            quality._surroundings(pipe), teacher, ["a cat"], 0, TINY_WHOLE, BenchSettings(guidance_scale=3.0)
+        )
 
     keys = [key()]
     assert key() == keys[0]
